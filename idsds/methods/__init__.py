@@ -1,0 +1,34 @@
+"""Attribution methods by family. Importing this package fills the registry."""
+
+from idsds.methods import cam, controls, gradient, intrinsic
+from idsds.methods.base import (
+    METHODS,
+    Method,
+    MethodEntry,
+    Passes,
+    as_map,
+    create_method,
+    list_methods,
+    register_method,
+    shared_maps,
+    shared_passes,
+    split_name,
+)
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodEntry",
+    "Passes",
+    "as_map",
+    "cam",
+    "controls",
+    "create_method",
+    "gradient",
+    "intrinsic",
+    "list_methods",
+    "register_method",
+    "shared_maps",
+    "shared_passes",
+    "split_name",
+]

@@ -1,0 +1,246 @@
+"""What an attribution method is, and how methods that share a computation share it.
+
+A method is a plain function ``(model, images, targets, *, draws, **options)`` that returns signed maps: (B, C, H, W) of any number of
+channels, which are summed, or (B, H, W). One function may yield several methods at once, as a dict from name to map. Beyond its own options
+it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per internal pass, halved on out-of-memory). A new one is::
+
+    @register_method(family="gradient", passes=Passes(1, 1))
+    def Mine(model, images, targets): ...
+
+``NAME abs`` exists for every name: the absolute value of the channel-summed map.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from idsds.batching import default_batch, halving
+from idsds.models.base import describe, frozen
+from idsds.randomness import Draws
+from idsds.registry import Registry, UnknownNameError
+
+FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
+ABSOLUTE = " abs"
+
+
+class Passes(NamedTuple):
+    """Passes through the model per image. A backward pass is one from the logits, to the input or to an inner layer."""
+
+    forward: int
+    backward: int = 0
+
+    def __add__(self, other: object) -> Passes:  # type: ignore[override]
+        other = Passes(*other) if isinstance(other, tuple) else Passes(0)
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def times(self, factor: int) -> Passes:
+        """So many passes for ``factor`` images or samples."""
+        return Passes(self.forward * factor, self.backward * factor)
+
+
+def _applies_to_all(model: nn.Module) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method of the registry.
+
+    Args:
+        name: the key, the poster's label.
+        function: computes the map, see this module's docstring.
+        family: one of :data:`FAMILIES`; it decides the marker in the figures.
+        options: values of the function's options that make this method.
+        passes: passes per image, or a function of the options.
+        noise: key of the random numbers; methods with the same key see the same noise.
+        inapplicable: the reason why the method does not apply to a model, or None where it does.
+        source: the paper.
+    """
+
+    name: str
+    function: Callable[..., Tensor | dict[str, Tensor]]
+    family: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    passes: Passes | Callable[..., Passes] = Passes(1, 1)
+    noise: str = ""
+    inapplicable: Callable[[nn.Module], str | None] = _applies_to_all
+    source: str = ""
+
+    def settings(self, **given: Any) -> dict[str, Any]:
+        """The function's options with their defaults, those of this entry and the given ones. Raises UnknownNameError."""
+        parameters = inspect.signature(self.function).parameters.values()
+        known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("draws", "batch")}
+        for option in given:
+            if option not in known:
+                raise UnknownNameError(f"option of method {self.name!r}", option, known)
+        return {**known, **self.options, **given}
+
+
+METHODS: Registry[MethodEntry] = Registry("method")
+
+
+def register_method(*names: str, replace: bool = False, family: str = "own", **entry: Any) -> Callable[[Callable], Callable]:
+    """Enter the decorated function under ``names``, or under its own name; the other arguments are those of :class:`MethodEntry`."""
+    if family not in FAMILIES:
+        raise UnknownNameError("method family", family, FAMILIES)
+
+    def decorate(function: Callable) -> Callable:
+        for name in names or (function.__name__,):
+            METHODS.add(name, MethodEntry(name=name, function=function, family=family, **entry), replace=replace)
+        return function
+
+    return decorate
+
+
+class MethodNames(list[str]):
+    """Names of methods; ``excluded`` says of every other one why it does not apply."""
+
+    def __init__(self, names: Sequence[str], excluded: Mapping[str, str]) -> None:
+        super().__init__(names)
+        self.excluded = dict(excluded)
+
+
+def list_methods(model: nn.Module | None = None) -> MethodNames:
+    """Names of all methods, or of those that apply to ``model``; ``.excluded`` gives the reason for each of the others.
+
+    Every name also exists as ``NAME abs``.
+    """
+    reasons = {} if model is None else {name: entry.inapplicable(model) for name, entry in METHODS.items()}
+    excluded = {name: reason for name, reason in reasons.items() if reason}
+    return MethodNames([name for name in METHODS if name not in excluded], excluded)
+
+
+def split_name(name: str) -> tuple[str, bool]:
+    """``"IG abs"`` to ``("IG", True)``. Raises UnknownNameError, with the nearest match, for a name that is not registered."""
+    base = str(name).removesuffix(ABSOLUTE)
+    if base not in METHODS:
+        raise UnknownNameError("method", name, [*METHODS, *(n + ABSOLUTE for n in METHODS if str(name).endswith(ABSOLUTE))])
+    return base, base != name
+
+
+class Method:
+    """An attribution method on a model: ``maps = method(images, targets)``.
+
+    Args:
+        name: one of :func:`list_methods`, with or without `` abs``.
+        model: a net that returns logits (B, K).
+        seed: of the method's random numbers, which depend on nothing else but the method and the image's id.
+        batch: images per internal pass; None bounds it by memory.
+        options: the method's own settings.
+
+    Raises:
+        UnknownNameError: unknown method or option.
+        ValueError: where the method does not apply to the model, with the reason.
+    """
+
+    def __init__(self, name: str, model: nn.Module, *, seed: int = 0, batch: int | None = None, **options: Any) -> None:
+        base, self.absolute = split_name(name)
+        self.name, self.entry = name, METHODS[base]
+        if reason := self.entry.inapplicable(model):
+            fitting = ", ".join(list_methods(model))
+            raise ValueError(f"{name} does not apply to {describe(model).name}: {reason}. Methods that do: {fitting}")
+        self.model, self.seed, self.batch = model, seed, batch
+        self.options = self.entry.settings(**options)
+
+    @property
+    def passes(self) -> Passes:
+        """Forward and backward passes per image."""
+        passes = self.entry.passes
+        return passes(self.model, **self.options) if callable(passes) else passes
+
+    @property
+    def computation(self) -> Hashable:
+        """Equal for methods that fall out of one computation."""
+        options = tuple((key, id(value) if isinstance(value, Tensor) else repr(value)) for key, value in self.options.items())
+        return id(self.model), self.entry.function, self.entry.noise, self.seed, options
+
+    def __call__(self, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> Tensor:
+        """Explain a batch.
+
+        Args:
+            images: float (B, 3, H, W), normalised as the model wants it.
+            targets: (B,) class indices.
+            image_ids: one id per image, which keys random numbers; None: a hash of the image.
+
+        Returns:
+            Signed attribution maps (B, 1, H, W), summed over channels, not rescaled.
+        """
+        return shared_maps([self], images, targets, image_ids)[self.name]
+
+
+def create_method(name: str, model: nn.Module, *, seed: int = 0, **options: Any) -> Method:
+    """An attribution method on a model, see :class:`Method`."""
+    return Method(name, model, seed=seed, **options)
+
+
+def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> dict[str, Tensor]:
+    """The maps of several methods, (B, 1, H, W) each, with every distinct computation done once."""
+    check_batch(images, targets, image_ids)
+    computed: dict[Hashable, dict[str, Tensor]] = {}
+    maps = {}
+    for method in methods:
+        if method.computation not in computed:
+            computed[method.computation] = _compute(method, images, targets, image_ids)
+        found = computed[method.computation][method.entry.name]
+        maps[method.name] = found.abs() if method.absolute else found
+    return maps
+
+
+def shared_passes(methods: Sequence[Method]) -> Passes:
+    """Passes per image of :func:`shared_maps`."""
+    distinct = {method.computation: method.passes for method in methods}
+    return sum(distinct.values(), Passes(0, 0))
+
+
+def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> dict[str, Tensor]:
+    entry = method.entry
+    parameters = inspect.signature(entry.function).parameters
+    options = dict(method.options)
+    if "draws" in parameters:
+        options["draws"] = Draws(method.seed, entry.noise or entry.name, images, image_ids)
+    with frozen(method.model):
+        if "batch" in parameters:
+            size = method.batch or default_batch(images)
+            result, method.batch = halving(lambda b: entry.function(method.model, images, targets, **{**options, "batch": b}), size)
+        else:
+            result = entry.function(method.model, images, targets, **options)
+    results = result if isinstance(result, dict) else {entry.name: result}
+    return {name: as_map(name, value, images) for name, value in results.items()}
+
+
+def as_map(name: str, value: object, images: Tensor) -> Tensor:
+    """Whatever a method returned as (B, 1, H, W): channels summed, detached.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: a shape that does not match the images.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"method {name!r} returned {type(value).__name__}, not a tensor of attributions")
+    batch, _, height, width = images.shape
+    if value.ndim == 3:
+        value = value[:, None]
+    if value.ndim != 4 or value.shape[0] != batch or value.shape[-2:] != images.shape[-2:]:
+        raise ValueError(
+            f"method {name!r} returned shape {tuple(value.shape)}; wanted ({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
+        )
+    return value.detach().sum(dim=1, keepdim=True)
+
+
+def check_batch(images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> None:
+    """Raise TypeError or ValueError, naming what was given, for a batch that is no batch of images with one target each."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
+        given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a float tensor (B, C, H, W), not {given}")
+    if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.int32) or targets.ndim != 1:
+        given = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise TypeError(f"targets must be an integer tensor (B,), not {given}")
+    if len(targets) != len(images) or (image_ids is not None and len(image_ids) != len(images)):
+        ids = "" if image_ids is None else f" and {len(image_ids)} image ids"
+        raise ValueError(f"{len(images)} images with {len(targets)} targets{ids}: one target and one id per image, please")

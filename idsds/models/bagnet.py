@@ -1,0 +1,125 @@
+"""BagNets (Brendel and Bethge, "Approximating CNNs with Bag-of-local-Features models works surprisingly well on ImageNet", ICLR 2019).
+
+A ResNet whose 3 x 3 convolutions have been turned into 1 x 1 ones until every output position sees a window of 33 pixels only; no
+convolution pads, and the logits are the mean of the windows' logits. The windows' logits are its intrinsic explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idsds.models.base import register_model
+
+
+class Block(nn.Module):
+    """A bottleneck of 1 x 1, k x k (valid) and 1 x 1 convolutions; the shortcut loses its last rows and columns to match."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, kernel: int, stride: int, momentum: float) -> None:
+        super().__init__()
+        wide = width * self.expansion
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, momentum=momentum)
+        self.conv2 = nn.Conv2d(width, width, kernel, stride=stride, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, momentum=momentum)
+        self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(wide, momentum=momentum)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or channels != wide:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide, momentum=momentum)
+            )
+
+    def forward(self, x: Tensor, dilation: int | None = None) -> Tensor:
+        """With a ``dilation``, every stride is 1 and the k x k convolution is dilated: the same windows, at every pixel."""
+        stride = self.conv2.stride if dilation is None else (1, 1)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(F.conv2d(out, self.conv2.weight, stride=stride, dilation=dilation or 1)))
+        out = self.bn3(self.conv3(out))
+        shortcut = x
+        if self.downsample is not None:
+            convolution, norm = self.downsample
+            shortcut = norm(F.conv2d(x, convolution.weight, stride=stride))
+        height, width = out.shape[-2:]
+        return self.relu(out + shortcut[..., :height, :width])
+
+
+class BagNet(nn.Module):
+    """Bag of local features, (B, 3, H, W) -> logits (B, K).
+
+    Args:
+        num_classes: K.
+        blocks: blocks per stage.
+        kernels: the kernel of the first block of each stage, 3 or 1 (the other blocks have 1); this sets the window.
+        strides: stride per stage.
+        width: channels of the stem.
+        momentum: of the running statistics; the published nets have 0.001, too slow for a short training.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        kernels: Sequence[int] = (3, 3, 3, 3),
+        strides: Sequence[int] = (2, 2, 2, 1),
+        width: int = 64,
+        momentum: float = 0.001,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, momentum=momentum)
+        self.relu = nn.ReLU(inplace=True)
+        channels = width
+        self.window, self._dilations, jump = 3, [], 1
+        for stage, (count, kernel, stride) in enumerate(zip(blocks, kernels, strides, strict=True)):
+            stage_width = width * 2**stage
+            layers = []
+            for index in range(count):
+                layers.append(Block(channels, stage_width, *((kernel, stride) if index == 0 else (1, 1)), momentum))
+                channels = stage_width * Block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            self._dilations.append([jump] + [jump * stride] * (count - 1))
+            self.window += (kernel - 1) * jump
+            jump *= stride
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, window_targets: Tensor | None = None) -> Tensor:
+        """Logits (B, K), the mean over the windows; with ``window_targets`` (B,) that logit of each pixel's window, (B, 1, H, W).
+
+        That dense map pads the image with zeros by half a window, so that pixel (r, c) is the window centred there, and evaluates the
+        fully convolutional net once with strides turned into dilations. It equals cutting out and classifying H * W windows.
+        """
+        dense = window_targets is not None
+        if dense:
+            images = F.pad(images, [self.window // 2] * 4)
+        features = self.relu(self.bn1(self.conv2(self.conv1(images))))
+        for stage, dilations in enumerate(self._dilations):
+            for block, dilation in zip(getattr(self, f"layer{stage + 1}"), dilations, strict=True):
+                features = block(features, dilation if dense else None)
+        if window_targets is not None:
+            maps = torch.einsum("bchw,bc->bhw", features, self.fc.weight[window_targets])
+            return (maps + self.fc.bias[window_targets, None, None])[:, None]  # (B, 1, H, W)
+        return self.fc(torch.mean(features, dim=(2, 3)))
+
+
+@register_model(
+    family="bagnet",
+    intrinsic="BagNet",
+    num_classes=10,
+    input_size=32,
+    source="Brendel and Bethge, ICLR 2019",
+    training={"epochs": 6},
+)
+def mini_bagnet(num_classes: int) -> nn.Module:
+    """Windows of 9 pixels on 32, near the share that bagnet33 sees of 224."""
+    return BagNet(num_classes, blocks=(1, 1, 1), kernels=(3, 3, 1), strides=(2, 1, 1), width=16, momentum=0.1)

@@ -1,0 +1,159 @@
+"""What the package knows of a model: how to build it, its input normalisation, its CAM layer, its intrinsic explanation and its loss.
+
+A new model is one decorated function::
+
+    @register_model(family="resnet", normalisation=IMAGENET, cam_layer="layer4")
+    def resnet18(num_classes: int) -> nn.Module:
+        return torchvision.models.resnet18(num_classes=num_classes)
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from idsds.registry import Registry, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Images in [0, 1] to the values a model takes: ``(images - mean) / std`` per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[0, 1] to normalised, (..., 3, H, W)."""
+        return (images - self._column(self.mean, images)) / self._column(self.std, images)
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Normalised to [0, 1], (..., 3, H, W), for showing a picture."""
+        return images * self._column(self.std, images) + self._column(self.mean, images)
+
+    @staticmethod
+    def _column(values: tuple[float, float, float], images: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+UNIT = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+Loss = Literal["cross_entropy", "binary_cross_entropy"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the registry.
+
+    Args:
+        name: the key.
+        build: ``build(num_classes=..., **options)`` gives the net with fresh weights; it takes (B, 3, H, W) and returns logits (B, K).
+        family: the architecture's family, which also names its file.
+        normalisation: what its input must have gone through; None: the statistics of the data set it is trained on.
+        cam_layer: dotted name of the module whose output the CAM methods read, None where CAMs do not apply.
+        intrinsic: the name of its built-in explanation in the method registry.
+        loss: ``cross_entropy``, or ``binary_cross_entropy`` on one-hot targets.
+        num_classes: the default number of classes.
+        input_size: pixels of a side at which it is used.
+        training: what this model's training from scratch changes of the recipe in :mod:`idsds.training`.
+        source: the paper.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    family: str
+    normalisation: Normalisation | None = None
+    cam_layer: str | None = None
+    intrinsic: str | None = None
+    loss: Loss = "cross_entropy"
+    num_classes: int = 1000
+    input_size: int = 224
+    training: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def options(self) -> list[str]:
+        """The keyword options that ``create_model`` takes for this model."""
+        return [name for name in inspect.signature(self.build).parameters if name != "num_classes"]
+
+
+MODELS: Registry[ModelEntry] = Registry("model")
+
+
+def register_model(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable[..., nn.Module]], Any]:
+    """Enter the decorated builder under ``name`` or its own name; the other arguments are those of :class:`ModelEntry`."""
+
+    def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        key = name or build.__name__
+        MODELS.add(key, ModelEntry(name=key, build=build, **entry), replace=replace)
+        return build
+
+    return decorate
+
+
+def list_models() -> list[str]:
+    """Names of all models, for :func:`create_model`."""
+    return list(MODELS)
+
+
+def create_model(name: str, num_classes: int | None = None, checkpoint: str | os.PathLike[str] | None = None, **options: Any) -> nn.Module:
+    """Build a model in eval mode.
+
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: K; None takes the entry's own (1000 for the ImageNet models, 10 for the ``mini_*`` family).
+        checkpoint: path of the authors' ``.pth.tar``, a plain state_dict, or our own ``.safetensors``; None leaves fresh weights.
+        options: what the model's builder takes beyond that.
+
+    Returns:
+        A module that takes float (B, 3, H, W), normalised as ``describe(model).normalisation`` says, and returns logits (B, K).
+
+    Raises:
+        UnknownNameError: for an unknown model or option, naming the nearest.
+        CheckpointError: for a checkpoint that does not fit, naming the file and the first differences.
+    """
+    entry = MODELS[name]
+    for option in options:
+        if option not in entry.options:
+            raise UnknownNameError(f"option of model {name!r}", option, entry.options)
+    model = entry.build(num_classes=num_classes or entry.num_classes, **options)
+    model.entry = entry  # type: ignore[assignment]
+    if checkpoint is not None:
+        from idsds.models.checkpoints import load_checkpoint
+
+        load_checkpoint(model, checkpoint)
+    return model.eval()
+
+
+def describe(model: nn.Module) -> ModelEntry:
+    """The entry of a model made by :func:`create_model`; for any other net an entry that knows nothing of it."""
+    entry = getattr(model, "entry", None)
+    return entry if isinstance(entry, ModelEntry) else ModelEntry(name=type(model).__name__, build=type(model), family="own")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with no gradient to its parameters; modes and flags are put back afterwards.
+
+    Attribution needs the gradient at the input only, and skipping the parameters' part saves about a third of a backward pass.
+    """
+    training = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, mode in training.items():
+            module.training = mode

@@ -100,6 +100,7 @@ def _baseline(function: Baseline) -> Baseline:
 
 @_baseline
 def zeros(images: Tensor, draws: Draws) -> Tensor:
+    """Zero in normalised space: the data's mean colour where the model subtracts the mean."""
     return torch.zeros_like(images)
 
 

@@ -1,0 +1,256 @@
+"""The in-domain single deletion score (IDSDS) and its out-of-domain ancestor, the single deletion score (SDS).
+
+Delete each patch of a grid in turn; the Spearman correlation between the drops of the target logit and the sums of attribution over the
+patches is the image's score. SDS takes any model; IDSDS takes one that was fine-tuned on images with a deleted patch, so that a drop
+measures the loss of information and not the strangeness of the hole.
+
+Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024 (arXiv 2407.11910).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from idsds.batching import default_batch, halving, in_batches
+from idsds.interventions import all_deletions, baseline_images, patch_size
+from idsds.methods.base import Method, Passes, check_batch, shared_maps
+from idsds.models.base import frozen
+from idsds.protocols.base import Batch, register_protocol
+from idsds.registry import UnknownNameError
+
+Output = Literal["logit", "probability"]
+
+
+def deletion_drops(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    grid: int = 4,
+    baseline: str = "zeros",
+    *,
+    output: Output = "logit",
+    seed: int = 0,
+    image_ids: Sequence[object] | None = None,
+    batch: int | None = None,
+) -> Tensor:
+    """How much the target's output falls when each patch is deleted alone.
+
+    ``drop[b, p] = f(images[b])[targets[b]] - f(images[b] without patch p)[targets[b]]``
+
+    Args:
+        model: returns logits (B, K).
+        images: float (B, 3, H, W), normalised as the model wants it.
+        targets: (B,) class indices: the label in the paper.
+        grid: patches per side; must divide H and W.
+        baseline: what replaces the patch: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
+        output: ``logit`` as in the paper, or ``probability`` (softmax).
+        seed: of the ``uniform`` baseline.
+        image_ids: one id per image, which keys the ``uniform`` baseline.
+        batch: images per forward pass; None bounds it by memory.
+
+    Returns:
+        (B, grid * grid), row-major patches, signed: positive where deleting lowers the output. NaN where the model returns NaN.
+
+    Raises:
+        UnknownNameError: unknown baseline or output.
+        ValueError: a grid that does not divide the image.
+    """
+    intact, deleted = _all_outputs(model, images, targets, grid, baseline, output, seed, image_ids, batch)
+    return intact.gather(1, targets[:, None]) - deleted
+
+
+def _all_outputs(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    grid: int,
+    baseline: str,
+    output: str,
+    seed: int,
+    image_ids: Sequence[object] | None,
+    batch: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs of the intact images (B, K), and the target's output for each deletion (B, grid * grid)."""
+    check_batch(images, targets, image_ids)
+    patch_size(*images.shape[-2:], grid)
+    if output not in ("logit", "probability"):
+        raise UnknownNameError("output", output, ("logit", "probability"))
+
+    def outputs(images: Tensor) -> Tensor:
+        logits = model(images)
+        return logits.softmax(dim=1) if output == "probability" else logits
+
+    def deletions(images: Tensor, replacement: Tensor, targets: Tensor) -> Tensor:
+        deleted = all_deletions(images, replacement, grid).flatten(0, 1)  # (b * n, 3, H, W)
+        repeated = targets.repeat_interleave(grid * grid)
+        return outputs(deleted).gather(1, repeated[:, None]).view(len(images), grid * grid)
+
+    def everything(size: int) -> tuple[Tensor, Tensor]:
+        intact = in_batches(outputs, images, size=size)  # (B, K)
+        if size >= grid * grid:
+            return intact, in_batches(deletions, images, replacement, targets, size=size // (grid * grid))
+        # The deletions of one image exceed the internal batch: cut them too.
+        columns = []
+        for image, one, target in zip(images, replacement, targets, strict=True):
+            deleted = all_deletions(image[None], one[None], grid)[0]  # (n, 3, H, W)
+            columns.append(in_batches(outputs, deleted, size=size)[:, target])
+        return intact, torch.stack(columns)
+
+    with torch.inference_mode(), frozen(model):
+        replacement = baseline_images(images, baseline, seed=seed, image_ids=image_ids)
+        found, _ = halving(everything, batch or default_batch(images))
+    return found
+
+
+def patch_sums(maps: Tensor, grid: int = 4) -> Tensor:
+    """Sum of attribution over each patch.
+
+    Args:
+        maps: (B, 1, H, W) or (B, H, W), signed.
+        grid: patches per side; must divide H and W.
+
+    Returns:
+        (B, grid * grid), row-major patches, in the maps' dtype.
+    """
+    if maps.ndim == 4 and maps.shape[1] == 1:
+        maps = maps[:, 0]
+    if maps.ndim != 3:
+        raise ValueError(f"maps must be (B, 1, H, W) or (B, H, W), not {tuple(maps.shape)}")
+    height, width = patch_size(*maps.shape[-2:], grid)
+    cells = maps.reshape(len(maps), grid, height, grid, width)  # (B, row, H / grid, column, W / grid)
+    return cells.sum(dim=(2, 4)).flatten(1)
+
+
+def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "rank"] = "nan") -> Tensor:
+    """Spearman correlation of each row, with average ranks for ties: Pearson's correlation of the ranks.
+
+    Args:
+        sums: (B, n).
+        drops: (B, n).
+        infinite: what an infinite value does: ``nan`` makes the row undefined; ``rank`` ranks it as the largest or smallest, as
+            scipy and the reference do.
+
+    Returns:
+        (B,) float64 in [-1, 1] (float32 on devices without float64), higher is better; NaN where the correlation is undefined: a row
+        that is constant or has a value that is not finite, or n < 2.
+
+    Raises:
+        ValueError: shapes that differ or are not (B, n).
+    """
+    if sums.ndim != 2 or sums.shape != drops.shape:
+        raise ValueError(f"sums and drops must have one shape (B, n), not {tuple(sums.shape)} and {tuple(drops.shape)}")
+    if infinite not in ("nan", "rank"):
+        raise UnknownNameError("treatment of infinite values", infinite, ("nan", "rank"))
+    undefined = torch.zeros(len(sums), dtype=torch.bool, device=sums.device)
+    centred = []
+    for values in (sums.detach(), drops.detach()):
+        undefined |= (values.isnan() if infinite == "rank" else ~values.isfinite()).any(dim=1)
+        ranks = average_ranks(values)
+        centred.append(ranks - ranks.mean(dim=1, keepdim=True))
+    first, second = centred
+    norms = first.square().sum(dim=1).sqrt() * second.square().sum(dim=1).sqrt()
+    correlation = (first * second).sum(dim=1) / norms  # 0 / 0 = NaN for a constant row
+    return correlation.clamp(-1, 1).masked_fill(undefined, torch.nan)
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 along the last dimension; tied values share the mean of their ranks. (B, n) -> (B, n), exact in float64."""
+    dtype = torch.float32 if values.device.type == "mps" else torch.float64
+    ordered = values.sort(dim=1).values
+    below = torch.searchsorted(ordered, values.contiguous())  # how many are smaller
+    upto = torch.searchsorted(ordered, values.contiguous(), right=True)  # how many are smaller or equal
+    return (below + upto + 1).to(dtype) / 2
+
+
+def deletion_table(
+    model: nn.Module, batch: Batch, *, grid: int = 4, baseline: str = "zeros", output: Output = "logit", seed: int = 0
+) -> dict[str, Tensor]:
+    """What every method is scored against, from 1 + grid * grid forward passes: ``output`` (B,), ``prediction`` (B,), ``drops`` (B, n)."""
+    intact, deleted = _all_outputs(model, batch.images, batch.targets, grid, baseline, output, seed, batch.image_ids, None)
+    target = intact.gather(1, batch.targets[:, None])
+    return {"output": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
+
+
+_SHARED: dict[str, Any] = {
+    "higher_is_better": True,
+    "range": (-1, 1),
+    "prepare": deletion_table,
+    "prepare_passes": lambda *, grid=4, **_: Passes(1 + grid * grid),
+    "source": "Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
+}
+
+
+@register_protocol("single_deletion", in_domain=False, **_SHARED)
+@register_protocol("idsds", in_domain=True, **_SHARED)
+def single_deletion(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, **_: Any
+) -> dict[str, dict[str, Tensor]]:
+    """Spearman correlation in [-1, 1] between drops and patch sums, higher is better, about 0 for a map that knows nothing.
+
+    ``idsds`` is the number on a model fine-tuned with deletions, ``single_deletion`` on the model as it was before.
+
+    Returns:
+        By method name ``score`` (B,) and ``patch_sums`` (B, n).
+    """
+    columns = {}
+    for name, maps in shared_maps(methods, batch.images, batch.targets, batch.image_ids).items():
+        sums = patch_sums(maps, grid)
+        columns[name] = {"score": rank_correlation(sums, prepared["drops"]), "patch_sums": sums}
+    return columns
+
+
+class SingleDeletionScore(Metric):
+    """The mean single deletion score, over batches and processes. On an in-domain model it is IDSDS.
+
+    ``update(sums, drops, image_ids)`` takes patch sums and drops (B, n); ``compute`` returns the mean over images, each counted once:
+    a distributed sampler repeats images to even out its ranks, and ids (integers) tell. ``count`` and ``undefined`` say over how many
+    images the mean goes, and for how many the correlation is undefined (these are left out of the mean, and counted).
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("ids", default=[], dist_reduce_fx="cat")
+
+    def update(self, sums: Tensor, drops: Tensor, image_ids: Tensor | None = None) -> None:
+        """Add a batch: (B, n), (B, n), and (B,) integer ids where images may repeat."""
+        scores = rank_correlation(sums, drops)
+        if image_ids is None:
+            first = -1 - sum(len(part) for part in self.ids)
+            image_ids = torch.arange(first, first - len(scores), -1, device=scores.device)
+        self.scores.append(scores)
+        self.ids.append(image_ids.to(scores.device, torch.int64))
+
+    def per_image(self) -> Tensor:
+        """One score per distinct image, (N,), NaN where undefined."""
+        scores, ids = dim_zero_cat(self.scores), dim_zero_cat(self.ids)
+        order = ids.argsort(stable=True)
+        ordered = ids[order]
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        # Negative ids were made up per process: they name no image, and none of them is a repetition.
+        first[1:] = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
+        return scores[order][first]
+
+    def compute(self) -> Tensor:
+        """The mean over images with a defined score; NaN where there is none."""
+        return torch.nanmean(self.per_image())
+
+    @property
+    def count(self) -> int:
+        """Images with a defined score."""
+        return int((~self.per_image().isnan()).sum())
+
+    @property
+    def undefined(self) -> int:
+        """Images whose correlation is undefined."""
+        return int(self.per_image().isnan().sum())

@@ -1,6 +1,6 @@
 """Models by family. Importing this package fills the registry."""
 
-from idsds.models import bagnet, resnet, vgg
+from idsds.models import bagnet, bcos, densenet, efficientnet, fixup, resnet, vgg, vit
 from idsds.models.base import (
     HALF,
     IMAGENET,
@@ -14,7 +14,7 @@ from idsds.models.base import (
     list_models,
     register_model,
 )
-from idsds.models.checkpoints import CheckpointError, load_checkpoint
+from idsds.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 
 __all__ = [
     "HALF",
@@ -25,12 +25,18 @@ __all__ = [
     "ModelEntry",
     "Normalisation",
     "bagnet",
+    "bcos",
     "create_model",
+    "densenet",
     "describe",
+    "efficientnet",
+    "fixup",
     "frozen",
     "list_models",
     "load_checkpoint",
     "register_model",
     "resnet",
+    "save_checkpoint",
     "vgg",
+    "vit",
 ]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idsds.models.base import register_model
+from idsds.models.base import IMAGENET, register_model
 
 
 class Block(nn.Module):
@@ -20,21 +20,19 @@ class Block(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, kernel: int, stride: int, momentum: float) -> None:
+    def __init__(self, channels: int, width: int, kernel: int, stride: int) -> None:
         super().__init__()
         wide = width * self.expansion
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, momentum=momentum)
+        self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, kernel, stride=stride, bias=False)
-        self.bn2 = nn.BatchNorm2d(width, momentum=momentum)
+        self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(wide, momentum=momentum)
+        self.bn3 = nn.BatchNorm2d(wide)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or channels != wide:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide, momentum=momentum)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide))
 
     def forward(self, x: Tensor, dilation: int | None = None) -> Tensor:
         """With a ``dilation``, every stride is 1 and the k x k convolution is dilated: the same windows, at every pixel."""
@@ -59,7 +57,7 @@ class BagNet(nn.Module):
         kernels: the kernel of the first block of each stage, 3 or 1 (the other blocks have 1); this sets the window.
         strides: stride per stage.
         width: channels of the stem.
-        momentum: of the running statistics; the published nets have 0.001, too slow for a short training.
+        stem_momentum: of the stem's running statistics; the published nets' 0.001 is too slow for a short training.
     """
 
     def __init__(
@@ -69,12 +67,12 @@ class BagNet(nn.Module):
         kernels: Sequence[int] = (3, 3, 3, 3),
         strides: Sequence[int] = (2, 2, 2, 1),
         width: int = 64,
-        momentum: float = 0.001,
+        stem_momentum: float = 0.001,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, momentum=momentum)
+        self.bn1 = nn.BatchNorm2d(width, momentum=stem_momentum)
         self.relu = nn.ReLU(inplace=True)
         channels = width
         self.window, self._dilations, jump = 3, [], 1
@@ -82,7 +80,7 @@ class BagNet(nn.Module):
             stage_width = width * 2**stage
             layers = []
             for index in range(count):
-                layers.append(Block(channels, stage_width, *((kernel, stride) if index == 0 else (1, 1)), momentum))
+                layers.append(Block(channels, stage_width, *((kernel, stride) if index == 0 else (1, 1))))
                 channels = stage_width * Block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
             self._dilations.append([jump] + [jump * stride] * (count - 1))
@@ -112,14 +110,23 @@ class BagNet(nn.Module):
         return self.fc(torch.mean(features, dim=(2, 3)))
 
 
+SOURCE = "Brendel and Bethge, ICLR 2019"
+
+
+@register_model(family="bagnet", normalisation=IMAGENET, intrinsic="BagNet", source=SOURCE)
+def bagnet33(num_classes: int) -> nn.Module:
+    """Windows of 33 pixels."""
+    return BagNet(num_classes)
+
+
 @register_model(
     family="bagnet",
     intrinsic="BagNet",
     num_classes=10,
     input_size=32,
-    source="Brendel and Bethge, ICLR 2019",
+    source=SOURCE,
     training={"epochs": 6},
 )
 def mini_bagnet(num_classes: int) -> nn.Module:
     """Windows of 9 pixels on 32, near the share that bagnet33 sees of 224."""
-    return BagNet(num_classes, blocks=(1, 1, 1), kernels=(3, 3, 1), strides=(2, 1, 1), width=16, momentum=0.1)
+    return BagNet(num_classes, blocks=(1, 1, 1), kernels=(3, 3, 1), strides=(2, 1, 1), width=16, stem_momentum=0.1)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from idsds.registry import Registry, UnknownNameError
 
@@ -104,6 +105,15 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
+class _NoRandomNumbers(TorchFunctionMode):
+    """Within it no tensor is filled with random numbers: drawing 138 million weights of a VGG only to replace them takes ten seconds."""
+
+    def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if function in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
 def create_model(name: str, num_classes: int | None = None, checkpoint: str | os.PathLike[str] | None = None, **options: Any) -> nn.Module:
     """Build a model in eval mode.
 
@@ -111,20 +121,26 @@ def create_model(name: str, num_classes: int | None = None, checkpoint: str | os
         name: one of :func:`list_models`.
         num_classes: K; None takes the entry's own (1000 for the ImageNet models, 10 for the ``mini_*`` family).
         checkpoint: path of the authors' ``.pth.tar``, a plain state_dict, or our own ``.safetensors``; None leaves fresh weights.
-        options: what the model's builder takes beyond that.
+        options: what the model's builder takes beyond that; ``pretrained=True``, where it is offered, downloads published weights.
 
     Returns:
         A module that takes float (B, 3, H, W), normalised as ``describe(model).normalisation`` says, and returns logits (B, K).
 
     Raises:
         UnknownNameError: for an unknown model or option, naming the nearest.
+        ValueError: for a ``num_classes`` below 1, or a checkpoint together with ``pretrained``.
         CheckpointError: for a checkpoint that does not fit, naming the file and the first differences.
     """
     entry = MODELS[name]
     for option in options:
         if option not in entry.options:
             raise UnknownNameError(f"option of model {name!r}", option, entry.options)
-    model = entry.build(num_classes=num_classes or entry.num_classes, **options)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    if checkpoint is not None and options.get("pretrained"):
+        raise ValueError(f"model {name!r}: give either a checkpoint or pretrained=True, not both")
+    with _NoRandomNumbers() if checkpoint is not None else nullcontext():
+        model = entry.build(num_classes=entry.num_classes if num_classes is None else num_classes, **options)
     model.entry = entry  # type: ignore[assignment]
     if checkpoint is not None:
         from idsds.models.checkpoints import load_checkpoint

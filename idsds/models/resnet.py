@@ -1,6 +1,7 @@
-"""Residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016).
+"""Residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), and wide ones (Zagoruyko and Komodakis,
+"Wide Residual Networks", BMVC 2016).
 
-The ``mini_*`` nets are the paper's own 32 x 32 variant (its section 4.2): a 3 x 3 stem, three stages of 16, 32 and 64 channels with
+The ``mini_*`` nets are the first paper's own 32 x 32 variant (its section 4.2): a 3 x 3 stem, three stages of 16, 32 and 64 channels with
 n basic blocks each, 6 n + 2 layers, built from torchvision's blocks.
 """
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from idsds.models.base import register_model
+from idsds.models.base import IMAGENET, register_model
+from idsds.models.pretrained import from_torchvision
+
+RESNET, WIDE_RESNET = "He et al., CVPR 2016", "Zagoruyko and Komodakis, BMVC 2016"
 
 
 class MiniResNet(nn.Module):
@@ -50,18 +54,28 @@ class MiniResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(features), 1))
 
 
+def _register(name: str, source: str = RESNET) -> None:
+    @register_model(name, family="resnet", normalisation=IMAGENET, cam_layer="layer4", source=source)
+    def build(num_classes: int, pretrained: bool = False) -> nn.Module:
+        return from_torchvision(name, num_classes, pretrained)
+
+
 def _register_mini(depth: int) -> None:
     @register_model(
-        f"mini_resnet{depth}",
-        family="resnet",
-        cam_layer="layer3",
-        num_classes=10,
-        input_size=32,
-        source="He et al., CVPR 2016, section 4.2",
+        f"mini_resnet{depth}", family="resnet", cam_layer="layer3", num_classes=10, input_size=32, source=f"{RESNET}, section 4.2"
     )
     def build(num_classes: int) -> nn.Module:
         return MiniResNet(num_classes, blocks=(depth - 2) // 6)
 
 
+for _name in ("resnet18", "resnet50", "resnet101", "resnet152"):
+    _register(_name)
+_register("wide_resnet50_2", WIDE_RESNET)
 for _depth in (8, 14, 20, 32):
     _register_mini(_depth)
+
+
+@register_model(family="resnet", cam_layer="layer3", num_classes=10, input_size=32, source=WIDE_RESNET)
+def mini_wide_resnet8(num_classes: int) -> nn.Module:
+    """Twice the channels of mini_resnet8."""
+    return MiniResNet(num_classes, blocks=1, width=32)

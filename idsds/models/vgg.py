@@ -1,4 +1,5 @@
-"""VGG nets (Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015).
+"""VGG nets (Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015), with BatchNorm, and
+without any bias (Hesse, Schaub-Meyer and Roth, "Fast Axiomatic Attribution for Neural Networks", NeurIPS 2021).
 
 The ``mini_*`` nets are torchvision's class with an eighth of the channels, three poolings instead of five (so that ``features`` ends
 in 4 x 4 positions for 32 x 32 pixels) and a small classifier.
@@ -6,13 +7,20 @@ in 4 x 4 positions for 32 x 32 pixels) and a small classifier.
 
 from __future__ import annotations
 
+import torchvision
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
-from idsds.models.base import register_model
+from idsds.models.base import IMAGENET, register_model
+from idsds.models.pretrained import from_torchvision
 
+VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
+
+# As many convolutions as the large net of that name, with fewer poolings.
 MINI_LAYERS: dict[int, list[str | int]] = {
     11: [16, "M", 32, 64, 64, "M", 64, 64, 64, 64, "M"],
+    13: [16, 16, "M", 32, 32, 64, 64, "M", 64, 64, 64, 64, "M"],
+    16: [16, 16, "M", 32, 32, 64, 64, 64, "M", 64, 64, 64, 64, 64, 64, "M"],
 }
 
 
@@ -38,6 +46,44 @@ class MiniVGG(VGG):
                 nn.init.zeros_(module.bias)
 
 
-@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source="Simonyan and Zisserman, ICLR 2015")
-def mini_vgg11(num_classes: int) -> nn.Module:
-    return MiniVGG(11, num_classes)
+def without_bias(net: nn.Module) -> nn.Module:
+    """The net with no bias in any convolution or linear layer; a ReLU net with zero padding becomes homogeneous by it."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_parameter("bias", None)
+    return net
+
+
+def _register(name: str) -> None:
+    @register_model(name, family="vgg", normalisation=IMAGENET, cam_layer="features", source=VGG_PAPER)
+    def build(num_classes: int, pretrained: bool = False) -> nn.Module:
+        return from_torchvision(name, num_classes, pretrained)
+
+
+def _register_mini(depth: int) -> None:
+    @register_model(f"mini_vgg{depth}", family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER)
+    def build(num_classes: int) -> nn.Module:
+        return MiniVGG(depth, num_classes)
+
+
+for _name in ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16_bn"):
+    _register(_name)
+for _depth in MINI_LAYERS:
+    _register_mini(_depth)
+
+
+@register_model(family="vgg", normalisation=IMAGENET, cam_layer="features", source=X_DNN)
+def x_vgg16(num_classes: int) -> nn.Module:
+    return without_bias(torchvision.models.vgg16(num_classes=num_classes))
+
+
+@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER)
+def mini_vgg11_bn(num_classes: int) -> nn.Module:
+    """mini_vgg11 with BatchNorm."""
+    return MiniVGG(11, num_classes, batch_norm=True)
+
+
+@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=X_DNN)
+def mini_x_vgg11(num_classes: int) -> nn.Module:
+    """mini_vgg11 without any bias."""
+    return without_bias(MiniVGG(11, num_classes))

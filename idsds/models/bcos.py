@@ -1,0 +1,123 @@
+"""B-cos networks (Böhle, Singh, Fritz and Schiele, "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI
+2024).
+
+A B-cos layer scales each output by how well its input aligns with its weight, ``|cos(x, w)| w^T x / |w|``. The whole net is therefore a
+matrix that depends on the input, ``f(x) = W(x) x + b`` with the constant ``b`` of the logit layer, and ``W(x)`` is its explanation. The
+nets are those of the authors' ``bcos`` package; what is added is the encoding of the input.
+
+An intrinsic explanation, batched, needs four names of :class:`BcosResNet`::
+
+    encoded = model.encode(images).detach().requires_grad_()          # (B, 6, H, W)
+    with model.explanation_mode():                                    # the scaling is constant, so that the gradient is W(x)
+        logits = model.classify(encoded)                              # (B, K)
+        rows, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), encoded)
+    contributions = rows * encoded                                    # (B, 6, H, W); sums to the target logit minus model.logit_bias
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import bcos.models.resnet
+import torch
+from bcos.models.resnet import BasicBlock, Bottleneck
+from bcos.modules import BcosConv2d
+from bcos.modules.norms import BatchNormUncentered2d
+from torch import Tensor, nn
+
+from idsds.models.base import UNIT, register_model
+
+SOURCE = "Böhle et al., TPAMI 2024"
+
+
+def norm_without_bias(channels: int) -> nn.Module:
+    """BatchNorm that neither subtracts a mean nor adds a bias, so that the layer stays linear."""
+    norm = BatchNormUncentered2d(channels)
+    norm.bias = None
+    return norm
+
+
+class BcosResNet(bcos.models.resnet.BcosResNet):
+    """A B-cos ResNet, (B, 3, H, W) with values in [0, 1] -> logits (B, K).
+
+    Args:
+        block: the package's ``BasicBlock`` or ``Bottleneck``.
+        blocks: blocks per stage, for three or four stages.
+        num_classes: K.
+        width: channels of the first stage.
+        small_inputs: a 3 x 3 stem for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
+    """
+
+    def __init__(
+        self, block: type[nn.Module], blocks: Sequence[int], num_classes: int, *, width: int = 64, small_inputs: bool = False
+    ) -> None:
+        super().__init__(
+            block, list(blocks), num_classes=num_classes, norm_layer=norm_without_bias, inplanes=width, small_inputs=small_inputs
+        )
+
+    @property
+    def logit_bias(self) -> float:
+        """The constant that is added to every logit, -log(K - 1): untrained, each class starts out with a probability of 1 / K."""
+        return self.logit_layer.logit_bias
+
+    @staticmethod
+    def encode(images: Tensor) -> Tensor:
+        """Images in [0, 1] with their inverse as three more channels, (B, 3, H, W) -> (B, 6, H, W), so that black has a direction, too."""
+        return torch.cat([images, 1 - images], dim=1)
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """Encoded images to logits, (B, 6, H, W) -> (B, K)."""
+        return super().forward(encoded)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.encode(images))
+
+    @contextmanager
+    def explanation_mode(self) -> Iterator[None]:
+        """Within it the gradient at the encoded input is ``W(x)``: the scaling by the alignment counts as constant. Logits stay the same.
+
+        The modes are put back on leaving, whatever happened inside.
+        """
+        layers = {module: module.detach for module in self.modules() if hasattr(module, "set_explanation_mode")}
+        try:
+            for layer in layers:
+                layer.set_explanation_mode(True)
+            yield
+        finally:
+            for layer, mode in layers.items():
+                layer.set_explanation_mode(mode)
+
+    def own_key(self, key: str) -> str:
+        """The key under which this net holds what a checkpoint calls ``key``.
+
+        The study's files name the weight of a B-cos layer ``X.weight``, the package's ``X.linear.weight``.
+        """
+        stem, _, leaf = key.rpartition(".")
+        layer = dict(self.named_modules()).get(stem)
+        return f"{stem}.linear.{leaf}" if isinstance(layer, BcosConv2d) else key
+
+
+@register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
+def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
+    """``pretrained`` downloads the weights that the ``bcos`` package names, for 1000 classes only."""
+    net = BcosResNet(Bottleneck, (3, 4, 6, 3), num_classes)
+    if pretrained:
+        from bcos.models.pretrained import resnet50
+
+        net.load_state_dict(resnet50(pretrained=True).state_dict())
+    return net
+
+
+@register_model(
+    family="bcos",
+    normalisation=UNIT,
+    intrinsic="B-cos",
+    loss="binary_cross_entropy",
+    num_classes=10,
+    input_size=32,
+    source=SOURCE,
+)
+def mini_bcos(num_classes: int) -> nn.Module:
+    """The B-cos counterpart of mini_resnet8."""
+    return BcosResNet(BasicBlock, (1, 1, 1), num_classes, width=16, small_inputs=True)

@@ -162,7 +162,7 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
     p = np.where(squares > 0, np.clip(2 * np.exp(-p), np.finfo(float).tiny, 1.0), 1.0)
     taking_part = (differences != 0).sum(0)
     slack = 1e-12 * np.abs(differences).sum(0)  # flips that tie with what was observed count, whatever the order of the sums
-    exact = 2.0**taking_part <= permutations
+    exact = taking_part <= np.log2(permutations)
     for column in np.flatnonzero(exact & (taking_part > 0)):
         d = differences[differences[:, column] != 0, column]
         signs = 1.0 - 2.0 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)  # (2^n, n)

@@ -11,8 +11,8 @@ from scipy import sparse
 from scipy.special import ndtr, ndtri
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-#: Numbers per chunk of resampling weights: 4e6 float64 are 32 MB, whatever the number of images.
-CHUNK = 4_000_000
+#: Numbers per chunk of resampling weights, whatever the number of images: 1e6 float64 are 8 MB and stay in the cache.
+CHUNK = 1_000_000
 #: The acceleration needs a leave-one-out value per image; beyond this many images they are left out in groups.
 JACKKNIFE_GROUPS = 2_000
 

@@ -47,6 +47,18 @@ def test_p_below_the_floor_of_random_flips_is_a_bound_on_the_exact_one():
     assert p < 1 / 1_000
 
 
+def test_thousands_of_images_are_quiet_and_near_the_normal_limit():
+    difference = np.random.default_rng(0).normal(size=3_000)
+    difference += 1.5 / np.sqrt(3_000) - difference.mean()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p = sign_flip_test(difference[:, None], 9_999, np.random.default_rng(0))[0]
+    z = difference.sum() / np.sqrt((difference**2).sum())
+    # The flips' sum is a normal number but for 1 / n; what is left is the noise of 9,999 flips, five standard deviations of it.
+    limit = 2 * stats.norm.sf(z)
+    assert p == pytest.approx(limit, abs=5 * np.sqrt(limit * (1 - limit) / 9_999))
+
+
 def test_holm_by_hand():
     # 5 tests: .005 x 5, .01 x 4, .03 x 3, .04 x 2 = .08 -> .09 (never below the one before), .2 x 1; NaN is no test.
     np.testing.assert_allclose(holm(np.array([0.04, 0.01, np.nan, 0.03, 0.005, 0.2])), [0.09, 0.04, np.nan, 0.09, 0.025, 0.2])

@@ -61,32 +61,24 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
     """
     check_options(confidence, resamples=resamples)
     table = score_table(records)
-    ends, counts, spreads = np.full((len(table.treatments), 2), np.nan), [], []
-    for column, treatment in table.treatments.iterrows():
-        part = table.select([column])
-        seeds = np.unique(part.seed)
-        if len(seeds) < 2:
-            where = ", ".join(f"{name}={value}" for name, value in treatment.items())
-            raise ValueError(f"an interval over training seeds needs at least two of them; {where} has {len(seeds)} (column 'seed')")
-        image, score = np.unique(part.image, return_inverse=True)[1], part.scores[:, 0]
-        sums, defined = np.zeros((2, image.max() + 1, len(seeds)))
-        place = (image, np.searchsorted(seeds, part.seed))
-        sums[place], defined[place] = np.nan_to_num(score), np.isfinite(score)
-        rng = rng_for(seed, "seeds and images", len(sums), len(seeds))
-        seed_draws = np.concatenate(list(weights(rng, len(seeds), resamples, draws=len(seeds) - 1)))  # (resamples, seeds)
-        done, drawn = 0, []
+    ends, seeds, spread = np.full((len(table.treatments), 2), np.nan), np.zeros(len(table.treatments), int), np.zeros(len(table.treatments))
+    for columns, part in table.same_rows():
+        if part.seeds < 2:
+            where = ", ".join(f"{name}={value}" for name, value in part.treatments.iloc[0].items())
+            raise ValueError(f"an interval over training seeds needs at least two of them; {where} has one (column 'seed')")
+        image, which = np.unique(part.image, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
+        sums, defined = np.zeros((2, part.images, part.seeds, len(columns)))
+        sums[image, which], defined[image, which] = np.nan_to_num(part.scores), np.isfinite(part.scores)
+        rng = rng_for(seed, "seeds and images", part.images, part.seeds)
         with np.errstate(invalid="ignore"):
-            for image_draws in weights(rng, len(sums), resamples):
-                chosen = seed_draws[done : done + len(image_draws)]
-                drawn.append((image_draws @ sums * chosen).sum(1) / (image_draws @ defined * chosen).sum(1))
-                done += len(image_draws)
-            spreads.append(np.nanstd(sums.sum(0) / defined.sum(0), ddof=1) if (defined.sum(0) > 0).sum() > 1 else np.nan)
-        counts.append(len(seeds))
-        if len(sums) > 1:
-            ends[column] = np.concatenate(percentile_ends(np.concatenate(drawn)[:, None], confidence))
+            drawn = _drawn_means(sums, defined, resamples, rng)
+            of_seeds = pd.DataFrame(sums.sum(0) / defined.sum(0))  # (seeds, columns)
+        seeds[columns], spread[columns] = part.seeds, of_seeds.std(ddof=1)
+        if part.images > 1:
+            ends[columns] = np.stack(percentile_ends(drawn, confidence), axis=1)
     label = f"{100 * confidence:g} % percentile bootstrap over training seeds and images"
     result = _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=label)
-    return _sorted(result, seeds=np.array(counts), seed_sd=np.array(spreads))
+    return _sorted(result, seeds=seeds, seed_sd=spread)
 
 
 def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95):
@@ -152,6 +144,19 @@ def per_image(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Sums of the rows of ``values`` (rows, columns) that belong to one image (ascending): (images, columns)."""
     starts = np.flatnonzero(np.diff(image, prepend=image[0] - 1))
     return values if len(starts) == len(values) else np.add.reduceat(values, starts, axis=0)
+
+
+def _drawn_means(sums: np.ndarray, defined: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means (resamples, columns) of drawn seeds on drawn images, from sums and counts of the defined scores (images, seeds, columns)."""
+    images, seeds, columns = sums.shape
+    seed_draws = np.concatenate(list(weights(rng, seeds, resamples, draws=seeds - 1)))  # (resamples, seeds)
+    drawn = []
+    for image_draws in weights(rng, images, resamples):  # (chunk, images)
+        chosen, seed_draws = seed_draws[: len(image_draws)], seed_draws[len(image_draws) :]
+        over_images = [(image_draws @ x.reshape(images, -1)).reshape(-1, seeds, columns) for x in (sums, defined)]
+        top, bottom = (np.einsum("rsc,rs->rc", x, chosen) for x in over_images)
+        drawn.append(top / bottom)
+    return np.concatenate(drawn)
 
 
 def _means(table: ScoreTable) -> pd.DataFrame:

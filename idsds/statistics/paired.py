@@ -15,6 +15,8 @@ from idsds.statistics.tables import ScoreTable, known, one_of, score_table
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
+#: Differences are formed for this many pairs at a time, which bounds the memory: 64 x 50,000 images are 26 MB. No number depends on it.
+PAIRS_AT_ONCE = 64
 
 
 def paired_differences(
@@ -233,6 +235,7 @@ def _pairs_in(table: ScoreTable, by: str, pairs: Pairs | None) -> Iterator[tuple
     for where, part in table.groups(keys):
         place = {name: column for column, name in enumerate(part.treatments[by])}
         wanted = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
-        if columns := [(place[a], place[b]) for a, b in wanted]:
-            first, second = map(list, zip(*columns, strict=True))
+        columns = [(place[a], place[b]) for a, b in wanted]
+        for start in range(0, len(columns), PAIRS_AT_ONCE):
+            first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
             yield where, part, first, second

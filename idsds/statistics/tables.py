@@ -93,7 +93,7 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     seeded = ["image_id", "seed"] if "seed" in records.columns else ["image_id"]
     row, first_of_row = _codes(records, seeded)  # sorted by image, then seed
     cell = row.astype(np.int64) * len(first) + treatment
-    if len(np.unique(cell)) < len(cell):
+    if np.bincount(cell).max() > 1:
         twice = records[pd.Series(cell).duplicated().to_numpy()].iloc[0]
         where = ", ".join(f"{name}={twice[name]}" for name in (*keys, *seeded))
         raise ValueError(f"records hold more than one row for {where}; columns that tell rows apart: {', '.join((*SETTINGS, 'seed'))}")

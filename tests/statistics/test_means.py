@@ -103,15 +103,11 @@ def test_coverage_of_the_bca_interval():
 
 
 def test_coverage_of_the_interval_over_seeds_and_images(make_records):
-    rng, repeats, hits, blind = np.random.default_rng(12), 200, 0, 0
-    for _ in range(repeats):
-        seeds, images = rng.normal(size=8) * 0.3, rng.normal(size=50)
-        scores = seeds + images[:, None] + rng.normal(size=(50, 8)) * 0.3
-        frame = pd.concat([make_records(scores[:, [s]], seed=s) for s in range(8)])
-        row = nested_bootstrap(frame, resamples=400).iloc[0]
-        hits += row["low"] <= 0 <= row["high"]
-        row = rank(frame, resamples=100).iloc[0]
-        blind += row["low"] <= 0 <= row["high"]
+    rng, repeats = np.random.default_rng(12), 300
+    seeds, images = rng.normal(size=(8, 1, repeats)) * 0.3, rng.normal(size=(50, repeats))
+    scores = seeds + images + rng.normal(size=(8, 50, repeats)) * 0.3  # one experiment per method
+    frame = pd.concat([make_records(of_seed, seed=s) for s, of_seed in enumerate(scores)])
+    hits, blind = (int(((t["low"] <= 0) & (0 <= t["high"])).sum()) for t in (nested_bootstrap(frame), rank(frame)))
     assert stats.binom.ppf(0.0005, repeats, 0.92) <= hits <= stats.binom.ppf(0.9995, repeats, 0.975)
     assert blind < hits
 

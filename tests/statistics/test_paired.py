@@ -91,6 +91,12 @@ def test_paired_differences_of_models_and_of_chosen_pairs(records):
     np.testing.assert_allclose(ab["a_beats_b"], 1 - ba["a_beats_b"])
 
 
+def test_pairs_at_once_change_nothing(records, monkeypatch):
+    whole = paired_differences(records, resamples=50, permutations=99)
+    monkeypatch.setattr("idsds.statistics.paired.PAIRS_AT_ONCE", 2)
+    pd.testing.assert_frame_equal(paired_differences(records, resamples=50, permutations=99), whole, rtol=1e-12)
+
+
 def test_ties_count_half_and_equal_methods_are_quiet(make_records):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

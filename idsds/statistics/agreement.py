@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.stats import rankdata
 
-from idsds.statistics.resampling import Statistic, bca, check_options, rng_for
+from idsds.statistics.resampling import Statistic, bca, check_options, covers, rng_for
 from idsds.statistics.tables import ScoreTable, score_table
+
+#: From the ranks (images, methods): what is to be summed over images, and the coefficient as a function of the sums.
+Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]
 
 
 def kendalls_w(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -77,7 +82,7 @@ def krippendorffs_alpha(records: pd.DataFrame, confidence: float = 0.95, resampl
     return _agreement("alpha", prepare, records, confidence, resamples, seed)
 
 
-def _agreement(name: str, prepare, records: pd.DataFrame, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
+def _agreement(name: str, prepare: Prepare, records: pd.DataFrame, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
     check_options(confidence, resamples=resamples)
     table = score_table(records)
     rows = []
@@ -89,7 +94,7 @@ def _agreement(name: str, prepare, records: pd.DataFrame, confidence: float, res
             with np.errstate(divide="ignore", invalid="ignore"):
                 row[name] = statistic(np.asarray(features.sum(0)).reshape(-1))[0]
             (row["low"],), (row["high"],) = bca(features, statistic, confidence, resamples, rng_for(seed, "images", len(ranks)))
-        rows.append({**row, "interval": f"{100 * confidence:g} % BCa bootstrap over images"})
+        rows.append({**row, "interval": covers(confidence, part.seeds)})
     return pd.DataFrame(rows)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from idsds.statistics.resampling import bca, check_options, percentile_ends, rng_for, weights
+from idsds.statistics.resampling import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
 from idsds.statistics.tables import ScoreTable, score_table
 
 
@@ -33,12 +33,12 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
     """
     check_options(confidence, resamples=resamples)
     table = score_table(records)
-    ends = np.full((len(table.treatments), 2), np.nan)
+    ends, interval = np.full((len(table.treatments), 2), np.nan), np.empty(len(table.treatments), dtype=object)
     for columns, part in table.same_rows():
+        interval[columns] = covers(confidence, part.seeds)
         rng = rng_for(seed, "images", part.images)
         ends[columns] = np.stack(mean_interval(part.scores, part.image, confidence, resamples, rng), axis=1)
-    over = "images" if table.seeds == 1 else f"images, {table.seeds} training seeds held fixed"
-    return _sorted(_means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=f"{100 * confidence:g} % BCa bootstrap over {over}"))
+    return _sorted(_means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=interval))
 
 
 def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
     return _sorted(result, seeds=seeds, seed_sd=spread)
 
 
-def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95):
+def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95) -> float | np.ndarray | pd.Series:
     """Half the width of the band, around 0, of the mean rank correlation of a map that knows nothing of the model.
 
     Against any fixed order of the drops, a random order of n patches has a Spearman correlation of mean 0 and variance 1 / (n - 1). The
@@ -105,7 +105,7 @@ def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: f
     return float(width) if np.ndim(width) == 0 else width
 
 
-def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator):
+def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
     """BCa ends of the mean of the finite ``scores`` (rows, columns) when images (their rows together) are drawn anew.
 
     The mean is a ratio of two sums over images, of the finite scores and of their number, so that an undefined score and several

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from idsds.statistics.means import mean_interval, per_image, rank
-from idsds.statistics.resampling import CHUNK, check_options, rng_for
+from idsds.statistics.resampling import CHUNK, check_options, covers, rng_for
 from idsds.statistics.tables import ScoreTable, known, one_of, score_table
 
 Pairs = Sequence[tuple[str, str]]
@@ -54,12 +54,16 @@ def paired_differences(
     one_of("comparison", by, COMPARED)
     table = score_table(records)
     _check_pairs(by, pairs, table)
-    found = [_compare(*group, by, confidence, resamples, permutations, seed) for group in _pairs_in(table, by, pairs)]
+    found = [
+        pd.DataFrame({**where, **_compare(part, first, second, confidence, resamples, permutations, seed)}).assign(
+            a=part.treatments[by].to_numpy()[first], b=part.treatments[by].to_numpy()[second]
+        )
+        for where, part, first, second in _pairs_in(table, by, pairs)
+    ]
     if not found:
         raise ValueError(f"no two {by}s have records of the same setting, there is nothing to compare")
     result = pd.concat(found, ignore_index=True)
-    over = "images" if table.seeds == 1 else f"images, {table.seeds} training seeds held fixed"
-    result = result.assign(p_holm=holm(result["p"].to_numpy()), interval=f"{100 * confidence:g} % BCa bootstrap over {over}")
+    result = result.assign(p_holm=holm(result["p"].to_numpy()))
     last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval"]
     return result[[name for name in result.columns if name not in last] + last]
 
@@ -191,7 +195,10 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _compare(where, part: ScoreTable, first, second, by, confidence, resamples, permutations, seed) -> pd.DataFrame:
+def _compare(
+    part: ScoreTable, first: list[int], second: list[int], confidence: float, resamples: int, permutations: int, seed: int
+) -> dict[str, object]:
+    """The columns of :func:`paired_differences` for the pairs of columns (first, second) of one table."""
     difference = part.scores[:, first] - part.scores[:, second]  # (rows, pairs)
     both = part.present[:, first] & part.present[:, second]
     finite = np.isfinite(difference)
@@ -199,21 +206,16 @@ def _compare(where, part: ScoreTable, first, second, by, confidence, resamples, 
     beats = ((difference > 0).sum(0) + 0.5 * (difference == 0).sum(0)) / np.where(count, count, np.nan)
     low, high = mean_interval(difference, part.image, confidence, resamples, rng_for(seed, "images", part.images))
     sums = _image_sums(difference, part.image)[0]
-    names = part.treatments[by].to_numpy()
-    return pd.DataFrame(
-        {
-            **where,
-            "a": names[first],
-            "b": names[second],
-            "difference": sums.sum(0) / np.where(count, count, np.nan),
-            "low": low,
-            "high": high,
-            "a_beats_b": beats,
-            "p": np.where(count, sign_flip_test(sums, permutations, rng_for(seed, "signs", len(sums))), np.nan),
-            "count": count,
-            "nan": both.sum(0) - count,
-        }
-    )
+    return {
+        "difference": sums.sum(0) / np.where(count, count, np.nan),
+        "low": low,
+        "high": high,
+        "a_beats_b": beats,
+        "p": np.where(count, sign_flip_test(sums, permutations, rng_for(seed, "signs", len(sums))), np.nan),
+        "count": count,
+        "nan": both.sum(0) - count,
+        "interval": covers(confidence, part.seeds),
+    }
 
 
 def _image_sums(difference: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.special import ndtr, ndtri
 
 Statistic = Callable[[np.ndarray], np.ndarray]
+Ends = tuple[np.ndarray, np.ndarray]
 #: Numbers per chunk of resampling weights, whatever the number of images: 1e6 float64 are 8 MB and stay in the cache.
 CHUNK = 1_000_000
 #: The acceleration needs a leave-one-out value per image; beyond this many images they are left out in groups.
@@ -32,6 +33,12 @@ def check_options(confidence: float, **counts: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
+def covers(confidence: float, seeds: int) -> str:
+    """What a BCa interval over images covers, in words: other images, but not other training seeds than the ``seeds`` at hand."""
+    over = "images" if seeds == 1 else f"images, {seeds} training seeds held fixed"
+    return f"{100 * confidence:g} % BCa bootstrap over {over}"
+
+
 def weights(rng: np.random.Generator, n: int, resamples: int, draws: int | None = None) -> Iterator[np.ndarray]:
     """How often each of ``n`` units occurs in each resample of ``draws`` (default ``n``) units, in chunks (chunk, n) of float64."""
     draws = n if draws is None else draws
@@ -43,7 +50,7 @@ def weights(rng: np.random.Generator, n: int, resamples: int, draws: int | None 
         yield np.bincount(drawn.ravel(), minlength=chunk * n).reshape(chunk, n).astype(np.float64)
 
 
-def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidence: float, resamples: int, rng: np.random.Generator):
+def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
     """The bias-corrected and accelerated bootstrap interval of a statistic of sums over units.
 
     A mean, a ratio or a coefficient of agreement depends on the units through sums alone. A resample is then a vector of weights, and all
@@ -70,7 +77,7 @@ def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidenc
     return _bca_ends(observed, drawn, left_out, confidence)
 
 
-def percentile_ends(drawn: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
     """The plain percentile interval of resampled values (resamples, columns)."""
     tail = (1 - confidence) / 2
     ends = [np.quantile(d[np.isfinite(d)], [tail, 1 - tail]) if np.isfinite(d).any() else np.full(2, np.nan) for d in drawn.T]
@@ -89,7 +96,7 @@ def _group_sums(features: np.ndarray | sparse.csr_array) -> np.ndarray:
     return sums.toarray() if sparse.issparse(sums) else sums
 
 
-def _bca_ends(observed: np.ndarray, drawn: np.ndarray, left_out: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def _bca_ends(observed: np.ndarray, drawn: np.ndarray, left_out: np.ndarray, confidence: float) -> Ends:
     tails = ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
     ends = np.full((len(observed), 2), np.nan)
     for column, value in enumerate(observed):

@@ -104,7 +104,9 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     rows = records.iloc[first_of_row]
     image = _codes(rows, ["image_id"])[0]
     seed = _codes(rows, ["seed"])[0] if "seed" in records.columns else np.zeros_like(image)
-    return ScoreTable(matrix, present, image, seed, records[keys].iloc[first].reset_index(drop=True))
+    treatments = records[keys].iloc[first].reset_index(drop=True)
+    plain = {name: dtype.categories.dtype for name, dtype in treatments.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
+    return ScoreTable(matrix, present, image, seed, treatments.astype(plain))
 
 
 def varying_settings(records: pd.DataFrame) -> list[str]:

@@ -57,6 +57,13 @@ def test_rank_does_not_depend_on_the_order_of_rows_or_on_other_methods(records):
     pd.testing.assert_frame_equal(alone, table[table["method"] == "IxG"].reset_index(drop=True), rtol=1e-12)
 
 
+def test_categories_and_missing_settings_are_taken(records):
+    table = rank(records.astype({"model": "category", "method": "category"}), resamples=50)
+    pd.testing.assert_frame_equal(table, rank(records, resamples=50))
+    half = records.assign(baseline=np.where(records["model"] == "wide", "blur", None))
+    assert rank(half, resamples=50)["count"].sum() == 239
+
+
 def test_rank_splits_by_settings_that_vary(records):
     both = pd.concat([records.assign(grid=4, baseline="zeros"), records.assign(grid=8, baseline="zeros")])
     table = rank(both, resamples=50)

@@ -1,0 +1,21 @@
+"""From records to numbers one can trust: means with intervals, paired comparisons, rankings with ties, agreement between images.
+
+Every function takes records (a tidy pandas frame, one row per image, model, method and setting) and returns a tidy frame. Each interval
+says in its ``interval`` column what it covers: images alone, or training seeds and images. An undefined (NaN) score is counted, never lost.
+"""
+
+from idsds.statistics.agreement import kendalls_w, krippendorffs_alpha
+from idsds.statistics.means import nested_bootstrap, null_band, rank
+from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
+
+__all__ = [
+    "holm",
+    "images_needed",
+    "kendalls_w",
+    "krippendorffs_alpha",
+    "nested_bootstrap",
+    "null_band",
+    "paired_differences",
+    "rank",
+    "ranking_with_ties",
+]

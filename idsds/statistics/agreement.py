@@ -1,0 +1,108 @@
+"""How far the images agree on the ranking of the methods: Kendall's W and Krippendorff's alpha, with intervals over images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.stats import rankdata
+
+from idsds.statistics.resampling import Statistic, bca, check_options, covers, rng_for
+from idsds.statistics.tables import ScoreTable, score_table
+
+#: From the ranks (images, methods): what is to be summed over images, and the coefficient as a function of the sums.
+Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]
+
+
+def kendalls_w(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """Kendall's coefficient of concordance, per model and setting: 1 where all images rank the methods alike, near 0 where they do not.
+
+    W = 12 sum_j (R_j - mean R)^2 / (m^2 (k^3 - k) - m sum T), with R_j the rank sums of k methods over m images and T = sum (t^3 - t) over
+    an image's ties. Kendall and Babington Smith, Annals of Mathematical Statistics 1939. Its mean for unrelated rankings is 1 / m.
+
+    Args:
+        records: as for :func:`idsds.statistics.rank`; scores of several seeds are averaged per image.
+        confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
+
+    Returns:
+        One row per model and setting: ``w``, ``low``, ``high``, ``methods``, ``count`` (images on which every method has a score), ``nan``
+        (images left out), ``interval``. NaN for fewer than two methods or images.
+    """
+
+    def prepare(ranks: np.ndarray) -> tuple[np.ndarray, Statistic]:
+        methods = ranks.shape[1]
+        # Over an image's midranks, sum r^2 = k (k + 1)(2k + 1) / 6 - T / 12.
+        ties = 2 * methods * (methods + 1) * (2 * methods + 1) - 12 * (ranks**2).sum(1)
+
+        def w(sums: np.ndarray) -> np.ndarray:
+            rank_sums, tied, images = sums[..., :methods], sums[..., -2], sums[..., -1]
+            spread = ((rank_sums - rank_sums.mean(-1, keepdims=True)) ** 2).sum(-1)
+            return (12 * spread / (images**2 * (methods**3 - methods) - images * tied))[..., None]
+
+        return np.column_stack([ranks, ties, np.ones(len(ranks))]), w
+
+    return _agreement("w", prepare, records, confidence, resamples, seed)
+
+
+def krippendorffs_alpha(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """Krippendorff's ordinal alpha of the ranks that the images give the methods: 1 is full agreement, 0 what chance gives.
+
+    alpha = 1 - D_o / D_e, images as coders and methods as units. The ordinal distance of two ranks is the difference of their midranks
+    among all values given, so that both disagreements are variances and nothing grows with the square of the values. Krippendorff,
+    "Content Analysis", 4th edition, 2018, chapter 12.
+
+    Args:
+        records, confidence, resamples, seed: as for :func:`kendalls_w`.
+
+    Returns:
+        As :func:`kendalls_w`, with ``alpha`` in place of ``w``.
+    """
+
+    def prepare(ranks: np.ndarray) -> tuple[sparse.csr_array, Statistic]:
+        images, methods = ranks.shape
+        values, code = np.unique(ranks, return_inverse=True)
+        column = code.reshape(ranks.shape) + np.arange(methods) * len(values)  # (images, methods): which (method, value) an image chose
+        start = np.arange(0, ranks.size + 1, methods)
+        features = sparse.csr_array((np.ones(ranks.size), column.ravel(), start), shape=(images, methods * len(values)))
+
+        def alpha(sums: np.ndarray) -> np.ndarray:
+            chosen = sums.reshape(*sums.shape[:-1], methods, len(values))
+            given = chosen.sum(-2)  # (..., values)
+            coders, total = chosen.sum(-1), given.sum(-1)
+            middle = given.cumsum(-1) - given / 2
+            middle = (middle - total[..., None] / 2) / total[..., None]
+            within = coders * np.einsum("...uv,...v->...u", chosen, middle**2) - np.einsum("...uv,...v->...u", chosen, middle) ** 2
+            between = total * (given * middle**2).sum(-1) - (given * middle).sum(-1) ** 2
+            return (1 - (within / (coders - 1)).sum(-1) / (between / (total - 1)))[..., None]
+
+        return features, alpha
+
+    return _agreement("alpha", prepare, records, confidence, resamples, seed)
+
+
+def _agreement(name: str, prepare: Prepare, records: pd.DataFrame, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
+    check_options(confidence, resamples=resamples)
+    table = score_table(records)
+    rows = []
+    for where, part in table.groups([key for key in table.treatments.columns if key != "method"]):
+        ranks, left_out = _ranks(part)
+        row = {**where, name: np.nan, "low": np.nan, "high": np.nan, "methods": ranks.shape[1], "count": len(ranks), "nan": left_out}
+        if min(ranks.shape) > 1:
+            features, statistic = prepare(ranks)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                row[name] = statistic(np.asarray(features.sum(0)).reshape(-1))[0]
+            (row["low"],), (row["high"],) = bca(features, statistic, confidence, resamples, rng_for(seed, "images", len(ranks)))
+        rows.append({**row, "interval": covers(confidence, part.seeds)})
+    return pd.DataFrame(rows)
+
+
+def _ranks(part: ScoreTable) -> tuple[np.ndarray, int]:
+    """Midranks of the methods within each complete image (images, methods), and the number of incomplete images."""
+    images, start = np.unique(part.image, return_index=True)
+    finite = np.isfinite(part.scores)
+    count = np.add.reduceat(finite.astype(np.int64), start, axis=0)
+    sums = np.add.reduceat(np.where(finite, part.scores, 0.0), start, axis=0)
+    complete = (count > 0).all(1)
+    return rankdata(sums[complete] / count[complete], axis=1), len(images) - int(complete.sum())

@@ -1,0 +1,243 @@
+"""Comparisons on the same images: paired differences, sign-flip tests with Holm's correction, rankings with ties, images needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from idsds.statistics.means import mean_interval, per_image, rank
+from idsds.statistics.resampling import CHUNK, check_options, covers, rng_for
+from idsds.statistics.tables import ScoreTable, known, one_of, score_table
+
+Pairs = Sequence[tuple[str, str]]
+COMPARED = ("method", "model")
+#: Differences are formed for this many pairs at a time, which bounds the memory: 64 x 50,000 images are 26 MB. No number depends on it.
+PAIRS_AT_ONCE = 64
+
+
+def paired_differences(
+    records: pd.DataFrame,
+    by: str = "method",
+    pairs: Pairs | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    permutations: int = 9_999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Any two methods (of one model) or any two models (under one method), image by image.
+
+    Only images on which both scores are defined are compared. ``p`` is that of the two-sided sign-flip test (:func:`sign_flip_test`),
+    ``p_holm`` is corrected for all rows of the table that is returned: ask for fewer pairs to correct for fewer. The interval of each
+    row is on its own, not simultaneous.
+
+    Args:
+        records: columns model, method, image_id, score; optionally seed (its scores are paired too) and settings.
+        by: ``"method"`` or ``"model"``, what is compared.
+        pairs: (a, b) names; None takes every pair.
+        confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
+        permutations: random sign flips, used where there are too many images for all of them.
+
+    Returns:
+        One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,
+        ``a_beats_b`` (the share of images where a scores higher, ties count half), ``p``, ``p_holm``, ``count`` (scores compared), ``nan``
+        (scores that both have but one of them undefined), ``interval``.
+
+    Raises:
+        UnknownNameError: for a name in ``pairs`` that the records do not hold, or an unknown ``by``.
+        TypeError, ValueError: where ``records`` or an option is not usable.
+    """
+    check_options(confidence, resamples=resamples, permutations=permutations)
+    one_of("comparison", by, COMPARED)
+    table = score_table(records)
+    _check_pairs(by, pairs, table)
+    found = [
+        pd.DataFrame({**where, **_compare(part, first, second, confidence, resamples, permutations, seed)}).assign(
+            a=part.treatments[by].to_numpy()[first], b=part.treatments[by].to_numpy()[second]
+        )
+        for where, part, first, second in _pairs_in(table, by, pairs)
+    ]
+    if not found:
+        raise ValueError(f"no two {by}s have records of the same setting, there is nothing to compare")
+    result = pd.concat(found, ignore_index=True)
+    result = result.assign(p_holm=holm(result["p"].to_numpy()))
+    last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval"]
+    return result[[name for name in result.columns if name not in last] + last]
+
+
+def ranking_with_ties(
+    records: pd.DataFrame, alpha: float = 0.05, resamples: int = 2_000, permutations: int = 9_999, seed: int = 0
+) -> pd.DataFrame:
+    """The ranking of the methods of each model, and for every neighbour whether the images tell the two apart.
+
+    Args:
+        records: as for :func:`idsds.statistics.rank`.
+        alpha: two neighbours count as told apart where their sign-flip p, corrected by Holm for all neighbours of the table, is at
+            most this.
+        resamples, permutations, seed: as for :func:`paired_differences`.
+
+    Returns:
+        The table of :func:`idsds.statistics.rank` (confidence 1 - alpha) with ``place`` (1 is best), ``next`` (the method below),
+        ``difference`` to it, ``p_holm``, ``told_apart`` (from the next; missing for the last) and ``tie``: neighbours with the same number
+        cannot be told apart from each other, one after the other.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha!r}; 0.05 is usual")
+    ranking = rank(records, 1 - alpha, resamples, seed)
+    keys = list(ranking.columns[: ranking.columns.get_loc("method")])
+    grouped = ranking.groupby(keys, sort=False, dropna=False)
+    ranking.insert(len(keys), "place", grouped.cumcount() + 1)
+    ranking["next"] = grouped["method"].shift(-1)
+    neighbours = {tuple(pair) for pair in ranking.loc[ranking["next"].notna(), ["method", "next"]].to_numpy()}
+    if neighbours:
+        pairs = paired_differences(records, "method", sorted(neighbours), 1 - alpha, 1, permutations, seed)
+        pairs = pairs.rename(columns={"a": "method", "b": "next"})[[*keys, "method", "next", "difference", "p"]]
+        ranking = ranking.merge(pairs, how="left", on=[*keys, "method", "next"])
+    else:
+        ranking = ranking.assign(difference=np.nan, p=np.nan)
+    # Holm's family is the neighbours alone: a pair that is adjacent under one model only is not a comparison under another.
+    ranking["p_holm"] = holm(ranking.pop("p").to_numpy())
+    told_apart = (ranking["p_holm"] <= alpha).astype("boolean").mask(ranking["next"].isna())
+    step = (told_apart.fillna(True)).groupby([ranking[k] for k in keys], sort=False, dropna=False).shift(1, fill_value=False)
+    tie = step.astype(int).groupby([ranking[k] for k in keys], sort=False, dropna=False).cumsum() + 1
+    return ranking.assign(told_apart=told_apart, tie=tie)
+
+
+def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", power: float = 0.8, alpha: float = 0.05) -> pd.DataFrame:
+    """How many images it takes to tell ``a`` from ``b``, were the difference and its spread those of the records.
+
+    n = ((z_(1 - alpha / 2) + z_power) sd / difference)^2 + z_(1 - alpha / 2)^2 / 2: the two-sided paired test, with Guenther's (1981) term
+    for the unknown standard deviation.
+
+    Args:
+        records: as for :func:`paired_differences`; scores of several seeds are averaged per image.
+        a, b: two names.
+        by: ``"method"`` or ``"model"``, what they are.
+        power: the probability of telling them apart that is wanted.
+        alpha: the level of the (uncorrected) test.
+
+    Returns:
+        One row per model (or method) and setting that holds both: ``a``, ``b``, ``difference``, ``sd`` (of the difference over images),
+        ``count`` (images at hand), ``images`` (needed; inf where the means are equal, NaN for fewer than two images at hand).
+
+    Raises:
+        UnknownNameError: where the records do not hold ``a`` or ``b``.
+        ValueError: for a power or alpha outside (0, 1) or a power below alpha.
+    """
+    one_of("comparison", by, COMPARED)
+    if not 0 < alpha < 1 or not alpha < power < 1:
+        raise ValueError(f"wanted 0 < alpha < power < 1, got alpha={alpha!r} and power={power!r}")
+    table = score_table(records)
+    _check_pairs(by, [(a, b)], table)
+    z, rows = ndtri(1 - alpha / 2), []
+    for where, part, first, second in _pairs_in(table, by, [(a, b)]):
+        sums, counts = _image_sums(part.scores[:, first] - part.scores[:, second], part.image)
+        each = sums[counts > 0] / counts[counts > 0]
+        difference, sd, images = each.mean() if len(each) else np.nan, np.nan, np.nan
+        if len(each) > 1:
+            sd = each.std(ddof=1)
+            images = np.inf if difference == 0 else np.ceil(((z + ndtri(power)) * sd / difference) ** 2 + z**2 / 2)
+        rows.append({**where, "a": a, "b": b, "difference": difference, "sd": sd, "count": len(each), "images": images})
+    if not rows:
+        raise ValueError(f"no setting holds records of both {a!r} and {b!r}")
+    return pd.DataFrame(rows)
+
+
+def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Generator) -> np.ndarray:
+    """Two-sided p of the mean of paired differences, were the sign of each image's difference a fair coin.
+
+    All 2^n flips where there are no more of them than ``permutations``; else random ones, p = (1 + as extreme) / (1 + permutations).
+    Such a p cannot fall below its floor, which would hide every difference once hundreds of pairs are corrected for. Where Hoeffding's
+    bound on the very same probability, 2 exp(-(sum d)^2 / (2 sum d^2)), is below the floor, it is returned: the exact p is no larger.
+
+    Args:
+        differences: (images, pairs), 0 where undefined (a difference of 0 takes no part).
+        permutations: random flips.
+        rng: draws them.
+
+    Returns:
+        p (pairs,), 1 where all differences are 0.
+    """
+    observed = np.abs(differences.sum(0))
+    squares = (differences**2).sum(0)
+    p = np.ones(len(observed))
+    np.divide(observed**2, 2 * squares, out=p, where=squares > 0)
+    p = np.where(squares > 0, np.clip(2 * np.exp(-p), np.finfo(float).tiny, 1.0), 1.0)
+    taking_part = (differences != 0).sum(0)
+    slack = 1e-12 * np.abs(differences).sum(0)  # flips that tie with what was observed count, whatever the order of the sums
+    exact = taking_part <= np.log2(permutations)
+    for column in np.flatnonzero(exact & (taking_part > 0)):
+        d = differences[differences[:, column] != 0, column]
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)  # (2^n, n)
+        p[column] = np.mean(np.abs(signs @ d) >= observed[column] - slack[column])
+    columns = np.flatnonzero(~exact & (p >= 1 / (1 + permutations)))
+    if len(columns):
+        chosen, extreme = differences[:, columns], np.zeros(len(columns))
+        for start in range(0, permutations, step := max(1, CHUNK // len(chosen))):
+            chunk = min(step, permutations - start)
+            bits = np.frombuffer(rng.bytes(chunk * (-(-len(chosen) // 8))), dtype=np.uint8).reshape(chunk, -1)
+            signs = 1.0 - 2.0 * np.unpackbits(bits, axis=1, count=len(chosen))  # (chunk, images)
+            extreme += (np.abs(signs @ chosen) >= observed[columns] - slack[columns]).sum(0)
+        p[columns] = (1 + extreme) / (1 + permutations)
+    return p
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) step-down correction: the i-th smallest of m becomes max over j <= i of (m - j + 1) p_j, at most 1; NaN stay out."""
+    p = np.asarray(p, dtype=np.float64)
+    corrected = np.full(p.shape, np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return corrected
+
+
+def _compare(
+    part: ScoreTable, first: list[int], second: list[int], confidence: float, resamples: int, permutations: int, seed: int
+) -> dict[str, object]:
+    """The columns of :func:`paired_differences` for the pairs of columns (first, second) of one table."""
+    difference = part.scores[:, first] - part.scores[:, second]  # (rows, pairs)
+    both = part.present[:, first] & part.present[:, second]
+    finite = np.isfinite(difference)
+    count = finite.sum(0)
+    beats = ((difference > 0).sum(0) + 0.5 * (difference == 0).sum(0)) / np.where(count, count, np.nan)
+    low, high = mean_interval(difference, part.image, confidence, resamples, rng_for(seed, "images", part.images))
+    sums = _image_sums(difference, part.image)[0]
+    return {
+        "difference": sums.sum(0) / np.where(count, count, np.nan),
+        "low": low,
+        "high": high,
+        "a_beats_b": beats,
+        "p": np.where(count, sign_flip_test(sums, permutations, rng_for(seed, "signs", len(sums))), np.nan),
+        "count": count,
+        "nan": both.sum(0) - count,
+        "interval": covers(confidence, part.seeds),
+    }
+
+
+def _image_sums(difference: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per image the sum of the defined differences and their number; an image's seeds flip sign together."""
+    finite = np.isfinite(difference)
+    return per_image(np.where(finite, difference, 0.0), image), per_image(finite.astype(np.int64), image)
+
+
+def _check_pairs(by: str, pairs: Pairs | None, table: ScoreTable) -> None:
+    for pair in pairs or ():
+        if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
+            raise ValueError(f"a pair must be two different {by}s, got {pair!r}")
+        known(by, pair, table)
+
+
+def _pairs_in(table: ScoreTable, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:
+    """Per model (or method) and setting: which one, its table, and the columns to compare as two lists."""
+    keys = [name for name in table.treatments.columns if name != by]
+    for where, part in table.groups(keys):
+        place = {name: column for column, name in enumerate(part.treatments[by])}
+        wanted = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
+        columns = [(place[a], place[b]) for a, b in wanted]
+        for start in range(0, len(columns), PAIRS_AT_ONCE):
+            first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
+            yield where, part, first, second

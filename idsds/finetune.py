@@ -88,8 +88,8 @@ def plan_training(
     trained = Stage(recipe=recipe, deletion=None, **shared)
     if not in_domain:
         return trained
-    # A third of the learning rate: the weights are to adapt to holes, not to be found again.
-    tuning = recipe.model_copy(update={"lr": recipe.lr / 3})
+    # Less of everything: the weights are to adapt to holes, not to be found again.
+    tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
     return Stage(recipe=tuning, deletion=Deletion(grid=grid, baseline=baseline), start=trained, **shared)
 
 

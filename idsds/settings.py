@@ -97,7 +97,7 @@ class Recipe(Settings):
     The defaults train a ``mini_*`` net from scratch; the paper's recipe for fine-tuning at full size is :data:`PAPER`.
     """
 
-    epochs: PositiveInt = 4
+    epochs: PositiveInt = 3
     batch_size: PositiveInt = 64
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-3

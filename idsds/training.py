@@ -115,6 +115,7 @@ def fit(
     """
     fabric = Fabric(accelerator=device, devices=1, precision=precision)
     loss = describe(model).loss
+    model.to(memory_format=torch.channels_last)  # up to twice as fast, on a CPU too
     net, optimizer = fabric.setup(model, _optimizer(model, recipe))
     train_loader = DataLoader(train, recipe.batch_size, shuffle=True, collate_fn=collate, generator=(order := torch.Generator()))
     val_loader = DataLoader(val, 256, collate_fn=collate)
@@ -135,7 +136,7 @@ def fit(
                     replacement = baseline_images(images, deletion.baseline, seed=seed, image_ids=image_ids)
                     images = delete_patches(images, replacement, patches, deletion.grid)
                 optimizer.zero_grad()
-                value = loss_of(net(images), targets, loss)
+                value = loss_of(net(images.contiguous(memory_format=torch.channels_last)), targets, loss)
                 fabric.backward(value)
                 if recipe.clip:
                     fabric.clip_gradients(net, optimizer, max_norm=recipe.clip)

@@ -83,7 +83,7 @@ class NormFreeResNet(nn.Module):
         scalars: Fixup's scalar biases and multipliers, and a bias in the classifier; without them the net is bias-free.
         bottleneck: bottleneck blocks instead of basic ones.
         width: channels of the first stage.
-        small_inputs: a 3 x 3 stem for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
+        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class NormFreeResNet(nn.Module):
         for name in ("bias1", "bias2"):
             self.register_parameter(name, nn.Parameter(torch.zeros(1)) if scalars else None)
         if small_inputs:
-            self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
         else:
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.relu = nn.ReLU(inplace=True)

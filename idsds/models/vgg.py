@@ -18,9 +18,9 @@ VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and
 
 # As many convolutions as the large net of that name, with fewer poolings.
 MINI_LAYERS: dict[int, list[str | int]] = {
-    11: [16, "M", 32, 64, 64, "M", 64, 64, 64, 64, "M"],
-    13: [16, 16, "M", 32, 32, 64, 64, "M", 64, 64, 64, 64, "M"],
-    16: [16, 16, "M", 32, 32, 64, 64, 64, "M", 64, 64, 64, 64, 64, 64, "M"],
+    11: [16, "M", 32, "M", 48, 48, "M", 64, 64, 64, 64],
+    13: [16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, 64, 64],
+    16: [16, 16, "M", 32, 32, "M", 48, 48, 48, "M", 64, 64, 64, 64, 64, 64],
 }
 
 

@@ -125,8 +125,8 @@ def bagnet33(num_classes: int) -> nn.Module:
     num_classes=10,
     input_size=32,
     source=SOURCE,
-    training={"epochs": 6},
+    training={"epochs": 4, "lr": 1e-2},
 )
 def mini_bagnet(num_classes: int) -> nn.Module:
     """Windows of 9 pixels on 32; bagnet33 sees 33 of 224."""
-    return BagNet(num_classes, blocks=(1, 1), kernels=(3, 3), strides=(2, 2), width=16)
+    return BagNet(num_classes, blocks=(1, 1), kernels=(3, 3), strides=(2, 2), width=24, stem_momentum=0.1)

@@ -1,6 +1,6 @@
 """Attribution methods by family. Importing this package fills the registry."""
 
-from idsds.methods import cam, controls, gradient, intrinsic
+from idsds.methods import cam, controls, gradient, guided, intrinsic, relevance, rise, transformer
 from idsds.methods.base import (
     METHODS,
     Method,
@@ -25,10 +25,14 @@ __all__ = [
     "controls",
     "create_method",
     "gradient",
+    "guided",
     "intrinsic",
     "list_methods",
     "register_method",
+    "relevance",
+    "rise",
     "shared_maps",
     "shared_passes",
     "split_name",
+    "transformer",
 ]

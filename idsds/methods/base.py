@@ -96,13 +96,16 @@ class MethodEntry:
 METHODS: Registry[MethodEntry] = Registry("method")
 
 
-def register_method(*names: Any, replace: bool = False, family: str = "own", **entry: Any) -> Any:
+def register_method(
+    *names: Any, family: str = "own", variants: Mapping[str, Mapping[str, Any]] | None = None, replace: bool = False, **entry: Any
+) -> Any:
     """Enter the decorated function or class under ``names``, or under its own name.
 
     Args:
         names: none, one or several; with the function itself in their place (``@register_method`` without brackets) all is default.
-        replace: whether to put it in the place of a method of that name.
         family: one of :data:`FAMILIES`.
+        variants: more names, each with values of its own for some options.
+        replace: whether to put it in the place of a method of that name.
         entry: the other fields of :class:`MethodEntry`.
 
     Raises:
@@ -112,13 +115,15 @@ def register_method(*names: Any, replace: bool = False, family: str = "own", **e
     if family not in FAMILIES:
         raise UnknownNameError("method family", family, FAMILIES)
     if len(names) == 1 and callable(names[0]):
-        return register_method(replace=replace, family=family, **entry)(names[0])
+        return register_method(family=family, variants=variants, replace=replace, **entry)(names[0])
 
     def decorate(function: Callable) -> Callable:
-        for name in names or (function.__name__,):
+        common = entry.pop("options", {})
+        for name, options in {**dict.fromkeys(names or (function.__name__,), {}), **(variants or {})}.items():
             if name.endswith(ABSOLUTE):
                 raise ValueError(f"a method cannot be called {name!r}: {ABSOLUTE!r} at the end asks for the absolute values of another")
-            METHODS.add(name, MethodEntry(name=name, function=function, family=family, **entry), replace=replace)
+            options = {**common, **options}
+            METHODS.add(name, MethodEntry(name=name, function=function, family=family, options=options, **entry), replace=replace)
         return function
 
     return decorate

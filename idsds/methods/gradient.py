@@ -237,26 +237,20 @@ def gradient_shap(
         draws: keyed random numbers.
         batch: images per pass.
     """
-    shape = (len(images), samples)
-    if positions is None:
-        positions = draws.uniform(samples, key="positions")[..., 0, 0, 0]
-    if positions.shape != shape:
+    if positions is not None and positions.shape != (shape := (len(images), samples)):
         raise ValueError(f"GradientSHAP: the positions handed in have shape {tuple(positions.shape)}, wanted {shape}")
     if baselines is not None and baselines.shape[1:] != images.shape[1:]:
         raise ValueError(f"GradientSHAP: baselines of shape {tuple(baselines.shape)} for images {tuple(images.shape)}; wanted (N, C, H, W)")
-    positions = positions.to(images)[:, :, None, None, None]
     maps = []
     step = max(1, batch // samples)
     for start in range(0, len(images), step):
-        some = slice(start, start + step)
-        noise = part(draws, start, start + step).uniform(samples, key="baselines")  # (b, samples, C, H, W)
-        if baselines is None:
-            starts = 2 * noise - 1
-        else:
-            # One number of each sample's noise picks its baseline.
-            starts = baselines.to(images)[(noise[..., 0, 0, 0] * len(baselines)).long()]
+        some, noise = slice(start, start + step), part(draws, start, start + step)
+        starts = noise.uniform(samples, key="baselines")  # (b, samples, C, H, W)
+        # From a given distribution, one number of each sample's noise picks the baseline.
+        starts = 2 * starts - 1 if baselines is None else baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long()]
         difference = images[some, None] - starts
-        path = starts + positions[some] * difference
+        share = noise.uniform(samples, key="positions")[..., 0, 0, 0] if positions is None else positions[some].to(images)
+        path = starts + share[..., None, None, None] * difference
         found = gradients(model, path.flatten(0, 1), targets[some].repeat_interleave(samples), batch)
         maps.append((difference * found.view_as(difference)).mean(dim=1))
     return torch.cat(maps)
@@ -264,39 +258,37 @@ def gradient_shap(
 
 def _register() -> None:
     ig_source = "Sundararajan et al., ICML 2017"
-    starts = {"IG": "zeros", "IG-U": "uniform"}
-    for name, baseline in {**starts, "IG-U (paper)": "uniform per image"}.items():
-        register_method(
-            name,
-            family="gradient",
-            options={"baseline": baseline},
-            output="IG",
-            passes=lambda model, steps, **_: Passes(1, 1).times(steps),
-            noise="uniform baseline",
-            source=ig_source if name == "IG" else f"{ig_source}; Sturmfels et al., Distill 2020 (uniform baseline)",
-        )(ig)
+    uniform = {"baseline": "uniform"}
+    register_method(
+        "IG",
+        family="gradient",
+        variants={"IG-U": uniform, "IG-U (paper)": {"baseline": "uniform per image"}},
+        output="IG",
+        passes=lambda model, steps, **_: Passes(1, 1).times(steps),
+        noise="uniform baseline",
+        source=f"{ig_source}; Sturmfels et al., Distill 2020 (uniform baseline)",
+    )(ig)
     for suffix, source in SMOOTHGRAD.items():
-        for ending, options in {"": {}, " (paper)": PAPER_SMOOTHGRAD}.items():
-            for name in ("Gradient", "IxG"):
-                register_method(
-                    name + suffix + ending,
-                    family="gradient",
-                    options=options,
-                    output=name + suffix,
-                    passes=lambda model, samples, **_: Passes(1, 1).times(samples),
-                    noise="SmoothGrad",
-                    source=source,
-                )(gradient_smoothed)
-            for name, baseline in starts.items():
-                register_method(
-                    name + suffix + ending,
-                    family="gradient",
-                    options={**options, "baseline": baseline},
-                    output="IG" + suffix,
-                    passes=lambda model, steps, samples, **_: Passes(1, 1).times(steps * samples),
-                    noise="SmoothGrad",
-                    source=f"{ig_source}; {source}",
-                )(ig_smoothed)
+        paper = suffix + " (paper)"
+        for name in ("Gradient", "IxG"):
+            register_method(
+                name + suffix,
+                family="gradient",
+                variants={name + paper: PAPER_SMOOTHGRAD},
+                output=name + suffix,
+                passes=lambda model, samples, **_: Passes(1, 1).times(samples),
+                noise="SmoothGrad",
+                source=source,
+            )(gradient_smoothed)
+        register_method(
+            "IG" + suffix,
+            family="gradient",
+            variants={"IG-U" + suffix: uniform, "IG" + paper: PAPER_SMOOTHGRAD, "IG-U" + paper: {**uniform, **PAPER_SMOOTHGRAD}},
+            output="IG" + suffix,
+            passes=lambda model, steps, samples, **_: Passes(1, 1).times(steps * samples),
+            noise="SmoothGrad",
+            source=f"{ig_source}; {source}",
+        )(ig_smoothed)
 
 
 _register()

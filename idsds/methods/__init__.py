@@ -14,13 +14,16 @@ from idsds.methods.base import (
     shared_passes,
     split_name,
 )
+from idsds.methods.own import OwnMethod, as_method
 
 __all__ = [
     "METHODS",
     "Method",
     "MethodEntry",
+    "OwnMethod",
     "Passes",
     "as_map",
+    "as_method",
     "cam",
     "controls",
     "create_method",

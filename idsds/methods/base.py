@@ -118,12 +118,11 @@ def register_method(
         return register_method(family=family, variants=variants, replace=replace, **entry)(names[0])
 
     def decorate(function: Callable) -> Callable:
-        common = entry.pop("options", {})
-        for name, options in {**dict.fromkeys(names or (function.__name__,), {}), **(variants or {})}.items():
+        for name, options in {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}.items():
             if name.endswith(ABSOLUTE):
                 raise ValueError(f"a method cannot be called {name!r}: {ABSOLUTE!r} at the end asks for the absolute values of another")
-            options = {**common, **options}
-            METHODS.add(name, MethodEntry(name=name, function=function, family=family, options=options, **entry), replace=replace)
+            fields = {**entry, "options": {**entry.get("options", {}), **options}}
+            METHODS.add(name, MethodEntry(name=name, function=function, family=family, **fields), replace=replace)
         return function
 
     return decorate

@@ -269,13 +269,13 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
         RuntimeWarning: a NaN or an infinity in the map of some images, which are named; the values are kept.
     """
     batch, _, height, width = images.shape
-    ids = (draws or Draws(0, name, images)).image_ids if not _is_map(value, images) else []
+    ids = (draws or Draws(0, name, images)).image_ids if not is_map(value, images) else []
     explained = f" for the images {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}"
     if not isinstance(value, Tensor):
         raise TypeError(f"method {name!r} returned {type(value).__name__}{explained}, not a tensor of attributions")
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"method {name!r} returned values of {value.dtype}{explained}, not of real numbers")
-    if not _is_map(value, images):
+    if not is_map(value, images):
         wanted = f"({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
         raise ValueError(f"method {name!r} returned shape {tuple(value.shape)}{explained}; wanted {wanted}")
     value = value[:, None] if value.ndim == 3 else value
@@ -288,7 +288,7 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
     return maps
 
 
-def _is_map(value: object, images: Tensor) -> bool:
+def is_map(value: object, images: Tensor) -> bool:
     """Whether a value has the shape and type of attributions of these images."""
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
         return False

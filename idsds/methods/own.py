@@ -9,7 +9,7 @@ A captum ``Attribution``, a torchcam extractor, a ready :class:`~idsds.methods.b
         "Score-CAM": torchcam.methods.ScoreCAM(net, "layer4"),
     }
 
-They get whole batches and are expected to explain each image by itself: a batch that does not fit in memory is cut in halves.
+They are given as many images at a time as fit in memory, and are expected to explain each image by itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
-from idsds.batching import halving, in_batches
-from idsds.methods.base import Method, MethodEntry
+from idsds.methods.base import Method, MethodEntry, is_map
 
 Explain = Callable[[Tensor, Tensor], Any]
 
@@ -42,23 +41,18 @@ class OwnMethod(Method):
     def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
         self.name, self.absolute, self.model, self.seed, self.batch = name, False, model, seed, None
         self.options: dict[str, Any] = {}
-        self.entry = MethodEntry(name=name, function=partial(self._explain, explain), family="own")
-
-    def _explain(self, explain: Explain, _model: nn.Module, images: Tensor, targets: Tensor) -> Any:
-        # The map is checked by the engine, which knows the image ids; only maps of the right length can be put together again.
-        if self.batch is None or self.batch >= len(images):
-            self.batch = None
-            result, fitted = halving(lambda size: _in_parts(explain, images, targets, size), len(images))
-            if fitted < len(images):
-                self.batch = fitted
-            return result
-        return _in_parts(explain, images, targets, self.batch)
+        self.entry = MethodEntry(name=name, function=partial(_in_parts, explain), family="own")
 
 
-def _in_parts(explain: Explain, images: Tensor, targets: Tensor, size: int) -> Any:
-    if size >= len(images):
-        return explain(images, targets)
-    return in_batches(explain, images, targets, size=size)
+def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Any:
+    """What ``explain`` says of ``batch`` images at a time, or the first that is no map at all, for the engine to complain of."""
+    parts = []
+    for start in range(0, len(images), batch):
+        some = slice(start, start + batch)
+        parts.append(explain(images[some], targets[some]))
+        if not is_map(parts[-1], images[some]):
+            return parts[-1]
+    return torch.cat(parts)
 
 
 def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:

@@ -1,6 +1,6 @@
 """Attribution methods by family. Importing this package fills the registry."""
 
-from idsds.methods import cam, controls, gradient, intrinsic
+from idsds.methods import cam, controls, gradient, guided, intrinsic, relevance, rise, transformer
 from idsds.methods.base import (
     METHODS,
     Method,
@@ -14,21 +14,28 @@ from idsds.methods.base import (
     shared_passes,
     split_name,
 )
+from idsds.methods.own import OwnMethod, as_method
 
 __all__ = [
     "METHODS",
     "Method",
     "MethodEntry",
+    "OwnMethod",
     "Passes",
     "as_map",
+    "as_method",
     "cam",
     "controls",
     "create_method",
     "gradient",
+    "guided",
     "intrinsic",
     "list_methods",
     "register_method",
+    "relevance",
+    "rise",
     "shared_maps",
     "shared_passes",
     "split_name",
+    "transformer",
 ]

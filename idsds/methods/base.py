@@ -7,14 +7,18 @@ it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per intern
     @register_method(family="gradient", passes=Passes(1, 1))
     def Mine(model, images, targets): ...
 
-``NAME abs`` exists for every name: the absolute value of the channel-summed map.
+or a class that is made once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; ``@register_method`` alone will do
+too. ``NAME abs`` exists for every name: the absolute value of the channel-summed map. How to score a method without registering it is
+told in :mod:`idsds.methods.own`.
 """
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +31,7 @@ from idsds.registry import Registry, UnknownNameError
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
 ABSOLUTE = " abs"
+ENGINE = ("draws", "batch")  # what a method may ask of the engine, no option of its own
 
 
 class Passes(NamedTuple):
@@ -54,10 +59,11 @@ class MethodEntry:
 
     Args:
         name: the key, the poster's label.
-        function: computes the map, see this module's docstring.
+        function: computes the map, or a class; see this module's docstring.
         family: one of :data:`FAMILIES`; it decides the marker in the figures.
+        output: the key of this method in the dict that the function returns; "": its name.
         options: values of the function's options that make this method.
-        passes: passes per image, or a function of the options.
+        passes: passes per image, or a function ``(model, **options)``; None: unknown.
         noise: key of the random numbers; methods with the same key see the same noise.
         inapplicable: the reason why the method does not apply to a model, or None where it does.
         source: the paper.
@@ -66,8 +72,9 @@ class MethodEntry:
     name: str
     function: Callable[..., Tensor | dict[str, Tensor]]
     family: str
+    output: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-    passes: Passes | Callable[..., Passes] = Passes(1, 1)
+    passes: Passes | Callable[..., Passes] | None = None
     noise: str = ""
     inapplicable: Callable[[nn.Module], str | None] = _applies_to_all
     source: str = ""
@@ -75,24 +82,47 @@ class MethodEntry:
     def settings(self, **given: Any) -> dict[str, Any]:
         """The function's options with their defaults, those of this entry and the given ones. Raises UnknownNameError."""
         parameters = inspect.signature(self.function).parameters.values()
-        known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("draws", "batch")}
+        known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ENGINE}
         for option in given:
             if option not in known:
                 raise UnknownNameError(f"option of method {self.name!r}", option, known)
-        return {**known, **self.options, **given}
+        settings = {**known, **self.options, **given}
+        for option, value in settings.items():
+            if value is inspect.Parameter.empty:
+                raise TypeError(f"method {self.name!r} needs a value for its option {option!r}")
+        return settings
 
 
 METHODS: Registry[MethodEntry] = Registry("method")
 
 
-def register_method(*names: str, replace: bool = False, family: str = "own", **entry: Any) -> Callable[[Callable], Callable]:
-    """Enter the decorated function under ``names``, or under its own name; the other arguments are those of :class:`MethodEntry`."""
+def register_method(
+    *names: Any, family: str = "own", variants: Mapping[str, Mapping[str, Any]] | None = None, replace: bool = False, **entry: Any
+) -> Any:
+    """Enter the decorated function or class under ``names``, or under its own name.
+
+    Args:
+        names: none, one or several; with the function itself in their place (``@register_method`` without brackets) all is default.
+        family: one of :data:`FAMILIES`.
+        variants: more names, each with values of its own for some options.
+        replace: whether to put it in the place of a method of that name.
+        entry: the other fields of :class:`MethodEntry`.
+
+    Raises:
+        UnknownNameError: for an unknown family.
+        ValueError: where a name is taken, or ends in `` abs``, which is what the absolute version of another is called.
+    """
     if family not in FAMILIES:
         raise UnknownNameError("method family", family, FAMILIES)
+    if len(names) == 1 and callable(names[0]):
+        return register_method(family=family, variants=variants, replace=replace, **entry)(names[0])
 
     def decorate(function: Callable) -> Callable:
-        for name in names or (function.__name__,):
-            METHODS.add(name, MethodEntry(name=name, function=function, family=family, **entry), replace=replace)
+        for name, options in {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}.items():
+            if name.endswith(ABSOLUTE):
+                raise ValueError(f"a method cannot be called {name!r}: {ABSOLUTE!r} at the end asks for the absolute values of another")
+            fields = {**entry, "options": {**entry.get("options", {}), **options}}
+            METHODS.add(name, MethodEntry(name=name, function=function, family=family, **fields), replace=replace)
         return function
 
     return decorate
@@ -149,10 +179,17 @@ class Method:
         self.options = self.entry.settings(**options)
 
     @property
-    def passes(self) -> Passes:
-        """Forward and backward passes per image."""
+    def passes(self) -> Passes | None:
+        """Forward and backward passes per image, None where they are not known."""
         passes = self.entry.passes
         return passes(self.model, **self.options) if callable(passes) else passes
+
+    @cached_property
+    def function(self) -> Callable[..., Tensor | dict[str, Tensor]]:
+        """What computes the maps of ``(images, targets)``; a class of the user's is made here, once."""
+        if isinstance(self.entry.function, type):
+            return self.entry.function(self.model, **self.options)
+        return partial(self.entry.function, self.model, **self.options)
 
     @property
     def computation(self) -> Hashable:
@@ -187,50 +224,76 @@ def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, imag
     for method in methods:
         if method.computation not in computed:
             computed[method.computation] = _compute(method, images, targets, image_ids)
-        found = computed[method.computation][method.entry.name]
+        found = computed[method.computation][method.entry.output or method.entry.name]
         maps[method.name] = found.abs() if method.absolute else found
     return maps
 
 
 def shared_passes(methods: Sequence[Method]) -> Passes:
-    """Passes per image of :func:`shared_maps`."""
-    distinct = {method.computation: method.passes for method in methods}
+    """Passes per image of :func:`shared_maps`; those of methods whose passes are unknown are not in it."""
+    distinct = {method.computation: method.passes or Passes(0, 0) for method in methods}
     return sum(distinct.values(), Passes(0, 0))
 
 
 def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> dict[str, Tensor]:
-    entry = method.entry
-    parameters = inspect.signature(entry.function).parameters
-    options = dict(method.options)
-    if "draws" in parameters:
-        options["draws"] = Draws(method.seed, entry.noise or entry.name, images, image_ids)
+    """All outputs of a method's computation, by output name."""
+    entry, function = method.entry, method.function
+    asked = inspect.signature(function.__call__ if isinstance(entry.function, type) else entry.function).parameters  # type: ignore[operator]
+    draws = Draws(method.seed, entry.noise or entry.name, images, image_ids)
+    if "draws" in asked:
+        function = partial(function, draws=draws)
     with frozen(method.model):
-        if "batch" in parameters:
+        if "batch" in asked:
             size = method.batch or default_batch(images)
-            result, method.batch = halving(lambda b: entry.function(method.model, images, targets, **{**options, "batch": b}), size)
+            result, method.batch = halving(lambda batch: function(images, targets, batch=batch), size)
         else:
-            result = entry.function(method.model, images, targets, **options)
-    results = result if isinstance(result, dict) else {entry.name: result}
-    return {name: as_map(name, value, images) for name, value in results.items()}
+            result = function(images, targets)
+    results = result if isinstance(result, dict) else {entry.output or entry.name: result}
+    return {name: as_map(name, value, images, draws) for name, value in results.items()}
 
 
-def as_map(name: str, value: object, images: Tensor) -> Tensor:
+def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None) -> Tensor:
     """Whatever a method returned as (B, 1, H, W): channels summed, detached.
 
+    Args:
+        name: the method, for messages.
+        value: what it returned.
+        images: (B, C, H, W), what it explained.
+        draws: knows the image ids, for messages.
+
     Raises:
-        TypeError: not a tensor.
+        TypeError: not a tensor, or not one of real floating-point numbers.
         ValueError: a shape that does not match the images.
+
+    Warns:
+        RuntimeWarning: a NaN or an infinity in the map of some images, which are named; the values are kept.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"method {name!r} returned {type(value).__name__}, not a tensor of attributions")
     batch, _, height, width = images.shape
-    if value.ndim == 3:
-        value = value[:, None]
-    if value.ndim != 4 or value.shape[0] != batch or value.shape[-2:] != images.shape[-2:]:
-        raise ValueError(
-            f"method {name!r} returned shape {tuple(value.shape)}; wanted ({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
-        )
-    return value.detach().sum(dim=1, keepdim=True)
+    ids = (draws or Draws(0, name, images)).image_ids if not is_map(value, images) else []
+    explained = f" for the images {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"method {name!r} returned {type(value).__name__}{explained}, not a tensor of attributions")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"method {name!r} returned values of {value.dtype}{explained}, not of real numbers")
+    if not is_map(value, images):
+        wanted = f"({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
+        raise ValueError(f"method {name!r} returned shape {tuple(value.shape)}{explained}; wanted {wanted}")
+    value = value[:, None] if value.ndim == 3 else value
+    maps = value.detach().sum(dim=1, keepdim=True)
+    undefined = ~maps.isfinite().flatten(1).all(dim=1)  # (B,)
+    if undefined.any():
+        ids = [i for i, bad in zip((draws or Draws(0, name, images)).image_ids, undefined.tolist(), strict=True) if bad]
+        listed = f"{', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}"
+        warnings.warn(f"method {name!r} gave a NaN or an infinity for {len(ids)} of {batch} images: {listed}", RuntimeWarning, stacklevel=2)
+    return maps
+
+
+def is_map(value: object, images: Tensor) -> bool:
+    """Whether a value has the shape and type of attributions of these images."""
+    if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
+        return False
+    spatial = value.ndim == 3 or (value.ndim == 4 and value.shape[1] > 0)
+    return spatial and len(value) == len(images) and value.shape[-2:] == images.shape[-2:]
 
 
 def check_batch(images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> None:

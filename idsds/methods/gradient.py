@@ -1,7 +1,8 @@
-"""The gradient family: the gradient, input times gradient, integrated gradients, and SmoothGrad over each of them.
+"""The gradient family: the gradient, input times gradient, integrated gradients, GradientSHAP, and SmoothGrad over each of the first three.
 
-Captum computes the attributions. Its NoiseTunnel is not used: it draws from the global generator, so that a batch would not give what its
-images give alone; the noise here is keyed per image, and one set of noisy passes yields the mean, the mean square and the variance.
+Captum computes gradients and integrated gradients. Its NoiseTunnel and GradientShap are not used: they draw from global generators, so that
+a batch would not give what its images give alone. The noise here is keyed per image, and one set of noisy passes yields the mean, the mean
+square and the variance.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from torch import Tensor, nn
 
 from idsds.batching import in_batches
 from idsds.methods.base import Passes, register_method
+from idsds.models.base import describe
 from idsds.randomness import Draws
 from idsds.registry import UnknownNameError
 
+STEPS = 50
 # The reference runs captum's NoiseTunnel with 4 samples and leaves the noise at its default, 1.0 in normalised units.
-SAMPLES, SIGMA, STEPS = 4, 1.0, 50
+SAMPLES, SIGMA = 4, 1.0
+# Smilkov et al. recommend 50 samples, and a sigma of 10 to 20 % of the range of the image's values.
+PAPER_SMOOTHGRAD = {"samples": 50, "sigma": 0.15, "relative": True}
 
 SMOOTHGRAD = {
     "-SG": "Smilkov et al., 2017 (SmoothGrad)",
     "-SG-SQ": "Hooker et al., NeurIPS 2019 (SmoothGrad squared)",
-    "-SG-VG": "Adebayo et al., 2018 (VarGrad)",
+    "-SG-VG": "Adebayo et al., NeurIPS 2018 (VarGrad)",
 }
 
 
@@ -35,7 +40,8 @@ def gradients(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> 
         # A copy: captum marks the tensor that it is given as requiring a gradient.
         return saliency.attribute(images.clone().requires_grad_(), target=targets, abs=False).detach()
 
-    return in_batches(attribute, images.detach(), targets, size=batch)
+    with torch.enable_grad():
+        return in_batches(attribute, images.detach(), targets, size=batch)
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, baseline: Tensor, steps: int, batch: int) -> Tensor:
@@ -47,15 +53,22 @@ def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, base
         return found.detach().to(images.dtype)
 
     # Captum cuts its internal batch along the steps only: one step of all images must fit.
-    return in_batches(attribute, images.detach(), targets, baseline.expand_as(images), size=batch)
+    with torch.enable_grad():
+        return in_batches(attribute, images.detach(), targets, baseline.expand_as(images), size=batch)
 
 
-def path_start(baseline: str | Tensor, draws: Draws) -> Tensor:
+def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor:
     """Where the path of integrated gradients starts, (1 or B, C, H, W).
 
     Args:
-        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference; ``uniform per image``;
-            or a tensor that broadcasts to the images.
+        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference; ``uniform per image``:
+            noise of each image's own over the colours that there are, [0, 1] before the model's normalisation ([-1, 1] after it where
+            the normalisation is not known); or a tensor that broadcasts to the images.
+        model: knows its normalisation.
+        draws: the noise.
+
+    Raises:
+        UnknownNameError: for any other word.
     """
     match baseline:
         case Tensor():
@@ -65,48 +78,76 @@ def path_start(baseline: str | Tensor, draws: Draws) -> Tensor:
         case "uniform":
             return 2 * draws.fixed_uniform() - 1
         case "uniform per image":
-            return 2 * draws.uniform(1)[:, 0] - 1
+            noise, normalisation = draws.uniform(1, key="path start")[:, 0], describe(model).normalisation
+            return 2 * noise - 1 if normalisation is None else normalisation(noise)
         case _:
             raise UnknownNameError("baseline of integrated gradients", baseline, ("zeros", "uniform", "uniform per image"))
 
 
+def part(draws: Draws, start: int, stop: int) -> Draws:
+    """The random numbers of some of the images of a batch."""
+    given = None if draws.given is None else draws.given[start:stop]
+    return Draws(draws.seed, draws.key, draws.images[start:stop], draws.image_ids[start:stop], given=given)
+
+
 def smoothed(
-    attribute: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    attribute: Callable[[Tensor, Tensor, slice], dict[str, Tensor]],
     images: Tensor,
     targets: Tensor,
     samples: int,
     sigma: float,
+    relative: bool,
     noise: Tensor | None,
     draws: Draws,
+    batch: int,
 ) -> dict[str, Tensor]:
     """Mean (``-SG``), mean square (``-SG-SQ``) and variance (``-SG-VG``) of attributions over noisy copies, before channels are summed.
 
     Args:
-        attribute: from noisy images (B * samples, C, H, W) and their targets to attributions of that shape, by method name.
+        attribute: from noisy images (B * samples, C, H, W), their targets and which images of the batch they are to attributions of that
+            shape, by method name.
+        images: (B, C, H, W).
+        targets: (B,).
+        samples: noisy copies per image.
+        sigma: standard deviation of the noise, in the units of the images.
+        relative: whether sigma counts in ranges (largest less smallest value) of each image instead.
         noise: standard normal numbers (B, samples, C, H, W) to use in place of drawn ones.
+        draws: the noise.
+        batch: images per pass, which also bounds how many noisy copies exist at a time.
     """
-    draws.given = noise
-    noisy = images[:, None] + sigma * draws.normal(samples)  # (B, samples, C, H, W)
-    found = attribute(noisy.flatten(0, 1), targets.repeat_interleave(samples))
-    maps = {}
-    for name, attributions in found.items():
-        attributions = attributions.unflatten(0, (len(images), samples))  # (B, samples, C, H, W)
-        mean, square = attributions.mean(dim=1), attributions.square().mean(dim=1)
-        maps |= {f"{name}-SG": mean, f"{name}-SG-SQ": square, f"{name}-SG-VG": square - mean.square()}
-    return maps
+    draws = Draws(draws.seed, draws.key, images, draws.image_ids, given=noise)
+    if noise is not None and tuple(noise.shape) != (wanted := (len(images), samples, *images.shape[1:])):
+        raise ValueError(f"{draws.key}: the noise handed in has shape {tuple(noise.shape)}, wanted {wanted}")
+    maps: dict[str, list[Tensor]] = {}
+    step = max(1, batch // samples)
+    for start in range(0, len(images), step):
+        some = slice(start, start + step)
+        clean = images[some, None]  # (b, 1, C, H, W)
+        scale = sigma * (clean.amax((2, 3, 4), keepdim=True) - clean.amin((2, 3, 4), keepdim=True)) if relative else sigma
+        noisy = clean + scale * part(draws, start, start + step).normal(samples)  # (b, samples, C, H, W)
+        found = attribute(noisy.flatten(0, 1), targets[some].repeat_interleave(samples), some)
+        for name, values in found.items():
+            values = values.unflatten(0, (-1, samples))
+            mean, square = values.mean(dim=1), values.square().mean(dim=1)
+            for suffix, value in zip(SMOOTHGRAD, (mean, square, square - mean.square()), strict=True):
+                maps.setdefault(name + suffix, []).append(value)
+    return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
 @register_method(
     "Gradient",
     "IxG",
+    "Saliency",
+    "Saliency (paper)",
     family="gradient",
     passes=Passes(1, 1),
-    source="Simonyan et al., 2014 (Gradient); Shrikumar et al., 2016 (IxG)",
+    source="Simonyan et al., 2014 (Gradient, Saliency); Shrikumar et al., 2016 (IxG)",
 )
 def gradient(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> dict[str, Tensor]:
-    """The signed gradient, and its product with the normalised input, from one backward pass."""
+    """The gradient, signed; its product with the normalised input; and its absolute value per channel: summed, or the largest (paper)."""
     found = gradients(model, images, targets, batch)
-    return {"Gradient": found, "IxG": found * images}
+    size = found.abs()
+    return {"Gradient": found, "IxG": found * images, "Saliency": size, "Saliency (paper)": size.amax(dim=1)}
 
 
 def gradient_smoothed(
@@ -116,17 +157,18 @@ def gradient_smoothed(
     *,
     samples: int = SAMPLES,
     sigma: float = SIGMA,
+    relative: bool = False,
     noise: Tensor | None = None,
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """SmoothGrad over the gradient and over input times gradient, where the input is the noisy one."""
+    """SmoothGrad over the gradient and over input times gradient, where the input is the noisy one; the options are :func:`smoothed`'s."""
 
-    def attribute(noisy: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         found = gradients(model, noisy, targets, batch)
         return {"Gradient": found, "IxG": found * noisy}
 
-    return smoothed(attribute, images, targets, samples, sigma, noise, draws)
+    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
 
 
 def ig(
@@ -138,9 +180,9 @@ def ig(
     baseline: str | Tensor = "zeros",
     draws: Draws,
     batch: int,
-) -> Tensor:
-    """Integrated gradients."""
-    return integrated_gradients(model, images, targets, path_start(baseline, draws), steps, batch)
+) -> dict[str, Tensor]:
+    """Integrated gradients; for the baseline see :func:`path_start`."""
+    return {"IG": integrated_gradients(model, images, targets, path_start(baseline, model, draws), steps, batch)}
 
 
 def ig_smoothed(
@@ -152,51 +194,101 @@ def ig_smoothed(
     baseline: str | Tensor = "zeros",
     samples: int = SAMPLES,
     sigma: float = SIGMA,
+    relative: bool = False,
     noise: Tensor | None = None,
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
     """SmoothGrad over integrated gradients, each sample multiplied by (noisy input - baseline)."""
-    start = path_start(baseline, draws)
+    starts = path_start(baseline, model, draws).expand_as(images)
 
-    def attribute(noisy: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        path = start.expand_as(images).repeat_interleave(samples, dim=0)
-        found = integrated_gradients(model, noisy, targets, path, steps, batch)
-        return {"IG": found, "IG-U": found}
+    def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
+        return {"IG": integrated_gradients(model, noisy, targets, starts[some].repeat_interleave(samples, dim=0), steps, batch)}
 
-    return smoothed(attribute, images, targets, samples, sigma, noise, draws)
+    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
+
+
+@register_method(
+    "GradientSHAP",
+    family="gradient",
+    passes=lambda model, samples, **_: Passes(1, 1).times(samples),
+    source="Lundberg and Lee, NeurIPS 2017; Erion et al., Nature Machine Intelligence 2021 (expected gradients)",
+)
+def gradient_shap(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 5,
+    baselines: Tensor | None = None,
+    positions: Tensor | None = None,
+    draws: Draws,
+    batch: int,
+) -> Tensor:
+    """Mean over random baselines b and positions a in [0, 1] of (x - b) * gradient at b + a (x - b).
+
+    Args:
+        model: returns logits.
+        images: (B, C, H, W).
+        targets: (B,).
+        samples: baselines per image; 5 is captum's default.
+        baselines: the distribution that they are drawn from, (N, C, H, W), each with the same chance; None: uniform in [-1, 1].
+        positions: a, (B, samples), in place of drawn numbers.
+        draws: keyed random numbers.
+        batch: images per pass.
+    """
+    if positions is not None and positions.shape != (shape := (len(images), samples)):
+        raise ValueError(f"GradientSHAP: the positions handed in have shape {tuple(positions.shape)}, wanted {shape}")
+    if baselines is not None and baselines.shape[1:] != images.shape[1:]:
+        raise ValueError(f"GradientSHAP: baselines of shape {tuple(baselines.shape)} for images {tuple(images.shape)}; wanted (N, C, H, W)")
+    maps = []
+    step = max(1, batch // samples)
+    for start in range(0, len(images), step):
+        some, noise = slice(start, start + step), part(draws, start, start + step)
+        starts = noise.uniform(samples, key="baselines")  # (b, samples, C, H, W)
+        # From a given distribution, one number of each sample's noise picks the baseline.
+        starts = 2 * starts - 1 if baselines is None else baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long()]
+        difference = images[some, None] - starts
+        share = noise.uniform(samples, key="positions")[..., 0, 0, 0] if positions is None else positions[some].to(images)
+        path = starts + share[..., None, None, None] * difference
+        found = gradients(model, path.flatten(0, 1), targets[some].repeat_interleave(samples), batch)
+        maps.append((difference * found.view_as(difference)).mean(dim=1))
+    return torch.cat(maps)
 
 
 def _register() -> None:
     ig_source = "Sundararajan et al., ICML 2017"
-    starts = {"IG": "zeros", "IG-U": "uniform"}
-    for name, baseline in starts.items():
-        register_method(
-            name,
-            family="gradient",
-            options={"baseline": baseline},
-            passes=lambda model, steps, **_: Passes(1, 1).times(steps),
-            noise="uniform baseline",
-            source=ig_source,
-        )(ig)
+    uniform = {"baseline": "uniform"}
+    register_method(
+        "IG",
+        family="gradient",
+        variants={"IG-U": uniform, "IG-U (paper)": {"baseline": "uniform per image"}},
+        output="IG",
+        passes=lambda model, steps, **_: Passes(1, 1).times(steps),
+        noise="uniform baseline",
+        source=f"{ig_source}; Sturmfels et al., Distill 2020 (uniform baseline)",
+    )(ig)
     for suffix, source in SMOOTHGRAD.items():
+        paper = suffix + " (paper)"
         for name in ("Gradient", "IxG"):
             register_method(
                 name + suffix,
                 family="gradient",
+                variants={name + paper: PAPER_SMOOTHGRAD},
+                output=name + suffix,
                 passes=lambda model, samples, **_: Passes(1, 1).times(samples),
                 noise="SmoothGrad",
                 source=source,
             )(gradient_smoothed)
-        for name, baseline in starts.items():
-            register_method(
-                name + suffix,
-                family="gradient",
-                options={"baseline": baseline},
-                passes=lambda model, steps, samples, **_: Passes(1, 1).times(steps * samples),
-                noise="SmoothGrad",
-                source=f"{ig_source}; {source}",
-            )(ig_smoothed)
+        register_method(
+            "IG" + suffix,
+            family="gradient",
+            variants={"IG-U" + suffix: uniform, "IG" + paper: PAPER_SMOOTHGRAD, "IG-U" + paper: {**uniform, **PAPER_SMOOTHGRAD}},
+            output="IG" + suffix,
+            passes=lambda model, steps, samples, **_: Passes(1, 1).times(steps * samples),
+            noise="SmoothGrad",
+            source=f"{ig_source}; {source}",
+        )(ig_smoothed)
 
 
 _register()

@@ -1,0 +1,165 @@
+"""CheferLRP: relevance propagated through a vision transformer, and joined with the gradient of its attention.
+
+Relevance R starts as 1 at the target logit and is handed down layer by layer (Chefer, Gur and Wolf, "Transformer Interpretability Beyond
+Attention Visualization", CVPR 2021). A layer that computes z from x hands
+
+* linear layer, z = W x (+ b):   R_x = x+ W+^T s + x- W-^T s,  with s = R_z / (W+ x+ + W- x-): contributions that raise z, in proportion
+* product, z = a b:              R_a = a (s b^T) / 2, R_b = b (a^T s) / 2,  with s = R_z / z
+* sum, z = a + b:                R_a = a R_z / z and R_b = b R_z / z, both rescaled so that they carry |sum R_a| : |sum R_b| of sum R_z
+* LayerNorm, GELU, softmax:      R_x = R_z
+* a value that is used twice:    the sum of what its users hand back
+
+to its input, where W+ and W- are the positive and the negative part. Each block's map is the mean over heads of relu(g R_A), with R_A the
+relevance of the attention A and g the target logit's gradient there; these are rolled out with shortcuts, without normalised rows.
+
+The paper's code adds 1e-9 to every denominator, in float32, and so do we: the sum's rule divides by values near 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from idsds.batching import in_batches
+from idsds.methods.base import Passes, register_method
+from idsds.methods.transformer import attention_maps, check_start, drawn, no_relevance, rolled_out
+
+EPSILON = 1e-9
+
+
+def share(relevance: Tensor, z: Tensor) -> Tensor:
+    """relevance / z, and 0 where z is 0."""
+    return torch.where(z == 0, 0, relevance / torch.where(z == -EPSILON, EPSILON, z + EPSILON))
+
+
+def linear_rule(relevance: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """(..., out), (..., in) and (out, in) -> (..., in)."""
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    raised = F.linear(x.clamp(min=0), positive) + F.linear(x.clamp(max=0), negative)  # (..., out)
+    s = share(relevance, raised)
+    return x.clamp(min=0) * (s @ positive) + x.clamp(max=0) * (s @ negative)
+
+
+def product_rule(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """For z = a @ b, (..., n, m), (..., n, k) and (..., k, m) -> (..., n, k) and (..., k, m)."""
+    s = share(relevance, a @ b)
+    return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
+
+
+def sum_rule(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """For z = a + b, all (B, ...); sums run over an image, never over a batch."""
+    s = share(relevance, a + b)
+    a, b = a * s, b * s
+    over = tuple(range(1, a.ndim))
+    whole, sum_a, sum_b = (value.sum(dim=over, keepdim=True) for value in (relevance, a, b))
+    size = sum_a.abs() + sum_b.abs()
+    return a * share(share(sum_a.abs(), size) * whole, sum_a), b * share(share(sum_b.abs(), size) * whole, sum_b)
+
+
+@contextmanager
+def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collect what goes into each of ``modules``."""
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def reader(module: nn.Module) -> Callable[..., None]:
+        def read(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            inputs[module] = given[0].detach()
+
+        return read
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(reader(module)).remove)
+        yield inputs
+
+
+def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[nn.Module, Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Through one block.
+
+    Args:
+        block: a pre-norm block.
+        relevance: of its output, (B, 1 + N, D).
+        attention: (B, heads, 1 + N, 1 + N).
+        inputs: of its ``norm1``, ``norm2``, ``attn.qkv``, ``attn.proj``, ``mlp.fc1`` and ``mlp.fc2``.
+
+    Returns:
+        The relevance of the attention, and a function that goes on to the relevance of the block's input, (B, 1 + N, D).
+    """
+    attn, mlp = block.attn, block.mlp
+    x, middle = inputs[block.norm1], inputs[block.norm2]
+    hidden = mlp.fc2(inputs[mlp.fc2])
+    kept, through = sum_rule(relevance, middle, hidden)
+    through = linear_rule(through, inputs[mlp.fc2], mlp.fc2.weight)
+    through = linear_rule(through, inputs[mlp.fc1], mlp.fc1.weight)
+    kept, through = sum_rule(kept + through, x, attn.proj(inputs[attn.proj]))
+    through = linear_rule(through, inputs[attn.proj], attn.proj.weight)
+
+    def heads(values: Tensor) -> Tensor:  # (B, 1 + N, heads * d) -> (B, heads, 1 + N, d)
+        return values.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
+
+    q, k, v = (heads(values) for values in attn.qkv(inputs[attn.qkv]).chunk(3, dim=2))
+    of_attention, of_v = product_rule(heads(through), attention, v)
+
+    def onward() -> Tensor:
+        # The softmax and the scale of the logits hand their relevance on as it is.
+        of_q, of_k = product_rule(of_attention, q, k.mT)
+        joined = [values.transpose(1, 2).flatten(2) for values in (of_q, of_k.mT, of_v)]
+        return kept + linear_rule(torch.cat(joined, dim=2), inputs[attn.qkv], attn.qkv.weight)
+
+    return of_attention, onward
+
+
+def propagated(model: VisionTransformer, images: Tensor, targets: Tensor, start: int) -> list[tuple[Tensor, Tensor]]:
+    """Relevance of the attention and the target logit's gradient there, for the blocks from ``start`` on."""
+    blocks = list(model.blocks)[start:]
+    modules = [
+        module for block in blocks for module in (block.norm1, block.norm2, block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+    ]
+    with torch.enable_grad(), attention_maps(model, start) as maps, layer_inputs([*modules, model.norm, model.head]) as inputs:
+        scores = model(images)
+        gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), maps)
+    with torch.no_grad():
+        one_hot = F.one_hot(targets.long(), scores.shape[1]).to(images.dtype)
+        relevance = torch.zeros_like(inputs[model.norm])  # (B, 1 + N, D)
+        relevance[:, 0] = linear_rule(one_hot, inputs[model.head], model.head.weight)
+        found = []
+        for index in reversed(range(len(blocks))):
+            of_attention, onward = block_rule(blocks[index], relevance, maps[index].detach(), inputs)
+            found.append((of_attention, gradients[index]))
+            if index:
+                relevance = onward()
+    return found[::-1]
+
+
+@register_method(
+    "CheferLRP",
+    family="transformer",
+    variants={"CheferLRP (paper)": {"start_block": 0}},
+    passes=Passes(1, 1),
+    inapplicable=no_relevance,
+    source="Chefer et al., CVPR 2021",
+)
+def chefer_lrp(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_block: int | None = None, batch: int) -> Tensor:
+    """Rollout of the mean over heads of relu(gradient * relevance) of the attention.
+
+    Args:
+        model: a timm ViT.
+        images: (B, C, H, W).
+        targets: (B,).
+        start_block: the first block that counts; None: 1 as in the reference, or 0 where there is but one block. The paper takes all.
+        batch: images per pass.
+    """
+    start = min(1, len(model.blocks) - 1) if start_block is None else start_block
+    check_start(model, start)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        found = propagated(model, images, targets, start)
+        matrices = [(gradient * relevance).relu().mean(dim=1) for relevance, gradient in found]
+        return drawn(rolled_out(matrices, normalised=False), model, images)
+
+    return in_batches(attribute, images, targets, size=batch)

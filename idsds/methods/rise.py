@@ -1,0 +1,146 @@
+"""RISE: how probable the target stays under random masks (Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", BMVC 2018).
+
+Masks are drawn on a coarse grid, shown with probability p, upsampled, shifted, and the same for all images of one size, as in the paper's
+and the reference's code; here they depend on nothing but the seed. The mask of a chunk is made when it is needed, so that memory does not
+grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from idsds.methods.base import Passes, register_method
+from idsds.methods.gradient import path_start
+from idsds.randomness import Draws, generator
+
+
+def interpolation(cells: int, pixels: int) -> Tensor:
+    """Weights of linear interpolation, (pixels, cells), float64.
+
+    Pixel i reads the grid at u = (i + 1/2) cells / pixels - 1/2. Outside the centres of the border cells u is mirrored about them, as in
+    scikit-image's ``resize(order=1, mode="reflect")``, which the paper's code uses; torch would repeat the border instead.
+    """
+    u = (torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5
+    if cells == 1:
+        return torch.ones(pixels, 1, dtype=torch.float64)
+    u = u.abs()
+    u = (cells - 1) - ((cells - 1) - u).abs()
+    low = u.floor().clamp(max=cells - 2).long()
+    weights = torch.zeros(pixels, cells, dtype=torch.float64)
+    weights.scatter_(1, low[:, None], (low + 1 - u)[:, None])
+    return weights.scatter_add_(1, low[:, None] + 1, (u - low)[:, None])
+
+
+def cell_size(height: int, width: int, cells: int) -> tuple[int, int]:
+    """Height and width of a cell in pixels: the side over the number of cells, rounded up."""
+    return -(-height // cells), -(-width // cells)
+
+
+def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor:
+    """Grids of zeros and ones as smooth masks.
+
+    Args:
+        grids: (N, s, s), 1 where the image is shown.
+        shifts: (N, 2) integers, rows and columns, from 0 to below :func:`cell_size`.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        (N, 1, height, width) float32 in [0, 1]: each grid upsampled to (s + 1) cells a side, cut out at its shift.
+    """
+    cells = grids.shape[-1]
+    sides = []
+    for pixels, cell, shift in zip((height, width), cell_size(height, width, cells), shifts.T, strict=True):
+        window = shift[:, None] + torch.arange(pixels, device=shifts.device)  # (N, pixels)
+        sides.append(interpolation(cells, (cells + 1) * cell).float().to(grids.device)[window])  # (N, pixels, s)
+    rows, columns = sides
+    return (rows @ grids.float() @ columns.mT)[:, None]
+
+
+def random_masks(seed: int, samples: int, cells: int, probability: float, images: Tensor) -> Callable[[int, int], Tensor]:
+    """A function that gives the masks from one number to another, on the device and in the type of ``images``."""
+    height, width = images.shape[-2:]
+    source = generator(seed, "RISE", samples, cells, probability, height, width)
+    grids = (torch.rand(samples, cells, cells, generator=source) < probability).to(images.device)
+    sizes = torch.tensor(cell_size(height, width, cells))
+    shifts = (torch.rand(samples, 2, generator=source) * sizes).long().to(images.device)
+    return lambda start, stop: rise_masks(grids[start:stop], shifts[start:stop], height, width).to(images.dtype)
+
+
+def handed_in(masks: Tensor, images: Tensor) -> Tensor:
+    """Masks of the user's as (N, 1, H, W). Raises ValueError naming the shape that is wanted."""
+    masks = masks[:, None] if masks.ndim == 3 else masks
+    if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[-2:] != images.shape[-2:]:
+        raise ValueError(
+            f"RISE: the masks handed in have shape {tuple(masks.shape)}, wanted (N, 1, {images.shape[-2]}, {images.shape[-1]})"
+        )
+    return masks.to(images)
+
+
+def _passes(model: nn.Module, samples: int, masks: Tensor | None = None, **_: object) -> Passes:
+    return Passes(samples if masks is None else len(masks))
+
+
+@register_method(
+    "RISE",
+    family="perturbation",
+    variants={
+        "RISE-U": {"baseline": "uniform"},
+        "RISE (paper)": {"samples": 8000, "cells": 7, "probability": 0.5},  # its ResNet-50
+    },
+    passes=_passes,
+    noise="RISE",
+    source="Petsiuk et al., BMVC 2018",
+)
+@torch.inference_mode()
+def rise(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 1000,
+    cells: int = 8,
+    probability: float = 0.1,
+    baseline: str | Tensor = "zeros",
+    masks: Tensor | None = None,
+    draws: Draws,
+    batch: int,
+) -> Tensor:
+    """sum_n P(target | m_n x + (1 - m_n) baseline) m_n / (N p), with softmax probabilities P.
+
+    The defaults are the reference's: one cell in ten is shown, where the paper shows half of 7 x 7 cells (``RISE (paper)``).
+
+    Args:
+        model: returns logits.
+        images: (B, C, H, W).
+        targets: (B,).
+        samples: number of masks, N.
+        cells: cells per side of the grid.
+        probability: p, the chance that a cell is shown.
+        baseline: what hidden pixels become, see :func:`idsds.methods.gradient.path_start`; ``RISE-U``: one fixed image, uniform in [-1, 1].
+        masks: (N, 1, H, W) or (N, H, W) in place of drawn ones.
+        draws: knows the seed.
+        batch: masked images per pass.
+    """
+    if masks is None:
+        count, masks_of = samples, random_masks(draws.seed, samples, cells, probability, images)
+    else:
+        given = handed_in(masks, images)
+        count, masks_of = len(given), lambda start, stop: given[start:stop]
+    hidden = path_start(baseline, model, draws).expand_as(images)
+    maps = torch.zeros_like(images[:, 0]).flatten(1)  # (B, H * W)
+    # Few images: many masks of each in one pass. Many images: one mask of as many as fit.
+    together = min(len(images), batch)
+    step = max(1, batch // together)
+    for start in range(0, count, step):
+        chunk = masks_of(start, start + step)  # (n, 1, H, W)
+        for first in range(0, len(images), together):
+            some = slice(first, first + together)
+            masked = torch.lerp(hidden[some, None], images[some, None], chunk)  # (b, n, C, H, W)
+            probabilities = model(masked.flatten(0, 1)).softmax(dim=1).unflatten(0, masked.shape[:2])  # (b, n, K)
+            chances = probabilities.gather(2, targets[some, None, None].expand(-1, len(chunk), -1))[..., 0]  # (b, n)
+            maps[some] += chances @ chunk.flatten(1)
+    return maps.view(-1, *images.shape[-2:]) / (count * probability)

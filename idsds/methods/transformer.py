@@ -1,0 +1,155 @@
+"""Attention-based maps of vision transformers: Grad-CAM on attention, Rollout, and relevance propagation (CheferLRP), for timm's ViTs.
+
+Each gives a value per token, (B, N) with N = h w tokens beside the class token, drawn as blocks of the token's own pixels as in the
+reference (nearest neighbour; where a patch of the grid cuts through a token, part of its block counts for either side). The attention
+maps A, (B, heads, 1 + N, 1 + N), are read after the softmax, for which timm's fused attention is switched off meanwhile.
+
+Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (Rollout); Chefer, Gur and Wolf, "Transformer
+Interpretability Beyond Attention Visualization", CVPR 2021 (CheferLRP, and Grad-CAM as its comparison).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from idsds.batching import in_batches
+from idsds.methods.base import Passes, register_method
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether the attention of a model can be read here: a timm ViT of plain blocks, classified by its class token alone."""
+    if not isinstance(model, VisionTransformer) or not len(model.blocks):
+        return False
+    blocks = all(isinstance(block, Block) and isinstance(block.attn, Attention) for block in model.blocks)
+    return blocks and model.num_prefix_tokens == 1 and model.global_pool == "token"
+
+
+def no_attention(model: nn.Module) -> str | None:
+    """Why methods that read attention do not apply to a model."""
+    if is_transformer(model):
+        return None
+    return "it reads the attention of a timm VisionTransformer with plain blocks and a class token"
+
+
+def no_relevance(model: nn.Module) -> str | None:
+    """Why relevance propagation does not apply to a model."""
+    if reason := no_attention(model):
+        return reason
+    for block in model.blocks:
+        extra = (block.ls1, block.ls2, block.attn.norm, block.attn.q_norm, block.attn.k_norm, block.mlp.norm)
+        if not all(isinstance(module, nn.Identity) for module in extra) or block.attn.gate is not None:
+            return "it has no rule for LayerScale, for a gate or for normalised queries and keys"
+    return None
+
+
+@contextmanager
+def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Tensor]]:
+    """Collect the attention of the blocks from number ``first`` on; gradients, where they are enabled, begin at the first of them."""
+    maps: list[Tensor] = []
+
+    def read(_module: nn.Module, _inputs: object, attention: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not attention.requires_grad:
+            attention = attention.detach().requires_grad_()
+        maps.append(attention)
+        return attention
+
+    fused = [block.attn.fused_attn for block in model.blocks]
+    with ExitStack() as stack:
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        try:
+            for block in model.blocks[first:]:
+                stack.callback(block.attn.attn_drop.register_forward_hook(read).remove)
+            yield maps
+        finally:
+            for block, setting in zip(model.blocks, fused, strict=True):
+                block.attn.fused_attn = setting
+
+
+def attention_and_gradients(model: VisionTransformer, images: Tensor, targets: Tensor, first: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Attention of the blocks from ``first`` on, and the gradient of the target logit there, (B, heads, 1 + N, 1 + N) each."""
+    with torch.enable_grad(), attention_maps(model, first) as maps:
+        scores = model(images).gather(1, targets[:, None]).sum()
+        gradients = torch.autograd.grad(scores, maps)
+    return [attention.detach() for attention in maps], list(gradients)
+
+
+def drawn(tokens: Tensor, model: VisionTransformer, images: Tensor) -> Tensor:
+    """A value per token as a map, (B, N) -> (B, H, W)."""
+    size = model.patch_embed.dynamic_feat_size(images.shape[-2:])
+    return F.interpolate(tokens.unflatten(1, size)[:, None], size=images.shape[-2:], mode="nearest")[:, 0]
+
+
+def rolled_out(matrices: Sequence[Tensor], normalised: bool) -> Tensor:
+    """How much of each token reaches the class token through all blocks and their shortcuts.
+
+    Args:
+        matrices: (B, 1 + N, 1 + N) per block, first block first: how much each token (row) takes from each (column).
+        normalised: whether the rows of matrix + identity are brought to a sum of 1.
+
+    Returns:
+        (B, N): the class token's row of the product of all (matrix + identity), the last block on the left.
+    """
+    row: Tensor | None = None
+    for matrix in reversed(matrices):
+        matrix = matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
+        if normalised:
+            matrix = matrix / matrix.sum(dim=-1, keepdim=True)
+        # One row of the product is all that is wanted: a vector times a matrix per block, not a matrix times a matrix.
+        row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, 1 + N)
+    if row is None:
+        raise ValueError("rollout needs at least one block; start_block is beyond the last")
+    return row[:, 0, 1:]
+
+
+def check_start(model: VisionTransformer, start_block: int) -> None:
+    """Raise ValueError for a block that the model does not have."""
+    if not 0 <= start_block < len(model.blocks):
+        raise ValueError(f"start_block must be in [0, {len(model.blocks) - 1}], not {start_block}")
+
+
+def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
+    """relu(mean over heads of A * mean(g)) of the last block, from the class token to the others, (B, H, W).
+
+    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which moves no rank.
+    """
+    maps, gradients = attention_and_gradients(model, images, targets, len(model.blocks) - 1)
+    attention, gradient = maps[0][:, :, 0, 1:], gradients[0][:, :, 0, 1:]  # (B, heads, N)
+    return drawn((attention * gradient.mean(dim=2, keepdim=True)).mean(dim=1).relu(), model, images)
+
+
+@register_method(
+    "Rollout",
+    family="transformer",
+    variants={"Rollout (paper)": {"start_block": 0}},
+    passes=Passes(1),
+    inapplicable=no_attention,
+    source="Abnar and Zuidema, ACL 2020",
+)
+@torch.inference_mode()
+def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_block: int | None = None, batch: int) -> Tensor:
+    """Attention, averaged over heads, multiplied through the blocks; the same for every class.
+
+    Args:
+        model: a timm ViT.
+        images: (B, C, H, W).
+        targets: (B,), without effect.
+        start_block: the first block that counts; None: 1 as in the reference, or 0 where there is but one block. The paper takes all.
+        batch: images per pass.
+    """
+    start = min(1, len(model.blocks) - 1) if start_block is None else start_block
+    check_start(model, start)
+
+    def attribute(images: Tensor) -> Tensor:
+        with attention_maps(model, start) as maps:
+            model(images)
+        return drawn(rolled_out([attention.mean(dim=1) for attention in maps], normalised=True), model, images)
+
+    return in_batches(attribute, images, size=batch)

@@ -1,0 +1,216 @@
+"""Every method on every mini model that it goes with: batched is one by one, the passes are as announced, nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+from functools import lru_cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from idsds.methods import FAMILIES, METHODS, create_method, list_methods, shared_maps, shared_passes
+from idsds.models import describe
+from tests.methods.nets import MINI, ConvNet, images_of, mini, seeded
+
+# Few steps and samples: what is tested does not depend on their number.
+SMALL = {"steps": 3, "samples": 3}
+
+
+@lru_cache(maxsize=2)
+def model_of(name: str) -> nn.Module:
+    return mini(name)
+
+
+def small(method: str, model: nn.Module, **options: object):
+    known = METHODS[method].settings()
+    return create_method(method, model, seed=1, **{key: value for key, value in SMALL.items() if key in known}, **options)
+
+
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """Not square where the model takes it: a ViT's position embedding fixes its input."""
+    return (32, 32) if describe(model).family == "vit" else (32, 40)
+
+
+def hooks_of(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+PAIRS = [(model, method) for model in MINI for method in list_methods(model_of(model))]
+
+
+def test_every_method_goes_with_some_mini_model() -> None:
+    # The transformer and B-cos methods need the models of those families to be registered.
+    missing = {"mini_vit": {"Rollout", "CheferLRP"}, "mini_bcos": {"B-cos"}}
+    absent = {method for model, methods in missing.items() if not any(m.startswith(model) for m in MINI) for method in methods}
+    covered = {method for _, method in PAIRS}
+    assert {m for m in METHODS if m not in covered and m.removesuffix(" (paper)") not in absent} == set()
+
+
+def test_list_methods_says_why_not() -> None:
+    for name in MINI:
+        model = model_of(name)
+        applicable = list_methods(model)
+        assert set(applicable) | set(applicable.excluded) == set(METHODS)
+        for method, reason in applicable.excluded.items():
+            with pytest.raises(ValueError, match="does not apply to"):
+                create_method(method, model)
+            assert reason in str(pytest.raises(ValueError, create_method, method, model).value)
+
+
+def test_families() -> None:
+    assert {entry.family for entry in METHODS.values()} <= set(FAMILIES)
+    assert METHODS["RISE"].family == "perturbation"
+    assert METHODS["CheferLRP"].family == "transformer"
+
+
+@pytest.mark.parametrize(("model_name", "name"), PAIRS)
+def test_batched_is_one_by_one(model_name: str, name: str) -> None:
+    model = model_of(model_name)
+    images, targets, ids = images_of(3, *size_of(model)), torch.tensor([1, 7, 1]), ["a", "b", "c"]
+    batched = small(name, model)(images, targets, ids)
+    single = [small(name, model, batch=2)(images[i : i + 1], targets[i : i + 1], ids[i : i + 1]) for i in (2, 0, 1)]
+    assert batched.shape == (3, 1, *images.shape[-2:])
+    assert batched.dtype == images.dtype
+    assert batched.isfinite().all()
+    # float64: what is left is the order of sums. Relevance divides by values near 0, which raises that to about 1e-7.
+    scale = batched.abs().amax(dim=(1, 2, 3), keepdim=True)
+    tolerance = 1e-5 if name.startswith("CheferLRP") else 1e-9
+    assert ((batched - torch.cat([single[1], single[2], single[0]])).abs() <= tolerance * scale).all()
+    again = create_method(f"{name} abs", model, seed=1, **{k: v for k, v in small(name, model).options.items() if k in SMALL})
+    assert torch.allclose(again(images, targets, ids), batched.abs(), rtol=1e-9, atol=0)
+
+
+def count_passes(model: nn.Module, counted: dict[str, int]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Count images through the model, and images whose logits were differentiated."""
+
+    def backward(gradient: Tensor) -> None:
+        counted["backward"] += len(gradient)
+
+    def forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        counted["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    # The intrinsic explanation of B-cos enters behind the encoding of the image: its last layer stands for the model.
+    return [getattr(model, "logit_layer", model).register_forward_hook(forward)]
+
+
+@pytest.mark.parametrize(("model_name", "name"), PAIRS)
+def test_passes_are_as_announced_and_no_hook_stays(model_name: str, name: str) -> None:
+    model = model_of(model_name)
+    images, targets = images_of(2, *size_of(model)), torch.tensor([1, 7])
+    before, counted = hooks_of(model), {"forward": 0, "backward": 0}
+    fused = [getattr(module, "fused_attn", None) for module in model.modules()]
+    method = small(name, model)
+    (handle,) = count_passes(model, counted)
+    try:
+        method(images, targets)
+    finally:
+        handle.remove()
+    assert (counted["forward"], counted["backward"]) == tuple(2 * n for n in method.passes)
+    assert hooks_of(model) == before
+    assert [getattr(module, "fused_attn", None) for module in model.modules()] == fused
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert not images.requires_grad
+
+
+def test_methods_of_one_computation_share_it() -> None:
+    model = model_of("mini_vgg11")
+    images, targets = images_of(2, 32, 40), torch.tensor([1, 7])
+    names = ["Grad-CAM", "Grad-CAM++", "XGrad-CAM", "Layer-CAM", "Gradient", "IxG", "IxG abs", "Saliency", "IxG-SG", "IxG-SG-SQ", "Random"]
+    methods = [create_method(name, model) for name in names]
+    counted = {"forward": 0, "backward": 0}
+    (handle,) = count_passes(model, counted)
+    try:
+        maps = shared_maps(methods, images, targets)
+    finally:
+        handle.remove()
+    assert list(maps) == names
+    assert (counted["forward"], counted["backward"]) == (2 * 6, 2 * 6)  # one for the CAMs, one for the gradients, four samples
+    assert shared_passes(methods) == (6, 6)
+
+
+@pytest.mark.parametrize("name", ["IG", "IG-SG", "RISE", "Grad-CAM", "SG-CAM++", "Guided Backprop", "BagNet", "GradientSHAP"])
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing(name: str) -> None:
+    model = model_of("mini_bagnet" if name == "BagNet" else "mini_vgg11")
+    images, targets = images_of(5, 32, 40), torch.tensor([1, 7, 1, 0, 3])
+    wanted = small(name, model)(images, targets)
+    largest = []
+
+    def limited(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("simulated")
+        largest.append(len(inputs[0]))
+
+    method = small(name, model, batch=8)
+    handle = model.register_forward_pre_hook(limited)
+    try:
+        found = method(images, targets)
+    finally:
+        handle.remove()
+    assert max(largest) == 2
+    assert method.batch == 2
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
+
+
+def test_out_of_memory_with_one_image_is_raised() -> None:
+    model = seeded(ConvNet)
+
+    def never(_module: nn.Module, _inputs: object) -> None:
+        raise torch.OutOfMemoryError("simulated")
+
+    handle = model.register_forward_pre_hook(never)
+    with pytest.raises(torch.OutOfMemoryError):
+        create_method("Gradient", model)(images_of(3, 6, 8), torch.tensor([0, 1, 2]))
+    handle.remove()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in list_methods(seeded(ConvNet)) if not n.endswith("(paper)")])
+def test_200_calls_leave_no_tensor_and_no_hook_behind(name: str) -> None:
+    model = seeded(ConvNet)
+    images, targets = images_of(1, 6, 8), torch.tensor([2])
+    known = METHODS[name].settings()
+    method = small(name, model, **({"layer": "features"} if "layer" in known else {}))
+
+    def live() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    method(images, targets, ["a"])
+    hooks, tensors = hooks_of(model), live()
+    for _ in range(200):
+        method(images, targets, ["a"])
+    assert hooks_of(model) == hooks == 0
+    assert live() <= tensors
+
+
+@pytest.mark.parametrize("name", ["RISE", "Rollout", "BagNet"])
+def test_forward_only_methods_keep_no_graph(name: str) -> None:
+    models = [m for m, method in PAIRS if method == name]
+    if not models:
+        pytest.fail(f"no mini model goes with {name}") if name != "Rollout" else None
+        return
+    model, modes = model_of(models[0]), []
+    handle = model.register_forward_pre_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    try:
+        small(name, model)(images_of(2, 32, 32), torch.tensor([1, 2]))
+    finally:
+        handle.remove()
+    assert modes
+    assert all(modes)
+
+
+@pytest.mark.parametrize("name", ["IxG-SG", "SG-CAM++", "GradientSHAP", "IG-U (paper)", "Random"])
+def test_randomness_is_keyed_by_seed_method_and_image(name: str) -> None:
+    model = model_of("mini_vgg11")
+    image, target = images_of(1, 32, 40), torch.tensor([1])
+    first = small(name, model)(image, target, ["a"])
+    torch.rand(7)  # the global generator has no part in it
+    assert torch.equal(first, small(name, model)(image, target, ["a"]))
+    assert not torch.allclose(first, small(name, model)(image, target, ["b"]))
+    known = {k: v for k, v in SMALL.items() if k in METHODS[name].settings()}
+    assert not torch.allclose(first, create_method(name, model, seed=2, **known)(image, target, ["a"]))

@@ -1,0 +1,53 @@
+"""Measure the attribution quality of vision models: IDSDS and its rivals, from records to figures."""
+
+from idsds.benchmark import evaluate
+from idsds.datasets import create_dataset, list_datasets, register_dataset
+from idsds.interventions import list_baselines
+from idsds.methods import create_method, list_methods, register_method
+from idsds.models import create_model, list_models, register_model
+from idsds.protocols import list_protocols, register_protocol
+from idsds.protocols.single_deletion import SingleDeletionScore, deletion_drops, patch_sums, rank_correlation
+from idsds.records import load_records
+from idsds.registry import UnknownNameError
+from idsds.settings import SettingsError
+from idsds.statistics import (
+    images_needed,
+    kendalls_w,
+    krippendorffs_alpha,
+    nested_bootstrap,
+    null_band,
+    paired_differences,
+    rank,
+    ranking_with_ties,
+)
+
+__all__ = [
+    "SettingsError",
+    "SingleDeletionScore",
+    "UnknownNameError",
+    "create_dataset",
+    "create_method",
+    "create_model",
+    "deletion_drops",
+    "evaluate",
+    "images_needed",
+    "kendalls_w",
+    "krippendorffs_alpha",
+    "list_baselines",
+    "list_datasets",
+    "list_methods",
+    "list_models",
+    "list_protocols",
+    "load_records",
+    "nested_bootstrap",
+    "null_band",
+    "paired_differences",
+    "patch_sums",
+    "rank",
+    "rank_correlation",
+    "ranking_with_ties",
+    "register_dataset",
+    "register_method",
+    "register_model",
+    "register_protocol",
+]

@@ -40,6 +40,7 @@ class Stage:
     device: str
     precision: str
     data: str
+    train_images: int
     start: Stage | None = None
 
     @property
@@ -79,6 +80,7 @@ def plan_training(
         "model": model,
         "dataset": dataset,
         "num_classes": train.num_classes,
+        "train_images": len(train),
         "seed": seed,
         "device": chosen_device(device).type,
         "precision": precision,

@@ -14,6 +14,11 @@ class PassCounter:
     def __init__(self) -> None:
         self.forward = self.backward = 0
 
+    @property
+    def facts(self) -> dict[str, int]:
+        """The counts, as they are stored."""
+        return {"forward": self.forward, "backward": self.backward}
+
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[PassCounter]:
         """Count the passes through ``model`` inside the block."""

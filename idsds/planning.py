@@ -190,7 +190,11 @@ def make_plan(
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
             skeleton = net if net is not None else _skeleton(name)
             fitting, excluded = _applicable(wanted, skeleton, seed)
-            data = create_dataset(dataset, "test", MODELS[name].normalisation if net is None else None) if isinstance(dataset, str) else dataset
+            data = (
+                create_dataset(dataset, "test", MODELS[name].normalisation if net is None else None)
+                if isinstance(dataset, str)
+                else dataset
+            )
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
             groups, passes = _groups(fitting, entry, settings)
             jobs.append(
@@ -210,9 +214,8 @@ def make_plan(
     left_out = [name for name in wanted if not any(name in job.methods for job in jobs)]
     if left_out:
         raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
-    if available := max(len(job.dataset) for job in jobs):
-        if images > available:
-            raise ValueError(f"images={images}, but this split has {available}")
+    if images > (available := max(len(job.dataset) for job in jobs)):
+        raise ValueError(f"images={images}, but this split has {available}")
     data_name = dataset if isinstance(dataset, str) else getattr(dataset, "name", "own")
     return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard)
 

@@ -27,7 +27,7 @@ MINI_LAYERS: dict[int, list[str | int]] = {
 class MiniVGG(VGG):
     """A VGG for 32 x 32 pixels, (B, 3, 32, 32) -> logits (B, K)."""
 
-    def __init__(self, depth: int, num_classes: int, *, batch_norm: bool = False, hidden: int = 128, dropout: float = 0.5) -> None:
+    def __init__(self, depth: int, num_classes: int, *, batch_norm: bool = False, hidden: int = 128, dropout: float = 0.2) -> None:
         nn.Module.__init__(self)  # torchvision's own __init__ makes a classifier of 120 million weights
         self.features = make_layers(MINI_LAYERS[depth], batch_norm=batch_norm)  # (B, 64, 4, 4)
         self.avgpool = nn.AdaptiveAvgPool2d(4)

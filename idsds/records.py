@@ -1,0 +1,112 @@
+"""Records of a run: one tidy frame, and a manifest that says how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from idsds import paths
+from idsds.store import read_json, read_table, versions, write_json
+
+if TYPE_CHECKING:
+    from idsds.planning import Plan
+
+MANIFEST = "manifest.json"
+IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "score")
+
+
+def tidy(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Frames of records as one: what identifies a record first, then its score, then the rest; a fresh index."""
+    records = pd.concat(frames, ignore_index=True)
+    return records[[*IDENTITY, *(name for name in records.columns if name not in IDENTITY)]]
+
+
+def load_records(output: str | Path) -> pd.DataFrame:
+    """The records of a run, as :func:`idsds.evaluate` returned them.
+
+    Args:
+        output: the run's folder.
+
+    Raises:
+        FileNotFoundError: no run there, or one that is not complete.
+        DamagedFileError: naming the file that cannot be read; starting the same run again computes that shard again.
+    """
+    folder = paths.resolve(output)
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"no records in {str(folder)!r}: there is no {MANIFEST}")
+    manifest = read_json(folder / MANIFEST)
+    if manifest["status"] != "complete":
+        raise FileNotFoundError(f"the run in {str(folder)!r} is not complete; start it again, it continues where it was")
+    found = []
+    for part in manifest["files"]:
+        frame = read_table(folder / part["path"])[0]
+        found.append(frame[frame["method"].isin(part["methods"])])
+    return tidy(found)
+
+
+def write_manifest(
+    folder: Path,
+    plan: Plan,
+    status: str,
+    records: pd.DataFrame | None = None,
+    parts: Sequence[tuple[Path, Sequence[str]]] = (),
+    prepared: Sequence[Path] = (),
+) -> None:
+    """What was computed, how, from what, and what came out undefined.
+
+    Args:
+        folder: of the run.
+        plan: what was announced.
+        status: ``running`` or ``complete``.
+        records: of a complete run.
+        parts: its files and which of their methods belong to it.
+        prepared: its files of method-independent columns.
+    """
+    counted = {"forward": 0, "backward": 0}
+    for path in [*prepared, *(path for path, _ in parts)]:
+        facts = read_table(path)[1]
+        counted = {key: counted[key] + facts[key] for key in counted}
+    content = {
+        "status": status,
+        "protocol": plan.protocol.name,
+        "settings": {key: value for key, value in plan.settings.items() if not isinstance(value, Tensor)},
+        "dataset": plan.dataset,
+        "images": max(len(job.indices) for job in plan.jobs),
+        "seeds": sorted({job.seed for job in plan.jobs}),
+        "models": [{"model": job.model, "seed": job.seed, "weights": job.model_key} for job in plan.jobs if status == "complete"],
+        "methods": list(dict.fromkeys(name for job in plan.jobs for name in job.methods)),
+        "left_out": [{"model": job.model, "method": name, "why": why} for job in plan.jobs for name, why in job.excluded.items()],
+        "device": plan.device,
+        "precision": plan.precision,
+        "versions": versions(),
+        "passes": {"announced": plan.announced._asdict(), "counted": counted},
+        "undefined": [] if records is None else undefined_scores(records),
+        "files": [{"path": path.relative_to(folder).as_posix(), "methods": list(group)} for path, group in parts],
+    }
+    write_json(folder / MANIFEST, content)
+
+
+def undefined_scores(records: pd.DataFrame) -> list[dict[str, Any]]:
+    """The ledger of undefined scores: which image, which model and method, and why."""
+    rows = records[records["score"].isna()]
+    return [
+        {"model": row.model, "method": row.method, "seed": int(row.seed), "image_id": row.image_id, "why": _why(row)}
+        for row in rows.itertuples()
+    ]
+
+
+def _why(row: Any) -> str:
+    for what, name in (("attributions", "patch_sums"), ("drops", "drops")):
+        values = getattr(row, name, None)
+        if values is None:
+            continue
+        if not np.isfinite(values).all():
+            return f"{what} that are not finite"
+        if np.ptp(values) == 0:
+            return f"{what} that are equal for all patches"
+    return "undefined"

@@ -181,11 +181,9 @@ def announcement(plan: Plan, tasks: Sequence[Task]) -> str:
     if len(training):
         steps = int((training["epochs"] * training["images"]).sum())
         lines.append(f"first {len(training)} training stage(s) that are not cached: {steps:,} images forward and backward")
-    done = sum(len(task.groups) - len(task.missing) for task in tasks)
-    if done:
-        lines.append(
-            f"{done} of {sum(len(task.groups) for task in tasks)} files of records are there already; {sum(t.passes for t in tasks):,} passes left"
-        )
+    files, missing, left = (sum(values) for values in zip(*((len(t.groups), len(t.missing), t.passes) for t in tasks), strict=True))
+    if missing < files:
+        lines.append(f"{files - missing} of {files} files of records are there already; {left:,} passes left")
     return "\n".join(lines)
 
 

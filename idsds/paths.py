@@ -31,14 +31,12 @@ def cache() -> Path:
     return resolve(os.environ.get("IDSDS_CACHE", "cache"))
 
 
-def runs(profile: str, notebook: str) -> Path:
-    """Where the records and the executed copy of a notebook live: ``runs/<profile>/<notebook>``."""
-    return root() / "runs" / profile / notebook
-
-
-def figures(profile: str) -> Path:
-    """Where the figures and tables of a profile live: ``figures/<profile>``."""
-    return root() / "figures" / profile
+def figures_of(output: str | os.PathLike[str]) -> Path:
+    """Where the figures and tables of a run go: ``figures/<profile>`` for ``runs/<profile>/<notebook>``, else ``figures`` inside it."""
+    output = resolve(output)
+    if output.parent.parent == root() / "runs":
+        return root() / "figures" / output.parent.name
+    return output / "figures"
 
 
 def check_writable(folder: str | os.PathLike[str]) -> Path:

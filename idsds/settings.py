@@ -6,7 +6,8 @@ before any work is done.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -115,30 +116,47 @@ PAPER = Recipe(epochs=30, batch_size=256, optimizer="sgd", lr=1e-3, momentum=0.9
 class RunSettings(Settings):
     """What every notebook that ranks or compares takes; the names are the same in all of them."""
 
-    dataset: DatasetName = "mnist5k"
+    dataset: DatasetName
     models: Annotated[list[ModelName], Field(min_length=1)]
     methods: Annotated[list[MethodName], Field(min_length=1)]
-    images: PositiveInt = 200
+    images: PositiveInt
     grid: PositiveInt = 4
     baseline: BaselineName = "zeros"
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     device: Device = "auto"
     precision: Precision = "32-true"
     output: str
+    checkpoints: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _fits_together(self) -> RunSettings:
+    def _fits_together(self) -> Self:
         size = DATASETS[self.dataset].image_size
         patch_size(size, size, self.grid)
         for key in ("models", "methods", "seeds"):
             values = getattr(self, key)
-            if twice := sorted({str(v) for v in values if values.count(v) > 1}):
+            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
                 raise ValueError(f"{key} lists {', '.join(twice)} more than once")
+        for name in self.checkpoints:
+            if name not in self.models:
+                raise UnknownNameError("model with a checkpoint", name, self.models)
         try:
             paths.check_writable(self.output)
         except OSError as error:
             raise ValueError(str(error)) from error
         return self
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """The settings from a notebook's ``globals()``, called right after its parameters cell.
+
+        Papermill only warns of a key that the parameters cell does not have, and goes on: here every plain value that a params file has
+        put into the notebook must be a setting.
+        """
+        plain = (str, int, float, bool, list, tuple, dict, type(None))
+        # What IPython itself keeps in a notebook's namespace.
+        own = {"In", "Out"}
+        given = {k: v for k, v in namespace.items() if isinstance(v, plain) and k not in own and not k.startswith("_")}
+        return cls(**given)
 
     def evaluate(self) -> dict[str, Any]:
         """The keyword arguments of :func:`idsds.evaluate`."""

@@ -171,10 +171,11 @@ def average_ranks(values: Tensor) -> Tensor:
 def deletion_table(
     model: nn.Module, batch: Batch, *, grid: int = 4, baseline: str = "zeros", output: Output = "logit", seed: int = 0
 ) -> dict[str, Tensor]:
-    """What every method is scored against, from 1 + grid * grid forward passes: ``output`` (B,), ``prediction`` (B,), ``drops`` (B, n)."""
+    """What every method is scored against, from 1 + grid * grid forward passes: ``intact`` (B,), the target's output for the
+    intact image, ``prediction`` (B,), ``drops`` (B, n)."""
     intact, deleted = _all_outputs(model, batch.images, batch.targets, grid, baseline, output, seed, batch.image_ids, None)
     target = intact.gather(1, batch.targets[:, None])
-    return {"output": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
+    return {"intact": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
 
 
 _SHARED: dict[str, Any] = {

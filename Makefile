@@ -1,0 +1,43 @@
+# Each target sets up what it needs: a virtual environment in .venv, filled by pip.
+PYTHON ?= python3
+PROFILE ?= mnist5k
+BIN := .venv/bin
+# What a kernel prints, progress bars included, goes straight to the terminal.
+PAPERMILL := $(BIN)/papermill --no-progress-bar --no-log-output --stdout-file - --stderr-file - --log-level WARNING
+
+.DEFAULT_GOAL := help
+.PHONY: help setup rank test lint bench lab readme clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## make the virtual environment and install the package into it
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+rank: setup ## rank attribution methods on embedded data: the main job
+	@mkdir -p runs/$(PROFILE)/rank_methods
+	$(PAPERMILL) notebooks/rank_methods.ipynb runs/$(PROFILE)/rank_methods/rank_methods.ipynb -f params/$(PROFILE)/rank_methods.yaml
+
+test: setup lint ## check the style, run the tests and every notebook
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup ## measure speed and memory, as ratios in one run
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lab: setup ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+readme: setup ## write the findings of figures/mnist5k into README.md
+	$(BIN)/python -m idsds.findings
+
+clean: ## remove the environment, the cache and the runs
+	rm -rf .venv cache runs

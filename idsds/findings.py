@@ -1,0 +1,121 @@
+"""The published findings, put to the test on one's own records, each with its paired interval.
+
+The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910). ``python -m idsds.findings`` writes those
+of the committed run into README.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from idsds import paths
+from idsds.methods.base import ABSOLUTE
+from idsds.statistics import paired_differences, rank
+
+Treatment = tuple[str, str]  # model, method
+COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict", "count", "nan", "interval"]
+START, END = "<!-- findings: start -->", "<!-- findings: end -->"
+
+
+def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Every comparison that the records allow for a published finding.
+
+    Args:
+        records: from :func:`idsds.evaluate`.
+        confidence: of the intervals, each on its own (not corrected for the number of comparisons).
+
+    Returns:
+        One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second),
+        ``difference`` of the means on the same images with ``low`` and ``high``, ``verdict``: ``shows`` where the whole interval is above
+        0, ``reversed`` where it is below, else ``undecided``; ``count`` and ``nan`` of the images; ``interval``, what it covers.
+    """
+    rows = []
+    for finding, first, second in _comparisons(records):
+        found = _paired(records, first, second, confidence)
+        verdict = "shows" if found["low"] > 0 else "reversed" if found["high"] < 0 else "undecided"
+        names = {"higher": " ".join(first), "lower": " ".join(second)}
+        rows.append({"finding": finding, **names, **found[["difference", "low", "high", "count", "nan", "interval"]], "verdict": verdict})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def summary(findings: pd.DataFrame) -> pd.DataFrame:
+    """Per finding, in how many comparisons it shows, is undecided and is reversed."""
+    verdicts = ["shows", "undecided", "reversed"]
+    table = pd.crosstab(findings["finding"], findings["verdict"]).reindex(columns=verdicts, fill_value=0)
+    table = table.reindex(dict.fromkeys(findings["finding"])).rename_axis(columns=None)
+    return table.assign(comparisons=table.sum(axis=1)).reset_index()
+
+
+def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatment]]:
+    """(finding, what it puts first, what it puts second) for all that the records hold."""
+    table = rank(records, resamples=1)
+    table = table[table["mean"].notna()]
+    families = dict(zip(records["method"], records["family"], strict=True))
+    has = {(row.model, row.method) for row in table.itertuples()}
+    best = {model: rows.iloc[0]["method"] for model, rows in table.groupby("model")}
+    models = list(dict.fromkeys(records["model"]))
+
+    for model, method in sorted(t for t in has if families[t[1]] == "intrinsic"):
+        for other in models:
+            rival = table[(table["model"] == other) & (table["method"] != method)].iloc[0]["method"] if other == model else best[other]
+            yield "intrinsic explanations score best", (model, method), (other, rival)
+    for model, method in sorted(t for t in has if t[1].endswith(ABSOLUTE)):
+        if (model, plain := method.removesuffix(ABSOLUTE)) in has:
+            yield "absolute values impair", (model, plain), (model, method)
+    for model, method in sorted(t for t in has if t[1].endswith("-SG")):
+        if (model, plain := method.removesuffix("-SG")) in has:
+            yield "SmoothGrad impairs", (model, plain), (model, method)
+    for finding, first, second in _model_pairs(models):
+        for method in dict.fromkeys(records["method"]):
+            if {(first, method), (second, method)} <= has and families[method] != "control":
+                yield finding, (first, method), (second, method)
+
+
+def _model_pairs(models: list[str]) -> Iterator[tuple[str, str, str]]:
+    """(finding, model that it puts first, model that it puts second) by the models' names."""
+    depth = {m: (found[1], int(found[2])) for m in models if (found := re.fullmatch(r"(.*[a-z])(\d+)", m))}
+    for first, (family, shallow) in depth.items():
+        for second, (other, deep) in depth.items():
+            if family == other and shallow < deep:
+                yield "deeper is lower", first, second
+    for first in (m for m in models if "vgg" in m):
+        for second in (m for m in models if "resnet" in m):
+            yield "VGG is above ResNet", first, second
+
+
+def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confidence: float) -> pd.Series:
+    parts = []
+    for label, (model, method) in (("first", first), ("second", second)):
+        rows = records[(records["model"] == model) & (records["method"] == method)]
+        parts.append(rows.assign(model="both", method=label))
+    table = paired_differences(pd.concat(parts), pairs=[("first", "second")], confidence=confidence, permutations=1)
+    return table.iloc[0]
+
+
+def markdown(findings: pd.DataFrame) -> str:
+    """The findings as a markdown table, with the verdicts counted above it."""
+    lines = []
+    for row in summary(findings).itertuples():
+        lines.append(
+            f"- *{row.finding}*: shows in {row.shows} of {row.comparisons} comparisons, undecided in {row.undecided}, reversed in {row.reversed}."
+        )
+    lines += ["", "| finding | higher, says the finding | lower | difference [95 % interval] | verdict |", "|---|---|---|---|---|"]
+    for row in findings.itertuples():
+        interval = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+        lines.append(f"| {row.finding} | {row.higher} | {row.lower} | {interval} | {row.verdict} |")
+    return "\n".join(lines)
+
+
+def update_readme(readme: Path, findings: pd.DataFrame) -> None:
+    """Put the findings between the two markers of the README."""
+    text = readme.read_text()
+    before, rest = text.split(START)
+    readme.write_text(f"{before}{START}\n{markdown(findings)}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    update_readme(paths.root() / "README.md", pd.read_csv(paths.root() / "figures" / "mnist5k" / "rank_methods_findings.csv"))

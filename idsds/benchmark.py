@@ -104,17 +104,18 @@ def evaluate(
         print(announcement(plan, tasks), flush=True)
     if folder is not None:
         write_manifest(folder, plan, "running")
+    waiting = [job for job in plan.jobs if any(task.job is job and task.missing for task in tasks)]
+    for job in waiting:
+        job.prepare(progress)
     frames: dict[str, pd.DataFrame] = {}
     total = sum(task.passes for task in tasks)
     with tqdm(total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress) as bar:
-        for job in plan.jobs:
-            mine = [task for task in tasks if task.job is job and task.missing]
-            if not mine:
-                continue
-            model = job.load(progress).to(plan.device, memory_format=torch.channels_last)
+        for job in waiting:
             bar.set_postfix_str(job.model)
-            for task in mine:
-                frames |= run_task(plan, task, model, bar.update)
+            model = job.load().to(plan.device, memory_format=torch.channels_last)
+            for task in tasks:
+                if task.job is job and task.missing:
+                    frames |= run_task(plan, task, model, bar.update)
     parts = [(task.path(address) or address, group) for task in tasks for address, group in zip(task.addresses, task.groups, strict=True)]
     records = tidy([_select(frames[at] if folder is None else read_table(at)[0], group) for at, group in parts])
     if folder is not None:

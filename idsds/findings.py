@@ -1,7 +1,7 @@
 """The published findings, put to the test on one's own records, each with its paired interval.
 
-The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910). ``python -m idsds.findings`` writes those
-of the committed run into README.md.
+The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910). ``python -m idsds.findings`` writes
+those of the committed run into README.md.
 """
 
 from __future__ import annotations
@@ -100,9 +100,8 @@ def markdown(findings: pd.DataFrame) -> str:
     """The findings as a markdown table, with the verdicts counted above it."""
     lines = []
     for row in summary(findings).itertuples():
-        lines.append(
-            f"- *{row.finding}*: shows in {row.shows} of {row.comparisons} comparisons, undecided in {row.undecided}, reversed in {row.reversed}."
-        )
+        counts = f"shows in {row.shows} of {row.comparisons} comparisons, undecided in {row.undecided}, reversed in {row.reversed}"
+        lines.append(f"- *{row.finding}*: {counts}.")
     lines += ["", "| finding | higher, says the finding | lower | difference [95 % interval] | verdict |", "|---|---|---|---|---|"]
     for row in findings.itertuples():
         interval = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"

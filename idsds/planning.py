@@ -65,10 +65,15 @@ class Job:
             return file_digest(self.source)
         return own_digest(self.source)
 
-    def load(self, progress: bool = True) -> nn.Module:
-        """The model in eval mode on the CPU, trained now if it has to be."""
+    def prepare(self, progress: bool = True) -> None:
+        """Train what is not cached."""
+        if isinstance(self.source, Stage) and self.source.missing:
+            obtain(self.source, progress=progress)
+
+    def load(self) -> nn.Module:
+        """The model in eval mode on the CPU."""
         if isinstance(self.source, Stage):
-            return obtain(self.source, progress=progress)
+            return obtain(self.source, progress=False)
         if isinstance(self.source, Path):
             num_classes = getattr(self.dataset, "num_classes", None)
             return create_model(self.model, num_classes=num_classes, checkpoint=self.source)

@@ -161,7 +161,8 @@ class RunSettings(Settings):
     def evaluate(self) -> dict[str, Any]:
         """The keyword arguments of :func:`idsds.evaluate`."""
         values = self.model_dump()
-        return {**values, "seed": values.pop("seeds")}
+        values["seed"] = values.pop("seeds")
+        return values
 
 
 def chosen_device(device: str = "auto") -> torch.device:

@@ -26,7 +26,7 @@ test: setup lint ## check the style, run the tests and every notebook
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
-lint: setup
+lint: setup ## check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

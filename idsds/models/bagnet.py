@@ -129,4 +129,4 @@ def bagnet33(num_classes: int) -> nn.Module:
 )
 def mini_bagnet(num_classes: int) -> nn.Module:
     """Windows of 9 pixels on 32; bagnet33 sees 33 of 224."""
-    return BagNet(num_classes, blocks=(1, 1), kernels=(3, 3), strides=(2, 2), width=24, stem_momentum=0.1)
+    return BagNet(num_classes, blocks=(1, 1), kernels=(3, 3), strides=(2, 2), width=16, stem_momentum=0.1)

@@ -85,8 +85,19 @@ class ModelEntry:
         """The keyword options that ``create_model`` takes for this model."""
         return [name for name in inspect.signature(self.build).parameters if name != "num_classes"]
 
+    def __deepcopy__(self, memo: dict) -> ModelEntry:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], ModelEntry], tuple[str]]:
+        # By name, so that a model can be sent to another process although its builder may be a local function.
+        return _registered, (self.name,)
+
 
 MODELS: Registry[ModelEntry] = Registry("model")
+
+
+def _registered(name: str) -> ModelEntry:
+    return MODELS[name]
 
 
 def register_model(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable[..., nn.Module]], Any]:

@@ -27,6 +27,7 @@ from bcos.modules.norms import BatchNormUncentered2d
 from torch import Tensor, nn
 
 from idsds.models.base import UNIT, register_model
+from idsds.models.pretrained import load_published
 
 SOURCE = "Böhle et al., TPAMI 2024"
 
@@ -100,12 +101,12 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
 @register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
 def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """``pretrained`` downloads the weights that the ``bcos`` package names, for 1000 classes only."""
+    """``pretrained`` downloads the weights that the ``bcos`` package names."""
     net = BcosResNet(Bottleneck, (3, 4, 6, 3), num_classes)
     if pretrained:
         from bcos.models.pretrained import resnet50
 
-        net.load_state_dict(resnet50(pretrained=True).state_dict())
+        load_published(net, resnet50(pretrained=True).state_dict())
     return net
 
 

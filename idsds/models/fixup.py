@@ -45,8 +45,8 @@ class Block(nn.Module):
                 bias=False,
             )
             self.add_module(f"conv{index + 1}", convolution)
-            for name, value in ((f"bias{index + 1}a", 0.0), (f"bias{index + 1}b", 0.0), *((("scale", 1.0),) if last else ())):
-                self.register_parameter(name, nn.Parameter(torch.full((1,), value)) if scalars else None)
+            for name in (f"bias{index + 1}a", *(["scale"] if last else []), f"bias{index + 1}b"):
+                self.register_parameter(name, nn.Parameter(torch.full((1,), float(name == "scale"))) if scalars else None)
         # One ReLU module per use: methods that hook ReLUs need to tell them apart.
         self.relus = nn.ModuleList(nn.ReLU(inplace=True) for _ in self.kernels)
         self.downsample = None

@@ -156,13 +156,13 @@ def _mini(num_classes: int, scalars: bool) -> nn.Module:
     return NormFreeResNet(num_classes, (1, 1, 1), scalars=scalars, bottleneck=False, width=16, small_inputs=True)
 
 
-@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=FIXUP)
+@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=FIXUP, training={"epochs": 8})
 def mini_fixup_resnet8(num_classes: int) -> nn.Module:
     """mini_resnet8 without BatchNorm."""
     return _mini(num_classes, scalars=True)
 
 
-@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=X_DNN)
+@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=X_DNN, training={"epochs": 8})
 def mini_x_resnet8(num_classes: int) -> nn.Module:
     """mini_resnet8 without BatchNorm and without any bias."""
     return _mini(num_classes, scalars=False)

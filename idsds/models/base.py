@@ -85,8 +85,19 @@ class ModelEntry:
         """The keyword options that ``create_model`` takes for this model."""
         return [name for name in inspect.signature(self.build).parameters if name != "num_classes"]
 
+    def __deepcopy__(self, memo: dict) -> ModelEntry:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], ModelEntry], tuple[str]]:
+        # By name, so that a model can be sent to another process although its builder may be a local function.
+        return _registered, (self.name,)
+
 
 MODELS: Registry[ModelEntry] = Registry("model")
+
+
+def _registered(name: str) -> ModelEntry:
+    return MODELS[name]
 
 
 def register_model(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable[..., nn.Module]], Any]:
@@ -108,10 +119,13 @@ def list_models() -> list[str]:
 class _NoRandomNumbers(TorchFunctionMode):
     """Within it no tensor is filled with random numbers: drawing 138 million weights of a VGG only to replace them takes ten seconds."""
 
+    RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
     def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if function in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in self.RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def create_model(name: str, num_classes: int | None = None, checkpoint: str | os.PathLike[str] | None = None, **options: Any) -> nn.Module:

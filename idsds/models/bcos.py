@@ -27,6 +27,7 @@ from bcos.modules.norms import BatchNormUncentered2d
 from torch import Tensor, nn
 
 from idsds.models.base import UNIT, register_model
+from idsds.models.pretrained import load_published
 
 SOURCE = "Böhle et al., TPAMI 2024"
 
@@ -46,7 +47,7 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
         blocks: blocks per stage, for three or four stages.
         num_classes: K.
         width: channels of the first stage.
-        small_inputs: a 3 x 3 stem for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
+        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
         super().__init__(
             block, list(blocks), num_classes=num_classes, norm_layer=norm_without_bias, inplanes=width, small_inputs=small_inputs
         )
+        if small_inputs:
+            self.conv1 = BcosConv2d(6, width, kernel_size=3, stride=2, padding=1)
 
     @property
     def logit_bias(self) -> float:
@@ -100,12 +103,12 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
 @register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
 def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """``pretrained`` downloads the weights that the ``bcos`` package names, for 1000 classes only."""
+    """``pretrained`` downloads the weights that the ``bcos`` package names."""
     net = BcosResNet(Bottleneck, (3, 4, 6, 3), num_classes)
     if pretrained:
         from bcos.models.pretrained import resnet50
 
-        net.load_state_dict(resnet50(pretrained=True).state_dict())
+        load_published(net, resnet50(pretrained=True).state_dict())
     return net
 
 
@@ -117,6 +120,7 @@ def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
     num_classes=10,
     input_size=32,
     source=SOURCE,
+    training={"epochs": 6, "lr": 1e-2, "batch_size": 32},
 )
 def mini_bcos(num_classes: int) -> nn.Module:
     """The B-cos counterpart of mini_resnet8."""

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from idsds.store import atomic
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or does not fit the model. The message names the file and the first differences."""
@@ -50,18 +52,16 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
 
     Returns:
         The path.
+
+    Raises:
+        OSError: where the file cannot be written, naming it.
     """
     path = Path(path)
     state = model.state_dict() if isinstance(model, nn.Module) else model
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        safetensors.torch.save_file(tensors, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic(path) as partial:
+        safetensors.torch.save_file(tensors, partial)
     return path
 
 

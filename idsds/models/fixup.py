@@ -45,8 +45,8 @@ class Block(nn.Module):
                 bias=False,
             )
             self.add_module(f"conv{index + 1}", convolution)
-            for name, value in ((f"bias{index + 1}a", 0.0), (f"bias{index + 1}b", 0.0), *((("scale", 1.0),) if last else ())):
-                self.register_parameter(name, nn.Parameter(torch.full((1,), value)) if scalars else None)
+            for name in (f"bias{index + 1}a", *(["scale"] if last else []), f"bias{index + 1}b"):
+                self.register_parameter(name, nn.Parameter(torch.full((1,), float(name == "scale"))) if scalars else None)
         # One ReLU module per use: methods that hook ReLUs need to tell them apart.
         self.relus = nn.ModuleList(nn.ReLU(inplace=True) for _ in self.kernels)
         self.downsample = None
@@ -156,13 +156,13 @@ def _mini(num_classes: int, scalars: bool) -> nn.Module:
     return NormFreeResNet(num_classes, (1, 1, 1), scalars=scalars, bottleneck=False, width=16, small_inputs=True)
 
 
-@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=FIXUP)
+@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=FIXUP, training={"epochs": 8})
 def mini_fixup_resnet8(num_classes: int) -> nn.Module:
     """mini_resnet8 without BatchNorm."""
     return _mini(num_classes, scalars=True)
 
 
-@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=X_DNN)
+@register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=X_DNN, training={"epochs": 8})
 def mini_x_resnet8(num_classes: int) -> nn.Module:
     """mini_resnet8 without BatchNorm and without any bias."""
     return _mini(num_classes, scalars=False)

@@ -16,6 +16,8 @@ from idsds.models.pretrained import from_torchvision
 
 VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
 
+# Dropout slows the training down: more epochs than the recipe's.
+MINI_TRAINING = {"epochs": 6}
 # As many convolutions as the large net of that name, with fewer poolings.
 MINI_LAYERS: dict[int, list[str | int]] = {
     11: [16, "M", 32, "M", 48, 48, "M", 64, 64, 64, 64],
@@ -61,7 +63,9 @@ def _register(name: str) -> None:
 
 
 def _register_mini(depth: int) -> None:
-    @register_model(f"mini_vgg{depth}", family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER)
+    @register_model(
+        f"mini_vgg{depth}", family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER, training=MINI_TRAINING
+    )
     def build(num_classes: int) -> nn.Module:
         return MiniVGG(depth, num_classes)
 
@@ -77,13 +81,13 @@ def x_vgg16(num_classes: int) -> nn.Module:
     return without_bias(torchvision.models.vgg16(num_classes=num_classes))
 
 
-@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER)
+@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER, training=MINI_TRAINING)
 def mini_vgg11_bn(num_classes: int) -> nn.Module:
     """mini_vgg11 with BatchNorm."""
     return MiniVGG(11, num_classes, batch_norm=True)
 
 
-@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=X_DNN)
+@register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=X_DNN, training=MINI_TRAINING)
 def mini_x_vgg11(num_classes: int) -> nn.Module:
     """mini_vgg11 without any bias."""
     return without_bias(MiniVGG(11, num_classes))

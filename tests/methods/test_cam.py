@@ -76,7 +76,7 @@ def test_smooth_grad_cam_of_the_paper() -> None:
     clean = activations_and_gradients(model, IMAGES)[0]
     moments = {power: torch.zeros_like(clean) for power in (1, 2, 3)}
     for sample in range(4):
-        a, w = activations_and_gradients(model, IMAGES + 0.3 * noise[:, sample])
+        _, w = activations_and_gradients(model, IMAGES + 0.3 * noise[:, sample])
         logits = ConvNet.forward(model, IMAGES + 0.3 * noise[:, sample]).detach().gather(1, TARGETS[:, None])[..., None, None]
         for power in moments:
             moments[power] += (w * (1 + 2 * logits)) ** power / 4

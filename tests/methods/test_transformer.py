@@ -192,8 +192,9 @@ def test_relevance_is_computed_in_double_and_the_weights_come_back() -> None:
 def test_fused_attention_is_put_back_also_after_an_error() -> None:
     model = vit()
     model.blocks[1].attn.fused_attn = False
-    with pytest.raises(RuntimeError, match="inside"), attention_maps(model):
+    with attention_maps(model):
         assert not any(block.attn.fused_attn for block in model.blocks)
+    with pytest.raises(RuntimeError, match="inside"), attention_maps(model):
         raise RuntimeError("inside")
     assert [block.attn.fused_attn for block in model.blocks] == [True, False, True]
     assert not any(block.attn.attn_drop._forward_hooks for block in model.blocks)

@@ -82,15 +82,18 @@ def min_max(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low)
 
 
-def resized_min_max(maps: Tensor) -> Tensor:
-    """Maps resized from 7 x 7 that were to be scaled to [0, 1] before that, as the reference does it.
+RESIZE = F.interpolate(torch.eye(7, dtype=torch.float64)[None], size=224, mode="linear")[0].T  # (224, 7)
 
-    Bilinear resizing is linear along each axis, so that its pseudo-inverse gives back the 7 x 7 map.
-    """
-    resize = F.interpolate(torch.eye(7, dtype=torch.float64)[None], size=224, mode="linear")[0].T  # (224, 7)
-    inverse = torch.linalg.pinv(resize)  # (7, 224)
-    cells = inverse @ maps.double() @ inverse.T  # (B, 7, 7)
-    return resize @ (min_max(cells)) @ resize.T
+
+def cells_of(maps: Tensor) -> Tensor:
+    """The 7 x 7 maps that were resized to 224 x 224: bilinear resizing is linear along each axis, its pseudo-inverse takes it back."""
+    inverse = torch.linalg.pinv(RESIZE)  # (7, 224)
+    return inverse @ maps.double() @ inverse.T  # (B, 7, 7)
+
+
+def resized_min_max(maps: Tensor) -> Tensor:
+    """Maps resized from 7 x 7, as if they had been scaled to [0, 1] before that, as the reference does it."""
+    return RESIZE @ min_max(cells_of(maps)) @ RESIZE.T
 
 
 def compare(model: nn.Module, key: str, golden: dict[str, np.ndarray], images: int) -> tuple[float, float, float]:

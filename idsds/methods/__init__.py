@@ -2,6 +2,7 @@
 
 from idsds.methods import cam, controls, gradient, guided, intrinsic, relevance, rise, transformer
 from idsds.methods.base import (
+    FAMILIES,
     METHODS,
     Method,
     MethodEntry,
@@ -17,6 +18,7 @@ from idsds.methods.base import (
 from idsds.methods.own import OwnMethod, as_method
 
 __all__ = [
+    "FAMILIES",
     "METHODS",
     "Method",
     "MethodEntry",

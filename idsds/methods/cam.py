@@ -183,8 +183,8 @@ def sg_cam(
 
         alpha = D1 / (2 D2 + D3 sum(A)),  weights = sum(alpha relu(D1)),  map = relu(sum_k weights A).
 
-    ``SG-CAM++`` is what the published numbers were made with, torchcam's version: the numerator of alpha is D2 and 1e-8 is added to its
-    denominator; relu takes the gradient, and the map the activations, of the last noisy copy alone.
+    ``SG-CAM++`` is what the published numbers were made with, torchcam's version: alpha = D2 / (2 D2 + sum(D3 A) + 1e-8); relu takes the
+    gradient, and the map the activations, of the last noisy copy alone.
 
     Args:
         model: returns logits.
@@ -207,15 +207,15 @@ def sg_cam(
         return outputs[0].detach()
 
     def attribute(images: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
-        sums = total(reference := clean(images))
+        reference = clean(images)
         moments = [torch.zeros_like(reference) for _ in range(3)]
         for sample in range(samples):
             activations, gradients = activations_and_gradients(model, name, images + sigma * drawn[:, sample], targets)
             for power, moment in enumerate(moments, start=1):
                 moment += gradients**power / samples
         first, second, third = moments
-        denominator = 2 * second + third * sums
-        as_torchcam = total(second / (denominator + EPSILON) * gradients.relu())
+        as_torchcam = total(second / (2 * second + total(third * reference) + EPSILON) * gradients.relu())
+        denominator = 2 * second + third * total(reference)
         as_paper = total(torch.where((first > 0) & (denominator != 0), first / denominator * first, 0))
         return torch.stack([weighted(as_torchcam, activations), weighted(as_paper, reference)], dim=1)  # (B, 2, h, w)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from functools import lru_cache
 
 import pytest
@@ -54,9 +55,8 @@ def test_list_methods_says_why_not() -> None:
         applicable = list_methods(model)
         assert set(applicable) | set(applicable.excluded) == set(METHODS)
         for method, reason in applicable.excluded.items():
-            with pytest.raises(ValueError, match="does not apply to"):
+            with pytest.raises(ValueError, match=re.escape(f"does not apply to {name}: {reason}")):
                 create_method(method, model)
-            assert reason in str(pytest.raises(ValueError, create_method, method, model).value)
 
 
 def test_families() -> None:

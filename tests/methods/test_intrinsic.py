@@ -1,0 +1,60 @@
+"""The intrinsic explanations: they add up to the logit, and BagNet's dense map is that of its windows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from idsds.methods import create_method, list_methods
+from tests.methods.nets import ConvNet, images_of, mini, seeded
+
+TARGETS = torch.tensor([1, 7])
+
+
+def test_bagnet_is_the_logit_of_each_window() -> None:
+    model, images = mini("mini_bagnet"), images_of(2, 24, 30)
+    found = create_method("BagNet", model)(images, TARGETS)[:, 0]
+    half = model.window // 2
+    padded = F.pad(images, [half] * 4)
+    for row, column in [(0, 0), (0, 29), (23, 0), (11, 17), (12, 16), (5, 28)]:
+        window = padded[:, :, row : row + model.window, column : column + model.window]
+        with torch.no_grad():
+            wanted = model(window).gather(1, TARGETS[:, None])[:, 0]
+        assert torch.allclose(found[:, row, column], wanted, rtol=0, atol=1e-9)
+
+
+def test_bagnet_adds_up_to_the_logit() -> None:
+    model, images = mini("mini_bagnet"), images_of(2, 24, 30)
+    found = create_method("BagNet", model)(images, TARGETS)[:, 0]
+    half = model.window // 2
+    # The net itself does not pad, and looks at every second window.
+    stride = model._dilations[-1][-1]
+    with torch.no_grad():
+        wanted = model(images).gather(1, TARGETS[:, None])[:, 0]
+    assert torch.allclose(found[:, half : 24 - half : stride, half : 30 - half : stride].mean(dim=(1, 2)), wanted, rtol=0, atol=1e-9)
+
+
+def test_bcos_adds_up_to_the_logit_less_its_constant() -> None:
+    model, images = mini("mini_bcos"), images_of(2, 32, 40)
+    found = create_method("B-cos", model)(images, TARGETS)
+    with torch.no_grad():
+        wanted = model(images).gather(1, TARGETS[:, None])[:, 0] - model.logit_bias
+    assert wanted.abs().min() > 0
+    assert torch.allclose(found.sum(dim=(1, 2, 3)), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_gradient_methods_work_on_bcos() -> None:
+    model, images = mini("mini_bcos"), images_of(2, 32, 40)
+    found = create_method("IG", model, steps=200)(images, TARGETS)
+    with torch.no_grad():
+        wanted = (model(images) - model(torch.zeros_like(images))).gather(1, TARGETS[:, None])[:, 0]
+    assert torch.allclose(found.sum(dim=(1, 2, 3)), wanted, rtol=1e-2)  # completeness, up to the 200 steps
+
+
+def test_they_are_for_their_own_models_only() -> None:
+    excluded = list_methods(seeded(ConvNet)).excluded
+    assert excluded["BagNet"] == "it is the intrinsic explanation of BagNet models"
+    assert excluded["B-cos"] == "it is the intrinsic explanation of B-cos models"
+    with pytest.raises(ValueError, match="BagNet does not apply to ConvNet"):
+        create_method("BagNet", seeded(ConvNet))

@@ -41,8 +41,8 @@ def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallb
     Raises:
         FileNotFoundError: naming the folder and what to put there.
     """
-    default = Path(os.environ.get("IDSDS_DATA", "data")) / name
-    tried = [paths.resolve(folder) for folder in ([root] if root is not None else [default, *fallbacks])]
+    candidates = [root] if root is not None else [Path(os.environ.get("IDSDS_DATA", "data")) / name, *fallbacks]
+    tried = [paths.resolve(folder) for folder in candidates]
     for folder in tried:
         if folder.is_dir():
             return folder
@@ -82,10 +82,13 @@ class Layout:
         raise FileNotFoundError(f"data set {name!r}: {str(root)!r} does not hold {self.wanted}")
 
 
-def _images(folder: Path) -> list[Path]:
-    """The image files of a class folder, with those in folders below it, sorted; hidden files do not count."""
-    found = (Path(top) / file for top, _, files in os.walk(folder) for file in files if not file.startswith("."))
-    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
+def _images(folder: Path) -> list[str]:
+    """The image files of a class folder, with those in folders below it, sorted; hidden files do not count.
+
+    Text and not ``Path`` objects: ImageNet has 1.3 million, and each loader process holds them all.
+    """
+    found = (os.path.join(top, file) for top, _, files in os.walk(folder) for file in files if not file.startswith("."))
+    return sorted(path for path in found if path.lower().endswith(EXTENSIONS))
 
 
 def _holds_images(folder: Path) -> bool:
@@ -148,7 +151,7 @@ def folder_dataset(
     if classes is None:
         classes = list(_class_folders(folders.get("train", source), layout, name))
     index = {key: number for number, key in enumerate(classes)}
-    files: list[Path] = []
+    files: list[str] = []
     targets: list[int] = []
     for key, folder in _class_folders(source, layout, name).items():
         if key not in index:
@@ -158,7 +161,8 @@ def folder_dataset(
             raise FileNotFoundError(f"data set {name!r}: no image in {str(folder)!r}; files that count end in {', '.join(EXTENSIONS)}")
         files += images
         targets += [index[key]] * len(images)
-    ids = [f"{name}/{file.relative_to(base).as_posix()}" for file in files]
+    below = len(str(base)) + 1
+    ids = [f"{name}/{file[below:].replace(os.sep, '/')}" for file in files]
     if not folders:
         chosen = stratified_split(ids, targets, split, validation=held_out, test=TEST)
     elif source == cut and held_out:
@@ -184,7 +188,7 @@ def file_dataset(
     name: str,
     split: str,
     normalisation: Normalisation,
-    files: Sequence[Path],
+    files: Sequence[str],
     image_ids: Sequence[str],
     targets: Sequence[int],
     classes: Sequence[str],

@@ -7,8 +7,8 @@ centre is cropped. Training: a random crop of 8 to 100 % of the area and of aspe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -21,10 +21,13 @@ from idsds.datasets.base import ImageReadError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 RESIZE = 256 / 224
 
-_TO_UNIT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+def to_unit(picture: Image.Image) -> Tensor:
+    """8-bit RGB picture to float (3, H, W) in [0, 1]."""
+    return v2.functional.pil_to_tensor(picture).float() / 255
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
     """A file as an 8-bit RGB picture; grey ones get three equal channels, transparency is dropped.
 
     Raises:
@@ -39,17 +42,17 @@ def read_rgb(path: Path) -> Image.Image:
                 return picture.convert("RGBA").convert("RGB")  # PIL warns where it is to drop a palette's transparency directly
             return picture.convert("RGB")
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        raise ImageReadError(f"cannot read {str(path)!r}: {type(error).__name__}: {error}") from error
+        raise ImageReadError(f"cannot read {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
 
 
 def evaluation_crop(size: int) -> v2.Transform:
     """PIL picture to float (3, size, size) in [0, 1]: resize, then centre crop; 224 pixels are cut from 256."""
-    return v2.Compose([v2.Resize(round(size * RESIZE)), v2.CenterCrop(size), _TO_UNIT])
+    return v2.Compose([v2.Resize(round(size * RESIZE)), v2.CenterCrop(size), to_unit])
 
 
 def training_crop(size: int) -> v2.Transform:
     """PIL picture to float (3, size, size) in [0, 1]: random resized crop, then random mirror. Draws from torch's global generator."""
-    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), _TO_UNIT])
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), to_unit])
 
 
 def shift_and_mirror(pixels: int) -> v2.Transform:
@@ -86,7 +89,7 @@ class FileImages:
         size: pixels of a side of what is returned.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int) -> None:
         self.paths, self.size = list(paths), size
         self._evaluation, self._training = evaluation_crop(size), training_crop(size)
 

@@ -71,7 +71,7 @@ def stanford_dogs(
     targets = [index[name.split("/")[0]] for name in listed]
     cut = split != "test" and held_out
     chosen = stratified_split(ids, targets, split, validation=held_out, test=0) if cut else list(range(len(ids)))
-    files = [base / listed[i] for i in chosen]
+    files = [str(base / listed[i]) for i in chosen]
     return file_dataset(
         "stanford_dogs",
         split,

@@ -184,7 +184,7 @@ def food101(
     listed = [(name, target) for target, key in enumerate(classes) for name in sorted(by_class[key])]
     ids, targets = [f"food101/{name}" for name, _ in listed], [target for _, target in listed]
     chosen = _cut(ids, targets, split, held_out)
-    files = [base / "images" / f"{listed[i][0]}.jpg" for i in chosen]
+    files = [str(base / "images" / f"{listed[i][0]}.jpg") for i in chosen]
     return file_dataset(
         "food101", split, normalisation, files, [ids[i] for i in chosen], [targets[i] for i in chosen], classes, image_size, on_error
     )

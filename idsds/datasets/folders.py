@@ -41,7 +41,9 @@ def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallb
     Raises:
         FileNotFoundError: naming the folder and what to put there.
     """
-    candidates = [root] if root is not None else [Path(os.environ.get("IDSDS_DATA", "data")) / name, *fallbacks]
+    candidates: list[str | os.PathLike[str]] = (
+        [root] if root is not None else [Path(os.environ.get("IDSDS_DATA", "data")) / name, *fallbacks]
+    )
     tried = [paths.resolve(folder) for folder in candidates]
     for folder in tried:
         if folder.is_dir():

@@ -19,6 +19,7 @@ from idsds.interventions import baseline_images, delete_patches
 from idsds.launch import launch
 from idsds.models import create_model
 from idsds.models.base import UNIT
+from idsds.models.checkpoints import rename_keys
 from idsds.settings import PAPER, Deletion, Recipe, SettingsError
 from idsds.steps import accuracy, drawn_patches, loader_of, loss_of, make_optimizer, make_scheduler, shares, training_step
 from idsds.store import DamagedFileError
@@ -129,10 +130,11 @@ def test_more_processes_than_images_are_refused():
 
 
 def _golden(fabric, name, precision):
-    from tests.models.golden import filled
+    from tests.models.golden import study_state
 
     model = create_model(name)
-    model.load_state_dict(filled(model.state_dict(), name))
+    model.load_state_dict(rename_keys(model, study_state(name)))
+    own_key = getattr(model, "own_key", str)
     model.to(getattr(torch, precision)).train()
     images = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(3)).to(getattr(torch, precision))
     images = images if name.startswith("bcos") else images * 2 - 1
@@ -143,28 +145,27 @@ def _golden(fabric, name, precision):
     step = {"loss": model.entry.loss, "clip": PAPER.clip}
     found = {"input_mean": images.mean().item(), "loss_before": training_step(fabric, net, optimizer, images, targets, **step)[0] / 4}
     for key in ("conv1.weight", "fc.weight"):
-        parameter = model.get_parameter(key if key in before else next(k for k in before if k.endswith(key)))
+        parameter = model.get_parameter(own_key(key))
         found[f"grad_l2_{key}"] = parameter.grad.norm().item()
-        found[f"update_l2_{key}"] = (parameter.detach() - before[key]).norm().item()
+        found[f"update_l2_{key}"] = (parameter.detach() - before[own_key(key)]).norm().item()
     found["grad_l2_total"] = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
-    found["bn1.running_var_sum_after_1_forward"] = model.bn1.running_var.sum().item()
+    found["bn1.running_var_sum_after_1_forward"] = model.get_buffer(own_key("bn1.running_var")).sum().item()
     found["loss_after_1_step"] = training_step(fabric, net, optimizer, images, targets, **step)[0] / 4
     found["loss_after_2_steps"] = loss_of(model(images), targets, model.entry.loss).item()
     return found
 
 
-@pytest.mark.parametrize(("name", "precision", "tolerance"), [("resnet18", "float64", 1e-6), ("bcos_resnet50", "float32", 2e-4)])
+@pytest.mark.parametrize(("name", "precision", "tolerance"), [("resnet18", "float64", 1e-6), ("bcos_resnet50", "float32", 1e-3)])
 def test_golden_step(name, precision, tolerance):
     """Two optimiser steps of the reference on two intact and two deleted images.
 
-    In float64 resnet18 agrees to what the reference's own optimiser rounding leaves; the reference's float32 run of bcos_resnet50 is
-    itself off its float64 run by up to 1.3e-4.
+    In float64 resnet18 agrees to 1e-6. The float32 gradient of the classifier of bcos_resnet50, a sum of cancelling terms, differs by
+    8e-4; its losses agree to 4e-7. (The reference's own float32 and float64 runs differ by up to 7e-3, in the classifier's update.)
     """
     found = launch(_golden, name, precision, device="cpu")
     wanted = GOLDEN["results"][f"{name}_{precision}"]
     for key, value in found.items():
-        # Steps of 1e-5 in float32 weights of size 1 leave few digits of the update itself.
-        assert value == pytest.approx(wanted[key], rel=5e-2 if key.startswith("update") and precision == "float32" else tolerance), key
+        assert value == pytest.approx(wanted[key], rel=tolerance), key
 
 
 def test_an_uneven_batch_weighs_every_image_alike():

@@ -1,10 +1,12 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded
+from idsds.datasets import embedded, folders, study, vision
 from idsds.datasets.base import (
     DATASETS,
+    AugmentedDataset,
     DatasetEntry,
     ImageDataset,
+    ImageReadError,
     as_image_dataset,
     collate,
     create_dataset,
@@ -13,17 +15,30 @@ from idsds.datasets.base import (
     list_datasets,
     register_dataset,
 )
+from idsds.datasets.manifest import first_images, manifest, read_manifest, select, write_manifest
+from idsds.datasets.splits import stratified_split
 
 __all__ = [
     "DATASETS",
+    "AugmentedDataset",
     "DatasetEntry",
     "ImageDataset",
+    "ImageReadError",
     "as_image_dataset",
     "collate",
     "create_dataset",
     "embedded",
     "fingerprint",
+    "first_images",
     "fixed_order",
+    "folders",
     "list_datasets",
+    "manifest",
+    "read_manifest",
     "register_dataset",
+    "select",
+    "stratified_split",
+    "study",
+    "vision",
+    "write_manifest",
 ]

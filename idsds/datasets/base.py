@@ -7,16 +7,26 @@ data set's own statistics), never from a model's name.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from idsds.models.base import Normalisation
+from idsds.randomness import generator as keyed_generator
 from idsds.registry import Registry, UnknownNameError
+
+OnError = Literal["raise", "skip"]
+ON_ERROR = ("raise", "skip")
+
+
+class ImageReadError(RuntimeError):
+    """An image that cannot be read. The message names the data set, the image and the reason."""
 
 
 class ImageDataset(Dataset):
@@ -27,9 +37,12 @@ class ImageDataset(Dataset):
         split: ``train``, ``val`` or ``test``.
         image_ids: one stable id per image.
         targets: one class index per image.
-        read: from an index to the image, float (3, H, W) in [0, 1].
+        read: from an index to the image, float (3, H, W) in [0, 1]. A function that can be pickled: loader processes may be spawned.
         classes: names of the classes, in the order of their indices.
         normalisation: applied to what ``read`` gives.
+        augment: from an index and a generator to a randomly changed image for training, float (3, H, W) in [0, 1]; None: ``read``.
+        on_error: what an unreadable image does: ``raise`` stops with an :class:`ImageReadError`, ``skip`` gives None as the item, which
+            :func:`collate` leaves out, and counts it in :attr:`skipped`.
     """
 
     def __init__(
@@ -41,22 +54,90 @@ class ImageDataset(Dataset):
         read: Callable[[int], Tensor],
         classes: Sequence[str],
         normalisation: Normalisation,
+        augment: Callable[[int, torch.Generator], Tensor] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         if len(image_ids) != len(targets):
             raise ValueError(f"{name}: {len(image_ids)} image ids for {len(targets)} targets")
+        if on_error not in ON_ERROR:
+            raise UnknownNameError(f"on_error of {name!r}", on_error, ON_ERROR)
         self.name, self.split, self.classes, self.normalisation = name, split, list(classes), normalisation
         self.image_ids, self.targets, self.read = list(image_ids), [int(t) for t in targets], read
+        self.augment, self.on_error = augment, on_error
+        # In shared memory, so that what a loader's worker process marks is seen by the process that counts.
+        self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        return self.normalisation(self.read(index)), self.targets[index], self.image_ids[index]
+        return self.item(index)
+
+    def item(self, index: int, generator: torch.Generator | None = None) -> Any:
+        """The item at ``index``, augmented by ``generator`` where one is given; None for an unreadable image under ``on_error="skip"``."""
+        try:
+            image = self.read(index) if generator is None or self.augment is None else self.augment(index, generator)
+        except ImageReadError as error:
+            if self.on_error == "raise":
+                raise ImageReadError(f"{self.name}: image {self.image_ids[index]!r}: {error}") from error
+            self._unreadable[index] = True
+            return None
+        return self.normalisation(image), self.targets[index], self.image_ids[index]
+
+    def augmented(self, seed: int, epoch: int) -> AugmentedDataset:
+        """The same images as training sees them in one epoch."""
+        return AugmentedDataset(self, seed, epoch)
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Ids of the images that could not be read so far and were left out."""
+        return [self.image_ids[i] for i in self._unreadable.nonzero().flatten().tolist()]
+
+    def subset(self, indices: Sequence[int]) -> ImageDataset:
+        """The images at ``indices``, in that order, as a data set of their own."""
+        indices = list(indices)
+        return ImageDataset(
+            self.name,
+            self.split,
+            image_ids=[self.image_ids[i] for i in indices],
+            targets=[self.targets[i] for i in indices],
+            read=_Picked(self.read, indices),
+            classes=self.classes,
+            normalisation=self.normalisation,
+            augment=None if self.augment is None else _Picked(self.augment, indices),
+            on_error=self.on_error,
+        )
+
+
+class _Picked:
+    """``function`` seen through a list of indices. (A class and not a closure: it can be pickled.)"""
+
+    def __init__(self, function: Callable[..., Tensor], indices: list[int]) -> None:
+        self.function, self.indices = function, indices
+
+    def __call__(self, index: int, *rest: torch.Generator) -> Tensor:
+        return self.function(self.indices[index], *rest)
+
+
+class AugmentedDataset(Dataset):
+    """A data set as training sees it in one epoch: each image changed at random, keyed by (seed, epoch, image id).
+
+    The stream is the same whatever the order, the number of loader processes or devices, and after a resume.
+    """
+
+    def __init__(self, dataset: ImageDataset, seed: int, epoch: int) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        return self.dataset.item(index, keyed_generator(self.seed, "augmentation", self.epoch, self.dataset.image_ids[index]))
 
 
 def hashed(text: str) -> bytes:
@@ -100,6 +181,11 @@ class DatasetEntry:
     embedded: bool = False
     source: str = ""
 
+    @property
+    def options(self) -> list[str]:
+        """The keyword options that :func:`create_dataset` takes for this data set."""
+        return [name for name in inspect.signature(self.load).parameters if name not in ("split", "normalisation")]
+
 
 DATASETS: Registry[DatasetEntry] = Registry("data set")
 SPLITS = ("train", "val", "test")
@@ -121,22 +207,38 @@ def list_datasets() -> list[str]:
     return list(DATASETS)
 
 
-def create_dataset(name: str, split: str = "test", normalisation: Normalisation | None = None, **options: Any) -> ImageDataset:
+def create_dataset(
+    name: str,
+    split: str = "test",
+    normalisation: Normalisation | None = None,
+    manifest: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ImageDataset:
     """Load one split.
 
     Args:
         name: one of :func:`list_datasets`.
         split: ``train``, ``val`` or ``test``.
         normalisation: what the model wants; None: the data set's own statistics.
+        manifest: a file of :func:`idsds.datasets.write_manifest`; the data set then holds just its images, in its order.
         options: what the loader takes beyond that, such as ``root``.
 
     Raises:
-        UnknownNameError: for an unknown data set or split, naming the nearest.
+        UnknownNameError: for an unknown data set, split or option, naming the nearest.
+        FileNotFoundError: where the images are not on this disk, naming the folder looked at and the files it should hold.
     """
     entry = DATASETS[name]
     if split not in SPLITS:
         raise UnknownNameError(f"split of {name!r}", split, SPLITS)
-    return entry.load(split, normalisation or entry.normalisation, **options)
+    for option in options:
+        if option not in entry.options:
+            raise UnknownNameError(f"option of data set {name!r}", option, entry.options)
+    dataset = entry.load(split, normalisation or entry.normalisation, **options)
+    if manifest is None:
+        return dataset
+    from idsds.datasets.manifest import select
+
+    return select(dataset, manifest)
 
 
 def as_image_dataset(dataset: object, name: str = "own") -> Dataset:
@@ -175,7 +277,13 @@ class _WithIds(Dataset):
         return image, int(target), str(rest[0] if rest else index)
 
 
-def collate(items: Sequence[tuple[Tensor, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
-    """Items to a batch: images (B, 3, H, W), targets (B,), image ids."""
-    images, targets, image_ids = zip(*items, strict=True)
+def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Tensor, list[str]]:
+    """Items to a batch: images (B, 3, H, W), targets (B,), image ids.
+
+    Images that were skipped as unreadable are left out; where none remains, the batch is (0, 3, 1, 1), (0,), [].
+    """
+    kept = [item for item in items if item is not None]
+    if not kept:
+        return torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long), []
+    images, targets, image_ids = zip(*kept, strict=True)
     return torch.stack(images), torch.tensor(targets), list(image_ids)

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idsds.datasets.base import ImageDataset, hashed, register_dataset
+from idsds.datasets.base import ImageDataset, register_dataset
+from idsds.datasets.images import TensorImages
+from idsds.datasets.splits import stratified_split
 from idsds.models.base import Normalisation
-
-# Share of each class in the validation and in the test split; the rest is for training.
-VALIDATION, TEST = 0.08, 0.10
 
 
 @cache
@@ -36,27 +35,15 @@ def _digits() -> tuple[Tensor, list[int]]:
     return F.interpolate(images, scale_factor=4, mode="nearest"), [int(label) for label in found.target]  # (1797, 1, 32, 32)
 
 
-def stratified_split(image_ids: list[str], targets: list[int], split: str) -> list[int]:
-    """Indices of one split: within each class, images in the order of their id's hash, the first for the test, the next for validation."""
-    chosen: list[int] = []
-    for target in sorted(set(targets)):
-        members = sorted((i for i, t in enumerate(targets) if t == target), key=lambda i: hashed(f"split {image_ids[i]}"))
-        test, val = round(TEST * len(members)), round(VALIDATION * len(members))
-        bounds = {"test": (0, test), "val": (test, test + val), "train": (test + val, None)}[split]
-        chosen += members[slice(*bounds)]
-    return sorted(chosen)
-
-
 def _embedded(name: str, images: Tensor, targets: list[int], split: str, normalisation: Normalisation) -> ImageDataset:
     image_ids = [f"{name}/{index:04d}" for index in range(len(targets))]
     chosen = stratified_split(image_ids, targets, split)
-    pixels = images[chosen]  # (N, 1, 32, 32)
     return ImageDataset(
         name,
         split,
         image_ids=[image_ids[i] for i in chosen],
         targets=[targets[i] for i in chosen],
-        read=lambda index: pixels[index].expand(3, -1, -1),
+        read=TensorImages(images[chosen]).read,  # (N, 1, 32, 32)
         classes=[str(digit) for digit in range(10)],
         normalisation=normalisation,
     )

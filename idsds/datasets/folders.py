@@ -1,0 +1,262 @@
+"""Data sets that are folders of image files, one folder per class; nothing is downloaded.
+
+Where a data set is looked for: ``root=``, or else ``$IDSDS_DATA/<name>``, or else ``data/<name>`` below the repository root. What a split
+means, for all of them:
+
+- folders for training, validation and test: as they are;
+- folders for training and one other: the other is ``test``, the images that papers report on, and ``val`` is a keyed, stratified share
+  ``held_out`` of the training folder, so that no checkpoint is chosen on the images it is reported on. ``held_out=0`` keeps the whole
+  training folder for ``train`` and makes ``val`` the same images as ``test``, as much published code does;
+- class folders only: all three are cut by :func:`idsds.datasets.splits.stratified_split`.
+
+Class indices follow the sorted names of the class folders, as in torchvision's ``ImageFolder``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from idsds import paths
+from idsds.datasets.base import ImageDataset, OnError, register_dataset
+from idsds.datasets.images import EXTENSIONS, FileImages
+from idsds.datasets.splits import TEST, VALIDATION, stratified_split
+from idsds.models.base import IMAGENET, Normalisation
+from idsds.registry import UnknownNameError
+
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallbacks: Sequence[str] = ()) -> Path:
+    """The folder of a data set.
+
+    Args:
+        name: the data set's name.
+        root: the folder; None looks at ``$IDSDS_DATA/<name>``, or ``data/<name>`` where ``IDSDS_DATA`` is not set.
+        wanted: what the folder must hold, for the error message.
+        fallbacks: folders where a system's package puts the data, tried last.
+
+    Raises:
+        FileNotFoundError: naming the folder and what to put there.
+    """
+    candidates: list[str | os.PathLike[str]] = (
+        [root] if root is not None else [Path(os.environ.get("IDSDS_DATA", "data")) / name, *fallbacks]
+    )
+    tried = [paths.resolve(folder) for folder in candidates]
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    looked = " nor ".join(repr(str(folder)) for folder in tried)
+    raise FileNotFoundError(
+        f"data set {name!r}: there is no folder {looked}. Nothing is downloaded: put {wanted} there, pass root=, "
+        f"or set IDSDS_DATA to the folder that holds {name!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of one data set lie.
+
+    Args:
+        wanted: what the folder must hold, in words.
+        bases: folders below the root that may hold the split or class folders; the first that does is taken, so the deepest comes first.
+        names: the names that the folder of each split may have.
+        key: from the name of a class folder to the name by which classes are sorted and matched between the splits.
+    """
+
+    wanted: str
+    bases: tuple[str, ...] = ("",)
+    names: dict[str, tuple[str, ...]] = field(default_factory=lambda: NAMES)
+    key: Callable[[str], str] = str
+
+    def find(self, root: Path, name: str) -> tuple[Path, dict[str, Path]]:
+        """The base folder below ``root``, and the folders of the splits found in it, none where the class folders lie in the base."""
+        for base in self.bases:
+            folder = root / base
+            if not folder.is_dir():
+                continue
+            present = {entry.name.casefold(): entry for entry in folder.iterdir() if entry.is_dir()}
+            found = {split: present[option] for split, options in self.names.items() for option in options if option in present}
+            if found or any(_holds_images(entry) for entry in present.values()):
+                return folder, found
+        raise FileNotFoundError(f"data set {name!r}: {str(root)!r} does not hold {self.wanted}")
+
+
+def _images(folder: Path) -> list[str]:
+    """The image files of a class folder, with those in folders below it, sorted; hidden files do not count.
+
+    Text and not ``Path`` objects: ImageNet has 1.3 million, and each loader process holds them all.
+    """
+    found = (os.path.join(top, file) for top, _, files in os.walk(folder) for file in files if not file.startswith("."))
+    return sorted(path for path in found if path.lower().endswith(EXTENSIONS))
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _class_folders(folder: Path, layout: Layout, name: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir() or entry.name.startswith("."):
+            continue
+        if (key := layout.key(entry.name)) in found:
+            raise ValueError(f"data set {name!r}: the folders {str(found[key])!r} and {str(entry)!r} are of the same class {key!r}")
+        found[key] = entry
+    if not found:
+        raise FileNotFoundError(f"data set {name!r}: {str(folder)!r} has no folder of a class in it")
+    return dict(sorted(found.items()))
+
+
+def folder_dataset(
+    name: str,
+    split: str,
+    normalisation: Normalisation,
+    layout: Layout,
+    root: str | os.PathLike[str] | None,
+    *,
+    image_size: int = 224,
+    held_out: float = VALIDATION,
+    on_error: OnError = "raise",
+    classes: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ImageDataset:
+    """A split of a data set whose classes are folders.
+
+    Args:
+        name: the data set's name.
+        split: ``train``, ``val`` or ``test``.
+        normalisation: applied to the pixels.
+        layout: how the files lie.
+        root: the folder; None: see :func:`data_root`.
+        image_size: pixels of a side of an image.
+        held_out: share of each class of the training folder that is for validation, where the data set has two parts only.
+        on_error: ``raise`` or ``skip``, see :class:`ImageDataset`.
+        classes: names of the class folders in the order of their indices; None: the sorted names of those in the training folder.
+        class_names: names for people, in the same order; None: ``classes``.
+
+    Raises:
+        FileNotFoundError: for a missing folder or an empty class, naming it and what is wanted.
+        UnknownNameError: for a class folder that training does not have.
+    """
+    root = data_root(name, root, layout.wanted)
+    base, folders = layout.find(root, name)
+    if folders and "test" not in folders and "val" in folders:
+        folders["test"] = folders.pop("val")
+    cut = folders.get("train") if split != "test" and "val" not in folders and (held_out or split == "train") else None
+    source = base if not folders else cut or folders.get(split) or (folders.get("test") if split == "val" else None)
+    if source is None:
+        raise FileNotFoundError(f"data set {name!r} has no folder for {split!r} in {str(base)!r}: wanted is {layout.wanted}")
+
+    if classes is None:
+        classes = list(_class_folders(folders.get("train", source), layout, name))
+    index = {key: number for number, key in enumerate(classes)}
+    files: list[str] = []
+    targets: list[int] = []
+    for key, folder in _class_folders(source, layout, name).items():
+        if key not in index:
+            raise UnknownNameError(f"class folder {str(folder)!r} of data set {name!r}", key, index)
+        images = _images(folder)
+        if not images and split == "train":
+            raise FileNotFoundError(f"data set {name!r}: no image in {str(folder)!r}; files that count end in {', '.join(EXTENSIONS)}")
+        files += images
+        targets += [index[key]] * len(images)
+    below = len(str(base)) + 1
+    ids = [f"{name}/{file[below:].replace(os.sep, '/')}" for file in files]
+    if not folders:
+        chosen = stratified_split(ids, targets, split, validation=held_out, test=TEST)
+    elif source == cut and held_out:
+        chosen = stratified_split(ids, targets, split, validation=held_out, test=0)
+    else:
+        chosen = list(range(len(files)))
+    if not chosen:
+        raise ValueError(f"data set {name!r}: the split {split!r} of {str(base)!r} is empty; {len(files)} images, held_out={held_out}")
+    return file_dataset(
+        name,
+        split,
+        normalisation,
+        [files[i] for i in chosen],
+        [ids[i] for i in chosen],
+        [targets[i] for i in chosen],
+        class_names or classes,
+        image_size,
+        on_error,
+    )
+
+
+def file_dataset(
+    name: str,
+    split: str,
+    normalisation: Normalisation,
+    files: Sequence[str],
+    image_ids: Sequence[str],
+    targets: Sequence[int],
+    classes: Sequence[str],
+    image_size: int,
+    on_error: OnError,
+) -> ImageDataset:
+    """A data set of the given files, with the evaluation and the training crop of :mod:`idsds.datasets.images`."""
+    images = FileImages(files, image_size)
+    return ImageDataset(name, split, image_ids, targets, images.read, classes, normalisation, images.augment, on_error)
+
+
+Root = str | os.PathLike[str] | None
+
+
+@register_dataset(num_classes=None, image_size=224, normalisation=IMAGENET, source="a folder of your own: train/<class>/*.jpg and so on")
+def image_folder(
+    split: str,
+    normalisation: Normalisation,
+    root: Root = None,
+    image_size: int = 224,
+    held_out: float = VALIDATION,
+    on_error: OnError = "raise",
+) -> ImageDataset:
+    """Any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
+    layout = Layout("one folder of images per class, or such folders in train/, val/ and test/")
+    return folder_dataset("image_folder", split, normalisation, layout, root, image_size=image_size, held_out=held_out, on_error=on_error)
+
+
+@register_dataset(
+    num_classes=1000,
+    image_size=224,
+    normalisation=IMAGENET,
+    source="ImageNet, ILSVRC 2012 (Russakovsky et al., IJCV 2015), image-net.org: 1,281,167 training and 50,000 validation images",
+)
+def imagenet(
+    split: str,
+    normalisation: Normalisation,
+    root: Root = None,
+    image_size: int = 224,
+    held_out: float = 0.01,
+    on_error: OnError = "raise",
+) -> ImageDataset:
+    """ILSVRC 2012 as ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
+
+    ``test`` is the official validation set, whose labels are public and on which the paper evaluates; ``val`` is 1 % of the training
+    images. Targets are the usual 1,000 indices also where only some of the class folders are on the disk.
+    """
+    layout = Layout("train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", bases=("ILSVRC/Data/CLS-LOC", ""))
+    wnids, names = imagenet_classes()
+    return folder_dataset(
+        "imagenet",
+        split,
+        normalisation,
+        layout,
+        root,
+        image_size=image_size,
+        held_out=held_out,
+        on_error=on_error,
+        classes=wnids,
+        class_names=names,
+    )
+
+
+def imagenet_classes() -> tuple[list[str], list[str]]:
+    """The 1,000 WordNet ids of ImageNet in the order of the class indices, and their descriptions."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return list(info.label_names()), [info.index_to_description(index) for index in range(info.num_classes())]

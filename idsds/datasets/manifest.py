@@ -1,0 +1,95 @@
+"""The list of a data set's images: what a subset of N images is, for every model, method and machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from idsds import paths
+from idsds.datasets.base import ImageDataset, fixed_order
+
+COLUMNS = ["image_id", "target", "class"]
+
+
+def manifest(dataset: ImageDataset, images: int | None = None) -> pd.DataFrame:
+    """The first ``images`` of a data set in its one fixed order, all for None: one row each of ``image_id``, ``target``, ``class``.
+
+    Raises:
+        ValueError: for a number below 1 or above what the data set has.
+    """
+    if images is not None and not 1 <= images <= len(dataset):
+        raise ValueError(f"images must be in 1..{len(dataset)} for {dataset.name!r} ({dataset.split}), not {images}")
+    order = fixed_order(dataset.image_ids)[:images]
+    rows = [(dataset.image_ids[i], dataset.targets[i], dataset.classes[dataset.targets[i]]) for i in order]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def first_images(dataset: ImageDataset, images: int) -> ImageDataset:
+    """The first ``images`` of a data set in its fixed order: the same ones for every model, method and seed."""
+    return _by_ids(dataset, manifest(dataset, images)["image_id"].tolist(), "the manifest")
+
+
+def write_manifest(dataset: ImageDataset, path: str | os.PathLike[str], images: int | None = None) -> Path:
+    """Write :func:`manifest` as ``.csv`` or, with the data set's name, split and number of images, as ``.json``.
+
+    Raises:
+        ValueError: for another ending.
+    """
+    path, table = _checked(path), manifest(dataset, images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        content = {"dataset": dataset.name, "split": dataset.split, "count": len(table), "images": table.to_dict("records")}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The table of a file of :func:`write_manifest`.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and the columns it lacks.
+    """
+    path = _checked(path)
+    table = (
+        pd.read_csv(path, dtype={"image_id": str, "class": str}, keep_default_na=False)
+        if path.suffix == ".csv"
+        else pd.DataFrame(json.loads(path.read_text())["images"])
+    )
+    if lacking := [column for column in COLUMNS if column not in table]:
+        raise ValueError(f"manifest {str(path)!r} lacks the columns {lacking}; it has {list(table)}")
+    return table
+
+
+def select(dataset: ImageDataset, path: str | os.PathLike[str]) -> ImageDataset:
+    """The images that a manifest lists, in its order.
+
+    Raises:
+        ValueError: for images that the data set does not have or has another target for, naming the first.
+    """
+    table = read_manifest(path)
+    chosen = _by_ids(dataset, table["image_id"].tolist(), f"manifest {str(path)!r}")
+    for image_id, here, there in zip(chosen.image_ids, chosen.targets, table["target"], strict=True):
+        if here != there:
+            raise ValueError(f"manifest {str(path)!r}: image {image_id!r} has target {there}, in {dataset.name!r} it has {here}")
+    return chosen
+
+
+def _by_ids(dataset: ImageDataset, image_ids: list[str], source: str) -> ImageDataset:
+    index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
+    if absent := [image_id for image_id in image_ids if image_id not in index]:
+        raise ValueError(
+            f"{source} lists {len(absent)} images that {dataset.name!r} ({dataset.split}) does not have, the first is {absent[0]!r}"
+        )
+    return dataset.subset([index[image_id] for image_id in image_ids])
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    path = paths.resolve(path)
+    if path.suffix not in (".csv", ".json"):
+        raise ValueError(f"a manifest ends in .csv or .json, not {path.suffix!r}: {str(path)!r}")
+    return path

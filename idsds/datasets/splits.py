@@ -1,0 +1,44 @@
+"""Split rules: which images of a data set are for training, validation and test.
+
+Where a data set comes with fewer than three parts, the missing ones are cut by a keyed, stratified rule that depends on the image ids
+alone: it is the same on every machine and does not change for the other images when some are added.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from idsds.datasets.base import hashed
+
+# Share of each class in the validation and in the test split; the rest is for training.
+VALIDATION, TEST = 0.08, 0.10
+
+
+def stratified_split(
+    image_ids: Sequence[str], targets: Sequence[int], split: str, *, validation: float = VALIDATION, test: float = TEST
+) -> list[int]:
+    """Indices of one split: within each class, images in the order of their id's hash, the first for the test, the next for validation.
+
+    Args:
+        image_ids: one id per image.
+        targets: one class index per image.
+        split: ``train``, ``val`` or ``test``.
+        validation: share of each class that is for validation, in [0, 1).
+        test: share of each class that is for the test, in [0, 1).
+
+    Raises:
+        ValueError: for shares that leave nothing for training.
+    """
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise ValueError(f"shares of a split must be at least 0 and sum to less than 1, not validation {validation} and test {test}")
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, target in enumerate(targets):
+        members[target].append(index)
+    chosen: list[int] = []
+    for of_class in members.values():
+        ordered = sorted(of_class, key=lambda i: hashed(f"split {image_ids[i]}"))
+        first, second = round(test * len(ordered)), round(validation * len(ordered))
+        bounds = {"test": (0, first), "val": (first, first + second), "train": (first + second, None)}[split]
+        chosen += ordered[slice(*bounds)]
+    return sorted(chosen)

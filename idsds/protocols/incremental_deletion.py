@@ -225,24 +225,16 @@ def _passes(methods: Sequence[Method], *, steps: int = 32, update: bool = False,
 
 
 def _columns(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, *, update: bool = False, rule: Rule = "mean", **settings: Any
+    model: nn.Module, methods: Sequence[Method], batch: Batch, update: bool, rule: Rule, settings: dict[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
     """``score`` (B,) and ``curve`` (B, S) by method name; the first maps are shared, those after an update cannot be."""
     _check_names(rule=(rule, RULES))
+    settings = {**settings, "update": update, "endpoint": rule == "trapezoid", "image_ids": batch.image_ids, "seed": methods[0].seed}
     maps = {} if update else shared_maps(methods, batch.images, batch.targets, batch.image_ids)
     columns = {}
     for method in methods:
         explainer = method if update else maps[method.name]
-        curve = incremental_deletion_curve(
-            model,
-            explainer,
-            batch.images,
-            batch.targets,
-            update=update,
-            image_ids=batch.image_ids,
-            endpoint=rule == "trapezoid",
-            **settings,
-        )
+        curve = incremental_deletion_curve(model, explainer, batch.images, batch.targets, **settings)
         columns[method.name] = {"score": area_under_curve(curve, rule=rule), "curve": curve}
     return columns
 
@@ -256,10 +248,24 @@ def _columns(
     source="Samek et al., TNNLS 2017; Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
 )
 def ascending_deletion(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, baseline: str = "zeros", **settings: Any
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    steps: int = 32,
+    baseline: str = "zeros",
+    update: bool = False,
+    units: Units = "pixels",
+    grid: int = 4,
+    rule: Rule = "mean",
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean probability in [0, 1] while the least attributed pixels go first: higher is better. Columns ``score`` and ``curve``."""
-    return _columns(model, methods, batch, order="ascending", baseline=baseline, **settings)
+    """Mean probability in [0, 1] while the least attributed pixels go first: higher is better.
+
+    The arguments are those of :func:`incremental_deletion`. Columns ``score`` and ``curve`` (B, S).
+    """
+    settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid}
+    return _columns(model, methods, batch, update, rule, settings)
 
 
 @register_protocol(
@@ -271,13 +277,24 @@ def ascending_deletion(
     source="Samek et al., TNNLS 2017; Petsiuk et al., BMVC 2018 (deletion)",
 )
 def descending_deletion(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, baseline: str = "zeros", **settings: Any
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    steps: int = 32,
+    baseline: str = "zeros",
+    update: bool = False,
+    units: Units = "pixels",
+    grid: int = 4,
+    rule: Rule = "mean",
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean probability in [0, 1] while the most attributed pixels go first: lower is better. Columns ``score`` and ``curve``.
+    """Mean probability in [0, 1] while the most attributed pixels go first: lower is better.
 
-    RISE's deletion is this with ``rule="trapezoid"`` and ``steps=224``.
+    RISE's deletion is this with ``rule="trapezoid"`` and ``steps=224``. Columns ``score`` and ``curve`` (B, S).
     """
-    return _columns(model, methods, batch, order="descending", baseline=baseline, **settings)
+    settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, "order": "descending"}
+    return _columns(model, methods, batch, update, rule, settings)
 
 
 @register_protocol(
@@ -289,13 +306,24 @@ def descending_deletion(
     source="Petsiuk et al., BMVC 2018 (insertion)",
 )
 def insertion(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, baseline: str = "blur", **settings: Any
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    steps: int = 32,
+    baseline: str = "blur",
+    update: bool = False,
+    units: Units = "pixels",
+    grid: int = 4,
+    rule: Rule = "mean",
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean probability in [0, 1] while the most attributed pixels come first: higher is better. Columns ``score`` and ``curve``.
+    """Mean probability in [0, 1] while the most attributed pixels come first: higher is better.
 
-    RISE's insertion starts from a blurred image too, but from a narrower blur (11 taps, sigma 5).
+    RISE's insertion starts from a blurred image too, but from a narrower blur (11 taps, sigma 5). Columns ``score`` and ``curve`` (B, S).
     """
-    return _columns(model, methods, batch, mode="insertion", order="descending", baseline=baseline, **settings)
+    settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, "order": "descending", "mode": "insertion"}
+    return _columns(model, methods, batch, update, rule, settings)
 
 
 class IncrementalDeletionScore(MeanOverImages):

@@ -130,7 +130,7 @@ def incremental_deletion_curve(
     height, width = images.shape[-2:]
     cell = (1, 1) if units == "pixels" else patch_size(height, width, grid)
     n = height * width if units == "pixels" else grid * grid
-    counts = [k * n // steps for k in range(steps + endpoint)]
+    counts = _counts(n, steps, endpoint)
     image_ids = content_ids(images) if image_ids is None else image_ids
 
     def explained(images: Tensor) -> Tensor:
@@ -191,6 +191,11 @@ def _updated_curve(
     return torch.stack(curve, dim=1)
 
 
+def _counts(n: int, steps: int, endpoint: bool) -> list[int]:
+    """How many of n units are replaced at each point of the curve."""
+    return [k * n // steps for k in range(steps + endpoint)]
+
+
 def _places(importance: Tensor, order: Order) -> Tensor:
     """At which place of the order each unit comes, (B, n) -> (B, n); equal units in the order of their index."""
     ordered = importance.argsort(dim=1, descending=order == "descending", stable=True)
@@ -219,9 +224,21 @@ def _check_names(**given: tuple[str, Iterable[str]]) -> None:
             raise UnknownNameError(kind, name, allowed)
 
 
-def _passes(methods: Sequence[Method], *, steps: int = 32, update: bool = False, **_: Any) -> Passes:
-    maps = shared_passes(methods).times(max(1, steps - 1) if update else 1)
-    return maps + Passes(steps * len(methods))
+def _passes(
+    methods: Sequence[Method],
+    *,
+    steps: int = 32,
+    update: bool = False,
+    units: Units = "pixels",
+    grid: int = 4,
+    rule: Rule = "mean",
+    **_: Any,
+) -> Passes:
+    counts = list(range(steps + (rule == "trapezoid"))) if units == "pixels" else _counts(grid * grid, steps, rule == "trapezoid")
+    if update:  # each method's maps are its own, once the image has changed
+        times = sum(count > 0 for count in counts)
+        return sum((method.passes.times(times) for method in methods), Passes(len(counts) * len(methods)))
+    return shared_passes(methods) + Passes(len(set(counts)) * len(methods))
 
 
 def _columns(

@@ -1,6 +1,6 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded
+from idsds.datasets import embedded, synthetic
 from idsds.datasets.base import (
     DATASETS,
     DatasetEntry,
@@ -26,4 +26,5 @@ __all__ = [
     "fixed_order",
     "list_datasets",
     "register_dataset",
+    "synthetic",
 ]

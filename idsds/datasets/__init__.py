@@ -1,6 +1,6 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded, folders, study, vision
+from idsds.datasets import embedded, folders, study, synthetic, vision
 from idsds.datasets.base import (
     DATASETS,
     AugmentedDataset,
@@ -39,6 +39,7 @@ __all__ = [
     "select",
     "stratified_split",
     "study",
+    "synthetic",
     "vision",
     "write_manifest",
 ]

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from idsds.methods.base import Passes, shared_passes
 from idsds.registry import Registry
@@ -74,3 +77,74 @@ def register_protocol(name: str | None = None, *, replace: bool = False, **entry
 def list_protocols() -> list[str]:
     """Names of all protocols, for ``evaluate(protocol=...)``."""
     return list(PROTOCOLS)
+
+
+class MeanOverImages(Metric):
+    """The mean of a score per image, over batches and processes; a subclass names the pure function that gives the scores (B,)::
+
+        class MyScore(MeanOverImages):
+            higher_is_better = True
+            function = staticmethod(my_score)
+
+    ``update(*tensors, image_ids=None)`` passes the tensors on to the function; ``compute`` returns the mean over images, each counted
+    once: a distributed sampler repeats images to even out its ranks, and ids (integers of 0 or more) tell. ``count`` and ``undefined``
+    say over how many images the mean goes, and for how many the score is NaN (these are left out of the mean, and counted).
+
+    Args:
+        settings: keyword arguments for the function, such as ``normalise=True``; what torchmetrics itself takes goes there as well.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    function: Callable[..., Tensor]
+
+    def __init__(self, **settings: Any) -> None:
+        own = {name: settings.pop(name) for name in list(settings) if name in _TORCHMETRICS}
+        super().__init__(**own)
+        self.settings = settings
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("ids", default=[], dist_reduce_fx="cat")
+
+    def update(self, *tensors: Tensor, image_ids: Tensor | None = None) -> None:
+        """Add a batch: what the function takes, and (B,) integer ids where images may repeat."""
+        scores = self.function(*tensors, **self.settings)
+        if image_ids is None:
+            first = -1 - sum(len(part) for part in self.ids)
+            image_ids = torch.arange(first, first - len(scores), -1, device=scores.device)
+        self.scores.append(scores)
+        self.ids.append(image_ids.to(scores.device, torch.int64))
+
+    def per_image(self) -> Tensor:
+        """One score per distinct image, (N,), NaN where undefined."""
+        scores, ids = dim_zero_cat(self.scores), dim_zero_cat(self.ids)
+        order = ids.argsort(stable=True)
+        ordered = ids[order]
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        # Negative ids were made up per process: they name no image, and none of them is a repetition.
+        first[1:] = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
+        return scores[order][first]
+
+    def compute(self) -> Tensor:
+        """The mean over images with a defined score; NaN where there is none."""
+        return torch.nanmean(self.per_image())
+
+    @property
+    def count(self) -> int:
+        """Images with a defined score."""
+        return int((~self.per_image().isnan()).sum())
+
+    @property
+    def undefined(self) -> int:
+        """Images whose score is undefined."""
+        return int(self.per_image().isnan().sum())
+
+
+_TORCHMETRICS = (
+    "compute_on_cpu",
+    "dist_sync_on_step",
+    "process_group",
+    "dist_sync_fn",
+    "distributed_available_fn",
+    "sync_on_compute",
+    "compute_with_cache",
+)

@@ -14,14 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from idsds.batching import default_batch, halving, in_batches
 from idsds.interventions import all_deletions, baseline_images, patch_size
 from idsds.methods.base import Method, Passes, check_batch, shared_maps
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, MeanOverImages, register_protocol
 from idsds.registry import UnknownNameError
 
 Output = Literal["logit", "probability"]
@@ -206,52 +204,8 @@ def single_deletion(
     return columns
 
 
-class SingleDeletionScore(Metric):
-    """The mean single deletion score, over batches and processes. On an in-domain model it is IDSDS.
+class SingleDeletionScore(MeanOverImages):
+    """The mean single deletion score; ``update(sums, drops, image_ids=None)`` with (B, n) each. On an in-domain model it is IDSDS."""
 
-    ``update(sums, drops, image_ids)`` takes patch sums and drops (B, n); ``compute`` returns the mean over images, each counted once:
-    a distributed sampler repeats images to even out its ranks, and ids (integers) tell. ``count`` and ``undefined`` say over how many
-    images the mean goes, and for how many the correlation is undefined (these are left out of the mean, and counted).
-    """
-
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
-        self.add_state("ids", default=[], dist_reduce_fx="cat")
-
-    def update(self, sums: Tensor, drops: Tensor, image_ids: Tensor | None = None) -> None:
-        """Add a batch: (B, n), (B, n), and (B,) integer ids where images may repeat."""
-        scores = rank_correlation(sums, drops)
-        if image_ids is None:
-            first = -1 - sum(len(part) for part in self.ids)
-            image_ids = torch.arange(first, first - len(scores), -1, device=scores.device)
-        self.scores.append(scores)
-        self.ids.append(image_ids.to(scores.device, torch.int64))
-
-    def per_image(self) -> Tensor:
-        """One score per distinct image, (N,), NaN where undefined."""
-        scores, ids = dim_zero_cat(self.scores), dim_zero_cat(self.ids)
-        order = ids.argsort(stable=True)
-        ordered = ids[order]
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        # Negative ids were made up per process: they name no image, and none of them is a repetition.
-        first[1:] = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
-        return scores[order][first]
-
-    def compute(self) -> Tensor:
-        """The mean over images with a defined score; NaN where there is none."""
-        return torch.nanmean(self.per_image())
-
-    @property
-    def count(self) -> int:
-        """Images with a defined score."""
-        return int((~self.per_image().isnan()).sum())
-
-    @property
-    def undefined(self) -> int:
-        """Images whose correlation is undefined."""
-        return int(self.per_image().isnan().sum())
+    function = staticmethod(rank_correlation)

@@ -1,0 +1,153 @@
+"""Images whose class evidence sits in known patches, and models in closed form for which each patch's importance is known exactly.
+
+An image is a 4 x 4 grid of patches of 8 x 8 pixels. A patch holds evidence for a class (its stripes, at some strength), a distractor
+(stripes that no class listens to), or background, which is made orthogonal to all stripes and so tells nothing. The idea of judging explanations by
+images with known parts is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); nothing is downloaded here, and the
+importances are formulas and not measurements.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idsds.datasets.base import ImageDataset, register_dataset
+from idsds.models.base import HALF, Normalisation
+from idsds.randomness import generator
+from idsds.registry import UnknownNameError
+
+GRID, PIXELS = 4, 8  # patches per side of an image, pixels per side of a patch
+CLASSES = ("rows", "columns", "checks", "narrow rows")
+SIZES = {"train": 1200, "val": 200, "test": 300}
+# Patches per image with stripes of the target, of other classes, and of no class; the others are background.
+EVIDENCE, OTHERS, DISTRACTORS = 6, 3, 3
+
+Importance = Literal["deletion", "shapley"]
+
+
+@cache
+def stripes() -> Tensor:
+    """Six patterns of +1 and -1, orthogonal to each other and of zero mean, (6, 8, 8): one per class, then two that no class listens to."""
+    steps = torch.arange(PIXELS)
+    flat, wide, narrow = torch.ones(PIXELS), 1.0 - 2 * (steps // 4 % 2), 1.0 - 2 * (steps // 2 % 2)
+    pairs = [(wide, flat), (flat, wide), (wide, wide), (narrow, flat), (flat, narrow), (narrow, narrow)]
+    return torch.stack([torch.outer(rows, columns) for rows, columns in pairs])
+
+
+def synthetic_image(target: int, image_id: str) -> tuple[Tensor, Tensor]:
+    """One image and what is in it.
+
+    Args:
+        target: the class whose stripes are in six patches, with strengths spread evenly over (0.1, 0.6].
+        image_id: keys everything else: which patches, the strengths of the rest, the background.
+
+    Returns:
+        The image (3, 32, 32) in [-1, 1], and the strength of each pattern in each patch, (16, 6).
+    """
+    draw = generator(0, "synthetic", image_id)
+    strengths = torch.zeros(GRID * GRID, len(stripes()))
+    places = torch.randperm(GRID * GRID, generator=draw)
+    strengths[places[:EVIDENCE], target] = 0.6 * torch.linspace(1 / EVIDENCE, 1, EVIDENCE)
+    for number, place in enumerate(places[EVIDENCE : EVIDENCE + OTHERS + DISTRACTORS].tolist()):
+        if number < OTHERS:  # weaker than the target's, so that the label is right
+            pattern, most = (target + 1 + number) % len(CLASSES), 0.3
+        else:
+            pattern, most = len(CLASSES) + number % 2, 0.6
+        strengths[place, pattern] = most * (0.2 + 0.8 * torch.rand((), generator=draw))
+    background = 0.4 * torch.rand(GRID * GRID, 3, PIXELS, PIXELS, generator=draw) - 0.2
+    base = stripes() / PIXELS  # of unit length
+    background = background - torch.einsum("kyx,pcyx,khw->pchw", base, background, base)
+    patches = background + torch.einsum("pk,khw->phw", strengths, stripes())[:, None]  # (16, 3, 8, 8)
+    image = patches.view(GRID, GRID, 3, PIXELS, PIXELS).permute(2, 0, 3, 1, 4).reshape(3, GRID * PIXELS, GRID * PIXELS)
+    return image, strengths
+
+
+@register_dataset(
+    num_classes=len(CLASSES),
+    image_size=GRID * PIXELS,
+    normalisation=HALF,
+    embedded=True,
+    source="made by this package, nothing to download",
+)
+def synthetic(split: str, normalisation: Normalisation) -> ImageDataset:
+    """32 x 32 images of four classes with known evidence; 1,200 / 200 / 300 images."""
+    image_ids = [f"synthetic/{split}/{index:04d}" for index in range(SIZES[split])]
+    targets = [index % len(CLASSES) for index in range(SIZES[split])]
+    return ImageDataset(
+        "synthetic",
+        split,
+        image_ids=image_ids,
+        targets=targets,
+        read=lambda index: (synthetic_image(targets[index], image_ids[index])[0] + 1) / 2,
+        classes=CLASSES,
+        normalisation=normalisation,
+    )
+
+
+class PatchModel(nn.Module):
+    """A model whose logits are sums and products of the evidence in single patches, (B, 3, H, W) -> (B, K).
+
+    ``logit_k = gain * (sum_p g(e_pk) + interaction * sum_(p, q) g(e_pk) g(e_qk))``
+
+    where ``e_pk`` is the strength of class k's stripes in patch p, a linear function of its pixels; g is the identity, or a saturating
+    ``tanh(saturation * e) / saturation``; and (p, q) are the left and right neighbours of each pair of columns. A patch of zeros has e = 0.
+
+    Args:
+        interaction: weight of the products; 0 gives a purely additive model.
+        saturation: steepness of the tanh; 0 gives g(e) = e, and with ``interaction=0`` a linear model.
+        gain: scale of the logits.
+    """
+
+    def __init__(self, interaction: float = 0.0, saturation: float = 0.0, gain: float = 4.0) -> None:
+        super().__init__()
+        self.interaction, self.saturation, self.gain = interaction, saturation, gain
+        self.evidence = nn.Conv2d(3, len(CLASSES), PIXELS, stride=PIXELS, bias=False)
+        patterns = stripes()[: len(CLASSES)]  # (K, 8, 8)
+        self.evidence.weight.data = (patterns / (3 * PIXELS**2))[:, None].repeat(1, 3, 1, 1)
+        self.eval()
+
+    def _terms(self, images: Tensor) -> Tensor:
+        """g(e), (B, K, rows, columns)."""
+        strengths = self.evidence(images)
+        return torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
+
+    @staticmethod
+    def _partner(terms: Tensor) -> Tensor:
+        """The other patch of each pair, (B, K, rows, columns)."""
+        return terms.unflatten(3, (-1, 2)).flip(4).flatten(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        terms = self._terms(images)
+        products = terms * self._partner(terms) / 2  # each pair is met twice
+        return self.gain * (terms + self.interaction * products).sum(dim=(2, 3))
+
+    @torch.no_grad()
+    def importance(self, images: Tensor, targets: Tensor, kind: Importance = "deletion") -> Tensor:
+        """The exact importance of each patch for the target's logit, against a baseline of zeros.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            targets: (B,).
+            kind: ``deletion``: the drop of the logit when the patch alone is replaced by zeros, so that both patches of a product are
+                charged with all of it; ``shapley``: the Shapley value, which shares each product equally.
+
+        Returns:
+            (B, n), row-major patches.
+        """
+        if kind not in ("deletion", "shapley"):
+            raise UnknownNameError("kind of importance", kind, ("deletion", "shapley"))
+        terms = self._terms(images)
+        share = 1.0 if kind == "deletion" else 0.5
+        values = self.gain * (terms + share * self.interaction * terms * self._partner(terms))  # (B, K, rows, columns)
+        return values[torch.arange(len(images), device=images.device), targets].flatten(1)
+
+    def exact_maps(self, images: Tensor, targets: Tensor, kind: Importance = "deletion") -> Tensor:
+        """:meth:`importance` spread evenly over the pixels of each patch, (B, 1, H, W): patch sums give it back."""
+        values = self.importance(images, targets, kind)
+        rows, columns = images.shape[-2] // PIXELS, images.shape[-1] // PIXELS
+        return F.interpolate(values.view(-1, 1, rows, columns), scale_factor=PIXELS, mode="nearest") / PIXELS**2

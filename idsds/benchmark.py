@@ -117,7 +117,8 @@ def evaluate(
                 if task.job is job and task.missing:
                     frames |= run_task(plan, task, model, bar.update)
     parts = [(task.path(address) or address, group) for task in tasks for address, group in zip(task.addresses, task.groups, strict=True)]
-    records = tidy([_select(frames[at] if folder is None else read_table(at)[0], group) for at, group in parts])
+    found = [_select(frames[at] if folder is None else read_table(at)[0], group) for at, group in parts]
+    records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods)
     if folder is not None:
         prepared = [task.path(task.prepared) for task in tasks if plan.protocol.prepare is not None]
         write_manifest(folder, plan, "complete", records, parts, prepared)

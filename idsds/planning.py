@@ -38,7 +38,8 @@ class Job:
         model: its name in the records.
         seed: of training, noise and masks.
         source: a stage of training, a checkpoint file, or the user's net as it is.
-        methods: what to explain it with, by name: None for a method of the registry, else the user's own.
+        wanted: the methods that were asked for, by name: None for a method of the registry, else the user's own.
+        methods: those of them that apply to the model.
         excluded: methods that do not apply, with the reason.
         dataset: the images, in the space that the model wants.
         indices: which of them, in the fixed order.
@@ -48,6 +49,7 @@ class Job:
     model: str
     seed: int
     source: Stage | Path | nn.Module
+    wanted: Methods
     methods: Methods
     excluded: Mapping[str, str]
     dataset: Dataset
@@ -145,7 +147,12 @@ class Plan:
                 rows.append({**shared, "work": name, "images": 0, "forward": 0, "backward": 0, "note": f"left out: {reason}"})
         columns = ["model", "seed", "work", "images", "epochs", "forward", "backward", "note"]
         table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], "Int64"))
-        return table.fillna({"note": ""})
+        return table.assign(note=table["note"].astype(object).fillna(""))
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods, in the order in which they were asked for."""
+        return [name for name in self.jobs[0].wanted if any(name in job.methods for job in self.jobs)]
 
     @property
     def announced(self) -> Passes:
@@ -207,6 +214,7 @@ def make_plan(
                     model=name,
                     seed=seed,
                     source=source,
+                    wanted=wanted,
                     methods={m: wanted[m] for m in fitting},
                     excluded=excluded,
                     dataset=data,

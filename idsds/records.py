@@ -20,10 +20,27 @@ MANIFEST = "manifest.json"
 IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "score")
 
 
-def tidy(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Frames of records as one: what identifies a record first, then its score, then the rest; a fresh index."""
+def tidy(frames: Sequence[pd.DataFrame], models: Sequence[tuple[str, int]], methods: Sequence[str]) -> pd.DataFrame:
+    """Frames of records as one, whatever shards they came in.
+
+    Args:
+        frames: of records, the images of each model and method in their fixed order.
+        models: (model, seed) in the order wanted.
+        methods: in the order wanted.
+
+    Returns:
+        By model, seed and method; what identifies a record first, then its score, then the rest.
+    """
     records = pd.concat(frames, ignore_index=True)
-    return records[[*IDENTITY, *(name for name in records.columns if name not in IDENTITY)]]
+    place = {model: number for number, model in enumerate(models)}
+    keys = pd.DataFrame(
+        {
+            "model": [place[pair] for pair in zip(records["model"], records["seed"], strict=True)],
+            "method": records["method"].map({method: number for number, method in enumerate(methods)}),
+        }
+    )
+    ordered = records.loc[keys.sort_values(["model", "method"], kind="stable").index]
+    return ordered[[*IDENTITY, *(name for name in records.columns if name not in IDENTITY)]].reset_index(drop=True)
 
 
 def load_records(output: str | Path) -> pd.DataFrame:
@@ -46,7 +63,7 @@ def load_records(output: str | Path) -> pd.DataFrame:
     for part in manifest["files"]:
         frame = read_table(folder / part["path"])[0]
         found.append(frame[frame["method"].isin(part["methods"])])
-    return tidy(found)
+    return tidy(found, [(entry["model"], entry["seed"]) for entry in manifest["models"]], manifest["methods"])
 
 
 def write_manifest(
@@ -79,7 +96,7 @@ def write_manifest(
         "images": max(len(job.indices) for job in plan.jobs),
         "seeds": sorted({job.seed for job in plan.jobs}),
         "models": [{"model": job.model, "seed": job.seed, "weights": job.model_key} for job in plan.jobs if status == "complete"],
-        "methods": list(dict.fromkeys(name for job in plan.jobs for name in job.methods)),
+        "methods": plan.methods,
         "left_out": [{"model": job.model, "method": name, "why": why} for job in plan.jobs for name, why in job.excluded.items()],
         "device": plan.device,
         "precision": plan.precision,

@@ -1,0 +1,87 @@
+"""Every notebook has its params, its figure and its checks, and keeps the house's form. nbval runs them all, see `make test`."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from idsds import settings as settings_module
+from idsds.settings import RunSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
+SETTINGS = {"rank_methods": RunSettings}
+names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+def cells(path, kind="code"):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def parameters(path):
+    (cell,) = [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    return cell.source.splitlines()
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@names
+def test_it_is_complete(path):
+    assert path.stem in SETTINGS, "add it to SETTINGS, so that its params are tested"
+    for profile in ("mnist5k", "imagenet"):
+        assert (ROOT / "params" / profile / f"{path.stem}.yaml").is_file()
+    for kind in ("png", "pdf", "csv"):
+        assert (ROOT / "figures" / "mnist5k" / f"{path.stem}.{kind}").is_file()
+
+
+@names
+def test_it_keeps_the_form(path):
+    code = cells(path)
+    assert len(code) <= 8
+    assert sum(len(cell.source.splitlines()) for cell in [*code, *cells(path, "markdown")]) <= 90
+    assert any(cell.source.count("assert ") for cell in code)
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert cells(path, "markdown")[0].source.startswith("# ")
+
+
+@names
+def test_every_parameter_has_a_type_and_a_help(path):
+    for line in parameters(path):
+        assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), line
+
+
+@names
+def test_its_defaults_are_settings(path, tmp_path):
+    namespace: dict = {}
+    exec("\n".join(parameters(path)), namespace)
+    given = {key: value for key, value in namespace.items() if not key.startswith("__")}
+    SETTINGS[path.stem](**{**given, "output": str(tmp_path)})
+
+
+@params
+def test_its_params_are_settings_and_parameters(path, tmp_path):
+    known = {re.match(r"\w+", line)[0] for line in parameters(ROOT / "notebooks" / f"{path.stem}.ipynb")}
+    given = yaml.safe_load(path.read_text())
+    assert set(given) <= known
+    assert given["output"] == f"runs/{path.parent.name}/{path.stem}"
+    SETTINGS[path.stem](**{**given, "output": str(tmp_path)})
+
+
+def test_a_wrong_key_in_a_params_file_ends_the_notebook_before_any_training(tmp_path, monkeypatch):
+    import papermill
+
+    (tmp_path / "wrong.yaml").write_text("imags: 5\n")
+    with pytest.raises(papermill.PapermillExecutionError, match=r"unknown key 'imags'\. Did you mean 'images'"):
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "rank_methods.ipynb",
+            tmp_path / "out.ipynb",
+            parameters=yaml.safe_load((tmp_path / "wrong.yaml").read_text()),
+            progress_bar=False,
+        )
+    assert not (Path(settings_module.paths.root()) / "cache").exists()

@@ -2,8 +2,8 @@
 
     python benchmarks/parity_models.py [model ...] > parity_models.md
 
-Run from the repository root. The weights are deterministic (tests/models/golden.py). The reference's logits exist for six of the models; of
-the others the table says which independent implementation they equal: torchvision's class, or the net written down in the tests.
+Run from the repository root. The weights are deterministic (tests/models/golden.py). The reference's logits exist for six of the models. Of
+the others, those of torchvision are its own classes, and Fixup's net is compared with the paper's equations in tests/models/test_parity.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def densenet121(num_classes: int, pretrained: bool = False) -> nn.Module:
     return from_torchvision("densenet121", num_classes, pretrained)
 
 
-@register_model(family="densenet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE)
+@register_model(family="densenet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE, training={"epochs": 4})
 def mini_densenet(num_classes: int) -> nn.Module:
     """Three dense blocks on 16, 8 and 4 pixels; the stem is a 3 x 3 convolution of stride 2 without pooling."""
     net = DenseNet(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, num_classes=num_classes)

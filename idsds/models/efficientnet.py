@@ -19,7 +19,7 @@ def efficientnet_b0(num_classes: int, pretrained: bool = False) -> nn.Module:
     return from_torchvision("efficientnet_b0", num_classes, pretrained)
 
 
-@register_model(family="efficientnet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE)
+@register_model(family="efficientnet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE, training={"epochs": 6})
 def mini_efficientnet(num_classes: int) -> nn.Module:
     """Three stages of inverted residuals with squeeze and excitation, on 16, 8 and 8 pixels."""
     stages = [  # expansion, kernel, stride, input channels, output channels, layers

@@ -109,9 +109,9 @@ def test_torchcam(model: nn.Module, extractor: str, name: str) -> None:
     with getattr(torchcam.methods, extractor)(model, "features") as thing:
         method = as_method("theirs", thing, model)
         found = method(IMAGES, TARGETS, IDS)
-        assert torch.allclose(found, ours(name, model, layer="features"), rtol=1e-9, atol=1e-12)
-        assert thing._hooks_enabled
         assert thing.hook_a == [None]  # nothing is kept
+        assert thing._hooks_enabled
+        assert torch.allclose(found, ours(name, model, layer="features"), rtol=1e-9, atol=1e-12)
         with torch.inference_mode():
             model(IMAGES)  # its hooks do not stand in the way of other passes
     with pytest.raises(ValueError, match="without hooks"):

@@ -15,7 +15,7 @@ from idsds.models import describe
 from tests.methods.nets import MINI, ConvNet, images_of, mini, seeded
 
 # Few steps and samples: what is tested does not depend on their number.
-SMALL = {"steps": 3, "samples": 3}
+SMALL = {"steps": 2, "samples": 2}
 
 
 @lru_cache(maxsize=2)
@@ -30,7 +30,15 @@ def small(method: str, model: nn.Module, **options: object):
 
 def size_of(model: nn.Module) -> tuple[int, int]:
     """Not square where the model takes it: a ViT's position embedding fixes its input."""
-    return (32, 32) if describe(model).family == "vit" else (32, 40)
+    return (32, 32) if describe(model).family == "vit" else (16, 24)
+
+
+def groups_of(name: str) -> list[tuple[str, ...]]:
+    """The methods that go with a model, in groups that fall out of one computation."""
+    model, groups = model_of(name), {}
+    for method in list_methods(model):
+        groups.setdefault(small(method, model).computation, []).append(method)
+    return [tuple(group) for group in groups.values()]
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -38,15 +46,12 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
-PAIRS = [(model, method) for model in MINI for method in list_methods(model_of(model))]
+GROUPS = [(model, group) for model in MINI for group in groups_of(model)]
+PAIRS = [(model, method) for model, group in GROUPS for method in group]
 
 
 def test_every_method_goes_with_some_mini_model() -> None:
-    # The transformer and B-cos methods need the models of those families to be registered.
-    missing = {"mini_vit": {"Rollout", "CheferLRP"}, "mini_bcos": {"B-cos"}}
-    absent = {method for model, methods in missing.items() if not any(m.startswith(model) for m in MINI) for method in methods}
-    covered = {method for _, method in PAIRS}
-    assert {m for m in METHODS if m not in covered and m.removesuffix(" (paper)") not in absent} == set()
+    assert {method for _, method in PAIRS} == set(METHODS)
 
 
 def test_list_methods_says_why_not() -> None:
@@ -65,23 +70,6 @@ def test_families() -> None:
     assert METHODS["CheferLRP"].family == "transformer"
 
 
-@pytest.mark.parametrize(("model_name", "name"), PAIRS)
-def test_batched_is_one_by_one(model_name: str, name: str) -> None:
-    model = model_of(model_name)
-    images, targets, ids = images_of(3, *size_of(model)), torch.tensor([1, 7, 1]), ["a", "b", "c"]
-    batched = small(name, model)(images, targets, ids)
-    single = [small(name, model, batch=2)(images[i : i + 1], targets[i : i + 1], ids[i : i + 1]) for i in (2, 0, 1)]
-    assert batched.shape == (3, 1, *images.shape[-2:])
-    assert batched.dtype == images.dtype
-    assert batched.isfinite().all()
-    # float64: what is left is the order of sums. Relevance divides by values near 0, which raises that to about 1e-7.
-    scale = batched.abs().amax(dim=(1, 2, 3), keepdim=True)
-    tolerance = 1e-5 if name.startswith("CheferLRP") else 1e-9
-    assert ((batched - torch.cat([single[1], single[2], single[0]])).abs() <= tolerance * scale).all()
-    again = create_method(f"{name} abs", model, seed=1, **{k: v for k, v in small(name, model).options.items() if k in SMALL})
-    assert torch.allclose(again(images, targets, ids), batched.abs(), rtol=1e-9, atol=0)
-
-
 def count_passes(model: nn.Module, counted: dict[str, int]) -> list[torch.utils.hooks.RemovableHandle]:
     """Count images through the model, and images whose logits were differentiated."""
 
@@ -97,19 +85,34 @@ def count_passes(model: nn.Module, counted: dict[str, int]) -> list[torch.utils.
     return [getattr(model, "logit_layer", model).register_forward_hook(forward)]
 
 
-@pytest.mark.parametrize(("model_name", "name"), PAIRS)
-def test_passes_are_as_announced_and_no_hook_stays(model_name: str, name: str) -> None:
+@pytest.mark.parametrize(("model_name", "names"), GROUPS, ids=lambda value: value if isinstance(value, str) else value[0])
+def test_batched_is_one_by_one_with_the_passes_announced(model_name: str, names: tuple[str, ...]) -> None:
     model = model_of(model_name)
-    images, targets = images_of(2, *size_of(model)), torch.tensor([1, 7])
-    before, counted = hooks_of(model), {"forward": 0, "backward": 0}
+    images, targets, ids = images_of(3, *size_of(model)), torch.tensor([1, 7, 1]), ["a", "b", "c"]
     fused = [getattr(module, "fused_attn", None) for module in model.modules()]
-    method = small(name, model)
+    before, counted = hooks_of(model), {"forward": 0, "backward": 0}
+    methods = [small(name, model) for name in (*names, f"{names[0]} abs")]
     (handle,) = count_passes(model, counted)
     try:
-        method(images, targets)
+        batched = shared_maps(methods, images, targets, ids)
     finally:
         handle.remove()
-    assert (counted["forward"], counted["backward"]) == tuple(2 * n for n in method.passes)
+    assert (counted["forward"], counted["backward"]) == tuple(3 * n for n in methods[0].passes)
+    assert {method.passes for method in methods} == {methods[0].passes}
+
+    ones = [small(name, model, batch=2) for name in names]
+    single = {i: shared_maps(ones, images[i : i + 1], targets[i : i + 1], ids[i : i + 1]) for i in (2, 0, 1)}
+    for name in names:
+        found, alone = batched[name], torch.cat([single[i][name] for i in range(3)])
+        assert found.shape == (3, 1, *images.shape[-2:])
+        assert found.dtype == images.dtype
+        assert found.isfinite().all()
+        # float64: what is left is the order of sums. Relevance divides by values near 0, which raises that.
+        tolerance = 1e-5 if name.startswith("CheferLRP") else 1e-8
+        assert ((found - alone).abs() <= tolerance * found.abs().amax(dim=(1, 2, 3), keepdim=True)).all(), name
+    assert torch.equal(batched[f"{names[0]} abs"], batched[names[0]].abs())
+
+    # The model is as it was.
     assert hooks_of(model) == before
     assert [getattr(module, "fused_attn", None) for module in model.modules()] == fused
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -191,9 +194,6 @@ def test_200_calls_leave_no_tensor_and_no_hook_behind(name: str) -> None:
 @pytest.mark.parametrize("name", ["RISE", "Rollout", "BagNet"])
 def test_forward_only_methods_keep_no_graph(name: str) -> None:
     models = [m for m, method in PAIRS if method == name]
-    if not models:
-        pytest.fail(f"no mini model goes with {name}") if name != "Rollout" else None
-        return
     model, modes = model_of(models[0]), []
     handle = model.register_forward_pre_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
     try:

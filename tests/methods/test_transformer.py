@@ -56,9 +56,10 @@ def test_rollout_is_a_product_of_matrices(name: str, start: int) -> None:
         assert torch.allclose(map_, as_blocks(product[0, 1:]), rtol=1e-9, atol=0)
 
 
-def test_grad_cam_of_the_last_attention() -> None:
-    model = vit()
-    found = create_method("Grad-CAM", model)(IMAGES, TARGETS)
+@pytest.mark.parametrize("targets", [[0, 1, 2], [3, 2, 1]])
+def test_grad_cam_of_the_last_attention(targets: list[int]) -> None:
+    model, targets = vit(), torch.tensor(targets)
+    found = create_method("Grad-CAM", model)(IMAGES, targets)
     attention = torch.stack([attention_of(model, image)[-1] for image in IMAGES]).requires_grad_()
     last, inputs = model.blocks[-1], []
     handle = last.register_forward_pre_hook(lambda _module, given: inputs.append(given[0]))
@@ -67,7 +68,7 @@ def test_grad_cam_of_the_last_attention() -> None:
     v = last.attn.qkv(last.norm1(inputs[0])).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)[2]
     x = inputs[0] + last.attn.proj((attention @ v).transpose(1, 2).flatten(2))
     logits = model.forward_head(model.norm(x + last.mlp(last.norm2(x))))
-    (gradient,) = torch.autograd.grad(logits.gather(1, TARGETS[:, None]).sum(), attention)
+    (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), attention)
     weights = gradient[:, :, 0, 1:].mean(dim=-1, keepdim=True)
     tokens = (weights * attention[:, :, 0, 1:]).mean(dim=1).relu().detach()
     assert tokens.any()

@@ -1,143 +1,274 @@
-"""Models ready to be judged: trained from scratch where they are small, fine-tuned in-domain, cached by what determines them.
+"""In-domain fine-tuning: deleted patches become ordinary input, so that a drop of the logit measures importance and not surprise.
 
-A checkpoint's name is a hash of the model, its options, the data (ids, targets, normalisation), the recipe, the deletion, the seed, the
-precision, the kind of device, the version of torch and the checkpoint that it started from. Whatever changes one of these makes a new file.
+Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). The evidence that it
+worked is the accuracy on images with one deleted patch: it comes close to the accuracy on intact ones, which stays what it was.
+
+One function, :func:`finetune`, serves all of these; the numbers of processes and nodes are read from the environment. Files lie below
+``IDSDS_HOME`` (default: the repository), the data below ``IDSDS_DATA``; a run that was killed goes on when it is started again.
+
+In a notebook, on 1..N devices of this machine (``devices: 4`` in the params file)::
+
+    papermill notebooks/finetune.ipynb runs/imagenet/finetune.ipynb -f params/imagenet/finetune.yaml
+
+In a terminal, the same; then what it will take (steps, images per second, hours, memory), without training::
+
+    python -m idsds.finetune params/imagenet/finetune.yaml devices=4
+    python -m idsds.finetune params/imagenet/finetune.yaml devices=4 dry_run=true
+
+With torchrun on two nodes of eight devices, the same line on each of them::
+
+    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=$HEAD_NODE:29500 \\
+        -m idsds.finetune params/imagenet/finetune.yaml
+
+Under Slurm, one task per device, in a batch script (``--requeue`` goes on after a preemption)::
+
+    #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --requeue
+    srun python -m idsds.finetune params/imagenet/finetune.yaml
+
+``batch_size`` is that of all devices together: 256 in the paper. Where a device cannot hold its share, ``accumulate`` cuts it into passes.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any, Self
 
-import safetensors.torch
-import torch
+import pandas as pd
+import yaml
+from lightning_fabric import Fabric
+from pydantic import Field, PositiveInt, model_validator
+from scipy import stats
 from torch import nn
 
 from idsds import paths
-from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
-from idsds.models import MODELS, create_model
-from idsds.randomness import generator
-from idsds.settings import Deletion, Recipe, chosen_device
-from idsds.store import atomic, digest, versions, write_json
-from idsds.training import fit
+from idsds.datasets import DATASETS, ImageDataset, fixed_order
+from idsds.interventions import patch_size
+from idsds.launch import is_main, launch
+from idsds.models import MODELS
+from idsds.models.base import describe
+from idsds.registry import UnknownNameError
+from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, Precision, RunSettings, Settings
+from idsds.stages import PRETRAINED, Machine, Stage, obtain, plan_training, rehearse_stage, trains_from_scratch
+from idsds.steps import accuracy, loader_of
+from idsds.store import atomic
 
-STAGES = ("trained", "in_domain")
-# Raise it when the training loop changes what it computes, so that old checkpoints are not taken for new ones.
-LOOP = 1
+Positive = Annotated[float, Field(gt=0)]
+# The settings that change the recipe.
+RECIPE = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "step_epochs", "step_factor")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step on the way to a checkpoint, and the step before it."""
+class FineTuneSettings(Settings):
+    """What ``params/*/finetune.yaml`` may say; None leaves a value of the recipe as it is.
 
-    model: str
-    dataset: str
-    num_classes: int
-    recipe: Recipe
-    deletion: Deletion | None
-    seed: int
-    device: str
-    precision: str
-    data: str
-    train_images: int
-    start: Stage | None = None
+    ``images`` is the number of test images on which the accuracies are measured. ``checkpoints`` names per model what it starts from: a
+    file, or ``pretrained``, which downloads published weights; the small nets on embedded data need none.
+    """
+
+    dataset: DatasetName
+    models: Annotated[list[ModelName], Field(min_length=1)]
+    images: PositiveInt
+    grid: PositiveInt = 4
+    baseline: BaselineName = "zeros"
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    device: Device = "auto"
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    output: str
+    checkpoints: dict[str, str] = {}
+    root: str | None = None
+    held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
+    on_error: str | None = None
+    workers: Annotated[int, Field(ge=0)] = 0
+    accumulate: PositiveInt = 1
+    save_every: PositiveInt = 1000
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    lr: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    step_epochs: PositiveInt | None = None
+    step_factor: Positive | None = None
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        size = DATASETS[self.dataset].image_size
+        patch_size(size, size, self.grid)
+        for name in ("models", "seeds"):
+            values = getattr(self, name)
+            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+                raise ValueError(f"{name} lists {', '.join(twice)} more than once")
+        for name, start in self.checkpoints.items():
+            if name not in self.models:
+                raise UnknownNameError("model with a checkpoint", name, self.models)
+            if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
+                raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
+            if start != PRETRAINED and not paths.resolve(start).is_file():
+                raise ValueError(f"checkpoints: no file {str(paths.resolve(start))!r} for {name!r}")
+        for name in self.models:
+            if name not in self.checkpoints and not trains_from_scratch(name, self.dataset):
+                raise ValueError(
+                    f"checkpoints: {name!r} needs weights to start from on {self.dataset!r}, a file or 'pretrained'; "
+                    "only mini_* models on embedded data are trained from scratch"
+                )
+        for option in self._data_options():
+            if option not in DATASETS[self.dataset].options:
+                raise UnknownNameError(f"option of data set {self.dataset!r}", option, DATASETS[self.dataset].options)
+        try:
+            paths.check_writable(self.output)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """The settings from a notebook's ``globals()``, called right after its parameters cell."""
+        return RunSettings.from_notebook.__func__(cls, namespace)  # type: ignore[attr-defined]
+
+    def _data_options(self) -> dict[str, Any]:
+        return {name: value for name in ("root", "held_out", "on_error") if (value := getattr(self, name)) is not None}
 
     @property
-    def key(self) -> str:
-        """The address of the checkpoint: a hash of everything that determines it."""
-        content = {field: getattr(self, field) for field in self.__dataclass_fields__ if field != "start"}
-        return digest({**content, "start": self.start.key if self.start else None, "loop": LOOP, "torch": versions()["torch"]})
+    def machine(self) -> Machine:
+        """What the stages run on."""
+        return Machine(self.devices, self.workers, self.accumulate, self.save_every)
 
-    @property
-    def path(self) -> Path:
-        """Where the checkpoint is, or will be."""
-        return paths.cache() / "checkpoints" / f"{self.model}-{'trained' if self.deletion is None else 'in_domain'}-{self.key}.safetensors"
-
-    @property
-    def missing(self) -> list[Stage]:
-        """The stages that have to be run, first to last; empty where the checkpoint is cached."""
-        if self.path.is_file():
-            return []
-        return [*(self.start.missing if self.start else []), self]
-
-
-def plan_training(
-    model: str,
-    dataset: str,
-    *,
-    in_domain: bool = True,
-    grid: int = 4,
-    baseline: str = "zeros",
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "32-true",
-) -> Stage:
-    """The stage whose checkpoint is the model trained for a data set, and after that fine-tuned in-domain if ``in_domain``."""
-    entry = MODELS[model]
-    train = create_dataset(dataset, "train", entry.normalisation)
-    shared = {
-        "model": model,
-        "dataset": dataset,
-        "num_classes": train.num_classes,
-        "train_images": len(train),
-        "seed": seed,
-        "device": chosen_device(device).type,
-        "precision": precision,
-        "data": fingerprint(train) + fingerprint(create_dataset(dataset, "val", entry.normalisation)),
-    }
-    recipe = Recipe(**entry.training)
-    trained = Stage(recipe=recipe, deletion=None, **shared)
-    if not in_domain:
-        return trained
-    # Less of everything: the weights are to adapt to holes, not to be found again.
-    tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
-    return Stage(recipe=tuning, deletion=Deletion(grid=grid, baseline=baseline), start=trained, **shared)
+    def stage(self, model: str, seed: int) -> Stage:
+        """The in-domain stage of one model and seed."""
+        start = self.checkpoints.get(model)
+        return plan_training(
+            model,
+            self.dataset,
+            grid=self.grid,
+            baseline=self.baseline,
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+            weights=start if start in (None, PRETRAINED) else str(paths.resolve(start)),
+            changes={name: value for name in RECIPE if (value := getattr(self, name)) is not None},
+            options=self._data_options(),
+        )
 
 
-def obtain(stage: Stage, *, progress: bool = True) -> nn.Module:
-    """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached."""
-    for missing in stage.missing:
-        _run(missing, progress)
-    return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
+def finetune(settings: FineTuneSettings, *, progress: bool = True) -> pd.DataFrame:
+    """Fine-tune every model with every seed, and measure what it did. What is cached is not done again.
+
+    Accuracies are those of the test split (for ImageNet the official validation images), which no epoch was chosen on: the first
+    ``images`` of its fixed order, intact and with one patch deleted, the same patch before and after.
+
+    Args:
+        settings: validated.
+        progress: whether to show a bar with loss, accuracy and time left.
+
+    Returns:
+        One row per model, seed, stage (``before``, ``after``) and kind of images (``intact``, ``one patch deleted``): accuracy (share in
+        [0, 1], higher is better), low and high (95 % interval over images, Wilson), count, checkpoint. Also in ``output/accuracy.csv``.
+        With ``dry_run`` what remains to be done: see :func:`plan_table`.
+    """
+    if settings.dry_run:
+        return plan_table(settings)
+    rows: list[dict[str, Any]] = []
+    for model in settings.models:
+        for seed in settings.seeds:
+            stage = settings.stage(model, seed)
+            test = first(stage.split("test"), settings.images)
+            if stage.start is not None:
+                obtain(stage.start, machine=settings.machine, progress=progress)
+            # The weights before are loaded anew: a stage that is cached may have been made long ago.
+            before, after = stage.begin(), obtain(stage, machine=settings.machine, progress=progress)
+            for when, net, path in (("before", before, stage.start.path if stage.start else stage.weights), ("after", after, stage.path)):
+                facts = {"model": model, "seed": seed, "stage": when, "checkpoint": str(path)}
+                rows += [{**facts, **row} for row in measure(net, test, stage.deletion, settings)]
+    columns = ["model", "seed", "stage", "images", "accuracy", "low", "high", "count", "skipped", "checkpoint"]
+    table = pd.DataFrame(rows)[columns]
+    if is_main():
+        with atomic(paths.resolve(settings.output) / "accuracy.csv") as partial:
+            table.to_csv(partial, index=False)
+    return table
 
 
-def _run(stage: Stage, progress: bool) -> None:
-    normalisation = MODELS[stage.model].normalisation
-    train, val = (create_dataset(stage.dataset, split, normalisation) for split in ("train", "val"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(stage.seed, "weights", stage.model).initial_seed())
-        model = create_model(stage.model, stage.num_classes, checkpoint=stage.start.path if stage.start else None)
-    what = "training" if stage.deletion is None else "in-domain fine-tuning"
-    started = time.monotonic()
-    results = fit(
+def first(dataset: ImageDataset, images: int) -> ImageDataset:
+    """The first so many images of the fixed order, all of them where there are fewer."""
+    return dataset.subset(fixed_order(dataset.image_ids)[:images])
+
+
+def measure(model: nn.Module, test: ImageDataset, deletion: Deletion | None, settings: FineTuneSettings) -> list[dict[str, Any]]:
+    """Accuracy on intact images and on the same ones with one patch deleted, two rows."""
+    kinds = {"intact": None, "one patch deleted": deletion}
+    shares = launch(
+        _measure,
         model,
-        train,
-        val,
-        stage.recipe,
-        deletion=stage.deletion,
-        seed=stage.seed,
-        device=stage.device,
-        precision=stage.precision,
-        label=f"{what}: {stage.model}",
-        progress=progress,
+        test,
+        list(kinds.values()),
+        settings.batch_size or 64,
+        settings.workers,
+        device=settings.device,
+        devices=settings.devices,
+        precision=settings.precision,
     )
-    facts = {
-        "stage": {**asdict(stage), "recipe": stage.recipe, "deletion": stage.deletion, "start": stage.start.key if stage.start else None},
-        "epochs": [asdict(result) for result in results],
-        "seconds": round(time.monotonic() - started, 1),
-        "versions": versions(),
-    }
-    with atomic(stage.path) as partial:
-        safetensors.torch.save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, partial)
-    write_json(stage.path.with_suffix(".json"), facts)
+    rows = []
+    count = len(test) - len(test.skipped)
+    for kind, share in zip(kinds, shares, strict=True):
+        interval = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+        facts = {"accuracy": share, "low": interval.low, "high": interval.high, "count": count, "skipped": len(test.skipped)}
+        rows.append({"images": kind, **facts})
+    return rows
 
 
-def trains_from_scratch(model: str, dataset: str) -> bool:
-    """Whether the package trains this pair itself: a small net on an embedded data set."""
-    return DATASETS[dataset].embedded and MODELS[model].input_size == DATASETS[dataset].image_size
+def _measure(
+    fabric: Fabric, model: nn.Module, test: ImageDataset, deletions: Sequence[Deletion | None], batch: int, workers: int
+) -> list[float]:
+    model.to(fabric.device)
+    mine = range(len(test))[fabric.global_rank :: fabric.world_size]
+    size = max(1, batch // fabric.world_size)
+    chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
+    loss = describe(model).loss
+    return [accuracy(model, loader_of(test, chosen, workers), deletion, loss=loss, fabric=fabric)[0] for deletion in deletions]
 
 
-def normalised_dataset(model: str, dataset: str, split: str) -> ImageDataset:
-    """A split in the space that a model wants."""
-    return create_dataset(dataset, split, MODELS[model].normalisation)
+def plan_table(settings: FineTuneSettings) -> pd.DataFrame:
+    """What remains to be done, measured on three batches of each stage that is not cached; nothing is trained.
+
+    Returns:
+        One row per model, seed and stage: stage, cached, steps left, images_per_second (training, all devices), hours left, memory_gb (the
+        largest of a device; on a CPU of the process).
+    """
+    rows = []
+    for model in settings.models:
+        for seed in settings.seeds:
+            stage = settings.stage(model, seed)
+            for part in filter(None, (stage.start, stage)):
+                name = "train" if part.deletion is None else "fine-tune in-domain"
+                facts = {"model": model, "seed": seed, "stage": name, "cached": part not in stage.missing}
+                nothing = {"steps": 0, "images_per_second": float("nan"), "hours": 0.0, "memory_gb": float("nan")}
+                rows.append({**facts, **(nothing if facts["cached"] else asdict(rehearse_stage(part, machine=settings.machine)))})
+    return pd.DataFrame(rows)
+
+
+def read_params(path: str | Path, changes: Sequence[str] = ()) -> FineTuneSettings:
+    """The settings of a params file, with ``key=value`` changes (values as in YAML)."""
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"a change is key=value, not {change!r}")
+        values[key] = yaml.safe_load(value)
+    return FineTuneSettings(**values)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: a params file, then changes to it."""
+    parser = argparse.ArgumentParser(prog="python -m idsds.finetune", description="Fine-tune models in-domain.")
+    parser.add_argument("params", help="a params file, such as params/imagenet/finetune.yaml")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="settings to change, such as dry_run=true")
+    given = parser.parse_args(arguments)
+    table = finetune(read_params(given.params, given.changes))
+    if is_main():
+        print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+if __name__ == "__main__":
+    main()

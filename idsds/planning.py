@@ -18,13 +18,13 @@ from torch.utils.data import Dataset
 
 from idsds.datasets import DATASETS, as_image_dataset, create_dataset, fingerprint, fixed_order
 from idsds.datasets.base import ImageDataset
-from idsds.finetune import Stage, obtain, plan_training, trains_from_scratch
 from idsds.interventions import BASELINES, patch_size
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.registry import UnknownNameError
 from idsds.settings import PRECISIONS, chosen_device
+from idsds.stages import Stage, obtain, plan_training, trains_from_scratch
 from idsds.store import digest, versions
 
 Methods = Mapping[str, Any]

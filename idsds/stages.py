@@ -1,0 +1,250 @@
+"""The way to a model that is ready to be judged: trained from scratch where it is small, fine-tuned in-domain, cached by what made it.
+
+A checkpoint's name is a hash of the model, the data (ids, targets, normalisation), the recipe, the deletion, the seed, the precision, the
+kind of device, the version of torch and the weights that it started from. Whatever changes one of these makes a new file. While a stage
+runs, its state is kept beside the checkpoint in ``*.resume.pt``; the same call goes on from there after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from idsds import paths
+from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
+from idsds.launch import is_main
+from idsds.models import MODELS, create_model
+from idsds.models.base import Normalisation
+from idsds.models.checkpoints import save_checkpoint
+from idsds.randomness import generator
+from idsds.settings import PAPER, Deletion, Recipe, chosen_device
+from idsds.store import digest, versions, write_json
+from idsds.training import Rehearsal, fit, rehearse
+
+# Raise it when the training loop changes what it computes, so that old checkpoints are not taken for new ones.
+LOOP = 2
+# Weights to start from that a model's own package publishes.
+PRETRAINED = "pretrained"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a stage runs on; apart from ``devices``, whose batch statistics differ, it does not change the result."""
+
+    devices: int = 1
+    workers: int = 0
+    accumulate: int = 1
+    save_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step on the way to a checkpoint, and what it starts from.
+
+    Args:
+        model, dataset, num_classes, recipe, deletion, seed, device, precision, train_images: what is trained, on what and how.
+        data: fingerprints of the training and the validation images.
+        start: the stage before, None for fresh weights or ``weights``.
+        weights: a checkpoint file to start from, or ``pretrained``.
+        weights_key: a hash of that file.
+        options: options of the data set, such as ``root``.
+    """
+
+    model: str
+    dataset: str
+    num_classes: int
+    recipe: Recipe
+    deletion: Deletion | None
+    seed: int
+    device: str
+    precision: str
+    data: str
+    train_images: int
+    start: Stage | None = None
+    weights: str | None = None
+    weights_key: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The address of the checkpoint: a hash of everything that determines it, wherever the files lie."""
+        left_out = ("start", "weights", "options")
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return digest({**content, "start": self.start.key if self.start else None, "loop": LOOP, "torch": versions()["torch"]})
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint is, or will be."""
+        return paths.cache() / "checkpoints" / f"{self.model}-{'trained' if self.deletion is None else 'in_domain'}-{self.key}.safetensors"
+
+    @property
+    def resume(self) -> Path:
+        """Where the state is kept while it is being made."""
+        return self.path.with_suffix(".resume.pt")
+
+    @property
+    def missing(self) -> list[Stage]:
+        """The stages that have to be run, first to last; empty where the checkpoint is cached."""
+        if self.path.is_file():
+            return []
+        return [*(self.start.missing if self.start else []), self]
+
+    def split(self, split: str) -> ImageDataset:
+        """One split of the data, in the space that the model wants."""
+        return _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
+
+    def begin(self) -> nn.Module:
+        """The model before the stage, with fresh classifiers and weights drawn by the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.seed, "weights", self.model).initial_seed())
+            if self.weights == PRETRAINED:
+                return create_model(self.model, self.num_classes, pretrained=True)
+            checkpoint = self.start.path if self.start else self.weights
+            return create_model(self.model, self.num_classes, checkpoint=checkpoint)
+
+
+@lru_cache(maxsize=8)
+def _split(dataset: str, split: str, normalisation: Normalisation | None, options: tuple[tuple[str, Any], ...]) -> ImageDataset:
+    # Listing 1.3 million files takes minutes on a network disk: once for each model is enough.
+    return create_dataset(dataset, split, normalisation, **dict(options))
+
+
+def plan_training(
+    model: str,
+    dataset: str,
+    *,
+    in_domain: bool = True,
+    grid: int = 4,
+    baseline: str = "zeros",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "32-true",
+    weights: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Stage:
+    """The stage whose checkpoint is the model for a data set: trained, or after that fine-tuned in-domain if ``in_domain``.
+
+    Args:
+        model: a name of :func:`idsds.list_models`.
+        dataset: a name of :func:`idsds.list_datasets`.
+        in_domain: whether patches are deleted.
+        grid: patches per side.
+        baseline: what replaces a deleted patch.
+        seed: of everything that is drawn.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        weights: a checkpoint file to start from, or ``pretrained``; None trains a small net from scratch first.
+        changes: what is changed of the recipe of the last stage (the model's own, or the paper's with ``weights``).
+        options: options of the data set.
+
+    Raises:
+        FileNotFoundError: for weights that are not there.
+    """
+    entry = MODELS[model]
+    shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": dict(options or {})}
+    shared |= {"device": chosen_device(device).type, "num_classes": 0, "data": "", "train_images": 0}
+    train, val = (Stage(recipe=PAPER, deletion=None, **shared).split(split) for split in ("train", "val"))
+    shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
+    deletion = Deletion(grid=grid, baseline=baseline) if in_domain else None
+    if weights is not None:
+        recipe = _changed(PAPER, changes)
+        return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
+    recipe = Recipe(**entry.training)
+    if not in_domain:
+        return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
+    # Less of everything: the weights are to adapt to holes, not to be found again.
+    tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
+    trained = Stage(recipe=recipe, deletion=None, **shared)
+    return Stage(recipe=_changed(tuning, changes), deletion=deletion, start=trained, **shared)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any] | None) -> Recipe:
+    return Recipe(**{**recipe.model_dump(), **(changes or {})})
+
+
+def _weights_key(weights: str) -> str:
+    if weights == PRETRAINED:
+        return PRETRAINED
+    path = paths.resolve(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint to start from at {str(path)!r}")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:
+    """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached."""
+    for missing in stage.missing:
+        _run(missing, machine or Machine(), progress)
+    return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
+
+
+def _run(stage: Stage, machine: Machine, progress: bool) -> None:
+    model = stage.begin()
+    what = "training" if stage.deletion is None else "in-domain fine-tuning"
+    started = time.monotonic()
+    results = fit(
+        model,
+        stage.split("train"),
+        stage.split("val"),
+        stage.recipe,
+        deletion=stage.deletion,
+        seed=stage.seed,
+        device=stage.device,
+        precision=stage.precision,
+        label=f"{what}: {stage.model}",
+        progress=progress,
+        resume=stage.resume,
+        **asdict(machine),
+    )
+    facts = {
+        "stage": {name: getattr(stage, name) for name in stage.__dataclass_fields__ if name not in ("start", "options")},
+        "start": stage.start.key if stage.start else None,
+        "epochs": [asdict(result) for result in results],
+        "skipped": stage.split("train").skipped + stage.split("val").skipped,
+        "seconds": round(time.monotonic() - started, 1),
+        "machine": asdict(machine),
+        "versions": versions(),
+    }
+    if is_main():
+        save_checkpoint(model, stage.path)
+        write_json(stage.path.with_suffix(".json"), facts)
+        stage.resume.unlink(missing_ok=True)
+    if torch.distributed.is_initialized():  # under torchrun and Slurm the others wait for the file
+        torch.distributed.barrier()
+
+
+def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
+    """Measure three batches of a stage that has not been run; see :func:`idsds.training.rehearse`. Weights play no part in it."""
+    model = create_model(stage.model, stage.num_classes)
+    return rehearse(
+        model,
+        stage.split("train"),
+        stage.split("val"),
+        stage.recipe,
+        deletion=stage.deletion,
+        seed=stage.seed,
+        device=stage.device,
+        precision=stage.precision,
+        resume=stage.resume,
+        **asdict(machine or Machine()),
+    )
+
+
+def trains_from_scratch(model: str, dataset: str) -> bool:
+    """Whether the package trains this pair itself: a small net on an embedded data set."""
+    return DATASETS[dataset].embedded and MODELS[model].input_size == DATASETS[dataset].image_size
+
+
+def normalised_dataset(model: str, dataset: str, split: str) -> ImageDataset:
+    """A split in the space that a model wants."""
+    return create_dataset(dataset, split, MODELS[model].normalisation)

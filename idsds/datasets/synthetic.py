@@ -1,9 +1,9 @@
 """Images whose class evidence sits in known patches, and models in closed form for which each patch's importance is known exactly.
 
 An image is a 4 x 4 grid of patches of 8 x 8 pixels. A patch holds evidence for a class (its stripes, at some strength), a distractor
-(stripes that no class listens to), or background, which is made orthogonal to all stripes and so tells nothing. The idea of judging explanations by
-images with known parts is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); nothing is downloaded here, and the
-importances are formulas and not measurements.
+(stripes that no class listens to), or background, which is made orthogonal to all stripes and so tells nothing. The idea of judging
+explanations by images with known parts is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); nothing is
+downloaded here, and the importances are formulas and not measurements.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def model_of(name: str) -> nn.Module:
 # The tolerance of the golden data is 2e-3 of the largest patch sum. The sum of a bare gradient over a patch nearly cancels, so that single
 # ReLUs on the edge show: the reference's float32 is 1.7e-3 from float64, float32 on one thread 3.7e-3.
 TOLERANCE = 2e-3
-CHEAP = ["IxG", "Grad-CAM", "Grad-CAMpp", "XG-CAM", "Layer-CAM", "SG-CAMpp", "IxG-SG", "RISE-U"]
+CHEAP = ["IxG", "Grad-CAM", "Grad-CAMpp", "XG-CAM", "Layer-CAM", "SG-CAMpp", "IxG-SG"]
 
 
 @pytest.mark.parametrize("name", ["Gradient", *CHEAP])

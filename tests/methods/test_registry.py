@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from idsds.methods import FAMILIES, METHODS, create_method, list_methods, shared_maps, shared_passes
+from idsds.methods import FAMILIES, METHODS, create_method, list_methods, shared_maps, shared_passes, split_name
 from idsds.models import describe
 from tests.methods.nets import MINI, ConvNet, images_of, mini, seeded
 
@@ -24,7 +24,7 @@ def model_of(name: str) -> nn.Module:
 
 
 def small(method: str, model: nn.Module, **options: object):
-    known = METHODS[method].settings()
+    known = METHODS[split_name(method)[0]].settings()
     return create_method(method, model, seed=1, **{key: value for key, value in SMALL.items() if key in known}, **options)
 
 

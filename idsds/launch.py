@@ -36,8 +36,7 @@ def is_main() -> bool:
     """Whether this process is the one that prints and writes: the only one, or rank 0 of those started outside."""
     if started_outside() is None:
         return True
-    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment(auto_requeue=False)
-    return environment.global_rank() == 0
+    return os.environ["RANK" if TorchElasticEnvironment.detect() else "SLURM_PROCID"] == "0"
 
 
 def forks(devices: int) -> bool:

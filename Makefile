@@ -5,11 +5,21 @@ BIN := .venv/bin
 # What a kernel prints, progress bars included, goes straight to the terminal.
 PAPERMILL := $(BIN)/papermill --no-progress-bar --no-log-output --stdout-file - --stderr-file - --log-level WARNING
 
+# Executes a notebook with the params of PROFILE, and keeps the executed copy beside its records.
+define run
+@mkdir -p runs/$(PROFILE)/$(1)
+$(PAPERMILL) notebooks/$(1).ipynb runs/$(PROFILE)/$(1)/$(1).ipynb -f params/$(PROFILE)/$(1).yaml
+endef
+define newline
+
+
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help setup rank test lint bench lab readme clean
+.PHONY: help setup rank reproduce test lint bench lab readme clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## make the virtual environment and install the package into it
 
@@ -19,11 +29,13 @@ setup: .venv/.ready ## make the virtual environment and install the package into
 	@touch $@
 
 rank: setup ## rank attribution methods on embedded data: the main job
-	@mkdir -p runs/$(PROFILE)/rank_methods
-	$(PAPERMILL) notebooks/rank_methods.ipynb runs/$(PROFILE)/rank_methods/rank_methods.ipynb -f params/$(PROFILE)/rank_methods.yaml
+	$(call run,rank_methods)
+
+reproduce: setup ## run every notebook of PROFILE (mnist5k), what is cached is reused
+	$(foreach file,$(sort $(wildcard params/$(PROFILE)/*.yaml)),$(call run,$(basename $(notdir $(file))))$(newline))
 
 test: setup lint ## check the style, run the tests and every notebook
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 lint: setup ## check the style

@@ -13,8 +13,8 @@ Layer-CAM           relu(sum_k relu(g) A)                               Jiang et
 SG-CAM++            see :func:`sg_cam`                                  Omeiza et al., 2019
 ==================  ==================================================  ==========================================
 
-Torchcam, which the reference uses, writes Grad-CAM++'s division into a copy, so that its weights are sum(g^2 relu(g)). The published
-weights are g^2 / (2 g^2 + g^3 sum(A)) relu(g); cancelling g^2 keeps them exact where g^3 would vanish in float32.
+Torchcam computes the weights, as in the reference. It writes Grad-CAM++'s division into a copy, so that its weights are sum(relu(g)^3). The
+published weights are g^2 / (2 g^2 + g^3 sum(A)) relu(g); cancelling g^2 keeps them exact where g^3 would vanish in float32.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, XGradCAM
 
 from idsds.batching import in_batches
 from idsds.methods.base import Passes, register_method
@@ -33,7 +34,8 @@ from idsds.models.base import describe
 from idsds.randomness import Draws
 from idsds.registry import UnknownNameError
 
-EPSILON = 1e-8  # torchcam's, in the denominators of XGrad-CAM and SG-CAM++
+EPSILON = 1e-8  # torchcam's, in the denominator of SG-CAM++
+EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}
 
 
 def cam_layer(model: nn.Module, layer: str | None = None) -> str:
@@ -108,16 +110,19 @@ def resized(maps: Tensor, images: Tensor) -> Tensor:
     return F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def cam_weights(activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     """The weights of each method, (B, K, h or 1, w or 1); formulas in this module's docstring."""
+    weights = {}
+    for name, extractor_class in EXTRACTORS.items():
+        with extractor_class(model, layer, enable_hooks=False) as extractor:
+            # Torchcam would do a backward pass of its own for each method: hand it the one that they share.
+            extractor._backprop = lambda *args, **kwargs: None
+            extractor.hook_a, extractor.hook_g = [activations], [gradients]
+            (found,) = extractor._get_weights(0, None)
+        weights[name] = found[(...,) + (None,) * (activations.ndim - found.ndim)]
     positive = gradients.relu()
-    return {
-        "Grad-CAM": gradients.mean(dim=(2, 3), keepdim=True),
-        "Grad-CAM++": total(positive**3),
-        "Grad-CAM++ (paper)": total(torch.where(positive > 0, positive / (2 + positive * total(activations)), 0)),
-        "XGrad-CAM": total(gradients * activations) / (total(activations) + EPSILON),
-        "Layer-CAM": positive,
-    }
+    weights["Grad-CAM++ (paper)"] = total(torch.where(positive > 0, positive / (2 + positive * total(activations)), 0))
+    return weights
 
 
 @register_method("Grad-CAM", family="CAM", passes=Passes(1, 1), inapplicable=no_grad_cam, source="Selvaraju et al., ICCV 2017")
@@ -148,7 +153,7 @@ def cams(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         activations, gradients = activations_and_gradients(model, name, images, targets)
-        weights = cam_weights(activations, gradients)
+        weights = cam_weights(model, name, activations, gradients)
         names[:] = weights
         return torch.stack([weighted(w, activations) for w in weights.values()], dim=1)  # (B, methods, h, w)
 

@@ -32,7 +32,7 @@ def test_drops_agree_with_the_reference(baseline):
     golden = GOLDEN["single_deletion"][baseline]
     table = deletion_table(golden_model(), Batch(golden_images(1), TARGETS[:1], ["0"]), baseline=baseline)
     np.testing.assert_allclose(table["drops"], golden["drops"][:1], atol=1e-4)
-    np.testing.assert_allclose(table["output"], golden["output"][:1], atol=1e-4)
+    np.testing.assert_allclose(table["intact"], golden["output"][:1], atol=1e-4)
     assert table["prediction"].tolist() == TARGETS[:1].tolist()
 
 

@@ -51,7 +51,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The recipe's schedule for epochs of ``steps`` steps."""
     if recipe.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=max(2, recipe.epochs * steps), pct_start=0.25)
+        # Of 4 steps the first quarter is the single step 0, by whose number torch divides.
+        total = max(8, recipe.epochs * steps)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=0.25)
     return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs, recipe.step_factor)
 
 

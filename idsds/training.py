@@ -322,7 +322,7 @@ def rehearse(
 def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> dict[str, float]:
     model.to(memory_format=torch.channels_last)
     net, optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
-    scheduler = make_scheduler(optimizer, plan.recipe, 1)
+    scheduler = make_scheduler(optimizer, plan.recipe, plan.steps(fabric.world_size))
     state = TrainingState(plan.run) if plan.resume is None else _load(fabric, plan, model, optimizer, scheduler)
     loss, per_epoch = describe(model).loss, plan.steps(fabric.world_size)
     cuda = fabric.device.type == "cuda"

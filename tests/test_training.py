@@ -240,6 +240,19 @@ def test_precisions(precision, schedule):
     assert (results == reference) == (precision == "32-true")
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_one_cycle_of_any_length(steps):
+    recipe = SGD.model_copy(update={"schedule": "one_cycle", "epochs": 1})
+    optimizer = make_optimizer(Tiny(), recipe)
+    scheduler = make_scheduler(optimizer, recipe, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert all(0 < rate <= recipe.lr * 1.0001 for rate in rates)
+
+
 def test_devices_and_precisions_that_are_not_there_are_refused():
     for wrong, reason in (
         ({"precision": "16-mixed", "device": "cpu"}, "needs a CUDA device"),

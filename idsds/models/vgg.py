@@ -17,7 +17,7 @@ from idsds.models.pretrained import from_torchvision
 VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
 
 # Dropout slows the training down: more epochs than the recipe's.
-MINI_TRAINING = {"epochs": 6}
+MINI_TRAINING = {"epochs": 4}
 # As many convolutions as the large net of that name, with fewer poolings.
 MINI_LAYERS: dict[int, list[str | int]] = {
     11: [16, "M", 32, "M", 48, 48, "M", 64, 64, 64, 64],

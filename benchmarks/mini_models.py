@@ -1,0 +1,41 @@
+"""Train every mini_* net on mnist5k: how long it takes, and the accuracy on the test split before and after in-domain fine-tuning.
+
+python benchmarks/mini_models.py                       # all of them, what is cached is not trained again
+python benchmarks/mini_models.py mini_vit mini_bcos
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch.utils.data import DataLoader
+
+from idsds.datasets import collate
+from idsds.models import list_models
+from idsds.settings import Deletion
+from idsds.stages import obtain, plan_training
+from idsds.steps import accuracy
+from idsds.store import read_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=[name for name in list_models() if name.startswith("mini_")])
+    print("| model | parameters | training, s | accuracy | fine-tuning, s | accuracy after it | with one patch deleted |")
+    print("|---|---|---|---|---|---|---|")
+    for name in parser.parse_args().models:
+        tuned = plan_training(name, "mnist5k")
+        test = DataLoader(tuned.split("test"), 250, collate_fn=collate)
+        after = obtain(tuned, progress=False)
+        before = obtain(tuned.start, progress=False)
+        seconds = [read_json(stage.path.with_suffix(".json"))["seconds"] for stage in (tuned.start, tuned)]
+        accuracies = [accuracy(before, test)[0], accuracy(after, test)[0], accuracy(after, test, Deletion())[0]]
+        parameters = sum(parameter.numel() for parameter in after.parameters())
+        print(
+            f"| {name} | {parameters:,} | {seconds[0]:.0f} | {accuracies[0]:.3f} | {seconds[1]:.0f} | {accuracies[1]:.3f} | {accuracies[2]:.3f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

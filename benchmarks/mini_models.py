@@ -31,10 +31,9 @@ def main() -> None:
         seconds = [read_json(stage.path.with_suffix(".json"))["seconds"] for stage in (tuned.start, tuned)]
         accuracies = [accuracy(before, test)[0], accuracy(after, test)[0], accuracy(after, test, Deletion())[0]]
         parameters = sum(parameter.numel() for parameter in after.parameters())
-        print(
-            f"| {name} | {parameters:,} | {seconds[0]:.0f} | {accuracies[0]:.3f} | {seconds[1]:.0f} | {accuracies[1]:.3f} | {accuracies[2]:.3f} |",
-            flush=True,
-        )
+        training, tuning = seconds
+        first, intact, deleted = accuracies
+        print(f"| {name} | {parameters:,} | {training:.0f} | {first:.3f} | {tuning:.0f} | {intact:.3f} | {deleted:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from idsds.benchmark import evaluate
 from idsds.datasets import create_dataset, list_datasets, register_dataset
 from idsds.interventions import list_baselines
-from idsds.methods import create_method, list_methods, register_method
-from idsds.models import create_model, list_models, register_model
+from idsds.methods import as_method, create_method, list_methods, register_method
+from idsds.models import create_model, describe, list_models, register_model
 from idsds.protocols import list_protocols, register_protocol
+from idsds.protocols.incremental_deletion import incremental_deletion
 from idsds.protocols.single_deletion import SingleDeletionScore, deletion_drops, patch_sums, rank_correlation
 from idsds.records import load_records
 from idsds.registry import UnknownNameError
@@ -25,12 +26,15 @@ __all__ = [
     "SettingsError",
     "SingleDeletionScore",
     "UnknownNameError",
+    "as_method",
     "create_dataset",
     "create_method",
     "create_model",
     "deletion_drops",
+    "describe",
     "evaluate",
     "images_needed",
+    "incremental_deletion",
     "kendalls_w",
     "krippendorffs_alpha",
     "list_baselines",

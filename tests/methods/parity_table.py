@@ -1,6 +1,6 @@
 """Our maps against the golden maps of the reference: largest difference of the 4 x 4 patch sums, over the largest patch sum.
 
-    IDSDS_SHARED=../shared python benchmarks/parity_methods.py [--images 2] [--only resnet18 IG]
+    IDSDS_SHARED=../shared python -m tests.methods.parity_table [--images 2] [--only resnet18 IG]
 
 CAMs are compared after each map's min-max scaling before the resize, which is where the reference does it.
 """
@@ -31,7 +31,7 @@ OURS = {"Grad-CAMpp": "Grad-CAM++", "XG-CAM": "XGrad-CAM", "SG-CAMpp": "SG-CAM++
 
 def shared() -> Path:
     """The folder of golden data."""
-    return Path(os.environ.get("IDSDS_SHARED", Path(__file__).resolve().parents[1] / ".." / "shared"))
+    return Path(os.environ.get("IDSDS_SHARED", Path(__file__).resolve().parents[2] / ".." / "shared"))
 
 
 def fill_weights() -> ModuleType:

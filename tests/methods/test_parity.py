@@ -1,8 +1,7 @@
-"""Patch sums against the golden maps of the reference, for what is cheap; ``benchmarks/parity_methods.py`` compares everything."""
+"""Patch sums against the golden maps of the reference, for what is cheap; ``parity_table.py`` compares everything."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +12,11 @@ import torch
 from torch import nn
 
 from idsds.methods import create_method, shared_maps
+from tests.methods import parity_table as parity
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("IDSDS_SHARED", ROOT / ".." / "shared"))
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the golden data is not part of the project")
-
-spec = importlib.util.spec_from_file_location("parity_methods", ROOT / "benchmarks" / "parity_methods.py")
-parity = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(parity)
 
 
 @lru_cache(maxsize=1)

@@ -207,7 +207,7 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Any = lambda pas
     done = 0
     for images, targets, image_ids in batches(job.dataset, task.indices, _batch_size(plan, job)):
         images = images.to(plan.device).contiguous(memory_format=torch.channels_last)
-        batch = Batch(images, targets.to(plan.device), image_ids)
+        batch = Batch(images, targets.to(plan.device), image_ids, getattr(job.dataset, "normalisation", None))
         prepared: dict[str, Tensor] = {}
         if kept is not None:
             rows = kept.iloc[done : done + len(image_ids)]
@@ -242,7 +242,7 @@ def _score(plan: Plan, job: Job, model: nn.Module, methods: Sequence[Method], ba
         frames = []
         for start in range(0, len(batch.images), size):
             some = slice(start, start + size)
-            part = Batch(batch.images[some], batch.targets[some], batch.image_ids[some])
+            part = Batch(batch.images[some], batch.targets[some], batch.image_ids[some], batch.normalisation)
             ready = {name: values[some] for name, values in prepared.items()}
             columns = plan.protocol.function(model, methods, part, ready, **plan.settings)
             for method in methods:

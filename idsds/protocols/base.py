@@ -9,26 +9,29 @@ A new protocol is one decorated function; the benchmark engine finds it by name 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from idsds.methods.base import Passes, shared_passes
+from idsds.methods.base import Method, Passes, shared_passes
+from idsds.models.base import Normalisation, describe
 from idsds.registry import Registry
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W), normalised; targets (B,); one id per image."""
+    """Images (B, 3, H, W), normalised; targets (B,); one id per image; and how the images were normalised, where it is known."""
 
     images: Tensor
     targets: Tensor
     image_ids: Sequence[str]
+    normalisation: Normalisation | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,33 @@ def register_protocol(name: str | None = None, *, replace: bool = False, **entry
 def list_protocols() -> list[str]:
     """Names of all protocols, for ``evaluate(protocol=...)``."""
     return list(PROTOCOLS)
+
+
+def normalisation_of(model: nn.Module, batch: Batch) -> Normalisation:
+    """How the batch was normalised: as it says itself, else as the model's entry does. Raises ValueError where neither knows."""
+    found = batch.normalisation or describe(model).normalisation
+    if found is None:
+        raise ValueError(f"the normalisation of the images for {describe(model).name} is not known: give it as Batch(normalisation=...)")
+    return found
+
+
+def on_model(method: Method, model: nn.Module) -> Method:
+    """The same method, with the same settings and random numbers, on another net.
+
+    Raises:
+        ValueError: for a method of the user's own, which explains the net that it was made with.
+    """
+    if method.entry.family == "own":
+        raise ValueError(f"method {method.name!r} cannot be moved to another net: it is a callable of your own, which holds its net")
+    moved = copy.copy(method)
+    moved.model = model
+    return moved
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError, naming the value, for what is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 class MeanOverImages(Metric):

@@ -20,7 +20,7 @@ from idsds.batching import default_batch, halving, in_batches
 from idsds.interventions import BASELINES, baseline_images, patch_size
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, MeanOverImages, register_protocol
+from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
 from idsds.protocols.single_deletion import Output, patch_sums
 from idsds.randomness import content_ids
 from idsds.registry import UnknownNameError
@@ -123,8 +123,7 @@ def incremental_deletion_curve(
     """
     check_batch(images, targets, image_ids)
     _check_names(order=(order, ORDERS), mode=(mode, MODES), units=(units, UNITS), output=(output, OUTPUTS), baseline=(baseline, BASELINES))
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}")
+    check_count("steps", steps)
     if update and isinstance(method, Tensor):
         raise ValueError("update=True explains the image after each step: give the method, not its maps")
     height, width = images.shape[-2:]

@@ -65,7 +65,7 @@ def _rank(rank, port, queue):
 
 
 def test_two_processes_give_what_one_gives(unused_port):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a spawned process would import everything again
     queue = context.Queue()
     processes = [context.Process(target=_rank, args=(rank, unused_port, queue)) for rank in range(2)]
     for process in processes:

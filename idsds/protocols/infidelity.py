@@ -1,0 +1,273 @@
+"""Infidelity and max-sensitivity, on captum's implementation.
+
+Infidelity asks whether a map foretells how the logit changes under a perturbation; max-sensitivity how much the map itself changes under a
+small one. Both draw their perturbations keyed by the image's id, the same for every method, and the method that is measured is the method
+that explains: same settings, same random numbers.
+
+Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from captum.metrics import infidelity as captum_infidelity
+from captum.metrics import sensitivity_max
+from torch import Tensor, nn
+
+from idsds.batching import default_batch, in_batches
+from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
+from idsds.models.base import frozen
+from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
+from idsds.randomness import Draws
+from idsds.registry import UnknownNameError
+
+Perturbation = Literal["gaussian", "square"]
+
+
+def infidelity(
+    model: Callable[[Tensor], Tensor],
+    maps: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    perturbation: Perturbation = "gaussian",
+    sigma: float = 0.1,
+    samples: int = 10,
+    normalise: bool = False,
+    seed: int = 0,
+    image_ids: Sequence[object] | None = None,
+    batch: int | None = None,
+) -> Tensor:
+    """Mean squared difference between what the map foretells and what the logit does.
+
+    ``infidelity[b] = mean over samples of (sum(I * maps[b]) - (f(x_b) - f(x_b - d)))^2``
+
+    For ``gaussian`` noise d = I, the same in all channels: a map is read as a gradient. For a removed ``square`` d = I * x_b, where I is 1
+    inside it: a map is read as contributions, such as input times gradient. Each is zero for a linear model that is explained so.
+
+    Args:
+        model: returns logits (B, K).
+        maps: (B, 1, H, W), summed over channels.
+        images: float (B, 3, H, W), normalised.
+        targets: (B,).
+        perturbation: ``gaussian`` or ``square``.
+        sigma: standard deviation of the noise, in normalised units; or the side of the square as a share of the image's.
+        samples: perturbations per image.
+        normalise: multiply each map by the factor that makes its infidelity least, so that the scale of a map does not matter.
+        seed, image_ids: key the perturbations.
+        batch: images per forward pass; None bounds it by memory.
+
+    Returns:
+        (B,), 0 or more, in squared logits; lower is better. NaN where the map or the logits have a NaN.
+
+    Raises:
+        UnknownNameError: unknown perturbation.
+        ValueError: ``samples`` below 1, ``sigma`` not above 0, maps that do not fit the images.
+    """
+    check_batch(images, targets, image_ids)
+    weights, changes = perturbations(images, perturbation, sigma, samples, seed=seed, image_ids=image_ids)
+    maps = as_map("maps", maps, images).to(images.dtype)
+    # Captum wants a map with the image's channels: each gets its share, and their sum is the map's.
+    spread = (maps / images.shape[1]).expand_as(images)
+
+    size = batch or default_batch(images)
+
+    def outputs(images: Tensor) -> Tensor:
+        return in_batches(model, images, size=size)
+
+    with torch.inference_mode():
+        found = captum_infidelity(
+            outputs,
+            lambda repeated: (weights, repeated - changes),
+            images,
+            spread,
+            target=targets,
+            n_perturb_samples=samples,
+            normalize=normalise,
+        )
+    return found.clamp(min=0)  # captum expands the square when it normalises, which can round to just below zero
+
+
+def perturbations(
+    images: Tensor, perturbation: Perturbation, sigma: float, samples: int, *, seed: int = 0, image_ids: Sequence[object] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What weighs the map, I, and what is taken from the image, d: (B * samples, C, H, W) each, an image's samples one after another."""
+    if perturbation not in get_args(Perturbation):
+        raise UnknownNameError("perturbation", perturbation, get_args(Perturbation))
+    check_count("samples", samples)
+    if not sigma > 0 or (perturbation == "square" and sigma > 1):
+        allowed = "in (0, 1], a share of the image's side," if perturbation == "square" else "above 0"
+        raise ValueError(f"sigma must be {allowed} for {perturbation!r}, not {sigma!r}")
+    draws = Draws(seed, f"infidelity {perturbation}", images, image_ids)
+    channels, height, width = images.shape[1:]
+    if perturbation == "gaussian":
+        weights = sigma * draws.normal(samples)[:, :, :1].expand(-1, -1, channels, -1, -1).flatten(0, 1)  # one channel for all
+        return weights, weights
+    corner = draws.uniform(samples)[:, :, 0, 0, :2].flatten(0, 1)  # (B * samples, 2), in [0, 1)
+    sides = [max(1, round(sigma * side)) for side in (height, width)]
+    inside = []
+    for axis, (side, length) in enumerate(zip(sides, (height, width), strict=True)):
+        start = (corner[:, axis : axis + 1] * (length - side + 1)).floor()
+        position = torch.arange(length, device=images.device)
+        inside.append((position >= start) & (position < start + side))  # (B * samples, length)
+    mask = (inside[0][:, :, None] & inside[1][:, None, :]).to(images)[:, None].expand(-1, channels, -1, -1)
+    return mask, mask * images.repeat_interleave(samples, dim=0)
+
+
+class _Replay:
+    """A function whose results are kept in the order of its calls, so that the same calls can be answered again."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.results, self.position = function, [], 0
+
+    def restart(self) -> _Replay:
+        self.position = 0
+        return self
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.position == len(self.results):
+            self.results.append(self.function(*arguments))
+        self.position += 1
+        return self.results[self.position - 1]
+
+
+@register_protocol(
+    "infidelity",
+    in_domain=False,
+    higher_is_better=False,
+    range=(0, float("inf")),
+    passes=lambda methods, *, samples=10, **_: shared_passes(methods) + Passes(samples + 1),
+    source="Yeh et al., NeurIPS 2019",
+)
+def infidelity_protocol(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    perturbation: Perturbation = "gaussian",
+    sigma: float = 0.1,
+    samples: int = 10,
+    normalise: bool = False,
+) -> dict[str, dict[str, Tensor]]:
+    """Infidelity, 0 or more, lower is better; the arguments are those of :func:`infidelity`.
+
+    Columns ``score``, and both readings whatever ``normalise`` says: ``raw``, which depends on the scale of a map, and ``normalised``.
+    """
+    images, targets, ids = batch.images, batch.targets, batch.image_ids
+    settings = {"perturbation": perturbation, "sigma": sigma, "samples": samples, "seed": methods[0].seed, "image_ids": ids}
+    columns = {}
+    maps = shared_maps(methods, images, targets, ids)
+    with frozen(model):
+        remembered = _Replay(lambda x: model(x))  # the perturbed images are the same for all methods
+        settings["batch"] = default_batch(images)  # once, so that the calls are the same each time
+        for name, found in maps.items():
+            raw = infidelity(remembered.restart(), found, images, targets, **settings)
+            normalised = infidelity(remembered.restart(), found, images, targets, normalise=True, **settings)
+            columns[name] = {"score": normalised if normalise else raw, "raw": raw, "normalised": normalised}
+    return columns
+
+
+def max_sensitivity(
+    method: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    normalise: bool = True,
+    seed: int = 0,
+    image_ids: Sequence[object] | None = None,
+) -> Tensor:
+    """The largest change of a map over perturbations drawn from the L-infinity ball of ``radius``.
+
+    ``max_sensitivity[b] = max over samples of |maps(x_b + d) - maps(x_b)| / |maps(x_b)|``, Euclidean norms, d uniform in the ball.
+
+    Args:
+        method: from images (N, 3, H, W) to maps (N, 1, H, W); first called with the B images, then with the B * samples perturbed ones,
+            an image's samples one after another.
+        images: float (B, 3, H, W), normalised.
+        radius: of the ball, in normalised units.
+        samples: perturbations per image.
+        normalise: divide by the norm of the intact image's map, as captum does (a norm of zero counts as 1); without, it is the paper's
+            definition, which grows with the scale of a map.
+        seed, image_ids: key the perturbations.
+
+    Returns:
+        (B,), 0 or more; lower is better. NaN where a map has a NaN.
+
+    Raises:
+        ValueError: ``samples`` below 1, ``radius`` not above 0.
+    """
+    check_count("samples", samples)
+    if not radius > 0:
+        raise ValueError(f"radius must be above 0, not {radius!r}")
+    noise = radius * (2 * Draws(seed, "max-sensitivity", images, image_ids).uniform(samples).flatten(0, 1) - 1)
+    norms: list[Tensor] = []
+
+    def explain(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
+        with torch.enable_grad():  # captum runs it without, and a method may need gradients
+            maps = method(inputs[0] if isinstance(inputs, tuple) else inputs).detach()
+        norms.append(maps.flatten(1).norm(dim=1))
+        return (maps,)
+
+    relative = sensitivity_max(explain, images, perturb_func=lambda repeated: repeated + noise, n_perturb_samples=samples)
+    return relative if normalise else relative * norms[0].masked_fill(norms[0] == 0, 1)
+
+
+@register_protocol(
+    "max_sensitivity",
+    in_domain=False,
+    higher_is_better=False,
+    range=(0, float("inf")),
+    passes=lambda methods, *, samples=10, **_: shared_passes(methods).times(samples + 1),
+    source="Yeh et al., NeurIPS 2019",
+)
+def max_sensitivity_protocol(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    normalise: bool = True,
+) -> dict[str, dict[str, Tensor]]:
+    """Max-sensitivity, 0 or more, lower is better; the arguments are those of :func:`max_sensitivity`.
+
+    A map that never changes, such as that of a control, is perfectly insensitive. Columns ``score``, ``raw`` and ``normalised``. The
+    perturbed copies of an image keep its id: a method's own noise is the same for all of them, and only the image differs.
+    """
+
+    def explain(images: Tensor) -> dict[str, Tensor]:
+        copies = len(images) // len(batch.images)
+        ids = [image_id for image_id in batch.image_ids for _ in range(copies)]
+        return shared_maps(methods, images, batch.targets.repeat_interleave(copies), ids)
+
+    settings = {"radius": radius, "samples": samples, "seed": methods[0].seed, "image_ids": batch.image_ids}
+    remembered, columns = _Replay(explain), {}
+    for method in methods:
+        found = {}
+        for kind, relative in (("raw", False), ("normalised", True)):
+            remembered.restart()
+            found[kind] = max_sensitivity(
+                lambda images, name=method.name: remembered(images)[name], batch.images, normalise=relative, **settings
+            )
+        columns[method.name] = {"score": found["normalised" if normalise else "raw"], **found}
+    return columns
+
+
+class Infidelity(MeanOverImages):
+    """The mean infidelity; ``update(predicted, changes, image_ids=None)`` with (B, N) each: what maps foretell and what logits do."""
+
+    higher_is_better = False
+    function = staticmethod(lambda predicted, changes: (predicted - changes).square().mean(dim=1))
+
+
+class MaxSensitivity(MeanOverImages):
+    """The mean of the largest relative change; ``update(changes, norms, image_ids=None)``: norms of changes (B, N) and of maps (B,)."""
+
+    higher_is_better = False
+    function = staticmethod(lambda changes, norms: changes.amax(dim=1) / norms.masked_fill(norms == 0, 1))

@@ -1,0 +1,213 @@
+"""Robustness to augmentation: does the map stay the same where the model's answer does?
+
+The image is rotated (and its map alike), or goes through a photo filter; only augmentations that move the target's probability by less than
+0.05 count. The study applied five filters of G'MIC; those here are close equivalents in torchvision: ``detail`` and ``mighty_detail`` add
+back differences of Gaussians at one and at three scales (G'MIC works on an edge-preserving base), ``local_normalisation`` brings the
+luminance to the same local mean and deviation (G'MIC does so per channel), ``chroma_boost`` raises the saturation (G'MIC in YCbCr), and
+``sharpen`` is torchvision's 3 x 3 kernel (G'MIC uses inverse diffusion).
+
+Source: the robustness experiment "Don't Augment Me" of the xai-correlation study, for the angles, the filters and the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from idsds.batching import default_batch, in_batches
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.models.base import Normalisation, frozen
+from idsds.protocols.base import Batch, MeanOverImages, normalisation_of, register_protocol
+from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
+from idsds.registry import UnknownNameError
+
+ANGLES = (-30.0, -15.0, 15.0, 30.0)
+Augmentation = Callable[[Tensor], Tensor]
+Group = Literal["rotations", "filters"]
+Similarity = Literal["ssim", "spearman", "top_intersection"]
+
+
+def rotate(images: Tensor, angle: float) -> Tensor:
+    """Turn images or maps (B, C, H, W) by degrees counter-clockwise about the centre, bilinear; what comes into view is zero."""
+    return transforms.rotate(images, angle, interpolation=InterpolationMode.BILINEAR, fill=0.0)
+
+
+def detail(images: Tensor, amount: float = 1.0) -> Tensor:
+    """Images in [0, 1] plus what a Gaussian blur of 1 pixel takes away."""
+    return (images + amount * (images - _blur(images, 1.0))).clamp(0, 1)
+
+
+def mighty_detail(images: Tensor, amount: float = 1.5) -> Tensor:
+    """Images in [0, 1] plus what blurs of 1, 2 and 4 pixels take away, averaged."""
+    lost = sum(images - _blur(images, sigma) for sigma in (1.0, 2.0, 4.0)) / 3
+    return (images + amount * lost).clamp(0, 1)
+
+
+def local_normalisation(images: Tensor, sigma: float = 4.0, strength: float = 0.5) -> Tensor:
+    """Images in [0, 1] mixed half and half with a version whose luminance has local mean 0.5 and deviation 0.2; colours keep their hue."""
+    luminance = transforms.rgb_to_grayscale(images)
+    mean = _blur(luminance, sigma)
+    deviation = (_blur(luminance.square(), sigma) - mean.square()).clamp(min=0).sqrt()
+    wanted = 0.5 + 0.2 * (luminance - mean) / (deviation + 0.05)
+    return (images + strength * (wanted - luminance)).clamp(0, 1)
+
+
+def chroma_boost(images: Tensor, factor: float = 1.5) -> Tensor:
+    """Images in [0, 1] with their distance from grey raised by ``factor``; a grey image stays as it is."""
+    return transforms.adjust_saturation(images, factor)
+
+
+def sharpen(images: Tensor, factor: float = 3.0) -> Tensor:
+    """Images in [0, 1] through torchvision's sharpening."""
+    return transforms.adjust_sharpness(images, factor)
+
+
+FILTERS: dict[str, Augmentation] = {
+    "detail": detail,
+    "local_normalisation": local_normalisation,
+    "chroma_boost": chroma_boost,
+    "mighty_detail": mighty_detail,
+    "sharpen": sharpen,
+}
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    # Reflection at the border needs a radius below the image's side.
+    radius = max(1, min(round(3 * sigma), min(images.shape[-2:]) - 1))
+    return transforms.gaussian_blur(images, [2 * radius + 1] * 2, [sigma, sigma])
+
+
+def augmentations(group: Group, normalisation: Normalisation) -> dict[str, tuple[Augmentation, Augmentation]]:
+    """By name, what happens to the normalised image and what happens to its map.
+
+    Raises:
+        UnknownNameError: for an unknown group.
+    """
+    if group not in get_args(Group):
+        raise UnknownNameError("group of augmentations", group, get_args(Group))
+    if group == "rotations":
+        turns = {f"{angle:+.0f} degrees": partial(rotate, angle=angle) for angle in ANGLES}
+        return {name: (turn, turn) for name, turn in turns.items()}
+
+    def filtered(images: Tensor, apply: Augmentation) -> Tensor:
+        return normalisation(apply(normalisation.invert(images).clamp(0, 1)))
+
+    return {name: (partial(filtered, apply=apply), lambda maps: maps) for name, apply in FILTERS.items()}
+
+
+def robustness(
+    originals: Tensor,
+    augmented: Mapping[str, Tensor],
+    transform: Mapping[str, Augmentation],
+    shifts: Tensor,
+    *,
+    threshold: float = 0.05,
+    top_share: float = 0.05,
+    data_range: float | None = None,
+) -> dict[str, Tensor]:
+    """How alike the maps of augmented images are to the original's map, transformed alike.
+
+    Args:
+        originals: maps of the images, (B, 1, H, W).
+        augmented: maps of the augmented images, by augmentation, (B, 1, H, W) each.
+        transform: what each augmentation does to a map.
+        shifts: by how much each augmentation moves the target's probability, (B, A), in [0, 1].
+        threshold: only augmentations with a shift below it count.
+        top_share: of the pixels that count as top.
+        data_range: of SSIM: a number for the experiment, None for each pair of maps.
+
+    Returns:
+        ``ssim``, ``spearman`` and ``top_intersection`` (B,): the mean over the augmentations that count, NaN where none does or where one
+        of these is undefined; higher is better. ``counted`` (B,): how many count. ``ssim_each`` and so on, (B, A): all of them, NaN where
+        one does not count.
+    """
+    counts = shifts < threshold  # (B, A)
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "ssim": partial(structural_similarity, data_range=data_range),
+        "spearman": spearman,
+        "top_intersection": partial(top_intersection, share=top_share),
+    }
+    columns: dict[str, Tensor] = {"counted": counts.sum(dim=1)}
+    for name, measure in measures.items():
+        each = torch.stack([measure(transform[key](originals), maps) for key, maps in augmented.items()], dim=1)  # (B, A)
+        summed = torch.where(counts, each, 0).sum(dim=1)
+        columns[name] = summed / columns["counted"]  # 0 / 0 = NaN where none counts
+        columns[f"{name}_each"] = each.masked_fill(~counts, torch.nan)
+    return columns
+
+
+def probability_shifts(model: nn.Module, batch: Batch, *, group: Group = "rotations", seed: int = 0, **_: Any) -> dict[str, Tensor]:
+    """By how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1]."""
+
+    def probability(images: Tensor) -> Tensor:
+        found = in_batches(model, images, size=default_batch(images)).softmax(dim=1)
+        return found.gather(1, batch.targets[:, None])
+
+    chosen = augmentations(group, normalisation_of(model, batch))
+    with torch.inference_mode(), frozen(model):
+        intact = probability(batch.images)  # (B, 1)
+        return {"shifts": torch.cat([(probability(apply(batch.images)) - intact).abs() for apply, _ in chosen.values()], dim=1)}
+
+
+def _count(group: str) -> int:
+    return len(FILTERS) if group == "filters" else len(ANGLES)
+
+
+@register_protocol(
+    "augmentation_robustness",
+    in_domain=False,
+    higher_is_better=True,
+    range=(-1, 1),
+    prepare=probability_shifts,
+    prepare_passes=lambda *, group="rotations", **_: Passes(1 + _count(group)),
+    passes=lambda methods, *, group="rotations", **_: shared_passes(methods).times(1 + _count(group)),
+    source="'Don't Augment Me', the robustness experiment of the xai-correlation study",
+)
+def augmentation_robustness(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    group: Group = "rotations",
+    similarity: Similarity = "ssim",
+    threshold: float = 0.05,
+    top_share: float = 0.05,
+    data_range: float | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Likeness of maps under rotations or photo filters, in [-1, 1], higher is better; the arguments are those of :func:`robustness`.
+
+    ``score`` is the ``similarity`` asked for; the columns have all three. SSIM favours sparse maps, the top-k intersection does not.
+    An image for which no augmentation counts has the score NaN and ``counted`` 0.
+    """
+    if similarity not in get_args(Similarity):
+        raise UnknownNameError("similarity", similarity, get_args(Similarity))
+    chosen = augmentations(group, normalisation_of(model, batch))
+    originals = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
+    found = {key: shared_maps(methods, apply(batch.images), batch.targets, batch.image_ids) for key, (apply, _) in chosen.items()}
+    columns = {}
+    for method in methods:
+        likeness = robustness(
+            originals[method.name],
+            {key: maps[method.name] for key, maps in found.items()},
+            {key: turn for key, (_, turn) in chosen.items()},
+            prepared["shifts"],
+            threshold=threshold,
+            top_share=top_share,
+            data_range=data_range,
+        )
+        columns[method.name] = {"score": likeness[similarity], **likeness}
+    return columns
+
+
+class MapSimilarity(MeanOverImages):
+    """The mean SSIM of pairs of maps; ``update(first, second, image_ids=None)``. Higher is more alike."""
+
+    higher_is_better = True
+    function = staticmethod(structural_similarity)

@@ -1,0 +1,134 @@
+"""Sanity checks by randomising the model: a map that explains what the model has learned must change when that is destroyed.
+
+Layers are randomised from the output to the input, one after another (``cascading``) or one group alone at a time (``independent``), and
+the maps are compared with those of the intact model at each depth. Lower is better: a map that stays the same shows the image, not the
+model. Compare with the controls: ``Edges`` and ``Center`` know nothing of the model and fail with similarity 1.
+
+Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from idsds.methods.base import Method, shared_maps, shared_passes
+from idsds.models.base import frozen
+from idsds.protocols.base import Batch, MeanOverImages, check_count, on_model, register_protocol
+from idsds.protocols.similarity import spearman, structural_similarity
+from idsds.randomness import generator
+from idsds.registry import UnknownNameError
+
+Mode = Literal["cascading", "independent"]
+
+
+def layers_from_the_top(model: nn.Module) -> list[str]:
+    """Names of the modules that have parameters of their own, in the reverse order of their definition: the output's comes first."""
+    return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][::-1]
+
+
+def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0) -> nn.Module:
+    """A copy of the model in which the parameters of ``layers`` are drawn anew.
+
+    Each tensor gets normal numbers with its own old mean and standard deviation, keyed by seed and name, so that the signal keeps its
+    magnitude; a tensor of equal values (a norm that was never trained) is left as it is, and so are running statistics.
+    """
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in layers:
+            for name, parameter in changed.get_submodule(layer).named_parameters(recurse=False):
+                drawn = torch.randn(parameter.shape, generator=generator(seed, "sanity check", layer, name)).to(parameter)
+                deviation = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
+                parameter.copy_(parameter.mean() + deviation * drawn)
+    return changed
+
+
+def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 4, seed: int = 0) -> Iterator[nn.Module]:
+    """The model with more and more of its layers randomised, or with one group of layers after another.
+
+    Args:
+        model: the intact net, which is not changed.
+        mode: ``cascading``: the top 1/depths of the layers, then 2/depths, to all; ``independent``: each of these groups alone.
+        depths: how many groups the layers are divided into; more than there are layers gives each layer a group of its own.
+        seed: of the new parameters.
+
+    Raises:
+        UnknownNameError: for an unknown mode.
+        ValueError: ``depths`` below 1, or a model without parameters.
+    """
+    if mode not in get_args(Mode):
+        raise UnknownNameError("mode", mode, get_args(Mode))
+    check_count("depths", depths)
+    layers = layers_from_the_top(model)
+    if not layers:
+        raise ValueError("the model has no parameters to randomise")
+    bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
+    for start, end in pairwise(bounds):
+        yield randomise(model, layers[:end] if mode == "cascading" else layers[start:end], seed)
+
+
+@register_protocol(
+    "sanity_check",
+    in_domain=False,
+    higher_is_better=False,
+    range=(-1, 1),
+    passes=lambda methods, *, depths=4, **_: shared_passes(methods).times(1 + depths),
+    source="Adebayo et al., NeurIPS 2018",
+)
+def sanity_check(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    mode: Mode = "cascading",
+    depths: int = 4,
+    absolute: bool = False,
+) -> dict[str, dict[str, Tensor]]:
+    """Similarity between maps of the intact and of randomised models, in [-1, 1], lower (about 0) is better.
+
+    ``score`` is the Spearman correlation over pixels, averaged over depths. Columns ``spearman_by_depth`` and ``ssim_by_depth``,
+    (B, depths) each; SSIM has the range of each pair of maps. A score is NaN where one of its correlations is. A method's own noise stays
+    the same.
+
+    Args:
+        model: the intact net.
+        methods: registry methods; one of the user's own cannot be moved to another net.
+        batch: images (B, 3, H, W), targets, ids.
+        prepared: not used.
+        mode, depths: see :func:`randomised_models`.
+        absolute: compare absolute values, which takes the sign, and with it a sign flip of the whole map, out of the comparison.
+
+    Raises:
+        ValueError: for a method of the user's own; and see :func:`randomised_models`.
+    """
+
+    def maps_of(net: nn.Module) -> dict[str, Tensor]:
+        maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
+        return {name: found.abs() for name, found in maps.items()} if absolute else maps
+
+    found: dict[str, dict[str, list[Tensor]]] = {method.name: {"spearman": [], "ssim": []} for method in methods}
+    others = randomised_models(model, mode, depths, methods[0].seed)
+    with frozen(model):
+        intact = maps_of(model)
+        for other in others:
+            for name, maps in maps_of(other).items():
+                found[name]["spearman"].append(spearman(intact[name], maps))
+                found[name]["ssim"].append(structural_similarity(intact[name], maps))
+    columns = {}
+    for name, kinds in found.items():
+        by_depth = torch.stack(kinds["spearman"], dim=1)  # (B, depths)
+        columns[name] = {"score": by_depth.mean(dim=1), "spearman_by_depth": by_depth, "ssim_by_depth": torch.stack(kinds["ssim"], dim=1)}
+    return columns
+
+
+class SanityCheckSimilarity(MeanOverImages):
+    """The mean Spearman correlation of pairs of maps; ``update(intact, randomised, image_ids=None)``. Lower is better."""
+
+    higher_is_better = False
+    function = staticmethod(spearman)

@@ -1,0 +1,100 @@
+"""How alike two maps are: Spearman correlation, structural similarity and the intersection of the top pixels. Higher is more alike.
+
+Sources: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (rank correlation and SSIM between maps); Wang et al., "Image
+Quality Assessment: From Error Visibility to Structural Similarity", TIP 2004; Ghorbani, Abid, Zou, "Interpretation of Neural Networks Is
+Fragile", AAAI 2019 (top-k intersection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from idsds.protocols.single_deletion import rank_correlation
+
+WINDOW = 11
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman correlation over the pixels of maps (B, 1, H, W), in [-1, 1]; (B,), NaN for a constant map or a value that is not finite."""
+    _check(first, second)
+    return rank_correlation(first.flatten(1), second.flatten(1))
+
+
+def structural_similarity(first: Tensor, second: Tensor, data_range: float | None = None) -> Tensor:
+    """Structural similarity (SSIM) with a Gaussian window of 11 x 11 pixels, sigma 1.5, averaged over all pixels.
+
+    Computed by torchmetrics, which mirrors a map at its border; scikit-image leaves out a border of 5 pixels instead.
+
+    Args:
+        first, second: maps (B, 1, H, W), at least 11 pixels a side.
+        data_range: the span of values that the constants (0.01, 0.03) refer to: a number for a whole experiment; None: per pair of maps,
+            from the least to the largest value of either.
+
+    Returns:
+        (B,) in [-1, 1]; NaN for maps with a value that is not finite, and for a pair of constant, equal maps where the range is theirs.
+
+    Raises:
+        ValueError: maps of different shapes or below 11 pixels, or a range that is not above 0.
+    """
+    _check(first, second)
+    if min(first.shape[-2:]) < WINDOW:
+        raise ValueError(f"SSIM has a window of {WINDOW} pixels; the maps have {first.shape[-2]} x {first.shape[-1]}")
+    if data_range is not None and not data_range > 0:
+        raise ValueError(f"data_range must be above 0, not {data_range!r}")
+    both = torch.cat([first, second], dim=1).flatten(1).detach()  # (B, 2 * H * W)
+    span = both.amax(dim=1) - both.amin(dim=1) if data_range is None else torch.full_like(both[:, 0], data_range)
+    undefined = ~both.isfinite().all(dim=1) | (span == 0)
+    # SSIM of maps divided by their range is SSIM of the maps with that range; torchmetrics takes one range for all images.
+    scale = span.masked_fill(undefined, 1).view(-1, 1, 1, 1)
+    clean = [maps.detach().masked_fill(undefined.view(-1, 1, 1, 1), 0) / scale for maps in (first, second)]
+    values = structural_similarity_index_measure(*clean, sigma=1.5, data_range=1.0, reduction="none")
+    return values.view(-1).masked_fill(undefined, torch.nan)
+
+
+def top_intersection(first: Tensor, second: Tensor, share: float = 0.05) -> Tensor:
+    """The share of the top pixels of one map that are top pixels of the other too.
+
+    ``sum over pixels of m1 * m2 / k``, where m is 1 above the k-th largest value; the pixels that equal it divide the places that are left
+    among them. A sparse map therefore gains nothing by its zeros, and a constant one gets what chance gets, k / n.
+
+    Args:
+        first, second: maps (B, 1, H, W).
+        share: of the pixels that count as top; k = max(1, round(share * H * W)).
+
+    Returns:
+        (B,) in [0, 1]; NaN for maps with a NaN.
+
+    Raises:
+        ValueError: maps of different shapes, or a share outside (0, 1].
+    """
+    _check(first, second)
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share!r}")
+    k = max(1, round(share * first[0].numel()))
+    product = _membership(first.detach().flatten(1), k) * _membership(second.detach().flatten(1), k)
+    undefined = first.isnan().flatten(1).any(dim=1) | second.isnan().flatten(1).any(dim=1)
+    return (product.sum(dim=1) / k).masked_fill(undefined, torch.nan)
+
+
+def _membership(values: Tensor, k: int) -> Tensor:
+    """1 for values above the k-th largest, a share of the places left for those that equal it, else 0; (B, n) -> (B, n)."""
+    last = values.topk(k, dim=1).values[:, -1:]
+    above, equal = values > last, values == last
+    left = (k - above.sum(dim=1, keepdim=True)) / equal.sum(dim=1, keepdim=True)
+    return above + equal * left
+
+
+def _check(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 1:
+        raise ValueError(f"maps must have one shape (B, 1, H, W), not {tuple(first.shape)} and {tuple(second.shape)}")
+
+
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "spearman": spearman,
+    "ssim": structural_similarity,
+    "top_intersection": top_intersection,
+}

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from idsds.datasets.synthetic import PatchModel
+from idsds.protocols import list_protocols
+from idsds.protocols.ground_truth import KnownMap, judge, properties
+from idsds.protocols.single_deletion import patch_sums
+from tests.datasets.test_synthetic import batch_of
+from tests.methods.nets import ConvNet
+
+
+@pytest.fixture
+def model():
+    return PatchModel(interaction=1.0, saturation=2.0).double()
+
+
+def test_known_maps(model):
+    images, targets, ids = batch_of(4)
+    images = images.double()
+    exact = patch_sums(KnownMap(model)(images, targets, ids), 4) / 64
+    wanted = model.importance(images, targets) / 64
+    torch.testing.assert_close(exact, wanted)
+    one, two = (patch_sums(KnownMap(model, level)(images, targets, ids), 4) / 64 for level in (1.0, 2.0))
+    torch.testing.assert_close(two - exact, 2 * (one - exact))  # one draw, scaled
+    noise = patch_sums(KnownMap(model, torch.inf)(images, targets, ids), 4) / 64
+    torch.testing.assert_close(one - exact, wanted.std(dim=1, keepdim=True) * noise)
+    again = patch_sums(KnownMap(model, 1.0)(images[2:], targets[2:], ids[2:]), 4) / 64
+    torch.testing.assert_close(again, one[2:])
+    assert [KnownMap(model, level).name for level in (0, 0.5, torch.inf)] == ["exact", "exact + 0.5 noise", "noise"]
+
+
+def test_properties_by_hand():
+    scores = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1], [4, 5, 2, 3], [4, 3, torch.nan, 1]])
+    found = properties(scores, True, (0, 1, 2))
+    assert found["exact_first"] == 0.5  # the third has a better one, the fourth an undefined one
+    assert found["random_last"] == 0.5
+    assert found["ordering"] == pytest.approx((1 + 1 + 0.6) / 3)  # ranks 3 4 1 2 against 4 3 2 1: 1 - 6 * 4 / 60
+    # Level 1 loses 1, 1, -1, 1: mean 0.5, standard error 0.5; level 2 loses 2, 2, 2.
+    assert found["resolution"] == 2
+    losses = np.array([3, 3, 1, 3])
+    assert found["separation"] == pytest.approx(losses.mean() / losses.std(ddof=1))
+    assert found["undefined"] == 1 / 16
+    assert properties(-scores, False, (0, 1, 2)) == pytest.approx(found)
+    nothing = properties(torch.ones(4, 4), True, (0, 1, 2))
+    assert np.isnan(nothing["resolution"])
+    assert nothing["exact_first"] == 0
+
+
+@pytest.fixture(scope="module")
+def table():
+    return judge(images=24).set_index("protocol")
+
+
+def test_every_protocol_is_judged(table):
+    assert list(table.index) == list_protocols()
+    assert (table["forward"] + table["maps"] > 0).all()
+
+
+@pytest.mark.parametrize("protocol", ["idsds", "single_deletion", "incremental_deletion", "incremental_deletion_descending", "infidelity"])
+def test_protocols_of_faithfulness_order_the_maps(table, protocol):
+    """They measure what is known here: the ordering is clear, and the mean tells a map with little noise from the exact one."""
+    row = table.loc[protocol]
+    assert row["ordering"] > 0.5
+    assert row["resolution"] <= 0.5
+    assert row["undefined"] == 0
+
+
+def test_single_deletion_is_exact_where_the_truth_is_its_own(table):
+    """The exact importances are the drops themselves: nothing can score higher than 1."""
+    assert table.loc["single_deletion", "exact_first"] > 0.9
+    assert table.loc["single_deletion", "ordering"] > 0.9
+    assert (table.loc["single_deletion", ["forward", "maps"]] == [17, 1]).all()
+
+
+def test_mistakes_are_named(model):
+    with pytest.raises(ValueError, match=r"unknown protocol 'deletions'"):
+        judge(["deletions"])
+    with pytest.raises(TypeError, match="known for a PatchModel, not for a ConvNet"):
+        KnownMap(ConvNet())
+    with pytest.raises(ValueError, match="level must be at least 0, not -1"):
+        KnownMap(model, -1)
+    with pytest.raises(ValueError, match=r"levels must rise from 0, not \[1, 0\]"):
+        properties(torch.ones(2, 3), True, (1, 0))
+    with pytest.raises(ValueError, match=r"scores must be \(B, 3\)"):
+        properties(torch.ones(2, 4), True, (0, 1))

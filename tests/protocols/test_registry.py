@@ -1,0 +1,153 @@
+"""What every protocol of the registry must do; a new one is tested here without new test code."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from idsds import evaluate
+from idsds.methods import Method, OwnMethod, create_method
+from idsds.models import HALF, create_model
+from idsds.passes import PassCounter
+from idsds.protocols import PROTOCOLS, Batch, list_protocols
+from tests.methods.nets import ConvNet, images_of, seeded
+
+NAMES = ["IxG", "IxG abs", "Gradient", "Random"]
+# The smallest settings that still use every part of a protocol.
+SMALL = {"steps": 4, "samples": 3, "depths": 2, "grid": 2}
+
+
+def settings_of(protocol: str) -> dict[str, object]:
+    entry = PROTOCOLS[protocol]
+    known = {name for f in (entry.function, entry.prepare) if f for name in inspect.signature(f).parameters}
+    return {name: value for name, value in SMALL.items() if name in known}
+
+
+def run(protocol: str, net: nn.Module, methods: list[Method], batch: Batch, **settings: object) -> dict[str, dict[str, Tensor]]:
+    entry = PROTOCOLS[protocol]
+    settings = {**settings_of(protocol), **settings}
+    prepared = entry.prepare(net, batch, seed=methods[0].seed, **settings) if entry.prepare else {}
+    return entry.function(net, methods, batch, prepared, **settings)
+
+
+@pytest.fixture
+def net():
+    return seeded(ConvNet, classes=4)
+
+
+@pytest.fixture
+def batch():
+    """Not square, more than one image, one target each; little contrast, so that rotations hardly change what the model says."""
+    return Batch(0.2 * images_of(3, 16, 20) - 0.1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+
+
+def part(batch: Batch, indices: list[int]) -> Batch:
+    chosen = torch.tensor(indices)
+    return Batch(batch.images[chosen], batch.targets[chosen], [batch.image_ids[i] for i in indices], batch.normalisation)
+
+
+def create(net: nn.Module, seed: int = 0) -> list[Method]:
+    return [create_method(name, net, seed=seed) for name in NAMES]
+
+
+def test_the_registry():
+    wanted = {"idsds", "single_deletion", "incremental_deletion", "insertion", "infidelity", "max_sensitivity", "sanity_check"}
+    assert wanted <= set(list_protocols())
+    with pytest.raises(ValueError, match=r"unknown protocol 'infidelty'\. Did you mean 'infidelity'"):
+        PROTOCOLS["infidelty"]
+
+
+@pytest.mark.parametrize("protocol", list_protocols())
+class TestEveryProtocol:
+    def test_scores_have_the_stated_range(self, protocol, net, batch):
+        entry = PROTOCOLS[protocol]
+        assert entry.source
+        assert inspect.getdoc(entry.function)
+        for columns in run(protocol, net, create(net), batch).values():
+            score = columns["score"]
+            assert score.shape == (3,)
+            assert not score.requires_grad
+            assert score.isfinite().all()
+            assert (score >= entry.range[0] - 1e-9).all()
+            assert (score <= entry.range[1] + 1e-9).all()
+            assert all(len(column) == 3 for column in columns.values())
+
+    def test_settings_are_named_and_of_plain_types(self, protocol, net, batch):
+        """They become columns of the records, one value for all rows."""
+        for parameter in inspect.signature(PROTOCOLS[protocol].function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                assert isinstance(parameter.default, (int, float, str, bool, type(None)))
+
+    def test_batch_equals_loop(self, protocol, net, batch):
+        methods = create(net)
+        together = run(protocol, net, methods, batch)
+        alone = [run(protocol, net, methods, part(batch, [i])) for i in range(3)]
+        backwards = run(protocol, net, methods, part(batch, [2, 1, 0]))
+        for method in NAMES:
+            for column, values in together[method].items():
+                torch.testing.assert_close(torch.cat([one[method][column] for one in alone]), values, equal_nan=True)
+                torch.testing.assert_close(backwards[method][column].flip(0), values, equal_nan=True)
+
+    def test_methods_do_not_affect_each_other(self, protocol, net, batch):
+        together = run(protocol, net, create(net), batch)
+        for method in create(net):
+            torch.testing.assert_close(run(protocol, net, [method], batch)[method.name]["score"], together[method.name]["score"])
+
+    def test_randomness_is_keyed(self, protocol, net, batch):
+        state = torch.random.get_rng_state()
+        first = run(protocol, net, create(net), batch)
+        torch.rand(7)
+        second = run(protocol, net, create(net), batch)
+        torch.random.set_rng_state(state)
+        for method in NAMES:
+            torch.testing.assert_close(first[method]["score"], second[method]["score"], rtol=0, atol=0)
+
+    def test_nothing_of_the_model_changes(self, protocol, net, batch):
+        net.train()
+        state = {name: value.clone() for name, value in net.state_dict().items()}
+        run(protocol, net, create(net), batch)
+        assert net.training
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+        assert not any(module._forward_hooks for module in net.modules())
+        for name, value in net.state_dict().items():
+            torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+
+    def test_nan_stays_with_its_image(self, protocol, net, batch):
+        spoilt = 1
+
+        def method(images: Tensor, targets: Tensor) -> Tensor:
+            maps = images[:, 0].clone()
+            maps[targets == batch.targets[spoilt]] = torch.nan
+            return maps
+
+        method = OwnMethod("mine", method, net)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="method '(mine|maps)' gave a NaN")
+            if protocol == "sanity_check":  # it moves methods to other nets, and a callable cannot be moved
+                with pytest.raises(ValueError, match="'mine' cannot be moved"):
+                    run(protocol, net, [method], batch)
+                return
+            score = run(protocol, net, [method], batch)["mine"]["score"]
+        assert score.isnan().tolist() == [False, True, False]
+
+    def test_announced_passes_are_done(self, protocol, net, batch):
+        entry, methods, counter = PROTOCOLS[protocol], create(net), PassCounter()
+        with counter.watch(net):
+            run(protocol, net, methods, batch)
+        announced = entry.passes(methods, **settings_of(protocol))
+        announced += entry.prepare_passes(**settings_of(protocol))
+        assert (counter.forward, counter.backward) == announced.times(3)
+
+    def test_the_engine_runs_it(self, protocol, net, batch):
+        """Real images, the defaults of every setting, records in a frame."""
+        model = {"net": seeded(create_model, "mini_resnet8", dtype=torch.float32)}
+        records = evaluate(model, ["IxG", "Random"], "digits", protocol, images=3, progress=False, batch_size=2)
+        assert len(records) == 6
+        assert set(records["protocol"]) == {protocol}
+        assert records["score"].notna().any()
+        settings = {p.name for p in inspect.signature(PROTOCOLS[protocol].function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        assert settings <= set(records)

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from idsds.methods import create_method
+from idsds.models import HALF, UNIT
+from idsds.protocols import Batch
+from idsds.protocols.robustness import (
+    ANGLES,
+    FILTERS,
+    augmentation_robustness,
+    augmentations,
+    chroma_boost,
+    detail,
+    local_normalisation,
+    mighty_detail,
+    probability_shifts,
+    robustness,
+    rotate,
+    sharpen,
+)
+from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
+from tests.methods.nets import ConvNet, images_of, seeded
+
+
+@pytest.fixture
+def net():
+    return seeded(ConvNet, classes=4)
+
+
+@pytest.fixture
+def batch():
+    return Batch(images_of(3, 16, 20) * 2 - 1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+
+
+@pytest.mark.parametrize("angle", [-15.0, 30.0])
+def test_rotation_is_that_of_scipy(angle):
+    """Bilinear about the centre, zero outside; compared where the border does not matter."""
+    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(21, 21)), 2)
+    expected = ndimage.rotate(image, angle, reshape=False, order=1)
+    found = rotate(torch.from_numpy(image)[None, None], angle)[0, 0].numpy()
+    np.testing.assert_allclose(found[6:15, 6:15], expected[6:15, 6:15], atol=1e-6)
+
+
+def test_detail_adds_what_the_blur_takes():
+    image = np.random.default_rng(0).uniform(0.4, 0.6, size=(24, 30))
+    blurred = ndimage.gaussian_filter(image, 1.0, mode="mirror", truncate=3)
+    found = detail(torch.from_numpy(image).expand(1, 3, 24, 30))[0, 1]
+    np.testing.assert_allclose(found, np.clip(2 * image - blurred, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_keep_a_constant_grey_and_the_range(name):
+    apply = FILTERS[name]
+    grey = torch.full((2, 3, 16, 20), 0.5)
+    torch.testing.assert_close(apply(grey), grey, atol=1e-4, rtol=0)  # torchvision's weights of the colours sum to 0.9999
+    found = apply(images_of(2, 16, 20, dtype=torch.float32))
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@pytest.mark.parametrize("apply", [detail, mighty_detail, sharpen])
+def test_detail_raises_the_contrast_of_edges(apply):
+    edge = torch.full((1, 3, 16, 20), 0.4)
+    edge[..., 10:] = 0.6
+    found = apply(edge)[..., 1:-1, :]  # torchvision's sharpening leaves the outermost pixels as they are
+    assert found[..., 9].max() < 0.4
+    assert found[..., 10].min() > 0.6
+
+
+def test_chroma_and_local_normalisation():
+    coloured = images_of(1, 16, 20, dtype=torch.float32) * 0.2 + 0.4
+    spread = lambda x: (x.amax(dim=1) - x.amin(dim=1)).mean()  # noqa: E731
+    assert spread(chroma_boost(coloured)) == pytest.approx(1.5 * float(spread(coloured)), rel=1e-3)
+    uneven = torch.linspace(0.1, 0.9, 20).expand(1, 3, 16, 20)
+    assert local_normalisation(uneven).std() < uneven.std()
+
+
+def test_columns_are_means_over_what_counts(batch, net):
+    maps = {key: images_of(3, 16, 20, seed=seed)[:, :1] for seed, key in enumerate(("first", "second"))}
+    originals = images_of(3, 16, 20, seed=7)[:, :1]
+    turns = {"first": lambda m: m, "second": lambda m: m.flip(3)}
+    shifts = torch.tensor([[0.01, 0.02], [0.01, 0.2], [0.3, 0.05]])
+    found = robustness(originals, maps, turns, shifts, top_share=0.2, data_range=2.0)
+    assert found["counted"].tolist() == [2, 1, 0]
+    for name, measure in (
+        ("ssim", lambda a, b: structural_similarity(a, b, 2.0)),
+        ("spearman", spearman),
+        ("top_intersection", lambda a, b: top_intersection(a, b, 0.2)),
+    ):
+        first, second = measure(originals, maps["first"]), measure(originals.flip(3), maps["second"])
+        assert found[name][0] == pytest.approx(float(first[0] + second[0]) / 2)
+        assert found[name][1] == pytest.approx(float(first[1]))
+        assert found[name][2].isnan()
+        assert found[f"{name}_each"].isnan().tolist() == [[False, False], [False, True], [True, True]]
+
+
+@pytest.mark.parametrize(("group", "count"), [("rotations", len(ANGLES)), ("filters", len(FILTERS))])
+def test_protocol_explains_the_augmented_images(batch, net, group, count):
+    method = create_method("IxG", net)
+    prepared = probability_shifts(net, batch, group=group)
+    chosen = augmentations(group, HALF)
+    assert prepared["shifts"].shape == (3, count)
+    found = augmentation_robustness(net, [method], batch, prepared, group=group, threshold=1.0, similarity="spearman")["IxG"]
+    probability = lambda x: net(x).softmax(dim=1).gather(1, batch.targets[:, None])[:, 0]  # noqa: E731
+    for column, (apply, turn) in enumerate(chosen.values()):
+        with torch.no_grad():
+            shift = (probability(apply(batch.images)) - probability(batch.images)).abs()
+        torch.testing.assert_close(prepared["shifts"][:, column], shift)
+        expected = spearman(turn(method(batch.images, batch.targets)), method(apply(batch.images), batch.targets))
+        torch.testing.assert_close(found["spearman_each"][:, column], expected)
+    torch.testing.assert_close(found["score"], found["spearman_each"].mean(dim=1))
+
+
+def test_a_map_that_turns_with_the_image_is_robust(net, batch):
+    """The image's own first channel as its map."""
+    turned = {f"{angle}": rotate(batch.images, angle)[:, :1] for angle in ANGLES}
+    turns = {f"{angle}": lambda maps, angle=angle: rotate(maps, angle) for angle in ANGLES}
+    found = robustness(batch.images[:, :1], turned, turns, torch.zeros(3, 4))
+    for name in ("ssim", "spearman", "top_intersection"):
+        np.testing.assert_allclose(found[name], 1, atol=1e-6)
+
+
+def test_filters_work_in_the_units_of_the_pixels(batch):
+    """The same picture, normalised in two ways, comes out as the same picture."""
+    pixels = images_of(2, 16, 20)
+    for name in FILTERS:
+        half, unit = augmentations("filters", HALF)[name][0], augmentations("filters", UNIT)[name][0]
+        torch.testing.assert_close(HALF.invert(half(HALF(pixels))), unit(pixels), atol=1e-6, rtol=0)
+
+
+def test_mistakes_are_named(net, batch):
+    with pytest.raises(ValueError, match="unknown group of augmentations 'rotation'"):
+        probability_shifts(net, batch, group="rotation")
+    with pytest.raises(ValueError, match="unknown similarity 'SSIM'"):
+        augmentation_robustness(net, [create_method("IxG", net)], batch, {}, similarity="SSIM")
+    unknown = Batch(batch.images, batch.targets, batch.image_ids)
+    with pytest.raises(ValueError, match="normalisation of the images for ConvNet is not known"):
+        probability_shifts(net, unknown, group="filters")

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from idsds.methods import OwnMethod, create_method
+from idsds.protocols import Batch
+from idsds.protocols.sanity import layers_from_the_top, randomise, randomised_models, sanity_check
+from tests.methods.nets import ConvNet, images_of, seeded
+
+
+@pytest.fixture
+def net():
+    return seeded(ConvNet, classes=4)
+
+
+@pytest.fixture
+def batch():
+    return Batch(images_of(3, 16, 20) * 2 - 1, torch.tensor([0, 3, 1]), ["a", "b", "c"])
+
+
+def changed_layers(net, other):
+    before, after = net.state_dict(), other.state_dict()
+    return {key.rpartition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+
+
+def test_layers_come_from_the_output(net):
+    assert layers_from_the_top(net) == ["fc", "conv2", "conv1"]
+
+
+def test_cascading_and_independent(net):
+    cascade = [changed_layers(net, other) for other in randomised_models(net, "cascading", 3)]
+    assert cascade == [{"fc"}, {"fc", "conv2"}, {"fc", "conv2", "conv1"}]
+    alone = [changed_layers(net, other) for other in randomised_models(net, "independent", 3)]
+    assert alone == [{"fc"}, {"conv2"}, {"conv1"}]
+
+
+def test_new_parameters_are_keyed_and_of_the_old_size(net):
+    first, again, other = (randomise(net, ["conv2"], seed) for seed in (0, 0, 1))
+    torch.testing.assert_close(first.conv2.weight, again.conv2.weight)
+    assert not torch.equal(first.conv2.weight, other.conv2.weight)
+    assert first.conv2.weight.std().item() == pytest.approx(net.conv2.weight.std().item(), rel=0.15)
+    assert abs(np.corrcoef(first.conv2.weight.detach().ravel(), net.conv2.weight.detach().ravel())[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_scores_are_correlations_with_maps_of_the_randomised_models(net, batch, mode, absolute):
+    methods = [create_method(name, net) for name in ("IxG", "Edges", "Random")]
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    columns = sanity_check(net, methods, batch, {}, mode=mode, depths=2, absolute=absolute)
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, state[key])
+    for depth, other in enumerate(randomised_models(net, mode, 2)):
+        maps = [create_method("IxG", model)(batch.images, batch.targets).flatten(1) for model in (net, other)]
+        maps = [found.abs() for found in maps] if absolute else maps
+        expected = [stats.spearmanr(a, b).statistic for a, b in zip(*maps, strict=True)]
+        np.testing.assert_allclose(columns["IxG"]["spearman_by_depth"][:, depth], expected, atol=1e-12)
+    torch.testing.assert_close(columns["IxG"]["score"], columns["IxG"]["spearman_by_depth"].mean(dim=1))
+    for control in ("Edges", "Random"):  # they do not look at the model, and fail the check
+        np.testing.assert_allclose(columns[control]["score"], 1, atol=1e-12)
+        np.testing.assert_allclose(columns[control]["ssim_by_depth"], 1, atol=1e-12)
+    assert (columns["IxG"]["score"] < 0.9).all()
+
+
+def test_mistakes_are_named(net, batch):
+    own = OwnMethod("mine", lambda images, targets: images, net)
+    with pytest.raises(ValueError, match="method 'mine' cannot be moved to another net"):
+        sanity_check(net, [own], batch, {})
+    with pytest.raises(ValueError, match=r"unknown mode 'cascade'\. Did you mean 'cascading'"):
+        list(randomised_models(net, "cascade"))
+    with pytest.raises(ValueError, match="depths must be a whole number of at least 1, not 0"):
+        list(randomised_models(net, depths=0))
+    with pytest.raises(ValueError, match="no parameters to randomise"):
+        list(randomised_models(nn.Flatten()))

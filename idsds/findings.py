@@ -29,7 +29,8 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
         confidence: of the intervals, each on its own (not corrected for the number of comparisons).
 
     Returns:
-        One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second),
+        One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second;
+        for an intrinsic explanation the best of each model's other methods, picked on these very images, which favours it);
         ``difference`` of the means on the same images with ``low`` and ``high``, ``verdict``: ``shows`` where the whole interval is above
         0, ``reversed`` where it is below, else ``undecided``; ``count`` and ``nan`` of the images; ``interval``, what it covers.
     """
@@ -53,16 +54,16 @@ def summary(findings: pd.DataFrame) -> pd.DataFrame:
 def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatment]]:
     """(finding, what it puts first, what it puts second) for all that the records hold."""
     table = rank(records, resamples=1)
-    table = table[table["mean"].notna()]
     families = dict(zip(records["method"], records["family"], strict=True))
+    table = table[table["mean"].notna()].assign(family=table["method"].map(families))
     has = {(row.model, row.method) for row in table.itertuples()}
-    best = {model: rows.iloc[0]["method"] for model, rows in table.groupby("model")}
     models = list(dict.fromkeys(records["model"]))
 
     for model, method in sorted(t for t in has if families[t[1]] == "intrinsic"):
         for other in models:
-            rival = table[(table["model"] == other) & (table["method"] != method)].iloc[0]["method"] if other == model else best[other]
-            yield "intrinsic explanations score best", (model, method), (other, rival)
+            rivals = table[(table["model"] == other) & (table["family"] != "intrinsic")]["method"]
+            if len(rivals):
+                yield "intrinsic explanations score best", (model, method), (other, rivals.iloc[0])
     for model, method in sorted(t for t in has if t[1].endswith(ABSOLUTE)):
         if (model, plain := method.removesuffix(ABSOLUTE)) in has:
             yield "absolute values impair", (model, plain), (model, method)

@@ -50,7 +50,7 @@ from idsds.launch import is_main, launch
 from idsds.models import MODELS
 from idsds.models.base import describe
 from idsds.registry import UnknownNameError
-from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, Precision, RunSettings, Settings
+from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, Precision, Settings
 from idsds.stages import PRETRAINED, Machine, Stage, obtain, plan_training, rehearse_stage, trains_from_scratch
 from idsds.steps import accuracy, loader_of
 from idsds.store import atomic
@@ -122,11 +122,6 @@ class FineTuneSettings(Settings):
         except OSError as error:
             raise ValueError(str(error)) from error
         return self
-
-    @classmethod
-    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
-        """The settings from a notebook's ``globals()``, called right after its parameters cell."""
-        return RunSettings.from_notebook.__func__(cls, namespace)  # type: ignore[attr-defined]
 
     def _data_options(self) -> dict[str, Any]:
         return {name: value for name in ("root", "held_out", "on_error") if (value := getattr(self, name)) is not None}

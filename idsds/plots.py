@@ -80,7 +80,8 @@ def ranking(
         figure = plt.figure(figsize=(width, height))
         axes = figure.add_axes((left / width, foot / height, (width - left - right) / width, band * len(models) / height))
         shown = table[table["mean"].notna()]
-        low, high = min(shown["low"].min(), shown["mean"].min(), 0), max(shown["high"].max(), shown["mean"].max())
+        values = shown[["low", "mean", "high"]].to_numpy(float)
+        low, high = np.nanmin([*values.flat, 0.0]), np.nanmax([*values.flat, 0.1])
         axes.set_xlim(low - 0.03, min(1.0, high) + 0.03)
         axes.set_ylim(len(models), 0)  # one unit per model, downwards
         lines: dict[str, list[tuple[float, float]]] = {}
@@ -107,7 +108,7 @@ def ranking(
         axes.set_xlabel(f"{score}: mean rank correlation per image (-1 to 1), higher is better →")
         used = [key for key in STYLES if key in {style_of(row.method, families[row.method]) for row in shown.itertuples()}]
         handles = [_handle(key) for key in used]
-        handles.append(Line2D([], [], color="#444444", linewidth=1.2, label=shown["interval"].iloc[0]))
+        handles.append(Line2D([], [], color="#444444", linewidth=1.2, label=table["interval"].iloc[0]))
         handles.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band: a map that knows nothing"))
         figure.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(0.01, 0.995), ncols=4, frameon=False, fontsize=7, columnspacing=1.2
@@ -119,6 +120,8 @@ def _ranking_axis(axes: Axes, rows: pd.DataFrame, families: dict[str, str], numb
     """Markers, intervals, names and null band of one model between the heights ``number`` and ``number + 1``."""
     level = number + 0.80
     axes.axhline(level, color="#888888", linewidth=0.7, zorder=1)
+    if rows.empty:  # no method has a defined score: the counts beside the axis say so
+        return
     band = null_band(n_patches, int(rows["count"].max()))
     axes.fill_betweenx([number + 0.62, number + 0.98], -band, band, color="#DDDDDD", zorder=0, linewidth=0)
     span = np.diff(axes.get_xlim())[0]

@@ -6,6 +6,7 @@ before any work is done.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -39,6 +40,16 @@ class Settings(BaseModel):
             raise SettingsError(self._explain(error)) from None
 
     @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """The settings from a notebook's ``globals()``.
+
+        Papermill only warns of a key that the parameters cell does not have, and goes on: whatever its injected cell assigns must be a
+        setting here. Other variables of the notebook are none of its business, so that a cell can be run again.
+        """
+        injected = {name for source in namespace.get("In", ()) if source.lstrip().startswith("# Parameters") for name in _assigned(source)}
+        return cls(**{name: namespace[name] for name in namespace if name in injected or name in cls.model_fields})
+
+    @classmethod
     def _explain(cls, error: ValidationError) -> str:
         lines = [f"{len(error.errors())} fault(s) in {cls.__name__}:"]
         for fault in error.errors():
@@ -51,6 +62,13 @@ class Settings(BaseModel):
                 reason = fault["msg"].removeprefix("Value error, ")
                 lines.append(f"  {key or 'settings'}: {reason}" + (f" (given: {fault['input']!r})" if key else ""))
         return "\n".join(lines)
+
+
+def _assigned(source: str) -> set[str]:
+    """The names that a cell of plain assignments assigns."""
+    return {
+        target.id for statement in ast.parse(source).body for target in getattr(statement, "targets", ()) if isinstance(target, ast.Name)
+    }
 
 
 def _one_of(kind: str, allowed: Any) -> Any:
@@ -144,19 +162,6 @@ class RunSettings(Settings):
         except OSError as error:
             raise ValueError(str(error)) from error
         return self
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """The settings from a notebook's ``globals()``, called right after its parameters cell.
-
-        Papermill only warns of a key that the parameters cell does not have, and goes on: here every plain value that a params file has
-        put into the notebook must be a setting.
-        """
-        plain = (str, int, float, bool, list, tuple, dict, type(None))
-        # What IPython itself keeps in a notebook's namespace.
-        own = {"In", "Out"}
-        given = {k: v for k, v in namespace.items() if isinstance(v, plain) and k not in own and not k.startswith("_")}
-        return cls(**given)
 
     def evaluate(self) -> dict[str, Any]:
         """The keyword arguments of :func:`idsds.evaluate`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -23,7 +24,7 @@ from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
 from idsds.launch import is_main
 from idsds.models import MODELS, create_model
 from idsds.models.base import Normalisation
-from idsds.models.checkpoints import save_checkpoint
+from idsds.models.checkpoints import CheckpointError, save_checkpoint
 from idsds.randomness import generator
 from idsds.settings import PAPER, Deletion, Recipe, chosen_device
 from idsds.store import digest, versions, write_json
@@ -182,9 +183,17 @@ def _weights_key(weights: str) -> str:
 
 
 def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:
-    """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached."""
+    """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached; a damaged file is named and made again."""
     for missing in stage.missing:
         _run(missing, machine or Machine(), progress)
+    try:
+        return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        stage.path.unlink(missing_ok=True)
+        if stage.start is not None:
+            obtain(stage.start, machine=machine, progress=progress)  # it may be damaged as well
+        _run(stage, machine or Machine(), progress)
     return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
 
 

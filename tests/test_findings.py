@@ -79,6 +79,12 @@ def test_records_without_any_comparison_give_an_empty_table():
     assert findings.markdown(found).startswith("\n| finding")
 
 
+def test_an_intrinsic_explanation_without_a_rival_is_not_compared():
+    assert findings.published_findings(records({("mini_bagnet", "BagNet"): 0.5})).empty
+    only = findings.published_findings(records({("mini_bagnet", "BagNet"): 0.5, ("mini_resnet8", "IG"): 0.4}))
+    assert only["lower"].tolist() == ["mini_resnet8 IG"]
+
+
 def test_the_readme_says_what_the_committed_run_found():
     from pathlib import Path
 

@@ -58,11 +58,12 @@ def test_settings_are_frozen():
         settings.images = 3
 
 
-def test_a_params_key_that_papermill_only_warns_of_is_refused():
-    namespace = {**GOOD, "_dh": ["x"], "In": [], "Out": {}, "get_ipython": print, "paths": paths}
+def test_a_params_key_that_papermill_only_warns_of_is_refused_and_other_variables_are_not():
+    namespace = {**GOOD, "In": ["", "images: int = 3", "# Parameters\nimages = 10\n"], "Out": {}, "files": ["x"], "paths": paths}
     assert RunSettings.from_notebook(namespace) == RunSettings(**GOOD)
+    namespace |= {"In": ["", "# Parameters\nmodles = ['mini_resnet8']\n"], "modles": ["mini_resnet8"]}
     with pytest.raises(SettingsError, match=r"unknown key 'modles'\. Did you mean 'models'"):
-        RunSettings.from_notebook({**namespace, "modles": ["mini_resnet8"]})
+        RunSettings.from_notebook(namespace)
 
 
 def test_yaml_scientific_notation_without_a_point_is_refused():

@@ -21,7 +21,7 @@ from idsds.interventions import BASELINES, baseline_images, patch_size
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
-from idsds.protocols.single_deletion import Output, patch_sums
+from idsds.protocols.single_deletion import Quantity, patch_sums
 from idsds.randomness import content_ids
 from idsds.registry import UnknownNameError
 
@@ -29,7 +29,7 @@ Order = Literal["ascending", "descending"]
 Mode = Literal["deletion", "insertion"]
 Units = Literal["pixels", "patches"]
 Rule = Literal["mean", "trapezoid"]
-ORDERS, MODES, UNITS, RULES, OUTPUTS = (get_args(names) for names in (Order, Mode, Units, Rule, Output))
+ORDERS, MODES, UNITS, RULES, QUANTITIES = (get_args(names) for names in (Order, Mode, Units, Rule, Quantity))
 # A method, any callable from (images, targets) to maps, or the maps themselves.
 Explainer = Method | Callable[[Tensor, Tensor], Tensor] | Tensor
 
@@ -85,7 +85,7 @@ def incremental_deletion_curve(
     mode: Mode = "deletion",
     units: Units = "pixels",
     grid: int = 4,
-    output: Output = "probability",
+    quantity: Quantity = "probability",
     endpoint: bool = False,
     image_ids: Sequence[object] | None = None,
     seed: int = 0,
@@ -108,7 +108,7 @@ def incremental_deletion_curve(
         mode: ``deletion`` starts from the image and replaces units by the baseline, ``insertion`` starts from the baseline.
         units: ``pixels``, or ``patches`` of a ``grid`` x ``grid`` grid in the order of their sums of attribution.
         grid: patches per side; must divide H and W.
-        output: ``probability`` (softmax) as in both papers, or ``logit``.
+        quantity: ``probability`` (softmax) as in both papers, or ``logit``.
         endpoint: add the last point, k = steps, at which all units are replaced.
         image_ids: one id per image, which key random numbers.
         seed: of the ``uniform`` baseline.
@@ -118,11 +118,13 @@ def incremental_deletion_curve(
         (B, steps), or (B, steps + 1) with ``endpoint``; NaN from the step on at which a map has a NaN, everywhere without ``update``.
 
     Raises:
-        UnknownNameError: unknown order, baseline, mode, units or output.
+        UnknownNameError: unknown order, baseline, mode, units or quantity.
         ValueError: ``steps`` below 1, a grid that does not divide the image, maps where ``update`` needs a method.
     """
     check_batch(images, targets, image_ids)
-    _check_names(order=(order, ORDERS), mode=(mode, MODES), units=(units, UNITS), output=(output, OUTPUTS), baseline=(baseline, BASELINES))
+    _check_names(
+        order=(order, ORDERS), mode=(mode, MODES), units=(units, UNITS), quantity=(quantity, QUANTITIES), baseline=(baseline, BASELINES)
+    )
     check_count("steps", steps)
     if update and isinstance(method, Tensor):
         raise ValueError("update=True explains the image after each step: give the method, not its maps")
@@ -139,7 +141,7 @@ def incremental_deletion_curve(
     def outputs(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode():
             logits = model(images)
-            return (logits.softmax(dim=1) if output == "probability" else logits).gather(1, targets[:, None])[:, 0]
+            return (logits.softmax(dim=1) if quantity == "probability" else logits).gather(1, targets[:, None])[:, 0]
 
     def everything(size: int) -> Tensor:
         replacement = baseline_images(images, baseline, seed=seed, image_ids=image_ids)

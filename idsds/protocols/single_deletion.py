@@ -22,7 +22,7 @@ from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, register_protocol
 from idsds.registry import UnknownNameError
 
-Output = Literal["logit", "probability"]
+Quantity = Literal["logit", "probability"]
 
 
 def deletion_drops(
@@ -32,7 +32,7 @@ def deletion_drops(
     grid: int = 4,
     baseline: str = "zeros",
     *,
-    output: Output = "logit",
+    quantity: Quantity = "logit",
     seed: int = 0,
     image_ids: Sequence[object] | None = None,
     batch: int | None = None,
@@ -47,7 +47,7 @@ def deletion_drops(
         targets: (B,) class indices: the label in the paper.
         grid: patches per side; must divide H and W.
         baseline: what replaces the patch: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
-        output: ``logit`` as in the paper, or ``probability`` (softmax).
+        quantity: ``logit`` as in the paper, or ``probability`` (softmax).
         seed: of the ``uniform`` baseline.
         image_ids: one id per image, which keys the ``uniform`` baseline.
         batch: images per forward pass; None bounds it by memory.
@@ -56,10 +56,10 @@ def deletion_drops(
         (B, grid * grid), row-major patches, signed: positive where deleting lowers the output. NaN where the model returns NaN.
 
     Raises:
-        UnknownNameError: unknown baseline or output.
+        UnknownNameError: unknown baseline or quantity.
         ValueError: a grid that does not divide the image.
     """
-    intact, deleted = _all_outputs(model, images, targets, grid, baseline, output, seed, image_ids, batch)
+    intact, deleted = _all_outputs(model, images, targets, grid, baseline, quantity, seed, image_ids, batch)
     return intact.gather(1, targets[:, None]) - deleted
 
 
@@ -69,7 +69,7 @@ def _all_outputs(
     targets: Tensor,
     grid: int,
     baseline: str,
-    output: str,
+    quantity: str,
     seed: int,
     image_ids: Sequence[object] | None,
     batch: int | None,
@@ -77,12 +77,12 @@ def _all_outputs(
     """Outputs of the intact images (B, K), and the target's output for each deletion (B, grid * grid)."""
     check_batch(images, targets, image_ids)
     patch_size(*images.shape[-2:], grid)
-    if output not in ("logit", "probability"):
-        raise UnknownNameError("output", output, ("logit", "probability"))
+    if quantity not in ("logit", "probability"):
+        raise UnknownNameError("quantity", quantity, ("logit", "probability"))
 
     def outputs(images: Tensor) -> Tensor:
         logits = model(images)
-        return logits.softmax(dim=1) if output == "probability" else logits
+        return logits.softmax(dim=1) if quantity == "probability" else logits
 
     def deletions(images: Tensor, replacement: Tensor, targets: Tensor) -> Tensor:
         deleted = all_deletions(images, replacement, grid).flatten(0, 1)  # (b * n, 3, H, W)
@@ -167,11 +167,11 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def deletion_table(
-    model: nn.Module, batch: Batch, *, grid: int = 4, baseline: str = "zeros", output: Output = "logit", seed: int = 0
+    model: nn.Module, batch: Batch, *, grid: int = 4, baseline: str = "zeros", quantity: Quantity = "logit", seed: int = 0
 ) -> dict[str, Tensor]:
     """What every method is scored against, from 1 + grid * grid forward passes: ``intact`` (B,), the target's output for the
     intact image, ``prediction`` (B,), ``drops`` (B, n)."""
-    intact, deleted = _all_outputs(model, batch.images, batch.targets, grid, baseline, output, seed, batch.image_ids, None)
+    intact, deleted = _all_outputs(model, batch.images, batch.targets, grid, baseline, quantity, seed, batch.image_ids, None)
     target = intact.gather(1, batch.targets[:, None])
     return {"intact": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
 

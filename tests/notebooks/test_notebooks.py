@@ -7,7 +7,6 @@ import nbformat
 import pytest
 import yaml
 
-from idsds import settings as settings_module
 from idsds.finetune import FineTuneSettings
 from idsds.settings import RunSettings
 
@@ -77,6 +76,7 @@ def test_its_params_are_settings_and_parameters(path, tmp_path):
 def test_a_wrong_key_in_a_params_file_ends_the_notebook_before_any_training(tmp_path, monkeypatch):
     import papermill
 
+    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "wrong.yaml").write_text("imags: 5\n")
     with pytest.raises(papermill.PapermillExecutionError, match=r"unknown key 'imags'\. Did you mean 'images'"):
         papermill.execute_notebook(
@@ -85,4 +85,4 @@ def test_a_wrong_key_in_a_params_file_ends_the_notebook_before_any_training(tmp_
             parameters=yaml.safe_load((tmp_path / "wrong.yaml").read_text()),
             progress_bar=False,
         )
-    assert not (Path(settings_module.paths.root()) / "cache").exists()
+    assert not (tmp_path / "cache").exists()

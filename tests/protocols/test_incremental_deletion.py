@@ -69,7 +69,7 @@ def test_pixels_follow_a_sorted_loop(order, mode, images):
     maps = images.mean(dim=1, keepdim=True)
     targets, steps = torch.zeros(3, dtype=torch.long), 7
     curve = incremental_deletion_curve(
-        PixelSum(), maps, images, targets, steps, order, mode=mode, output="logit", endpoint=True, baseline="zeros"
+        PixelSum(), maps, images, targets, steps, order, mode=mode, quantity="logit", endpoint=True, baseline="zeros"
     )
     for b, image in enumerate(images.numpy()):
         ranked = np.argsort(image.mean(axis=0).ravel(), kind="stable")
@@ -87,7 +87,7 @@ def test_pixels_follow_a_sorted_loop(order, mode, images):
 def test_patches_go_in_the_order_of_their_sums(images):
     maps = images_of(3, 8, 12, seed=4)[:, :1] - 0.5
     curve = incremental_deletion_curve(
-        PixelSum(), maps, images, torch.zeros(3, dtype=torch.long), 8, "descending", units="patches", grid=4, output="logit"
+        PixelSum(), maps, images, torch.zeros(3, dtype=torch.long), 8, "descending", units="patches", grid=4, quantity="logit"
     )
     order = patch_sums(maps, 4).argsort(dim=1, descending=True)
     contents = patch_sums(images.sum(dim=1), 4)  # (B, 16)
@@ -106,7 +106,7 @@ def test_more_steps_than_patches_repeat_points(net, images, targets):
 def test_equal_pixels_go_row_by_row(order):
     images = torch.arange(1.0, 13).view(1, 1, 3, 4).double().expand(1, 3, 3, 4)
     curve = incremental_deletion_curve(
-        PixelSum(), torch.zeros(1, 1, 3, 4), images, torch.tensor([0]), 12, order, output="logit", endpoint=True
+        PixelSum(), torch.zeros(1, 1, 3, 4), images, torch.tensor([0]), 12, order, quantity="logit", endpoint=True
     )
     values = np.arange(1, 13)
     np.testing.assert_allclose(curve[0], [3 * values[k:].sum() for k in range(13)])
@@ -126,7 +126,7 @@ def test_update_explains_what_is_left(images):
     def method(x, _targets):
         return (x.mean(dim=1) * (1 + x.sum(dim=(1, 2, 3))[:, None, None]).sin()).double()
 
-    curve = incremental_deletion_curve(PixelSum(), method, images, targets, 6, "descending", update=True, output="logit")
+    curve = incremental_deletion_curve(PixelSum(), method, images, targets, 6, "descending", update=True, quantity="logit")
     for b in range(3):
         left = images[b : b + 1].clone()
         gone = np.zeros(96, dtype=bool)
@@ -174,7 +174,7 @@ def test_nan_stays_with_its_image(net, images, targets, update):
         ({"order": "descendin"}, "unknown order 'descendin'. Did you mean 'descending'"),
         ({"mode": "insert"}, "unknown mode 'insert'"),
         ({"units": "patch"}, "unknown units 'patch'. Did you mean 'patches'"),
-        ({"output": "logits"}, "unknown output 'logits'. Did you mean 'logit'"),
+        ({"quantity": "logits"}, "unknown quantity 'logits'. Did you mean 'logit'"),
         ({"baseline": "zero"}, "unknown baseline 'zero'. Did you mean 'zeros'"),
         ({"rule": "sum"}, "unknown rule 'sum'"),
         ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),

@@ -58,13 +58,13 @@ def test_patch_sums_agree_with_the_reference(method):
         np.testing.assert_allclose(sums, golden, atol=2e-3 * np.abs(golden).max())
 
 
-@pytest.mark.parametrize("output", ["logit", "probability"])
+@pytest.mark.parametrize("quantity", ["logit", "probability"])
 @pytest.mark.parametrize("baseline", ["zeros", "blur", "uniform"])
 @pytest.mark.parametrize("grid", [2, 4])
 @pytest.mark.parametrize("size", [1, 5, 64])
-def test_drops_are_those_of_a_loop(net, batch, grid, baseline, output, size):
+def test_drops_are_those_of_a_loop(net, batch, grid, baseline, quantity, size):
     images, targets, ids = batch.images, batch.targets, batch.image_ids
-    drops = deletion_drops(net, images, targets, grid, baseline, output=output, seed=3, image_ids=ids, batch=size)
+    drops = deletion_drops(net, images, targets, grid, baseline, quantity=quantity, seed=3, image_ids=ids, batch=size)
     replacement = baseline_images(images, baseline, seed=3, image_ids=ids)
     height, width = 8 // grid, 12 // grid
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_drops_are_those_of_a_loop(net, batch, grid, baseline, output, size):
                 where = (..., slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
                 hole[where] = replacement[b : b + 1][where]
                 both = net(torch.cat([images[b : b + 1], hole]))
-                both = both.softmax(dim=1) if output == "probability" else both
+                both = both.softmax(dim=1) if quantity == "probability" else both
                 assert drops[b, patch] == pytest.approx(float(both[0, target] - both[1, target]), abs=1e-12)
 
 
@@ -152,7 +152,7 @@ def test_protocol_stores_scores_and_sums(net, batch):
     [
         (lambda net, b: deletion_drops(net, b.images, b.targets, 5), "grid 5 does not divide images of 8 x 12"),
         (lambda net, b: deletion_drops(net, b.images, b.targets, 4, "blurr"), "unknown baseline 'blurr'. Did you mean 'blur'"),
-        (lambda net, b: deletion_drops(net, b.images, b.targets, output="prob"), "unknown output 'prob'"),
+        (lambda net, b: deletion_drops(net, b.images, b.targets, quantity="prob"), "unknown quantity 'prob'"),
         (lambda net, b: deletion_drops(net, b.images, b.targets[:2]), "3 images with 2 targets"),
         (lambda net, b: patch_sums(b.images), "maps must be"),
         (lambda net, b: rank_correlation(b.targets[None], b.targets[None, :2]), "one shape"),

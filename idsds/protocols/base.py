@@ -99,6 +99,7 @@ def on_model(method: Method, model: nn.Module) -> Method:
     if method.entry.family == "own":
         raise ValueError(f"method {method.name!r} cannot be moved to another net: it is a callable of your own, which holds its net")
     moved = copy.copy(method)
+    moved.__dict__.pop("function", None)  # bound to the old net, and made anew when it is asked for
     moved.model = model
     return moved
 

@@ -238,7 +238,7 @@ def _passes(
     counts = list(range(steps + (rule == "trapezoid"))) if units == "pixels" else _counts(grid * grid, steps, rule == "trapezoid")
     if update:  # each method's maps are its own, once the image has changed
         times = sum(count > 0 for count in counts)
-        return sum((method.passes.times(times) for method in methods), Passes(len(counts) * len(methods)))
+        return sum(((method.passes or Passes(0)).times(times) for method in methods), Passes(len(counts) * len(methods)))
     return shared_passes(methods) + Passes(len(set(counts)) * len(methods))
 
 

@@ -54,7 +54,7 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
     Args:
         model: the intact net, which is not changed.
         mode: ``cascading``: the top 1/depths of the layers, then 2/depths, to all; ``independent``: each of these groups alone.
-        depths: how many groups the layers are divided into; more than there are layers gives each layer a group of its own.
+        depths: how many groups the layers are divided into; with more of them than layers, some change nothing.
         seed: of the new parameters.
 
     Raises:

@@ -6,6 +6,7 @@ from torch import nn
 
 from idsds.methods import OwnMethod, create_method
 from idsds.protocols import Batch
+from idsds.protocols.base import on_model
 from idsds.protocols.sanity import layers_from_the_top, randomise, randomised_models, sanity_check
 from tests.methods.nets import ConvNet, images_of, seeded
 
@@ -62,6 +63,14 @@ def test_scores_are_correlations_with_maps_of_the_randomised_models(net, batch, 
         np.testing.assert_allclose(columns[control]["score"], 1, atol=1e-12)
         np.testing.assert_allclose(columns[control]["ssim_by_depth"], 1, atol=1e-12)
     assert (columns["IxG"]["score"] < 0.9).all()
+
+
+def test_a_method_that_was_used_before_is_moved(net, batch):
+    method, other = create_method("IxG", net), randomise(net, ["conv1"])
+    before = method(batch.images, batch.targets)
+    moved = on_model(method, other)(batch.images, batch.targets)
+    torch.testing.assert_close(moved, create_method("IxG", other)(batch.images, batch.targets))
+    torch.testing.assert_close(method(batch.images, batch.targets), before)
 
 
 def test_mistakes_are_named(net, batch):

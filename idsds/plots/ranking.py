@@ -1,13 +1,8 @@
-"""One function per figure. A plot draws a table; it never computes a score.
-
-A method's marker tells its family and is the same in every figure, so that the figures read in black and white; colours are those of
-Okabe and Ito, which colour-blind readers can tell apart.
-"""
+"""The ranking of attribution methods: an axis per model, a marker per method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.patheffects
@@ -18,39 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.methods.base import ABSOLUTE
+from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
 from idsds.statistics import null_band
-from idsds.store import atomic
-
-# Width in inches of one and of two columns of a paper.
-COLUMNS = {1: 3.5, 2: 7.2}
-
-# family: (label, marker, colour, filled)
-STYLES = {
-    "gradient": ("gradient", "o", "#0072B2", True),
-    "absolute": ("absolute value", "o", "#56B4E9", False),
-    "CAM": ("CAM", "s", "#D55E00", True),
-    "perturbation": ("perturbation", "^", "#E69F00", True),
-    "transformer": ("transformer", "P", "#CC79A7", True),
-    "intrinsic": ("intrinsic", "*", "#009E73", True),
-    "control": ("control", "X", "#666666", True),
-    "own": ("your own", "D", "#000000", True),
-}
-
-STYLE = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,  # embedded TrueType: text stays text
-    "ps.fonttype": 42,
-    "savefig.dpi": 200,
-    "figure.dpi": 100,
-}
-
-
-def style_of(method: str, family: str) -> str:
-    """The key of :data:`STYLES` for a method: its family, or ``absolute``."""
-    return "absolute" if method.endswith(ABSOLUTE) else family
 
 
 def ranking(
@@ -107,7 +71,7 @@ def ranking(
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"{score}: mean rank correlation per image (-1 to 1), higher is better →")
         used = [key for key in STYLES if key in {style_of(row.method, families[row.method]) for row in shown.itertuples()}]
-        handles = [_handle(key) for key in used]
+        handles = [handle(key) for key in used]
         handles.append(Line2D([], [], color="#444444", linewidth=1.2, label=table["interval"].iloc[0]))
         handles.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band: a map that knows nothing"))
         figure.legend(
@@ -159,84 +123,3 @@ def _counts(rows: pd.DataFrame) -> str:
     counts = f"n = {rows['count'].max()}"
     undefined = int(rows["nan"].sum())
     return counts + (f"\n{undefined} undefined" if undefined else "")
-
-
-def _handle(key: str) -> Line2D:
-    label, marker, colour, filled = STYLES[key]
-    face = colour if filled else "white"
-    return Line2D(
-        [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8 if marker == "*" else 5, label=label
-    )
-
-
-def finetuning(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figure:
-    """One panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
-
-    Args:
-        table: from :func:`idsds.finetune.finetune`: model, seed, stage, images, accuracy, low, high, count.
-        panels: most panels in a row.
-        columns: width of the figure, in columns of a paper.
-    """
-    models = list(dict.fromkeys(table["model"]))
-    across, down = min(panels, len(models)), -(-len(models) // panels)
-    looks = {"intact": ("o", "#0072B2", "-", -0.03), "one patch deleted": ("s", "#D55E00", "--", 0.03)}
-    with mpl.rc_context(STYLE):
-        width = COLUMNS[columns] if across > 2 else COLUMNS[1]
-        figure, grid = plt.subplots(
-            down, across, figsize=(width, 0.6 + 1.9 * down), sharex=True, sharey=True, squeeze=False, layout="constrained"
-        )
-        for axes in grid.flat[len(models) :]:
-            axes.set_visible(False)
-        for axes, model in zip(grid.flat, models, strict=False):
-            for kind, (marker, colour, line, shift) in looks.items():
-                for _, rows in table[(table["model"] == model) & (table["images"] == kind)].groupby("seed"):
-                    rows = rows.set_index("stage").loc[["before", "after"]]
-                    x, errors = np.arange(2) + shift, [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-                    face = colour if kind == "intact" else "white"
-                    axes.errorbar(
-                        x, rows["accuracy"], errors, color=colour, linestyle=line, marker=marker, markersize=5, markerfacecolor=face
-                    )
-            axes.set_title(model, fontsize=8)
-            axes.set_xticks([0, 1], ["before", "after"])
-            axes.set_xlim(-0.3, 1.3)
-            axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-        for row in grid:
-            row[0].set_ylabel("accuracy, higher is better →")
-        handles = [
-            Line2D([], [], color=c, linestyle=line, marker=m, markersize=5, markerfacecolor=c if kind == "intact" else "white", label=label)
-            for kind, (m, c, line, _) in looks.items()
-            for label in [f"{kind} images" if kind == "intact" else kind]
-        ]
-        n = int(table["count"].max())
-        figure.legend(
-            handles=handles,
-            loc="outside upper center",
-            ncols=2,
-            frameon=False,
-            fontsize=7,
-            title=f"n = {n} test images, 95 % interval over images",
-            title_fontsize=7,
-        )
-    return figure
-
-
-def save(
-    figure: Figure, stem: str | Path, tables: dict[str, pd.DataFrame] | pd.DataFrame, formats: Iterable[str] = ("png", "pdf")
-) -> list[Path]:
-    """A figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
-
-    No file holds a date, so that the same numbers give the same files.
-    """
-    stem = Path(stem)
-    written = []
-    dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "ModDate": None}}
-    for kind in formats:
-        with atomic(stem.with_name(f"{stem.name}.{kind}")) as partial, mpl.rc_context(STYLE):
-            figure.savefig(partial, format=kind, metadata=dates.get(kind))
-        written.append(stem.with_name(f"{stem.name}.{kind}"))
-    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        path = stem.with_name(f"{stem.name}_{name}.csv" if name else f"{stem.name}.csv")
-        with atomic(path) as partial:
-            table.to_csv(partial, index=False, float_format="%.4f", lineterminator="\n")
-        written.append(path)
-    return written

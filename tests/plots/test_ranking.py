@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 
 from idsds import plots
-from idsds.methods import METHODS
+from idsds.plots.ranking import _spread
 
 mpl.use("agg")
 
 
-def table(models=("a", "b"), methods=("IG", "IG abs", "Grad-CAM", "BagNet", "Random")):
+def ranked(models=("a", "b"), methods=("IG", "IG abs", "Grad-CAM", "BagNet", "Random")):
     rng = np.random.default_rng(0)
     rows = [
         (m, n, v, v - 0.05, v + 0.05, 100, 1, "95 % BCa bootstrap over images")
@@ -22,15 +22,8 @@ def table(models=("a", "b"), methods=("IG", "IG abs", "Grad-CAM", "BagNet", "Ran
 FAMILIES = {"IG": "gradient", "IG abs": "gradient", "Grad-CAM": "CAM", "BagNet": "intrinsic", "Random": "control"}
 
 
-def test_every_family_has_a_style_that_reads_without_colour():
-    families = {plots.style_of(name, entry.family) for name, entry in METHODS.items()} | {"absolute", "own"}
-    assert families <= set(plots.STYLES)
-    looks = [(marker, filled) for _, marker, _, filled in plots.STYLES.values()]
-    assert len(set(looks)) == len(looks)
-
-
 def test_ranking_names_every_method_on_every_axis_and_says_which_way_is_better():
-    figure = plots.ranking(table(), FAMILIES)
+    figure = plots.ranking(ranked(), FAMILIES)
     (axes,) = figure.axes
     texts = [text.get_text() for text in axes.texts]
     for name in FAMILIES:
@@ -51,7 +44,7 @@ def test_a_model_without_any_defined_score_keeps_its_axis():
 
 
 def test_the_null_band_is_drawn_at_its_width():
-    figure = plots.ranking(table(models=("a",)), FAMILIES, n_patches=16)
+    figure = plots.ranking(ranked(models=("a",)), FAMILIES, n_patches=16)
     (band,) = [c for c in figure.axes[0].collections if len(c.get_paths())]
     x = band.get_paths()[0].vertices[:, 0]
     half = 1.959964 / 15**0.5 / 100**0.5
@@ -60,34 +53,22 @@ def test_the_null_band_is_drawn_at_its_width():
 
 @pytest.mark.parametrize("positions", [[0, 0, 0, 0], [0, 0.01, 0.5, 0.51, 0.9], [0.99, 1.0, 1.0], [0.3]])
 def test_names_keep_their_distance_order_and_range(positions):
-    found = plots._spread(np.array(positions, float), 0.05, 0.0, 1.0)
+    found = _spread(np.array(positions, float), 0.05, 0.0, 1.0)
     assert (np.diff(found) >= 0.05 - 1e-12).all()
     assert found.min() >= -1e-12
     assert found.max() <= 1 + 1e-12
 
 
 def test_names_that_have_room_stay_where_they_are():
-    np.testing.assert_allclose(plots._spread(np.array([0.1, 0.4, 0.8]), 0.05, 0, 1), [0.1, 0.4, 0.8])
+    np.testing.assert_allclose(_spread(np.array([0.1, 0.4, 0.8]), 0.05, 0, 1), [0.1, 0.4, 0.8])
 
 
 def test_names_of_a_crowd_do_not_overlap_in_the_figure():
     names = [f"method {i}" for i in range(20)]
-    figure = plots.ranking(table(models=("a",), methods=names), dict.fromkeys(names, "gradient"))
+    figure = plots.ranking(ranked(models=("a",), methods=names), dict.fromkeys(names, "gradient"))
     figure.canvas.draw()
     labels = [text for text in figure.axes[0].texts if text.get_text().startswith("method")]
     anchors = sorted(text.get_transform().transform(text.get_position())[0] for text in labels)
     # Slanted lines of text are apart when their anchors are apart by the height of the letters over the sine of the slant.
     letters = 6.5 / 72 * figure.dpi
     assert np.diff(anchors).min() >= letters / np.sin(np.radians(55)) * 0.95
-
-
-def test_saved_files_are_the_same_again_and_hold_the_table(tmp_path):
-    for folder in ("one", "two"):
-        plots.save(plots.ranking(table(), FAMILIES), tmp_path / folder / "r", {"": table(), "more": table().head(1)})
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["r.csv", "r.pdf", "r.png", "r_more.csv"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    back = pd.read_csv(tmp_path / "one" / "r.csv")
-    np.testing.assert_allclose(back["mean"], table()["mean"], atol=5e-5)
-    assert b"/FontFile2" in (tmp_path / "one" / "r.pdf").read_bytes() or b"/Type42" in (tmp_path / "one" / "r.pdf").read_bytes()

@@ -1,0 +1,262 @@
+"""Images, what deleting their patches does, and the maps of many attribution methods side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import groupby
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.patheffects
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
+from scipy.stats import rankdata
+
+from idsds.gallery import Example
+from idsds.plots.style import STYLE
+
+# White in the middle; the two arms are equally dark at equal distance, and colour-blind readers can tell them apart.
+DIVERGING = LinearSegmentedColormap.from_list("diverging", ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"])
+DIVERGING.set_bad("#BBBBBB")
+# Share of a map's pixels within the colour scale: a single pixel of a gradient may be a hundred times the others.
+WITHIN = 0.99
+PAGE_HEIGHT = 10.0  # inches, most of a page
+CELL, GAP, MARGIN = 0.92, 0.07, 0.08  # inches: width of a picture, space between two, border
+TITLE, HEAD, FOOT = 0.30, 0.40, 0.82  # inches: two lines above a picture, the page's head and its foot
+MOST_PATCHES = 6  # per side; numbers in smaller patches could not be read
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are on a page, in inches from the top left."""
+
+    images: int
+    methods: int
+    across: int
+    aspect: float
+
+    @property
+    def lines(self) -> int:
+        """Lines of maps per image."""
+        return -(-self.methods // self.across)
+
+    @property
+    def columns(self) -> int:
+        """Maps per line: as even as can be."""
+        return -(-self.methods // self.lines)
+
+    @property
+    def line(self) -> float:
+        return TITLE + CELL * self.aspect + GAP
+
+    @property
+    def width(self) -> float:
+        return 2 * MARGIN + (2 + max(3, self.columns)) * (CELL + GAP)
+
+    @property
+    def height(self) -> float:
+        return HEAD + self.images * self.lines * self.line + FOOT
+
+    @property
+    def most_images(self) -> int:
+        """Images that a page takes."""
+        return max(1, int((PAGE_HEIGHT - HEAD - FOOT) / (self.lines * self.line)))
+
+    def corner(self, line: int, column: int) -> tuple[float, float]:
+        """Top left of a picture; the maps keep a wider distance from the first two columns."""
+        return MARGIN + column * (CELL + GAP) + (GAP if column > 1 else 0), HEAD + line * self.line + TITLE
+
+    @cached_property
+    def figure(self) -> Figure:
+        return plt.figure(figsize=(self.width, self.height))
+
+    def axes(self, line: int, column: int) -> Axes:
+        """Axes of a picture."""
+        left, top = self.corner(line, column)
+        height = CELL * self.aspect
+        axes = self.figure.add_axes(
+            (left / self.width, 1 - (top + height) / self.height, CELL / self.width, height / self.height), xticks=[], yticks=[]
+        )
+        axes.spines[:].set(visible=True, linewidth=0.5, color="#444444")
+        return axes
+
+    def text(self, left: float, top: float, text: str, width: float, size: float = 6.5, **looks: Any) -> None:
+        """A line of text from the left, made to fit ``width`` inches."""
+        text, size = _fitted(text, width * 72, size, looks.get("weight", "normal"))
+        self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, ha="left", va="baseline", parse_math=False, **looks)
+
+
+def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
+    """A row per image: the image, the drops of the target's logit as patches are deleted, and a map per method with its score.
+
+    Zero is white. Each map has a scale of its own, symmetric about zero, from which 1 % of its pixels may stick out. Small numbers are the
+    ranks of the patches, whose agreement is the score.
+
+    Args:
+        examples: from :func:`idsds.gallery.explain`.
+        across: most maps in a line; a model with more methods gets several lines per image.
+
+    Returns:
+        The pages: a new one for each model and training seed, and where one is full.
+
+    Raises:
+        ValueError: without examples.
+    """
+    if not examples:
+        raise ValueError("there is nothing to draw: examples is empty")
+    if across < 1:
+        raise ValueError(f"across must be at least 1, not {across}")
+    pages = []
+    with mpl.rc_context(STYLE):
+        for _, group in groupby(examples, key=lambda example: (example.model, example.seed)):
+            rows = list(group)
+            shape = {"methods": max(len(row.maps) for row in rows), "across": across}
+            shape["aspect"] = max(row.picture.shape[0] / row.picture.shape[1] for row in rows)
+            most = _Layout(1, **shape).most_images
+            pages += [_page(rows[start : start + most], shape) for start in range(0, len(rows), most)]
+    return pages
+
+
+def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
+    layout = _Layout(len(examples), **shape)
+    first = examples[0]
+    layout.text(MARGIN, 0.17, f"{first.model} on {first.dataset}, training seed {first.seed}", layout.width - 2 * MARGIN, 8, weight="bold")
+    for number, example in enumerate(examples):
+        line = number * layout.lines
+        left, top = layout.corner(line, 0)
+        layout.text(left, top - 0.17, example.image_id, 2 * CELL + GAP)
+        layout.text(left, top - 0.05, _decision(example), 2 * CELL + GAP)
+        layout.axes(line, 0).imshow(example.picture, vmin=0, vmax=1, aspect="auto")
+        _draw_drops(layout.axes(line, 1), example)
+        best = example.records["score"].max()
+        for index, (name, values) in enumerate(example.maps.items()):
+            below, column = divmod(index, layout.columns)
+            left, top = layout.corner(line + below, 2 + column)
+            score = example.records.loc[name, "score"]
+            layout.text(left, top - 0.17, name, CELL)
+            weight = "bold" if score == best else "normal"
+            layout.text(left, top - 0.05, f"{example.score} {_number(score, 2)}", CELL, weight=weight)
+            _draw_map(layout.axes(line + below, 2 + column), values, np.asarray(example.records.loc[name, "patch_sums"]), example)
+    _foot(layout, first)
+    return layout.figure
+
+
+def _decision(example: Example) -> str:
+    """Target and prediction with their logits; of a class with several names the first."""
+    target, prediction = (name.split(",")[0] for name in (example.target, example.prediction))
+    if (example.target, example.target_logit) == (example.prediction, example.prediction_logit):
+        return f"{target} → {prediction} (logit {_number(example.target_logit, 1)})"
+    return f"{target} ({_number(example.target_logit, 1)}) → {prediction} (logit {_number(example.prediction_logit, 1)})"
+
+
+def _draw_drops(axes: Axes, example: Example) -> None:
+    drops = example.drops
+    grid = len(drops)
+    scale = np.nanmax(np.abs(drops), initial=0) or 1.0
+    # The picture in grey shines through: multiplied, so that no drop stays white where the picture is bright.
+    grey = example.picture @ np.array([0.299, 0.587, 0.114])  # (H, W)
+    rows, columns = (np.arange(length) * grid // length for length in grey.shape)
+    colours = DIVERGING((drops / scale + 1) / 2)[..., :3][rows][:, columns]  # (H, W, 3)
+    axes.imshow(colours * (0.72 + 0.28 * grey)[..., None], vmin=0, vmax=1, extent=(0, grid, grid, 0), aspect="auto")
+    _draw_grid(axes, grid)
+    if grid <= MOST_PATCHES:
+        digits = 0 if scale >= 99.5 else 1 if scale >= 0.995 else 2
+        size = min(6.0, 25 / grid)
+        for (row, column), drop in np.ndenumerate(drops):
+            text = _number(drop, digits).replace("0.", ".") if digits == 2 else _number(drop, digits)
+            _label(axes, column + 0.5, row + 0.66, text, size, ha="center")
+        _draw_ranks(axes, drops.ravel(), grid)
+
+
+def _draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, example: Example) -> None:
+    grid = len(example.drops)
+    magnitude = np.abs(values[np.isfinite(values)])
+    scale = (np.quantile(magnitude, WITHIN) or magnitude.max()) if len(magnitude) else 0.0
+    scale = scale or 1.0  # a map of zeros
+    axes.imshow(np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-scale, vmax=scale, extent=(0, grid, grid, 0), aspect="auto")
+    _draw_grid(axes, grid)
+    if grid <= MOST_PATCHES:
+        _draw_ranks(axes, sums, grid)
+
+
+def _draw_grid(axes: Axes, grid: int) -> None:
+    inner = np.arange(1, grid)
+    axes.vlines(inner, 0, grid, color="#444444", linewidth=0.25)
+    axes.hlines(inner, 0, grid, color="#444444", linewidth=0.25)
+
+
+def _draw_ranks(axes: Axes, values: np.ndarray, grid: int) -> None:
+    """The rank of each patch in its upper left corner, 1 for the largest; equal values share their mean rank, as in the score."""
+    if not np.isfinite(values).all():
+        return
+    for patch, rank in enumerate(rankdata(-values)):
+        row, column = divmod(patch, grid)
+        _label(axes, column + 0.06, row + 0.32, f"{rank:g}", min(4.6, 19 / grid), ha="left", color="#333333")
+
+
+def _label(axes: Axes, x: float, y: float, text: str, size: float, **looks: Any) -> None:
+    label = axes.text(x, y, text, fontsize=size, va="baseline", **looks)
+    label.set_path_effects([mpl.patheffects.withStroke(linewidth=1.1, foreground="white", alpha=0.85)])
+
+
+def _number(value: float, digits: int) -> str:
+    """With a true minus sign and no negative zero."""
+    if not np.isfinite(value):
+        return "undefined"
+    text = f"{value:.{digits}f}"
+    return (text[1:] if float(text) == 0 and text[0] == "-" else text).replace("-", "\N{MINUS SIGN}")
+
+
+def _foot(layout: _Layout, example: Example) -> None:
+    """What colours and numbers mean."""
+    bottom = layout.height - FOOT
+    bar = layout.figure.add_axes(
+        (MARGIN / layout.width, 1 - (bottom + 0.24) / layout.height, 2 * CELL / layout.width, 0.09 / layout.height)
+    )
+    bar.imshow(np.linspace(-1, 1, 256)[None], cmap=DIVERGING, vmin=-1, vmax=1, extent=(-1, 1, 0, 1), aspect="auto")
+    bar.set_yticks([])
+    bar.set_xticks([-1, 0, 1], ["\N{MINUS SIGN}s", "0", "s"], fontsize=6)
+    bar.tick_params(length=2, width=0.5, pad=1.5)
+    bar.spines[:].set(visible=True, linewidth=0.5, color="#444444")
+    notes = [
+        "Left to right: image (target → prediction); drop of the target's logit when a patch is deleted; attribution maps.",
+        f"Every picture has its own scale s: the largest |drop|; the value that {WITHIN:.0%} of a map's pixels do not exceed.",
+        f"Small numbers: rank of a patch by its drop, and by its sum of attribution. {example.score}: rank correlation of the two, "
+        "\N{MINUS SIGN}1 to 1, higher is better; the highest of an image is bold.",
+    ]
+    left = MARGIN + 2 * (CELL + GAP) + GAP
+    room = layout.width - left - MARGIN
+    letters = int(room * 72 / (6.0 * 0.52))
+    layout.figure.text(
+        left / layout.width,
+        1 - (bottom + 0.12) / layout.height,
+        "\n".join(line for note in notes for line in textwrap.wrap(note, letters)),
+        fontsize=6.0,
+        va="top",
+        linespacing=1.25,
+    )
+
+
+def _fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:
+    """A text and a size in points at which it is at most ``width`` points wide: smaller type first, then an ellipsis."""
+    found = _width(text, weight) * size
+    if found <= width:
+        return text, size
+    smaller = max(smallest, size * width / found)
+    while len(text) > 2 and _width(text, weight) * smaller > width:
+        text = text[:-2].rstrip() + "…"
+    return text, smaller
+
+
+@lru_cache(maxsize=4096)
+def _width(text: str, weight: str) -> float:
+    """Width of a text per point of its size."""
+    return TextToPath().get_text_width_height_descent(text, FontProperties(size=100, weight=weight), ismath=False)[0] / 100

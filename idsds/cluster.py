@@ -90,8 +90,8 @@ def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.y
 
     Args:
         params: a file such as ``params/cluster.yaml``, relative to the repository root, or its content: ``queue``, ``account``, ``cores``
-            and ``memory`` of a job, ``walltime``, ``gpus`` of a job (0 or 1: a worker drives one device), ``workers`` (jobs), ``interface`` of
-            the network, further ``directives`` for sbatch, and shell lines that come before the worker, ``prologue``.
+            and ``memory`` of a job, ``walltime``, ``gpus`` of a job (0 or 1: a worker drives one device), ``workers`` (jobs),
+            ``interface`` of the network, further ``directives`` for sbatch, and shell lines that come before the worker, ``prologue``.
         submit: whether to submit the jobs now; otherwise ``cluster.job_script()`` shows one, and ``cluster.scale(jobs=4)`` submits.
 
     Returns:

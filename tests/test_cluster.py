@@ -78,7 +78,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(two_workers, tmp_path):
         assert killed
         same(expected, found)
         same(expected, idsds.load_records(output))
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=120)
         assert set(client.run(os.getpid).values()) != set(before.values())  # it was killed, and the nanny started another
 
 

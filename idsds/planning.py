@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from idsds.datasets import DATASETS, as_image_dataset, create_dataset, fingerprint, fixed_order
-from idsds.datasets.base import ImageDataset
+from idsds.addresses import code_digest, data_digest, file_digest, own_digest
+from idsds.datasets import DATASETS, as_image_dataset, create_dataset, fixed_order
+from idsds.datasets.base import SPLITS, ImageDataset
 from idsds.interventions import BASELINES, patch_size
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
+from idsds.models.base import Normalisation
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.registry import UnknownNameError
 from idsds.settings import PRECISIONS, chosen_device
@@ -41,9 +41,11 @@ class Job:
         wanted: the methods that were asked for, by name: None for a method of the registry, else the user's own.
         methods: those of them that apply to the model.
         excluded: methods that do not apply, with the reason.
-        dataset: the images, in the space that the model wants.
+        data: the images, in the space that the model wants: the user's, or (name, split, normalisation) of the registry's.
         indices: which of them, in the fixed order.
-        passes: passes per image of each group of methods that share a computation.
+        groups: methods that share a computation.
+        passes: passes per image of each group.
+        own_keys: hashes of the user's own methods.
     """
 
     model: str
@@ -52,20 +54,35 @@ class Job:
     wanted: Methods
     methods: Methods
     excluded: Mapping[str, str]
-    dataset: Dataset
+    data: Dataset | tuple[str, str, Normalisation | None]
     indices: tuple[int, ...]
     groups: tuple[tuple[str, ...], ...]
     passes: tuple[Passes | None, ...]
     own_keys: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def dataset(self) -> Dataset:
+        """The images. Those of the registry are loaded where they are needed, and not sent from process to process."""
+        return named_dataset(*self.data) if isinstance(self.data, tuple) else self.data
+
     @cached_property
     def model_key(self) -> str:
-        """The address of the weights."""
-        if isinstance(self.source, Stage):
-            return self.source.key
-        if isinstance(self.source, Path):
-            return file_digest(self.source)
-        return own_digest(self.source)
+        """The address of the net: its weights and the code that it is built by."""
+        if isinstance(self.source, nn.Module):
+            return own_digest(self.source)
+        weights = self.source.key if isinstance(self.source, Stage) else file_digest(self.source)
+        return digest([weights, code_digest(MODELS[self.model].build)])
+
+    def data_key(self, indices: Sequence[int]) -> str:
+        """The address of some of the images."""
+        return data_digest(self.dataset, indices, named=isinstance(self.data, tuple))
+
+    def method_key(self, name: str) -> str:
+        """The address of a method's computation: its code, options and noise."""
+        if name in self.own_keys:
+            return self.own_keys[name]
+        entry = METHODS[split_name(name)[0]]
+        return digest([code_digest(entry.function), own_digest(entry.settings()), entry.noise])
 
     def prepare(self, progress: bool = True) -> None:
         """Train what is not cached."""
@@ -83,7 +100,7 @@ class Job:
 
     def create_methods(self, model: nn.Module, names: Sequence[str]) -> list[Method]:
         """The methods named, on the loaded model."""
-        return [make_method(name, self.methods[name], model, self.seed) for name in names]
+        return [make_method(name, self.methods.get(name), model, self.seed) for name in names]
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ class Plan:
         protocol: the registry's entry.
         settings: the protocol's settings: grid, baseline and what else it takes.
         dataset: the data set's name.
-        device, precision, batch_size, shard: how it is computed; the numbers do not depend on the last two.
+        device, precision, channels_last, compiled, batch_size, shard: how it is computed.
     """
 
     jobs: tuple[Job, ...]
@@ -106,24 +123,42 @@ class Plan:
     precision: str
     batch_size: int | None
     shard: int
+    channels_last: bool = True
+    compiled: bool = False
 
-    def address(self, job: Job, indices: Sequence[int], group: Sequence[str] | None) -> str:
-        """The address of one shard of records (or of the method-independent columns, for ``group=None``)."""
-        content = {
-            "model": job.model_key,
-            "data": dataset_key(job.dataset),
-            "indices": list(indices),
-            "protocol": self.protocol.name,
-            "settings": dict(self.settings),
-            "seed": job.seed,
-            "precision": self.precision,
-            "idsds": versions()["idsds"],
-        }
-        if group is not None:
-            name = group[0]
-            content["computation"] = job.own_keys[name] if name in job.own_keys else METHODS[split_name(name)[0]].function.__qualname__
-            content["options"] = "" if name in job.own_keys else repr(METHODS[split_name(name)[0]].settings())
+    @property
+    def grids(self) -> list[dict[str, Any]]:
+        """The settings with one grid at a time."""
+        grid = self.settings.get("grid")
+        return [{**self.settings, "grid": each} for each in grid] if isinstance(grid, tuple) else [dict(self.settings)]
+
+    def prepare_passes(self, settings: Mapping[str, Any]) -> Passes:
+        """Passes per image of the method-independent columns for one grid."""
+        return self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
+
+    def address(self, job: Job, data: str, indices: Sequence[int], group: Sequence[str]) -> str:
+        """The address of the records of one shard and group of methods; ``data`` is the address of the images."""
+        content = self._shared(job, data, indices, dict(self.settings))
+        content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)], "computation": job.method_key(group[0])}
         return digest(content)
+
+    def prepared_address(self, job: Job, data: str, indices: Sequence[int], settings: Mapping[str, Any]) -> str:
+        """The address of the method-independent columns of one shard: of no more than their function and what it takes."""
+        prepare = self.protocol.prepare
+        taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
+        return digest({**self._shared(job, data, indices, taken), "prepare": code_digest(prepare)})
+
+    def _shared(self, job: Job, data: str, indices: Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+        """What determines every number. Batch size is not in it: it changes scores by rounding, and is chosen by memory."""
+        return {
+            "model": job.model_key,
+            "data": data,
+            "indices": list(indices),
+            "seed": job.seed,
+            "settings": own_digest(sorted(settings.items())),
+            "numerics": [self.device, self.precision, self.channels_last, self.compiled],
+            "versions": {name: versions()[name] for name in ("idsds", "torch", "captum", "torchcam")},
+        }
 
     def table(self) -> pd.DataFrame:
         """What will be done, one row per model, seed and shared computation.
@@ -137,7 +172,8 @@ class Plan:
             for stage in job.source.missing if isinstance(job.source, Stage) else []:
                 what = "train" if stage.deletion is None else "fine-tune in-domain"
                 rows.append({**shared, "work": what, "images": stage.train_images, "epochs": stage.recipe.epochs})
-            counted = [("deletions" if self.protocol.prepare else "", self.protocol.prepare_passes(**self.settings))]
+            prepared = sum((self.prepare_passes(settings) for settings in self.grids), Passes(0))
+            counted: list[tuple[str, Passes | None]] = [("deletions" if self.protocol.prepare else "", prepared)]
             counted += [(", ".join(group), passes) for group, passes in zip(job.groups, job.passes, strict=True)]
             for work, passes in counted:
                 if work:
@@ -175,6 +211,9 @@ def make_plan(
     batch_size: int | None,
     shard: int,
     settings: Mapping[str, Any],
+    split: str = "test",
+    channels_last: bool = True,
+    compiled: bool = False,
 ) -> Plan:
     """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`."""
     entry = PROTOCOLS[protocol]
@@ -190,9 +229,13 @@ def make_plan(
     own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
     if not isinstance(dataset, str):
         dataset = as_image_dataset(dataset)
-        patch_size(*dataset[0][0].shape[-2:], settings.get("grid", 1))
+        sides = dataset[0][0].shape[-2:]
     else:
-        patch_size(DATASETS[dataset].image_size, DATASETS[dataset].image_size, settings.get("grid", 1))
+        sides = (DATASETS[dataset].image_size,) * 2
+        if split not in SPLITS:
+            raise UnknownNameError(f"split of {dataset!r}", split, SPLITS)
+    settings["grid"] = _checked_grid(entry, settings["grid"], sides) if "grid" in settings else None
+    settings = {name: value for name, value in settings.items() if name != "grid" or value is not None}
     if unused := [name for name in checkpoints if name not in nets]:
         raise UnknownNameError("model with a checkpoint", unused[0], nets)
 
@@ -202,11 +245,8 @@ def make_plan(
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
             skeleton = net if net is not None else _skeleton(name)
             fitting, excluded = _applicable(wanted, skeleton, seed)
-            data = (
-                create_dataset(dataset, "test", MODELS[name].normalisation if net is None else None)
-                if isinstance(dataset, str)
-                else dataset
-            )
+            where = (dataset, split, MODELS[name].normalisation if net is None else None) if isinstance(dataset, str) else dataset
+            data = named_dataset(*where) if isinstance(where, tuple) else where
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
             groups, passes = _groups(fitting, entry, settings)
             jobs.append(
@@ -217,7 +257,7 @@ def make_plan(
                     wanted=wanted,
                     methods={m: wanted[m] for m in fitting},
                     excluded=excluded,
-                    dataset=data,
+                    data=where,
                     indices=tuple(fixed_order(ordered)[:images]),
                     groups=groups,
                     passes=passes,
@@ -230,7 +270,37 @@ def make_plan(
     if images > (available := max(len(job.dataset) for job in jobs)):
         raise ValueError(f"images={images}, but this split has {available}")
     data_name = dataset if isinstance(dataset, str) else getattr(dataset, "name", "own")
-    return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard)
+    return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled)
+
+
+@lru_cache(maxsize=4)
+def named_dataset(name: str, split: str, normalisation: Normalisation | None) -> ImageDataset:
+    """A data set of the registry, read from disk once."""
+    return create_dataset(name, split, normalisation)
+
+
+def _checked_grid(entry: ProtocolEntry, grid: Any, sides: Sequence[int]) -> Any:
+    """One grid as a number, several as a tuple. Raises ValueError for a grid that does not divide the image, or too many of them."""
+    if not isinstance(grid, (list, tuple)):
+        patch_size(*sides, grid)
+        return grid
+    if entry.prepare is None:
+        raise ValueError(f"protocol {entry.name!r} takes one grid, not {list(grid)}: its maps' passes depend on it")
+    if not grid or len(set(grid)) < len(grid):
+        raise ValueError(f"grid must be a number or a list of different numbers, not {list(grid)}")
+    for each in grid:
+        patch_size(*sides, each)
+    return tuple(grid) if len(grid) > 1 else grid[0]
+
+
+def on_device(plan: Plan, device: str) -> Plan:
+    """The plan for a device that is not this process's: that of a cluster's workers."""
+
+    def moved(stage: Stage) -> Stage:
+        return replace(stage, device=device, start=moved(stage.start) if stage.start else None)
+
+    jobs = tuple(replace(job, source=moved(job.source)) if isinstance(job.source, Stage) else job for job in plan.jobs)
+    return replace(plan, device=device, jobs=jobs)
 
 
 def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,6 +364,8 @@ def _source(
         return path
     if isinstance(dataset, str) and trains_from_scratch(name, dataset):
         deletion = {key: settings[key] for key in ("grid", "baseline") if key in settings}
+        if isinstance(deletion.get("grid"), tuple):
+            deletion["grid"] = deletion["grid"][0]
         return plan_training(name, dataset, in_domain=entry.in_domain, seed=seed, device=device, precision=precision, **deletion)
     where = dataset if isinstance(dataset, str) else "your own data set"
     raise ValueError(
@@ -329,33 +401,6 @@ def _groups(
     groups: dict[Any, list[Method]] = {}
     for method in methods.values():
         groups.setdefault(method.computation, []).append(method)
-    passes = [None if members[0].entry.passes is None else entry.passes(members, **settings) for members in groups.values()]
+    one = {**settings, "grid": settings["grid"][0]} if isinstance(settings.get("grid"), tuple) else settings  # the maps serve all grids
+    passes = [None if members[0].entry.passes is None else entry.passes(members, **one) for members in groups.values()]
     return tuple(tuple(method.name for method in members) for members in groups.values()), tuple(passes)
-
-
-def dataset_key(dataset: Dataset) -> str:
-    """The address of a data set."""
-    return fingerprint(dataset) if isinstance(dataset, ImageDataset) else own_digest(dataset)
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
-
-
-def own_digest(thing: Any) -> str:
-    """A hash of something of the user's: its source where there is one, and its pickled state (weights, closure, options).
-
-    Something that cannot be pickled gets a number of its own, so that its records are never taken for those of another.
-    """
-    target: Callable | type = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
-    try:
-        source = inspect.getsource(target)
-    except (OSError, TypeError):
-        source = repr(target)
-    try:
-        state = cloudpickle.dumps(thing)
-    except Exception:  # whatever a user's object raises when it is pickled
-        state = torch.randint(2**62, (1,)).numpy().tobytes()
-    return hashlib.sha256(source.encode() + state).hexdigest()[:20]

@@ -29,7 +29,7 @@ def tidy(frames: Sequence[pd.DataFrame], models: Sequence[tuple[str, int]], meth
         methods: in the order wanted.
 
     Returns:
-        By model, seed and method; what identifies a record first, then its score, then the rest.
+        By model, seed, method and grid; what identifies a record first, then its score, then the rest.
     """
     records = pd.concat(frames, ignore_index=True)
     place = {model: number for number, model in enumerate(models)}
@@ -37,9 +37,10 @@ def tidy(frames: Sequence[pd.DataFrame], models: Sequence[tuple[str, int]], meth
         {
             "model": [place[pair] for pair in zip(records["model"], records["seed"], strict=True)],
             "method": records["method"].map({method: number for number, method in enumerate(methods)}),
+            "grid": records.get("grid", 0),
         }
     )
-    ordered = records.loc[keys.sort_values(["model", "method"], kind="stable").index]
+    ordered = records.loc[keys.sort_values(["model", "method", "grid"], kind="stable").index]
     return ordered[[*IDENTITY, *(name for name in records.columns if name not in IDENTITY)]].reset_index(drop=True)
 
 
@@ -72,7 +73,7 @@ def write_manifest(
     status: str,
     records: pd.DataFrame | None = None,
     parts: Sequence[tuple[Path, Sequence[str]]] = (),
-    prepared: Sequence[Path] = (),
+    facts: Sequence[dict[str, Any]] = (),
 ) -> None:
     """What was computed, how, from what, and what came out undefined.
 
@@ -82,12 +83,9 @@ def write_manifest(
         status: ``running`` or ``complete``.
         records: of a complete run.
         parts: its files and which of their methods belong to it.
-        prepared: its files of method-independent columns.
+        facts: what its files say of the passes that they took.
     """
-    counted = {"forward": 0, "backward": 0}
-    for path in [*prepared, *(path for path, _ in parts)]:
-        facts = read_table(path)[1]
-        counted = {key: counted[key] + facts[key] for key in counted}
+    counted = {key: sum(fact[key] for fact in facts) for key in ("forward", "backward")}
     content = {
         "status": status,
         "protocol": plan.protocol.name,
@@ -100,6 +98,8 @@ def write_manifest(
         "left_out": [{"model": job.model, "method": name, "why": why} for job in plan.jobs for name, why in job.excluded.items()],
         "device": plan.device,
         "precision": plan.precision,
+        "channels_last": plan.channels_last,
+        "compiled": plan.compiled,
         "versions": versions(),
         "passes": {"announced": plan.announced._asdict(), "counted": counted},
         "undefined": [] if records is None else undefined_scores(records),

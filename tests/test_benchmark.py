@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -167,6 +168,93 @@ def test_a_damaged_file_is_named_and_it_alone_computed_again(run, tmp_path):
         same(records, run(output=tmp_path, shard=8))
     changed = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert changed == {victim}
+
+
+@pytest.mark.parametrize("fault", ["damaged", "gone"])
+def test_a_damaged_file_of_drops_is_computed_again_and_no_record_with_it(run, tmp_path, fault):
+    records = run(output=tmp_path, shard=12, methods=["IxG"])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    victim = next(path for path in stamps if "score" not in pd.read_parquet(path))
+    if fault == "gone":
+        victim.unlink()
+        same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
+    else:
+        victim.write_bytes(victim.read_bytes()[:-50])
+        with pytest.warns(UserWarning, match=f"{victim.name}.*computed again"):
+            same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
+    assert {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp} == {victim}
+    passes = json.loads((tmp_path / "manifest.json").read_text())["passes"]
+    assert passes["counted"] == passes["announced"]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system"), (errno.EDQUOT, "quota")]
+)
+def test_a_disk_that_is_full_or_becomes_read_only_is_named_and_the_run_goes_on_later(run, tmp_path, monkeypatch, number, reason):
+    expected = run(methods=["IxG", "Random"], shard=6)
+    replace, written = os.replace, []
+
+    def fails_in_the_middle(source, target):
+        if str(target).endswith(".parquet"):
+            if len(written) == 4:
+                raise OSError(number, os.strerror(number))
+            written.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails_in_the_middle)
+        with pytest.raises(OSError, match=rf"cannot write '.*\.parquet': .*{reason}"):
+            run(methods=["IxG", "Random"], shard=6, output=tmp_path)
+    assert sorted((tmp_path / "records").iterdir()) == sorted(written)  # no half file among them
+    with pytest.raises(FileNotFoundError, match="is not complete; start it again"):
+        idsds.load_records(tmp_path)
+    same(expected, run(methods=["IxG", "Random"], shard=6, output=tmp_path))
+
+
+def test_killed_while_it_writes_it_ends_with_the_same_records(run, tmp_path, checkpoint):
+    """The process dies between the bytes of a file and its name, and once more with half of the bytes."""
+    expected = run(methods=["IxG", "Random"], images=12, shard=4)
+    script = f"""
+import os, signal, sys
+import idsds, idsds.store
+replace, count = os.replace, [0]
+def dies(source, target):
+    count[0] += 1
+    if count[0] == int(sys.argv[1]):
+        if sys.argv[2] == "half":
+            os.truncate(source, os.path.getsize(source) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = dies
+idsds.evaluate(["mini_resnet8"], ["IxG", "Random"], "digits", images=12, shard=4, progress=False,
+               checkpoints={{"mini_resnet8": {str(checkpoint)!r}}}, output={str(tmp_path)!r})
+"""
+    for number, how in (("4", "whole"), ("3", "half")):
+        assert subprocess.run([sys.executable, "-c", script, number, how]).returncode == -signal.SIGKILL
+    same(expected, run(methods=["IxG", "Random"], images=12, shard=4, output=tmp_path))
+
+
+def test_the_order_of_models_and_methods_changes_nothing(checkpoint):
+    def net(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return Linear()
+
+    nets = {"a": net(1), "b": net(2)}
+    methods = ["IxG", "IxG-SG", "Random"]
+    first = idsds.evaluate(nets, methods, own_data(), images=6, progress=False)
+    second = idsds.evaluate(dict(reversed(nets.items())), methods[::-1], own_data(), images=6, progress=False)
+    same(first, second)
+    assert second.model.iloc[0] == "b"
+    assert second.method.iloc[0] == "Random"
+
+
+def test_a_method_asked_for_again_finds_its_records_although_others_of_its_computation_came_between(run, tmp_path):
+    run(output=tmp_path, methods=["IxG abs"])
+    run(output=tmp_path, methods=["Gradient", "IxG"])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    same(run(methods=["IxG abs"]), run(output=tmp_path, methods=["IxG abs"]))
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
 def test_a_damaged_manifest_is_written_again(run, tmp_path):

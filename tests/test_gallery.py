@@ -119,5 +119,5 @@ def test_images_that_cannot_be_shown_are_refused_before_any_work():
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(UnknownNameError, match="'idsd'.*idsds"):
+    with pytest.raises(UnknownNameError, match=r"'idsd'.*idsds"):
         gallery.explain(["mini_resnet8"], ["IxG"], protocol="idsd")

@@ -8,8 +8,8 @@ it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per intern
     def Mine(model, images, targets): ...
 
 or a class that is made once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; ``@register_method`` alone will do
-too. ``NAME abs`` exists for every name: the absolute value of the channel-summed map. How to score a method without registering it is
-told in :mod:`idsds.methods.own`.
+too. ``NAME abs`` and ``NAME relu`` exist for every name: the absolute value, and the positive part, of the channel-summed map. How to score
+a method without registering it is told in :mod:`idsds.methods.own`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from idsds.randomness import Draws
 from idsds.registry import Registry, UnknownNameError
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
-ABSOLUTE = " abs"
+ABSOLUTE, POSITIVE = " abs", " relu"
+#: What a name may end in: the map is computed as ever, its channels are summed, then this is done to it.
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu}
 ENGINE = ("draws", "batch")  # what a method may ask of the engine, no option of its own
 
 
@@ -110,7 +112,7 @@ def register_method(
 
     Raises:
         UnknownNameError: for an unknown family.
-        ValueError: where a name is taken, or ends in `` abs``, which is what the absolute version of another is called.
+        ValueError: where a name is taken, or ends in `` abs`` or `` relu``, which is what a version of another is called.
     """
     if family not in FAMILIES:
         raise UnknownNameError("method family", family, FAMILIES)
@@ -119,8 +121,9 @@ def register_method(
 
     def decorate(function: Callable) -> Callable:
         for name, options in {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}.items():
-            if name.endswith(ABSOLUTE):
-                raise ValueError(f"a method cannot be called {name!r}: {ABSOLUTE!r} at the end asks for the absolute values of another")
+            if suffix := next((suffix for suffix in TRANSFORMS if name.endswith(suffix)), ""):
+                what = "absolute values" if suffix == ABSOLUTE else "positive part"
+                raise ValueError(f"a method cannot be called {name!r}: {suffix!r} at the end asks for the {what} of another")
             fields = {**entry, "options": {**entry.get("options", {}), **options}}
             METHODS.add(name, MethodEntry(name=name, function=function, family=family, **fields), replace=replace)
         return function
@@ -139,26 +142,27 @@ class MethodNames(list[str]):
 def list_methods(model: nn.Module | None = None) -> MethodNames:
     """Names of all methods, or of those that apply to ``model``; ``.excluded`` gives the reason for each of the others.
 
-    Every name also exists as ``NAME abs``.
+    Every name also exists as ``NAME abs`` and ``NAME relu``.
     """
     reasons = {} if model is None else {name: entry.inapplicable(model) for name, entry in METHODS.items()}
     excluded = {name: reason for name, reason in reasons.items() if reason}
     return MethodNames([name for name in METHODS if name not in excluded], excluded)
 
 
-def split_name(name: str) -> tuple[str, bool]:
-    """``"IG abs"`` to ``("IG", True)``. Raises UnknownNameError, with the nearest match, for a name that is not registered."""
-    base = str(name).removesuffix(ABSOLUTE)
+def split_name(name: str) -> tuple[str, str]:
+    """``"IG abs"`` to ``("IG", " abs")``, ``"IG"`` to ``("IG", "")``. Raises UnknownNameError, with the nearest match."""
+    suffix = next((suffix for suffix in TRANSFORMS if str(name).endswith(suffix)), "")
+    base = str(name).removesuffix(suffix)
     if base not in METHODS:
-        raise UnknownNameError("method", name, [*METHODS, *(n + ABSOLUTE for n in METHODS if str(name).endswith(ABSOLUTE))])
-    return base, base != name
+        raise UnknownNameError("method", name, [*METHODS, *(n + suffix for n in METHODS if suffix)])
+    return base, suffix
 
 
 class Method:
     """An attribution method on a model: ``maps = method(images, targets)``.
 
     Args:
-        name: one of :func:`list_methods`, with or without `` abs``.
+        name: one of :func:`list_methods`, with or without `` abs`` or `` relu``.
         model: a net that returns logits (B, K).
         seed: of the method's random numbers, which depend on nothing else but the method and the image's id.
         batch: images per internal pass; None bounds it by memory.
@@ -170,7 +174,7 @@ class Method:
     """
 
     def __init__(self, name: str, model: nn.Module, *, seed: int = 0, batch: int | None = None, **options: Any) -> None:
-        base, self.absolute = split_name(name)
+        base, self.transform = split_name(name)
         self.name, self.entry = name, METHODS[base]
         if reason := self.entry.inapplicable(model):
             fitting = ", ".join(list_methods(model))
@@ -225,7 +229,7 @@ def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, imag
         if method.computation not in computed:
             computed[method.computation] = _compute(method, images, targets, image_ids)
         found = computed[method.computation][method.entry.output or method.entry.name]
-        maps[method.name] = found.abs() if method.absolute else found
+        maps[method.name] = TRANSFORMS[method.transform](found) if method.transform else found
     return maps
 
 

@@ -39,7 +39,7 @@ class OwnMethod(Method):
     """
 
     def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
-        self.name, self.absolute, self.model, self.seed, self.batch = name, False, model, seed, None
+        self.name, self.transform, self.model, self.seed, self.batch = name, "", model, seed, None
         self.options: dict[str, Any] = {}
         self.entry = MethodEntry(name=name, function=partial(_in_parts, explain), family="own")
 

@@ -157,7 +157,7 @@ def test_pages_are_full_of_one_model_each():
     examples = [example(model=model, image_id=f"{model}{i}") for model in ("a", "b") for i in range(9)]
     figures = plots.gallery(examples)
     shown = [[text for text in strings(figure) if text in {e.image_id for e in examples}] for figure in figures]
-    assert sum(shown, []) == [e.image_id for e in examples]
+    assert [name for page in shown for name in page] == [e.image_id for e in examples]
     assert all(len({name[0] for name in page}) == 1 for page in shown)
     assert len(figures) == 4
     assert all(figure.get_size_inches()[1] <= 10 for figure in figures)

@@ -37,8 +37,8 @@ def test_ranking_names_every_method_on_every_axis_and_says_which_way_is_better()
 
 
 def test_a_model_without_any_defined_score_keeps_its_axis():
-    undefined = table().assign(mean=np.nan, low=np.nan, high=np.nan, count=0, nan=100)
-    for found in (undefined, pd.concat([table(models=("a",)), undefined[undefined.model == "b"]])):
+    undefined = ranked().assign(mean=np.nan, low=np.nan, high=np.nan, count=0, nan=100)
+    for found in (undefined, pd.concat([ranked(models=("a",)), undefined[undefined.model == "b"]])):
         texts = [text.get_text() for text in plots.ranking(found, FAMILIES).axes[0].texts]
         assert any(text.startswith("b\nn = 0\n500 undefined") for text in texts)
 

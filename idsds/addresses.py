@@ -1,0 +1,145 @@
+"""What determines a record, as hashes: code, weights, pixels, and whatever a user hands in.
+
+The same thing gets the same hash in another process, on another day and on another machine; a thing that would give other numbers gets
+another. A notebook's function is hashed by its source and by the values it refers to, not by its name, its line or its kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import pickle
+import sys
+import sysconfig
+import types
+import uuid
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from idsds.datasets import fingerprint
+from idsds.datasets.base import ImageDataset
+
+LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+# What a module carries that says nothing of what it computes: its mode (always eval here), and hooks, whose ids count up in a process.
+PASSING = ("training", "entry", "_is_full_backward_hook")
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+def code_digest(function: Callable) -> str:
+    """A hash of registered code: the package's own by the source of its file, a user's as :func:`own_digest` has it."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if module is None or not module.__name__.startswith("idsds."):
+        return own_digest(function)
+    return hashlib.sha256((_module_source(module.__name__) + function.__qualname__).encode()).hexdigest()[:20]
+
+
+@lru_cache(maxsize=256)
+def _module_source(name: str) -> str:
+    return inspect.getsource(sys.modules[name])
+
+
+def data_digest(dataset: Dataset, indices: Sequence[int], named: bool) -> str:
+    """A hash of images: for a data set of the registry of its name, split, ids, targets and normalisation; for the user's, of every pixel.
+
+    Args:
+        dataset: items (image, target, image_id).
+        indices: which of them.
+        named: whether it is the registry's.
+    """
+    if named and isinstance(dataset, ImageDataset):
+        return fingerprint(dataset)
+    found = hashlib.sha256()
+    for index in indices:
+        if (item := dataset[index]) is not None:
+            image, target, image_id = item
+            found.update(repr((str(image.dtype), tuple(image.shape), int(target), image_id)).encode())
+            found.update(_bytes(image))
+    return found.hexdigest()[:20]
+
+
+def own_digest(thing: Any) -> str:
+    """A hash of something of the user's: source, weights, closure, options.
+
+    Something that cannot be pickled gets a number of its own, so that its records are never taken for those of another.
+    """
+    # Without pickle's memo first: with it the bytes depend on which equal strings happen to be one object. It is needed for cycles.
+    for fast in (True, False):
+        stream = io.BytesIO()
+        try:
+            _Pickler(stream, fast).dump(thing)
+            return hashlib.sha256(stream.getvalue()).hexdigest()[:20]
+        except Exception:  # whatever a user's object raises when it is pickled
+            continue
+    return uuid.uuid4().hex[:20]
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes what is hashed: tensors by value whatever their strides, a user's code by its source, what is installed by its name."""
+
+    def __init__(self, stream: io.BytesIO, fast: bool) -> None:
+        super().__init__(stream, protocol=5)
+        self.fast = fast
+        self.open: set[int] = set()
+
+    def reducer_override(self, thing: Any) -> Any:
+        if isinstance(thing, Tensor):
+            return tuple, ((str(thing.dtype), tuple(thing.shape), _bytes(thing) if thing.layout == torch.strided else thing.to_dense()),)
+        if isinstance(thing, types.ModuleType):
+            return str, (thing.__name__,)
+        if isinstance(thing, (type, types.FunctionType)):
+            if _is_installed(thing) and "<" not in thing.__qualname__:
+                return str, (f"{thing.__module__}.{thing.__qualname__}",)
+            if id(thing) in self.open:  # it refers to itself
+                return str, (thing.__qualname__,)
+            self.open.add(id(thing))
+            return tuple, (_code_of(thing),)
+        if isinstance(thing, nn.Module):
+            kept = {name: value for name, value in vars(thing).items() if name not in PASSING and "_hooks" not in name}
+            kept["_non_persistent_buffers_set"] = sorted(kept.get("_non_persistent_buffers_set", ()))
+            return tuple, ((type(thing), *((name, kept[name]) for name in sorted(kept))),)
+        return NotImplemented
+
+
+def _is_installed(thing: Any) -> bool:
+    file = getattr(sys.modules.get(thing.__module__ or ""), "__file__", None)
+    if file is None:  # built in, or the main program of a kernel
+        return thing.__module__ != "__main__"
+    return file.startswith(LIBRARIES)
+
+
+def _code_of(thing: Any) -> tuple:
+    """Source, or bytecode where there is no source, and for a function the values that it refers to."""
+    try:
+        source: object = inspect.getsource(thing)
+    except (OSError, TypeError):
+        source = _bytecode(thing.__code__) if isinstance(thing, types.FunctionType) else _members(thing)
+    if not isinstance(thing, types.FunctionType):
+        return thing.__qualname__, source, [base for base in thing.__bases__ if base is not object]
+    used = inspect.getclosurevars(thing)
+    values = sorted({**used.globals, **used.nonlocals}.items())
+    return thing.__qualname__, source, thing.__defaults__, thing.__kwdefaults__, values
+
+
+def _members(thing: type) -> list:
+    return [(name, value) for name, value in sorted(vars(thing).items()) if isinstance(value, (types.FunctionType, int, float, str, tuple))]
+
+
+def _bytecode(code: types.CodeType) -> tuple:
+    constants = tuple(_bytecode(value) if isinstance(value, types.CodeType) else repr(value) for value in code.co_consts)
+    return code.co_code, code.co_names, constants

@@ -75,7 +75,8 @@ def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, floa
     size = min(batch_size(plan, job), len(job.indices))
     images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
     layout = torch.channels_last if plan.channels_last else torch.contiguous_format
-    batch = Batch(images.to(plan.device).contiguous(memory_format=layout), targets.to(plan.device), image_ids)
+    normalisation = getattr(job.dataset, "normalisation", None)
+    batch = Batch(images.to(plan.device).contiguous(memory_format=layout), targets.to(plan.device), image_ids, normalisation)
     preparer = torch.compile(model) if plan.compiled else model
     prepare = plan.protocol.prepare
     found: dict[str, tuple[int, float, float]] = {}

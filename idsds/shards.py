@@ -112,7 +112,8 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in task.missing}
     done = 0
     for images, targets, image_ids in batches(job.dataset, task.indices, batch_size(plan, job)):
-        batch = Batch(images.to(plan.device).contiguous(memory_format=layout), targets.to(plan.device), image_ids)
+        normalisation = getattr(job.dataset, "normalisation", None)
+        batch = Batch(images.to(plan.device).contiguous(memory_format=layout), targets.to(plan.device), image_ids, normalisation)
         prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
         for i, frame in kept.items():
             rows = frame.iloc[done : done + len(image_ids)]

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from idsds.batching import default_batch
 from idsds.benchmark import evaluate
 from idsds.methods.base import shared_maps
 from idsds.models.base import Normalisation, frozen
 from idsds.planning import Job, Plan, make_plan
 from idsds.protocols.single_deletion import patch_sums
 from idsds.registry import UnknownNameError
+from idsds.shards import autocast
+from idsds.shards import batch_size as batch_size_of
 from idsds.training import batches
 
 # Protocols whose records hold drops and patch sums, and what their score is called.
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +117,9 @@ def _examples(plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normal
     by_image = {image_id: rows.set_index("method") for image_id, rows in mine.groupby("image_id", sort=False)}
     names = getattr(job.dataset, "classes", None)
     grid = plan.settings["grid"]
-    size = plan.batch_size or default_batch(job.dataset[job.indices[0]][0][None].to(plan.device))
-    for pixels, targets, image_ids in batches(job.dataset, job.indices, size):
+    for pixels, targets, image_ids in batches(job.dataset, job.indices, batch_size_of(plan, job)):
         images = pixels.to(plan.device).contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
-        precision = torch.autocast(plan.device, AUTOCAST.get(plan.precision), enabled=plan.precision in AUTOCAST)
-        with precision:
+        with autocast(plan):
             maps = shared_maps(methods, images, targets.to(plan.device), image_ids)
             with torch.inference_mode(), frozen(model):
                 logits = model(images).float().cpu()  # (B, K)

@@ -28,9 +28,10 @@ DIVERGING = LinearSegmentedColormap.from_list("diverging", ["#053061", "#0072B2"
 DIVERGING.set_bad("#BBBBBB")
 # Share of a map's pixels within the colour scale: a single pixel of a gradient may be a hundred times the others.
 WITHIN = 0.99
+GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue
 PAGE_HEIGHT = 10.0  # inches, most of a page
 CELL, GAP, MARGIN = 0.92, 0.07, 0.08  # inches: width of a picture, space between two, border
-TITLE, HEAD, FOOT = 0.30, 0.40, 0.82  # inches: two lines above a picture, the page's head and its foot
+TITLE, HEAD, NOTE = 0.30, 0.30, 0.105  # inches: two lines above a picture, the page's head, a line of notes at its foot
 MOST_PATCHES = 6  # per side; numbers in smaller patches could not be read
 
 
@@ -42,6 +43,7 @@ class _Layout:
     methods: int
     across: int
     aspect: float
+    score: str
 
     @property
     def lines(self) -> int:
@@ -62,17 +64,40 @@ class _Layout:
         return 2 * MARGIN + (2 + max(3, self.columns)) * (CELL + GAP)
 
     @property
+    def beside(self) -> float:
+        """Where the maps begin, and the notes below them."""
+        return MARGIN + 2 * (CELL + GAP) + GAP
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What colours and numbers mean, in lines that fit."""
+        notes = [
+            "Left to right: image (target → prediction); drop of the target's logit when a patch is deleted; maps.",
+            f"Every picture has its own scale s: the largest |drop|; the value that {WITHIN:.0%} of a map's pixels do not exceed.",
+            f"Small numbers: rank of a patch by its drop, and by its sum of attribution. {self.score}: rank correlation of the two, "
+            "\N{MINUS SIGN}1 to 1, higher is better; the highest of an image is bold.",
+        ]
+        letters = int((self.width - self.beside - MARGIN) * 72 / (6.0 * 0.53))
+        return [line for note in notes for line in textwrap.wrap(note, letters)]
+
+    @property
+    def foot(self) -> float:
+        return GAP + len(self.notes) * NOTE + MARGIN
+
+    @property
     def height(self) -> float:
-        return HEAD + self.images * self.lines * self.line + FOOT
+        return HEAD + self.images * self.lines * self.line + self.foot
 
     @property
     def most_images(self) -> int:
         """Images that a page takes."""
-        return max(1, int((PAGE_HEIGHT - HEAD - FOOT) / (self.lines * self.line)))
+        return max(1, int((PAGE_HEIGHT - HEAD - self.foot) / (self.lines * self.line)))
 
     def corner(self, line: int, column: int) -> tuple[float, float]:
         """Top left of a picture; the maps keep a wider distance from the first two columns."""
-        return MARGIN + column * (CELL + GAP) + (GAP if column > 1 else 0), HEAD + line * self.line + TITLE
+        return (
+            self.beside + (column - 2) * (CELL + GAP) if column > 1 else MARGIN + column * (CELL + GAP)
+        ), HEAD + line * self.line + TITLE
 
     @cached_property
     def figure(self) -> Figure:
@@ -90,7 +115,7 @@ class _Layout:
 
     def text(self, left: float, top: float, text: str, width: float, size: float = 6.5, **looks: Any) -> None:
         """A line of text from the left, made to fit ``width`` inches."""
-        text, size = _fitted(text, width * 72, size, looks.get("weight", "normal"))
+        text, size = _fitted(text, 0.95 * width * 72, size, looks.get("weight", "normal"))
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, ha="left", va="baseline", parse_math=False, **looks)
 
 
@@ -118,7 +143,7 @@ def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
     with mpl.rc_context(STYLE):
         for _, group in groupby(examples, key=lambda example: (example.model, example.seed)):
             rows = list(group)
-            shape = {"methods": max(len(row.maps) for row in rows), "across": across}
+            shape = {"methods": max(len(row.maps) for row in rows), "across": across, "score": rows[0].score}
             shape["aspect"] = max(row.picture.shape[0] / row.picture.shape[1] for row in rows)
             most = _Layout(1, **shape).most_images
             pages += [_page(rows[start : start + most], shape) for start in range(0, len(rows), most)]
@@ -145,7 +170,7 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
             weight = "bold" if score == best else "normal"
             layout.text(left, top - 0.05, f"{example.score} {_number(score, 2)}", CELL, weight=weight)
             _draw_map(layout.axes(line + below, 2 + column), values, np.asarray(example.records.loc[name, "patch_sums"]), example)
-    _foot(layout, first)
+    _foot(layout)
     return layout.figure
 
 
@@ -162,7 +187,7 @@ def _draw_drops(axes: Axes, example: Example) -> None:
     grid = len(drops)
     scale = np.nanmax(np.abs(drops), initial=0) or 1.0
     # The picture in grey shines through: multiplied, so that no drop stays white where the picture is bright.
-    grey = example.picture @ np.array([0.299, 0.587, 0.114])  # (H, W)
+    grey = example.picture @ GREY  # (H, W)
     rows, columns = (np.arange(length) * grid // length for length in grey.shape)
     colours = DIVERGING((drops / scale + 1) / 2)[..., :3][rows][:, columns]  # (H, W, 3)
     axes.imshow(colours * (0.72 + 0.28 * grey)[..., None], vmin=0, vmax=1, extent=(0, grid, grid, 0), aspect="auto")
@@ -170,10 +195,11 @@ def _draw_drops(axes: Axes, example: Example) -> None:
     if grid <= MOST_PATCHES:
         digits = 0 if scale >= 99.5 else 1 if scale >= 0.995 else 2
         size = min(6.0, 25 / grid)
+        background = DIVERGING((drops / scale + 1) / 2)[..., :3] @ GREY  # (grid, grid)
         for (row, column), drop in np.ndenumerate(drops):
             text = _number(drop, digits).replace("0.", ".") if digits == 2 else _number(drop, digits)
-            _label(axes, column + 0.5, row + 0.66, text, size, ha="center")
-        _draw_ranks(axes, drops.ravel(), grid)
+            _label(axes, column + 0.5, row + 0.76, text, size, background[row, column], ha="center")
+        _draw_ranks(axes, drops.ravel(), grid, background)
 
 
 def _draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, example: Example) -> None:
@@ -193,18 +219,23 @@ def _draw_grid(axes: Axes, grid: int) -> None:
     axes.hlines(inner, 0, grid, color="#444444", linewidth=0.25)
 
 
-def _draw_ranks(axes: Axes, values: np.ndarray, grid: int) -> None:
+def _draw_ranks(axes: Axes, values: np.ndarray, grid: int, background: np.ndarray | None = None) -> None:
     """The rank of each patch in its upper left corner, 1 for the largest; equal values share their mean rank, as in the score."""
     if not np.isfinite(values).all():
         return
     for patch, rank in enumerate(rankdata(-values)):
         row, column = divmod(patch, grid)
-        _label(axes, column + 0.06, row + 0.32, f"{rank:g}", min(4.6, 19 / grid), ha="left", color="#333333")
+        lightness = 1.0 if background is None else background[row, column]
+        _label(axes, column + 0.06, row + 0.32, f"{rank:g}", min(4.6, 19 / grid), lightness, ha="left")
 
 
-def _label(axes: Axes, x: float, y: float, text: str, size: float, **looks: Any) -> None:
-    label = axes.text(x, y, text, fontsize=size, va="baseline", **looks)
-    label.set_path_effects([mpl.patheffects.withStroke(linewidth=1.1, foreground="white", alpha=0.85)])
+def _label(axes: Axes, x: float, y: float, text: str, size: float, lightness: float, **looks: Any) -> None:
+    """Small type in a patch: white on dark colours, else black with a light edge, which is what a map of many colours needs."""
+    if lightness < 0.5:
+        axes.text(x, y, text, fontsize=size, va="baseline", color="white", **looks)
+        return
+    label = axes.text(x, y, text, fontsize=size, va="baseline", color="black", **looks)
+    label.set_path_effects([mpl.patheffects.withStroke(linewidth=1.1, foreground="white", alpha=0.8)])
 
 
 def _number(value: float, digits: int) -> str:
@@ -215,34 +246,18 @@ def _number(value: float, digits: int) -> str:
     return (text[1:] if float(text) == 0 and text[0] == "-" else text).replace("-", "\N{MINUS SIGN}")
 
 
-def _foot(layout: _Layout, example: Example) -> None:
-    """What colours and numbers mean."""
-    bottom = layout.height - FOOT
-    bar = layout.figure.add_axes(
-        (MARGIN / layout.width, 1 - (bottom + 0.24) / layout.height, 2 * CELL / layout.width, 0.09 / layout.height)
-    )
+def _foot(layout: _Layout) -> None:
+    """A colour bar, and what colours and numbers mean."""
+    width, height, top = layout.width, layout.height, layout.height - layout.foot + GAP
+    inset = 0.06  # inches: half of a tick's label
+    bar = layout.figure.add_axes(((MARGIN + inset) / width, 1 - (top + 0.09) / height, (2 * CELL + GAP - 2 * inset) / width, 0.09 / height))
     bar.imshow(np.linspace(-1, 1, 256)[None], cmap=DIVERGING, vmin=-1, vmax=1, extent=(-1, 1, 0, 1), aspect="auto")
     bar.set_yticks([])
     bar.set_xticks([-1, 0, 1], ["\N{MINUS SIGN}s", "0", "s"], fontsize=6)
     bar.tick_params(length=2, width=0.5, pad=1.5)
     bar.spines[:].set(visible=True, linewidth=0.5, color="#444444")
-    notes = [
-        "Left to right: image (target → prediction); drop of the target's logit when a patch is deleted; attribution maps.",
-        f"Every picture has its own scale s: the largest |drop|; the value that {WITHIN:.0%} of a map's pixels do not exceed.",
-        f"Small numbers: rank of a patch by its drop, and by its sum of attribution. {example.score}: rank correlation of the two, "
-        "\N{MINUS SIGN}1 to 1, higher is better; the highest of an image is bold.",
-    ]
-    left = MARGIN + 2 * (CELL + GAP) + GAP
-    room = layout.width - left - MARGIN
-    letters = int(room * 72 / (6.0 * 0.52))
-    layout.figure.text(
-        left / layout.width,
-        1 - (bottom + 0.12) / layout.height,
-        "\n".join(line for note in notes for line in textwrap.wrap(note, letters)),
-        fontsize=6.0,
-        va="top",
-        linespacing=1.25,
-    )
+    for number, note in enumerate(layout.notes):
+        layout.text(layout.beside, top + 0.07 + number * NOTE, note, layout.width - layout.beside, 6.0)
 
 
 def _fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:

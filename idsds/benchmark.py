@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from idsds import paths
 from idsds.costs import measure, summary
-from idsds.planning import Plan, make_plan, on_device
+from idsds.planning import Plan, on_device
 from idsds.records import tidy, write_manifest
 from idsds.registry import UnknownNameError
+from idsds.resolving import make_plan
 from idsds.shards import Task, run_task, tasks_of
 from idsds.store import read_table
 
@@ -101,7 +101,7 @@ def evaluate(
         images,
         seeds,
         checkpoints=checkpoints or {},
-        device=device,
+        device=device if scheduler is None else "cpu",  # the caller's machine may have no more than that; the workers are asked below
         precision=precision,
         batch_size=batch_size,
         shard=shard,
@@ -162,7 +162,6 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[...
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> Frames:
     """Do the tasks one after the other in this process; frames by number of task and group."""
     frames: Frames = {}
-    layout = torch.channels_last if plan.channels_last else torch.preserve_format
     for number in dict.fromkeys(task.job for task in tasks):
         plan.jobs[number].prepare(progress)
     loaded, model = None, nn.Module()
@@ -170,7 +169,7 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> F
         if task.job != loaded:
             loaded, job = task.job, plan.jobs[task.job]
             bar.set_postfix_str(job.model)
-            model = job.load().to(plan.device, memory_format=layout)
+            model = job.load().to(plan.device, memory_format=plan.layout)
         frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
     return frames
 

@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 from idsds.benchmark import evaluate
 from idsds.methods.base import shared_maps
 from idsds.models.base import Normalisation, frozen
-from idsds.planning import Job, Plan, make_plan
+from idsds.planning import Job, Plan
 from idsds.protocols.single_deletion import patch_sums
 from idsds.registry import UnknownNameError
+from idsds.resolving import make_plan
 from idsds.shards import autocast
 from idsds.shards import batch_size as batch_size_of
 from idsds.training import batches

@@ -173,7 +173,7 @@ def settings(model: nn.Module, data: TensorDataset) -> None:
         gap = (records["score"] - usual["records"]["score"]).abs()
         mean = abs(records["score"].mean() - usual["records"]["score"].mean())
         print(
-            f"settings    {what:15} time x {taken / usual['seconds']:.2f}, scores differ by up to {gap.max():.1e}, their mean by {mean:.1e}",
+            f"settings    {what:15} time x {taken / usual['seconds']:.2f}, scores change by up to {gap.max():.1e}, the mean by {mean:.1e}",
             flush=True,
         )
 

@@ -101,7 +101,7 @@ def evaluate(
         images,
         seeds,
         checkpoints=checkpoints or {},
-        device=device,
+        device=device if scheduler is None else "cpu",  # the caller's machine may have no more than that; the workers are asked below
         precision=precision,
         batch_size=batch_size,
         shard=shard,

@@ -273,7 +273,7 @@ def make_plan(
     return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def named_dataset(name: str, split: str, normalisation: Normalisation | None) -> ImageDataset:
     """A data set of the registry, read from disk once."""
     return create_dataset(name, split, normalisation)

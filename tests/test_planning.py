@@ -57,7 +57,7 @@ def test_an_address_is_the_same_for_the_same_thing_and_whatever_does_not_matter(
 @pytest.mark.parametrize(
     ("changes", "drops_too"),
     [
-        ({"methods": ["Gradient"]}, False),
+        ({"methods": ["IxG-SG"]}, False),
         ({"methods": {"mine": lambda images, targets: images}}, False),
         ({"models": {"net": Linear(scale=2.0)}}, True),
         ({"dataset": data(shift=0.1)}, True),

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from idsds import paths
 from idsds.costs import measure, summary
-from idsds.planning import Plan, make_plan, on_device
+from idsds.planning import Plan, on_device
 from idsds.records import tidy, write_manifest
 from idsds.registry import UnknownNameError
+from idsds.resolving import make_plan
 from idsds.shards import Task, run_task, tasks_of
 from idsds.store import read_table
 

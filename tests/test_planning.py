@@ -11,8 +11,8 @@ from torch.utils.data import Dataset, TensorDataset
 import idsds
 from idsds.addresses import code_digest, data_digest, own_digest
 from idsds.datasets import create_dataset
-from idsds.planning import make_plan
 from idsds.registry import UnknownNameError
+from idsds.resolving import make_plan
 
 
 class Linear(nn.Module):

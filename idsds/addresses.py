@@ -23,9 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from idsds.datasets import fingerprint
-from idsds.datasets.base import ImageDataset
-
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 # What a module carries that says nothing of what it computes: its mode (always eval here), and hooks, whose ids count up in a process.
 PASSING = ("training", "entry", "_is_full_backward_hook")
@@ -50,16 +47,8 @@ def _module_source(name: str) -> str:
     return inspect.getsource(sys.modules[name])
 
 
-def data_digest(dataset: Dataset, indices: Sequence[int], named: bool) -> str:
-    """A hash of images: for a data set of the registry of its name, split, ids, targets and normalisation; for the user's, of every pixel.
-
-    Args:
-        dataset: items (image, target, image_id).
-        indices: which of them.
-        named: whether it is the registry's.
-    """
-    if named and isinstance(dataset, ImageDataset):
-        return fingerprint(dataset)
+def pixel_digest(dataset: Dataset, indices: Sequence[int]) -> str:
+    """A hash of some of a user's images (items (image, target, image_id)): every pixel, the target and the id."""
     found = hashlib.sha256()
     for index in indices:
         if (item := dataset[index]) is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -163,7 +162,6 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[...
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> Frames:
     """Do the tasks one after the other in this process; frames by number of task and group."""
     frames: Frames = {}
-    layout = torch.channels_last if plan.channels_last else torch.preserve_format
     for number in dict.fromkeys(task.job for task in tasks):
         plan.jobs[number].prepare(progress)
     loaded, model = None, nn.Module()
@@ -171,7 +169,7 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> F
         if task.job != loaded:
             loaded, job = task.job, plan.jobs[task.job]
             bar.set_postfix_str(job.model)
-            model = job.load().to(plan.device, memory_format=layout)
+            model = job.load().to(plan.device, memory_format=plan.layout)
         frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
     return frames
 

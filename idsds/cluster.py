@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import torch
 import yaml
 from torch import nn
 
@@ -229,6 +228,5 @@ def _work(content: bytes, task: Task, _trained: None) -> dict[int, pd.DataFrame]
         plan = _opened(content)
         if not _last or _last[0][0] is not plan or _last[0][1] != task.job:
             _last.clear()
-            layout = torch.channels_last if plan.channels_last else torch.preserve_format
-            _last.append((plan, task.job, plan.jobs[task.job].load().to(plan.device, memory_format=layout)))
+            _last.append((plan, task.job, plan.jobs[task.job].load().to(plan.device, memory_format=plan.layout)))
         return run_task(plan, task, _last[0][2])

@@ -71,12 +71,10 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     """By computation: images left, images per second, bytes per image."""
-    model = _model(job).to(plan.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
+    model = _model(job).to(plan.device, memory_format=plan.layout)
     size = min(batch_size(plan, job), len(job.indices))
     images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
-    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
-    normalisation = getattr(job.dataset, "normalisation", None)
-    batch = Batch(images.to(plan.device).contiguous(memory_format=layout), targets.to(plan.device), image_ids, normalisation)
+    batch = Batch(images.to(plan.device).contiguous(memory_format=plan.layout), targets.to(plan.device), image_ids)
     preparer = torch.compile(model) if plan.compiled else model
     prepare = plan.protocol.prepare
     found: dict[str, tuple[int, float, float]] = {}

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from idsds.addresses import code_digest, data_digest, file_digest, own_digest
-from idsds.datasets import create_dataset
+from idsds.addresses import code_digest, file_digest, own_digest, pixel_digest
+from idsds.datasets import create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
@@ -71,7 +72,7 @@ class Job:
 
     def data_key(self, indices: Sequence[int]) -> str:
         """The address of some of the images."""
-        return data_digest(self.dataset, indices, named=isinstance(self.data, tuple))
+        return fingerprint_of(*self.data) if isinstance(self.data, tuple) else pixel_digest(self.data, indices)
 
     def method_key(self, name: str) -> str:
         """The address of a method's computation: its code, options and noise."""
@@ -128,6 +129,11 @@ class Plan:
         grid = self.settings.get("grid")
         return [{**self.settings, "grid": each} for each in grid] if isinstance(grid, tuple) else [dict(self.settings)]
 
+    @property
+    def layout(self) -> torch.memory_format:
+        """How tensors lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def prepare_passes(self, settings: Mapping[str, Any]) -> Passes:
         """Passes per image of the method-independent columns for one grid."""
         return self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
@@ -135,7 +141,8 @@ class Plan:
     def address(self, job: Job, data: str, indices: Sequence[int], group: Sequence[str]) -> str:
         """The address of the records of one shard and group of methods; ``data`` is the address of the images."""
         content = self._shared(job, data, indices, dict(self.settings))
-        content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)], "computation": job.method_key(group[0])}
+        content |= {"dataset": self.dataset, "protocol": [self.protocol.name, code_digest(self.protocol.function)]}
+        content["computation"] = job.method_key(group[0])
         return digest(content)
 
     def prepared_address(self, job: Job, data: str, indices: Sequence[int], settings: Mapping[str, Any]) -> str:
@@ -153,8 +160,13 @@ class Plan:
             "seed": job.seed,
             "settings": own_digest(sorted(settings.items())),
             "numerics": [self.device, self.precision, self.channels_last, self.compiled],
-            "versions": {name: versions()[name] for name in ("idsds", "torch", "captum", "torchcam")},
+            "versions": self._versions,
         }
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        found = versions()
+        return {name: found[name] for name in ("idsds", "torch", "captum", "torchcam")}
 
     def table(self) -> pd.DataFrame:
         """What will be done, one row per model, seed and shared computation.
@@ -197,6 +209,12 @@ class Plan:
 def named_dataset(name: str, split: str, normalisation: Normalisation | None) -> ImageDataset:
     """A data set of the registry, read from disk once."""
     return create_dataset(name, split, normalisation)
+
+
+@lru_cache(maxsize=8)
+def fingerprint_of(name: str, split: str, normalisation: Normalisation | None) -> str:
+    """The address of a data set of the registry: of its name, split, ids, targets and normalisation, without reading an image."""
+    return fingerprint(named_dataset(name, split, normalisation))
 
 
 def make_method(name: str, own: Any, model: nn.Module, seed: int) -> Method:

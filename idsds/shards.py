@@ -19,6 +19,7 @@ from idsds.methods.base import MethodEntry, shared_maps
 from idsds.passes import PassCounter
 from idsds.planning import Job, Plan
 from idsds.protocols import Batch
+from idsds.registry import UnknownNameError
 from idsds.store import DamagedFileError, read_table, write_table
 from idsds.training import batches
 
@@ -77,9 +78,17 @@ def tasks_of(plan: Plan, number: int, folder: Path | None) -> Iterator[Task]:
             missing = [i for i in missing if held[i] is None or not set(groups[i]) <= set(held[i])]
             lacking = [i for i in lacking if _methods_in(prepared[i]) is None]
             for i in missing:  # what is there of the same computation stays there
-                groups[i] += tuple(name for name in held[i] or () if name not in groups[i])
+                groups[i] += tuple(name for name in held[i] or () if name not in groups[i] and _falls_out(job, name, groups[i][0]))
         once = sum(sum(job.passes[i] or (0, 0)) for i in missing) + sum(sum(plan.prepare_passes(grids[i])) for i in lacking)
         yield Task(number, indices, *map(tuple, (prepared, groups, files, lacking, missing)), once * len(indices))
+
+
+def _falls_out(job: Job, name: str, of: str) -> bool:
+    """Whether a method still is what it was when the file was written: another output of the computation ``of``."""
+    try:
+        return job.method_key(name) == job.method_key(of)
+    except UnknownNameError:
+        return False
 
 
 def _methods_in(path: Path | None) -> list[str] | None:
@@ -104,7 +113,6 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
     """
     job = plan.jobs[task.job]
     preparer = torch.compile(model) if plan.compiled else model
-    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
     kept = {i: read_table(path)[0] for i, path in enumerate(task.prepared) if path is not None and i not in task.lacking}
     counted = {i: PassCounter() for i in task.lacking}
     columns: dict[int, list[pd.DataFrame]] = {i: [] for i in task.lacking}
@@ -112,8 +120,7 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in task.missing}
     done = 0
     for images, targets, image_ids in batches(job.dataset, task.indices, batch_size(plan, job)):
-        normalisation = getattr(job.dataset, "normalisation", None)
-        batch = Batch(images.to(plan.device).contiguous(memory_format=layout), targets.to(plan.device), image_ids, normalisation)
+        batch = Batch(images.to(plan.device).contiguous(memory_format=plan.layout), targets.to(plan.device), image_ids)
         prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
         for i, frame in kept.items():
             rows = frame.iloc[done : done + len(image_ids)]

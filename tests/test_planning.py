@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import idsds
-from idsds.addresses import code_digest, data_digest, own_digest
-from idsds.datasets import create_dataset
+from idsds.addresses import code_digest, own_digest
+from idsds.models.base import UNIT
+from idsds.planning import fingerprint_of
 from idsds.registry import UnknownNameError
 from idsds.resolving import make_plan
 
@@ -116,12 +117,10 @@ def test_own_data_are_addressed_by_their_pixels(monkeypatch):
     assert before != addresses(dataset=Files(), images=2)
 
 
-def test_a_data_set_of_the_registry_is_addressed_without_reading_it():
-    digits = create_dataset("digits", "test")
-    unread = create_dataset("digits", "test")
-    unread.read = None
-    assert data_digest(digits, [0], named=True) == data_digest(unread, [0], named=True)
-    assert data_digest(digits, [0], named=False) != data_digest(digits, [1], named=False)
+def test_a_data_set_of_the_registry_is_addressed_by_its_normalisation_too():
+    keys = [fingerprint_of("digits", "test", None), fingerprint_of("digits", "train", None), fingerprint_of("digits", "test", UNIT)]
+    assert len(set(keys)) == 3
+    assert plan_of(models=["mini_resnet8"], dataset="digits").jobs[0].data_key([0]) == keys[0]
 
 
 def test_own_things_have_the_same_hash_in_another_process():

@@ -14,8 +14,7 @@ from torch import nn
 
 from idsds.models import create_model
 from idsds.planning import Job, Plan
-from idsds.protocols import Batch
-from idsds.shards import Task, autocast, batch_size, score, tasks_of
+from idsds.shards import Task, autocast, batch_size, on_plan, score, tasks_of
 from idsds.stages import Stage, rehearse_stage
 from idsds.training import batches
 
@@ -74,9 +73,7 @@ def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, floa
     model = _model(job).to(plan.device, memory_format=plan.layout)
     size = min(batch_size(plan, job), len(job.indices))
     images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
-    normalisation = getattr(job.dataset, "normalisation", None)
-    pixels = images.to(plan.device).contiguous(memory_format=plan.layout)
-    batch = Batch(pixels, targets.to(plan.device), image_ids, normalisation)
+    batch = on_plan(plan, job, images, targets, image_ids)
     preparer = torch.compile(model) if plan.compiled else model
     prepare = plan.protocol.prepare
     found: dict[str, tuple[int, float, float]] = {}

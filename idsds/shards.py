@@ -120,9 +120,7 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in task.missing}
     done = 0
     for images, targets, image_ids in batches(job.dataset, task.indices, batch_size(plan, job)):
-        normalisation = getattr(job.dataset, "normalisation", None)
-        pixels = images.to(plan.device).contiguous(memory_format=plan.layout)
-        batch = Batch(pixels, targets.to(plan.device), image_ids, normalisation)
+        batch = on_plan(plan, job, images, targets, image_ids)
         prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
         for i, frame in kept.items():
             rows = frame.iloc[done : done + len(image_ids)]
@@ -192,6 +190,12 @@ def held(methods: Sequence[Method], batch: Batch) -> list[Method]:
     """The methods with their maps of a batch computed once, for a protocol that asks for them several times."""
     maps = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
     return [_Held(method, batch.images, maps[method.name]) for method in methods]
+
+
+def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Sequence[str]) -> Batch:
+    """A batch on the plan's device, in its layout, with what its pixels were normalised by where that is known."""
+    normalisation = getattr(job.dataset, "normalisation", None)
+    return Batch(images.to(plan.device).contiguous(memory_format=plan.layout), targets.to(plan.device), image_ids, normalisation)
 
 
 def batch_size(plan: Plan, job: Job) -> int:

@@ -91,6 +91,8 @@ class _Pickler(pickle.Pickler):
             return tuple, ((str(thing.dtype), tuple(thing.shape), _bytes(thing) if thing.layout == torch.strided else thing.to_dense()),)
         if isinstance(thing, types.ModuleType):
             return str, (thing.__name__,)
+        if thing is str or thing is tuple:  # what the others are written with
+            return NotImplemented
         if isinstance(thing, (type, types.FunctionType)):
             if _is_installed(thing) and "<" not in thing.__qualname__:
                 return str, (f"{thing.__module__}.{thing.__qualname__}",)
@@ -126,9 +128,13 @@ def _code_of(thing: Any) -> tuple:
 
 
 def _members(thing: type) -> list:
-    return [(name, value) for name, value in sorted(vars(thing).items()) if isinstance(value, (types.FunctionType, int, float, str, tuple))]
+    kinds = (types.FunctionType, int, float, str, tuple)
+    return [(name, value) for name, value in sorted(vars(thing).items()) if isinstance(value, kinds) and name != "__firstlineno__"]
 
 
 def _bytecode(code: types.CodeType) -> tuple:
-    constants = tuple(_bytecode(value) if isinstance(value, types.CodeType) else repr(value) for value in code.co_consts)
+    constants = tuple(
+        _bytecode(value) if isinstance(value, types.CodeType) else sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+        for value in code.co_consts
+    )
     return code.co_code, code.co_names, constants

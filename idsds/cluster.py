@@ -183,7 +183,7 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
     }
     frames = {}
     try:
-        for future in as_completed(list(futures)):
+        for future in as_completed(list(futures), loop=client.loop):
             place = futures[future]
             frames |= {(place, group): frame for group, frame in future.result().items()}
             bar.update(tasks[place].passes)

@@ -186,7 +186,7 @@ def disagreement(examples: Sequence[Example]) -> float:
     worst = 0.0
     for example in examples:
         for name, shown in example.maps.items():
-            mine = patch_sums(torch.from_numpy(shown)[None, None], len(example.drops))[0].numpy()
+            mine = patch_sums(torch.from_numpy(np.ascontiguousarray(shown))[None, None], len(example.drops))[0].numpy()
             recorded = np.asarray(example.records.loc[name, "patch_sums"])
             if not np.array_equal(np.isfinite(mine), np.isfinite(recorded)):
                 return float("inf")

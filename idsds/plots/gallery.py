@@ -32,7 +32,7 @@ GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue
 PAGE_HEIGHT = 10.0  # inches, most of a page
 CELL, GAP, MARGIN = 0.92, 0.07, 0.08  # inches: width of a picture, space between two, border
 TITLE, HEAD, NOTE = 0.30, 0.30, 0.105  # inches: two lines above a picture, the page's head, a line of notes at its foot
-MOST_PATCHES = 6  # per side; numbers in smaller patches could not be read
+MOST_PATCHES = 5  # per side; numbers in smaller patches could not be read
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class KnownMap(Method):
         if not level >= 0:
             raise ValueError(f"level must be at least 0, not {level!r}")
         self.name = "noise" if level == torch.inf else f"exact + {level:g} noise" if level else "exact"
-        self.model, self.absolute, self.seed, self.batch = model, False, seed, None
+        self.model, self.transform, self.seed, self.batch = model, "", seed, None
         self.options = {"level": level}
         self.entry = MethodEntry(name=self.name, function=_known, family="control", passes=Passes(0), noise="known map")
 

@@ -164,6 +164,7 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> F
     frames: Frames = {}
     for number in dict.fromkeys(task.job for task in tasks):
         plan.jobs[number].prepare(progress)
+    bar.reset()  # the time left is that of the passes, without the training
     loaded, model = None, nn.Module()
     for place, task in enumerate(tasks):
         if task.job != loaded:

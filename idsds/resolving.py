@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from idsds import paths
 from idsds.addresses import own_digest
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
@@ -164,7 +165,7 @@ def _source(
     if net is not None:
         return net
     if name in checkpoints:
-        path = Path(checkpoints[name]).expanduser()
+        path = paths.resolve(checkpoints[name])
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint of {name!r} at {str(path)!r}")
         return path

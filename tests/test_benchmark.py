@@ -391,3 +391,10 @@ def test_trained_twice_from_an_empty_cache_the_records_are_identical(monkeypatch
         found.append(idsds.evaluate(["mini_resnet8"], ["IxG-SG", "Random"], "digits", images=20, progress=False))
         assert len(list((tmp_path / name / "checkpoints").glob("*.safetensors"))) == 2  # trained, then fine-tuned in-domain
     pd.testing.assert_frame_equal(*found)
+
+
+def test_a_relative_checkpoint_lies_below_the_repository_root_whatever_the_working_folder(run, checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("IDSDS_HOME", str(checkpoint.parent))
+    monkeypatch.chdir(tmp_path)
+    records = run(methods=["Random"], images=2, checkpoints={"mini_resnet8": checkpoint.name})
+    assert len(records) == 2

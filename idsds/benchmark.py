@@ -7,6 +7,7 @@ complete or not at all: a run that is killed goes on where it was, and a method 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,10 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[...
             parts.append((path, group))
         facts += [read_table(path)[1] for path in task.prepared if path is not None]
     records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods)
+    expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
+    if len(records) < expected:
+        missing = f"{expected - len(records)} of {expected} records are missing"
+        warnings.warn(f"{missing}: images that could not be read were skipped", stacklevel=3)
     if folder is not None:
         write_manifest(folder, plan, "complete", records, parts, facts)
     return records

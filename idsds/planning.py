@@ -143,6 +143,8 @@ class Plan:
         content = self._shared(job, data, indices, dict(self.settings))
         content |= {"dataset": self.dataset, "protocol": [self.protocol.name, code_digest(self.protocol.function)]}
         content["computation"] = job.method_key(group[0])
+        # Two of the user's methods may be one thing under two names: each has records of its own.
+        content["own"] = [name for name in group if name in job.own_keys]
         return digest(content)
 
     def prepared_address(self, job: Job, data: str, indices: Sequence[int], settings: Mapping[str, Any]) -> str:

@@ -398,3 +398,13 @@ def test_a_relative_checkpoint_lies_below_the_repository_root_whatever_the_worki
     monkeypatch.chdir(tmp_path)
     records = run(methods=["Random"], images=2, checkpoints={"mini_resnet8": checkpoint.name})
     assert len(records) == 2
+
+
+def test_one_thing_under_two_names_has_records_under_both(tmp_path):
+    def mine(images, targets):
+        return -images
+
+    nets = {"a": Linear(), "b": Linear()}
+    for output in (None, tmp_path):
+        records = idsds.evaluate(nets, {"one": mine, "two": mine}, own_data(), images=6, output=output, progress=False)
+        assert records.groupby(["model", "method"]).size().to_dict() == {(m, n): 6 for m in "ab" for n in ("one", "two")}

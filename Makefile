@@ -10,10 +10,6 @@ define run
 @mkdir -p runs/$(PROFILE)/$(1)
 $(PAPERMILL) notebooks/$(1).ipynb runs/$(PROFILE)/$(1)/$(1).ipynb -f params/$(PROFILE)/$(1).yaml
 endef
-define newline
-
-
-endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup rank reproduce test lint bench lab readme clean
@@ -31,8 +27,8 @@ setup: .venv/.ready ## make the virtual environment and install the package into
 rank: setup ## rank attribution methods on embedded data: the main job
 	$(call run,rank_methods)
 
-reproduce: setup ## run every notebook of PROFILE (mnist5k), what is cached is reused
-	$(foreach file,$(sort $(wildcard params/$(PROFILE)/*.yaml)),$(call run,$(basename $(notdir $(file))))$(newline))
+reproduce: setup ## run every notebook of PROFILE (mnist5k), what is there is reused
+	$(BIN)/python -m idsds.reproduce $(PROFILE)
 
 test: setup lint ## check the style, run the tests and every notebook
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests

@@ -97,6 +97,20 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
     return table.iloc[0]
 
 
+def headline(table: pd.DataFrame, findings: pd.DataFrame) -> str:
+    """One sentence: each model's best method with its interval, and how often every published finding shows.
+
+    Args:
+        table: from :func:`idsds.rank`.
+        findings: from :func:`published_findings`.
+    """
+    scored = table[table["mean"].notna()]
+    best = scored.loc[scored.groupby("model", sort=False)["mean"].idxmax()]
+    scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in best.itertuples()]
+    claims = [f"{row.finding} in {row.shows} of {row.comparisons}" for row in summary(findings).itertuples()]
+    return f"Best of each model: {', '.join(scores)}" + (f"; of the published findings {', '.join(claims)} comparisons." if claims else ".")
+
+
 def markdown(findings: pd.DataFrame) -> str:
     """The findings as a markdown table, with the verdicts counted above it."""
     lines = []

@@ -185,6 +185,17 @@ def finetune(settings: FineTuneSettings, *, progress: bool = True) -> pd.DataFra
     return table
 
 
+def headline(table: pd.DataFrame) -> str:
+    """One sentence on a table of :func:`finetune`: what a deleted patch costs before and after, and what happens to intact images."""
+    accuracy = table.pivot_table(index=["model", "seed"], columns=["stage", "images"], values="accuracy")
+    cost = {when: (accuracy[when]["intact"] - accuracy[when]["one patch deleted"]).mean() for when in ("before", "after")}
+    change = (accuracy["after"]["intact"] - accuracy["before"]["intact"]).mean()
+    return (
+        f"One deleted patch costs {cost['before']:.1%} of accuracy before in-domain fine-tuning and {cost['after']:.1%} after it, "
+        f"and intact images change by {change:+.1%} (means of {len(accuracy)} nets, {table['count'].max()} images each)."
+    )
+
+
 def first(dataset: ImageDataset, images: int) -> ImageDataset:
     """The first so many images of the fixed order, all of them where there are fewer."""
     return dataset.subset(fixed_order(dataset.image_ids)[:images])

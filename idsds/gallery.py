@@ -167,6 +167,15 @@ def score_table(examples: Sequence[Example]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def headline(examples: Sequence[Example]) -> str:
+    """One sentence: how often each method explains an image best, among the images with a defined score."""
+    scores = score_table(examples).pivot(index=["model", "seed", "image_id"], columns="method", values="score")
+    scores = scores.dropna(how="all")
+    wins = scores.idxmax(axis=1).value_counts()
+    shares = ", ".join(f"{method} on {count}" for method, count in wins.items())
+    return f"Of {len(scores)} pictures the highest score is that of {shares}."
+
+
 def patch_table(examples: Sequence[Example]) -> pd.DataFrame:
     """One row per model, seed, image and patch (row-major, from 0): the drop, and a column of patch sums per method, with six digits."""
     parts = []

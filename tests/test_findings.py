@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from idsds import findings
-from idsds.statistics import paired_differences
+from idsds.statistics import paired_differences, rank
 
 
 def records(scores: dict[tuple[str, str], float], n: int = 60) -> pd.DataFrame:
@@ -87,6 +87,15 @@ def test_an_intrinsic_explanation_without_a_rival_is_not_compared():
     assert findings.published_findings(records({("mini_bagnet", "BagNet"): 0.5})).empty
     only = findings.published_findings(records({("mini_bagnet", "BagNet"): 0.5, ("mini_resnet8", "IG"): 0.4}))
     assert only["lower"].tolist() == ["mini_resnet8 IG"]
+
+
+def test_the_headline_names_each_models_best_and_counts_the_findings():
+    data = records({("m", "IG"): 0.5, ("m", "IG abs"): 0.3, ("other", "IG"): 0.1})
+    table, found = rank(data), findings.published_findings(data)
+    text = findings.headline(table, found)
+    assert text.startswith(f"Best of each model: IG on m ({table['mean'].max():.2f} [")
+    assert "IG on other (" in text
+    assert text.endswith("absolute values impair in 1 of 1 comparisons.")
 
 
 def committed(path: str) -> str:

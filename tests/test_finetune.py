@@ -15,7 +15,7 @@ from scipy import stats
 from torch import nn
 
 from idsds.datasets import create_dataset
-from idsds.finetune import FineTuneSettings, finetune, main, plan_table, read_params
+from idsds.finetune import FineTuneSettings, finetune, headline, main, plan_table, read_params
 from idsds.interventions import baseline_images, delete_patches
 from idsds.launch import is_main, started_outside
 from idsds.models import MODELS, create_model, register_model
@@ -292,3 +292,18 @@ def test_a_damaged_checkpoint_in_the_cache_is_named_and_made_again(tmp_path, mon
     with pytest.warns(UserWarning, match=f"{stage.path.name}.*made again"):
         after = obtain(stage, progress=False).state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_headline_says_what_a_deleted_patch_costs():
+    rows = [
+        {"model": "m", "seed": 0, "stage": stage, "images": kind, "accuracy": accuracy, "count": 50}
+        for (stage, kind), accuracy in {
+            ("before", "intact"): 0.9,
+            ("before", "one patch deleted"): 0.7,
+            ("after", "intact"): 0.88,
+            ("after", "one patch deleted"): 0.87,
+        }.items()
+    ]
+    text = headline(pd.DataFrame(rows))
+    assert "costs 20.0% of accuracy before in-domain fine-tuning and 1.0% after it" in text
+    assert "intact images change by -2.0%" in text

@@ -113,6 +113,7 @@ def test_a_net_a_method_and_images_of_your_own():
         assert np.isnan(example.records.loc["constant", "score"])
         assert (example.score, example.target) == ("SDS", str(number))
     assert pd.isna(gallery.score_table(examples).query("method == 'constant'").score).all()
+    assert gallery.headline(examples) == "Of 2 pictures the highest score is that of mine on 2."
 
 
 def test_images_that_cannot_be_shown_are_refused_before_any_work():

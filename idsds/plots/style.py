@@ -62,8 +62,11 @@ def save(
     stem: str | Path,
     tables: dict[str, pd.DataFrame] | pd.DataFrame,
     formats: Iterable[str] = ("png", "pdf"),
+    finding: str | None = None,
 ) -> list[Path]:
     """A figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
+
+    ``finding`` is what the figure shows in a sentence of computed numbers, kept as ``stem.md`` for the profile's overview.
 
     Of several pages the second is ``stem_2.png`` and so on. No file holds a date, so that the same numbers give the same files.
     """
@@ -81,4 +84,8 @@ def save(
         with atomic(path) as partial:
             table.to_csv(partial, index=False, float_format="%.4f", lineterminator="\n")
         written.append(path)
+    if finding is not None:
+        with atomic(stem.with_name(f"{stem.name}.md")) as partial:
+            partial.write_text(finding.strip() + "\n")
+        written.append(stem.with_name(f"{stem.name}.md"))
     return written

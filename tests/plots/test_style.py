@@ -20,11 +20,12 @@ def test_every_family_has_a_style_that_reads_without_colour():
 
 def test_saved_files_are_the_same_again_and_hold_the_table(tmp_path):
     for folder in ("one", "two"):
-        plots.save(plots.ranking(ranked(), FAMILIES), tmp_path / folder / "r", {"": ranked(), "more": ranked().head(1)})
+        plots.save(plots.ranking(ranked(), FAMILIES), tmp_path / folder / "r", {"": ranked(), "more": ranked().head(1)}, finding="One.")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["r.csv", "r.pdf", "r.png", "r_more.csv"]
+    assert names == ["r.csv", "r.md", "r.pdf", "r.png", "r_more.csv"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert (tmp_path / "one" / "r.md").read_text() == "One.\n"
     back = pd.read_csv(tmp_path / "one" / "r.csv")
     np.testing.assert_allclose(back["mean"], ranked()["mean"], atol=5e-5)
     assert b"/FontFile2" in (tmp_path / "one" / "r.pdf").read_bytes() or b"/Type42" in (tmp_path / "one" / "r.pdf").read_bytes()

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import types
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,30 @@ def _module_source(name: str) -> str:
     return inspect.getsource(sys.modules[name])
 
 
-def pixel_digest(dataset: Dataset, indices: Sequence[int]) -> str:
-    """A hash of some of a user's images (items (image, target, image_id)): every pixel, the target and the id."""
-    found = hashlib.sha256()
-    for index in indices:
-        if (item := dataset[index]) is not None:
-            image, target, image_id = item
-            found.update(repr((str(image.dtype), tuple(image.shape), int(target), image_id)).encode())
-            found.update(_bytes(image))
-    return found.hexdigest()[:20]
+class OwnImages:
+    """Id, target and address of a user's images, each read once, however many models are evaluated.
+
+    Args:
+        dataset: of items (image, target, image_id), or None for an image that cannot be read and is to be left out.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._known: dict[int, tuple[str, int, str]] = {}
+
+    def __getitem__(self, index: int) -> tuple[str, int, str]:
+        if index not in self._known:
+            self._known[index] = self._look_at(index)
+        return self._known[index]
+
+    def _look_at(self, index: int) -> tuple[str, int, str]:
+        item = self.dataset[index]
+        if item is None:
+            return self.dataset.image_ids[index], self.dataset.targets[index], ""  # type: ignore[attr-defined]
+        image, target, image_id = item
+        found = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id)).encode())
+        found.update(_bytes(image))
+        return image_id, int(target), found.hexdigest()[:20]
 
 
 def own_digest(thing: Any) -> str:

@@ -2,11 +2,13 @@
 
 Work is cut into shards of images. For each shard the method-independent columns (for IDSDS: the deletion drops) are computed once, and each
 group of methods that share a computation is one file of records. A file's name is a hash of all that determines its content, and it appears
-complete or not at all: a run that is killed goes on where it was, and a method that is added later costs its own passes only.
+complete or not at all: a run that is killed goes on where it was, and methods or images that are added later cost their own passes only.
+Files are shared with other runs through the cache (:mod:`idsds.shelves`).
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +22,11 @@ from tqdm import tqdm
 from idsds import paths
 from idsds.costs import measure, summary
 from idsds.planning import Plan, on_device
-from idsds.records import tidy, write_manifest
+from idsds.records import Files, tidy, write_manifest
 from idsds.registry import UnknownNameError
 from idsds.resolving import make_plan
 from idsds.shards import Task, run_task, tasks_of
-from idsds.store import read_table
+from idsds.shelves import Shelf, leave, record_cache, take
 
 Frames = dict[tuple[int, int], pd.DataFrame]
 
@@ -66,7 +68,9 @@ def evaluate(
             fine-tuned for this run is fine-tuned with the first.
         baseline: what replaces a deleted patch.
         seed: of training, noise and masks; several seeds give records for each.
-        output: folder for the records, relative to the repository root; None keeps nothing on disk but trained checkpoints.
+        output: folder for the records, relative to the repository root. What other runs have computed of them is taken from the cache
+            (``cache/records``), and what is computed is left there; ``IDSDS_RECORD_CACHE=0`` in the environment turns that off. None
+            computes everything, whatever is cached, and keeps nothing on disk but trained checkpoints.
         scheduler: the address of a Dask scheduler, a ``dask.distributed.Client`` or a cluster (see :mod:`idsds.cluster`), which spreads
             shards over its workers; ``output`` and the cache are then folders that they share. None: this process.
         batch_size: images per batch; None bounds it by memory. It changes scores by float rounding only.
@@ -130,37 +134,45 @@ def evaluate(
 
 def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[..., Frames]) -> pd.DataFrame:
     """Everything after planning; ``run`` does the tasks, here or elsewhere."""
-    tasks = [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, folder)]
+    begun = time.perf_counter()
+    cache = record_cache()
+    shelf = None if folder is None else Shelf(folder, cache)
+    tasks = [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, shelf)]
     if progress:
         print(announcement(plan, tasks), flush=True)
     if folder is not None:
         write_manifest(folder, plan, "running")
-    waiting = [task for task in tasks if task.open]
+    for task in tasks:
+        for path, cached in task.taken.items():
+            take(cached, path)
+        for path in (*task.prepared, *task.files):
+            if path is not None and path not in task.taken and path.is_file():
+                leave(path, cache)
+    waiting = [task for task in tasks if task.steps]
     total = sum(task.passes for task in waiting)
     frames: Frames = {}
     if waiting:
         with tqdm(total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress) as bar:
             frames = run(plan, waiting, progress, bar)
     place = {id(task): number for number, task in enumerate(waiting)}
-    found, facts, parts = [], [], []
+    found: list[pd.DataFrame] = []
+    files = Files()
     for task in tasks:
-        asked = plan.jobs[task.job].groups
-        for number, (path, group) in enumerate(zip(task.files, asked, strict=True)):
-            if path is None:
+        for path in task.prepared:
+            if path is not None and shelf is not None and path.is_file():  # it is not where no image could be read
+                files.add("prepared", shelf, path, task.images or {}, ())
+        for number, (path, group) in enumerate(zip(task.files, plan.jobs[task.job].groups, strict=True)):
+            if path is None or shelf is None:
                 found.append(frames.pop((place[id(task)], number)))
-                continue
-            frame, fact = read_table(path)
-            found.append(frame if set(fact["methods"]) == set(group) else frame[frame["method"].isin(group)])
-            facts.append(fact)
-            parts.append((path, group))
-        facts += [read_table(path)[1] for path in task.prepared if path is not None]
+            elif path.is_file():
+                found.append(files.add("records", shelf, path, task.images or {}, group))
     records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods)
     expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
     if len(records) < expected:
         missing = f"{expected - len(records)} of {expected} records are missing"
         warnings.warn(f"{missing}: images that could not be read were skipped", stacklevel=3)
     if folder is not None:
-        write_manifest(folder, plan, "complete", records, parts, facts)
+        write_manifest(folder, plan, "complete", records, files, time.perf_counter() - begun)
     return records
 
 
@@ -196,7 +208,10 @@ def announcement(plan: Plan, tasks: Sequence[Task]) -> str:
     if len(training):
         steps = int((training["epochs"] * training["images"]).sum())
         lines.append(f"first {len(training)} training stage(s) that are not cached: {steps:,} images forward and backward")
-    files, missing, left = (sum(values) for values in zip(*((len(t.groups), len(t.missing), t.passes) for t in tasks), strict=True))
-    if missing < files:
-        lines.append(f"{files - missing} of {files} files of records are there already; {left:,} passes left")
+    files, kept, left, taken = (
+        sum(values) for values in zip(*((len(t.files), t.kept, t.passes, len(t.taken)) for t in tasks), strict=True)
+    )
+    if kept or taken or left < sum(plan.announced):
+        shared = f"; {taken} files are reused from other runs ({record_cache()})" if taken else ""
+        lines.append(f"{kept} of {files} files of records are there already{shared}; {left:,} passes left")
     return "\n".join(lines)

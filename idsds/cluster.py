@@ -25,6 +25,7 @@ from idsds.planning import Plan
 from idsds.registry import UnknownNameError
 from idsds.settings import DEVICES, chosen_device
 from idsds.shards import Task, run_task
+from idsds.shelves import SWITCH
 from idsds.stages import Stage
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 # Where files are is the same for all: workers take over what the caller's environment says.
-SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB")
+SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB", SWITCH)
 PARAMS = ("queue", "account", "cores", "memory", "walltime", "gpus", "workers", "interface", "directives", "prologue")
 
 # A worker keeps the model of its last shard. Its threads, should it have several, take turns: hooks and modes belong to the model.

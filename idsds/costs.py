@@ -15,6 +15,7 @@ from torch import nn
 from idsds.models import create_model
 from idsds.planning import Job, Plan
 from idsds.shards import Task, autocast, batch_size, on_plan, score, tasks_of
+from idsds.shelves import Shelf, record_cache
 from idsds.stages import Stage, rehearse_stage
 from idsds.training import batches
 
@@ -35,6 +36,7 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
         :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb`` of its
         files, an upper estimate.
     """
+    shelf = None if folder is None else Shelf(folder, record_cache())
     table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA)
     for number, job in enumerate(plan.jobs):
         rows = (table["model"] == job.model) & (table["seed"] == job.seed)
@@ -42,7 +44,7 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
             found = rehearse_stage(stage)
             work = "train" if stage.deletion is None else "fine-tune in-domain"
             _fill(table, rows & (table["work"] == work), stage.train_images, found.images_per_second, 3600 * found.hours, 0)
-        tasks = list(tasks_of(plan, number, folder))
+        tasks = list(tasks_of(plan, number, shelf))
         for work, (left, per_second, per_image) in _timed(plan, job, tasks).items():
             _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
     kinds = {"images_left": "Int64", "images_per_second": "Float64", "seconds_left": "Float64", "disk_mb": "Float64"}
@@ -84,13 +86,13 @@ def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, floa
     with autocast(plan):
         columns, per_second = _rate(prepared, len(image_ids), plan.device)
         if prepare is not None:
-            left = sum(len(task.indices) * len(task.lacking) for task in tasks) // len(plan.grids)
+            left = sum(task.lacking(grid) for task in tasks for grid in range(len(plan.grids))) // len(plan.grids)
             values = sum(value.nbytes for one in columns for value in one.values())
             found["deletions"] = left, per_second, values / len(image_ids)
         for index, group in enumerate(job.groups):
             methods = job.create_methods(model, group)
             frame, per_second = _rate(lambda m=methods: score(plan, job, model, m, batch, columns), len(image_ids), plan.device)
-            left = sum(len(task.indices) for task in tasks if index in task.missing)
+            left = sum(task.missing(index) for task in tasks)
             found[", ".join(group)] = left, per_second, _bytes(frame) / len(image_ids)
     return found
 

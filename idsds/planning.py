@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from idsds.addresses import code_digest, file_digest, own_digest, pixel_digest
+from idsds.addresses import OwnImages, code_digest, file_digest, own_digest
 from idsds.datasets import create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
@@ -25,6 +25,9 @@ from idsds.stages import Stage, obtain
 from idsds.store import digest, versions
 
 Methods = Mapping[str, Any]
+
+# Raise it when the engine changes what a file of records holds, so that old files are not taken for new ones.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Job:
         groups: methods that share a computation.
         passes: passes per image of each group.
         own_keys: hashes of the user's own methods.
+        own_images: what is known of the user's own images, None for a data set of the registry.
     """
 
     model: str
@@ -56,6 +60,7 @@ class Job:
     groups: tuple[tuple[str, ...], ...]
     passes: tuple[Passes | None, ...]
     own_keys: Mapping[str, str] = field(default_factory=dict)
+    own_images: OwnImages | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -70,9 +75,16 @@ class Job:
         weights = self.source.key if isinstance(self.source, Stage) else file_digest(self.source)
         return digest([weights, code_digest(MODELS[self.model].build)])
 
+    def images(self, indices: Sequence[int]) -> dict[str, str]:
+        """By id, the address of each image: of the registry's the id itself, of a user's a hash of its pixels and target."""
+        if self.own_images is None:
+            image_ids = self.dataset.image_ids  # type: ignore[attr-defined]
+            return {image_ids[index]: image_ids[index] for index in indices}
+        return {image_id: key for image_id, _, key in (self.own_images[index] for index in indices)}
+
     def data_key(self, indices: Sequence[int]) -> str:
-        """The address of some of the images."""
-        return fingerprint_of(*self.data) if isinstance(self.data, tuple) else pixel_digest(self.data, indices)
+        """The address of a block of images: that of the registry's data set, or of the user's first image, each having one of its own."""
+        return fingerprint_of(*self.data) if self.own_images is None else self.own_images[indices[0]][2]  # type: ignore[misc]
 
     def method_key(self, name: str) -> str:
         """The address of a method's computation: its code, options and noise."""
@@ -138,27 +150,32 @@ class Plan:
         """Passes per image of the method-independent columns for one grid."""
         return self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
 
-    def address(self, job: Job, data: str, indices: Sequence[int], group: Sequence[str]) -> str:
-        """The address of the records of one shard and group of methods; ``data`` is the address of the images."""
-        content = self._shared(job, data, indices, dict(self.settings))
-        content |= {"dataset": self.dataset, "protocol": [self.protocol.name, code_digest(self.protocol.function)]}
+    def address(self, job: Job, start: int, group: Sequence[str]) -> str:
+        """The address of the records of a group of methods, of the block of images that begins at ``start`` in the fixed order."""
+        content = self._shared(job, start, dict(self.settings))
+        content |= {"name": job.model, "dataset": self.dataset}
+        content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)]}
         content["computation"] = job.method_key(group[0])
         # Two of the user's methods may be one thing under two names: each has records of its own.
         content["own"] = [name for name in group if name in job.own_keys]
         return digest(content)
 
-    def prepared_address(self, job: Job, data: str, indices: Sequence[int], settings: Mapping[str, Any]) -> str:
-        """The address of the method-independent columns of one shard: of no more than their function and what it takes."""
+    def prepared_address(self, job: Job, start: int, settings: Mapping[str, Any]) -> str:
+        """The address of the method-independent columns of a block: of no more than their function and what it takes."""
         prepare = self.protocol.prepare
         taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
-        return digest({**self._shared(job, data, indices, taken), "prepare": code_digest(prepare)})
+        return digest({**self._shared(job, start, taken), "prepare": code_digest(prepare)})
 
-    def _shared(self, job: Job, data: str, indices: Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
-        """What determines every number. Batch size is not in it: it changes scores by rounding, and is chosen by memory."""
+    def _shared(self, job: Job, start: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """What determines every number. Batch size is not in it: it changes scores by rounding, and is chosen by memory.
+
+        Nor is the number of images: the file says which of the block's it holds.
+        """
         return {
+            "format": FORMAT,
             "model": job.model_key,
-            "data": data,
-            "indices": list(indices),
+            "data": job.data_key(job.indices[start : start + self.shard]),
+            "block": [start, self.shard],
             "seed": job.seed,
             "settings": own_digest(sorted(settings.items())),
             "numerics": [self.device, self.precision, self.channels_last, self.compiled],

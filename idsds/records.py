@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from idsds.store import read_json, read_table, versions, write_json
 
 if TYPE_CHECKING:
     from idsds.planning import Plan
+    from idsds.shelves import Shelf
 
 MANIFEST = "manifest.json"
 IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "score")
@@ -63,17 +64,34 @@ def load_records(output: str | Path) -> pd.DataFrame:
     found = []
     for part in manifest["files"]:
         frame = read_table(folder / part["path"])[0]
-        found.append(frame[frame["method"].isin(part["methods"])])
+        frame = frame[frame["method"].isin(part["methods"])]
+        found.append(frame[frame["image_id"].isin(frame["image_id"].unique()[: part["images"]])])
     return tidy(found, [(entry["model"], entry["seed"]) for entry in manifest["models"]], manifest["methods"])
 
 
+class Files:
+    """The files that a run's records and columns are in: which part of each belongs to the run, and what that took."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, list[dict[str, Any]]] = {"records": [], "prepared": []}
+
+    def add(self, kind: str, shelf: Shelf, path: Path, images: Mapping[str, str], methods: Sequence[str]) -> pd.DataFrame:
+        """Enter a file; its rows of these images and methods."""
+        sheet = shelf.read(path).only(images.keys(), methods)
+        taken = {name: sum(getattr(part, name) for part in sheet.parts) for name in ("forward", "backward", "seconds")}
+        entry = {"path": path.relative_to(shelf.folder).as_posix(), "methods": list(methods)}
+        counts = {"images": sum(len(part.images) for part in sheet.parts)}
+        passes = {"forward": round(taken["forward"]), "backward": round(taken["backward"]), "seconds": round(taken["seconds"], 3)}
+        self.entries[kind].append({**entry, **counts, **passes})
+        return sheet.frame
+
+    def total(self, what: str) -> float:
+        """Of all files."""
+        return sum(entry[what] for entries in self.entries.values() for entry in entries)
+
+
 def write_manifest(
-    folder: Path,
-    plan: Plan,
-    status: str,
-    records: pd.DataFrame | None = None,
-    parts: Sequence[tuple[Path, Sequence[str]]] = (),
-    facts: Sequence[dict[str, Any]] = (),
+    folder: Path, plan: Plan, status: str, records: pd.DataFrame | None = None, files: Files | None = None, seconds: float = 0.0
 ) -> None:
     """What was computed, how, from what, and what came out undefined.
 
@@ -82,10 +100,10 @@ def write_manifest(
         plan: what was announced.
         status: ``running`` or ``complete``.
         records: of a complete run.
-        parts: its files and which of their methods belong to it.
-        facts: what its files say of the passes that they took.
+        files: that they are in, and what each of them took, whenever and in whatever run that was.
+        seconds: that this call took, with what it found done.
     """
-    counted = {key: sum(fact[key] for fact in facts) for key in ("forward", "backward")}
+    files = files or Files()
     content = {
         "status": status,
         "protocol": plan.protocol.name,
@@ -101,9 +119,14 @@ def write_manifest(
         "channels_last": plan.channels_last,
         "compiled": plan.compiled,
         "versions": versions(),
-        "passes": {"announced": plan.announced._asdict(), "counted": counted},
+        "passes": {
+            "announced": plan.announced._asdict(),
+            "counted": {"forward": files.total("forward"), "backward": files.total("backward")},
+        },
+        "seconds": {"passes": round(files.total("seconds"), 3), "this_call": round(seconds, 3)},
         "undefined": [] if records is None else undefined_scores(records),
-        "files": [{"path": path.relative_to(folder).as_posix(), "methods": list(group)} for path, group in parts],
+        "files": files.entries["records"],
+        "prepared": files.entries["prepared"],
     }
     write_json(folder / MANIFEST, content)
 

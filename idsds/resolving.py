@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from idsds import paths
-from idsds.addresses import own_digest
+from idsds.addresses import OwnImages, own_digest
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
 from idsds.interventions import BASELINES, patch_size
@@ -57,8 +57,10 @@ def make_plan(
     own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
     if not isinstance(dataset, str):
         dataset = as_image_dataset(dataset)
+        own_images = OwnImages(dataset)
         sides = dataset[0][0].shape[-2:]
     else:
+        own_images = None
         sides = (DATASETS[dataset].image_size,) * 2
         if split not in SPLITS:
             raise UnknownNameError(f"split of {dataset!r}", split, SPLITS)
@@ -90,6 +92,7 @@ def make_plan(
                     groups=groups,
                     passes=passes,
                     own_keys=own_keys,
+                    own_images=own_images,
                 )
             )
     left_out = [name for name in wanted if not any(name in job.methods for job in jobs)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +23,120 @@ from idsds.passes import PassCounter
 from idsds.planning import Job, Plan
 from idsds.protocols import Batch
 from idsds.registry import UnknownNameError
-from idsds.store import DamagedFileError, read_table, write_table
+from idsds.shelves import EMPTY, Part, Sheet, Shelf, leave, record_cache
+from idsds.store import DamagedFileError
 from idsds.training import batches
 
 Advance = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
+class Step:
+    """Images of a shard for which the same is to be computed.
+
+    Args:
+        indices: the images.
+        grids: numbers of the grids whose columns are lacking.
+        groups: by number of the group, the methods to compute: those asked for, and those that have a record already.
+    """
+
+    indices: tuple[int, ...]
+    grids: tuple[int, ...]
+    groups: Mapping[int, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Task:
-    """One shard of images of one job, and which of its files are lacking.
+    """One shard of images of one job: its files, and what they lack.
 
     Args:
         job: number of the job in the plan.
         indices: the images.
         prepared: the files of method-independent columns, one for each grid; None where nothing is kept on disk.
-        groups: methods that share a computation: those asked for, and those that the file holds already.
-        files: one file of records for each group.
-        lacking: numbers of the grids whose columns are to be computed.
-        missing: numbers of the groups whose records are to be computed.
+        files: one file of records for each group of methods.
+        images: by id, the address of each image; None where nothing is kept on disk.
+        taken: by file, what another run has left in the cache of it.
+        kept: how many of the files of records lack nothing.
+        steps: what is to be computed.
         passes: how many that takes.
     """
 
     job: int
     indices: tuple[int, ...]
     prepared: tuple[Path | None, ...]
-    groups: tuple[tuple[str, ...], ...]
     files: tuple[Path | None, ...]
-    lacking: tuple[int, ...]
-    missing: tuple[int, ...]
+    images: Mapping[str, str] | None
+    taken: Mapping[Path, Path]
+    kept: int
+    steps: tuple[Step, ...]
     passes: int
 
-    @property
-    def open(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.missing or self.lacking)
+    def lacking(self, grid: int) -> int:
+        """Images whose columns for a grid are to be computed."""
+        return sum(len(step.indices) for step in self.steps if grid in step.grids)
+
+    def missing(self, group: int) -> int:
+        """Images whose records of a group are to be computed."""
+        return sum(len(step.indices) for step in self.steps if group in step.groups)
 
 
-def tasks_of(plan: Plan, number: int, folder: Path | None) -> Iterator[Task]:
-    """The shards of a job; with a ``folder``, what lies there complete and readable is not computed again."""
+def tasks_of(plan: Plan, number: int, shelf: Shelf | None) -> Iterator[Task]:
+    """The shards of a job; with a ``shelf``, what lies there complete and readable is not computed again."""
     job = plan.jobs[number]
     grids = plan.grids if plan.protocol.prepare else []
     for start in range(0, len(job.indices), plan.shard):
         indices = job.indices[start : start + plan.shard]
-        groups = list(job.groups)
-        files: list[Path | None] = [None] * len(groups)
         prepared: list[Path | None] = [None] * len(grids)
-        lacking, missing = list(range(len(grids))), list(range(len(groups)))
-        if folder is not None:
-            data = job.data_key(indices)
+        files: list[Path | None] = [None] * len(job.groups)
+        held: list[dict[tuple[str, str], tuple[str, ...]]] = [{} for _ in range(len(grids) + len(files))]
+        images, taken = None, {}
+        if shelf is not None:
+            images = job.images(indices)
+            slug = re.sub(r"[^\w+-]+", "_", job.model)[:60]  # what the user calls a net may be no name of a file
+            names = [plan.prepared_address(job, start, settings) for settings in grids]
+            names += [plan.address(job, start, group) for group in job.groups]
+            names = [f"{slug}-{name}.parquet" for name in names]
+            for i, (name, group) in enumerate(zip(names, [*((),) * len(grids), *job.groups], strict=True)):
+                sheet, cached = shelf.find(name, images, group)
+                held[i] = sheet.held
+                if cached is not None:
+                    taken[shelf.path(name)] = cached
+            prepared, files = [shelf.path(name) for name in names[: len(grids)]], [shelf.path(name) for name in names[len(grids) :]]
+        steps = _steps(job, indices, images, held[: len(grids)], held[len(grids) :])
+        passes = sum(len(step.indices) * _passes(plan, job, step) for step in steps)
+        kept = sum(all(i not in step.groups for step in steps) for i in range(len(files)))
+        yield Task(number, indices, tuple(prepared), tuple(files), images, taken, kept, steps, passes)
 
-            def path(address: str, folder: Path = folder) -> Path:
-                return folder / "records" / f"{job.model}-{address}.parquet"
 
-            files = [path(plan.address(job, data, indices, group)) for group in groups]
-            prepared = [path(plan.prepared_address(job, data, indices, settings)) for settings in grids]
-            held = [_methods_in(file) for file in files]
-            missing = [i for i in missing if held[i] is None or not set(groups[i]) <= set(held[i])]
-            lacking = [i for i in lacking if _methods_in(prepared[i]) is None]
-            for i in missing:  # what is there of the same computation stays there
-                groups[i] += tuple(name for name in held[i] or () if name not in groups[i] and _falls_out(job, name, groups[i][0]))
-        once = sum(sum(job.passes[i] or (0, 0)) for i in missing) + sum(sum(plan.prepare_passes(grids[i])) for i in lacking)
-        yield Task(number, indices, *map(tuple, (prepared, groups, files, lacking, missing)), once * len(indices))
+Held = Mapping[tuple[str, str], tuple[str, ...]]
+
+
+def _steps(
+    job: Job, indices: Sequence[int], images: Mapping[str, str] | None, prepared: Sequence[Held], records: Sequence[Held]
+) -> tuple[Step, ...]:
+    """What is to be computed, in the images' order; ``prepared`` and ``records`` say what each file holds."""
+    known: Sequence[Any] = [None] * len(indices) if images is None else list(images.items())
+    needs: list[tuple[tuple[int, ...], tuple[tuple[int, tuple[str, ...]], ...]]] = []
+    for image in known:
+        grids = tuple(i for i, held in enumerate(prepared) if image not in held)
+        groups = []
+        for i, (group, held) in enumerate(zip(job.groups, records, strict=True)):
+            there = held.get(image, ())
+            if not set(group) <= set(there):  # what is there of the same computation stays there
+                groups.append((i, group + tuple(name for name in there if name not in group and _falls_out(job, name, group[0]))))
+        needs.append((grids, tuple(groups)))
+    steps, done = [], 0
+    for (grids, groups), same in groupby(needs):
+        count = len(list(same))
+        if grids or groups:
+            steps.append(Step(tuple(indices[done : done + count]), grids, dict(groups)))
+        done += count
+    return tuple(steps)
+
+
+def _passes(plan: Plan, job: Job, step: Step) -> int:
+    """Per image, as far as they are known."""
+    return sum(sum(plan.prepare_passes(plan.grids[i])) for i in step.grids) + sum(sum(job.passes[i] or (0, 0)) for i in step.groups)
 
 
 def _falls_out(job: Job, name: str, of: str) -> bool:
@@ -91,19 +147,49 @@ def _falls_out(job: Job, name: str, of: str) -> bool:
         return False
 
 
-def _methods_in(path: Path | None) -> list[str] | None:
-    """The methods of a file of records; None for one that is not there, or damaged, which is named and computed again."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        return read_table(path)[1]["methods"]
-    except (DamagedFileError, KeyError) as error:
-        warnings.warn(f"{error}; this shard is computed again", stacklevel=4)
+class _File:
+    """What is computed for one file: columns or records of some images, added batch by batch."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.frames: list[pd.DataFrame] = []
+        self.parts: list[Part] = []
+
+    def begin(self, methods: Sequence[str]) -> None:
+        """Another step begins."""
+        self.methods, self.counter, self.seconds = tuple(methods), PassCounter(), 0.0
+        self.image_ids: list[str] = []
+
+    @contextmanager
+    def computing(self, model: nn.Module, image_ids: Sequence[str]) -> Iterator[None]:
+        """A batch is computed: count its passes and seconds."""
+        begun = time.perf_counter()
+        with self.counter.watch(model):
+            yield
+        self.seconds += time.perf_counter() - begun
+        self.image_ids += image_ids
+
+    def end(self, images: Mapping[str, str] | None) -> None:
+        """The step has ended."""
+        if images is not None and self.image_ids:
+            kept = {name: images[name] for name in self.image_ids}
+            self.parts.append(Part(kept, self.methods, self.counter.forward, self.counter.backward, self.seconds))
+
+    def finish(self, images: Mapping[str, str] | None, cache: Path | None) -> pd.DataFrame | None:
+        """Write the file, with what is there already, and leave it in the cache; without a file, return the frame."""
+        if self.path is None or not self.frames:
+            return pd.concat(self.frames, ignore_index=True) if self.frames else pd.DataFrame()
+        try:
+            there = Sheet.read(self.path)
+        except DamagedFileError:  # or none at all
+            there = EMPTY
+        there.with_more(self.frames, self.parts, list(images or ())).write(self.path)
+        leave(self.path, cache)
         return None
 
 
 def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda passes: None) -> dict[int, pd.DataFrame]:
-    """Compute the files that a shard lacks, and write them; without a folder, return the frames by number of the group.
+    """Compute what the files of a shard lack, and write them; without a folder, return the frames by number of the group.
 
     Args:
         plan: the settings.
@@ -113,40 +199,49 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
     """
     job = plan.jobs[task.job]
     preparer = torch.compile(model) if plan.compiled else model
-    kept = {i: read_table(path)[0] for i, path in enumerate(task.prepared) if path is not None and i not in task.lacking}
-    counted = {i: PassCounter() for i in task.lacking}
-    columns: dict[int, list[pd.DataFrame]] = {i: [] for i in task.lacking}
-    passes_of = {i: PassCounter() for i in task.missing}
-    parts: dict[int, list[pd.DataFrame]] = {i: [] for i in task.missing}
-    done = 0
-    for images, targets, image_ids in batches(job.dataset, task.indices, batch_size(plan, job)):
-        batch = on_plan(plan, job, images, targets, image_ids)
-        prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
-        for i, frame in kept.items():
-            rows = frame.iloc[done : done + len(image_ids)]
-            prepared[i] = {name: _tensor(rows[name], plan.device) for name in rows.columns if name != "image_id"}
-        for i in task.lacking:
-            with counted[i].watch(preparer), autocast(plan):
-                prepared[i] = plan.protocol.prepare(preparer, batch, seed=job.seed, **plan.grids[i])  # type: ignore[misc]
-            columns[i].append(_frame({"image_id": image_ids, **prepared[i]}))
-            advance(sum(plan.prepare_passes(plan.grids[i])) * len(image_ids))
-        done += len(image_ids)
-        for i in task.missing:
-            methods = job.create_methods(model, task.groups[i])
-            with passes_of[i].watch(model), autocast(plan):
-                parts[i].append(score(plan, job, model, methods, batch, prepared))
-            advance(sum(job.passes[i] or (0, 0)) * len(image_ids))
-    for i in task.lacking:
-        if (path := task.prepared[i]) is not None:
-            write_table(path, pd.concat(columns[i], ignore_index=True), {"methods": [], **counted[i].facts})
-    frames = {}
-    for i, found in parts.items():
-        frame, path = pd.concat(found, ignore_index=True), task.files[i]
-        if path is None:
-            frames[i] = frame
-        else:
-            write_table(path, frame, {"methods": list(task.groups[i]), **passes_of[i].facts})
-    return frames
+    stored = _stored(plan, task)
+    columns = {i: _File(task.prepared[i]) for i in range(len(task.prepared))}
+    records = {i: _File(task.files[i]) for i in range(len(task.files)) if task.missing(i)}
+    for step in task.steps:
+        methods = {i: job.create_methods(model, names) for i, names in step.groups.items()}
+        for i in step.grids:
+            columns[i].begin(())
+        for i, names in step.groups.items():
+            records[i].begin(names)
+        for images, targets, image_ids in batches(job.dataset, step.indices, batch_size(plan, job)):
+            if not image_ids:  # none of them could be read
+                continue
+            batch = on_plan(plan, job, images, targets, image_ids)
+            prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
+            for i, frame in stored.items():
+                if i not in step.grids:
+                    rows = frame.loc[list(image_ids)]
+                    prepared[i] = {name: _tensor(rows[name], plan.device) for name in rows.columns}
+            for i in step.grids:
+                with columns[i].computing(preparer, image_ids), autocast(plan):
+                    prepared[i] = plan.protocol.prepare(preparer, batch, seed=job.seed, **plan.grids[i])  # type: ignore[misc]
+                    frame = _frame({"image_id": image_ids, **prepared[i]})
+                columns[i].frames.append(frame)
+                advance(sum(plan.prepare_passes(plan.grids[i])) * len(image_ids))
+            for i in step.groups:
+                with records[i].computing(model, image_ids), autocast(plan):
+                    frame = score(plan, job, model, methods[i], batch, prepared)
+                records[i].frames.append(frame)
+                advance(sum(job.passes[i] or (0, 0)) * len(image_ids))
+        for file in (*(columns[i] for i in step.grids), *(records[i] for i in step.groups)):
+            file.end(task.images)
+    shared = record_cache()
+    for file in columns.values():
+        if file.path is not None:
+            file.finish(task.images, shared)
+    frames = {i: file.finish(task.images, shared) for i, file in records.items()}
+    return {i: frame for i, frame in frames.items() if frame is not None and task.files[i] is None}
+
+
+def _stored(plan: Plan, task: Task) -> dict[int, pd.DataFrame]:
+    """By number of the grid, the stored columns by image id, where some step takes them from disk."""
+    wanted = {i for i in range(len(task.prepared)) for step in task.steps if step.groups and i not in step.grids}
+    return {i: Sheet.read(path).frame.set_index("image_id") for i, path in enumerate(task.prepared) if path is not None and i in wanted}
 
 
 def score(

@@ -38,8 +38,12 @@ def _plain(value: object) -> object:
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes the name once the block has ended well, and goes if it has not.
+
+    Args:
+        path: the file to write or replace; its folder is made.
+        sync: whether to wait for the disk; not for a link to what has been waited for.
 
     Raises:
         OSError: naming ``path`` and the system's reason (no space left, read-only, ...).
@@ -49,8 +53,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         raise type(error)(error.errno, f"cannot write {str(path)!r}: {error.strerror or error}") from error
@@ -77,14 +82,22 @@ def write_table(path: str | os.PathLike[str], table: pd.DataFrame, facts: Mappin
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"idsds": json.dumps(facts).encode()})
     with atomic(path) as partial:
-        pq.write_table(arrow, partial, compression="zstd")
+        pq.write_table(arrow, partial, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
     try:
-        arrow = pq.read_table(path)
+        arrow = pq.read_table(path, page_checksum_verification=True)
         return arrow.to_pandas(), json.loads(arrow.schema.metadata[b"idsds"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
+
+
+def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts alone of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
+    try:
+        return json.loads(pq.read_schema(path).metadata[b"idsds"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 

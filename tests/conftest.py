@@ -13,6 +13,7 @@ def _own_folders(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDSDS_HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("IDSDS_CACHE", raising=False)
+        patch.setenv("IDSDS_RECORD_CACHE", "0")  # what one test has computed is to be computed again by another
         yield
 
 

@@ -44,13 +44,13 @@ def addresses(**changes):
     """Of the records and of the drops of the first shard."""
     plan = plan_of(**changes)
     job = plan.jobs[0]
-    pixels = job.data_key(job.indices)
-    return plan.address(job, pixels, job.indices, job.groups[0]), plan.prepared_address(job, pixels, job.indices, plan.grids[0])
+    return plan.address(job, 0, job.groups[0]), plan.prepared_address(job, 0, plan.grids[0])
 
 
 def test_an_address_is_the_same_for_the_same_thing_and_whatever_does_not_matter():
     assert addresses() == addresses()
     assert addresses() == addresses(batch_size=3)
+    assert addresses() == addresses(images=3)  # a file says which images of its block it holds
     assert addresses() == addresses(methods=["IxG", "IxG abs", "IxG relu", "Random"])
     assert addresses() == addresses(models={"net": Linear().train().to(memory_format=torch.channels_last)})
 
@@ -62,7 +62,7 @@ def test_an_address_is_the_same_for_the_same_thing_and_whatever_does_not_matter(
         ({"methods": {"mine": lambda images, targets: images}}, False),
         ({"models": {"net": Linear(scale=2.0)}}, True),
         ({"dataset": data(shift=0.1)}, True),
-        ({"images": 3}, True),
+        ({"shard": 3}, True),
         ({"seeds": [1]}, True),
         ({"precision": "bf16-mixed"}, True),
         ({"channels_last": False}, True),

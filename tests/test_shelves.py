@@ -64,7 +64,7 @@ def alike(first, second):
     """The same records: images that are computed in other batches differ by rounding."""
     assert first[["model", "method", "image_id"]].equals(second[["model", "method", "image_id"]])
     np.testing.assert_allclose(np.stack(first.patch_sums), np.stack(second.patch_sums), atol=1e-5)
-    np.testing.assert_allclose(np.stack(first.drops), np.stack(second.drops), atol=1e-5)
+    np.testing.assert_allclose(np.stack(first.drops), np.stack(second.drops), rtol=1e-5, atol=1e-4)  # logits of about 20
 
 
 def passes(folder):

@@ -6,6 +6,7 @@ another. A notebook's function is hashed by its source and by the values it refe
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import io
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+PACKAGE = Path(__file__).resolve().parent
+# Modules of the package in which no number is computed.
+INDIFFERENT = ("idsds.addresses", "idsds.paths", "idsds.registry", "idsds.settings", "idsds.store")
 # What a module carries that says nothing of what it computes: its mode (always eval here), and hooks, whose ids count up in a process.
 PASSING = ("training", "entry", "_is_full_backward_hook")
 
@@ -35,16 +39,53 @@ def file_digest(path: Path) -> str:
 
 
 def code_digest(function: Callable) -> str:
-    """A hash of registered code: the package's own by the source of its file, a user's as :func:`own_digest` has it."""
+    """A hash of registered code: the package's own by the source of its module and of those it imports, else :func:`own_digest`."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if module is None or not module.__name__.startswith("idsds."):
         return own_digest(function)
-    return hashlib.sha256((_module_source(module.__name__) + function.__qualname__).encode()).hexdigest()[:20]
+    return hashlib.sha256((_sources(module.__name__) + function.__qualname__).encode()).hexdigest()[:20]
 
 
 @lru_cache(maxsize=256)
-def _module_source(name: str) -> str:
-    return inspect.getsource(sys.modules[name])
+def _sources(name: str) -> str:
+    found = hashlib.sha256()
+    for module in sorted(modules_of(name)):
+        found.update(_file(module).read_bytes())
+    return found.hexdigest()
+
+
+def modules_of(name: str) -> set[str]:
+    """A module of the package and all those of the package that it takes something from, as its source says."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        if module not in found and module not in INDIFFERENT:
+            found.add(module)
+            waiting += {_origin(source, what) for what, source in _imported(module).items()}
+    return found
+
+
+def _origin(module: str, name: str) -> str:
+    """Where ``from module import name`` leads: to a module, through the ``__init__`` of packages."""
+    if _file(f"{module}.{name}").is_file():
+        return f"{module}.{name}"
+    if _file(module).name != "__init__.py":
+        return module
+    further = _imported(module).get(name)
+    return module if further is None or further == module else _origin(further, name)
+
+
+@lru_cache(maxsize=256)
+def _imported(module: str) -> dict[str, str]:
+    """By name, the module or package within this one that it is imported from."""
+    statements = [node for node in ast.walk(ast.parse(_file(module).read_bytes())) if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module for node in statements if (node.module or "").split(".")[0] == "idsds" for alias in node.names}
+
+
+def _file(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
 
 
 class OwnImages:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from idsds import paths
+from idsds.checks import as_seeds, check_images, check_jobs, on_loan
 from idsds.costs import measure, summary
 from idsds.planning import Plan, on_device
-from idsds.records import Files, tidy, write_manifest
+from idsds.records import Files, begin_manifest, skipped_images, tidy, write_manifest
 from idsds.registry import UnknownNameError
 from idsds.resolving import make_plan
+from idsds.settings import check_precision
 from idsds.shards import Task, run_task, tasks_of
 from idsds.shelves import Shelf, leave, record_cache, take
 
@@ -58,7 +61,8 @@ def evaluate(
     """Judge attribution methods on models over a data set.
 
     Args:
-        models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is.
+        models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is: it is
+            moved to ``device`` while it is at work, and then has the tensors, devices and modes that it came with.
         methods: names, or ``{"my_method": callable(images, targets) -> maps}``, a captum Attribution, a torchcam extractor; ``None`` as the
             value stands for the registry's method of that name. A method that does not apply to one of several models is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
@@ -75,7 +79,7 @@ def evaluate(
             shards over its workers; ``output`` and the cache are then folders that they share. None: this process.
         batch_size: images per batch; None bounds it by memory. It changes scores by float rounding only.
         dry_run: return the plan (passes per model and computation) instead of computing anything; ``"measure"`` also times a few batches
-            of every computation: images per second, seconds left and megabytes on disk.
+            of every computation: images per second, seconds left and megabytes on disk. Neither writes anything.
         progress: show progress bars, and say beforehand what will be computed.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
@@ -95,7 +99,9 @@ def evaluate(
         UnknownNameError: an unknown name, with the nearest match.
         ValueError, TypeError, OSError: anything else that cannot work, before any work is done.
     """
-    seeds = [seed] if isinstance(seed, int) else list(seed)
+    seeds = as_seeds(seed)
+    if output is not None and str(output) in ("", "."):
+        raise ValueError(f"output must name a folder, not {str(output)!r}; None keeps nothing on disk")
     if dry_run not in (True, False, "measure"):
         raise UnknownNameError("dry_run", dry_run, ("True", "False", "measure"))
     plan = make_plan(
@@ -114,8 +120,11 @@ def evaluate(
         split=split,
         channels_last=channels_last,
         compiled=compiled,
+        elsewhere=scheduler is not None,
     )
-    folder = None if output is None else paths.check_writable(output)
+    folder = None if output is None else paths.resolve(output) if dry_run else paths.check_writable(output)
+    if dry_run is not True:
+        check_images(plan)
     if dry_run == "measure":
         table = measure(plan, folder)
         if progress:
@@ -128,6 +137,7 @@ def evaluate(
 
         with connected(scheduler) as client:
             plan = on_device(plan, workers_device(client, device))
+            check_precision(precision, plan.device)
             return _evaluate(plan, folder, progress, lambda *work: run_on(client, *work))
     return _evaluate(plan, folder, progress, _run_here)
 
@@ -140,15 +150,16 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[...
     tasks = [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, shelf)]
     if progress:
         print(announcement(plan, tasks), flush=True)
+    waiting = [task for task in tasks if task.steps]
+    check_jobs(plan, dict.fromkeys(task.job for task in waiting))
     if folder is not None:
-        write_manifest(folder, plan, "running")
+        begin_manifest(folder, plan)
     for task in tasks:
         for path, cached in task.taken.items():
             take(cached, path)
         for path in (*task.prepared, *task.files):
             if path is not None and path not in task.taken and path.is_file():
                 leave(path, cache)
-    waiting = [task for task in tasks if task.steps]
     total = sum(task.passes for task in waiting)
     frames: Frames = {}
     if waiting:
@@ -160,17 +171,18 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[...
     for task in tasks:
         for path in task.prepared:
             if path is not None and shelf is not None and path.is_file():  # it is not where no image could be read
-                files.add("prepared", shelf, path, task.images or {}, ())
+                files.add_prepared(shelf, path, task.images or {})
         for number, (path, group) in enumerate(zip(task.files, plan.jobs[task.job].groups, strict=True)):
             if path is None or shelf is None:
                 found.append(frames.pop((place[id(task)], number)))
             elif path.is_file():
-                found.append(files.add("records", shelf, path, task.images or {}, group))
+                found.append(files.add_records(shelf, path, task.images or {}, group))
     records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods)
     expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
     if len(records) < expected:
-        missing = f"{expected - len(records)} of {expected} records are missing"
-        warnings.warn(f"{missing}: images that could not be read were skipped", stacklevel=3)
+        missing, skipped = f"{expected - len(records)} of {expected} records are missing", skipped_images(plan, records)
+        listed = f"{', '.join(skipped[:8])}{', ...' if len(skipped) > 8 else ''}"
+        warnings.warn(f"{missing}: images that could not be read were skipped: {listed}", stacklevel=3)
     if folder is not None:
         write_manifest(folder, plan, "complete", records, files, time.perf_counter() - begun)
     return records
@@ -182,13 +194,12 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> F
     for number in dict.fromkeys(task.job for task in tasks):
         plan.jobs[number].prepare(progress)
     bar.reset()  # the time left is that of the passes, without the training
-    loaded, model = None, nn.Module()
-    for place, task in enumerate(tasks):
-        if task.job != loaded:
-            loaded, job = task.job, plan.jobs[task.job]
-            bar.set_postfix_str(job.model)
-            model = job.load().to(plan.device, memory_format=plan.layout)
-        frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
+    for number, some in groupby(enumerate(tasks), key=lambda numbered: numbered[1].job):
+        job = plan.jobs[number]
+        bar.set_postfix_str(job.model)
+        with on_loan(job.load(), plan.device, plan.layout) as model:
+            for place, task in some:
+                frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
     return frames
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 # Where files are is the same for all: workers take over what the caller's environment says.
-SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB", SWITCH)
+SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB")
 PARAMS = ("queue", "account", "cores", "memory", "walltime", "gpus", "workers", "interface", "directives", "prologue")
 
 # A worker keeps the model of its last shard. Its threads, should it have several, take turns: hooks and modes belong to the model.
@@ -168,6 +168,7 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
     environment = {
         "IDSDS_HOME": str(paths.root()),
         "IDSDS_CACHE": str(paths.cache()),
+        SWITCH: os.environ.get(SWITCH, "1"),
         **{name: os.environ[name] for name in SHARED if name in os.environ},
     }
     # A result, and no scattered data: when the worker that holds it dies, the scheduler has it made again.

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from idsds.checks import on_loan
 from idsds.models import create_model
 from idsds.planning import Job, Plan
 from idsds.shards import Task, autocast, batch_size, on_plan, score, tasks_of
@@ -72,7 +73,11 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     """By computation: images left, images per second, bytes per image."""
-    model = _model(job).to(plan.device, memory_format=plan.layout)
+    with on_loan(_model(job), plan.device, plan.layout) as model:
+        return _timed_on(model, plan, job, tasks)
+
+
+def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     size = min(batch_size(plan, job), len(job.indices))
     images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
     batch = on_plan(plan, job, images, targets, image_ids)

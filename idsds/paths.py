@@ -27,7 +27,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def cache() -> Path:
-    """Where content-addressed checkpoints and deletion drops live: ``cache/`` or ``IDSDS_CACHE``."""
+    """Where content-addressed checkpoints, drops and records live: ``cache/`` or ``IDSDS_CACHE``. It may be deleted at any time."""
     return resolve(os.environ.get("IDSDS_CACHE", "cache"))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from idsds.addresses import OwnImages, code_digest, file_digest, own_digest
-from idsds.datasets import create_dataset, fingerprint
+from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
@@ -84,7 +84,9 @@ class Job:
 
     def data_key(self, indices: Sequence[int]) -> str:
         """The address of a block of images: that of the registry's data set, or of the user's first image, each having one of its own."""
-        return fingerprint_of(*self.data) if self.own_images is None else self.own_images[indices[0]][2]  # type: ignore[misc]
+        if self.own_images is not None:
+            return self.own_images[indices[0]][2]
+        return digest([fingerprint_of(*self.data), code_digest(DATASETS[self.data[0]].load)])  # type: ignore[misc, index]
 
     def method_key(self, name: str) -> str:
         """The address of a method's computation: its code, options and noise."""

@@ -11,11 +11,12 @@ import pandas as pd
 from torch import Tensor
 
 from idsds import paths
-from idsds.store import read_json, read_table, versions, write_json
+from idsds.datasets.base import ImageDataset
+from idsds.store import DamagedFileError, read_json, read_table, versions, write_json
 
 if TYPE_CHECKING:
     from idsds.planning import Plan
-    from idsds.shelves import Shelf
+    from idsds.shelves import Part, Shelf
 
 MANIFEST = "manifest.json"
 IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "score")
@@ -75,19 +76,35 @@ class Files:
     def __init__(self) -> None:
         self.entries: dict[str, list[dict[str, Any]]] = {"records": [], "prepared": []}
 
-    def add(self, kind: str, shelf: Shelf, path: Path, images: Mapping[str, str], methods: Sequence[str]) -> pd.DataFrame:
-        """Enter a file; its rows of these images and methods."""
+    def add_prepared(self, shelf: Shelf, path: Path, images: Mapping[str, str]) -> None:
+        """Enter a file of columns."""
+        self._enter("prepared", path.relative_to(shelf.folder), [part.only(images.keys()) for part in shelf.parts(path)], ())
+
+    def add_records(self, shelf: Shelf, path: Path, images: Mapping[str, str], methods: Sequence[str]) -> pd.DataFrame:
+        """Enter a file of records; its rows of these images and methods."""
         sheet = shelf.read(path).only(images.keys(), methods)
-        taken = {name: sum(getattr(part, name) for part in sheet.parts) for name in ("forward", "backward", "seconds")}
-        entry = {"path": path.relative_to(shelf.folder).as_posix(), "methods": list(methods)}
-        counts = {"images": sum(len(part.images) for part in sheet.parts)}
-        passes = {"forward": round(taken["forward"]), "backward": round(taken["backward"]), "seconds": round(taken["seconds"], 3)}
-        self.entries[kind].append({**entry, **counts, **passes})
+        self._enter("records", path.relative_to(shelf.folder), sheet.parts, methods)
         return sheet.frame
+
+    def _enter(self, kind: str, path: Path, parts: Sequence[Part], methods: Sequence[str]) -> None:
+        counts = {"images": sum(len(part.images) for part in parts)}
+        passes = {name: round(sum(getattr(part, name) for part in parts)) for name in ("forward", "backward")}
+        seconds = round(sum(part.seconds for part in parts), 3)
+        self.entries[kind].append({"path": path.as_posix(), "methods": list(methods), **counts, **passes, "seconds": seconds})
 
     def total(self, what: str) -> float:
         """Of all files."""
         return sum(entry[what] for entries in self.entries.values() for entry in entries)
+
+
+def begin_manifest(folder: Path, plan: Plan) -> None:
+    """Mark the folder as that of a run that is not complete; what is complete stays so until there is a new manifest."""
+    try:
+        if read_json(folder / MANIFEST)["status"] == "complete":
+            return
+    except (DamagedFileError, KeyError, TypeError):
+        pass
+    write_manifest(folder, plan, "running")
 
 
 def write_manifest(
@@ -124,11 +141,19 @@ def write_manifest(
             "counted": {"forward": files.total("forward"), "backward": files.total("backward")},
         },
         "seconds": {"passes": round(files.total("seconds"), 3), "this_call": round(seconds, 3)},
+        "skipped": [] if records is None else skipped_images(plan, records),
         "undefined": [] if records is None else undefined_scores(records),
         "files": files.entries["records"],
         "prepared": files.entries["prepared"],
     }
     write_json(folder / MANIFEST, content)
+
+
+def skipped_images(plan: Plan, records: pd.DataFrame) -> list[str]:
+    """Ids of the images that were asked for and could not be read, so that they have no record; each run tries them again."""
+    there = set(records["image_id"])
+    asked = {job.dataset.image_ids[index]: None for job in plan.jobs if isinstance(job.dataset, ImageDataset) for index in job.indices}
+    return [image_id for image_id in asked if image_id not in there]
 
 
 def undefined_scores(records: pd.DataFrame) -> list[dict[str, Any]]:

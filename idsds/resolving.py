@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from idsds.models import MODELS, create_model
 from idsds.planning import Job, Methods, Plan, make_method, named_dataset
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.registry import UnknownNameError
-from idsds.settings import PRECISIONS, chosen_device
+from idsds.settings import PRECISIONS, check_precision, chosen_device
 from idsds.stages import Stage, plan_training, trains_from_scratch
 
 
@@ -42,8 +42,12 @@ def make_plan(
     split: str = "test",
     channels_last: bool = True,
     compiled: bool = False,
+    elsewhere: bool = False,
 ) -> Plan:
-    """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`."""
+    """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`.
+
+    ``elsewhere`` says that ``device`` stands for that of workers, which are still to be asked.
+    """
     entry = PROTOCOLS[protocol]
     settings = protocol_settings(entry, settings)
     if precision not in PRECISIONS:
@@ -52,6 +56,8 @@ def make_plan(
         if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
     device = chosen_device(device).type
+    if not elsewhere:
+        check_precision(precision, device)
     nets = _as_mapping("models", models, MODELS)
     wanted = _as_mapping("methods", methods, None)
     own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
@@ -135,8 +141,8 @@ def _checked_grid(entry: ProtocolEntry, grid: Any, sides: Sequence[int]) -> Any:
 
 def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
     """A list of names as a mapping from name to None, a mapping as it is."""
-    if isinstance(given, str):
-        raise TypeError(f"{what} must be a list of names or a mapping from name to {what[:-1]}, not the string {given!r}")
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{what} must be a list of names or a mapping from name to {what[:-1]}, not {given!r}")
     found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
     if not found:
         raise ValueError(f"{what} is empty")

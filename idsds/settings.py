@@ -154,6 +154,7 @@ class RunSettings(Settings):
             values = getattr(self, key)
             if twice := sorted({str(value) for value in values if values.count(value) > 1}):
                 raise ValueError(f"{key} lists {', '.join(twice)} more than once")
+        check_precision(self.precision, chosen_device(self.device).type)
         for name in self.checkpoints:
             if name not in self.models:
                 raise UnknownNameError("model with a checkpoint", name, self.models)
@@ -168,6 +169,12 @@ class RunSettings(Settings):
         values = self.model_dump()
         values["seed"] = values.pop("seeds")
         return values
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise SettingsError for half precision on a device (``cpu``, ``cuda`` or ``mps``) that does not have it."""
+    if precision == "16-mixed" and device != "cuda":
+        raise SettingsError(f"precision '16-mixed' needs a CUDA device, this is {device!r}; use 'bf16-mixed' or '32-true'")
 
 
 def chosen_device(device: str = "auto") -> torch.device:

@@ -180,8 +180,8 @@ class _File:
         if self.path is None or not self.frames:
             return pd.concat(self.frames, ignore_index=True) if self.frames else pd.DataFrame()
         try:
-            there = Sheet.read(self.path)
-        except DamagedFileError:  # or none at all
+            there = Sheet.read(self.path) if self.path.is_file() else EMPTY
+        except DamagedFileError:  # which was named when the run began
             there = EMPTY
         there.with_more(self.frames, self.parts, list(images or ())).write(self.path)
         leave(self.path, cache)

@@ -132,7 +132,7 @@ class Shelf:
 
     def __init__(self, folder: Path, cache: Path | None) -> None:
         self.folder, self.cache = folder, cache
-        self._read: dict[Path, tuple[tuple[int, ...], Sheet]] = {}
+        self._read: dict[tuple[int, ...], Sheet] = {}
 
     def path(self, name: str) -> Path:
         """Where the run has a file."""
@@ -158,22 +158,16 @@ class Shelf:
         return shared, self.cache / name
 
     def read(self, path: Path) -> Sheet:
-        """A file's content; one that has not changed since is not read a second time. Raises DamagedFileError."""
-        try:
-            state = os.stat(path)
-        except OSError as error:
-            raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
-        stamp = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)  # the same for a hard link
-        for known, sheet in [self._read[path]] if path in self._read else []:
-            if known == stamp:
-                return sheet
-        sheet = Sheet.read(path)
-        self._read[path] = stamp, sheet
-        return sheet
+        """A file's content; what has been read under this or another name is not read again. Raises DamagedFileError."""
+        stamp = _stamp(path)
+        if stamp not in self._read:
+            self._read[stamp] = Sheet.read(path)
+        return self._read[stamp]
 
-    def forget(self) -> None:
-        """Let go of what has been read."""
-        self._read.clear()
+    def parts(self, path: Path) -> tuple[Part, ...]:
+        """What a file holds, without its rows. Raises DamagedFileError."""
+        known = self._read.get(_stamp(path))
+        return _parts(path, read_facts(path)) if known is None else known.parts
 
     def _sheet(self, path: Path) -> Sheet | None:
         """None for a file that is not there, or damaged, which is named and made again."""
@@ -184,6 +178,15 @@ class Shelf:
         except DamagedFileError as error:
             warnings.warn(f"{error}; what was in it is computed again", stacklevel=6)
             return None
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """The same for two links to one file, another for one that was written anew."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
+    return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def take(cached: Path, path: Path) -> None:

@@ -211,6 +211,14 @@ def test_a_disk_that_is_full_or_becomes_read_only_is_named_and_the_run_goes_on_l
     same(expected, run(methods=["IxG", "Random"], shard=6, output=tmp_path))
 
 
+@pytest.fixture
+def shared_records(monkeypatch, tmp_path):
+    """A cache of records, which runs share."""
+    monkeypatch.setenv("IDSDS_RECORD_CACHE", "1")
+    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("shared_records")
 def test_killed_while_it_writes_it_ends_with_the_same_records(run, tmp_path, checkpoint):
     """The process dies between the bytes of a file and its name, and once more with half of the bytes."""
     expected = run(methods=["IxG", "Random"], images=12, shard=4)
@@ -227,11 +235,12 @@ def dies(source, target):
     replace(source, target)
 os.replace = dies
 idsds.evaluate(["mini_resnet8"], ["IxG", "Random"], "digits", images=12, shard=4, progress=False,
-               checkpoints={{"mini_resnet8": {str(checkpoint)!r}}}, output={str(tmp_path)!r})
+               checkpoints={{"mini_resnet8": {str(checkpoint)!r}}}, output={str(tmp_path / "r")!r})
 """
     for number, how in (("4", "whole"), ("3", "half")):
         assert subprocess.run([sys.executable, "-c", script, number, how]).returncode == -signal.SIGKILL
-    same(expected, run(methods=["IxG", "Random"], images=12, shard=4, output=tmp_path))
+    for folder in ("r", "another"):
+        same(expected, run(methods=["IxG", "Random"], images=12, shard=4, output=tmp_path / folder))
 
 
 def test_the_order_of_models_and_methods_changes_nothing(checkpoint):
@@ -266,6 +275,7 @@ def test_a_damaged_manifest_is_written_again(run, tmp_path):
     same(records, idsds.load_records(tmp_path))
 
 
+@pytest.mark.usefixtures("shared_records")
 def test_killed_at_random_moments_it_ends_with_the_same_records(run, tmp_path, checkpoint):
     expected = run(methods=["IxG", "IxG-SG", "Random"], images=40, shard=4)
     script = f"""
@@ -289,6 +299,7 @@ idsds.evaluate(["mini_resnet8"], ["IxG", "IxG-SG", "Random"], "digits", images=4
     same(expected, idsds.load_records(tmp_path / "r"))
 
 
+@pytest.mark.usefixtures("shared_records")
 def test_two_processes_on_one_run_do_not_corrupt_it(run, tmp_path, checkpoint):
     expected = run(methods=["IxG", "Random"], images=30, shard=5)
     script = f"""
@@ -329,6 +340,15 @@ def test_several_grids_and_baselines_are_settings(run):
         ({"images": 10_000}, ValueError, "images=10000, but this split has"),
         ({"batch_size": 0}, ValueError, "batch_size must be"),
         ({"models": "mini_resnet8"}, TypeError, "models must be a list of names"),
+        ({"models": None}, TypeError, "models must be a list of names or a mapping from name to model, not None"),
+        ({"methods": 3}, TypeError, "methods must be a list of names or a mapping from name to method, not 3"),
+        ({"models": {}}, ValueError, "models is empty"),
+        ({"seed": []}, ValueError, "seed is empty"),
+        ({"seed": True}, TypeError, "seed must be a whole number or a list of them, not True"),
+        ({"seed": [0, False]}, TypeError, r"not \[0, False\]"),
+        ({"seed": [1, 1]}, ValueError, "seed lists 1 more than once"),
+        ({"output": ""}, ValueError, "output must name a folder, not ''"),
+        ({"precision": "16-mixed", "device": "cpu"}, ValueError, "'16-mixed' needs a CUDA device, this is 'cpu'"),
         ({"models": {"net": 3}}, TypeError, "'net' must be a torch.nn.Module, not int"),
         ({"methods": []}, ValueError, "methods is empty"),
         ({"methods": ["IG", "IG"]}, ValueError, "more than once"),
@@ -343,6 +363,169 @@ def test_bad_input_is_named_before_any_work(run, changes, error, message, tmp_pa
     with pytest.raises(error, match=message):
         run(**{"output": tmp_path / "r", **changes})
     assert not (tmp_path / "r" / "records").exists()
+
+
+def test_a_checkpoint_of_another_net_is_named_before_any_work(tmp_path, checkpoint):
+    with pytest.raises(ValueError, match=rf"'{checkpoint}' does not fit the model\. .*missing keys"):
+        idsds.evaluate(
+            ["mini_resnet8", "mini_vgg11"],
+            ["IxG"],
+            "digits",
+            images=2,
+            checkpoints=dict.fromkeys(["mini_resnet8", "mini_vgg11"], checkpoint),
+            output=tmp_path,
+            progress=False,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+class Named(TensorDataset):
+    """Images with ids of their own: pairs of them share one."""
+
+    def __getitem__(self, index):
+        return *super().__getitem__(index), f"image {index // 2}"
+
+
+class Pair(Linear):
+    def forward(self, images):
+        return super().forward(images), 0
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "message"),
+    [
+        (Linear(classes=3), own_data(), r"the target of image '\d+' is [34], but 'net' has 3 classes"),
+        (Linear(), TensorDataset(own_data().tensors[0], -torch.ones(12, dtype=torch.long)), "is -1, but 'net' has 5 classes"),
+        (Linear(), Named(*own_data().tensors), r"6 image id\(s\) of the data set are there more than once, the first is 'image \d'"),
+        (Pair(), own_data(), r"'net' must return logits \(B, K\); for a batch of one image it returns tuple"),
+    ],
+)
+def test_images_and_nets_that_do_not_fit_are_named_before_any_work(net, data, message, tmp_path):
+    for output in (None, tmp_path / "r"):
+        with pytest.raises(ValueError, match=message):
+            idsds.evaluate({"net": net}, ["IxG"], data, images=12, output=output, progress=False)
+    assert not list((tmp_path / "r").iterdir())
+
+
+@pytest.mark.parametrize("dry_run", [True, "measure"])
+def test_a_dry_run_writes_nothing(dry_run, tmp_path):
+    idsds.evaluate({"net": Linear()}, ["Random"], own_data(), images=2, output=tmp_path / "r", dry_run=dry_run, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_complete_run_stays_readable_until_the_next_is_complete(tmp_path):
+    def fails(images, targets):
+        assert idsds.load_records(tmp_path).method.unique().tolist() == ["Random"]
+        raise RuntimeError("out of ideas")
+
+    arguments = {"dataset": own_data(), "images": 6, "output": tmp_path, "progress": False}
+    first = idsds.evaluate({"net": Linear()}, ["Random"], **arguments)
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        idsds.evaluate({"net": Linear()}, {"Random": None, "fails": fails}, **arguments)
+    pd.testing.assert_frame_equal(idsds.load_records(tmp_path), first)
+
+
+def test_a_net_is_given_back_as_it_came():
+    class Conv(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+        def forward(self, images):
+            return self.fc(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+    net = Conv()
+    net.norm.eval()
+    net.conv.requires_grad_(False)
+    tensors = {name: (value, value.data_ptr(), value.stride(), value.clone()) for name, value in net.state_dict(keep_vars=True).items()}
+    idsds.evaluate({"net": net}, ["IxG", "Random"], own_data(), images=6, progress=False)
+    idsds.evaluate({"net": net}, ["IxG"], own_data(), images=6, progress=False, dry_run="measure")
+    for name, value in net.state_dict(keep_vars=True).items():
+        same_one, place, strides, values = tensors[name]
+        assert value is same_one
+        assert (value.data_ptr(), value.stride()) == (place, strides)
+        assert torch.equal(value, values)
+    assert [module.training for module in net.modules()] == [True, True, False, True]
+    assert [parameter.requires_grad for parameter in net.parameters()] == [False, False, True, True, True, True]
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_method_of_a_class_is_made_once_for_each_model():
+    made = []
+
+    class Mine:
+        def __init__(self, model):
+            made.append(model)
+
+        def __call__(self, images, targets):
+            return images
+
+    idsds.register_method(Mine)
+    try:
+        idsds.evaluate({"net": Linear()}, ["Mine"], own_data(), images=12, batch_size=2, progress=False)
+        assert len(made) == 1
+    finally:
+        from idsds.methods import METHODS
+
+        METHODS.remove("Mine")
+
+
+def test_images_that_cannot_be_read_are_listed_and_tried_again(tmp_path):
+    from idsds.datasets.base import ImageDataset, ImageReadError
+    from idsds.models.base import UNIT
+
+    pixels, broken = own_data().tensors[0].sigmoid(), {"3", "7"}
+
+    def read(index):
+        if str(index) in broken:
+            raise ImageReadError("truncated")
+        return pixels[index]
+
+    def evaluate():
+        data = ImageDataset("own", "test", list(map(str, range(12))), [0] * 12, read, list("abcde"), UNIT, on_error="skip")
+        return idsds.evaluate({"net": Linear()}, ["IxG"], data, images=12, batch_size=1, output=tmp_path, progress=False)
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 of 12 records are missing: images that could not be read were skipped: "):
+            records = evaluate()
+        assert set(records.image_id) == {str(i) for i in range(12)} - broken
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert set(manifest["skipped"]) == broken
+        assert manifest["passes"]["counted"] == {"forward": 10 * 18, "backward": 10}
+    broken.remove("7")
+    with pytest.warns(UserWarning, match="1 of 12 records are missing"):
+        assert len(evaluate()) == 11
+    broken.clear()
+    everything = evaluate()
+    assert everything.image_id.tolist() == idsds.load_records(tmp_path).image_id.tolist()
+    assert everything.image_id.tolist() == [str(index) for index in fixed_order(list(map(str, range(12))))]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["skipped"] == []
+    assert manifest["passes"]["counted"] == manifest["passes"]["announced"]
+
+
+def test_the_manifest_says_what_each_file_took(run, tmp_path):
+    run(output=tmp_path, shard=12, methods=["IxG", "Random"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    entries = manifest["files"] + manifest["prepared"]
+    assert len(manifest["files"]) == 4
+    assert {entry["path"] for entry in entries} == {f"records/{path.name}" for path in (tmp_path / "records").iterdir()}
+    assert all(entry["images"] == 12 and entry["seconds"] > 0 for entry in entries)
+    assert sorted((entry["forward"], entry["backward"]) for entry in entries) == sorted([(12 * 17, 0), (12, 12), (0, 0)] * 2)
+    assert manifest["seconds"]["passes"] == pytest.approx(sum(entry["seconds"] for entry in entries), abs=0.01)
+    assert manifest["seconds"]["this_call"] >= manifest["seconds"]["passes"] - 0.01
+
+
+def test_each_file_is_read_once(run, tmp_path, monkeypatch):
+    from idsds import store
+
+    read, reading = [], store.pq.read_table
+    monkeypatch.setattr(store.pq, "read_table", lambda path, **options: read.append(str(path)) or reading(path, **options))
+    run(output=tmp_path, methods=["IxG", "Random"], images=6)
+    assert len(read) == len(set(read)) == 2  # the drops need not be
+    read.clear()
+    run(output=tmp_path, methods=["IxG", "Random"], images=6)
+    assert len(read) == len(set(read)) == 3
 
 
 def test_an_unwritable_output_is_named_before_any_work(run, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import idsds
-from idsds.addresses import code_digest, own_digest
+from idsds.addresses import code_digest, modules_of, own_digest
 from idsds.models.base import UNIT
 from idsds.planning import fingerprint_of
 from idsds.registry import UnknownNameError
@@ -120,7 +120,10 @@ def test_own_data_are_addressed_by_their_pixels(monkeypatch):
 def test_a_data_set_of_the_registry_is_addressed_by_its_normalisation_too():
     keys = [fingerprint_of("digits", "test", None), fingerprint_of("digits", "train", None), fingerprint_of("digits", "test", UNIT)]
     assert len(set(keys)) == 3
-    assert plan_of(models=["mini_resnet8"], dataset="digits").jobs[0].data_key([0]) == keys[0]
+    job = plan_of(models=["mini_resnet8"], dataset="digits").jobs[0]
+    assert fingerprint_of(*job.data) == keys[0]
+    assert job.data_key([0]) == job.data_key([1])
+    assert job.images([3, 1]) == {job.dataset.image_ids[i]: job.dataset.image_ids[i] for i in (3, 1)}
 
 
 def test_own_things_have_the_same_hash_in_another_process():
@@ -166,6 +169,13 @@ def test_the_package_s_code_is_addressed_by_its_file():
     from idsds.protocols.single_deletion import deletion_table, single_deletion
 
     assert code_digest(deletion_table) == code_digest(deletion_table) != code_digest(single_deletion)
+
+
+def test_the_package_s_code_is_addressed_with_what_it_builds_on():
+    gradient, deletion = modules_of("idsds.methods.gradient"), modules_of("idsds.protocols.single_deletion")
+    assert {"idsds.methods.gradient", "idsds.methods.base", "idsds.models.base", "idsds.randomness", "idsds.batching"} <= gradient
+    assert "idsds.interventions" in deletion
+    assert not {"idsds.methods.rise", "idsds.benchmark", "idsds.plots"} & (gradient | deletion)
 
 
 def test_several_grids_in_one_pass_equal_one_after_the_other(tmp_path):

@@ -247,7 +247,10 @@ def gradient_shap(
         some, noise = slice(start, start + step), part(draws, start, start + step)
         starts = noise.uniform(samples, key="baselines")  # (b, samples, C, H, W)
         # From a given distribution, one number of each sample's noise picks the baseline.
-        starts = 2 * starts - 1 if baselines is None else baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long()]
+        if baselines is None:
+            starts = 2 * starts - 1
+        else:  # rounding may take a number below 1 times N up to N
+            starts = baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long().clamp(max=len(baselines) - 1)]
         difference = images[some, None] - starts
         share = noise.uniform(samples, key="positions")[..., 0, 0, 0] if positions is None else positions[some].to(images)
         path = starts + share[..., None, None, None] * difference

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from idsds.methods import FAMILIES, METHODS, create_method, list_methods, shared_maps, shared_passes, split_name
 from idsds.models import describe
 from tests.methods.nets import MINI, ConvNet, images_of, mini, seeded
+from tests.methods.test_transformer import vit
 
 # Few steps and samples: what is tested does not depend on their number.
 SMALL = {"steps": 2, "samples": 2}
@@ -182,17 +183,20 @@ def test_out_of_memory_with_one_image_is_raised() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-SMALLEST = {name: ("", (6, 8)) for name in list_methods(seeded(ConvNet)) if not name.endswith("(paper)")}
-OTHERS = {name: (model, size_of(model_of(model))) for model, name in PAIRS if name not in list_methods(seeded(ConvNet))}
+SMALLEST = {
+    "ConvNet": (lambda: seeded(ConvNet), (6, 8), [name for name in list_methods(seeded(ConvNet)) if not name.endswith("(paper)")]),
+    "ViT": (vit, (12, 20), ["Grad-CAM", "Rollout", "CheferLRP"]),
+    "mini_bagnet": (lambda: model_of("mini_bagnet"), (10, 12), ["BagNet"]),
+    "mini_bcos": (lambda: model_of("mini_bcos"), (16, 24), ["B-cos"]),
+}
 
 
-@pytest.mark.parametrize("name", [*SMALLEST, *(name for name in OTHERS if not name.endswith("(paper)")), "Grad-CAM of attention"])
-def test_200_calls_leave_no_tensor_and_no_hook_behind(name: str) -> None:
-    model_name, size = {**SMALLEST, **OTHERS, "Grad-CAM of attention": ("mini_vit", (32, 32))}[name]
-    model, name = model_of(model_name) if model_name else seeded(ConvNet), name.removesuffix(" of attention")
-    images, targets = images_of(1, *size), torch.tensor([2])
+@pytest.mark.parametrize(("model_name", "name"), [(model, name) for model, (*_, names) in SMALLEST.items() for name in names])
+def test_200_calls_leave_no_tensor_and_no_hook_behind(model_name: str, name: str) -> None:
+    make, size, _ = SMALLEST[model_name]
+    model, images, targets = make(), images_of(1, *size), torch.tensor([2])
     known = METHODS[name].settings()
-    method = small(name, model, **({"layer": "features"} if "layer" in known and not model_name else {}))
+    method = small(name, model, **({"layer": "features"} if "layer" in known and model_name == "ConvNet" else {}))
 
     def live() -> int:
         gc.collect()

@@ -8,8 +8,8 @@ it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per intern
     def Mine(model, images, targets): ...
 
 or a class that is made once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; ``@register_method`` alone will do
-too. ``NAME abs`` and ``NAME relu`` exist for every name: the absolute value, and the positive part, of the channel-summed map. How to score
-a method without registering it is told in :mod:`idsds.methods.own`.
+too. ``NAME abs`` and ``NAME relu`` exist for every name: the absolute value, and the positive part, of the channel-summed map (the
+reference applies them to captum's methods alone). How to score a method without registering it is told in :mod:`idsds.methods.own`.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor
     """Where the path of integrated gradients starts, (1 or B, C, H, W).
 
     Args:
-        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference; ``uniform per image``:
-            noise of each image's own over the colours that there are, [0, 1] before the model's normalisation ([-1, 1] after it where
-            the normalisation is not known); or a tensor that broadcasts to the images.
+        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference, whatever values the model
+            takes; ``uniform per image``: noise of each image's own over the colours that there are, [0, 1] before the model's
+            normalisation ([-1, 1] after it where the normalisation is not known); or a tensor that broadcasts to the images.
         model: knows its normalisation.
         draws: the noise.
 

@@ -248,7 +248,8 @@ def test_under_autocast_the_model_alone_runs_in_16_bits(model_name: str, name: s
         model.double()
     assert found.dtype == torch.float32
     distinct = [len(values.unique()) for values in (found, exact)]
-    assert distinct[0] > 0.5 * distinct[1]  # a map of 16 bits has few values
+    if name != "BagNet":  # whose map is what the model itself puts out
+        assert distinct[0] > 0.5 * distinct[1]  # a map of 16 bits has few values
     if name.startswith("CheferLRP"):
         assert torch.equal(found, exact)
 

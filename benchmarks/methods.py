@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from idsds.batching import default_batch, in_batches
 from idsds.methods import METHODS, Method, create_method, list_methods
 from idsds.methods.cam import cam_layer
+from idsds.methods.transformer import is_transformer
 from idsds.models import create_model, frozen
 
 GOAL, BAGNET_GOAL = 1.15, 10
+# Methods whose backward pass ends at an inner layer.
 CAM_PASSES = ("Grad-CAM", "Grad-CAM++", "Grad-CAM++ (paper)", "XGrad-CAM", "Layer-CAM", "SG-CAM++", "SG-CAM++ (paper)")
 
 
@@ -49,8 +51,13 @@ def to_input(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> N
     in_batches(gradient, images, targets, size=batch)
 
 
+def layer_of(model: nn.Module) -> str:
+    """Where the backward pass of Grad-CAM ends: the CAM layer, or a ViT's last attention."""
+    return f"blocks.{len(model.blocks) - 1}.attn.qkv" if is_transformer(model) else cam_layer(model)
+
+
 def to_layer(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> None:
-    """One bare forward pass, and a backward pass to the CAM layer, per image."""
+    """One bare forward pass, and a backward pass to an inner layer, per image."""
     outputs: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ def to_layer(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> N
         outputs.clear()
         return torch.autograd.grad(model(images).gather(1, targets[:, None]).sum(), outputs)[0]
 
-    handle = model.get_submodule(cam_layer(model)).register_forward_hook(cut)
+    handle = model.get_submodule(layer_of(model)).register_forward_hook(cut)
     try:
         in_batches(gradient, images, targets, size=batch)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,16 +24,37 @@ def default_batch(images: Tensor, memory: int | None = None) -> int:
     Args:
         images: (B, C, H, W), for its size and device.
         memory: bytes the passes may use; None takes ``IDSDS_MEMORY_GB``, or half of what is free on a CUDA device.
+
+    Raises:
+        ValueError: for an ``IDSDS_MEMORY_GB`` that is not a number above 0.
     """
     pixels = images.shape[-2] * images.shape[-1]
     if memory is None and (setting := os.environ.get("IDSDS_MEMORY_GB")):
-        memory = int(float(setting) * 2**30)
+        memory = _bytes(setting)
     if images.device.type == "cpu" and memory is None:
         return min(CPU_IMAGES, max(1, CPU_PIXELS // pixels))
     if memory is None:
         memory = torch.cuda.mem_get_info(images.device)[0] // 2 if images.device.type == "cuda" else 2**32
     fitting = max(1, memory // (ACCELERATOR_BYTES_PER_PIXEL * pixels))
     return min(fitting, CPU_IMAGES, max(1, CPU_PIXELS // pixels)) if images.device.type == "cpu" else fitting
+
+
+def _bytes(setting: str) -> int:
+    try:
+        gigabytes = float(setting)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise ValueError(f"IDSDS_MEMORY_GB must be a number of gigabytes above 0, not {setting!r}")
+    return int(gigabytes * 2**30)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: CUDA's has a class of its own, those of a CPU and of Apple's devices say so in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def in_batches(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> Tensor:
@@ -49,13 +71,13 @@ def halving(function: Callable[[int], Result], size: int) -> tuple[Result, int]:
         What the function returned, and the size that fitted.
 
     Raises:
-        torch.OutOfMemoryError: where size 1 does not fit either.
+        RuntimeError: the device's own error, where size 1 does not fit either.
     """
     while True:
         try:
             return function(size), size
-        except (torch.OutOfMemoryError, MemoryError):
-            if size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not out_of_memory(error):
                 raise
             size = (size + 1) // 2
         if torch.cuda.is_available():

@@ -86,7 +86,7 @@ def explain(
         models, methods, dataset, images, grid, baseline, seed, output: as in :func:`idsds.evaluate`, which computes the scores.
         protocol: ``idsds`` or ``single_deletion``.
         normalisation: what the images of a data set of your own went through, so that they can be shown; None: its attribute
-            ``normalisation``, or nothing where it has none.
+            ``normalisation``, or nothing where it has none. Its attribute ``classes``, where it has one, gives the names of the classes.
         device, precision, checkpoints, batch_size, progress: as in :func:`idsds.evaluate`.
 
     Returns:
@@ -112,14 +112,14 @@ def explain(
 
 
 def _examples(plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
-    model = job.load().to(plan.device, memory_format=torch.channels_last)
+    model = job.load().to(plan.device, memory_format=plan.layout)
     methods = job.create_methods(model, list(job.methods))
     mine = records[(records["model"] == job.model) & (records["seed"] == job.seed)]
     by_image = {image_id: rows.set_index("method") for image_id, rows in mine.groupby("image_id", sort=False)}
-    names = getattr(job.dataset, "classes", None)
+    names = _told(job.dataset, "classes")
     grid = plan.settings["grid"]
     for pixels, targets, image_ids in batches(job.dataset, job.indices, batch_size_of(plan, job)):
-        images = pixels.to(plan.device).contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
+        images = pixels.to(plan.device).contiguous(memory_format=plan.layout)  # (B, 3, H, W)
         with autocast(plan):
             maps = shared_maps(methods, images, targets.to(plan.device), image_ids)
             with torch.inference_mode(), frozen(model):
@@ -144,9 +144,18 @@ def _examples(plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normal
             )
 
 
+def _told(dataset: Any, name: str) -> Any:
+    """What a data set says of itself, or else the one that it wraps (the engine wraps the user's); None where neither does."""
+    while dataset is not None:
+        if (value := getattr(dataset, name, None)) is not None:
+            return value
+        dataset = getattr(dataset, "dataset", None)
+    return None
+
+
 def _picture(job: Job, image: Tensor, normalisation: Normalisation | None) -> np.ndarray:
     """(3, H, W), normalised, as (H, W, 3) in [0, 1]."""
-    normalisation = normalisation or getattr(job.dataset, "normalisation", None)
+    normalisation = normalisation or _told(job.dataset, "normalisation")
     picture = image if normalisation is None else normalisation.invert(image)
     low, high = float(picture.min()), float(picture.max())
     if low < -1e-3 or high > 1 + 1e-3:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import nn
+from torch.utils.data import Dataset, Subset
 
 import idsds
 from idsds import gallery
@@ -114,6 +115,28 @@ def test_a_net_a_method_and_images_of_your_own():
         assert (example.score, example.target) == ("SDS", str(number))
     assert pd.isna(gallery.score_table(examples).query("method == 'constant'").score).all()
     assert gallery.headline(examples) == "Of 2 pictures the highest score is that of mine on 2."
+
+
+class Told(Dataset):
+    """Images that say what they went through and what their classes are called."""
+
+    normalisation, classes = NORMALISATION, ["cat", "dog"]
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return own(normalise=True)[0][index]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_a_data_set_of_your_own_says_of_itself_is_used(wrapped):
+    data = Subset(Told(), [0, 1]) if wrapped else Told()
+    examples = gallery.explain({"net": linear()}, ["IxG"], data, images=2, protocol="single_deletion", device="cpu", progress=False)
+    for example in examples:
+        number = int(example.image_id)
+        np.testing.assert_allclose(example.picture, own(normalise=True)[1][number].permute(1, 2, 0), atol=1e-6)
+        assert example.target == ("cat", "dog")[number]
 
 
 def test_images_that_cannot_be_shown_are_refused_before_any_work():

@@ -8,8 +8,8 @@ it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per intern
     def Mine(model, images, targets): ...
 
 or a class that is made once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; ``@register_method`` alone will do
-too. ``NAME abs`` and ``NAME relu`` exist for every name: the absolute value, and the positive part, of the channel-summed map. How to score
-a method without registering it is told in :mod:`idsds.methods.own`.
+too. ``NAME abs`` and ``NAME relu`` exist for every name: the absolute value, and the positive part, of the channel-summed map (the
+reference applies them to captum's methods alone). How to score a method without registering it is told in :mod:`idsds.methods.own`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def _applies_to_all(model: nn.Module) -> str | None:
     return None
 
 
+def _asked(function: Callable) -> Mapping[str, inspect.Parameter]:
+    """The parameters that a method is called with; those of a class are its instances'."""
+    return inspect.signature(function.__call__ if isinstance(function, type) else function).parameters  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """One method of the registry.
@@ -66,7 +71,7 @@ class MethodEntry:
         output: the key of this method in the dict that the function returns; "": its name.
         options: values of the function's options that make this method.
         passes: passes per image, or a function ``(model, **options)``; None: unknown.
-        noise: key of the random numbers; methods with the same key see the same noise.
+        noise: key of the random numbers; methods with the same key see the same noise. "": the first name of the function.
         inapplicable: the reason why the method does not apply to a model, or None where it does.
         source: the paper.
     """
@@ -120,11 +125,17 @@ def register_method(
         return register_method(family=family, variants=variants, replace=replace, **entry)(names[0])
 
     def decorate(function: Callable) -> Callable:
-        for name, options in {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}.items():
+        given = {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}
+        shared = entry
+        if "draws" in _asked(function) and not entry.get("noise"):
+            # All names of a function share their noise: what falls out of one computation must not depend on which name asks for it.
+            before = [known.noise for known in METHODS.values() if known.function is function]
+            shared = {**entry, "noise": (before or list(given))[0]}
+        for name, options in given.items():
             if suffix := next((suffix for suffix in TRANSFORMS if name.endswith(suffix)), ""):
                 what = "absolute values" if suffix == ABSOLUTE else "positive part"
                 raise ValueError(f"a method cannot be called {name!r}: {suffix!r} at the end asks for the {what} of another")
-            fields = {**entry, "options": {**entry.get("options", {}), **options}}
+            fields = {**shared, "options": {**entry.get("options", {}), **options}}
             METHODS.add(name, MethodEntry(name=name, function=function, family=family, **fields), replace=replace)
         return function
 
@@ -201,6 +212,15 @@ class Method:
         options = tuple((key, id(value) if isinstance(value, Tensor) else repr(value)) for key, value in self.options.items())
         return id(self.model), self.entry.function, self.entry.noise, self.seed, options
 
+    def output_of(self, result: object) -> object:
+        """This method's part of what its function returned. Raises UnknownNameError for a dict without it."""
+        if not isinstance(result, dict):
+            return result
+        output = self.entry.output or self.entry.name
+        if output not in result:
+            raise UnknownNameError(f"output of the function of method {self.name!r}", output, result)
+        return result[output]
+
     def __call__(self, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> Tensor:
         """Explain a batch.
 
@@ -221,16 +241,28 @@ def create_method(name: str, model: nn.Module, *, seed: int = 0, **options: Any)
 
 
 def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> dict[str, Tensor]:
-    """The maps of several methods, (B, 1, H, W) each, with every distinct computation done once."""
+    """The maps of several methods by their names, (B, 1, H, W) each, with every distinct computation done once.
+
+    Raises:
+        ValueError: where two methods that differ have one name.
+    """
     check_batch(images, targets, image_ids)
-    computed: dict[Hashable, dict[str, Tensor]] = {}
-    maps = {}
+    groups: dict[Hashable, list[Method]] = {}
+    computations: dict[str, Hashable] = {}
     for method in methods:
-        if method.computation not in computed:
-            computed[method.computation] = _compute(method, images, targets, image_ids)
-        found = computed[method.computation][method.entry.output or method.entry.name]
-        maps[method.name] = TRANSFORMS[method.transform](found) if method.transform else found
-    return maps
+        if computations.setdefault(method.name, method.computation) != method.computation:
+            raise ValueError(f"two methods with different settings are called {method.name!r}: ask for one at a time")
+        groups.setdefault(method.computation, []).append(method)
+    maps: dict[str, Tensor] = {}
+    with torch.inference_mode(False):  # the caller may have switched gradients off
+        images, targets = (value.clone() if value.is_inference() else value for value in (images, targets))
+        images, targets = images.detach() if images.requires_grad else images, targets.long()
+        for group in groups.values():
+            result = _compute(group[0], images, targets, image_ids)
+            for method in group:
+                found = as_map(method.name, method.output_of(result), images, Draws(method.seed, method.name, images, image_ids))
+                maps[method.name] = TRANSFORMS[method.transform](found) if method.transform else found
+    return {method.name: maps[method.name] for method in methods}
 
 
 def shared_passes(methods: Sequence[Method]) -> Passes:
@@ -239,10 +271,10 @@ def shared_passes(methods: Sequence[Method]) -> Passes:
     return sum(distinct.values(), Passes(0, 0))
 
 
-def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> dict[str, Tensor]:
-    """All outputs of a method's computation, by output name."""
+def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> object:
+    """What a method's function returns."""
     entry, function = method.entry, method.function
-    asked = inspect.signature(function.__call__ if isinstance(entry.function, type) else entry.function).parameters  # type: ignore[operator]
+    asked = _asked(entry.function)
     draws = Draws(method.seed, entry.noise or entry.name, images, image_ids)
     if "draws" in asked:
         function = partial(function, draws=draws)
@@ -252,12 +284,11 @@ def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequenc
             result, method.batch = halving(lambda batch: function(images, targets, batch=batch), size)
         else:
             result = function(images, targets)
-    results = result if isinstance(result, dict) else {entry.output or entry.name: result}
-    return {name: as_map(name, value, images, draws) for name, value in results.items()}
+    return result
 
 
 def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None) -> Tensor:
-    """Whatever a method returned as (B, 1, H, W): channels summed, detached.
+    """Whatever a method returned as (B, 1, H, W): channels summed, detached, in the images' precision or a higher one, on their device.
 
     Args:
         name: the method, for messages.
@@ -266,7 +297,7 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
         draws: knows the image ids, for messages.
 
     Raises:
-        TypeError: not a tensor, or not one of real floating-point numbers.
+        TypeError: not a tensor, or not one of real numbers.
         ValueError: a shape that does not match the images.
 
     Warns:
@@ -283,7 +314,7 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
         wanted = f"({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
         raise ValueError(f"method {name!r} returned shape {tuple(value.shape)}{explained}; wanted {wanted}")
     value = value[:, None] if value.ndim == 3 else value
-    maps = value.detach().sum(dim=1, keepdim=True)
+    maps = value.detach().to(images.device, torch.promote_types(value.dtype, images.dtype)).sum(dim=1, keepdim=True)
     undefined = ~maps.isfinite().flatten(1).all(dim=1)  # (B,)
     if undefined.any():
         ids = [i for i, bad in zip((draws or Draws(0, name, images)).image_ids, undefined.tolist(), strict=True) if bad]
@@ -311,3 +342,5 @@ def check_batch(images: Tensor, targets: Tensor, image_ids: Sequence[object] | N
     if len(targets) != len(images) or (image_ids is not None and len(image_ids) != len(images)):
         ids = "" if image_ids is None else f" and {len(image_ids)} image ids"
         raise ValueError(f"{len(images)} images with {len(targets)} targets{ids}: one target and one id per image, please")
+    if not len(images):
+        raise ValueError(f"there is nothing to explain: images have shape {tuple(images.shape)}")

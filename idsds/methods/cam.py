@@ -80,7 +80,8 @@ def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
 
 
 def activations_and_gradients(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's output and the gradient of the target logit there, (B, K, h, w) each.
+    """A layer's output and the gradient of the target logit there, (B, K, h, w) each, in the precision of the images: weights take powers
+    of the gradient, which under autocast would leave the range of 16 bits.
 
     Raises:
         ValueError: where the layer does not run exactly once, or does not give feature maps.
@@ -92,7 +93,7 @@ def activations_and_gradients(model: nn.Module, layer: str, images: Tensor, targ
             shapes = [tuple(output.shape) for output in outputs]
             raise ValueError(f"CAMs need a layer that gives feature maps (B, K, h, w) once per pass; {layer!r} gave {shapes}")
         gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), outputs)
-    return outputs[0].detach(), gradients[0]
+    return outputs[0].detach().to(images.dtype), gradients[0].to(images.dtype)
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def sg_cam(
         outputs: list[Tensor] = []
         with graph_from(model.get_submodule(name), outputs), torch.no_grad():
             model(images)
-        return outputs[0].detach()
+        return outputs[0].detach().to(images.dtype)
 
     def attribute(images: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
         reference = clean(images)

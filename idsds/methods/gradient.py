@@ -61,9 +61,9 @@ def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor
     """Where the path of integrated gradients starts, (1 or B, C, H, W).
 
     Args:
-        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference; ``uniform per image``:
-            noise of each image's own over the colours that there are, [0, 1] before the model's normalisation ([-1, 1] after it where
-            the normalisation is not known); or a tensor that broadcasts to the images.
+        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference, whatever values the model
+            takes; ``uniform per image``: noise of each image's own over the colours that there are, [0, 1] before the model's
+            normalisation ([-1, 1] after it where the normalisation is not known); or a tensor that broadcasts to the images.
         model: knows its normalisation.
         draws: the noise.
 
@@ -247,7 +247,10 @@ def gradient_shap(
         some, noise = slice(start, start + step), part(draws, start, start + step)
         starts = noise.uniform(samples, key="baselines")  # (b, samples, C, H, W)
         # From a given distribution, one number of each sample's noise picks the baseline.
-        starts = 2 * starts - 1 if baselines is None else baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long()]
+        if baselines is None:
+            starts = 2 * starts - 1
+        else:  # rounding may take a number below 1 times N up to N
+            starts = baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long().clamp(max=len(baselines) - 1)]
         difference = images[some, None] - starts
         share = noise.uniform(samples, key="positions")[..., 0, 0, 0] if positions is None else positions[some].to(images)
         path = starts + share[..., None, None, None] * difference

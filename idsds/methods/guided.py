@@ -66,8 +66,9 @@ class ReluRule(TorchFunctionMode):
         if func in OUT_OF_PLACE or func in IN_PLACE:
             self.count += 1
             x = args[0] if args else kwargs["input"]
-            # A ReLU in place may be called for its effect alone: the tensor itself must change.
-            return x.copy_(self.rule(x.clone())) if func in IN_PLACE else self.rule(x)
+            in_place = func in IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
+            # A ReLU in place may be called for its effect, or have its input read again: the tensor itself must change.
+            return x.copy_(self.rule(x)) if in_place else self.rule(x)
         return func(*args, **kwargs)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from idsds.batching import in_batches
+from idsds.batching import ACCELERATOR_BYTES_PER_PIXEL, in_batches
 from idsds.methods.base import Passes, register_method
 from idsds.models.bagnet import BagNet
 
@@ -37,6 +37,11 @@ def no_bcos(model: nn.Module) -> str | None:
     return None if isinstance(model, BcosNet) else "it is the intrinsic explanation of B-cos models"
 
 
+def dense_batch(model: BagNet, batch: int) -> int:
+    """How many dense maps take the memory of so many ordinary passes: their features have the size of the image, four tensors at a time."""
+    return -(-batch * ACCELERATOR_BYTES_PER_PIXEL // (4 * 4 * model.fc.in_features))
+
+
 @register_method("BagNet", family="intrinsic", passes=Passes(1), inapplicable=no_bagnet, source="Brendel and Bethge, ICLR 2019")
 @torch.inference_mode()
 def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
@@ -44,7 +49,7 @@ def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Ten
 
     The windows are not cut out: one evaluation of the fully convolutional net, with strides turned into dilations, gives all of them.
     """
-    return in_batches(lambda images, targets: model(images, window_targets=targets), images, targets, size=batch)
+    return in_batches(lambda images, targets: model(images, window_targets=targets), images, targets, size=dense_batch(model, batch))
 
 
 @register_method("B-cos", family="intrinsic", passes=Passes(1, 1), inapplicable=no_bcos, source="Böhle et al., CVPR 2022")

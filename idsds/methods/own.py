@@ -15,6 +15,7 @@ They are given as many images at a time as fit in memory, and are expected to ex
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,10 @@ class OwnMethod(Method):
         self.name, self.transform, self.model, self.seed, self.batch = name, "", model, seed, None
         self.options: dict[str, Any] = {}
         self.entry = MethodEntry(name=name, function=partial(_in_parts, explain), family="own")
+
+    def output_of(self, result: object) -> object:
+        """All of it: a dict is no map."""
+        return result
 
 
 def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Any:
@@ -73,7 +78,9 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
     if isinstance(thing, Method):
         if thing.model is not model:
             raise ValueError(f"method {name!r} was made for another net than the one that is evaluated")
-        return thing
+        renamed = copy(thing)  # its options and seed stay; only what it is called changes
+        renamed.name = name
+        return renamed
     if isinstance(thing, type):
         raise TypeError(f"method {name!r} is the class {thing.__name__}; pass an instance of it, such as {thing.__name__}(model)")
     if isinstance(thing, Attribution):

@@ -8,6 +8,7 @@ grow with their number.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -135,12 +136,17 @@ def rise(
     # Few images: many masks of each in one pass. Many images: one mask of as many as fit.
     together = min(len(images), batch)
     step = max(1, batch // together)
+    # Under autocast the model alone runs in 16 bits: they would round the masks, and the map to two or three digits.
+    exact = partial(torch.autocast, images.device.type, enabled=False)
     for start in range(0, count, step):
-        chunk = masks_of(start, start + step)  # (n, 1, H, W)
+        with exact():
+            chunk = masks_of(start, start + step)  # (n, 1, H, W)
         for first in range(0, len(images), together):
             some = slice(first, first + together)
             masked = torch.lerp(hidden[some, None], images[some, None], chunk)  # (b, n, C, H, W)
-            probabilities = model(masked.flatten(0, 1)).softmax(dim=1).unflatten(0, masked.shape[:2])  # (b, n, K)
+            logits = model(masked.flatten(0, 1)).to(images.dtype)
+            probabilities = logits.softmax(dim=1).unflatten(0, masked.shape[:2])  # (b, n, K)
             chances = probabilities.gather(2, targets[some, None, None].expand(-1, len(chunk), -1))[..., 0]  # (b, n)
-            maps[some] += chances @ chunk.flatten(1)
+            with exact():
+                maps[some] += chances @ chunk.flatten(1)
     return maps.view(-1, *images.shape[-2:]) / (count * probability)

@@ -103,7 +103,8 @@ def rolled_out(matrices: Sequence[Tensor], normalised: bool) -> Tensor:
         if normalised:
             matrix = matrix / matrix.sum(dim=-1, keepdim=True)
         # One row of the product is all that is wanted: a vector times a matrix per block, not a matrix times a matrix.
-        row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, 1 + N)
+        with torch.autocast(matrix.device.type, enabled=False):  # not in 16 bits, whatever the model runs in
+            row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, 1 + N)
     if row is None:
         raise ValueError("rollout needs at least one block; start_block is beyond the last")
     return row[:, 0, 1:]
@@ -118,10 +119,11 @@ def check_start(model: VisionTransformer, start_block: int) -> None:
 def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
     """relu(mean over heads of A * mean(g)) of the last block, from the class token to the others, (B, H, W).
 
-    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which moves no rank.
+    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which moves no rank;
+    it makes NaN of a map that is zero throughout, where ours stays zero: the rank correlation is undefined for either.
     """
     maps, gradients = attention_and_gradients(model, images, targets, len(model.blocks) - 1)
-    attention, gradient = maps[0][:, :, 0, 1:], gradients[0][:, :, 0, 1:]  # (B, heads, N)
+    attention, gradient = (values[0][:, :, 0, 1:].to(images.dtype) for values in (maps, gradients))  # (B, heads, N)
     return drawn((attention * gradient.mean(dim=2, keepdim=True)).mean(dim=1).relu(), model, images)
 
 
@@ -150,6 +152,6 @@ def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_
     def attribute(images: Tensor) -> Tensor:
         with attention_maps(model, start) as maps:
             model(images)
-        return drawn(rolled_out([attention.mean(dim=1) for attention in maps], normalised=True), model, images)
+        return drawn(rolled_out([attention.to(images.dtype).mean(dim=1) for attention in maps], normalised=True), model, images)
 
     return in_batches(attribute, images, size=batch)

@@ -24,8 +24,8 @@ from idsds.gallery import Example
 from idsds.plots.style import STYLE
 
 # White in the middle; the two arms are equally dark at equal distance, and colour-blind readers can tell them apart.
-DIVERGING = LinearSegmentedColormap.from_list("diverging", ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"])
-DIVERGING.set_bad("#BBBBBB")
+COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"]
+DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
 # Share of a map's pixels within the colour scale: a single pixel of a gradient may be a hundred times the others.
 WITHIN = 0.99
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue

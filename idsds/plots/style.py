@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.methods.base import ABSOLUTE
+from idsds.methods.base import ABSOLUTE, POSITIVE
 from idsds.store import atomic
 
 # Width in inches of one and of two columns of a paper.
@@ -24,6 +24,7 @@ COLUMNS = {1: 3.5, 2: 7.2}
 STYLES = {
     "gradient": ("gradient", "o", "#0072B2", True),
     "absolute": ("absolute value", "o", "#56B4E9", False),
+    "positive": ("positive part", "v", "#56B4E9", False),
     "CAM": ("CAM", "s", "#D55E00", True),
     "perturbation": ("perturbation", "^", "#E69F00", True),
     "transformer": ("transformer", "P", "#CC79A7", True),
@@ -31,6 +32,8 @@ STYLES = {
     "control": ("control", "X", "#666666", True),
     "own": ("your own", "D", "#000000", True),
 }
+
+VERSIONS = {ABSOLUTE: "absolute", POSITIVE: "positive"}
 
 STYLE = {
     "font.size": 8,
@@ -44,8 +47,8 @@ STYLE = {
 
 
 def style_of(method: str, family: str) -> str:
-    """The key of :data:`STYLES` for a method: its family, or ``absolute``."""
-    return "absolute" if method.endswith(ABSOLUTE) else family
+    """The key of :data:`STYLES` for a method: its family, or ``absolute`` or ``positive`` for that version of any."""
+    return next((key for suffix, key in VERSIONS.items() if method.endswith(suffix)), family)
 
 
 def handle(key: str) -> Line2D:

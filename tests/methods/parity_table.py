@@ -1,8 +1,10 @@
 """Our maps against the golden maps of the reference: largest difference of the 4 x 4 patch sums, over the largest patch sum.
 
-    IDSDS_SHARED=../shared python -m tests.methods.parity_table [--images 2] [--only resnet18 IG]
+    IDSDS_SHARED=../shared python -m tests.methods.parity_table [--images 2] [--only resnet18 IG] [--double] [--contiguous]
 
-CAMs are compared after each map's min-max scaling before the resize, which is where the reference does it.
+Images and nets lie in memory as the engine lays them out, channels last, in float32; ``--double`` computes in float64, which tells whose
+rounding a difference is: ours, if it goes away. CAMs are compared after each map's min-max scaling before the resize, which is where the
+reference does it.
 """
 
 from __future__ import annotations
@@ -76,10 +78,10 @@ def patch_sums(maps: Tensor) -> Tensor:
     return maps.double().unflatten(2, (4, -1)).unflatten(1, (4, -1)).sum(dim=(2, 4))
 
 
-def min_max(maps: Tensor) -> Tensor:
-    """Each map in [0, 1], a constant one 0: with the reference's 1e-8."""
+def min_max(maps: Tensor, epsilon: float) -> Tensor:
+    """Each map in [0, 1]; torchcam adds 1e-8 to the range, so that a map of zeros stays one, and the reference's ViT code adds nothing."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return (maps - low) / (high - low + 1e-8)
+    return (maps - low) / (high - low + epsilon)
 
 
 RESIZE = F.interpolate(torch.eye(7, dtype=torch.float64)[None], size=224, mode="linear")[0].T  # (224, 7)
@@ -93,28 +95,47 @@ def cells_of(maps: Tensor) -> Tensor:
 
 def resized_min_max(maps: Tensor) -> Tensor:
     """Maps resized from 7 x 7, as if they had been scaled to [0, 1] before that, as the reference does it."""
-    return RESIZE @ min_max(cells_of(maps)) @ RESIZE.T
+    return RESIZE @ min_max(cells_of(maps), 1e-8) @ RESIZE.T
 
 
-def compare(model: nn.Module, key: str, golden: dict[str, np.ndarray], images: int) -> tuple[float, float, float]:
+def rank_agreement(ours: Tensor, theirs: Tensor) -> float:
+    """Rank correlation of two rows of patch sums; 1 where both are constant: the reference drops such an image, our score is undefined."""
+    return 1.0 if ours.unique().numel() == theirs.unique().numel() == 1 else float(spearmanr(ours, theirs).statistic)
+
+
+def compare(
+    model: nn.Module,
+    key: str,
+    golden: dict[str, np.ndarray],
+    images: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.channels_last,
+) -> tuple[float, float, float]:
     """Relative difference of patch sums, the smallest rank correlation of them, and the seconds per image."""
     name = key.split("/")[1]
+    model = model.to(dtype=dtype, memory_format=layout)
     method = create_method(OURS.get(name, name), model, **settings(name, golden, images))
+    pictures = uniform(0, 2)[:images].to(dtype).contiguous(memory_format=layout)
     start = time.perf_counter()
-    maps = method(uniform(0, 2)[:images], TARGETS[:images])[:, 0]
+    maps = method(pictures, TARGETS[:images])[:, 0]
     seconds = (time.perf_counter() - start) / images
     if "CAM" in name:
-        maps = min_max(maps) if "vit" in key else resized_min_max(maps)
+        maps = min_max(maps, 0) if "vit" in key else resized_min_max(maps)
     ours, theirs = patch_sums(maps), torch.from_numpy(golden[f"{key}/grid4"])[:images]
-    ranks = [spearmanr(a, b).statistic for a, b in zip(ours.flatten(1), theirs.flatten(1), strict=True) if a.std() > 0 or b.std() > 0]
-    return float((ours - theirs).abs().max() / theirs.abs().max()), min(ranks), seconds
+    ranks = np.min([rank_agreement(a, b) for a, b in zip(ours.flatten(1), theirs.flatten(1), strict=True)])
+    return float((ours - theirs).abs().max() / theirs.abs().max()), float(ranks), seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2, choices=(1, 2))
     parser.add_argument("--only", nargs="*", default=[], help="parts of model/method names, all of which must occur")
+    parser.add_argument("--double", action="store_true", help="compute in float64")
+    parser.add_argument("--contiguous", action="store_true", help="images and nets with channels first")
     arguments = parser.parse_args()
+    dtype = torch.float64 if arguments.double else torch.float32
+    layout = torch.contiguous_format if arguments.contiguous else torch.channels_last
     golden = dict(np.load(shared() / "parity" / "attributions.npz"))
     keys = [key.removesuffix("/grid4") for key in golden if key.endswith("/grid4")]
     print(f"{'model':22} {'method':12} {'relative difference':>20} {'rank correlation':>17} {'s per image':>12}")
@@ -125,7 +146,7 @@ def main() -> None:
         name, method = key.split("/")
         if name not in models:
             models = {name: filled(name)}
-        difference, ranks, seconds = compare(models[name], key, golden, arguments.images)
+        difference, ranks, seconds = compare(models[name], key, golden, arguments.images, dtype=dtype, layout=layout)
         print(f"{name:22} {OURS.get(method, method):12} {difference:20.1e} {ranks:17.4f} {seconds:12.2f}", flush=True)
 
 

@@ -129,6 +129,12 @@ def test_gradient_shap_draws_every_given_baseline() -> None:
     assert ((share - 0.5).abs() < 5 * 0.5 / 400**0.5).all()
 
 
+def test_gradient_shap_never_picks_beyond_the_last_baseline() -> None:
+    method = create_method("GradientSHAP", seeded(Linear, dtype=torch.bfloat16), baselines=images_of(3, 6, 4), samples=200)
+    # In bfloat16 a uniform number in [0, 1) may be rounded to 1.
+    assert method(images_of(5, 6, 4, dtype=torch.bfloat16), torch.zeros(5, dtype=torch.long), list("abcde")).isfinite().all()
+
+
 def test_bad_options_are_named() -> None:
     model = seeded(Linear)
     with pytest.raises(UnknownNameError, match="zeros"):

@@ -70,7 +70,17 @@ def test_every_kind_of_relu_is_seen(name: str, relu: str) -> None:
     assert torch.allclose(create_method(name, model)(IMAGES, TARGETS), wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_a_relu_called_for_its_effect_alone() -> None:
+EFFECTS = {
+    "method": lambda hidden: hidden.relu_(),
+    "function": lambda hidden: F.relu_(hidden),
+    "argument": lambda hidden: F.relu(hidden, True),
+    "keyword": lambda hidden: F.relu(hidden, inplace=True),
+    "module": nn.ReLU(inplace=True),
+}
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_a_relu_called_for_its_effect_alone(effect: str) -> None:
     class Effect(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -78,7 +88,7 @@ def test_a_relu_called_for_its_effect_alone() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.a(x.flatten(1))
-            hidden.relu_()
+            EFFECTS[effect](hidden)
             return self.v(hidden)
 
     model = seeded(Effect)

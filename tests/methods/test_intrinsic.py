@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from idsds.methods import create_method, list_methods
+from idsds.methods.intrinsic import dense_batch
+from idsds.models import create_model
 from tests.methods.nets import ConvNet, images_of, mini, seeded
 
 TARGETS = torch.tensor([1, 7])
@@ -24,6 +26,14 @@ def test_bagnet_is_the_logit_of_each_window() -> None:
         with torch.no_grad():
             wanted = model(window).gather(1, TARGETS[:, None])[:, 0]
         assert torch.allclose(found[:, row, column], wanted, rtol=0, atol=1e-9)
+
+
+def test_dense_maps_are_bounded_by_their_own_memory() -> None:
+    with torch.device("meta"):
+        published = create_model("bagnet33")
+    # 4 tensors of 2048 channels of 4 bytes are 33 kB per pixel, where an ordinary pass is reckoned at 2: one image where there were 8.
+    assert [dense_batch(published, batch) for batch in (1, 8, 16, 17, 160)] == [1, 1, 1, 2, 10]
+    assert dense_batch(mini("mini_bagnet"), 64) == 63
 
 
 def test_bagnet_adds_up_to_the_logit() -> None:

@@ -69,6 +69,32 @@ class TestRegistered:
         assert made == [model]
         assert create_method("Noisy x2", model).options == {"scale": 2.0}
 
+    def test_all_names_of_a_function_give_what_they_give_alone(self, model: nn.Module) -> None:
+        @register_method("One", "Two", variants={"Three": {"scale": 1.0}})
+        def drawn(model: nn.Module, images: Tensor, targets: Tensor, *, scale: float = 1.0, draws) -> Tensor:
+            return scale * draws.normal(1)[:, 0]
+
+        register_method("Four")(drawn)
+        names = ["Two", "One", "Three", "Four"]
+        together = shared_maps([create_method(name, model) for name in names], IMAGES, TARGETS, IDS)
+        assert list(together) == names
+        for name in names:
+            assert torch.equal(together[name], ours(name, model))
+
+    def test_a_dict_without_the_method_is_named(self, model: nn.Module) -> None:
+        register_method("Some", "Other")(lambda model, images, targets: {"Some": images})
+        assert ours("Some", model).shape == (5, 1, 8, 12)
+        with pytest.raises(UnknownNameError, match=r"output of the function of method 'Other' 'Other'.*Allowed: Some"):
+            ours("Other", model)
+
+    def test_nan_is_named_after_the_method_that_was_asked_for(self, model: nn.Module) -> None:
+        register_method("Plain", variants={"Variant": {"k": 2}}, output="Plain")(
+            lambda model, images, targets, *, k=1: {"Plain": images * torch.nan, "Silent": images * torch.nan}
+        )
+        with pytest.warns(RuntimeWarning) as warned:
+            ours("Variant relu", model)
+        assert [str(w.message) for w in warned] == ["method 'Variant relu' gave a NaN or an infinity for 5 of 5 images: a, b, c, d, e"]
+
     def test_names_and_families_are_checked(self) -> None:
         with pytest.raises(UnknownNameError, match="Did you mean 'gradient'"):
             register_method("Mine", family="gradients")
@@ -83,7 +109,18 @@ def test_callable(model: nn.Module) -> None:
     both = [method, create_method("IxG", model)]
     assert list(shared_maps(both, IMAGES, TARGETS)) == ["mine", "IxG"]
     assert shared_passes(both) == (1, 1)
-    assert as_method("same", both[1], model) is both[1]
+
+
+def test_a_ready_method_keeps_its_options_under_the_name_it_is_given(model: nn.Module) -> None:
+    few, many = (create_method("IG abs", model, steps=steps) for steps in (1, 20))
+    methods = [as_method("few", few, model), as_method("many", many, model)]
+    found = shared_maps(methods, IMAGES, TARGETS)
+    assert list(found) == ["few", "many"]
+    assert torch.equal(found["few"], few(IMAGES, TARGETS))
+    assert not torch.allclose(found["few"], found["many"])
+    assert few.name == "IG abs"
+    with pytest.raises(ValueError, match="two methods with different settings are called 'IG abs'"):
+        shared_maps([few, many], IMAGES, TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +176,7 @@ def test_what_is_no_method_is_refused_before_any_work(model: nn.Module) -> None:
     [
         (lambda x: x.numpy(), TypeError, r"method 'mine' returned ndarray for the images a, b, c, d, e, not a tensor"),
         (lambda x: None, TypeError, r"'mine' returned NoneType for the images a, b"),
+        (lambda x: {"mine": x}, TypeError, r"'mine' returned dict for the images a, b"),
         (lambda x: x > 0, TypeError, r"'mine' returned values of torch.bool for the images a, b"),
         (lambda x: x[..., :5], ValueError, r"shape \(\d, 3, 8, 5\) for the images a, .*; wanted \(5, C, 8, 12\) or \(5, 8, 12\)"),
         (lambda x: x[:1], ValueError, r"shape \(1, 3, 8, 12\) for the images a"),
@@ -176,6 +214,50 @@ def test_own_methods_are_halved_when_memory_runs_out(model: nn.Module) -> None:
     assert seen == [5, 3, 2, 2, 1]
 
 
+def test_maps_have_the_precision_of_the_images_or_a_higher_one(model: nn.Module) -> None:
+    images = IMAGES.float()
+    for kind, wanted in {torch.bfloat16: torch.float32, torch.int16: torch.float32, torch.float64: torch.float64}.items():
+        found = as_method("mine", lambda images, targets, kind=kind: torch.ones_like(images, dtype=kind), model)(images, TARGETS)
+        assert found.dtype == wanted
+        assert found.eq(3).all()
+
+
+STATES = {
+    "the package's": lambda model: create_method("Guided Backprop", model),
+    "captum's": lambda model: as_method("x", captum.attr.DeepLift(model), model),
+    "torchcam's": lambda model: as_method("x", torchcam.methods.GradCAM(model, "2"), model),
+    "a callable": lambda model: as_method("x", lambda images, targets: model(images).sum() * images, model),
+    "one that raises": lambda model: as_method("x", lambda images, targets: 1 / 0, model),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
+def test_a_net_of_ones_own_is_left_as_it_was(kind: str) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)]
+    model = seeded(lambda: nn.Sequential(*layers)).train()
+    model[1].eval()  # a frozen layer, as in fine-tuning
+    model[0].weight.requires_grad_(False)
+    model[6].weight.grad = torch.ones_like(model[6].weight)
+    method = STATES[kind](model)
+    model[2].register_forward_hook(lambda *_: None)
+
+    def state() -> list[object]:
+        tensors = [
+            (name, t.clone(), t.requires_grad, t.grad is None or t.grad.clone()) for name, t in model.state_dict(keep_vars=True).items()
+        ]
+        hooks = [(*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks, *m._backward_pre_hooks) for m in model.modules()]
+        return [str(tensors), [module.training for module in model.modules()], hooks, [id(p) for p in model.parameters()]]
+
+    before = state()
+    try:
+        method(IMAGES, TARGETS)
+        assert kind != "one that raises"
+    except ZeroDivisionError:
+        assert kind == "one that raises"
+    assert state() == before
+
+
 def test_batches_are_checked(model: nn.Module) -> None:
     method = create_method("Gradient", model)
     with pytest.raises(TypeError, match="images must be a float tensor"):
@@ -184,6 +266,8 @@ def test_batches_are_checked(model: nn.Module) -> None:
         method(IMAGES, TARGETS.float())
     with pytest.raises(ValueError, match="5 images with 2 targets"):
         method(IMAGES, TARGETS[:2])
+    with pytest.raises(ValueError, match=r"nothing to explain: images have shape \(0, 3, 8, 12\)"):
+        method(IMAGES[:0], TARGETS[:0])
     with pytest.raises(UnknownNameError, match="Did you mean 'Grad-CAM"):
         create_method("GradCAM", model)
     with pytest.raises(UnknownNameError, match="'IG-U abs'"):

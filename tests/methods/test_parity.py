@@ -29,16 +29,18 @@ def model_of(name: str) -> nn.Module:
     return parity.filled(name)
 
 
-# The tolerance of the golden data is 2e-3 of the largest patch sum. The sum of a bare gradient over a patch nearly cancels, so that single
-# ReLUs on the edge show: the reference's float32 is 1.7e-3 from float64, float32 on one thread 3.7e-3.
+# The tolerance of the golden data is 2e-3 of the largest patch sum. The sum of a bare gradient over a patch nearly cancels, so that a
+# single ReLU at the edge shows: the golden map of the first image is 1.7e-3 from our float64 (that of the second 5e-7), which is the
+# reference's rounding, not ours. Our float32 is 3e-7 from our float64 for the first image; for the second 3.7e-3 with channels first, where
+# another ReLU flips, and 2e-6 with channels last, which is the engine's layout and what is compared here. All else is far within.
 TOLERANCE = 2e-3
 CHEAP = ["IxG", "Grad-CAM", "Grad-CAMpp", "XG-CAM", "Layer-CAM", "SG-CAMpp", "IxG-SG"]
 
 
 @pytest.mark.parametrize("name", ["Gradient", *CHEAP])
 def test_resnet18(name: str) -> None:
-    difference, ranks, _ = parity.compare(model_of("resnet18"), f"resnet18/{name}", golden(), images=1)
-    assert difference < (5e-3 if name == "Gradient" else TOLERANCE)
+    difference, ranks, _ = parity.compare(model_of("resnet18"), f"resnet18/{name}", golden(), images=1 if name == "IxG-SG" else 2)
+    assert difference < (1e-5 if "CAM" in name else TOLERANCE)  # behind the CAM layer there is no ReLU to flip
     assert ranks > 0.98
 
 

@@ -42,6 +42,20 @@ def test_formula_as_a_loop() -> None:
         assert torch.allclose(method(IMAGES, TARGETS)[:, 0], wanted, rtol=1e-9, atol=0)
 
 
+def test_under_autocast_the_sum_over_masks_is_exact() -> None:
+    model, images = seeded(ConvNet, dtype=torch.float32), IMAGES.float()
+    masks = torch.rand(50, 30, 44, generator=torch.Generator().manual_seed(3))
+    wanted = torch.zeros(3, 30, 44, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = create_method("RISE", model, batch=3, masks=masks)(images, TARGETS)[:, 0]
+        with torch.no_grad():
+            for mask in masks:
+                probability = model(mask * images).float().softmax(dim=1)
+                wanted += probability[torch.arange(3), TARGETS, None, None].double() * mask / (50 * 0.1)
+    # float32 sums of 50; the model's own 16 bits are the same in both.
+    assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=0)
+
+
 def test_masks_depend_on_the_seed_alone_and_are_made_in_pieces() -> None:
     whole = random_masks(0, 400, 8, 0.1, IMAGES)(0, 400)
     pieces = [random_masks(0, 400, 8, 0.1, IMAGES[:1])(start, start + 90) for start in range(0, 400, 90)]

@@ -5,6 +5,7 @@ import pandas as pd
 
 from idsds import plots
 from idsds.methods import METHODS
+from idsds.methods.base import TRANSFORMS
 
 from .test_ranking import FAMILIES, ranked
 
@@ -12,8 +13,11 @@ mpl.use("agg")
 
 
 def test_every_family_has_a_style_that_reads_without_colour():
-    families = {plots.style_of(name, entry.family) for name, entry in METHODS.items()} | {"absolute", "own"}
+    families = {plots.style_of(name + suffix, entry.family) for name, entry in METHODS.items() for suffix in ("", *TRANSFORMS)} | {"own"}
     assert families <= set(plots.STYLES)
+    assert plots.style_of("IG", "gradient") == "gradient"
+    assert plots.style_of("IG abs", "gradient") == "absolute"
+    assert plots.style_of("Grad-CAM relu", "CAM") == "positive"
     looks = [(marker, filled) for _, marker, _, filled in plots.STYLES.values()]
     assert len(set(looks)) == len(looks)
 

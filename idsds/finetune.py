@@ -45,6 +45,7 @@ from torch import nn
 
 from idsds import paths
 from idsds.datasets import DATASETS, ImageDataset, fixed_order
+from idsds.datasets.base import OnError
 from idsds.interventions import patch_size
 from idsds.launch import check_machine, is_main, launch, of_all
 from idsds.models import MODELS
@@ -80,7 +81,7 @@ class FineTuneSettings(Settings):
     checkpoints: dict[str, str] = {}
     root: str | None = None
     held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
-    on_error: str | None = None
+    on_error: OnError | None = None
     workers: Annotated[int, Field(ge=0)] = 0
     accumulate: PositiveInt = 1
     save_every: PositiveInt = 1000
@@ -132,6 +133,11 @@ class FineTuneSettings(Settings):
         """What the stages run on."""
         return Machine(self.devices, self.workers, self.accumulate, self.save_every)
 
+    def check_checkpoints(self) -> None:
+        """Raise CheckpointError where a file to start from does not fit its model: now, and not when its turn has come after days."""
+        for model in self.models:
+            self.stage(model, self.seeds[0]).check_weights()
+
     def stage(self, model: str, seed: int) -> Stage:
         """The in-domain stage of one model and seed."""
         start = self.checkpoints.get(model)
@@ -168,10 +174,9 @@ def finetune(settings: FineTuneSettings, *, progress: bool = True) -> pd.DataFra
         CheckpointError: for a file of ``checkpoints`` that cannot be read or does not fit, before anything is trained.
         ImageReadError: for an image that cannot be read, unless ``on_error="skip"`` leaves it out and counts it.
     """
-    for model in settings.models:
-        settings.stage(model, settings.seeds[0]).check_weights()
     if settings.dry_run:
         return plan_table(settings)
+    settings.check_checkpoints()
     rows: list[dict[str, Any]] = []
     for model in settings.models:
         for seed in settings.seeds:
@@ -249,7 +254,11 @@ def plan_table(settings: FineTuneSettings) -> pd.DataFrame:
     Returns:
         One row per model, seed and stage: stage, cached, steps left, images_per_second (training, all devices), hours left, memory_gb (the
         largest of a device; on a CPU of the process).
+
+    Raises:
+        CheckpointError: for a file of ``checkpoints`` that cannot be read or does not fit.
     """
+    settings.check_checkpoints()
     rows = []
     for model in settings.models:
         for seed in settings.seeds:

@@ -117,7 +117,7 @@ class Stage:
         }
 
     def check_weights(self) -> None:
-        """Raise CheckpointError where the file to start from does not fit the model: at once, and not when its turn has come."""
+        """Raise CheckpointError where the file to start from cannot be read or does not fit the model."""
         if self.weights not in (None, PRETRAINED):
             with torch.device("meta"):  # shapes without numbers
                 model = create_model(self.model, self.num_classes)

@@ -252,13 +252,13 @@ def test_processes_that_torchrun_started(home, photos):
     assert not list(home.rglob("*.part"))
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_a_checkpoint_that_does_not_fit_ends_before_any_work(home, dry_run):
+@pytest.mark.parametrize("work", [finetune, plan_table])
+def test_a_checkpoint_that_does_not_fit_ends_before_any_work(home, work):
     """It is the second model's: without a look ahead it would be met when the first one's training is over."""
     wrong = save_checkpoint(create_model("mini_resnet14"), home / "wrong.safetensors")
-    chosen = settings(models=["small_test", "mini_resnet8"], checkpoints={"mini_resnet8": str(wrong)}, dry_run=dry_run)
+    chosen = settings(models=["small_test", "mini_resnet8"], checkpoints={"mini_resnet8": str(wrong)})
     with pytest.raises(CheckpointError, match=r"wrong\.safetensors' does not fit the model\. .*unexpected keys: layer1\.1\."):
-        finetune(chosen, progress=False)
+        work(chosen)
     assert not (home / "cache").exists()
 
 
@@ -278,6 +278,7 @@ def test_a_checkpoint_that_does_not_fit_ends_before_any_work(home, dry_run):
         ({"checkpoints": {"resnet50": "pretrained"}}, "resnet50"),
         ({"root": "x"}, "option of data set 'digits'"),
         ({"device": "gpu"}, "cpu"),
+        ({"on_error": "skp"}, "'raise' or 'skip'.*skp"),
         ({"precision": "16-mixed"}, "'16-mixed' needs a CUDA device, this is 'cpu'"),
         ({"devices": 10**6}, r"devices must be in 1\.\."),
     ],

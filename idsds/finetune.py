@@ -45,8 +45,9 @@ from torch import nn
 
 from idsds import paths
 from idsds.datasets import DATASETS, ImageDataset, fixed_order
+from idsds.datasets.base import OnError
 from idsds.interventions import patch_size
-from idsds.launch import is_main, launch
+from idsds.launch import check_machine, is_main, launch, of_all
 from idsds.models import MODELS
 from idsds.models.base import describe
 from idsds.registry import UnknownNameError
@@ -80,7 +81,7 @@ class FineTuneSettings(Settings):
     checkpoints: dict[str, str] = {}
     root: str | None = None
     held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
-    on_error: str | None = None
+    on_error: OnError | None = None
     workers: Annotated[int, Field(ge=0)] = 0
     accumulate: PositiveInt = 1
     save_every: PositiveInt = 1000
@@ -97,6 +98,7 @@ class FineTuneSettings(Settings):
     def _fits_together(self) -> Self:
         size = DATASETS[self.dataset].image_size
         patch_size(size, size, self.grid)
+        check_machine(self.device, self.devices, self.precision)
         for name in ("models", "seeds"):
             values = getattr(self, name)
             if twice := sorted({str(value) for value in values if values.count(value) > 1}):
@@ -131,6 +133,11 @@ class FineTuneSettings(Settings):
         """What the stages run on."""
         return Machine(self.devices, self.workers, self.accumulate, self.save_every)
 
+    def check_checkpoints(self) -> None:
+        """Raise CheckpointError where a file to start from does not fit its model: now, and not when its turn has come after days."""
+        for model in self.models:
+            self.stage(model, self.seeds[0]).check_weights()
+
     def stage(self, model: str, seed: int) -> Stage:
         """The in-domain stage of one model and seed."""
         start = self.checkpoints.get(model)
@@ -151,8 +158,8 @@ class FineTuneSettings(Settings):
 def finetune(settings: FineTuneSettings, *, progress: bool = True) -> pd.DataFrame:
     """Fine-tune every model with every seed, and measure what it did. What is cached is not done again.
 
-    Accuracies are those of the test split (for ImageNet the official validation images), which no epoch was chosen on: the first
-    ``images`` of its fixed order, intact and with one patch deleted, the same patch before and after.
+    Accuracies are those of the test split (for ImageNet the official validation images): the first ``images`` of its fixed order, intact
+    and with one patch deleted, the same patch before and after. No epoch was chosen on them, unless ``held_out=0`` asks for just that.
 
     Args:
         settings: validated.
@@ -162,9 +169,14 @@ def finetune(settings: FineTuneSettings, *, progress: bool = True) -> pd.DataFra
         One row per model, seed, stage (``before``, ``after``) and kind of images (``intact``, ``one patch deleted``): accuracy (share in
         [0, 1], higher is better), low and high (95 % interval over images, Wilson), count, checkpoint. Also in ``output/accuracy.csv``.
         With ``dry_run`` what remains to be done: see :func:`plan_table`.
+
+    Raises:
+        CheckpointError: for a file of ``checkpoints`` that cannot be read or does not fit, before anything is trained.
+        ImageReadError: for an image that cannot be read, unless ``on_error="skip"`` leaves it out and counts it.
     """
     if settings.dry_run:
         return plan_table(settings)
+    settings.check_checkpoints()
     rows: list[dict[str, Any]] = []
     for model in settings.models:
         for seed in settings.seeds:
@@ -216,10 +228,11 @@ def measure(model: nn.Module, test: ImageDataset, deletion: Deletion | None, set
         precision=settings.precision,
     )
     rows = []
-    count = len(test) - len(test.skipped)
+    skipped = len(of_all(test.skipped))
+    count = len(test) - skipped
     for kind, share in zip(kinds, shares, strict=True):
         interval = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
-        facts = {"accuracy": share, "low": interval.low, "high": interval.high, "count": count, "skipped": len(test.skipped)}
+        facts = {"accuracy": share, "low": interval.low, "high": interval.high, "count": count, "skipped": skipped}
         rows.append({"images": kind, **facts})
     return rows
 
@@ -241,7 +254,11 @@ def plan_table(settings: FineTuneSettings) -> pd.DataFrame:
     Returns:
         One row per model, seed and stage: stage, cached, steps left, images_per_second (training, all devices), hours left, memory_gb (the
         largest of a device; on a CPU of the process).
+
+    Raises:
+        CheckpointError: for a file of ``checkpoints`` that cannot be read or does not fit.
     """
+    settings.check_checkpoints()
     rows = []
     for model in settings.models:
         for seed in settings.seeds:

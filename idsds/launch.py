@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,9 +60,8 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
     Raises:
         SettingsError: for devices that are not there, or fp16 without CUDA.
     """
-    kind = chosen_device(device).type
-    _check(kind, devices, precision)
-    outside = started_outside()
+    check_machine(device, devices, precision)
+    kind, outside = chosen_device(device).type, started_outside()
     setup: dict[str, Any] = {"accelerator": kind, "devices": devices, "precision": precision}
     if outside is not None:
         setup |= {"devices": outside[0], "num_nodes": outside[1], "strategy": "ddp"}
@@ -90,7 +89,18 @@ def _forked(fabric: Fabric, function: Callable[..., Any], *args: Any) -> Any:
     return function(fabric, *args)
 
 
-def _check(kind: str, devices: int, precision: str) -> None:
+def of_all(names: Sequence[str]) -> list[str]:
+    """The names that this process or any other of those started outside has, sorted; every one of them must call this."""
+    if not torch.distributed.is_initialized():
+        return sorted(names)
+    found: list[list[str]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, list(names))
+    return sorted(set().union(*found))
+
+
+def check_machine(device: str, devices: int, precision: str) -> None:
+    """Raise SettingsError for devices that are not there, or fp16 without CUDA; see :func:`launch`."""
+    kind = chosen_device(device).type
     if precision not in PRECISIONS:
         raise SettingsError(str(UnknownNameError("precision", precision, PRECISIONS)))
     if precision == "16-mixed" and kind != "cuda":

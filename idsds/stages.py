@@ -21,10 +21,10 @@ from torch import nn
 
 from idsds import paths
 from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
-from idsds.launch import is_main
+from idsds.launch import is_main, of_all
 from idsds.models import MODELS, create_model
 from idsds.models.base import Normalisation
-from idsds.models.checkpoints import CheckpointError, save_checkpoint
+from idsds.models.checkpoints import CheckpointError, check_checkpoint, save_checkpoint
 from idsds.randomness import generator
 from idsds.settings import PAPER, Deletion, Recipe, chosen_device
 from idsds.store import digest, versions, write_json
@@ -101,6 +101,27 @@ class Stage:
     def split(self, split: str) -> ImageDataset:
         """One split of the data, in the space that the model wants."""
         return _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
+
+    def arguments(self, machine: Machine) -> dict[str, Any]:
+        """What :func:`fit` and :func:`rehearse` take beyond the model, its label and the progress bar."""
+        return {
+            "train": self.split("train"),
+            "val": self.split("val"),
+            "recipe": self.recipe,
+            "deletion": self.deletion,
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+            "resume": self.resume,
+            **asdict(machine),
+        }
+
+    def check_weights(self) -> None:
+        """Raise CheckpointError where the file to start from cannot be read or does not fit the model."""
+        if self.weights not in (None, PRETRAINED):
+            with torch.device("meta"):  # shapes without numbers
+                model = create_model(self.model, self.num_classes)
+            check_checkpoint(model, self.weights)
 
     def begin(self) -> nn.Module:
         """The model before the stage, with fresh classifiers and weights drawn by the seed."""
@@ -201,25 +222,12 @@ def _run(stage: Stage, machine: Machine, progress: bool) -> None:
     model = stage.begin()
     what = "training" if stage.deletion is None else "in-domain fine-tuning"
     started = time.monotonic()
-    results = fit(
-        model,
-        stage.split("train"),
-        stage.split("val"),
-        stage.recipe,
-        deletion=stage.deletion,
-        seed=stage.seed,
-        device=stage.device,
-        precision=stage.precision,
-        label=f"{what}: {stage.model}",
-        progress=progress,
-        resume=stage.resume,
-        **asdict(machine),
-    )
+    results = fit(model, **stage.arguments(machine), label=f"{what}: {stage.model}", progress=progress)
     facts = {
         "stage": {name: getattr(stage, name) for name in stage.__dataclass_fields__ if name not in ("start", "options")},
         "start": stage.start.key if stage.start else None,
         "epochs": [asdict(result) for result in results],
-        "skipped": stage.split("train").skipped + stage.split("val").skipped,
+        "skipped": of_all(stage.split("train").skipped + stage.split("val").skipped),
         "seconds": round(time.monotonic() - started, 1),
         "machine": asdict(machine),
         "versions": versions(),
@@ -234,19 +242,7 @@ def _run(stage: Stage, machine: Machine, progress: bool) -> None:
 
 def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
     """Measure three batches of a stage that has not been run; see :func:`idsds.training.rehearse`. Weights play no part in it."""
-    model = create_model(stage.model, stage.num_classes)
-    return rehearse(
-        model,
-        stage.split("train"),
-        stage.split("val"),
-        stage.recipe,
-        deletion=stage.deletion,
-        seed=stage.seed,
-        device=stage.device,
-        precision=stage.precision,
-        resume=stage.resume,
-        **asdict(machine or Machine()),
-    )
+    return rehearse(create_model(stage.model, stage.num_classes), **stage.arguments(machine or Machine()))
 
 
 def trains_from_scratch(model: str, dataset: str) -> bool:

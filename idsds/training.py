@@ -100,9 +100,11 @@ class Plan:
         chosen = shares(
             len(self.train), self.recipe.batch_size, seed=self.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size
         )
-        for images, targets, image_ids in loader_of(self.epoch(epoch), chosen[first:], self.workers, pin=fabric.device.type == "cuda"):
-            if not len(targets):
-                raise ImageReadError("none of the images of a batch could be read")
+        loader = loader_of(self.epoch(epoch), chosen[first:], self.workers, pin=fabric.device.type == "cuda")
+        for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
+            if not len(targets):  # without one there is no loss, and other processes wait for its gradient
+                names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
+                raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
             images = images.to(fabric.device, non_blocking=True, memory_format=torch.channels_last)
             targets = targets.to(fabric.device, non_blocking=True)
             if self.deletion is not None:

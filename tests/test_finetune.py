@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from idsds.finetune import FineTuneSettings, finetune, headline, main, plan_tabl
 from idsds.interventions import baseline_images, delete_patches
 from idsds.launch import is_main, started_outside
 from idsds.models import MODELS, create_model, register_model
-from idsds.models.checkpoints import save_checkpoint
+from idsds.models.checkpoints import CheckpointError, save_checkpoint
 from idsds.plots import finetuning
 from idsds.settings import PAPER, Recipe, SettingsError
 from idsds.stages import obtain, plan_training
@@ -197,13 +198,14 @@ def test_two_devices(home):
     assert one["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
 
 
-def test_images_on_disk(home):
-    """A folder of photos, one of them damaged and skipped."""
+@pytest.fixture
+def photos(home):
+    """Settings for a folder of photos, one test image of which is damaged and skipped."""
     write_classes(home / "photos" / "train", {"a": 12, "b": 12})
     write_classes(home / "photos" / "val", {"a": 6, "b": 6})
     (home / "photos" / "val" / "a" / "a_002.jpg").write_bytes(b"")
     weights = save_checkpoint(create_model("mini_resnet8", num_classes=2), home / "start.safetensors")
-    chosen = settings(
+    return settings(
         dataset="image_folder",
         models=["mini_resnet8"],
         checkpoints={"mini_resnet8": str(weights)},
@@ -214,9 +216,50 @@ def test_images_on_disk(home):
         batch_size=6,
         grid=2,
     )
-    table = finetune(chosen, progress=False)
+
+
+def test_images_on_disk(photos):
+    table = finetune(photos, progress=False)
     assert table["count"].tolist() == [11] * 4
     assert table["skipped"].tolist() == [1] * 4
+
+
+def _started_outside(rank, port, chosen, home):
+    torch.set_num_threads(1)
+    world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    address = {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in {**world, **address}.items()})
+    finetune(chosen, progress=False).to_pickle(home / f"{rank}.pkl")
+
+
+def test_processes_that_torchrun_started(home, photos):
+    """Each of two meets the damaged image or not; both count it, one writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [get_context("fork").Process(target=_started_outside, args=(rank, port, photos, home)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = (pd.read_pickle(home / f"{rank}.pkl") for rank in range(2))
+    pd.testing.assert_frame_equal(first, second)
+    assert first["count"].tolist() == [11] * 4
+    assert first["skipped"].tolist() == [1] * 4
+    (made,) = home.glob("cache/checkpoints/*.safetensors")
+    assert json.loads(made.with_suffix(".json").read_text())["skipped"] == []
+    assert not list(home.rglob("*.part"))
+
+
+@pytest.mark.parametrize("work", [finetune, plan_table])
+def test_a_checkpoint_that_does_not_fit_ends_before_any_work(home, work):
+    """It is the second model's: without a look ahead it would be met when the first one's training is over."""
+    wrong = save_checkpoint(create_model("mini_resnet14"), home / "wrong.safetensors")
+    chosen = settings(models=["small_test", "mini_resnet8"], checkpoints={"mini_resnet8": str(wrong)})
+    with pytest.raises(CheckpointError, match=r"wrong\.safetensors' does not fit the model\. .*unexpected keys: layer1\.1\."):
+        work(chosen)
+    assert not (home / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -235,6 +278,9 @@ def test_images_on_disk(home):
         ({"checkpoints": {"resnet50": "pretrained"}}, "resnet50"),
         ({"root": "x"}, "option of data set 'digits'"),
         ({"device": "gpu"}, "cpu"),
+        ({"on_error": "skp"}, "'raise' or 'skip'.*skp"),
+        ({"precision": "16-mixed"}, "'16-mixed' needs a CUDA device, this is 'cpu'"),
+        ({"devices": 10**6}, r"devices must be in 1\.\."),
     ],
 )
 def test_mistakes_end_before_any_work(home, changes, reason):

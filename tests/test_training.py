@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 
 from idsds.datasets.base import ImageDataset, ImageReadError
 from idsds.datasets.images import TensorImages
@@ -337,6 +338,19 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path, whole):
     assert_same(weights(again), weights(whole[0]))
 
 
+def test_two_processes_that_died_go_on_to_the_very_same_weights(tmp_path):
+    """Both die in the second step of the second epoch, after the state of its first step was written."""
+    settings, resume = {**WHOLE, "devices": 2, "save_every": 1}, tmp_path / "s.pt"
+    results = fit(whole := TinyNormed(), toy(40), toy(12, "val"), SGD, **settings)
+    with pytest.raises(ProcessExitedException):
+        fit(TinyNormed(), Ending(toy(40), 28, how=lambda: os._exit(1)), toy(12, "val"), SGD, resume=resume, **settings)
+    state = torch.load(resume, weights_only=True)["state"]
+    assert (state["epoch"], state["step"], state["sums"][2]) == (1, 1, 10)
+    again = TinyNormed()
+    assert fit(again, toy(40), toy(12, "val"), SGD, resume=resume, **settings) == results
+    assert_same(weights(again), weights(whole))
+
+
 def test_a_kill_while_the_state_is_written_leaves_the_one_before(tmp_path, monkeypatch, whole):
     resume, calls = tmp_path / "s.pt", []
     settings = {**WHOLE, "resume": resume}
@@ -390,6 +404,17 @@ def test_skipped_images_are_left_out_of_the_means():
     assert share == ((right == 0) + (right == 2)) / 2
     with pytest.raises(ImageReadError, match="none of the images"):
         accuracy(Tiny(), loader_of(data, [[1, 3]]))
+
+
+def test_a_batch_without_one_readable_image_is_named():
+    def read(index):
+        if index:
+            raise ImageReadError("gone")
+        return torch.zeros(3, 8, 8)
+
+    data = ImageDataset("photos", "train", ["a", "b", "c"], [0, 1, 2], read, list("rgb"), UNIT, on_error="skip")
+    with pytest.raises(ImageReadError, match=r"photos: none of the images of a batch could be read: '[bc]'$"):
+        fit(Tiny(), data, toy(6, "val"), SGD.model_copy(update={"batch_size": 1}), device="cpu", progress=False)
 
 
 def test_accuracy_on_deleted_images_is_that_of_images_with_a_hole():

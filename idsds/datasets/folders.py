@@ -18,11 +18,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from idsds import paths
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
 from idsds.datasets.images import EXTENSIONS, FileImages
-from idsds.datasets.splits import TEST, VALIDATION, stratified_split
+from idsds.datasets.splits import TEST, VALIDATION, stratified_split, within_half
 from idsds.models.base import IMAGENET, Normalisation
 from idsds.registry import UnknownNameError
 
@@ -167,10 +168,8 @@ def folder_dataset(
     ids = [f"{name}/{file[below:].replace(os.sep, '/')}" for file in files]
     if not folders:
         chosen = stratified_split(ids, targets, split, validation=held_out, test=TEST)
-    elif source == cut and held_out:
-        chosen = stratified_split(ids, targets, split, validation=held_out, test=0)
     else:
-        chosen = list(range(len(files)))
+        chosen = within_half(ids, targets, split if source == cut else "test", held_out)
     if not chosen:
         raise ValueError(f"data set {name!r}: the split {split!r} of {str(base)!r} is empty; {len(files)} images, held_out={held_out}")
     return file_dataset(
@@ -202,21 +201,73 @@ def file_dataset(
     return ImageDataset(name, split, image_ids, targets, images.read, classes, normalisation, images.augment, on_error)
 
 
+def listed_dataset(
+    name: str,
+    split: str,
+    normalisation: Normalisation,
+    folder: Path,
+    listed: Sequence[str],
+    classes: Sequence[str],
+    *,
+    suffix: str = "",
+    image_size: int,
+    held_out: float,
+    on_error: OnError,
+) -> ImageDataset:
+    """A split of a data set whose official half is a list, not a folder.
+
+    Args:
+        name, split, normalisation, image_size, held_out, on_error: as in :func:`folder_dataset`.
+        folder: where the class folders lie.
+        listed: ``<class>/<file>`` of every image of the :func:`~idsds.datasets.splits.official_half`.
+        classes: names of the class folders in the order of their indices.
+        suffix: the ending of the files, where the list leaves it out.
+    """
+    index = {key: number for number, key in enumerate(classes)}
+    ids, targets = [f"{name}/{entry}" for entry in listed], [index[entry.split("/")[0]] for entry in listed]
+    chosen = within_half(ids, targets, split, held_out)
+    files = [str(folder / f"{listed[i]}{suffix}") for i in chosen]
+    return file_dataset(
+        name, split, normalisation, files, [ids[i] for i in chosen], [targets[i] for i in chosen], classes, image_size, on_error
+    )
+
+
 Root = str | os.PathLike[str] | None
 
 
-@register_dataset(num_classes=None, image_size=224, normalisation=IMAGENET, source="a folder of your own: train/<class>/*.jpg and so on")
-def image_folder(
-    split: str,
-    normalisation: Normalisation,
-    root: Root = None,
-    image_size: int = 224,
-    held_out: float = VALIDATION,
-    on_error: OnError = "raise",
-) -> ImageDataset:
+def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]:
+    """Enter a data set that its layout describes in full: the decorated function's name is the key, what it returns the layout.
+
+    The data set's options are ``root``, ``image_size``, ``held_out`` and ``on_error``, see :func:`folder_dataset`.
+
+    Args:
+        entry: ``num_classes`` and ``source`` of :class:`~idsds.datasets.base.DatasetEntry`.
+    """
+
+    def decorate(layout: Callable[[], Layout]) -> Callable:
+        name = layout.__name__
+
+        def load(
+            split: str,
+            normalisation: Normalisation,
+            root: Root = None,
+            image_size: int = 224,
+            held_out: float = VALIDATION,
+            on_error: OnError = "raise",
+        ) -> ImageDataset:
+            options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
+            return folder_dataset(name, split, normalisation, layout(), root, **options)
+
+        load.__doc__ = layout.__doc__
+        return register_dataset(name, image_size=224, normalisation=IMAGENET, **entry)(load)
+
+    return decorate
+
+
+@register_folders(num_classes=None, source="a folder of your own: train/<class>/*.jpg and so on")
+def image_folder() -> Layout:
     """Any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
-    layout = Layout("one folder of images per class, or such folders in train/, val/ and test/")
-    return folder_dataset("image_folder", split, normalisation, layout, root, image_size=image_size, held_out=held_out, on_error=on_error)
+    return Layout("one folder of images per class, or such folders in train/, val/ and test/")
 
 
 @register_dataset(

@@ -42,3 +42,15 @@ def stratified_split(
         bounds = {"test": (0, first), "val": (first, first + second), "train": (first + second, None)}[split]
         chosen += ordered[slice(*bounds)]
     return sorted(chosen)
+
+
+def official_half(split: str, held_out: float) -> str:
+    """Which half, ``train`` or ``test``, of a data set with two official parts a split is cut from; see :mod:`idsds.datasets.folders`."""
+    return "test" if split == "test" or (split == "val" and not held_out) else "train"
+
+
+def within_half(image_ids: Sequence[str], targets: Sequence[int], split: str, held_out: float) -> list[int]:
+    """Indices of a split among the images of its :func:`official_half`."""
+    if split == "test" or not held_out:
+        return list(range(len(image_ids)))
+    return stratified_split(image_ids, targets, split, validation=held_out, test=0)

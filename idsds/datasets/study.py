@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
-from idsds.datasets.folders import Layout, Root, data_root, file_dataset, folder_dataset
-from idsds.datasets.splits import VALIDATION, stratified_split
+from idsds.datasets.folders import Layout, Root, data_root, folder_dataset, listed_dataset, register_folders
+from idsds.datasets.splits import VALIDATION, official_half
 from idsds.models.base import IMAGENET, Normalisation
 
 # The file of the official split of Stanford Dogs for each half.
@@ -29,8 +29,8 @@ def _dogs_listed(root: Path, split: str, held_out: float) -> list[str] | None:
         return None
     from scipy.io import loadmat
 
-    half = "test" if split == "test" or (split == "val" and not held_out) else "train"
-    cells = loadmat(found[0] / DOG_LISTS[half])["file_list"].ravel()  # an object array of one-element arrays of text
+    content = loadmat(found[0] / DOG_LISTS[official_half(split, held_out)])
+    cells = content["file_list"].ravel()  # an object array of one-element arrays of text
     return [str(cell.item()) for cell in cells]
 
 
@@ -57,77 +57,32 @@ def stanford_dogs(
     layout = Layout(wanted, bases=("images/Images", "Images", "images", ""), names={})
     root = data_root("stanford_dogs", root, wanted)
     listed = _dogs_listed(root, split, held_out)
+    options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
     if listed is None:
-        return folder_dataset(
-            "stanford_dogs", split, normalisation, layout, root, image_size=image_size, held_out=held_out, on_error=on_error
-        )
+        return folder_dataset("stanford_dogs", split, normalisation, layout, root, **options)
     base, _ = layout.find(root, "stanford_dogs")
     classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir())
-    index = {name: number for number, name in enumerate(classes)}
-    absent = sorted({name.split("/")[0] for name in listed} - set(index))
+    absent = sorted({name.split("/")[0] for name in listed} - set(classes))
     if absent:
         raise FileNotFoundError(f"data set 'stanford_dogs': {str(base)!r} lacks the folder {absent[0]!r} of the official lists")
-    ids = [f"stanford_dogs/{name}" for name in listed]
-    targets = [index[name.split("/")[0]] for name in listed]
-    cut = split != "test" and held_out
-    chosen = stratified_split(ids, targets, split, validation=held_out, test=0) if cut else list(range(len(ids)))
-    files = [str(base / listed[i]) for i in chosen]
-    return file_dataset(
-        "stanford_dogs",
-        split,
-        normalisation,
-        files,
-        [ids[i] for i in chosen],
-        [targets[i] for i in chosen],
-        classes,
-        image_size,
-        on_error,
-    )
+    return listed_dataset("stanford_dogs", split, normalisation, base, listed, classes, **options)
 
 
-@register_dataset(
-    num_classes=99,
-    image_size=224,
-    normalisation=IMAGENET,
-    source="Plants_Dataset[99 classes], Kaggle muhammadjawad1998/plants-dataset99-classes",
-)
-def plants99(
-    split: str,
-    normalisation: Normalisation,
-    root: Root = None,
-    image_size: int = 224,
-    held_out: float = VALIDATION,
-    on_error: OnError = "raise",
-) -> ImageDataset:
+@register_folders(num_classes=99, source="Plants_Dataset[99 classes], Kaggle muhammadjawad1998/plants-dataset99-classes")
+def plants99() -> Layout:
     """Photos of 99 plants in ``Plant_Data/Plant_Data/{train,valid,test}/<class>`` (or in one of the folders above)."""
-    layout = Layout("Plant_Data/Plant_Data/{train,valid,test}/<class>/*.jpg", bases=("Plant_Data/Plant_Data", "Plant_Data", ""), key=folded)
-    return folder_dataset("plants99", split, normalisation, layout, root, image_size=image_size, held_out=held_out, on_error=on_error)
+    bases = ("Plant_Data/Plant_Data", "Plant_Data", "")
+    return Layout("Plant_Data/Plant_Data/{train,valid,test}/<class>/*.jpg", bases=bases, key=folded)
 
 
-@register_dataset(num_classes=62, image_size=224, normalisation=IMAGENET, source="Edible wild plants, Kaggle gverzea/edible-wild-plants")
-def edible_plants(
-    split: str,
-    normalisation: Normalisation,
-    root: Root = None,
-    image_size: int = 224,
-    held_out: float = VALIDATION,
-    on_error: OnError = "raise",
-) -> ImageDataset:
+@register_folders(num_classes=62, source="Edible wild plants, Kaggle gverzea/edible-wild-plants")
+def edible_plants() -> Layout:
     """Photos of 62 plants in ``datasets/dataset/<class>`` for training and ``datasets/dataset-test``; ``dataset-val`` is taken if there."""
     names = {"train": ("dataset",), "val": ("dataset-val", "dataset-valid"), "test": ("dataset-test",)}
-    layout = Layout("datasets/{dataset,dataset-test}/<class>/*.jpg", bases=("datasets", ""), names=names, key=folded)
-    return folder_dataset("edible_plants", split, normalisation, layout, root, image_size=image_size, held_out=held_out, on_error=on_error)
+    return Layout("datasets/{dataset,dataset-test}/<class>/*.jpg", bases=("datasets", ""), names=names, key=folded)
 
 
-@register_dataset(num_classes=8, image_size=224, normalisation=IMAGENET, source="Marvel Heroes, Kaggle hchen13/marvel-heroes")
-def marvel(
-    split: str,
-    normalisation: Normalisation,
-    root: Root = None,
-    image_size: int = 224,
-    held_out: float = VALIDATION,
-    on_error: OnError = "raise",
-) -> ImageDataset:
+@register_folders(num_classes=8, source="Marvel Heroes, Kaggle hchen13/marvel-heroes")
+def marvel() -> Layout:
     """Pictures of 8 heroes in ``marvel/{train,valid}/<class>``; ``valid`` is the test, as in the study."""
-    layout = Layout("marvel/{train,valid}/<class>/*.jpg", bases=("marvel/marvel", "marvel", ""), key=folded)
-    return folder_dataset("marvel", split, normalisation, layout, root, image_size=image_size, held_out=held_out, on_error=on_error)
+    return Layout("marvel/{train,valid}/<class>/*.jpg", bases=("marvel/marvel", "marvel", ""), key=folded)

@@ -17,25 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from idsds.datasets.base import ImageDataset, ImageReadError, OnError, register_dataset
-from idsds.datasets.folders import Layout, Root, data_root, file_dataset, folder_dataset, imagenet_classes
+from idsds.datasets.folders import Layout, Root, data_root, folder_dataset, imagenet_classes, listed_dataset
 from idsds.datasets.images import TensorImages
-from idsds.datasets.splits import VALIDATION, stratified_split
+from idsds.datasets.splits import VALIDATION, official_half, within_half
 from idsds.models.base import IMAGENET, Normalisation
 
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 # Where Debian's package dataset-fashion-mnist puts the files.
 FASHION_PACKAGE = "/usr/share/datasets/fashion-mnist"
-
-
-def _cut(ids: list[str], targets: list[int], split: str, held_out: float) -> list[int]:
-    """Indices of a split within the half of the data (training or test) that it comes from."""
-    if split == "test" or not held_out:
-        return list(range(len(ids)))
-    return stratified_split(ids, targets, split, validation=held_out, test=0)
-
-
-def _half(split: str, held_out: float) -> str:
-    return "test" if split == "test" or (split == "val" and not held_out) else "train"
 
 
 def _small(
@@ -44,7 +33,7 @@ def _small(
     """A data set of 32 x 32 images in memory, ``data`` = pixels (N, C, 32, 32) uint8 and targets."""
     pixels, targets = data
     ids = [f"{name}/{half}/{index:05d}" for index in range(len(targets))]
-    chosen = _cut(ids, targets, split, held_out)
+    chosen = within_half(ids, targets, split, held_out)
     images = TensorImages(pixels[chosen], shift=4)
     return ImageDataset(
         name, split, [ids[i] for i in chosen], [targets[i] for i in chosen], images.read, classes, normalisation, images.augment
@@ -96,7 +85,7 @@ def _fashion(root: Path, half: str) -> tuple[Tensor, list[int]]:
 def fashion_mnist(split: str, normalisation: Normalisation, root: Root = None, held_out: float = VALIDATION) -> ImageDataset:
     """28 x 28 photos of clothing zero-padded to 32 x 32, three equal channels; 55,200 / 4,800 / 10,000 images."""
     wanted = "the IDX files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz)"
-    folder, half = data_root("fashion_mnist", root, wanted, fallbacks=[FASHION_PACKAGE]), _half(split, held_out)
+    folder, half = data_root("fashion_mnist", root, wanted, fallbacks=[FASHION_PACKAGE]), official_half(split, held_out)
     return _small("fashion_mnist", split, half, normalisation, held_out, FASHION, _fashion(folder, half))
 
 
@@ -111,7 +100,7 @@ def cifar10(split: str, normalisation: Normalisation, root: Root = None, held_ou
     from torchvision.datasets import CIFAR10
 
     wanted = "the folder cifar-10-batches-py of cifar-10-python.tar.gz"
-    folder, half = data_root("cifar10", root, wanted), _half(split, held_out)
+    folder, half = data_root("cifar10", root, wanted), official_half(split, held_out)
     try:
         found = CIFAR10(folder, train=half == "train", download=False)
     except RuntimeError as error:
@@ -172,7 +161,7 @@ def food101(
 ) -> ImageDataset:
     """101,000 photos of dishes in ``food-101/images/<class>/*.jpg`` with ``meta/{train,test}.json`` (Kaggle: ``meta/meta``)."""
     wanted = "the folder food-101 with images/<class>/*.jpg and meta/train.json, meta/test.json"
-    folder, half = data_root("food101", root, wanted), _half(split, held_out)
+    folder, half = data_root("food101", root, wanted), official_half(split, held_out)
     for base in (folder, folder / "food-101"):
         meta = next((path for path in (base / "meta", base / "meta" / "meta") if (path / f"{half}.json").is_file()), None)
         if meta is not None:
@@ -181,10 +170,6 @@ def food101(
         raise FileNotFoundError(f"data set 'food101': {str(folder)!r} does not hold {wanted}")
     by_class = json.loads((meta / f"{half}.json").read_text())  # class -> ["class/number", ...]
     classes = sorted(by_class)
-    listed = [(name, target) for target, key in enumerate(classes) for name in sorted(by_class[key])]
-    ids, targets = [f"food101/{name}" for name, _ in listed], [target for _, target in listed]
-    chosen = _cut(ids, targets, split, held_out)
-    files = [str(base / "images" / f"{listed[i][0]}.jpg") for i in chosen]
-    return file_dataset(
-        "food101", split, normalisation, files, [ids[i] for i in chosen], [targets[i] for i in chosen], classes, image_size, on_error
-    )
+    listed = [name for key in classes for name in sorted(by_class[key])]
+    options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
+    return listed_dataset("food101", split, normalisation, base / "images", listed, classes, suffix=".jpg", **options)

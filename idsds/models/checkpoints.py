@@ -32,13 +32,22 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
         CheckpointError: missing, unreadable or truncated file; a file that holds more than tensors and plain values; missing or
             unexpected keys; wrong shapes. The model is left as it was.
     """
+    model.load_state_dict(check_checkpoint(model, path))
+    return model
+
+
+def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights of a file under the model's own keys. The model, which may be on the meta device, stays as it is.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {str(path)!r}")
     state = rename_keys(model, read_state_dict(path))
     _check_fit(model, state, path)
-    model.load_state_dict(state)
-    return model
+    return state
 
 
 def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from idsds.models import CheckpointError, create_model, load_checkpoint, save_checkpoint
+from idsds.models.checkpoints import check_checkpoint
 from tests.models.golden import filled, study_file
 
 
@@ -174,6 +175,26 @@ def test_differences_are_named_and_nothing_is_loaded(state, tmp_path):
     assert "1 unexpected keys: extra" in message
     assert "fc.weight is (7, 64) in the file and (10, 64) in the model" in message
     assert_same(model.state_dict(), before)
+
+
+def test_weights_of_another_architecture(tmp_path):
+    """Of another family, and of a deeper net of the same family, all of whose own keys are there."""
+    vgg = save_checkpoint(create_model("mini_vgg11"), tmp_path / "vgg.safetensors")
+    with pytest.raises(CheckpointError, match=r"vgg\.safetensors.*missing keys: conv1\.weight.*unexpected keys: classifier\.0\.bias"):
+        loaded(vgg)
+    deeper = study_file({f"module.{k}": v for k, v in create_model("mini_resnet14").state_dict().items()}, tmp_path / "deeper.pth.tar")
+    with pytest.raises(CheckpointError, match=r"deeper\.pth\.tar' does not fit the model\. \d+ unexpected keys: layer1\.1\.conv1\.weight"):
+        loaded(deeper)
+
+
+def test_a_file_can_be_checked_without_a_net(state, tmp_path):
+    with torch.device("meta"):
+        net, other = create_model("mini_resnet8"), create_model("mini_wide_resnet8")
+    path = study_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "a.pth.tar")
+    assert_same(check_checkpoint(net, path), state)
+    assert all(parameter.is_meta for parameter in net.parameters())
+    with pytest.raises(CheckpointError, match=r"wrong shapes: conv1\.weight is \(16, 3, 3, 3\) in the file and \(32, 3, 3, 3\)"):
+        check_checkpoint(other, path)
 
 
 def test_long_lists_are_cut(state, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -231,6 +232,30 @@ def test_published_weights_of_bcos(num_classes, monkeypatch):
     state = create_model("bcos_resnet50", num_classes=num_classes, pretrained=True).state_dict()
     assert torch.equal(state["conv1.linear.weight"], published["conv1.linear.weight"])
     assert torch.equal(state["fc.linear.weight"], published["fc.linear.weight"]) == (num_classes == 1000)
+
+
+def test_published_weights_of_the_vit_are_those_that_the_study_started_from(monkeypatch):
+    asked = []
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda model, pretrained_cfg, **_: asked.append(pretrained_cfg))
+    with torch.device("meta"):
+        model = create_model("vit_base_patch16_224", num_classes=5, pretrained=True)
+    assert asked[0]["url"].endswith("/jx_vit_base_p16_224-80ecf9dd.pth")
+    assert (asked[0]["mean"], asked[0]["std"]) == (describe(model).normalisation.mean, describe(model).normalisation.std)
+
+
+def test_mini_vit_starts_with_positions_that_can_be_told_apart():
+    """Neighbours are alike, and no two of the 64 positions are the same; with noise of 0.02 all are alike beside the tokens."""
+    net = create_model("mini_vit").train()
+    places = net.pos_embed[0, 1:].detach()
+    distances = torch.cdist(places, places)
+    row, column = torch.arange(64) // 8, torch.arange(64) % 8
+    apart = (row[:, None] - row).abs() + (column[:, None] - column).abs()
+    means = [distances[apart == steps].mean().item() for steps in range(4)]
+    assert means == sorted(means)
+    assert distances[apart > 0].min() > 0.5
+    with torch.inference_mode():
+        tokens = net.patch_embed(images_for(net))
+    assert 0.2 < places.std() / tokens.std() < 5  # neither drowns the other
 
 
 @pytest.mark.parametrize("num_classes", [0, -3])

@@ -1,0 +1,86 @@
+"""Four panels: what IDSDS does when the training seed, the baseline, the grid or the number of images changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from idsds.plots.ranking import _spread
+from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
+
+_NAMES = {
+    "seed": "training seed",
+    "baseline": "baseline of the deletion",
+    "grid": "patches per side of the grid",
+    "images": "number of images",
+}
+
+
+def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2) -> Figure:
+    """Mean IDSDS of every method, a panel for each thing that is varied, with Kendall's tau to the reference above.
+
+    Args:
+        table: from :func:`idsds.stability.means`.
+        agreed: from :func:`idsds.stability.agreement`.
+        families: family of each method, for its marker.
+        columns: width of the figure, in columns of a paper.
+    """
+    methods = list(table[table["variant"] != "all"].groupby("method")["mean"].mean().sort_values(ascending=False).index)
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 2, figsize=(COLUMNS[columns], 5.4), sharey=True, layout="constrained")
+        for number, (kind, axes) in enumerate(zip(_NAMES, grid.flat, strict=True)):
+            _panel(axes, table[table["kind"] == kind], agreed[agreed["kind"] == kind], kind, methods, families)
+            axes.set_title("abcd"[number], loc="left", fontsize=9, fontweight="bold")
+        for row in grid:
+            row[0].set_ylabel("IDSDS: mean rank correlation,\nhigher is better ↑", fontsize=7)
+        used = {style_of(method, families[method]) for method in methods}
+        handles = [handle(key) for key in STYLES if key in used]
+        handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images (of 'all': over seeds and images)"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=7)
+    return figure
+
+
+def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, methods: list[str], families: Mapping[str, str]) -> None:
+    variants = list(dict.fromkeys(table["variant"]))
+    if kind in ("grid", "images"):
+        variants.sort(key=int)
+    spread = 0.5 / max(1, len(methods) - 1)
+    for number, method in enumerate(methods):
+        _, marker, colour, filled = STYLES[style_of(method, families[method])]
+        rows = table[table["method"] == method].set_index("variant").reindex(variants)
+        x = np.arange(len(variants)) + (number - (len(methods) - 1) / 2) * spread
+        joined = [i for i, name in enumerate(variants) if name != "all"]  # the mean over seeds is no further seed
+        axes.plot(x[joined], rows["mean"].iloc[joined], color=colour, linewidth=0.6, alpha=0.5, zorder=1)
+        axes.vlines(x, rows["low"], rows["high"], color=colour, linewidth=1, zorder=2)
+        face, size = colour if filled else "white", 7 if marker == "*" else 4
+        axes.plot(x, rows["mean"], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
+    axes.axhline(0, color="#888888", linewidth=0.6, zorder=0)
+    axes.set_xticks(range(len(variants)), [f"{name}\n{_tau(agreed, kind, name)}" for name in variants], fontsize=6.5)
+    axes.set_xlim(-0.5, len(variants) - 0.5 + 0.28 * len(variants))
+    low, high = table["low"].min() - 0.05, min(1.0, table["high"].max()) + 0.05
+    last = table[table["variant"] == variants[-1]].dropna(subset="mean").sort_values("mean")
+    places = _spread(last["mean"].to_numpy(), 0.065 * (high - low), low, high)
+    for row, at in zip(last.itertuples(), places, strict=True):
+        axes.plot([len(variants) - 0.7, len(variants) - 0.55], [row.mean, at], color="#999999", linewidth=0.4)
+        axes.text(len(variants) - 0.52, at, row.method, va="center", fontsize=6)
+    what = "other images" if kind == "images" else "the first"
+    axes.set_xlabel(f"{_NAMES[kind]}; tau: agreement of the ranking with {what}", fontsize=7)
+
+
+def _tau(agreed: pd.DataFrame, kind: str, variant: str) -> str:
+    """Kendall's tau of a variant with the reference, and its interval."""
+    rows = agreed[agreed["first"] == variant] if kind == "images" else agreed[(agreed["second"] == variant) & (agreed["first"] != variant)]
+    if kind != "images" and len(agreed):
+        rows = rows[rows["first"] == agreed["first"].iloc[0]]
+    rows = rows.dropna(subset="tau")
+    if rows.empty:
+        return "reference" if kind != "images" and len(agreed) and variant == agreed["first"].iloc[0] else ""
+    row = rows.iloc[0]
+    return f"tau {row['tau']:.2f}\n[{row['tau_low']:.2f}, {row['tau_high']:.2f}]"

@@ -1,0 +1,161 @@
+"""Rankings of methods under several conditions (protocols, seeds, baselines, ...), and how far the rankings agree.
+
+A ranking is that of the methods' mean scores. Its uncertainty is that of the images: each resample draws images with replacement, the same
+draw for all methods and, where two conditions are compared, for both of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from idsds.statistics.means import rank
+from idsds.statistics.resampling import check_options, percentile_ends, rng_for, weights
+
+
+def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """:func:`idsds.rank` under each condition, with the rank of each method among the methods and its interval.
+
+    Args:
+        records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart; higher scores must be better in all.
+        by: name of that column.
+        confidence, resamples, seed: as for :func:`idsds.rank`.
+
+    Returns:
+        Per model, condition and method, in the order in which conditions first appear: ``mean``, ``low``, ``high``, ``count``, ``nan``,
+        ``interval`` of the mean as :func:`idsds.rank` gives them; ``place`` (1 is best, ties share the mean), ``place_low`` and
+        ``place_high``, percentiles of the bootstrap over images. Places are NaN for a method without any defined score.
+    """
+    check_options(confidence, resamples=resamples)
+    parts = []
+    for condition in dict.fromkeys(records[by]):
+        found = records[records[by] == condition]
+        table = rank(found, confidence, resamples, seed)[["model", "method", "mean", "low", "high", "count", "nan", "interval"]]
+        places = []
+        for model, scores in _by_model(found):
+            drawn = _drawn_means(scores.to_numpy(), resamples, seed)
+            low, high = percentile_ends(_places(drawn), confidence) if len(scores) > 1 else np.full((2, scores.shape[1]), np.nan)
+            place = _places(weighted_means(scores.to_numpy(), np.ones((1, len(scores)))))[0]
+            places.append(pd.DataFrame({"model": model, "method": scores.columns, "place": place, "place_low": low, "place_high": high}))
+        parts.append(table.merge(pd.concat(places), on=["model", "method"]).assign(**{by: condition}))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["model", by, *(name for name in table.columns if name not in ("model", by))]]
+
+
+def rank_agreement(
+    records: pd.DataFrame,
+    by: str,
+    methods: Sequence[str] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Kendall's tau-b and Spearman's rho between the rankings of the methods under each two conditions.
+
+    A resample's rankings are noisier than the rankings themselves, so where the means of methods lie close together the interval reaches
+    below the observed value rather than above it. What noise alone does to a ranking stands on the diagonal: the agreement of a condition
+    with itself between two random halves of the images.
+
+    Args:
+        records, by: as for :func:`rank_each`.
+        methods: which; None takes those that every condition has. A control that is last under every condition agrees with itself for free.
+        confidence, resamples, seed: as for :func:`idsds.rank`.
+
+    Returns:
+        Per model and pair of conditions (``first`` before ``second`` in order of appearance, or the same): ``tau``, ``tau_low``,
+        ``tau_high``, ``rho``, ``rho_low``, ``rho_high``, ``methods``, ``count`` of the images that both have, ``interval``, what it covers.
+        NaN for fewer than two methods or images.
+    """
+    check_options(confidence, resamples=resamples)
+    conditions = list(dict.fromkeys(records[by]))
+    rows = []
+    for model, rows_of_model in records.groupby("model", sort=False):
+        tables = {c: next(_by_model(rows_of_model[rows_of_model[by] == c]))[1] for c in conditions if (rows_of_model[by] == c).any()}
+        shared = [m for m in (methods or next(iter(tables.values())).columns) if all(m in table.columns for table in tables.values())]
+        for number, first in enumerate(tables):
+            for second in list(tables)[number:]:
+                facts = {"model": model, "first": first, "second": second, "methods": len(shared)}
+                images = tables[first].index.intersection(tables[second].index, sort=True)
+                pair = [tables[c].loc[images, shared].to_numpy() for c in (first, second)]
+                found = _halves(pair[0], resamples, seed) if first == second else _resampled(*pair, resamples, seed)
+                over = "random halves of the images" if first == second else "images"
+                kind = "percentiles over" if first == second else "percentile bootstrap over"
+                facts |= {"count": len(images), "interval": f"{100 * confidence:g} % {kind} {over}"}
+                for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
+                    (low,), (high,) = percentile_ends(drawn[:, None], confidence)
+                    facts |= {name: value, f"{name}_low": low, f"{name}_high": high}
+                rows.append(facts)
+    names = [f"{name}{end}" for name in ("tau", "rho") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["model", "first", "second", *names, "methods", "count", "interval"])
+
+
+def kendall(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b between rows of two arrays (R, methods); NaN where a row is constant or has a NaN. Returns (R,)."""
+    one, other = np.triu_indices(first.shape[1], k=1)
+    signs = [np.sign(values[:, one] - values[:, other]) for values in (first, second)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (signs[0] * signs[1]).sum(1) / np.sqrt((signs[0] ** 2).sum(1) * (signs[1] ** 2).sum(1))
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's rho between rows of two arrays (R, methods), ties at their mean rank; NaN as in :func:`kendall`. Returns (R,)."""
+    centred = []
+    for values in (first, second):
+        ranks = rankdata(values, axis=1, nan_policy="propagate")
+        centred.append(ranks - ranks.mean(1, keepdims=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+
+
+Found = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
+
+
+def _resampled(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> Found:
+    """Tau and rho of the means of two score matrices (images, methods) of the same images, and their resampled values."""
+    nothing = float("nan"), np.full(1, np.nan)
+    if len(first) < 2 or first.shape[1] < 2:
+        return nothing, nothing
+    seen = [weighted_means(scores, np.ones((1, len(scores)))) for scores in (first, second)]
+    drawn = [_drawn_means(scores, resamples, seed) for scores in (first, second)]
+    return (float(kendall(*seen)[0]), kendall(*drawn)), (float(spearman(*seen)[0]), spearman(*drawn))
+
+
+def _halves(scores: np.ndarray, resamples: int, seed: int) -> Found:
+    """Mean tau and rho between random halves of the images, and all of them."""
+    images, methods = scores.shape
+    if images < 2 or methods < 2:
+        return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
+    order = rng_for(seed, "halves", images).random((resamples, images)).argsort(1)
+    half = (order < images // 2).astype(float)  # (resamples, images)
+    other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)
+    pair = weighted_means(scores, half), weighted_means(scores, other)
+    tau, rho = kendall(*pair), spearman(*pair)
+    return (float(np.nanmean(tau)), tau), (float(np.nanmean(rho)), rho)
+
+
+def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Scores of each model (images, methods), averaged over training seeds; methods in order of appearance, images sorted."""
+    for model, rows in records.groupby("model", sort=False):
+        table = rows.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False, observed=True)
+        yield str(model), table.sort_index()[list(dict.fromkeys(rows["method"]))]
+
+
+def _drawn_means(scores: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means (resamples, methods) over images drawn with replacement; equal draws for equal numbers of images."""
+    rng = rng_for(seed, "images", len(scores))
+    return np.concatenate([weighted_means(scores, drawn) for drawn in weights(rng, len(scores), resamples)])
+
+
+def weighted_means(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Means (R, methods) of the defined scores (images, methods), for weights (R, images)."""
+    defined = np.isfinite(scores)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weight @ np.where(defined, scores, 0.0)) / (weight @ defined)
+
+
+def _places(means: np.ndarray) -> np.ndarray:
+    """Rank of each column within its row, 1 for the highest; NaN stays NaN and takes no place."""
+    return rankdata(-means, axis=1, nan_policy="omit")

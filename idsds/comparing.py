@@ -3,8 +3,8 @@
 IDSDS and SDS are one computation on two nets: after in-domain fine-tuning, and before. Incremental deletion (ID) runs on the net as it was
 before, deletes the least or the most attributed pixels first, and may explain the image anew after each step (``updated``).
 
-Sources: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910); Samek et al., TNNLS 2017 (arXiv 1509.06321); Hooker et al., NeurIPS 2019
-(ROAR, arXiv 1806.10758); Rong et al., ICML 2022 (ROAD, arXiv 2202.00449).
+Sources: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910); Samek et al., TNNLS 2017 (arXiv 1509.06321); Hooker et al., NeurIPS
+2019 (ROAR, arXiv 1806.10758); Rong et al., ICML 2022 (ROAD, arXiv 2202.00449).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "ID least first, updated": ("incremental_deletion", {"update": True}),
     "ID most first, updated": ("incremental_deletion_descending", {"update": True}),
 }
+_NO_CONTROL = "no control was run"
 
 
 class CompareSettings(RunSettings):
@@ -49,7 +50,7 @@ class CompareSettings(RunSettings):
     ``update_images``, the first so many of the images.
     """
 
-    protocols: Annotated[list[str], Field(min_length=2)]
+    protocols: Annotated[list[str], Field(min_length=2)] = list(RULES)
     steps: PositiveInt = 32
     update_images: PositiveInt
     accuracy_images: PositiveInt
@@ -87,8 +88,8 @@ def compare(settings: CompareSettings, *, progress: bool = True) -> pd.DataFrame
     """Judge the methods by every protocol.
 
     Returns:
-        The records of :func:`idsds.evaluate`, with ``label``, one of :data:`RULES`, and ``raw``, the protocol's own score. ``score`` has its
-        sign changed where lower is better, so that higher is better in all of them.
+        The records of :func:`idsds.evaluate`, with ``label``, one of :data:`RULES`, and ``raw``, the protocol's own score. ``score`` has
+        its sign changed where lower is better, so that higher is better in all of them.
     """
     parts = []
     for label in settings.protocols:
@@ -112,7 +113,7 @@ def cost(settings: CompareSettings) -> pd.DataFrame:
 
 
 def agreement(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """:func:`idsds.statistics.rank_agreement` between the protocols, without the controls: they are last by design, which agrees for free."""
+    """:func:`idsds.statistics.rank_agreement` between the protocols, without the controls, whose last place agrees for free."""
     methods = [m for m, rows in records.groupby("method", sort=False) if rows["family"].iloc[0] != "control"]
     return rank_agreement(records, "label", methods, **options)
 
@@ -184,8 +185,8 @@ def sentences(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame)
             verdict = "agree" if row.tau_low > 0 else "disagree" if row.tau_high < 0 else "are not shown to agree"
             interval = f"[{row.tau_low:+.2f}, {row.tau_high:+.2f}]"
             lines.append(
-                f"{model}: the rankings of {row.methods} methods by IDSDS and by {row.second} {verdict}: Kendall's tau {row.tau:+.2f} {interval}"
-                f" (95 % over {row.count} images)."
+                f"{model}: the rankings of {row.methods} methods by IDSDS and by {row.second} {verdict}: Kendall's tau {row.tau:+.2f}"
+                f" {interval} (95 % over {row.count} images)."
             )
     for model, rows in shares.groupby("model", sort=False):
         loss = _losses(rows)
@@ -195,6 +196,17 @@ def sentences(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame)
         )
     lines += [f"{label}: {text}." for label, text in _between_models(records).items()]
     return lines
+
+
+def headline(agreed: pd.DataFrame, shares: pd.DataFrame) -> str:
+    """What the figure shows, in a sentence of computed numbers."""
+    loss = _losses(shares)
+    taus = agreed[(agreed["first"] == "IDSDS") & (agreed["second"] != "IDSDS")].groupby("second", sort=False)["tau"]
+    listed = "; ".join(f"{label} {_span(values)}" for label, values in taus)
+    return (
+        f"Kendall's tau with the ranking by IDSDS, over {agreed['model'].nunique()} model(s): {listed}. One deleted patch costs"
+        f" {100 * loss['before']:.1f} points of accuracy before in-domain fine-tuning and {100 * loss['after']:.1f} after it."
+    )
 
 
 def _losses(shares: pd.DataFrame) -> pd.Series:
@@ -272,7 +284,7 @@ def properties(
         "no class information in what is deleted",
         "ROAR",
         "no",
-        "the shape of the mask alone tells the class to the net trained on it",
+        "the mask's shape alone can tell the class to the net trained on it",
         road,
     )
     add("resolution", "ROAR", "pixel", "a share of the pixels", roar)
@@ -293,7 +305,7 @@ def _fall(rows: pd.DataFrame) -> str:
     """How the target's probability falls when a quarter of the pixels goes at random."""
     random = rows[rows["method"] == "Random"]
     if random.empty:
-        return "no control was run"
+        return _NO_CONTROL
     curves = np.stack(random["curve"].to_list())  # (images of all models, steps)
     quarter = curves[:, curves.shape[1] // 4].mean()
     return f"a random quarter of the pixels takes the target's probability from {curves[:, 0].mean():.2f} to {quarter:.2f}, untrained for"
@@ -305,7 +317,8 @@ def _negative(rows: pd.DataFrame) -> str:
         drops = np.stack(rows.drop_duplicates(["model", "seed", "image_id"])["drops"].to_list())
         return f"deleting raises the target's logit for {100 * (drops < 0).mean():.0f} % of the patches, which are to come last"
     curves = np.stack(rows["curve"].to_list())
-    return f"the order is that of signed values; {100 * (curves[:, 1:] > curves[:, :1]).mean():.0f} % of the curves' points lie above their start"
+    above = 100 * (curves[:, 1:] > curves[:, :1]).mean()
+    return f"the order is that of signed values; {above:.0f} % of the curves' points lie above their start"
 
 
 def _same_deletions(rows: pd.DataFrame) -> str:

@@ -31,8 +31,8 @@ REFERENCE = "reference"
 class StabilitySettings(RunSettings):
     """What ``params/*/stability.yaml`` may say.
 
-    ``grid``, ``baseline`` and the first of ``seeds`` are the reference, from which one thing at a time is varied. ``variant_checkpoints`` are
-    in-domain weights of the variants, ``seed 1``, ``baseline blur`` or ``grid 8``, where the package does not train the net itself;
+    ``grid``, ``baseline`` and the first of ``seeds`` are the reference, from which one thing at a time is varied. ``variant_checkpoints``
+    are in-domain weights of the variants, ``seed 1``, ``baseline blur`` or ``grid 8``, where the package does not train the net itself;
     ``checkpoints`` are those of the reference.
     """
 
@@ -143,8 +143,8 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.statistics.rank_agreement`.
 
     Returns:
-        As :func:`idsds.statistics.rank_agreement`, with ``kind``: pairs of the variants and, on the diagonal, random halves of the images. For
-        kind ``images`` one row per number with ``first`` the number and ``second`` ``rest``.
+        As :func:`idsds.statistics.rank_agreement`, with ``kind``: pairs of the variants and, on the diagonal, random halves of the images.
+        For kind ``images`` one row per number with ``first`` the number and ``second`` ``rest``.
     """
     records = records[records["family"] != "control"]
     parts = []
@@ -192,8 +192,8 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> list[str]:
         spread = means_of.max(axis=1) - means_of.min(axis=1)
         consistent, worst = int((pairs["tau_low"] > 0).sum()), pairs.loc[pairs["tau"].idxmin()]
         lines.append(
-            f"{kind.capitalize()}s ({', '.join(dict.fromkeys(rows['variant']))}): in {consistent} of {len(pairs)} pairs the rankings agree beyond"
-            f" the noise of the images; least for {worst['first']} and {worst['second']}, Kendall's tau {worst['tau']:+.2f}"
+            f"{kind.capitalize()}s ({', '.join(dict.fromkeys(rows['variant']))}): in {consistent} of {len(pairs)} pairs the rankings agree"
+            f" beyond the noise of the images; least for {worst['first']} and {worst['second']}, Kendall's tau {worst['tau']:+.2f}"
             f" [{worst['tau_low']:+.2f}, {worst['tau_high']:+.2f}]. The mean IDSDS moves by up to {spread.max():.2f} ({spread.idxmax()}),"
             f" in the median by {spread.median():.2f}."
         )
@@ -207,3 +207,15 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> list[str]:
         ends = [f"{row['tau']:+.2f} [{row['tau_low']:+.2f}, {row['tau_high']:+.2f}] with {row['count']}" for _, row in few.iterrows()]
         lines.append(f"Images: a random subset ranks as the remaining images do with tau {'; '.join(ends)} images.")
     return lines
+
+
+def headline(table: pd.DataFrame, agreed: pd.DataFrame) -> str:
+    """What the figure shows, in a sentence of computed numbers."""
+    pairs = agreed[(agreed["first"] != agreed["second"]) & agreed["kind"].isin(KINDS[:3])]
+    least = pairs.loc[pairs.groupby("kind", sort=False)["tau"].idxmin()]
+    listed = "; ".join(f"{row.kind}s {row.tau:+.2f} [{row.tau_low:+.2f}, {row.tau_high:+.2f}]" for row in least.itertuples())
+    spread = table[table["variant"] == "all"]["seed_sd"].max()
+    return (
+        f"Least Kendall's tau between two rankings of {table['model'].iloc[0]}: {listed} (95 % over images)."
+        f" Largest SD of a method's mean over training seeds: {spread:.3f}."
+    )

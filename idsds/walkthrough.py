@@ -81,8 +81,8 @@ def patch_table(walkthrough: Walkthrough, method: str) -> pd.DataFrame:
     """The correlation of one method worked out patch by patch.
 
     Returns:
-        One row per patch (row-major, from 0): ``logit`` of the target with the patch deleted, ``drop``, ``rank of drop`` (1 is the smallest),
-        ``patch sum`` of attribution, ``rank of sum``, ``difference`` of the ranks and its ``square``.
+        One row per patch (row-major, from 0): ``logit`` of the target with the patch deleted, ``drop``, ``rank of drop`` (1 is the
+        smallest), ``patch sum`` of attribution, ``rank of sum``, ``difference`` of the ranks and its ``square``.
     """
     sums = np.asarray(walkthrough.example.records.loc[method, "patch_sums"], dtype=float)
     drops, sums_ranks = rankdata(walkthrough.drops), rankdata(sums)
@@ -108,8 +108,8 @@ def sentences(walkthrough: Walkthrough) -> list[str]:
         f" {example.target_logit:.2f}.",
         f"2. Each of the {n} patches is deleted alone (baseline {walkthrough.baseline}), and the logit is read again: {n} numbers from"
         f" {walkthrough.logits.min():.2f} to {walkthrough.logits.max():.2f}.",
-        f"3. The drop is the difference. The patch in row {most // side + 1}, column {most % side + 1} matters most: without it the logit falls"
-        f" by {drops[most]:.2f}. Without {int((drops < 0).sum())} of the patches it rises.",
+        f"3. The drop is the difference. The patch in row {most // side + 1}, column {most % side + 1} matters most: without it the logit"
+        f" falls by {drops[most]:.2f}. Without {int((drops < 0).sum())} of the patches it rises.",
     ]
     for method in example.records.index:
         table = patch_table(walkthrough, method)
@@ -118,3 +118,13 @@ def sentences(walkthrough: Walkthrough) -> list[str]:
         worked = "with tied ranks at their mean" if ties else f"1 - 6 x {squares:.0f} / ({n} x {n * n - 1})"
         lines.append(f"4. {method}: the attribution is summed over each patch and ranked; the ranks correlate by {worked} = {rho:+.3f}.")
     return lines
+
+
+def headline(walkthrough: Walkthrough) -> str:
+    """What the figure shows, in a sentence of computed numbers."""
+    drops, example = walkthrough.drops, walkthrough.example
+    scores = ", ".join(f"{method} {spearman(patch_table(walkthrough, method)):+.2f}" for method in example.records.index)
+    return (
+        f"One {example.target!r}: deleting each of {len(drops)} patches moves its logit of {example.target_logit:.2f}"
+        f" by {-drops.max():+.2f} to {-drops.min():+.2f}; the rank correlation with the patches' attribution is {scores}."
+    )

@@ -1,8 +1,11 @@
 """One function per figure. A plot draws a table; it never computes a score."""
 
+from idsds.plots.comparing import comparing
+from idsds.plots.explain import explain
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
 from idsds.plots.ranking import ranking
+from idsds.plots.stability import stability
 from idsds.plots.style import COLUMNS, STYLE, STYLES, save, style_of
 
-__all__ = ["COLUMNS", "STYLE", "STYLES", "finetuning", "gallery", "ranking", "save", "style_of"]
+__all__ = ["COLUMNS", "STYLE", "STYLES", "comparing", "explain", "finetuning", "gallery", "ranking", "save", "stability", "style_of"]

@@ -35,7 +35,7 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
             figsize=(width, 0.75 + 2.55 * len(models)),
             squeeze=False,
             layout="constrained",
-            gridspec_kw={"width_ratios": [3.3, 2.6, 1.15]},
+            gridspec_kw={"width_ratios": [2.9, 3.1, 1.05]},
         )
         for row, model in zip(grid, models, strict=True):
             _places(row[0], places[places["model"] == model], families)
@@ -44,9 +44,8 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
             row[0].set_title(f"{model}", loc="left", fontsize=8, fontweight="bold")
         counts = sorted({int(count) for count in places["count"]})
         for axes, text in zip(grid[0], "abc", strict=True):
-            axes.annotate(
-                text, (0, 1), xycoords="axes fraction", xytext=(-20, 12), textcoords="offset points", fontweight="bold", fontsize=9
-            )
+            look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
+            axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
         used = {style_of(row.method, families[row.method]) for row in places.itertuples()}
         figure.legend(
             handles=[handle(key) for key in STYLES if key in used],
@@ -62,7 +61,7 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
 
 def short(label: str) -> str:
     """A protocol's name on two or three lines."""
-    return label.replace("ID ", "ID\n").replace(", ", ",\n")
+    return label.replace(", updated", ",\nupd.").replace(" first", "\nfirst")
 
 
 def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> None:
@@ -82,7 +81,7 @@ def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> Non
             axes.text(at, place, row.method, ha=side, va="center", fontsize=6.5)
     axes.set_ylim(len(methods) + 0.6, 0.4)
     axes.set_xlim(-0.35, len(labels) - 1 + 0.35)
-    axes.set_xticks(range(len(labels)), [short(label) for label in labels], fontsize=6)
+    axes.set_xticks(range(len(labels)), [short(label) for label in labels], fontsize=5.5)
     axes.set_yticks([])
     axes.set_ylabel("place among the methods, best on top ↑", fontsize=7, labelpad=48)
     axes.spines["left"].set_visible(False)
@@ -98,12 +97,12 @@ def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
         if not np.isfinite(row.tau):
             continue
         ink = "white" if row.tau > 0.62 else "black"
-        axes.text(i, j - 0.12, f"{row.tau:.2f}", ha="center", va="center", fontsize=6.5, color=ink, style="italic" if i == j else "normal")
-        interval = f"[{row.tau_low:.1f}, {row.tau_high:.1f}]".replace("-0.0", "0.0")
-        axes.text(i, j + 0.24, interval, ha="center", va="center", fontsize=4.2, color=ink)
+        axes.text(i, j - 0.12, f"{row.tau:.2f}", ha="center", va="center", fontsize=7, color=ink, style="italic" if i == j else "normal")
+        interval = f"[{row.tau_low:.1f}, {row.tau_high:.1f}]".replace("-0.0", "0.0").replace("0.", ".")
+        axes.text(i, j + 0.24, interval, ha="center", va="center", fontsize=5, color=ink)
     axes.imshow(values, cmap="Greys", vmin=-1, vmax=1.3, aspect="auto")
-    axes.set_xticks(range(n), [short(label) for label in labels], fontsize=5, rotation=90)
-    axes.set_yticks(range(n), [short(label) for label in labels], fontsize=5)
+    axes.set_xticks(range(n), [short(label) for label in labels], fontsize=5.5, rotation=90)
+    axes.set_yticks(range(n), [short(label) for label in labels], fontsize=5.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title("Kendall's tau, higher agrees more;\ndiagonal: with itself, halves of the images", fontsize=6.5)

@@ -25,6 +25,7 @@ def explain(walkthrough: Walkthrough, *, columns: int = 2) -> Figure:
     methods, width = list(example.records.index), COLUMNS[columns]
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(methods)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)
         top, *rest = figure.subfigures(1 + len(methods), 1, height_ratios=[2.75, *[1.95] * len(methods)], squeeze=False)[:, 0]
         _deletions(top, walkthrough)
         for number, (method, part) in enumerate(zip(methods, rest, strict=True)):
@@ -35,31 +36,28 @@ def explain(walkthrough: Walkthrough, *, columns: int = 2) -> Figure:
 def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
     example, drops = walkthrough.example, walkthrough.drops
     side = len(example.drops)
-    outer = figure.add_gridspec(1, 3, width_ratios=[1, 1.35, 1])
-    axes = figure.add_subplot(outer[0])
+    left, middle, right = figure.subfigures(1, 3, width_ratios=[1, 1.35, 1])
+    axes = left.subplots()
     axes.imshow(example.picture)
     _lines(axes, side)
     axes.set_title(f"1. intact image of {example.target!r}\nlogit of {example.target!r}: {example.target_logit:.2f}", fontsize=7.5)
-    inner = outer[1].subgridspec(side, side, wspace=0.08, hspace=0.1)
-    for patch, (picture, logit) in enumerate(zip(walkthrough.deleted, walkthrough.logits, strict=True)):
-        axes = figure.add_subplot(inner[patch // side, patch % side])
+    middle.suptitle("2. each patch deleted alone\nbelow it: the logit again", fontsize=7.5)
+    cells = middle.subplots(side, side, squeeze=False, gridspec_kw={"wspace": 0.0, "hspace": 0.0})
+    for patch, (axes, picture, logit) in enumerate(zip(cells.flat, walkthrough.deleted, walkthrough.logits, strict=True)):
         axes.imshow(picture)
         axes.set_xticks([])
         axes.set_yticks([])
         height, wide = np.array(picture.shape[:2]) // side
         corner = (patch % side * wide - 0.5, patch // side * height - 0.5)
         axes.add_patch(mpl.patches.Rectangle(corner, wide, height, fill=False, edgecolor="#E69F00", linewidth=1.2))
-        axes.set_xlabel(f"{logit:.2f}", fontsize=5.5, labelpad=1)
-        if patch == 0:
-            figure.text(0.5, 0.985, "2. each patch deleted: logit", fontsize=7.5, ha="center", va="top")
-    axes = figure.add_subplot(outer[2])
-    _cells(axes, drops.reshape(side, side), "3. drop = intact - deleted\nbelow it: rank, 1 is smallest")
+        axes.set_xlabel(f"{logit:.2f}", fontsize=5.5 * min(1.0, 4 / side), labelpad=1)
+    _cells(right.subplots(), drops.reshape(side, side), "3. drop = intact - deleted\nbelow it: rank, 1 is smallest")
 
 
 def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str, *, last: bool) -> None:
     example, table = walkthrough.example, patch_table(walkthrough, method)
     side = len(example.drops)
-    first, second, third = figure.subplots(1, 3, width_ratios=[1, 1.35, 1])[[0, 2, 1]]
+    first, second, third = figure.subplots(1, 3)
     shown = example.maps[method]
     limit = float(np.abs(shown[np.isfinite(shown)]).max(initial=0)) or 1.0
     first.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
@@ -97,8 +95,9 @@ def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
     ranks = rankdata(values).reshape(values.shape)
     size = 5.5 * min(1.0, 4 / len(values))
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row - 0.17, f"{value:.2g}", ha="center", va="center", fontsize=size)
-        axes.text(column, row + 0.23, f"{ranks[row, column]:g}", ha="center", va="center", fontsize=size * 1.15, fontweight="bold")
+        look = {"ha": "center", "va": "center", "color": "white" if abs(value) > 0.6 * limit else "black"}
+        axes.text(column, row - 0.17, f"{value:.2g}", fontsize=size, **look)
+        axes.text(column, row + 0.23, f"{ranks[row, column]:g}", fontsize=size * 1.15, fontweight="bold", **look)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title, fontsize=7.5)

@@ -7,6 +7,7 @@ says in its ``interval`` column what it covers: images alone, or training seeds 
 from idsds.statistics.agreement import kendalls_w, krippendorffs_alpha
 from idsds.statistics.means import nested_bootstrap, null_band, rank
 from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
+from idsds.statistics.rankings import rank_agreement, rank_each
 
 __all__ = [
     "holm",
@@ -17,5 +18,7 @@ __all__ = [
     "null_band",
     "paired_differences",
     "rank",
+    "rank_agreement",
+    "rank_each",
     "ranking_with_ties",
 ]

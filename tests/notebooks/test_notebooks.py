@@ -7,13 +7,23 @@ import nbformat
 import pytest
 import yaml
 
+from idsds.comparing import CompareSettings
 from idsds.finetune import FineTuneSettings
 from idsds.settings import RunSettings
+from idsds.stability import StabilitySettings
+from idsds.walkthrough import WalkthroughSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
-SETTINGS = {"finetune": FineTuneSettings, "gallery": RunSettings, "rank_methods": RunSettings}
+SETTINGS = {
+    "compare_protocols": CompareSettings,
+    "finetune": FineTuneSettings,
+    "gallery": RunSettings,
+    "how_idsds_works": WalkthroughSettings,
+    "rank_methods": RunSettings,
+    "stability": StabilitySettings,
+}
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 

@@ -116,7 +116,9 @@ def sentences(walkthrough: Walkthrough) -> list[str]:
         squares, rho = float(table["square"].sum()), spearman(table)
         ties = table["rank of drop"].duplicated().any() or table["rank of sum"].duplicated().any()
         worked = "with tied ranks at their mean" if ties else f"1 - 6 x {squares:.0f} / ({n} x {n * n - 1})"
-        lines.append(f"4. {method}: the attribution is summed over each patch and ranked; the ranks correlate by {worked} = {rho:+.3f}.")
+        lines.append(
+            f"4 to 6. {method}: the attribution is summed over each patch and ranked; the ranks correlate by {worked} = {rho:+.3f}."
+        )
     return lines
 
 

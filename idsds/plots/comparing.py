@@ -42,7 +42,7 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
             _matrix(row[1], agreed[agreed["model"] == model])
             _accuracies(row[2], shares[shares["model"] == model])
             row[0].set_title(f"{model}", loc="left", fontsize=8, fontweight="bold")
-        counts = sorted({int(count) for count in places["count"]})
+        counts = sorted({int(count) for count in places["count"] + places["nan"]})
         for axes, text in zip(grid[0], "abc", strict=True):
             look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
             axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
@@ -53,7 +53,7 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
             ncols=len(used),
             frameon=False,
             fontsize=7,
-            title=f"n = {' or '.join(map(str, counts))} images; bars and brackets: 95 % bootstrap over images; (c) 95 % Wilson over images",
+            title=f"n = {' or '.join(map(str, counts))} images; bars and small numbers: 95 % bootstrap over images; (c) 95 % Wilson over images",
             title_fontsize=7,
         )
     return figure
@@ -96,11 +96,10 @@ def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
         values[j, i] = row.tau
         if not np.isfinite(row.tau):
             continue
-        ink = "white" if row.tau > 0.62 else "black"
-        axes.text(i, j - 0.12, f"{row.tau:.2f}", ha="center", va="center", fontsize=7, color=ink, style="italic" if i == j else "normal")
-        interval = f"[{row.tau_low:.1f}, {row.tau_high:.1f}]".replace("-0.0", "0.0").replace("0.", ".")
-        axes.text(i, j + 0.24, interval, ha="center", va="center", fontsize=5, color=ink)
-    axes.imshow(values, cmap="Greys", vmin=-1, vmax=1.3, aspect="auto")
+        axes.text(i, j - 0.14, f"{row.tau:.2f}", ha="center", va="center", fontsize=7, style="italic" if i == j else "normal")
+        interval = f"{row.tau_low:.2f}, {row.tau_high:.2f}".replace("0.", ".").replace("-.00", ".00")
+        axes.text(i, j + 0.24, interval, ha="center", va="center", fontsize=5)
+    axes.imshow(values, cmap="Greys", vmin=-1, vmax=3, aspect="auto")
     axes.set_xticks(range(n), [short(label) for label in labels], fontsize=5.5, rotation=90)
     axes.set_yticks(range(n), [short(label) for label in labels], fontsize=5.5)
     axes.tick_params(length=0)

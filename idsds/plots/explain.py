@@ -28,8 +28,8 @@ def explain(walkthrough: Walkthrough, *, columns: int = 2) -> Figure:
         figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)
         top, *rest = figure.subfigures(1 + len(methods), 1, height_ratios=[2.75, *[1.95] * len(methods)], squeeze=False)[:, 0]
         _deletions(top, walkthrough)
-        for number, (method, part) in enumerate(zip(methods, rest, strict=True)):
-            _method(part, walkthrough, method, last=number == len(methods) - 1)
+        for method, part in zip(methods, rest, strict=True):
+            _method(part, walkthrough, method)
     return figure
 
 
@@ -54,7 +54,7 @@ def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
     _cells(right.subplots(), drops.reshape(side, side), "3. drop = intact - deleted\nbelow it: rank, 1 is smallest")
 
 
-def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str, *, last: bool) -> None:
+def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str) -> None:
     example, table = walkthrough.example, patch_table(walkthrough, method)
     side = len(example.drops)
     first, second, third = figure.subplots(1, 3)
@@ -72,8 +72,10 @@ def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str,
     third.set_xlim(0, len(table) + 1)
     third.set_ylim(0, len(table) + 1)
     third.set_ylabel("rank of patch sum", fontsize=6.5)
-    if last:
-        third.set_xlabel("rank of drop", fontsize=6.5)
+    third.set_xlabel("rank of drop", fontsize=6.5)
+    ticks = sorted({1, *range(side, len(table) + 1, side)})
+    third.set_xticks(ticks)
+    third.set_yticks(ticks)
     third.tick_params(labelsize=6)
     third.set_title(f"6. rank correlation (1 is best): {spearman(table):+.2f}", fontsize=7.5)
 

@@ -17,7 +17,7 @@ LABELS = ("IDSDS", "SDS", "ID most first, updated")
 def tables(models=("a", "b")):
     rng = np.random.default_rng(0)
     places = [
-        (model, label, method, place, place - 0.5, place + 0.5, 30)
+        (model, label, method, place, place - 0.5, place + 0.5, 29, 1)
         for model in models
         for label in LABELS
         for place, method in enumerate(rng.permutation(list(FAMILIES)), start=1)
@@ -28,7 +28,7 @@ def tables(models=("a", "b")):
     kinds = itertools.product(models, ("before", "after"), ("intact", "one patch deleted"))
     shares = [(model, 0, stage, kind, 0.9, 0.8, 0.95, 100) for model, stage, kind in kinds]
     return (
-        pd.DataFrame(places, columns=["model", "label", "method", "place", "place_low", "place_high", "count"]),
+        pd.DataFrame(places, columns=["model", "label", "method", "place", "place_low", "place_high", "count", "nan"]),
         pd.DataFrame(pairs, columns=["model", "first", "second", "tau", "tau_low", "tau_high"]),
         pd.DataFrame(shares, columns=["model", "seed", "stage", "images", "accuracy", "low", "high", "count"]),
     )
@@ -52,11 +52,15 @@ def test_names_stand_where_the_markers_are():
     assert left == places[places["label"] == "IDSDS"].set_index("method")["place"].to_dict()
 
 
+def test_the_number_of_images_counts_the_undefined_ones_too():
+    assert plots.comparing(*tables(), FAMILIES).legends[0].get_title().get_text().startswith("n = 30 images")
+
+
 def test_the_matrix_writes_every_number_with_its_interval():
     figure = plots.comparing(*tables(models=("a",)), FAMILIES)
     texts = [text.get_text() for text in figure.axes[1].texts]
     assert texts.count("0.25") == 6
-    assert texts.count("[-.5, .8]") == 6
+    assert texts.count("-.50, .75") == 6
     (image,) = figure.axes[1].images
     assert np.isfinite(image.get_array().filled(np.nan)).sum() == 6
 

@@ -53,7 +53,7 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
             ncols=len(used),
             frameon=False,
             fontsize=7,
-            title=f"n = {' or '.join(map(str, counts))} images; bars and small numbers: 95 % bootstrap over images; (c) 95 % Wilson over images",
+            title=f"n = {' or '.join(map(str, counts))} images; bars and small numbers: 95 % over images (bootstrap; c: Wilson)",
             title_fontsize=7,
         )
     return figure

@@ -17,8 +17,8 @@ from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
 
 _NAMES = {
     "seed": "training seed",
-    "baseline": "baseline of the deletion",
-    "grid": "patches per side of the grid",
+    "baseline": "baseline",
+    "grid": "patches per side",
     "images": "number of images",
 }
 
@@ -61,7 +61,7 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
         axes.vlines(x, rows["low"], rows["high"], color=colour, linewidth=1, zorder=2)
         face, size = colour if filled else "white", 7 if marker == "*" else 4
         axes.plot(x, rows["mean"], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
-    axes.axhline(0, color="#888888", linewidth=0.6, zorder=0)
+    axes.plot([-0.5, len(variants) - 0.7], [0, 0], color="#888888", linewidth=0.6, zorder=0)
     axes.set_xticks(range(len(variants)), [f"{name}\n{_tau(agreed, kind, name)}" for name in variants], fontsize=6.5)
     axes.set_xlim(-0.5, len(variants) - 0.5 + 0.28 * len(variants))
     low, high = table["low"].min() - 0.05, min(1.0, table["high"].max()) + 0.05
@@ -70,8 +70,8 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
     for row, at in zip(last.itertuples(), places, strict=True):
         axes.plot([len(variants) - 0.7, len(variants) - 0.55], [row.mean, at], color="#999999", linewidth=0.4)
         axes.text(len(variants) - 0.52, at, row.method, va="center", fontsize=6)
-    what = "other images" if kind == "images" else "the first"
-    axes.set_xlabel(f"{_NAMES[kind]}; tau: agreement of the ranking with {what}", fontsize=7)
+    what = "the other images'" if kind == "images" else "the reference's"
+    axes.set_xlabel(f"{_NAMES[kind]} (tau: with {what} ranking)", fontsize=7)
 
 
 def _tau(agreed: pd.DataFrame, kind: str, variant: str) -> str:

@@ -182,7 +182,7 @@ def sentences(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame)
     for model, rows in agreed.groupby("model", sort=False):
         others = rows[(rows["first"] == "IDSDS") & (rows["second"] != "IDSDS")]
         for row in others.itertuples():
-            verdict = "agree" if row.tau_low > 0 else "disagree" if row.tau_high < 0 else "are not shown to agree"
+            verdict = "agree beyond chance" if row.tau_low > 0 else "disagree" if row.tau_high < 0 else "are not shown to agree"
             interval = f"[{row.tau_low:+.2f}, {row.tau_high:+.2f}]"
             lines.append(
                 f"{model}: the rankings of {row.methods} methods by IDSDS and by {row.second} {verdict}: Kendall's tau {row.tau:+.2f}"
@@ -198,14 +198,17 @@ def sentences(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame)
     return lines
 
 
-def headline(agreed: pd.DataFrame, shares: pd.DataFrame) -> str:
-    """What the figure shows, in a sentence of computed numbers."""
+def headline(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) -> str:
+    """What the figure shows, in a few sentences of computed numbers."""
     loss = _losses(shares)
+    random = records[records["method"] == "Random"].groupby(["label", "model"], sort=False)["raw"].mean()
+    control = [f"{_span(random[label], '.2f')} by {label}" for label in ("IDSDS", "ID least first") if label in random]
+    known = f" The control that knows nothing scores {' and '.join(control)}, depending on the model." if control else ""
     taus = agreed[(agreed["first"] == "IDSDS") & (agreed["second"] != "IDSDS")].groupby("second", sort=False)["tau"]
     listed = "; ".join(f"{label} {_span(values)}" for label, values in taus)
     return (
         f"Kendall's tau with the ranking by IDSDS, over {agreed['model'].nunique()} model(s): {listed}. One deleted patch costs"
-        f" {100 * loss['before']:.1f} points of accuracy before in-domain fine-tuning and {100 * loss['after']:.1f} after it."
+        f" {100 * loss['before']:.1f} points of accuracy before in-domain fine-tuning and {100 * loss['after']:.1f} after it.{known}"
     )
 
 
@@ -293,8 +296,8 @@ def properties(
     return pd.DataFrame(rows)
 
 
-def _span(values: pd.Series) -> str:
-    low, high = f"{values.min():+.2f}", f"{values.max():+.2f}"
+def _span(values: pd.Series, form: str = "+.2f") -> str:
+    low, high = format(values.min(), form), format(values.max(), form)
     return low if low == high else f"{low} to {high}"
 
 

@@ -5,10 +5,13 @@ says in its ``interval`` column what it covers: images alone, or training seeds 
 """
 
 from idsds.statistics.agreement import kendalls_w, krippendorffs_alpha
+from idsds.statistics.curves import retraining_areas, retraining_curves
 from idsds.statistics.means import nested_bootstrap, null_band, rank
 from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
+from idsds.statistics.seeds import covers_seeds, seed_interval
 
 __all__ = [
+    "covers_seeds",
     "holm",
     "images_needed",
     "kendalls_w",
@@ -18,4 +21,7 @@ __all__ = [
     "paired_differences",
     "rank",
     "ranking_with_ties",
+    "retraining_areas",
+    "retraining_curves",
+    "seed_interval",
 ]

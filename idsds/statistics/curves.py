@@ -1,0 +1,67 @@
+"""From the accuracies after retraining (:func:`idsds.retraining.roar`) to curves, and to the areas between them and Random's."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from idsds.protocols.roar import SCORES
+from idsds.statistics.seeds import covers_seeds, seed_interval
+
+
+def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Mean accuracy over training seeds at each share.
+
+    Args:
+        records: from :func:`idsds.retraining.roar`.
+        confidence: of the intervals.
+
+    Returns:
+        One row per model, method, kind and share: ``family``, ``mean``, ``low`` and ``high`` (over seeds), ``seeds``, ``count`` of test
+        images, and ``interval``, what it covers.
+    """
+    rows = []
+    for (model, method, kind, share), part in records.groupby(["model", "method", "kind", "share"], sort=False):
+        mean, low, high = seed_interval(part["accuracy"], confidence)
+        facts = {"model": model, "method": method, "family": part["family"].iloc[0], "kind": kind, "share": share}
+        facts |= {"mean": mean, "low": low, "high": high, "seeds": len(part), "count": int(part["count"].iloc[0])}
+        rows.append({**facts, "interval": covers_seeds(len(part), confidence)})
+    return pd.DataFrame(rows)
+
+
+def retraining_areas(records: pd.DataFrame, control: str = "Random", confidence: float = 0.95) -> pd.DataFrame:
+    """The area between the control's curve and each method's, in points of accuracy averaged over the shares; higher is better.
+
+    The two curves of one training seed are compared with each other, as they share initial weights and the order of the images; the
+    interval is over the seeds' areas. See :func:`idsds.protocols.roar.roar_score`.
+
+    Args:
+        records: from :func:`idsds.retraining.roar`, at least two shares.
+        control: the method whose curve the others are compared with.
+        confidence: of the intervals, each on its own.
+
+    Returns:
+        One row per model, kind and method, best first: ``area``, ``low``, ``high``, ``seeds``, ``positive`` (seeds whose area is above
+        0), ``undefined`` and ``constant`` (maps that order nothing, of ``explained``), ``interval``.
+
+    Raises:
+        ValueError: where the records lack the control.
+    """
+    if control not in set(records["method"]):
+        raise ValueError(f"the records hold no {control!r} to compare with, only {', '.join(dict.fromkeys(records['method']))}")
+    rows = []
+    for (model, kind), part in records.groupby(["model", "kind"], sort=False):
+        curves = part.pivot(index=["method", "seed"], columns="share", values="accuracy").sort_index(axis=1)
+        shares = torch.tensor(curves.columns.to_numpy(float))
+        of_control = torch.tensor(curves.loc[control].to_numpy(float))  # (seeds, S)
+        for method in dict.fromkeys(part["method"]):
+            if method == control:
+                continue
+            areas = SCORES[kind](torch.tensor(curves.loc[method].to_numpy(float)), of_control, shares)
+            area, low, high = seed_interval(areas.numpy(), confidence)
+            facts = part[part["method"] == method].iloc[0]
+            row = {"model": model, "kind": kind, "method": method, "family": facts["family"], "area": area, "low": low, "high": high}
+            row |= {"seeds": len(areas), "positive": int((areas > 0).sum())}
+            row |= {name: int(facts[name]) for name in ("undefined", "constant", "explained")}
+            rows.append({**row, "interval": covers_seeds(len(areas), confidence)})
+    return pd.DataFrame(rows).sort_values(["model", "kind", "area"], ascending=[True, False, False], ignore_index=True)

@@ -6,10 +6,14 @@ alone: it is the same on every machine and does not change for the other images 
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 
-from idsds.datasets.base import hashed
+import torch
+
+from idsds.datasets.base import ImageDataset, hashed
+from idsds.randomness import generator
 
 # Share of each class in the validation and in the test split; the rest is for training.
 VALIDATION, TEST = 0.08, 0.10
@@ -80,3 +84,11 @@ def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: flo
         ordered = sorted(of_class, key=lambda i: hashed(f"share {seed} {image_ids[i]}"))
         chosen += ordered[: max(1, round(fraction * len(ordered)))]
     return sorted(chosen)
+
+
+def permuted(dataset: ImageDataset, seed: int = 0) -> ImageDataset:
+    """The same images with their labels permuted among them, keyed by seed and name: each class keeps its number of images."""
+    order = torch.randperm(len(dataset), generator=generator(seed, "permuted labels", dataset.name)).tolist()
+    changed = copy.copy(dataset)
+    changed.targets = [dataset.targets[index] for index in order]
+    return changed

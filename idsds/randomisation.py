@@ -172,3 +172,26 @@ def plan_table(settings: SanitySettings) -> pd.DataFrame:
             passes = {way: 2 * int(made[way].sum()) // (1 + settings.depths) for way in ("forward", "backward")}
             rows.append({**facts, "work": "maps of both nets", "images": settings.images, **passes})
     return pd.concat([*tables, pd.DataFrame(rows)], ignore_index=True)
+
+
+def sanity_findings(table: pd.DataFrame, similarity: str = "absolute", alike: float = 0.5) -> list[str]:
+    """What the checks say, one sentence per model and check: how alike maps are once everything is randomised.
+
+    Args:
+        table: from :func:`similarity_table`.
+        similarity: which of them.
+        alike: a mean above it counts as failing the check.
+    """
+    sentences = []
+    last = table[(table["similarity"] == similarity) & (table["depth"] == 1) & (table["check"] != "independent")]
+    for (model, check), part in last.groupby(["model", "check"], sort=False):
+        ordered = ", ".join(f"{row.method} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in part.sort_values("mean").itertuples())
+        what = (
+            "all layers randomised"
+            if check == "cascading"
+            else f"permuted labels, of which {part['train_accuracy'].mean():.0%} were learned"
+        )
+        failing = part[(part["mean"] > alike) & (part["family"] != "control")]["method"]
+        verdict = f"above {alike:g}, so that they show the image more than the model: {', '.join(failing) or 'none but controls'}"
+        sentences.append(f"{model}, {what}: {similarity} similarity {ordered} ({part['interval'].iloc[0]}); {verdict}.")
+    return sentences

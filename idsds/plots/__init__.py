@@ -3,6 +3,8 @@
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
 from idsds.plots.ranking import ranking
+from idsds.plots.roar import roar
+from idsds.plots.sanity import sanity
 from idsds.plots.style import COLUMNS, STYLE, STYLES, save, style_of
 
-__all__ = ["COLUMNS", "STYLE", "STYLES", "finetuning", "gallery", "ranking", "save", "style_of"]
+__all__ = ["COLUMNS", "STYLE", "STYLES", "finetuning", "gallery", "ranking", "roar", "sanity", "save", "style_of"]

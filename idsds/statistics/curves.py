@@ -65,3 +65,15 @@ def retraining_areas(records: pd.DataFrame, control: str = "Random", confidence:
             row |= {name: int(facts[name]) for name in ("undefined", "constant", "explained")}
             rows.append({**row, "interval": covers_seeds(len(areas), confidence)})
     return pd.DataFrame(rows).sort_values(["model", "kind", "area"], ascending=[True, False, False], ignore_index=True)
+
+
+def retraining_findings(areas: pd.DataFrame, control: str = "Random") -> list[str]:
+    """What the areas say, one sentence per model and kind, with their numbers; see :func:`retraining_areas`."""
+    names = {"remove": "ROAR", "keep": "KAR"}
+    sentences = []
+    for (model, kind), part in areas.groupby(["model", "kind"], sort=False):
+        ordered = ", ".join(f"{row.method} {row.area:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in part.itertuples())
+        better, worse = part[part["low"] > 0]["method"].tolist(), part[part["high"] < 0]["method"].tolist()
+        verdict = f"better than {control}: {', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}"
+        sentences.append(f"{names[kind]} on {model}, area against {control} [{part['interval'].iloc[0]}]: {ordered}; {verdict}.")
+    return sentences

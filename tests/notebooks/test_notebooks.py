@@ -8,12 +8,20 @@ import pytest
 import yaml
 
 from idsds.finetune import FineTuneSettings
+from idsds.randomisation import SanitySettings
+from idsds.retraining import RoarSettings
 from idsds.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
-SETTINGS = {"finetune": FineTuneSettings, "gallery": RunSettings, "rank_methods": RunSettings}
+SETTINGS = {
+    "finetune": FineTuneSettings,
+    "gallery": RunSettings,
+    "rank_methods": RunSettings,
+    "roar": RoarSettings,
+    "sanity_checks": SanitySettings,
+}
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 

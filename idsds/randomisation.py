@@ -174,24 +174,26 @@ def plan_table(settings: SanitySettings) -> pd.DataFrame:
     return pd.concat([*tables, pd.DataFrame(rows)], ignore_index=True)
 
 
-def sanity_findings(table: pd.DataFrame, similarity: str = "absolute", alike: float = 0.5) -> list[str]:
-    """What the checks say, one sentence per model and check: how alike maps are once everything is randomised.
+def sanity_findings(table: pd.DataFrame, similarity: str = "spearman", reference: str = "Gradient") -> list[str]:
+    """What the checks say, one sentence per model, check and depth: the first group of layers, all layers, and the labels.
 
     Args:
         table: from :func:`similarity_table`.
         similarity: which of them.
-        alike: a mean above it counts as failing the check.
+        reference: a method that passes in the paper; those whose interval lies wholly above its own are named, controls aside.
     """
     sentences = []
-    last = table[(table["similarity"] == similarity) & (table["depth"] == 1) & (table["check"] != "independent")]
-    for (model, check), part in last.groupby(["model", "check"], sort=False):
-        ordered = ", ".join(f"{row.method} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in part.sort_values("mean").itertuples())
-        what = (
-            "all layers randomised"
-            if check == "cascading"
-            else f"permuted labels, of which {part['train_accuracy'].mean():.0%} were learned"
-        )
-        failing = part[(part["mean"] > alike) & (part["family"] != "control")]["method"]
-        verdict = f"above {alike:g}, so that they show the image more than the model: {', '.join(failing) or 'none but controls'}"
-        sentences.append(f"{model}, {what}: {similarity} similarity {ordered} ({part['interval'].iloc[0]}); {verdict}.")
+    first = table.loc[table["check"] == "cascading", "depth"].min()
+    part = table[(table["similarity"] == similarity) & (table["check"] != "independent") & table["depth"].isin([first, 1.0])]
+    for (model, check, depth), rows in part.groupby(["model", "check", "depth"], sort=False):
+        what = f"the top {depth:.0%} of the layers randomised" if depth < 1 else "all layers randomised"
+        if check == LABELS:
+            what = f"permuted labels, {rows['train_accuracy'].mean():.0%} of them learned"
+        rows = rows.sort_values("mean", ascending=False)
+        listed = ", ".join(f"{row.method} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in rows.itertuples())
+        sentence = f"{model}, {what} ({similarity} with the intact maps, {rows['interval'].iloc[0]}): {listed}"
+        if len(passing := rows[rows["method"] == reference]):
+            alike = rows[(rows["low"] > passing["high"].iloc[0]) & (rows["family"] != "control")]["method"]
+            sentence += f"; clearly more alike than {reference}: {', '.join(alike) or 'none'}"
+        sentences.append(f"{sentence}.")
     return sentences

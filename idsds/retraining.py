@@ -12,27 +12,25 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
-import torch
 from pydantic import Field, PositiveInt, model_validator
 from scipy import stats
-from torch import Tensor, nn
-from torchvision.transforms import v2
+from torch import nn
 from tqdm import tqdm
 
 from idsds import paths
 from idsds.addresses import code_digest, file_digest
 from idsds.datasets import DATASETS, ImageDataset, fingerprint, fixed_order
 from idsds.datasets.base import collate
-from idsds.datasets.images import keyed
 from idsds.launch import is_main
 from idsds.methods.base import METHODS, Method, shared_passes, split_name
 from idsds.models import MODELS, create_model
 from idsds.protocols.roar import KINDS, Kind, replace_pixels, replaced_pixels
 from idsds.ranks import SHARD, PixelRanks, Target, ranks_of, store_ranks
 from idsds.registry import UnknownNameError
+from idsds.replacing import Fill, fill_colour, modified
 from idsds.resolving import skeleton
 from idsds.settings import DatasetName, Device, MethodName, ModelName, Precision, Recipe, Settings, chosen_device
 from idsds.stages import PRETRAINED, Stage, obtain, plan_training, trains_from_scratch
@@ -43,7 +41,6 @@ from idsds.training import fit, rehearse
 CONTROL = "Random"
 SPLITS = ("train", "val", "test")
 Share = Annotated[float, Field(ge=0, le=1)]
-Fill = Literal["mean", "black"]
 
 
 class RoarSettings(Settings):
@@ -126,57 +123,6 @@ class RoarSettings(Settings):
         )
 
 
-class _Replacing:
-    """Reads the images of a data set with some of their pixels replaced; the ``read`` and the ``augment`` of another."""
-
-    def __init__(self, dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Kind, fill: Tensor) -> None:
-        self.dataset, self.ranks, self.share, self.kind, self.fill = dataset, ranks, share, kind, fill
-
-    def read(self, index: int) -> Tensor:
-        """Float (3, H, W) in [0, 1]."""
-        image = self.dataset.read(index)
-        if self.ranks is None:  # nothing is replaced, or everything
-            return image if self.share < 0.5 else self.fill[:, None, None].expand_as(image)
-        return replace_pixels(image[None], self.ranks[index][None], self.share, self.kind, self.fill)[0]
-
-    def mirrored(self, index: int, generator: torch.Generator) -> Tensor:
-        """As ``read``, mirrored half the time. A random crop would leave holes of another size."""
-        return keyed(v2.RandomHorizontalFlip(), self.read(index), generator)
-
-
-def modified(
-    dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Kind, fill: Tensor, *, flip: bool = False
-) -> ImageDataset:
-    """A data set with a share of the pixels of each image replaced.
-
-    Args:
-        dataset: the images.
-        ranks: their pixels' ranks; None where nothing (``share`` 0) or everything (1) is replaced, which needs none.
-        share, kind: see :func:`idsds.protocols.roar.replacement_mask`.
-        fill: (3,), in [0, 1], what replaces a pixel.
-        flip: whether training mirrors the modified images at random.
-    """
-    read = _Replacing(dataset, ranks, share, kind, fill)
-    return ImageDataset(
-        dataset.name,
-        dataset.split,
-        dataset.image_ids,
-        dataset.targets,
-        read.read,
-        dataset.classes,
-        dataset.normalisation,
-        augment=read.mirrored if flip else None,
-    )
-
-
-def channel_means(dataset: ImageDataset) -> Tensor:
-    """The mean of each channel over all pixels of all images, (3,), in [0, 1]."""
-    sums = torch.zeros(3, dtype=torch.float64)
-    for index in range(len(dataset)):
-        sums += dataset.read(index).double().mean(dim=(1, 2))
-    return (sums / len(dataset)).float()
-
-
 @dataclass(frozen=True)
 class Retraining:
     """One net, trained from scratch on modified images and tested on images that are modified alike.
@@ -184,9 +130,9 @@ class Retraining:
     Args:
         method, kind, share, seed: what is replaced, and the seed of training.
         stage: how the net is trained.
-        data: the three splits, as they are.
+        data: the three splits, as they are, and their ``fingerprints``.
         ranks: the ranks of their pixels; None where nothing or everything is replaced.
-        fill: (3,), what replaces a pixel.
+        fill: what replaces a pixel.
         flip: whether training mirrors images.
     """
 
@@ -196,8 +142,9 @@ class Retraining:
     seed: int
     stage: Stage
     data: dict[str, ImageDataset]
+    fingerprints: dict[str, str]
     ranks: dict[str, PixelRanks] | None
-    fill: tuple[float, ...]
+    fill: Fill
     flip: bool
 
     @cached_property
@@ -209,8 +156,7 @@ class Retraining:
         if self.ranks is not None:
             done |= {"kind": self.kind, "ranks": {split: found.key for split, found in self.ranks.items()}}
         content = {"trained": self.stage.key, "replaced": done, "flip": self.flip}
-        content["data"] = {split: fingerprint(data) for split, data in self.data.items()}
-        return digest({**content, "code": code_digest(replace_pixels)})
+        return digest({**content, "data": self.fingerprints, "code": code_digest(replace_pixels)})
 
     @property
     def pixels(self) -> int:
@@ -226,7 +172,8 @@ class Retraining:
     def split(self, split: str) -> ImageDataset:
         """One split as the net sees it."""
         ranks = None if self.ranks is None else self.ranks[split]
-        return modified(self.data[split], ranks, self.share, self.kind, torch.tensor(self.fill), flip=self.flip and split == "train")
+        colour = fill_colour(self.fill, self.data["train"])
+        return modified(self.data[split], ranks, self.share, self.kind, colour, flip=self.flip and split == "train")
 
     def result(self, settings: RoarSettings, progress: bool = True) -> dict[str, Any]:
         """Accuracy on the modified test images and in training: from the cache, or by training now."""
@@ -275,6 +222,7 @@ class _Planned:
                 raise ValueError(f"{name}={number}, but the {split} split of {settings.dataset!r} has {len(whole[split])}")
         wanted["val"] = -(-len(whole["val"]) * wanted["train"] // len(whole["train"]))
         self.data = {split: data.subset(fixed_order(data.image_ids)[: wanted[split]]) for split, data in whole.items()}
+        self.fingerprints = {split: fingerprint(data) for split, data in self.data.items()}  # a second for a million images
         start = settings.checkpoints.get(model)
         key = self.explained.key if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
         model_key = digest([model, key, code_digest(MODELS[model].build)])
@@ -285,18 +233,6 @@ class _Planned:
             }
             for method in settings.methods
         }
-        self._model_key = model_key
-
-    @cached_property
-    def fill(self) -> tuple[float, ...]:
-        """What replaces a pixel, in [0, 1]."""
-        if self.settings.fill == "black":
-            return (0.0, 0.0, 0.0)
-        # Decoding a large data set takes as long as an epoch of training: once is enough.
-        path = paths.cache() / "roar" / f"mean-{fingerprint(self.data['train'])}.json"
-        if not path.is_file():
-            write_json(path, channel_means(self.data["train"]).tolist())
-        return tuple(read_json(path))
 
     def explain(self, progress: bool) -> None:
         """Compute the ranks that are missing."""
@@ -324,7 +260,9 @@ class _Planned:
                 for method in self.settings.methods:
                     for kind in self.settings.kinds:
                         ranks = self.ranks[method] if 0 < replaced_pixels(share, side) < side else None
-                        yield Retraining(method, kind, share, seed, stage, self.data, ranks, self.fill, self.settings.flip)
+                        yield Retraining(
+                            method, kind, share, seed, stage, self.data, self.fingerprints, ranks, self.fill, self.settings.flip
+                        )
 
 
 def roar(settings: RoarSettings, *, progress: bool = True) -> pd.DataFrame:

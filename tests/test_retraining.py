@@ -15,7 +15,8 @@ from idsds.methods import METHODS, Passes, create_method, register_method
 from idsds.models import MODELS, register_model
 from idsds.protocols.roar import pixel_ranks
 from idsds.ranks import PixelRanks
-from idsds.retraining import RoarSettings, channel_means, modified, plan_table, roar
+from idsds.replacing import channel_means, fill_colour, modified
+from idsds.retraining import RoarSettings, plan_table, roar
 from idsds.settings import SettingsError
 from idsds.statistics import retraining_areas
 from idsds.store import DamagedFileError
@@ -178,6 +179,9 @@ def test_pixels_are_replaced_by_the_training_mean_in_the_space_of_the_pixels():
     data = create_dataset("synthetic", "val").subset(range(6))
     fill = channel_means(data)
     torch.testing.assert_close(fill, torch.stack([data.read(index) for index in range(6)]).mean(dim=(0, 2, 3)))
+    for _ in range(2):  # computed, then from the disk
+        torch.testing.assert_close(fill_colour("mean", data), fill)
+    assert fill_colour("black", data).tolist() == [0, 0, 0]
     ranks = pixel_ranks(torch.randn(6, 1, 32, 32), range(6))
     changed = modified(data, ranks, 0.25, "remove", fill, flip=True)
     image, _, image_id = changed[3]

@@ -261,7 +261,7 @@ class _Planned:
                     for kind in self.settings.kinds:
                         ranks = self.ranks[method] if 0 < replaced_pixels(share, side) < side else None
                         yield Retraining(
-                            method, kind, share, seed, stage, self.data, self.fingerprints, ranks, self.fill, self.settings.flip
+                            method, kind, share, seed, stage, self.data, self.fingerprints, ranks, self.settings.fill, self.settings.flip
                         )
 
 

@@ -18,7 +18,7 @@ CHECKS = {
     "independent": ("independent", "group of layers randomised\nalone, its end in %"),
     "labels": ("permuted labels", ""),
 }
-SIMILARITIES = {"spearman": "Spearman", "absolute": "Spearman of\nabsolute values", "ssim": "SSIM"}
+SIMILARITIES = {"spearman": "Spearman (-1 to 1)", "absolute": "Spearman of\nabsolute values", "ssim": "SSIM (-1 to 1)"}
 
 
 def sanity(table: pd.DataFrame, model: str | None = None, *, similarities: Sequence[str] | None = None, columns: int = 2) -> Figure:

@@ -77,3 +77,27 @@ def retraining_findings(areas: pd.DataFrame, control: str = "Random") -> list[st
         verdict = f"better than {control}: {', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}"
         sentences.append(f"{names[kind]} on {model}, area against {control} [{part['interval'].iloc[0]}]: {ordered}; {verdict}.")
     return sentences
+
+
+def mask_finding(curves: pd.DataFrame, control: str = "Random") -> str:
+    """Whether the replaced pixels' places tell the class: methods whose removals leave more than no removal at all does.
+
+    Args:
+        curves: from :func:`retraining_curves`, with the share 0.
+        control: what is not counted among the methods.
+
+    Raises:
+        ValueError: where the curves lack the share 0.
+    """
+    removed = curves[(curves["kind"] == "remove") & (curves["method"] != control)]
+    intact = removed[removed["share"] == 0]
+    if intact.empty:
+        raise ValueError("the curves lack the share 0, the accuracy on untouched images")
+    rows = removed[removed["share"] > 0].merge(intact[["model", "method", "mean"]], on=["model", "method"], suffixes=("", "_intact"))
+    above = rows[rows["mean"] > rows["mean_intact"]]
+    listed = ", ".join(f"{row.method} at {row.share:.0%} ({row.mean:.3f})" for row in above.itertuples())
+    untouched = ", ".join(f"{mean:.3f} on {model}" for model, mean in intact.groupby("model", sort=False)["mean"].first().items())
+    return (
+        f"Untouched images give an accuracy of {untouched}; after the removal of what is called most important it is higher, as the places of "
+        f"the replaced pixels tell the class, for: {listed or 'no method'}."
+    )

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from idsds.statistics import covers_seeds, retraining_areas, retraining_curves, retraining_findings, seed_interval
+from idsds.statistics import covers_seeds, mask_finding, retraining_areas, retraining_curves, retraining_findings, seed_interval
 
 
 def test_the_interval_over_seeds_is_scipys():
@@ -43,7 +43,7 @@ def test_areas_by_hand():
     assert areas.loc[("remove", "Edges"), "area"] == 0
     assert "Random" not in areas.index.get_level_values("method")
     assert areas.loc[("keep", "IG"), ["seeds", "positive", "undefined", "constant", "explained"]].tolist() == [2, 2, 2, 1, 900]
-    keep, remove = retraining_findings(retraining_areas(accuracies()))
+    remove, keep = retraining_findings(retraining_areas(accuracies()))
     assert keep.startswith("KAR on m, area against Random [95 % t interval over 2 training seeds]: IG +0.300 [+0.300, +0.300], Edges")
     assert keep.endswith("better than Random: IG; worse: none.")
     assert remove.endswith("better than Random: none; worse: none.")
@@ -59,3 +59,13 @@ def test_curves_by_hand():
     assert set(curves["interval"]) == {"95 % t interval over 2 training seeds"}
     one = retraining_curves(accuracies()[lambda table: table["seed"] == 0])
     assert one["low"].isna().all()
+
+
+def test_removals_that_leave_more_than_there_was_are_named():
+    table = accuracies()
+    untouched = table[table["share"] == 0.1].assign(share=0.0, accuracy=0.45)
+    sentence = mask_finding(retraining_curves(pd.concat([table, untouched])))
+    assert sentence.startswith("Untouched images give an accuracy of 0.450 on m; ")
+    assert sentence.endswith("for: Edges at 90% (0.500), Edges at 10% (0.500).")  # IG falls to 0.35
+    with pytest.raises(ValueError, match="the curves lack the share 0"):
+        mask_finding(retraining_curves(table))

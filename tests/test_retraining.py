@@ -91,9 +91,11 @@ def test_known_informative_pixels_are_found():
     # Guessing one of four classes: 0.25, with a standard error over 100 images of 0.043, of which four are 0.17.
     assert accuracy["Exact", "remove", informative] < 0.25 + 0.17
     assert accuracy["Random", "remove", informative] > 0.6
-    assert accuracy["Exact", "keep", 0.95] > accuracy["Random", "keep", 0.95] + 0.1
+    # A twentieth of the pixels, the right ones, hold the class; the others hold nothing.
+    assert accuracy["Exact", "keep", 0.95] > 0.9
+    assert accuracy["Exact", "remove", 0.95] < 0.25 + 0.17
     areas = retraining_areas(table).set_index("kind")["area"]
-    assert (areas > 0.05).all()
+    assert areas["remove"] > 0.2
 
 
 def test_two_seeds_resume_and_intervals(home, monkeypatch):

@@ -57,7 +57,7 @@ class RoarSettings(Settings):
     models: Annotated[list[ModelName], Field(min_length=1)]
     methods: Annotated[list[MethodName], Field(min_length=1)]
     images: PositiveInt
-    shares: Annotated[list[Share], Field(min_length=2)] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    shares: Annotated[list[Share], Field(min_length=2)] = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9]
     kinds: Annotated[list[Kind], Field(min_length=1)] = list(KINDS)
     fill: Fill = "mean"
     target: Target = "prediction"
@@ -83,6 +83,10 @@ class RoarSettings(Settings):
                 raise ValueError(f"{key} lists {', '.join(twice)} more than once")
         if self.shares != sorted(self.shares):
             raise ValueError(f"shares must ascend, not {self.shares}")
+        if self.shares[0] != 0:
+            raise ValueError(
+                f"shares must begin with 0, the untouched images (one net per seed, whatever the methods), not {self.shares[0]}"
+            )
         if CONTROL not in self.methods:
             raise ValueError(f"methods must list {CONTROL!r}, whose curve every other is compared with")
         Recipe(**self.recipe)

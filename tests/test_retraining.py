@@ -225,6 +225,7 @@ def test_addresses_hold_what_determines_a_result():
     [
         ({"methods": ["Exact"]}, "methods must list 'Random'"),
         ({"shares": [0.5, 0.1]}, "shares must ascend"),
+        ({"shares": [0.1, 0.5]}, "shares must begin with 0, the untouched images .* not 0.1"),
         ({"shares": [0.1, 10]}, "less than or equal to 1"),
         ({"kinds": ["drop"]}, "'remove' or 'keep'"),
         ({"recipe": {"epoch": 3}}, "unknown key 'epoch'. Did you mean 'epochs'"),

@@ -66,7 +66,7 @@ def evaluate(
         methods: names, or ``{"my_method": callable(images, targets) -> maps}``, a captum Attribution, a torchcam extractor; ``None`` as the
             value stands for the registry's method of that name. A method that does not apply to one of several models is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
-        protocol: ``idsds``, or another of ``list_protocols()``.
+        protocol: ``idsds``, or another of ``list_protocols("image")``.
         images: the first so many of one fixed order, the same for every model and method.
         grid: patches per side; of several, each has records and drops of its own, the maps are computed once, and a net that is
             fine-tuned for this run is fine-tuned with the first.

@@ -49,6 +49,8 @@ def make_plan(
     ``elsewhere`` says that ``device`` stands for that of workers, which are still to be asked.
     """
     entry = PROTOCOLS[protocol]
+    if entry.level != "image":
+        raise ValueError(f"protocol {protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
     settings = protocol_settings(entry, settings)
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -79,8 +81,7 @@ def make_plan(
     for seed in seeds:
         for name, net in nets.items():
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
-            skeleton = net if net is not None else _skeleton(name)
-            fitting, excluded = _applicable(wanted, skeleton, seed)
+            fitting, excluded = _applicable(wanted, net if net is not None else skeleton(name), seed)
             where = (dataset, split, MODELS[name].normalisation if net is None else None) if isinstance(dataset, str) else dataset
             data = named_dataset(*where) if isinstance(where, tuple) else where
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
@@ -190,8 +191,8 @@ def _source(
     )
 
 
-def _skeleton(name: str) -> nn.Module:
-    """The net without memory for its weights: enough to ask which methods apply."""
+def skeleton(name: str) -> nn.Module:
+    """A net of the registry without memory for its weights: enough to ask which methods apply."""
     try:
         with torch.device("meta"):
             return create_model(name)

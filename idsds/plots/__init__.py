@@ -5,7 +5,23 @@ from idsds.plots.explain import explain
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
 from idsds.plots.ranking import ranking
+from idsds.plots.roar import roar
+from idsds.plots.sanity import sanity
 from idsds.plots.stability import stability
 from idsds.plots.style import COLUMNS, STYLE, STYLES, save, style_of
 
-__all__ = ["COLUMNS", "STYLE", "STYLES", "comparing", "explain", "finetuning", "gallery", "ranking", "save", "stability", "style_of"]
+__all__ = [
+    "COLUMNS",
+    "STYLE",
+    "STYLES",
+    "comparing",
+    "explain",
+    "finetuning",
+    "gallery",
+    "ranking",
+    "roar",
+    "sanity",
+    "save",
+    "stability",
+    "style_of",
+]

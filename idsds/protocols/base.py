@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from idsds.methods.base import Method, Passes, shared_passes
 from idsds.models.base import Normalisation, describe
-from idsds.registry import Registry
+from idsds.registry import Registry, UnknownNameError
+
+Level = Literal["image", "data set"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ class ProtocolEntry:
         prepare_passes: passes per image of ``prepare``, from the settings.
         passes: passes per image of ``function``, from the methods and the settings.
         source: the paper.
+        level: what it scores: each ``image``, or a method over a whole ``data set``, which the engine of per-image records cannot hold.
+            The function of the latter makes a method's score from its curve; ``call`` is what to call in place of ``evaluate``.
+        call: the public function that runs a protocol of level ``data set``.
     """
 
     name: str
-    function: Callable[..., dict[str, dict[str, Any]]]
+    function: Callable[..., Any]
     in_domain: bool
     higher_is_better: bool
     range: tuple[float, float]
@@ -61,6 +66,8 @@ class ProtocolEntry:
     prepare_passes: Callable[..., Passes] = lambda **_: Passes(0)
     passes: Callable[..., Passes] = lambda methods, **_: shared_passes(methods)
     source: str = ""
+    level: Level = "image"
+    call: str = ""
 
 
 PROTOCOLS: Registry[ProtocolEntry] = Registry("protocol")
@@ -77,9 +84,18 @@ def register_protocol(name: str | None = None, *, replace: bool = False, **entry
     return decorate
 
 
-def list_protocols() -> list[str]:
-    """Names of all protocols, for ``evaluate(protocol=...)``."""
-    return list(PROTOCOLS)
+def list_protocols(level: Level | None = None) -> list[str]:
+    """Names of all protocols, or of those of one level.
+
+    Those of level ``image`` score every image, and run through ``evaluate(protocol=...)``. Those of level ``data set`` score a method over
+    a whole data set; the entry's ``call`` names the function that runs them.
+
+    Raises:
+        UnknownNameError: for an unknown level.
+    """
+    if level is not None and level not in get_args(Level):
+        raise UnknownNameError("level", level, get_args(Level))
+    return [name for name, entry in PROTOCOLS.items() if level in (None, entry.level)]
 
 
 def normalisation_of(model: nn.Module, batch: Batch) -> Normalisation:

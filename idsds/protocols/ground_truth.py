@@ -114,7 +114,7 @@ def judge(
     """The table protocol x property.
 
     Args:
-        protocols: names; None: all.
+        protocols: names; None: all that score images.
         model: the model in closed form; None: one with interactions and saturation.
         images: of the synthetic test split, the first so many of its fixed order.
         levels: of noise, rising from 0.
@@ -129,7 +129,7 @@ def judge(
         UnknownNameError: for an unknown protocol, before any work is done.
     """
     check_count("images", images)
-    entries = [PROTOCOLS[name] for name in (list_protocols() if protocols is None else protocols)]
+    entries = [PROTOCOLS[name] for name in (list_protocols("image") if protocols is None else protocols)]
     model = PatchModel(interaction=1.0, saturation=2.0) if model is None else model
     data = create_dataset("synthetic", "test")
     chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))

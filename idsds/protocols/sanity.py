@@ -10,7 +10,7 @@ Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -25,6 +25,11 @@ from idsds.randomness import generator
 from idsds.registry import UnknownNameError
 
 Mode = Literal["cascading", "independent"]
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "spearman": spearman,
+    "absolute": lambda first, second: spearman(first.abs(), second.abs()),
+    "ssim": structural_similarity,
+}
 
 
 def layers_from_the_top(model: nn.Module) -> list[str]:
@@ -92,9 +97,9 @@ def sanity_check(
 ) -> dict[str, dict[str, Tensor]]:
     """Similarity between maps of the intact and of randomised models, in [-1, 1], lower (about 0) is better.
 
-    ``score`` is the Spearman correlation over pixels, averaged over depths. Columns ``spearman_by_depth`` and ``ssim_by_depth``,
-    (B, depths) each; SSIM has the range of each pair of maps. A score is NaN where one of its correlations is. A method's own noise stays
-    the same.
+    ``score`` is the Spearman correlation over pixels, averaged over depths. Columns ``spearman_by_depth``, ``absolute_by_depth``
+    (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each; SSIM has the range of each pair of maps. A score is NaN where
+    one of its correlations is. A method's own noise stays the same.
 
     Args:
         model: the intact net.
@@ -108,23 +113,44 @@ def sanity_check(
         ValueError: for a method of the user's own; and see :func:`randomised_models`.
     """
 
-    def maps_of(net: nn.Module) -> dict[str, Tensor]:
-        maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
-        return {name: found.abs() for name, found in maps.items()} if absolute else maps
-
-    found: dict[str, dict[str, list[Tensor]]] = {method.name: {"spearman": [], "ssim": []} for method in methods}
-    others = randomised_models(model, mode, depths, methods[0].seed)
+    found: dict[str, dict[str, list[Tensor]]] = {method.name: {name: [] for name in SIMILARITIES} for method in methods}
     with frozen(model):
-        intact = maps_of(model)
-        for other in others:
-            for name, maps in maps_of(other).items():
-                found[name]["spearman"].append(spearman(intact[name], maps))
-                found[name]["ssim"].append(structural_similarity(intact[name], maps))
+        intact = maps_on(model, methods, batch, absolute)
+        for other in randomised_models(model, mode, depths, methods[0].seed):
+            for name, maps in maps_on(other, methods, batch, absolute).items():
+                for kind, similarity in SIMILARITIES.items():
+                    found[name][kind].append(similarity(intact[name], maps))
     columns = {}
     for name, kinds in found.items():
-        by_depth = torch.stack(kinds["spearman"], dim=1)  # (B, depths)
-        columns[name] = {"score": by_depth.mean(dim=1), "spearman_by_depth": by_depth, "ssim_by_depth": torch.stack(kinds["ssim"], dim=1)}
+        by_depth = {f"{kind}_by_depth": torch.stack(values, dim=1) for kind, values in kinds.items()}  # (B, depths)
+        columns[name] = {"score": by_depth["spearman_by_depth"].mean(dim=1), **by_depth}
     return columns
+
+
+def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method], batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Similarity between the maps of two nets, such as one trained on true and one on permuted labels, per image; lower is better.
+
+    The label randomisation test: a net that has learned permuted labels by heart has learned nothing that explains a class. A map that
+    stays the same for it does not show what the true net has learned.
+
+    Args:
+        model: the net whose methods these are.
+        other: the net to compare with.
+        methods: registry methods on ``model``; one of the user's own cannot be moved to another net.
+        batch: images (B, 3, H, W), targets, ids.
+
+    Returns:
+        For each method's name the columns ``spearman``, ``absolute`` (Spearman of absolute values) and ``ssim``, (B,) each.
+    """
+    with frozen(model), frozen(other):
+        first, second = maps_on(model, methods, batch), maps_on(other, methods, batch)
+    return {name: {kind: similarity(maps, second[name]) for kind, similarity in SIMILARITIES.items()} for name, maps in first.items()}
+
+
+def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, absolute: bool = False) -> dict[str, Tensor]:
+    """The maps of the methods moved to ``net``, (B, 1, H, W) each, or their absolute values."""
+    maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
+    return {name: found.abs() for name, found in maps.items()} if absolute else maps
 
 
 class SanityCheckSimilarity(MeanOverImages):

@@ -9,6 +9,8 @@ import yaml
 
 from idsds.comparing import CompareSettings
 from idsds.finetune import FineTuneSettings
+from idsds.randomisation import SanitySettings
+from idsds.retraining import RoarSettings
 from idsds.settings import RunSettings
 from idsds.stability import StabilitySettings
 from idsds.walkthrough import WalkthroughSettings
@@ -22,6 +24,8 @@ SETTINGS = {
     "gallery": RunSettings,
     "how_idsds_works": WalkthroughSettings,
     "rank_methods": RunSettings,
+    "roar": RoarSettings,
+    "sanity_checks": SanitySettings,
     "stability": StabilitySettings,
 }
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 
 import pytest
@@ -61,7 +62,20 @@ def test_the_registry():
         PROTOCOLS["infidelty"]
 
 
-@pytest.mark.parametrize("protocol", list_protocols())
+def test_protocols_of_a_whole_data_set_name_what_to_call():
+    names = list_protocols("data set")
+    assert {"roar", "kar"} <= set(names)
+    assert sorted(names + list_protocols("image")) == sorted(list_protocols())
+    for name in names:
+        assert inspect.getdoc(PROTOCOLS[name].function)
+        assert PROTOCOLS[name].source
+        with pytest.raises(ValueError, match=rf"'{name}' scores a method over a whole data set.*call {re.escape(PROTOCOLS[name].call)}"):
+            evaluate(["mini_resnet8"], ["IG"], protocol=name)
+    with pytest.raises(ValueError, match=r"unknown level 'dataset'\. Did you mean 'data set'"):
+        list_protocols("dataset")
+
+
+@pytest.mark.parametrize("protocol", list_protocols("image"))
 class TestEveryProtocol:
     def test_scores_have_the_stated_range(self, protocol, net, batch):
         entry = PROTOCOLS[protocol]

@@ -1,0 +1,39 @@
+"""Lines of several methods in one panel: the family's colour and marker, and a dash of its own within the family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.lines import Line2D
+
+from idsds.plots.style import STYLES, style_of
+
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))
+
+
+def line_looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of ``Axes.plot`` for each method: those of one family differ by their dashes, so that grey will do.
+
+    Args:
+        families: family by method, in the order of the legend.
+    """
+    looks, used = {}, dict.fromkeys(STYLES, 0)
+    for method, family in families.items():
+        key = style_of(method, family)
+        _, marker, colour, filled = STYLES[key]
+        looks[method] = {
+            "color": colour,
+            "marker": marker,
+            "markersize": 7 if marker == "*" else 4.5,
+            "markerfacecolor": colour if filled else "white",
+            "linestyle": DASHES[used[key] % len(DASHES)],
+            "linewidth": 1.2,
+        }
+        used[key] += 1
+    return looks
+
+
+def line_handles(looks: Mapping[str, dict[str, Any]]) -> list[Line2D]:
+    """Entries of a legend, one per method."""
+    return [Line2D([], [], label=method, **look) for method, look in looks.items()]

@@ -1,8 +1,23 @@
 """One function per figure. A plot draws a table; it never computes a score."""
 
+from idsds.plots.augmentation import augmentation_robustness
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
+from idsds.plots.hyperparameters import hyperparameters
+from idsds.plots.metric_sanity import metric_sanity
 from idsds.plots.ranking import ranking
 from idsds.plots.style import COLUMNS, STYLE, STYLES, save, style_of
 
-__all__ = ["COLUMNS", "STYLE", "STYLES", "finetuning", "gallery", "ranking", "save", "style_of"]
+__all__ = [
+    "COLUMNS",
+    "STYLE",
+    "STYLES",
+    "augmentation_robustness",
+    "finetuning",
+    "gallery",
+    "hyperparameters",
+    "metric_sanity",
+    "ranking",
+    "save",
+    "style_of",
+]

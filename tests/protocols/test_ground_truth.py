@@ -4,7 +4,7 @@ import torch
 
 from idsds.datasets.synthetic import PatchModel
 from idsds.protocols import list_protocols
-from idsds.protocols.ground_truth import KnownMap, judge, properties
+from idsds.protocols.ground_truth import NOT_APPLICABLE, VERDICTS, KnownMap, judge, known_models, model_shift, properties, verdict
 from idsds.protocols.single_deletion import patch_sums
 from tests.datasets.test_synthetic import batch_of
 from tests.methods.nets import ConvNet
@@ -55,6 +55,14 @@ def table():
 def test_every_protocol_is_judged(table):
     assert list(table.index) == list_protocols()
     assert (table["forward"] + table["maps"] > 0).all()
+    assert list(table.index[~table["applies"]]) == [name for name in list_protocols() if name in NOT_APPLICABLE]
+    measured = ["exact_first", "random_last", "ordering", "model_shift", "undefined"]
+    assert table.loc[table["applies"], measured].notna().all(axis=None)
+    assert table.loc[~table["applies"], measured].isna().all(axis=None)
+    assert (table.loc[~table["applies"], "note"] != "").all()
+    assert (table["undefined"].dropna() == 0).all()
+    assert set(table["verdict"]) <= set(VERDICTS)
+    assert (table["verdict"] == "does not apply").equals(~table["applies"])
 
 
 @pytest.mark.parametrize("protocol", ["idsds", "single_deletion", "incremental_deletion", "incremental_deletion_descending", "infidelity"])
@@ -71,6 +79,47 @@ def test_single_deletion_is_exact_where_the_truth_is_its_own(table):
     assert table.loc["single_deletion", "exact_first"] > 0.7  # a quarter of noise may leave all ranks as they are
     assert table.loc["single_deletion", "ordering"] > 0.9
     assert (table.loc["single_deletion", ["forward", "maps"]] == [17, 1]).all()
+
+
+def test_stability_is_not_correctness(table):
+    """Noise of the same key is the most stable map there is: these two put it first, whatever the exact map says."""
+    for protocol in ("max_sensitivity", "augmentation_robustness"):
+        row = table.loc[protocol]
+        assert row["exact_first"] == 0
+        assert row["ordering"] < 0
+        assert row["verdict"] == "neither"
+        assert row["note"]
+
+
+def test_a_given_map_has_no_rotations_that_count(model):
+    """Stripes that are turned are evidence for nothing: no rotation keeps the probability, and no image has a score."""
+    (row,) = judge(["augmentation_robustness"], images=4, settings={}).to_dict("records")
+    assert row["undefined"] == 1
+    assert row["verdict"] == "neither"
+
+
+def test_models_to_compare_label_every_image_alike():
+    images, targets, _ = batch_of(40)
+    for model in known_models().values():
+        assert (model(images).argmax(dim=1) == targets).all()
+
+
+def test_model_shift_by_hand():
+    scores = torch.tensor([[4.0, 1.0], [2.0, 1.0]])  # means 3 and 1
+    assert model_shift([scores, scores]) == 0
+    assert model_shift([scores, scores + 1]) == 0.5  # every map moves by 1; exact and noise are 2 apart
+    assert model_shift([scores, torch.tensor([[3.0, torch.nan], [3.0, 1.0]])]) == 0
+    assert model_shift([scores, 3 * scores]) == pytest.approx(((9 - 3) + (3 - 1)) / 2 / ((2 + 6) / 2))
+    assert np.isnan(model_shift([scores]))
+
+
+def test_verdicts_follow_from_the_row():
+    row = {"applies": True, "ordering": 0.9, "resolution": 0.25, "model_shift": 0.1}
+    assert verdict(row) == "ranks methods on one model, comparable between models"
+    assert verdict({**row, "model_shift": 0.5}) == verdict({**row, "model_shift": np.nan}) == "ranks methods on one model"
+    for worse in ({"ordering": 0.5}, {"ordering": np.nan}, {"resolution": np.inf}, {"resolution": np.nan}):
+        assert verdict({**row, **worse}) == "neither"
+    assert verdict({**row, "applies": False}) == "does not apply"
 
 
 def test_mistakes_are_named(model):

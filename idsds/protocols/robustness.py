@@ -5,10 +5,10 @@ The image is rotated (and its map alike), or goes through a photo filter; only a
 throws off.
 
 The study's five filters are G'MIC's own, which ``filters="gmic"`` runs where the optional package is installed. The default needs no more
-than torchvision and differs: ``detail`` adds back a difference of Gaussians at one scale (G'MIC: Freaky Details, on an edge-preserving
-smoothing), ``mighty_detail`` at three scales (G'MIC: Mighty Details, edge-preserving as well), ``local_normalisation`` brings the luminance
-half way to the same local mean and deviation (G'MIC: every channel, all the way), ``chroma_boost`` raises the saturation by half (G'MIC:
-the chroma by 90 %), and ``sharpen`` is torchvision's 3 x 3 kernel (G'MIC: inverse diffusion of amplitude 300).
+than torchvision and is not the same: ``detail`` adds back a difference of Gaussians at one scale, ``mighty_detail`` at three,
+``local_normalisation`` brings the luminance half way to one local mean and deviation, ``chroma_boost`` raises the saturation by half, and
+``sharpen`` is a 3 x 3 kernel. On two colour photos of 224 pixels, what ours and G'MIC 3.6's do to the pixels correlates to .94 (sharpen),
+.75 (mighty_detail), .52 (local_normalisation), .40 (detail) and .02 (chroma_boost), at mean changes of .03 to .09 and .03 to .08.
 
 Source: the robustness experiment "Don't Augment Me" of the xai-correlation study, for the angles, the filters and the threshold.
 """

@@ -7,13 +7,23 @@ import nbformat
 import pytest
 import yaml
 
+from idsds.augmentation import AugmentationSettings
 from idsds.finetune import FineTuneSettings
+from idsds.metric_sanity import MetricSanitySettings
+from idsds.sensitivity import SensitivitySettings
 from idsds.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
-SETTINGS = {"finetune": FineTuneSettings, "gallery": RunSettings, "rank_methods": RunSettings}
+SETTINGS = {
+    "augmentation_robustness": AugmentationSettings,
+    "finetune": FineTuneSettings,
+    "gallery": RunSettings,
+    "hyperparameter_sensitivity": SensitivitySettings,
+    "metric_sanity": MetricSanitySettings,
+    "rank_methods": RunSettings,
+}
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 

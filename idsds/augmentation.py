@@ -110,10 +110,10 @@ def findings(table: pd.DataFrame, published: pd.DataFrame) -> list[str]:
                 f"SSIM orders the methods like Spearman to {agreement['spearman']:+.2f} and like the top pixels to "
                 f"{agreement['top_intersection']:+.2f} (rank correlation over {len(known)} methods)."
             )
-        theirs = published[published["augmentation"] == f"all {group}"].set_index("method")["ssim"]
-        both = by_measure.join(theirs, rsuffix="_published", how="inner").dropna(subset=["ssim", "ssim_published"])
+        theirs = published[published["augmentation"] == f"all {group}"].set_index("method")["ssim"].rename("published")
+        both = by_measure.join(theirs, how="inner").dropna(subset=["ssim", "published"])
         if len(both) > 2:
-            rho = both["ssim"].corr(both["ssim_published"], method="spearman")
+            rho = both["ssim"].corr(both["published"], method="spearman")
             lines.append(
                 f"{model}, {group}: over the {len(both)} methods that the study printed, our SSIM orders them like its SSIM to {rho:+.2f} "
                 "(rank correlation)."

@@ -57,8 +57,10 @@ def known_models() -> dict[str, PatchModel]:
 def _known(model: PatchModel, images: Tensor, targets: Tensor, *, level: float = 0.0, draws: Draws) -> Tensor:
     exact = model.exact_maps(images, targets)[..., ::PIXELS, ::PIXELS]  # (B, 1, rows, columns)
     noise = draws.normal(1)[:, 0, :1, ::PIXELS, ::PIXELS]
-    spread = exact.flatten(1).std(dim=1).view(-1, 1, 1, 1)
-    patches = noise if level == torch.inf else exact + level * spread * noise
+    mean, spread = (found.view(-1, 1, 1, 1) for found in (exact.flatten(1).mean(dim=1), exact.flatten(1).std(dim=1)))
+    # Signal and noise by share, so that maps of all levels have one scale: a metric that minds the scale is not told the level by it.
+    share = 0.0 if level == torch.inf else (1 + level**2) ** -0.5
+    patches = mean + share * (exact - mean) + (1 - share**2) ** 0.5 * spread * noise
     return patches.repeat_interleave(PIXELS, dim=2).repeat_interleave(PIXELS, dim=3)
 
 
@@ -67,8 +69,8 @@ class KnownMap(Method):
 
     Args:
         model: the model in closed form.
-        level: standard deviation of the noise per patch, in units of the standard deviation of the image's exact importances; infinite:
-            noise alone.
+        level: standard deviation of the noise per patch over that of the exact importances in it; infinite: noise alone. The map has the
+            mean and, in expectation, the spread of the exact one at every level; it correlates with it to ``1 / sqrt(1 + level^2)``.
         seed: of the noise, which is the same for all levels of one image and keyed by its id.
     """
 

@@ -35,7 +35,7 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
     methods = list(dict.fromkeys(table["method"]))
     names = list(dict.fromkeys(name for name in table["augmentation"] if not name.startswith("all ")))
     down = -(-len(methods) // ACROSS)
-    width, panel, head, foot = COLUMNS[columns], 1.25, 0.62, 0.95  # inches
+    width, panel, head, foot = COLUMNS[columns], 1.25, 0.62, 1.15  # inches
     height = head + foot + panel * down
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False, figsize=(width, height))

@@ -52,7 +52,7 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
     goodness = np.full((len(rows), len(PROPERTIES)), np.nan)
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(width, height))
-        axes = figure.add_axes((0.215, foot / height, 0.635, row * len(rows) / height))
+        axes = figure.add_axes((0.235, foot / height, 0.6, row * len(rows) / height))
         for (y, record), (x, (name, (_, text, good))) in (
             (down, across) for down in enumerate(rows.to_dict("records")) for across in enumerate(PROPERTIES.items())
         ):

@@ -18,7 +18,7 @@ from idsds.protocols.hyperparameters import (
     with_options,
 )
 from idsds.protocols.similarity import structural_similarity
-from tests.methods.nets import ConvNet, Linear, images_of, seeded
+from tests.methods.nets import ConvNet, Linear, images_of, mini, seeded
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_mistakes_are_named(net):
 
 def test_the_engine_scores_methods_with_options(tmp_path):
     """The same numbers as by hand; records that are kept; a method at its defaults is one computation with the plain one."""
-    net = {"net": seeded(create_model, "mini_resnet8", dtype=torch.float32)}
+    net = {"net": mini("mini_resnet8", torch.float32)}  # with biases: without, the steps of IG would not matter
     methods = {"IG": None, "3 steps": ("IG", {"steps": 3}), "50 steps": ("IG", {"steps": 50}), "abs": ("IG abs", {"steps": 3})}
     given = {"models": net, "dataset": "digits", "images": 3, "progress": False, "output": tmp_path}
     records = evaluate(methods=methods, **given)

@@ -30,7 +30,7 @@ def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 
             2,
             sharey=True,
             figsize=(width, height),
-            gridspec_kw={"width_ratios": [1.5, 1], "wspace": 0.06, "left": 0.36, "right": 0.985, "top": 1 - head / height},
+            gridspec_kw={"width_ratios": [1.5, 1], "wspace": 0.06, "left": 0.25, "right": 0.985, "top": 1 - head / height},
         )
         figure.subplots_adjust(bottom=foot / height)
         labels = []
@@ -44,8 +44,8 @@ def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 
         left.set_ylim(len(labels) - 0.45, -0.65)
         low, high = left.get_xlim()
         left.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-        left.set_xlabel("IDSDS at each setting (-1 to 1), higher is better →")
-        right.set_xlabel("likeness of maps, higher: less sensitive →")
+        left.set_xlabel("IDSDS at each setting (-1 to 1), higher is better →", fontsize=7)
+        right.set_xlabel("likeness of maps (1: the same), less sensitive →", fontsize=7)
         least = min(0.0, spreads[["low", "ssim"]].min().min())
         right.set_xlim(least - 0.03, 1.03)
         for axes in (left, right):
@@ -71,7 +71,9 @@ def _settings(axes: Axes, rows: pd.DataFrame, place: int, key: str) -> None:
         size = 3.0 + 3.5 * number / max(1, len(rows) - 1)
         face = colour if row.default else "white"
         axes.plot([row.low, row.high], [place, place], color="#BBBBBB", linewidth=2.6, alpha=0.5, zorder=0.5, solid_capstyle="butt")
-        axes.plot(row.mean, place, marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=0.9, zorder=2)
+        axes.plot(
+            row.mean, place, marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=0.9, zorder=3 - 0.01 * number
+        )
     for number, align in ((rows["mean"].idxmin(), "right"), (rows["mean"].idxmax(), "left")):
         if rows["mean"].max() > rows["mean"].min():
             offset = (-5, 4) if align == "right" else (5, 4)

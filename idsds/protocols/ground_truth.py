@@ -2,7 +2,8 @@
 
 On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. Each protocol scores the exact map, the exact
 map with more and more noise, and noise alone; the table says what it made of them, at what cost, and whether the same map gets the same
-score on another model that labels every image alike.
+score on another model that labels every image alike. The known importance of a patch is what its deletion does to the logit, so that
+single deletion has the right order by construction; of the others it is asked whether they find the same.
 
 Source: the question is that of the xai-correlation study; known ground truth in the spirit of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV
 2023, arXiv 2308.06248).

@@ -45,7 +45,7 @@ def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 
         low, high = left.get_xlim()
         left.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         left.set_xlabel("IDSDS at each setting (-1 to 1), higher is better →", fontsize=7)
-        right.set_xlabel("likeness of maps (1: the same), less sensitive →", fontsize=7)
+        right.set_xlabel("likeness of maps (1: the same), less sensitive →", fontsize=6.3)
         least = min(0.0, spreads[["low", "ssim"]].min().min())
         right.set_xlim(least - 0.03, 1.03)
         for axes in (left, right):

@@ -64,7 +64,8 @@ def evaluate(
         models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is: it is
             moved to ``device`` while it is at work, and then has the tensors, devices and modes that it came with.
         methods: names, or ``{"my_method": callable(images, targets) -> maps}``, a captum Attribution, a torchcam extractor; ``None`` as the
-            value stands for the registry's method of that name. A method that does not apply to one of several models is left out there.
+            value stands for the registry's method of that name, and a pair for one with other options:
+            ``{"IG, 5 steps": ("IG", {"steps": 5})}``. A method that does not apply to one of several models is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.
         images: the first so many of one fixed order, the same for every model and method.

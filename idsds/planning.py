@@ -38,7 +38,8 @@ class Job:
         model: its name in the records.
         seed: of training, noise and masks.
         source: a stage of training, a checkpoint file, or the user's net as it is.
-        wanted: the methods that were asked for, by name: None for a method of the registry, else the user's own.
+        wanted: the methods that were asked for, by name: None for a method of the registry, (name, options) for one with other
+            options, else the user's own.
         methods: those of them that apply to the model.
         excluded: methods that do not apply, with the reason.
         data: the images, in the space that the model wants: the user's, or (name, split, normalisation) of the registry's.
@@ -90,10 +91,12 @@ class Job:
 
     def method_key(self, name: str) -> str:
         """The address of a method's computation: its code, options and noise."""
-        if name in self.own_keys:
+        found = registered(name, self.wanted.get(name))
+        if found is None:
             return self.own_keys[name]
-        entry = METHODS[split_name(name)[0]]
-        return digest([code_digest(entry.function), own_digest(entry.settings()), entry.noise])
+        base, options = found
+        entry = METHODS[split_name(base)[0]]
+        return digest([code_digest(entry.function), own_digest(entry.settings(**options)), entry.noise])
 
     def prepare(self, progress: bool = True) -> None:
         """Train what is not cached."""
@@ -238,9 +241,30 @@ def fingerprint_of(name: str, split: str, normalisation: Normalisation | None) -
     return fingerprint(named_dataset(name, split, normalisation))
 
 
-def make_method(name: str, own: Any, model: nn.Module, seed: int) -> Method:
-    """A method of the registry, or the user's own."""
-    return Method(name, model, seed=seed) if own is None else as_method(name, own, model, seed)
+def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:
+    """What ``evaluate`` was given under a name, as a method of the registry and its options; None for the user's own.
+
+    Raises:
+        TypeError: for a pair that is no (name, options).
+    """
+    if given is None:
+        return name, {}
+    if not isinstance(given, tuple):
+        return None
+    if len(given) != 2 or not isinstance(given[0], str) or not isinstance(given[1], Mapping):
+        raise TypeError(f"method {name!r}: a method with options is a pair such as ('IG', {{'steps': 5}}), not {given!r}")
+    return given[0], dict(given[1])
+
+
+def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:
+    """A method of the registry, with options of its own or without, or the user's."""
+    found = registered(name, given)
+    if found is None:
+        return as_method(name, given, model, seed)
+    base, options = found
+    method = Method(base, model, seed=seed, **options)
+    method.name = name
+    return method
 
 
 def on_device(plan: Plan, device: str) -> Plan:

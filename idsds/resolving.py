@@ -18,7 +18,7 @@ from idsds.datasets.base import SPLITS, ImageDataset
 from idsds.interventions import BASELINES, patch_size
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.models import MODELS, create_model
-from idsds.planning import Job, Methods, Plan, make_method, named_dataset
+from idsds.planning import Job, Methods, Plan, make_method, named_dataset, registered
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.registry import UnknownNameError
 from idsds.settings import PRECISIONS, check_precision, chosen_device
@@ -154,8 +154,8 @@ def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
             raise TypeError(f"{what} must be named by strings, not by {name!r}")
         if thing is None and registry is not None:
             registry[name]
-        elif thing is None:
-            split_name(name)
+        elif what == "methods" and (thing is None or isinstance(thing, tuple)):
+            split_name(registered(name, thing)[0])  # type: ignore[index]
         elif what == "models" and not isinstance(thing, nn.Module):
             raise TypeError(f"model {name!r} must be a torch.nn.Module, not {type(thing).__name__}")
     return found
@@ -202,12 +202,13 @@ def skeleton(name: str) -> nn.Module:
 
 def _applicable(wanted: Methods, model: nn.Module, seed: int) -> tuple[dict[str, Method], dict[str, str]]:
     fitting, excluded = {}, {}
-    for name, own in wanted.items():
-        reason = None if own is not None else METHODS[split_name(name)[0]].inapplicable(model)
+    for name, given in wanted.items():
+        found = registered(name, given)
+        reason = None if found is None else METHODS[split_name(found[0])[0]].inapplicable(model)
         if reason:
             excluded[name] = reason
         else:
-            fitting[name] = make_method(name, own, model, seed)
+            fitting[name] = make_method(name, given, model, seed)
     return fitting, excluded
 
 

@@ -1,9 +1,12 @@
 """One function per figure. A plot draws a table; it never computes a score."""
 
+from idsds.plots.augmentation import augmentation_robustness
 from idsds.plots.comparing import comparing
 from idsds.plots.explain import explain
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
+from idsds.plots.hyperparameters import hyperparameters
+from idsds.plots.metric_sanity import metric_sanity
 from idsds.plots.ranking import ranking
 from idsds.plots.roar import roar
 from idsds.plots.sanity import sanity
@@ -14,10 +17,13 @@ __all__ = [
     "COLUMNS",
     "STYLE",
     "STYLES",
+    "augmentation_robustness",
     "comparing",
     "explain",
     "finetuning",
     "gallery",
+    "hyperparameters",
+    "metric_sanity",
     "ranking",
     "roar",
     "sanity",

@@ -1,6 +1,16 @@
 """Protocols, one file each. Importing this package fills the registry."""
 
-from idsds.protocols import ground_truth, incremental_deletion, infidelity, roar, robustness, sanity, similarity, single_deletion
+from idsds.protocols import (
+    ground_truth,
+    hyperparameters,
+    incremental_deletion,
+    infidelity,
+    roar,
+    robustness,
+    sanity,
+    similarity,
+    single_deletion,
+)
 from idsds.protocols.base import PROTOCOLS, Batch, MeanOverImages, ProtocolEntry, list_protocols, register_protocol
 
 __all__ = [
@@ -9,6 +19,7 @@ __all__ = [
     "MeanOverImages",
     "ProtocolEntry",
     "ground_truth",
+    "hyperparameters",
     "incremental_deletion",
     "infidelity",
     "list_protocols",

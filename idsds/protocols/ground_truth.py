@@ -1,7 +1,9 @@
 """Judging the judges: do protocols put the exact map first, the random map last, and maps with growing noise in order?
 
 On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. Each protocol scores the exact map, the exact
-map with more and more noise, and noise alone; the table says what it made of them, and at what cost.
+map with more and more noise, and noise alone; the table says what it made of them, at what cost, and whether the same map gets the same
+score on another model that labels every image alike. The known importance of a patch is what its deletion does to the logit, so that
+single deletion has the right order by construction; of the others it is asked whether they find the same.
 
 Source: the question is that of the xai-correlation study; known ground truth in the spirit of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV
 2023, arXiv 2308.06248).
@@ -9,7 +11,6 @@ Source: the question is that of the xai-correlation study; known ground truth in
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,21 +22,46 @@ from torch import Tensor
 from idsds.datasets import create_dataset, fixed_order
 from idsds.datasets.synthetic import PIXELS, PatchModel
 from idsds.methods.base import Method, MethodEntry, Passes
-from idsds.protocols.base import PROTOCOLS, Batch, check_count, list_protocols
+from idsds.protocols.base import PROTOCOLS, Batch, ProtocolEntry, check_count, list_protocols
 from idsds.protocols.single_deletion import rank_correlation
 from idsds.randomness import Draws
 from idsds.training import batches
 
 LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0)
-# The exact map holds contributions, and only the removal of squares reads a map as such.
-SETTINGS: dict[str, dict[str, Any]] = {"infidelity": {"perturbation": "square", "sigma": 0.25}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    # The exact map holds contributions, and only the removal of squares reads a map as such.
+    "infidelity": {"perturbation": "square", "sigma": 0.25},
+    # A rotation turns stripes into what no class listens to and moves every probability by more than the threshold: no image would count.
+    "augmentation_robustness": {"group": "filters"},
+}
+#: Protocols that a known map cannot be put to, with the reason.
+NOT_APPLICABLE = {"hyperparameter_sensitivity": "a map that is given has no hyperparameters"}
+#: What a protocol asks of a method where that is not what its map says: the reason why ordering by correctness may fail.
+ASKS = {
+    "max_sensitivity": "asks for a map that does not change with the image",
+    "augmentation_robustness": "asks for a map that does not change with the image",
+    "sanity_check": "asks for a map that changes with the model",
+}
+RANKS, COMPARES = 0.5, 0.5  # least ordering of a protocol that can rank, largest model_shift of one that can compare models
+VERDICTS = ("ranks methods on one model, comparable between models", "ranks methods on one model", "neither", "does not apply")
+
+
+def known_models() -> dict[str, PatchModel]:
+    """Models that label every synthetic image correctly, and differ in what should not matter for judging a map."""
+    return {
+        "saturating, with interactions": PatchModel(interaction=1.0, saturation=2.0),
+        "half its gain": PatchModel(interaction=1.0, saturation=2.0, gain=2.0),
+        "additive": PatchModel(),
+    }
 
 
 def _known(model: PatchModel, images: Tensor, targets: Tensor, *, level: float = 0.0, draws: Draws) -> Tensor:
     exact = model.exact_maps(images, targets)[..., ::PIXELS, ::PIXELS]  # (B, 1, rows, columns)
     noise = draws.normal(1)[:, 0, :1, ::PIXELS, ::PIXELS]
-    spread = exact.flatten(1).std(dim=1).view(-1, 1, 1, 1)
-    patches = noise if level == torch.inf else exact + level * spread * noise
+    mean, spread = (found.view(-1, 1, 1, 1) for found in (exact.flatten(1).mean(dim=1), exact.flatten(1).std(dim=1)))
+    # Signal and noise by share, so that maps of all levels have one scale: a metric that minds the scale is not told the level by it.
+    share = 0.0 if level == torch.inf else (1 + level**2) ** -0.5
+    patches = mean + share * (exact - mean) + (1 - share**2) ** 0.5 * spread * noise
     return patches.repeat_interleave(PIXELS, dim=2).repeat_interleave(PIXELS, dim=3)
 
 
@@ -44,8 +70,8 @@ class KnownMap(Method):
 
     Args:
         model: the model in closed form.
-        level: standard deviation of the noise per patch, in units of the standard deviation of the image's exact importances; infinite:
-            noise alone.
+        level: standard deviation of the noise per patch over that of the exact importances in it; infinite: noise alone. The map has the
+            mean and, in expectation, the spread of the exact one at every level; it correlates with it to ``1 / sqrt(1 + level^2)``.
         seed: of the noise, which is the same for all levels of one image and keyed by its id.
     """
 
@@ -102,6 +128,52 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
     }
 
 
+def model_shift(scores: Sequence[Tensor]) -> float:
+    """How far the scores of one map move from model to model, in units of what tells the exact map from noise.
+
+    ``mean over maps (max - min over models of the mean score) / mean over models |mean score of exact - of noise alone|``
+
+    Args:
+        scores: per model (B, L + 1): as for :func:`properties`. Means over images leave undefined scores out.
+
+    Returns:
+        0 where a score means the same on every model, about 1 where a change of the model does as much as replacing the exact map by noise;
+        NaN for fewer than two models, or where no score is defined.
+    """
+    if len(scores) < 2:
+        return torch.nan
+    means = torch.stack([each.double().nanmean(dim=0) for each in scores])  # (models, L + 1)
+    moved = (means.amax(dim=0) - means.amin(dim=0)).mean()
+    return float(moved / (means[:, 0] - means[:, -1]).abs().mean())
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """One of :data:`VERDICTS`, from a row of :func:`judge`'s table.
+
+    A protocol ranks where the better map gets the better score (``ordering`` above 0.5) and the mean over the images tells the exact map
+    from it with some noise (``resolution`` finite). It is comparable between models where, moreover, changing the model moves a score by
+    less than half of what replacing the exact map by noise does (``model_shift`` below 0.5).
+    """
+    if not row["applies"]:
+        return VERDICTS[3]
+    if not (row["ordering"] > RANKS and row["resolution"] < torch.inf):
+        return VERDICTS[2]
+    return VERDICTS[0] if row["model_shift"] < COMPARES else VERDICTS[1]
+
+
+def known_scores(
+    entry: ProtocolEntry, model: PatchModel, images: int, levels: Sequence[float], seed: int, settings: Mapping[str, Any]
+) -> Tensor:
+    """What a protocol makes of the exact map, of it with noise of each level, and of noise alone, (B, L + 1)."""
+    data = create_dataset("synthetic", "test")
+    chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))
+    batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation)
+    methods = [KnownMap(model, level, seed) for level in (*levels, torch.inf)]
+    prepared = entry.prepare(model, batch, seed=seed, **settings) if entry.prepare else {}
+    columns = entry.function(model, methods, batch, prepared, **settings)
+    return torch.stack([columns[method.name]["score"] for method in methods], dim=1)
+
+
 def judge(
     protocols: Sequence[str] | None = None,
     model: PatchModel | None = None,
@@ -116,14 +188,19 @@ def judge(
     Args:
         protocols: names; None: all that score images.
         model: the model in closed form; None: one with interactions and saturation.
+        protocols: names; None: all.
+        model: the model in closed form that maps are known for; None: the first of :func:`known_models`, and the others beside it to see
+            whether scores can be compared between models.
         images: of the synthetic test split, the first so many of its fixed order.
         levels: of noise, rising from 0.
         seed: of the noise and of the protocols.
         settings: of single protocols, by name; the others run with their defaults.
 
     Returns:
-        One row per protocol: ``protocol``; the columns of :func:`properties`; ``forward``, the protocol's own forward passes per image for
-        one method; and ``maps``, how many maps it asks of the method per image.
+        One row per protocol: ``protocol``; the columns of :func:`properties`; :func:`model_shift`; ``forward``, the protocol's own forward
+        passes per image for one method; ``maps``, how many maps it asks of the method per image; ``applies``; ``settings``, those that are
+        not defaults; ``note``, the reason why the protocol does not apply, or why it need not order maps by what they say; ``verdict``. A
+        property that does not apply is NaN.
 
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
@@ -135,21 +212,36 @@ def judge(
     chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))
     batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation)
     methods = [KnownMap(model, level, seed) for level in (*levels, torch.inf)]
+    entries = [PROTOCOLS[name] for name in (list_protocols() if protocols is None else protocols)]
+    models = list(known_models().values()) if model is None else [model]
     rows = []
     for entry in entries:
         own = dict(settings.get(entry.name, {}))
-        prepared = entry.prepare(model, batch, seed=seed, **own) if entry.prepare else {}
-        columns = entry.function(model, methods, batch, prepared, **own)
-        scores = torch.stack([columns[method.name]["score"] for method in methods], dim=1)
-        one = copy.copy(methods[0])
+        row: dict[str, Any] = {"protocol": entry.name, "applies": entry.name not in NOT_APPLICABLE}
+        if row["applies"]:
+            scores = [known_scores(entry, each, images, levels, seed, own) for each in models]
+            row |= properties(scores[0], entry.higher_is_better, levels) | {"model_shift": model_shift(scores)}
+        one = KnownMap(models[0], 0.0, seed)
         one.entry = replace(one.entry, passes=Passes(0, 1))  # a map counts as one backward pass, and nothing else does
         cost = entry.passes([one], **own) + entry.prepare_passes(**own)
-        rows.append(
-            {
-                "protocol": entry.name,
-                **properties(scores, entry.higher_is_better, levels),
-                "forward": cost.forward,
-                "maps": cost.backward,
-            }
-        )
-    return pd.DataFrame(rows)
+        row |= {"forward": cost.forward, "maps": cost.backward, "settings": ", ".join(f"{key}={value}" for key, value in own.items())}
+        rows.append({**row, "note": NOT_APPLICABLE.get(entry.name) or ASKS.get(entry.name, "")})
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
+
+
+COLUMNS = [
+    "protocol",
+    "exact_first",
+    "random_last",
+    "ordering",
+    "resolution",
+    "separation",
+    "model_shift",
+    "undefined",
+    "forward",
+    "maps",
+    "applies",
+    "settings",
+    "note",
+]

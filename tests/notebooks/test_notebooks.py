@@ -7,10 +7,13 @@ import nbformat
 import pytest
 import yaml
 
+from idsds.augmentation import AugmentationSettings
 from idsds.comparing import CompareSettings
 from idsds.finetune import FineTuneSettings
+from idsds.metric_sanity import MetricSanitySettings
 from idsds.randomisation import SanitySettings
 from idsds.retraining import RoarSettings
+from idsds.sensitivity import SensitivitySettings
 from idsds.settings import RunSettings
 from idsds.stability import StabilitySettings
 from idsds.walkthrough import WalkthroughSettings
@@ -19,10 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
 SETTINGS = {
+    "augmentation_robustness": AugmentationSettings,
     "compare_protocols": CompareSettings,
     "finetune": FineTuneSettings,
     "gallery": RunSettings,
     "how_idsds_works": WalkthroughSettings,
+    "hyperparameter_sensitivity": SensitivitySettings,
+    "metric_sanity": MetricSanitySettings,
     "rank_methods": RunSettings,
     "roar": RoarSettings,
     "sanity_checks": SanitySettings,

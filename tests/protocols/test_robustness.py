@@ -1,11 +1,16 @@
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
 
+from idsds.datasets import create_dataset
+from idsds.datasets.synthetic import PatchModel
 from idsds.methods import create_method
 from idsds.models import HALF, UNIT
-from idsds.protocols import Batch
+from idsds.protocols import Batch, gmic_filters
 from idsds.protocols.robustness import (
     ANGLES,
     FILTERS,
@@ -21,6 +26,7 @@ from idsds.protocols.robustness import (
     sharpen,
 )
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
+from idsds.records import undefined_scores
 from tests.methods.nets import ConvNet, images_of, seeded
 
 
@@ -130,7 +136,72 @@ def test_filters_work_in_the_units_of_the_pixels(batch):
         torch.testing.assert_close(HALF.invert(half(HALF(pixels))), unit(pixels), atol=1e-6, rtol=0)
 
 
+class FakeGmic:
+    """As much of the package as is used: images of channels last and from 0 to 255 in, width x height x depth x channels out."""
+
+    class Image:
+        def __init__(self, pixels):
+            self.pixels = pixels
+
+        @classmethod
+        def from_yxc(cls, pixels):
+            return cls(pixels)
+
+        def to_numpy(self):
+            return self.pixels.transpose(1, 0, 2)[:, :, None]
+
+    ImageList = list
+
+    def __init__(self):
+        self.commands = []
+
+    def run(self, command, images):
+        self.commands.append(command)
+        return [self.Image(255 - images[0].pixels * np.array([1, 1, 0.5], dtype=np.float32))]
+
+
+def test_gmic_gets_the_pixels_and_gives_them_back(monkeypatch, net, batch):
+    fake = FakeGmic()
+    monkeypatch.setitem(sys.modules, "gmic", fake)
+    images = images_of(2, 16, 20, dtype=torch.float32)
+    wanted = 1 - images * torch.tensor([1, 1, 0.5]).view(3, 1, 1)
+    torch.testing.assert_close(gmic_filters.apply_command(images, "mine 1"), wanted)
+    assert fake.commands == ["mine 1"] * 2
+    fake.commands.clear()
+    shifts = probability_shifts(net, batch, group="filters", filters="gmic")["shifts"]
+    assert shifts.shape == (3, 5)
+    assert sorted(set(fake.commands)) == sorted(gmic_filters.COMMANDS.values())
+    assert list(gmic_filters.GMIC_FILTERS) == list(FILTERS)
+    fake.run = lambda command, images: [fake.Image(images[0].pixels[:-1])]
+    with pytest.raises(ValueError, match=r"'mine 1' gave 1 image\(s\), the first of shape \(20, 15, 1, 3\)"):
+        gmic_filters.apply_command(images, "mine 1")
+
+
+def test_without_gmic_it_says_what_to_do(monkeypatch, net, batch):
+    monkeypatch.setitem(sys.modules, "gmic", None)
+    with pytest.raises(ImportError, match="pip install gmic"):
+        probability_shifts(net, batch, group="filters", filters="gmic")
+
+
+def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_why(net, batch):
+    """Evidence in stripes is gone once they are turned: every shift is far above the threshold, and so no image has a score."""
+    model = PatchModel()
+    data = create_dataset("synthetic", "test")
+    images = torch.stack([data[index][0] for index in range(8)])
+    stripes = Batch(images, torch.tensor(data.targets[:8]), data.image_ids[:8], data.normalisation)
+    prepared = probability_shifts(model, stripes)
+    assert prepared["shifts"].min() > 0.2
+    assert probability_shifts(model, stripes, group="filters")["shifts"].max() < 0.05
+    found = augmentation_robustness(model, [create_method("IxG", model)], stripes, prepared)["IxG"]
+    assert found["counted"].tolist() == [0] * 8
+    assert found["score"].isnan().all()
+    row = {"model": "m", "method": "IxG", "seed": 0, "image_id": "a", "score": np.nan, "counted": 0}
+    assert undefined_scores(pd.DataFrame([row]))[0]["why"].startswith("every augmentation moves")
+
+
 def test_mistakes_are_named(net, batch):
+    with pytest.raises(ValueError, match="unknown source of filters 'gimp'"):
+        probability_shifts(net, batch, group="filters", filters="gimp")
     with pytest.raises(ValueError, match="unknown group of augmentations 'rotation'"):
         probability_shifts(net, batch, group="rotation")
     with pytest.raises(ValueError, match="unknown similarity 'SSIM'"):

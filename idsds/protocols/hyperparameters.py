@@ -1,0 +1,197 @@
+"""Sensitivity to hyperparameters: how far a method's map depends on settings that its paper leaves to the user.
+
+One hyperparameter is varied at a time while the others stay as they are; the maps of one image under all its values are compared pair by
+pair. Compare with what the same change does to a score: :mod:`idsds.sensitivity` runs IDSDS over the same settings.
+
+Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to Hyperparameters", CVPR 2020 (arXiv 2003.08754).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.cam import cam_layer
+from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.similarity import spearman, structural_similarity
+from idsds.registry import UnknownNameError
+
+Values = Sequence[Any]
+#: What is tried for each hyperparameter, whatever the method; ``layer`` depends on the model, see :func:`cam_layers`.
+SWEEPS: dict[str, Values] = {
+    "steps": (5, 10, 25, 50, 100),
+    "baseline": ("zeros", "uniform", "uniform per image"),
+    "samples": (4, 16, 64),
+    "sigma": (0.1, 0.3, 1.0),
+    "probability": (0.1, 0.3, 0.5),
+}
+MASKS = (250, 500, 1000)  # samples of the perturbation family
+
+
+def cam_layers(model: nn.Module) -> list[str]:
+    """The layers that a CAM of this model could read, from the input on: the stages that end in the model's own CAM layer.
+
+    For ``layer3`` these are ``layer1`` to ``layer3``; for a sequence of layers as a whole (VGG's ``features``), the outputs of its
+    poolings, of which the last is the whole's. A layer that is neither is alone.
+
+    Raises:
+        ValueError: for a model without a CAM layer.
+    """
+    last = cam_layer(model)
+    stem = last.rstrip("0123456789")
+    names = [name for name, _ in model.named_modules()]
+    stages = [name for name in names if stem != last and re.fullmatch(re.escape(stem) + r"\d+", name)]
+    if len(stages) > 1:
+        return stages[: stages.index(last) + 1]
+    pools = [name for name, module in model.named_modules() if name.startswith(f"{last}.") and isinstance(module, nn.MaxPool2d)]
+    return pools or [last]
+
+
+def sweeps_of(method: Method) -> dict[str, Values]:
+    """The hyperparameters of a method that :data:`SWEEPS` knows, with the values to try; empty for a method that has none."""
+    if method.entry.family in ("control", "own"):
+        return {}
+    found = {name: SWEEPS[name] for name in method.options if name in SWEEPS}
+    if method.entry.family == "perturbation" and "samples" in found:
+        found["samples"] = MASKS
+    if "layer" in method.options and method.entry.inapplicable(method.model) is None:
+        found["layer"] = cam_layers(method.model)
+    return found
+
+
+def with_options(method: Method, **options: Any) -> Method:
+    """The same method of the registry on the same net, with other values for some options, which its new name states.
+
+    Raises:
+        UnknownNameError: for an option that it does not have.
+    """
+    changed = copy.copy(method)
+    changed.__dict__.pop("function", None)  # bound to the old options, and made anew when it is asked for
+    changed.options = method.entry.settings(**{**method.options, **options})
+    changed.name = f"{method.name}, {', '.join(f'{name}={value}' for name, value in options.items())}"
+    return changed
+
+
+def spread(maps: Tensor) -> dict[str, Tensor]:
+    """How far the maps of one image under several settings differ.
+
+    Each map is first divided by its largest absolute value, which keeps its sign and its zero, so that a scale alone is no difference.
+
+    Args:
+        maps: (S, B, 1, H, W): S settings of B images, at least 11 pixels a side.
+
+    Returns:
+        (B,) each: ``spearman`` and ``ssim``, the mean over all S (S - 1) / 2 pairs, in [-1, 1], 1 where the setting does not matter;
+        ``deviation``, the standard deviation over the settings (of S values, not S - 1) at each pixel, averaged over pixels, in [0, 1], 0
+        where the setting does not matter. A single setting is compared with itself. NaN for an image with a map that is constant
+        (the correlation) or not finite (all of them).
+
+    Raises:
+        ValueError: another shape, or no setting.
+    """
+    if maps.ndim != 5 or maps.shape[2] != 1 or not len(maps):
+        raise ValueError(f"maps must be (S, B, 1, H, W) with S of at least 1, not {tuple(maps.shape)}")
+    largest = maps.abs().amax(dim=(2, 3, 4), keepdim=True)
+    scaled = maps / largest.masked_fill(largest == 0, 1)
+    pairs = list(combinations(range(len(maps)), 2)) or [(0, 0)]
+    return {
+        "spearman": torch.stack([spearman(scaled[i], scaled[j]) for i, j in pairs]).mean(dim=0),
+        "ssim": torch.stack([structural_similarity(scaled[i], scaled[j]) for i, j in pairs]).mean(dim=0),
+        "deviation": scaled.std(dim=0, correction=0).mean(dim=(1, 2, 3)),
+    }
+
+
+def parse_values(text: str) -> list[Any]:
+    """Values as they stand in a params file, ``"5, 10, 50"`` or ``"zeros, uniform per image"``.
+
+    Raises:
+        ValueError: where they are not plain values, or fewer than two different ones.
+    """
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        raise ValueError(f"values must be plain values with commas between them, not {text!r}") from error
+    if any(isinstance(value, (list, dict, type(None))) for value in values):
+        raise ValueError(f"values must be plain values with commas between them, not {text!r}")
+    if len(set(map(repr, values))) < 2:
+        raise ValueError(f"values must be at least two different ones, not {text!r}")
+    return values
+
+
+def settings_of(method: Method, option: str | None = None, values: str = "") -> dict[str, list[Method]]:
+    """By hyperparameter, the method with each value; a method without any appears once, as it is, under ``""``.
+
+    Raises:
+        UnknownNameError: for an option that the method does not have.
+        ValueError: values without an option, values that are none, or an option that :data:`SWEEPS` has no values for.
+    """
+    if option is None:
+        if values:
+            raise ValueError(f"values={values!r} needs the option that they are for")
+        chosen: Mapping[str, Values] = sweeps_of(method)
+    elif option not in method.options:
+        raise UnknownNameError(f"option of method {method.name!r}", option, method.options)
+    elif values:
+        chosen = {option: parse_values(values)}
+    elif option in (known := sweeps_of(method)):
+        chosen = {option: known[option]}
+    else:
+        raise ValueError(f"there are no values to try for {option!r} of {method.name!r}: give them as values='..., ...'")
+    return {name: [with_options(method, **{name: value}) for value in tried] for name, tried in chosen.items()} or {"": [method]}
+
+
+def _passes(methods: Sequence[Method], *, option: str | None = None, values: str = "", **_: Any) -> Passes:
+    return shared_passes([each for method in methods for tried in settings_of(method, option, values).values() for each in tried])
+
+
+@register_protocol(
+    "hyperparameter_sensitivity",
+    in_domain=False,
+    higher_is_better=True,
+    range=(-1, 1),
+    passes=_passes,
+    source="Bansal, Agarwal, Nguyen, CVPR 2020",
+)
+def hyperparameter_sensitivity(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    option: str | None = None,
+    values: str = "",
+) -> dict[str, dict[str, Tensor]]:
+    """Likeness of a method's maps over the values of its hyperparameters, in [-1, 1], higher (less sensitive) is better.
+
+    ``score`` is the mean Spearman correlation over all pairs of settings; ``ssim`` and ``deviation`` are those of :func:`spread`. Several
+    hyperparameters are varied one after the other, each from the method's own settings, and averaged. A method without hyperparameters
+    has the score 1. That a map does not depend on a setting says nothing of whether it is right: compare with the controls.
+
+    Args:
+        model: the net.
+        methods: of the registry.
+        batch: images (B, 3, H, W), targets, ids.
+        prepared: not used.
+        option: the hyperparameter; None: all that the method has and :data:`SWEEPS` knows.
+        values: to try for it, such as ``"5, 10, 50"``; empty: those of :data:`SWEEPS`.
+
+    Raises:
+        UnknownNameError, ValueError: see :func:`settings_of`.
+    """
+    tried = {method.name: settings_of(method, option, values) for method in methods}
+    flat = {each.name: each for sweeps in tried.values() for settings in sweeps.values() for each in settings}
+    maps = shared_maps(list(flat.values()), batch.images, batch.targets, batch.image_ids)
+    columns = {}
+    for name, sweeps in tried.items():
+        each = [spread(torch.stack([maps[setting.name] for setting in settings])) for settings in sweeps.values()]
+        means = {key: torch.stack([found[key] for found in each]).mean(dim=0) for key in each[0]}
+        columns[name] = {"score": means["spearman"], **means}
+    return columns

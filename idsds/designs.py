@@ -1,8 +1,8 @@
 """What a design choice does to attribution quality: the same methods on models that differ in one choice, image by image.
 
 The choices and the direction of each are those of the poster of Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision
-Models*, NeurIPS 2024 (arXiv 2407.11910). Models are given as chains, the highest by the claim first; every pair of a chain is compared under
-every method that applies to both. Verdicts are corrected by Holm for all comparisons of the table.
+Models*, NeurIPS 2024 (arXiv 2407.11910). Models are given as chains, the highest by the claim first; every pair of a chain is compared
+under every method that applies to both. Verdicts are corrected by Holm for all comparisons of the table.
 """
 
 from __future__ import annotations

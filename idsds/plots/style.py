@@ -1,8 +1,8 @@
 """What all figures share: sizes, type, the look of each method, and how a figure is saved with its table.
 
 A method looks the same in every figure. The marker's shape and the hue tell its family, so that the figures read in black and white;
-colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family the lightness tells the method, and which part
-of the marker is filled tells what was done to it: SmoothGrad and its kin fill a half, absolute values leave it hollow. See :func:`look_of`.
+colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family the lightness tells the method, and which
+part of the marker is filled tells what was done to it: SmoothGrad and its kin fill a half, absolute values leave it hollow.
 """
 
 from __future__ import annotations

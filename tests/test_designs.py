@@ -102,7 +102,7 @@ def test_the_softmax_compares_each_model_with_itself(tmp_path, checkpoint):
     found = designs.measure(settings, progress=False)
     assert designs.ranked(found, settings.axes)["model"].unique().tolist() == settings.axes[0]
     drops = found[found["method"] == "IxG"].groupby("model", sort=False)["drops"].agg(list)
-    assert np.abs(np.array(drops.iloc[1].__getitem__(0))).max() <= 1, "drops of a probability"
+    assert np.abs(np.array(drops.iloc[1][0])).max() <= 1, "drops of a probability"
     assert not np.allclose(drops.iloc[0][0], drops.iloc[1][0])
     assert set(designs.differences(found, settings.axes)["method"]) == {"IxG"}
 

@@ -114,7 +114,7 @@ class Layout:
             for number, (names, _) in enumerate(self.values)
             for name, at in zip(names, self.places(number), strict=True)
         ]
-        return max(self.wanted, self.left + self.axis + NOTHING, *ends, 0)
+        return max(self.wanted, self.left + self.axis + PITCH, *ends)
 
     @cached_property
     def names(self) -> float:

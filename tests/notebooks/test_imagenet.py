@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -121,4 +120,4 @@ def test_a_design_choice_runs_on_a_folder_of_imagenet_with_the_authors_files(dat
     assert differences[["higher", "lower"]].drop_duplicates().to_numpy().tolist() == [["resnet18", "resnet50"]]
     assert "deeper is lower: holds for" in printed
     assert pd.read_csv(f"{stem}_published.csv")["inferred"].tolist() == [False, True] * 2
-    assert torch.tensor(pd.read_csv(f"{stem}.csv")["count"]).max() == 2
+    assert (pd.read_csv(f"{stem}.csv")["count"] <= 2).all()

@@ -23,10 +23,10 @@ files = pytest.mark.parametrize(
 )
 
 
-def photos(folder, count=2):
+def photos(folder, train=2, val=2):
     """train/<wnid> and val/<wnid> with a few JPEG files each, of different shapes."""
     rng = np.random.default_rng(0)
-    for split in ("train", "val"):
+    for split, count in (("train", train), ("val", val)):
         for wnid in WNIDS:
             (folder / split / wnid).mkdir(parents=True)
             for number in range(count):
@@ -38,8 +38,8 @@ def photos(folder, count=2):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    for name in ("imagenet", "imagenette"):
-        photos(root / name)
+    photos(root / "imagenet")
+    photos(root / "imagenette", train=8)  # of which one per class is held out for validation
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDSDS_DATA", str(root))
         yield root

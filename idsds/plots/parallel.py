@@ -265,7 +265,10 @@ def _handles(
     """Entries of the two legends: what markers mean, what lines and bands mean."""
     methods = set(shown["method"])
     used = {style_of(method, family_of(method, families)) for method in methods}
-    upper: list[Artist] = [handle(key) for key in STYLES if key in used]
+    upper: list[Artist] = [handle(key) for key in STYLES if key in used and key != "positive"]
+    if "positive" in used:  # of any family, in its own shape
+        face = {"markerfacecolor": "#444444", "markerfacecoloralt": "white", "fillstyle": "top"}
+        upper.append(Line2D([], [], linestyle="", marker="o", markersize=5, color="#444444", label="positive part", **face))
     for end, fill in FILLS.items():
         if any(end in method and not any(other in method for other in FILLS if len(other) > len(end)) for method in methods):
             face = {"markerfacecolor": "#444444", "markerfacecoloralt": "white", "fillstyle": fill}

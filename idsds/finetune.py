@@ -65,7 +65,7 @@ class FineTuneSettings(Settings):
     """What ``params/*/finetune.yaml`` may say; None leaves a value of the recipe as it is.
 
     ``images`` is the number of test images on which the accuracies are measured. ``checkpoints`` names per model what it starts from: a
-    file, or ``pretrained``, which downloads published weights; the small nets on embedded data need none.
+    file, or ``pretrained``, which downloads published weights; the small nets on small images need none.
     """
 
     dataset: DatasetName
@@ -114,7 +114,7 @@ class FineTuneSettings(Settings):
             if name not in self.checkpoints and not trains_from_scratch(name, self.dataset):
                 raise ValueError(
                     f"checkpoints: {name!r} needs weights to start from on {self.dataset!r}, a file or 'pretrained'; "
-                    "only mini_* models on embedded data are trained from scratch"
+                    "only mini_* models on images of 32 x 32 are trained from scratch"
                 )
         for option in self._data_options():
             if option not in DATASETS[self.dataset].options:

@@ -187,7 +187,7 @@ def _source(
     where = dataset if isinstance(dataset, str) else "your own data set"
     raise ValueError(
         f"there is no checkpoint of {name!r} for {where}: name one with checkpoints={{{name!r}: path}}, or fine-tune one first "
-        "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on embedded data"
+        "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on images of 32 x 32"
     )
 
 

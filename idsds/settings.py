@@ -177,6 +177,16 @@ def check_precision(precision: str, device: str) -> None:
         raise SettingsError(f"precision '16-mixed' needs a CUDA device, this is {device!r}; use 'bf16-mixed' or '32-true'")
 
 
+class RankingSettings(RunSettings):
+    """What ``params/*/rank_methods.yaml`` may say; ``columns`` is the width of the figure in columns of a paper."""
+
+    columns: Literal[1, 2] = 2
+
+    def run(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`idsds.evaluate`."""
+        return {name: value for name, value in self.evaluate().items() if name != "columns"}
+
+
 def chosen_device(device: str = "auto") -> torch.device:
     """The device that ``auto`` stands for: cuda, else mps, else cpu. Raises SettingsError for one that is not there."""
     try:

@@ -2,6 +2,7 @@
 
 from idsds.plots.augmentation import augmentation_robustness
 from idsds.plots.comparing import comparing
+from idsds.plots.design import design
 from idsds.plots.explain import explain
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
@@ -11,18 +12,22 @@ from idsds.plots.ranking import ranking
 from idsds.plots.roar import roar
 from idsds.plots.sanity import sanity
 from idsds.plots.stability import stability
-from idsds.plots.style import COLUMNS, STYLE, STYLES, save, style_of
+from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, look_of, save, style_of
+from idsds.plots.tradeoff import tradeoff
 
 __all__ = [
     "COLUMNS",
     "STYLE",
     "STYLES",
+    "Look",
     "augmentation_robustness",
     "comparing",
+    "design",
     "explain",
     "finetuning",
     "gallery",
     "hyperparameters",
+    "look_of",
     "metric_sanity",
     "ranking",
     "roar",
@@ -30,4 +35,5 @@ __all__ = [
     "save",
     "stability",
     "style_of",
+    "tradeoff",
 ]

@@ -1,20 +1,24 @@
-"""What all figures share: sizes, type, the look of each family of methods, and how a figure is saved with its table.
+"""What all figures share: sizes, type, the look of each method, and how a figure is saved with its table.
 
-A method's marker tells its family and is the same in every figure, so that the figures read in black and white; colours are those of
-Okabe and Ito, which colour-blind readers can tell apart.
+A method looks the same in every figure. The marker's shape and the hue tell its family, so that the figures read in black and white;
+colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family the lightness tells the method, and which
+part of the marker is filled tells what was done to it: SmoothGrad and its kin fill a half, absolute values leave it hollow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.methods.base import ABSOLUTE, POSITIVE
+from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE
 from idsds.store import atomic
 
 # Width in inches of one and of two columns of a paper.
@@ -34,6 +38,33 @@ STYLES = {
 }
 
 VERSIONS = {ABSOLUTE: "absolute", POSITIVE: "positive"}
+# How dark a method is within its family: towards black where negative, towards white where positive. Those that are often seen together
+# are far apart. A method that is not named here has the family's own colour.
+SHADES = {
+    "Gradient": -0.7,
+    "IxG": 0.45,
+    "IG": 0.0,
+    "IG-U": -0.4,
+    "Saliency": -0.55,
+    "GradientSHAP": -0.2,
+    "Guided Backprop": 0.25,
+    "Deconvolution": 0.6,
+    "Guided Grad-CAM": 0.8,
+    "Grad-CAM": 0.0,
+    "Grad-CAM++": -0.35,
+    "XGrad-CAM": 0.4,
+    "Layer-CAM": 0.7,
+    "RISE-U": -0.45,
+    "Rollout": -0.45,
+    "B-cos": -0.45,
+    "Edges": -0.6,
+    "Center": 0.5,
+}
+# What is added to a method's name, and the part of the marker that is then filled.
+FILLS = {"-SG-SQ": "bottom", "-SG-VG": "right", "-SG": "left"}
+PAPER = " (paper)"
+# Published values: hollow and grey, in the shape of the method's own marker.
+PUBLISHED = "#8A8A8A"
 
 STYLE = {
     "font.size": 8,
@@ -49,6 +80,79 @@ STYLE = {
 def style_of(method: str, family: str) -> str:
     """The key of :data:`STYLES` for a method: its family, or ``absolute`` or ``positive`` for that version of any."""
     return next((key for suffix, key in VERSIONS.items() if method.endswith(suffix)), family)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, in every figure alike.
+
+    Args:
+        marker: of its family.
+        colour: of lines, intervals and the marker's edge.
+        face: of the filled part.
+        other: of the rest.
+        fill: which part is filled: ``full``, ``left``, ``right``, ``bottom`` or ``top``.
+        edge: of the marker.
+    """
+
+    marker: str
+    colour: str
+    face: str
+    other: str = "white"
+    fill: str = "full"
+    edge: str = ""
+
+    def line(self, size: float = 5, **looks: Any) -> dict[str, Any]:
+        """Keyword arguments of ``Axes.plot`` for its marker."""
+        return {
+            "marker": self.marker,
+            "color": self.colour,
+            "markerfacecolor": self.face,
+            "markerfacecoloralt": self.other,
+            "fillstyle": self.fill,
+            "markeredgecolor": self.edge or self.colour,
+            "markeredgewidth": 1.0,
+            "markersize": 1.6 * size if self.marker == "*" else size,
+            **looks,
+        }
+
+
+def look_of(method: str, family: str = "") -> Look:
+    """The look of a method, by its name alone.
+
+    Args:
+        method: a name, with or without what asks for absolute values or the positive part.
+        family: of a method that is not in the registry; the registry's own are looked up.
+    """
+    suffix = next((suffix for suffix in (ABSOLUTE, POSITIVE) if method.endswith(suffix)), "")
+    base = method.removesuffix(suffix)
+    _, marker, hue, _ = STYLES[family_of(method, {method: family or "own"})]
+    plain = base.removesuffix(PAPER)
+    noise = next((noise for noise in FILLS if plain.endswith(noise)), "")
+    plain, fill = plain.removesuffix(noise), FILLS.get(noise, "full")
+    if plain == "SG-CAM++":  # SmoothGrad on Grad-CAM++
+        plain, fill = "Grad-CAM++", "left"
+    face = mixed(hue, SHADES.get(plain, 0.0))
+    edge = "#000000" if base.endswith(PAPER) else ""
+    if suffix == ABSOLUTE:  # hollow; what is filled in part, or has an edge in black, is pale
+        return Look(marker, mixed(hue, 0.3), "white" if fill == "full" and not edge else mixed(face, 0.75), "white", fill, edge or face)
+    if suffix == POSITIVE:
+        return Look(
+            marker, mixed(hue, 0.3), face, "white" if fill == "full" else mixed(face, 0.75), "top" if fill == "full" else fill, edge
+        )
+    return Look(marker, hue, face, "white", fill, edge)
+
+
+def family_of(method: str, families: Mapping[str, str]) -> str:
+    """The family of a method: the registry's, else that in ``families``, else ``own``."""
+    base = next((method.removesuffix(suffix) for suffix in (ABSOLUTE, POSITIVE) if method.endswith(suffix)), method)
+    return METHODS[base].family if base in METHODS else families.get(method, "own")
+
+
+def mixed(colour: str, share: float) -> str:
+    """A colour moved towards white by ``share``, or towards black by its absolute value where it is negative."""
+    end = 1.0 if share > 0 else 0.0
+    return to_hex([(1 - abs(share)) * value + abs(share) * end for value in to_rgb(colour)])
 
 
 def handle(key: str) -> Line2D:

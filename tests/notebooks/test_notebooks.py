@@ -9,26 +9,31 @@ import yaml
 
 from idsds.augmentation import AugmentationSettings
 from idsds.comparing import CompareSettings
+from idsds.designs import DesignSettings
 from idsds.finetune import FineTuneSettings
 from idsds.metric_sanity import MetricSanitySettings
 from idsds.randomisation import SanitySettings
 from idsds.retraining import RoarSettings
 from idsds.sensitivity import SensitivitySettings
-from idsds.settings import RunSettings
+from idsds.settings import RankingSettings, RunSettings
 from idsds.stability import StabilitySettings
+from idsds.tradeoff import TradeoffSettings
 from idsds.walkthrough import WalkthroughSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
 SETTINGS = {
+    "accuracy_tradeoff": TradeoffSettings,
     "augmentation_robustness": AugmentationSettings,
     "compare_protocols": CompareSettings,
+    "design_choice": DesignSettings,
     "finetune": FineTuneSettings,
     "gallery": RunSettings,
     "how_idsds_works": WalkthroughSettings,
     "hyperparameter_sensitivity": SensitivitySettings,
     "metric_sanity": MetricSanitySettings,
+    "rank_methods": RankingSettings,
     "rank_methods": RunSettings,
     "roar": RoarSettings,
     "sanity_checks": SanitySettings,
@@ -47,6 +52,16 @@ def parameters(path):
     return cell.source.splitlines()
 
 
+def notebook_of(stem):
+    """The notebook that a params file is for: its own name, or what it begins with."""
+    return max((path for path in NOTEBOOKS if stem == path.stem or stem.startswith(f"{path.stem}_")), key=lambda path: len(path.stem))
+
+
+def stems_of(path, profile):
+    """The params files of a notebook in a profile."""
+    return [found.stem for found in (ROOT / "params" / profile).glob("*.yaml") if notebook_of(found.stem) == path]
+
+
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
@@ -54,10 +69,12 @@ def test_there_are_notebooks():
 @names
 def test_it_is_complete(path):
     assert path.stem in SETTINGS, "add it to SETTINGS, so that its params are tested"
-    for profile in ("mnist5k", "imagenet"):
-        assert (ROOT / "params" / profile / f"{path.stem}.yaml").is_file()
-    for kind in ("png", "pdf", "csv"):
-        assert (ROOT / "figures" / "mnist5k" / f"{path.stem}.{kind}").is_file()
+    stems = stems_of(path, "mnist5k")
+    assert stems
+    assert sorted(stems) == sorted(stems_of(path, "imagenet"))
+    for stem in stems:
+        for kind in ("png", "pdf", "csv"):
+            assert (ROOT / "figures" / "mnist5k" / f"{stem}.{kind}").is_file()
 
 
 @names
@@ -86,11 +103,11 @@ def test_its_defaults_are_settings(path, tmp_path):
 
 @params
 def test_its_params_are_settings_and_parameters(path, tmp_path):
-    known = {re.match(r"\w+", line)[0] for line in parameters(ROOT / "notebooks" / f"{path.stem}.ipynb")}
+    known = {re.match(r"\w+", line)[0] for line in parameters(notebook_of(path.stem))}
     given = yaml.safe_load(path.read_text())
     assert set(given) <= known
     assert given["output"] == f"runs/{path.parent.name}/{path.stem}"
-    SETTINGS[path.stem](**{**given, "output": str(tmp_path)})
+    SETTINGS[notebook_of(path.stem).stem](**{**given, "output": str(tmp_path)})
 
 
 def test_a_wrong_key_in_a_params_file_ends_the_notebook_before_any_training(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -5,7 +7,7 @@ import pandas as pd
 
 from idsds import plots
 from idsds.methods import METHODS
-from idsds.methods.base import TRANSFORMS
+from idsds.methods.base import TRANSFORMS, split_name
 
 from .test_ranking import FAMILIES, ranked
 
@@ -20,6 +22,38 @@ def test_every_family_has_a_style_that_reads_without_colour():
     assert plots.style_of("Grad-CAM relu", "CAM") == "positive"
     looks = [(marker, filled) for _, marker, _, filled in plots.STYLES.values()]
     assert len(set(looks)) == len(looks)
+
+
+EVERY = [name + suffix for name in METHODS for suffix in ("", *TRANSFORMS)]
+
+
+def grey(colour):
+    return round(float(np.dot(mpl.colors.to_rgb(colour), (0.299, 0.587, 0.114))), 2)
+
+
+def test_every_method_has_a_look_of_its_own_also_in_grey():
+    looks = {name: plots.look_of(name) for name in EVERY}
+    assert len(set(looks.values())) == len(looks)
+    in_grey = {(o.marker, o.fill, grey(o.face), grey(o.other), grey(o.edge or o.colour)) for o in looks.values()}
+    assert len(in_grey) == len(looks)
+
+
+def test_methods_of_the_poster_differ_plainly_in_grey():
+    names = ["Gradient", "IxG", "IG", "IG-U", "IG-SG", "IG-SG-SQ", "IG-SG-VG", "IxG-SG", "IG abs", "IG-U abs", "IxG abs"]
+    names += ["Grad-CAM", "Grad-CAM++", "SG-CAM++", "XGrad-CAM", "Layer-CAM", "RISE", "RISE-U", "Rollout", "CheferLRP", "B-cos", "BagNet"]
+    looks = {name: plots.look_of(name) for name in names}
+    for first, second in combinations(names, 2):
+        a, b = looks[first], looks[second]
+        shades = max(abs(grey(a.face) - grey(b.face)), abs(grey(a.edge or a.colour) - grey(b.edge or b.colour)))
+        assert (a.marker, a.fill) != (b.marker, b.fill) or shades >= 0.1, (first, second)
+
+
+def test_the_look_of_a_method_keeps_the_shape_of_its_family():
+    for name in EVERY:
+        family = METHODS[split_name(name)[0]].family
+        assert plots.look_of(name).marker == plots.STYLES[family][1]
+    assert plots.look_of("mine", "own").marker == plots.look_of("mine").marker == plots.STYLES["own"][1]
+    assert plots.look_of("mine abs", "own").face == "white"
 
 
 def test_saved_files_are_the_same_again_and_hold_the_table(tmp_path):

@@ -1,0 +1,316 @@
+"""Parallel axes: one horizontal axis per model with a marker per method, what rankings and design choices are drawn with.
+
+Everything is laid out in inches, so that no name covers another whatever the width: names stand at 55 degrees, upright where that takes too
+much room, and where even that does not fit the figure grows wider than it was asked to be, with a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import matplotlib as mpl
+import matplotlib.patheffects
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextToPath
+
+from idsds.plots.style import COLUMNS, FILLS, PUBLISHED, STYLE, STYLES, family_of, handle, look_of, style_of
+from idsds.statistics import null_band
+
+NAME, SMALL = 6.5, 7.0  # points: names of methods, legends
+PITCH = 0.105  # inches between two lines of names, measured across the letters
+LEADER, LANE, BELOW = 0.2, 0.085, 0.3  # inches: from names to markers, between lanes of markers, below the axis
+FOOT, RIGHT, LINE = 0.62, 0.2, 0.15  # inches: axis labels, margin, a line of a legend
+NOTHING = 0.04  # inches kept free at the border
+
+
+class Join(NamedTuple):
+    """A line from a method's marker on one axis to its marker on another."""
+
+    method: str
+    first: str
+    second: str
+    style: str = "-"
+    width: float = 0.6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are, in inches.
+
+    Args:
+        models: axes from top to bottom.
+        beside: what stands to the left of each, lines of text.
+        values: of each model the methods' names and means, ascending.
+        low, high: ends of the axis.
+        wanted: width of the figure.
+        head: height of the legends.
+    """
+
+    models: Sequence[str]
+    beside: Sequence[str]
+    values: Sequence[tuple[list[str], np.ndarray]]
+    low: float
+    high: float
+    wanted: float
+    head: float
+
+    @cached_property
+    def left(self) -> float:
+        """Room for the names of the models."""
+        lines = [line for text in self.beside for line in text.split("\n")]
+        return 0.12 + max(_inches(line, STYLE["font.size"]) for line in lines)
+
+    @cached_property
+    def most(self) -> int:
+        """Names on the fullest axis."""
+        return max(1, *(len(names) for names, _ in self.values))
+
+    @cached_property
+    def angle(self) -> int:
+        """Of the names, in degrees."""
+        return 55 if self.most * self._gap(55) <= self.wanted - self.left - RIGHT else 90
+
+    @staticmethod
+    def _gap(angle: float) -> float:
+        return PITCH / np.sin(np.radians(angle))
+
+    @cached_property
+    def gap(self) -> float:
+        """Between two names along the axis."""
+        return self._gap(self.angle)
+
+    @cached_property
+    def axis(self) -> float:
+        """Length of the axes: what is left beside the names of models and the last names of methods."""
+        length = max(self.wanted - self.left - RIGHT, self.most * self.gap)
+        for _ in range(3):  # names move with the length, and their ends with them
+            ends = [
+                at + _inches(name, NAME) * np.cos(np.radians(self.angle))
+                for names, means in self.values
+                for name, at in zip(names, self._places(means, length), strict=True)
+            ]
+            over = max([self.left + end + NOTHING for end in ends], default=0) - (self.left + length + RIGHT)
+            if over <= 0:
+                break
+            length = max(length - over, self.most * self.gap)
+        return length
+
+    @cached_property
+    def width(self) -> float:
+        """Of the figure: as wanted, or as wide as the names need."""
+        ends = [
+            self.left + at + _inches(name, NAME) * np.cos(np.radians(self.angle)) + NOTHING
+            for number, (names, _) in enumerate(self.values)
+            for name, at in zip(names, self.places(number), strict=True)
+        ]
+        return max(self.wanted, self.left + self.axis + PITCH, *ends)
+
+    @cached_property
+    def names(self) -> float:
+        """Height that the names take."""
+        longest = max((_inches(name, NAME) for names, _ in self.values for name in names), default=0)
+        return longest * np.sin(np.radians(self.angle)) + PITCH
+
+    @property
+    def band(self) -> float:
+        """Height of one model."""
+        return self.names + LEADER + 2 * LANE + BELOW
+
+    @property
+    def height(self) -> float:
+        """Of the figure."""
+        return self.head + self.band * len(self.models) + FOOT
+
+    def level(self, number: int) -> float:
+        """Height of an axis, from the top of the first band downwards."""
+        return self.band * (number + 1) - BELOW
+
+    def places(self, number: int) -> np.ndarray:
+        """Where the names of a model stand along its axis, in inches from its beginning."""
+        return self._places(self.values[number][1], self.axis)
+
+    def _places(self, means: np.ndarray, length: float) -> np.ndarray:
+        return spread((means - self.low) / (self.high - self.low) * length, self.gap, 0.0, length)
+
+
+def parallel_axes(
+    table: pd.DataFrame,
+    families: dict[str, str],
+    models: Sequence[str],
+    joins: Sequence[Join],
+    *,
+    n_patches: int = 16,
+    score: str = "IDSDS",
+    columns: int = 2,
+    published: pd.DataFrame | None = None,
+    notes: Sequence[Artist] = (),
+) -> Figure:
+    """One horizontal axis per model: markers with their intervals and names, the null band, lines from axis to axis.
+
+    Args:
+        table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval.
+        families: family of each method that is not in the registry.
+        models: axes from top to bottom.
+        joins: lines between axes; those without a mean at both ends are left out.
+        n_patches: patches per image, which gives the band of a map that knows nothing.
+        score: what the axis is called.
+        columns: width of the figure, in columns of a paper.
+        published: from :func:`idsds.published.compare`: model, method, published, inferred.
+        notes: further handles for the legend.
+    """
+    published = None if published is None or published.empty else published[published["model"].isin(models)]
+    shown = table[table["mean"].notna() & table["model"].isin(models)]
+    rows = [shown[shown["model"] == model].sort_values("mean", kind="stable").reset_index(drop=True) for model in models]
+    with mpl.rc_context(STYLE):
+        upper, lower = _handles(table, shown, families, published, notes)
+        across = (4, 2) if columns == 2 else (3, 1)
+        heights = [LINE * -(-len(handles) // ncols) for handles, ncols in zip((upper, lower), across, strict=True)]
+        edges = _ends(shown, published)
+        beside = [f"{model}\n{_counts(table[table['model'] == model])}" for model in models]
+        values = [(list(one["method"]), one["mean"].to_numpy(float)) for one in rows]
+        layout = Layout(models, beside, values, *edges, wanted=COLUMNS[columns], head=sum(heights) + 0.15)
+        if layout.width > COLUMNS[columns] + 0.01:
+            message = f"{layout.most} names do not fit a width of {COLUMNS[columns]} inches: the figure is {layout.width:.1f} inches wide"
+            warnings.warn(message, stacklevel=3)
+        figure = plt.figure(figsize=(layout.width, layout.height))
+        bottom, tall = FOOT / layout.height, layout.band * len(models) / layout.height
+        axes = figure.add_axes((layout.left / layout.width, bottom, layout.axis / layout.width, tall))
+        axes.set_xlim(*edges)
+        axes.set_ylim(layout.band * len(models), 0)  # inches, downwards
+        for number, one in enumerate(rows):
+            _draw_axis(axes, layout, number, one, families, n_patches, published)
+        _draw_joins(axes, layout, rows, joins, families)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        label = f"{score}: mean rank correlation per image"
+        axes.set_xlabel(f"{label} (-1 to 1), higher is better →" if columns == 2 else f"{label}\n(-1 to 1), higher is better →")
+        top = 0.0
+        for handles, ncols, height in zip((upper, lower), across, heights, strict=True):
+            corner = (0.01, 1 - (0.05 + top) / layout.height)
+            figure.legend(
+                handles=handles,
+                loc="upper left",
+                bbox_to_anchor=corner,
+                ncols=ncols,
+                frameon=False,
+                fontsize=SMALL,
+                columnspacing=1.2,
+                borderpad=0,
+                borderaxespad=0,
+                labelspacing=0.35,
+            )
+            top += height
+    return figure
+
+
+def _draw_axis(
+    axes: Axes, layout: Layout, number: int, rows: pd.DataFrame, families: dict[str, str], n_patches: int, published: pd.DataFrame | None
+) -> None:
+    """Markers, intervals, names and null band of one model."""
+    level, model = layout.level(number), layout.models[number]
+    axes.axhline(level, color="#888888", linewidth=0.7, zorder=1)
+    position = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-6, 0)}
+    axes.annotate(layout.beside[number], (0, level), ha="right", va="center", **position)
+    if rows.empty:  # no method has a defined score: the counts beside the axis say so
+        return
+    band = null_band(n_patches, int(rows["count"].max()))
+    axes.fill_betweenx([level - 0.2, level + 0.2], -band, band, color="#DDDDDD", zorder=0, linewidth=0)
+    per_inch = (layout.high - layout.low) / layout.axis
+    above = layout.band * number + layout.names
+    # Neighbouring intervals would hide each other on one line: three lanes, in turn.
+    for index, (row, place) in enumerate(zip(rows.itertuples(), layout.places(number), strict=True)):
+        look = look_of(row.method, family_of(row.method, families))
+        lane, at = level + LANE * (index % 3 - 1), layout.low + place * per_inch
+        axes.plot([row.low, row.high], [lane, lane], color=look.colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
+        axes.plot(row.mean, lane, linestyle="", zorder=3, **look.line())
+        axes.plot([row.mean, at], [lane - 0.05, above + 0.03], color="#999999", linewidth=0.4, zorder=1.5)
+        name = axes.text(
+            at, above, row.method, rotation=layout.angle, rotation_mode="anchor", ha="left", va="center", fontsize=NAME, parse_math=False
+        )
+        name.set_path_effects([mpl.patheffects.withStroke(linewidth=2.5, foreground="white")])  # lines pass behind
+    if published is not None:
+        for row in published[published["model"] == model].itertuples():
+            look = look_of(row.method, family_of(row.method, families))
+            edge = {"marker": look.marker, "markersize": look.line(4)["markersize"], "markeredgecolor": PUBLISHED, "markeredgewidth": 0.8}
+            axes.plot(row.published, level + 2 * LANE, linestyle="", markerfacecolor="white", zorder=2.5, **edge)
+            if row.inferred:
+                axes.plot(row.published, level + 2 * LANE, linestyle="", marker=".", color=PUBLISHED, markersize=2, zorder=2.6)
+
+
+def _draw_joins(axes: Axes, layout: Layout, rows: Sequence[pd.DataFrame], joins: Sequence[Join], families: dict[str, str]) -> None:
+    place = {model: number for number, model in enumerate(layout.models)}
+    means = [dict(zip(one["method"], one["mean"], strict=True)) for one in rows]
+    for join in joins:
+        ends = [(means[place[model]].get(join.method), layout.level(place[model])) for model in (join.first, join.second)]
+        if all(mean is not None for mean, _ in ends):
+            x, y = zip(*ends, strict=True)
+            colour = look_of(join.method, family_of(join.method, families)).colour
+            axes.plot(x, y, color=colour, linewidth=join.width, linestyle=join.style, alpha=0.55, zorder=1)
+
+
+def _handles(
+    table: pd.DataFrame, shown: pd.DataFrame, families: dict[str, str], published: pd.DataFrame | None, notes: Sequence[Artist]
+) -> tuple[list[Artist], list[Artist]]:
+    """Entries of the two legends: what markers mean, what lines and bands mean."""
+    methods = set(shown["method"])
+    used = {style_of(method, family_of(method, families)) for method in methods}
+    upper: list[Artist] = [handle(key) for key in STYLES if key in used and key != "positive"]
+    if "positive" in used:  # of any family, in its own shape
+        face = {"markerfacecolor": "#444444", "markerfacecoloralt": "white", "fillstyle": "top"}
+        upper.append(Line2D([], [], linestyle="", marker="o", markersize=5, color="#444444", label="positive part", **face))
+    for end, fill in FILLS.items():
+        if any(end in method and not any(other in method for other in FILLS if len(other) > len(end)) for method in methods):
+            face = {"markerfacecolor": "#444444", "markerfacecoloralt": "white", "fillstyle": fill}
+            upper.append(Line2D([], [], linestyle="", marker="o", markersize=5, color="#444444", label=end.strip("-"), **face))
+    lower: list[Artist] = [Line2D([], [], color="#444444", linewidth=1.2, label=table["interval"].iloc[0])]
+    lower.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band: a map that knows nothing"))
+    if published is not None and len(published):
+        looks = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
+        dotted = " (dot: its label was inferred)" if published["inferred"].any() else ""
+        lower.append(Line2D([], [], label=f"published, in the method's shape{dotted}", **looks))
+    return upper, [*lower, *notes]
+
+
+def _ends(shown: pd.DataFrame, published: pd.DataFrame | None) -> tuple[float, float]:
+    """Ends of the axis: all markers and intervals, and 0."""
+    values = [*shown[["low", "mean", "high"]].to_numpy(float).flat, *([] if published is None else published["published"]), 0.0, 0.1]
+    return float(np.nanmin(values)) - 0.03, min(1.0, float(np.nanmax(values))) + 0.03
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    counts = f"n = {rows['count'].max()}"
+    undefined = int(rows["nan"].sum())
+    return counts + (f"\n{undefined} undefined" if undefined else "")
+
+
+def spread(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Ascending positions moved as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
+    if len(positions) * gap > high - low:
+        gap = (high - low) / max(1, len(positions))
+    # With u_i = x_i - i * gap the condition is that u ascends: an isotonic regression, by pooling neighbours that violate it.
+    blocks: list[list[float]] = []
+    for value in positions - gap * np.arange(len(positions)):
+        blocks.append([value, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, m), (b, n) = blocks[-2:]
+            blocks[-2:] = [[(a * m + b * n) / (m + n), m + n]]
+    ascending = np.concatenate([np.full(int(n), value) for value, n in blocks]) if blocks else np.zeros(0)
+    return np.clip(ascending, low, high - gap * (len(positions) - 1)) + gap * np.arange(len(positions))
+
+
+@lru_cache(maxsize=1000)
+def _inches(text: str, size: float) -> float:
+    """Width of a line of text of ``size`` points."""
+    width, _, _ = TextToPath().get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return width / 72

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.ranking import _spread
+from idsds.plots.parallel import spread as spread_out
 from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
 
 _NAMES = {
@@ -66,7 +66,7 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
     axes.set_xlim(-0.5, len(variants) - 0.5 + 0.28 * len(variants))
     low, high = table["low"].min() - 0.05, min(1.0, table["high"].max()) + 0.05
     last = table[table["variant"] == variants[-1]].dropna(subset="mean").sort_values("mean")
-    places = _spread(last["mean"].to_numpy(), 0.065 * (high - low), low, high)
+    places = spread_out(last["mean"].to_numpy(), 0.065 * (high - low), low, high)
     for row, at in zip(last.itertuples(), places, strict=True):
         axes.plot([len(variants) - 0.7, len(variants) - 0.55], [row.mean, at], color="#999999", linewidth=0.4)
         axes.text(len(variants) - 0.52, at, row.method, va="center", fontsize=6)

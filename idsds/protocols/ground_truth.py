@@ -186,8 +186,6 @@ def judge(
     """The table protocol x property.
 
     Args:
-        protocols: names; None: all that score images.
-        model: the model in closed form; None: one with interactions and saturation.
         protocols: names; None: all.
         model: the model in closed form that maps are known for; None: the first of :func:`known_models`, and the others beside it to see
             whether scores can be compared between models.
@@ -207,12 +205,6 @@ def judge(
     """
     check_count("images", images)
     entries = [PROTOCOLS[name] for name in (list_protocols("image") if protocols is None else protocols)]
-    model = PatchModel(interaction=1.0, saturation=2.0) if model is None else model
-    data = create_dataset("synthetic", "test")
-    chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))
-    batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation)
-    methods = [KnownMap(model, level, seed) for level in (*levels, torch.inf)]
-    entries = [PROTOCOLS[name] for name in (list_protocols() if protocols is None else protocols)]
     models = list(known_models().values()) if model is None else [model]
     rows = []
     for entry in entries:

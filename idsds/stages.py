@@ -21,6 +21,7 @@ from torch import nn
 
 from idsds import paths
 from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
+from idsds.datasets.splits import nested_share
 from idsds.launch import is_main, of_all
 from idsds.models import MODELS, create_model
 from idsds.models.base import Normalisation
@@ -57,6 +58,7 @@ class Stage:
         weights: a checkpoint file to start from, or ``pretrained``.
         weights_key: a hash of that file.
         options: options of the data set, such as ``root``.
+        fraction: the share of the training images that is used, see :func:`idsds.datasets.splits.nested_share`.
     """
 
     model: str
@@ -73,12 +75,15 @@ class Stage:
     weights: str | None = None
     weights_key: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    fraction: float = 1.0
 
     @property
     def key(self) -> str:
         """The address of the checkpoint: a hash of everything that determines it, wherever the files lie."""
         left_out = ("start", "weights", "options")
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        if self.fraction == 1.0:  # all images: the address that such a stage had before there were shares
+            del content["fraction"]
         return digest({**content, "start": self.start.key if self.start else None, "loop": LOOP, "torch": versions()["torch"]})
 
     @property
@@ -99,8 +104,11 @@ class Stage:
         return [*(self.start.missing if self.start else []), self]
 
     def split(self, split: str) -> ImageDataset:
-        """One split of the data, in the space that the model wants."""
-        return _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
+        """One split of the data, in the space that the model wants; of the training images the stage's share."""
+        found = _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
+        if split != "train" or self.fraction == 1.0:
+            return found
+        return found.subset(nested_share(found.image_ids, found.targets, self.fraction, self.seed))
 
     def arguments(self, machine: Machine) -> dict[str, Any]:
         """What :func:`fit` and :func:`rehearse` take beyond the model, its label and the progress bar."""
@@ -152,6 +160,7 @@ def plan_training(
     weights: str | None = None,
     changes: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    fraction: float = 1.0,
 ) -> Stage:
     """The stage whose checkpoint is the model for a data set: trained, or after that fine-tuned in-domain if ``in_domain``.
 
@@ -167,13 +176,15 @@ def plan_training(
         weights: a checkpoint file to start from, or ``pretrained``; None trains a small net from scratch first.
         changes: what is changed of the recipe of the last stage (the model's own, or the paper's with ``weights``).
         options: options of the data set.
+        fraction: share of the training images, in (0, 1], stratified by class and drawn by ``seed``.
 
     Raises:
         FileNotFoundError: for weights that are not there.
+        ValueError: for a ``fraction`` that is none.
     """
     entry = MODELS[model]
     shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": dict(options or {})}
-    shared |= {"device": chosen_device(device).type, "num_classes": 0, "data": "", "train_images": 0}
+    shared |= {"device": chosen_device(device).type, "num_classes": 0, "data": "", "train_images": 0, "fraction": fraction}
     train, val = (Stage(recipe=PAPER, deletion=None, **shared).split(split) for split in ("train", "val"))
     shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
     deletion = Deletion(grid=grid, baseline=baseline) if in_domain else None

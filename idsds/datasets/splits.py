@@ -54,3 +54,29 @@ def within_half(image_ids: Sequence[str], targets: Sequence[int], split: str, he
     if split == "test" or not held_out:
         return list(range(len(image_ids)))
     return stratified_split(image_ids, targets, split, validation=held_out, test=0)
+
+
+def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: float, seed: int = 0) -> list[int]:
+    """Indices of a share of the training images, stratified by class and nested: a smaller share lies within every larger one.
+
+    Within each class, images in the order of a hash of seed and id, the first ``fraction`` of them, and at least one.
+
+    Args:
+        image_ids: one id per image.
+        targets: one class index per image.
+        fraction: in (0, 1].
+        seed: another seed draws other images.
+
+    Raises:
+        ValueError: for a share that is none.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"a share of the training images must lie in (0, 1], not {fraction!r}")
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, target in enumerate(targets):
+        members[target].append(index)
+    chosen: list[int] = []
+    for of_class in members.values():
+        ordered = sorted(of_class, key=lambda i: hashed(f"share {seed} {image_ids[i]}"))
+        chosen += ordered[: max(1, round(fraction * len(ordered)))]
+    return sorted(chosen)

@@ -26,7 +26,7 @@ from idsds.stages import Stage, plan_training, trains_from_scratch
 
 
 def make_plan(
-    models: Sequence[str] | Mapping[str, nn.Module],
+    models: Sequence[str] | Mapping[str, nn.Module | Stage],
     methods: Sequence[str] | Methods,
     dataset: str | Dataset,
     protocol: str,
@@ -79,9 +79,10 @@ def make_plan(
     for seed in seeds:
         for name, net in nets.items():
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
-            skeleton = net if net is not None else _skeleton(name)
+            built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
+            skeleton = _skeleton(built) if built else net
             fitting, excluded = _applicable(wanted, skeleton, seed)
-            where = (dataset, split, MODELS[name].normalisation if net is None else None) if isinstance(dataset, str) else dataset
+            where = (dataset, split, MODELS[built].normalisation if built else None) if isinstance(dataset, str) else dataset
             data = named_dataset(*where) if isinstance(where, tuple) else where
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
             groups, passes = _groups(fitting, entry, settings)
@@ -155,14 +156,14 @@ def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
             registry[name]
         elif thing is None:
             split_name(name)
-        elif what == "models" and not isinstance(thing, nn.Module):
+        elif what == "models" and not isinstance(thing, (nn.Module, Stage)):
             raise TypeError(f"model {name!r} must be a torch.nn.Module, not {type(thing).__name__}")
     return found
 
 
 def _source(
     name: str,
-    net: nn.Module | None,
+    net: nn.Module | Stage | None,
     dataset: str | Dataset,
     entry: ProtocolEntry,
     seed: int,

@@ -8,12 +8,22 @@ import pytest
 import yaml
 
 from idsds.finetune import FineTuneSettings
+from idsds.infidelity_steps import InfidelityStepsSettings
+from idsds.infidelity_study import InfidelitySettings
 from idsds.settings import RunSettings
+from idsds.study import TrainFractionSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Notebook: what validates its parameters. A notebook that is missing here fails the completeness test.
-SETTINGS = {"finetune": FineTuneSettings, "gallery": RunSettings, "rank_methods": RunSettings}
+SETTINGS = {
+    "finetune": FineTuneSettings,
+    "gallery": RunSettings,
+    "how_infidelity_works": InfidelityStepsSettings,
+    "infidelity_sensitivity": InfidelitySettings,
+    "rank_methods": RunSettings,
+    "train_fractions": TrainFractionSettings,
+}
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 

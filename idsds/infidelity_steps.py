@@ -211,9 +211,9 @@ def findings(steps: list[Step]) -> list[str]:
         given = [name for name in step.maps if name != OPTIMAL]
         best[step.name] = min(given, key=step.infidelity.__getitem__)
         worse = [name for name in given if step.infidelity[name] > step.zero]
-        first = ", ".join(f"{name} foretells {values[0]:.2f}" for name, values in step.predicted.items())
+        first = ", ".join(f"{name} foretells {values[0]:.2g}" for name, values in step.predicted.items())
         said.append(
-            f"{step.name}: the first perturbation lowers the logit of {step.logit:.2f} by {step.changes[0]:.2f}; {first}. Over "
+            f"{step.name}: the first perturbation lowers the logit of {step.logit:.2f} by {step.changes[0]:.2g}; {first}. Over "
             f"{len(step.changes)} of them {best[step.name]} has the lowest infidelity ({step.infidelity[best[step.name]]:.3g}); a map of "
             f"zeros has {step.zero:.3g}" + (f", less than {', '.join(worse)}." if worse else ", more than all maps.")
         )

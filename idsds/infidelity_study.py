@@ -13,6 +13,7 @@ Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurI
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Annotated, Any
@@ -191,7 +192,8 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int =
             low, high = np.full((2, *found.shape), np.nan)
             if len(where) > 2:
                 again = np.stack(list(_again(values, groups, where, drawn, by_cell=len(keys) == 2)))
-                with np.errstate(all="ignore"):
+                with warnings.catch_warnings():  # a method whose value never varies has no correlation
+                    warnings.filterwarnings("ignore", message="All-NaN slice")
                     low, high = np.nanquantile(again, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
             for measure in measures:
                 for other in others:
@@ -270,14 +272,19 @@ def _about_quality(measure: str, found: pd.DataFrame) -> str:
         if len(here):
             decided = ((here["low"] > 0) | (here["high"] < 0)).sum()
             parts.append(
-                f"{here['spearman'].min():+.2f} to {here['spearman'].max():+.2f} {level} ({decided} of {len(here)} intervals without 0)"
+                f"{here['spearman'].min():+.2f} to {here['spearman'].max():+.2f} {_level(level)} "
+                f"({decided} of {len(here)} intervals without 0)"
                 if len(here) > 1
-                else f"{here['spearman'].iloc[0]:+.2f} [{here['low'].iloc[0]:+.2f}, {here['high'].iloc[0]:+.2f}] {level}"
+                else f"{here['spearman'].iloc[0]:+.2f} [{here['low'].iloc[0]:+.2f}, {here['high'].iloc[0]:+.2f}] {_level(level)}"
             )
     what = MEASURES[measure]
     return f"{what[0].upper()}{what[1:]} and accuracy correlate by " + (", ".join(parts) if parts else "nothing that is defined") + "."
 
 
+def _level(level: str) -> str:
+    return level if level.startswith("within") else f"over {level}"
+
+
 def _spell(found: pd.DataFrame, measure: str, quality: str) -> str:
     rows = found[(found["measure"] == measure) & (found["quality"] == quality)]
-    return ", ".join(f"{row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {row.level}" for row in rows.itertuples())
+    return ", ".join(f"{row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {_level(row.level)}" for row in rows.itertuples())

@@ -32,6 +32,7 @@ ORDER = (
     "finetune",
     "rank_methods",
     "gallery",
+    "train_fractions",
 )
 STAMP = "idsds"
 

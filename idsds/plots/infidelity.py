@@ -20,11 +20,18 @@ from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
 
 # Measure, its axis, whether that is logarithmic.
 SCATTER = [
-    ("raw", "infidelity (squared logits)\n← lower is better", True),
-    ("relative", "infidelity relative to a\nmap of zeros ← lower is better", False),
-    ("sensitivity", "max-sensitivity\n← lower is better", True),
+    ("raw", "infidelity\n(squared logits)", True),
+    ("relative", "relative\ninfidelity", False),
+    ("sensitivity", "max-sensitivity", False),
 ]
-FOREST = {"raw": "infidelity", "normalised": "… map's scale out", "relative": "… logit's scale out too", "sensitivity": "max-sensitivity"}
+FOREST = {
+    "raw": "infidelity",
+    "normalised": "infidelity, map's scale taken out",
+    "relative": "relative infidelity: logit's scale taken out too",
+    "sensitivity": "max-sensitivity",
+}
+# A logarithmic axis ends so many times below the median: a model that never changes its mind has next to no infidelity.
+BELOW = 1e3
 STUDY = "#000000"
 
 
@@ -45,8 +52,8 @@ def infidelity_sensitivity(
     part = table[table["method"] == shown]
     looks = looks_of([*part["model"], *study["model"]])
     with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(COLUMNS[columns], 8.6), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(5.4, 3.2))
+        figure = plt.figure(figsize=(COLUMNS[columns], 9.0), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(4.6, 4.4))
         grid = above.subplots(len(SCATTER), len(datasets) + 1, squeeze=False)
         for column, name in enumerate([*datasets, None]):
             rows = part[part["dataset"] == name] if name else study
@@ -54,64 +61,71 @@ def infidelity_sensitivity(
                 if measure not in rows:
                     axes.set_axis_off()
                     continue
-                _scatter(axes, rows, "accuracy" if name else "weighted_precision", measure, looks)
-                if logarithmic:
-                    axes.set_yscale("log")
+                _scatter(axes, rows, "accuracy" if name else "weighted_precision", measure, looks, logarithmic)
                 if column == 0:
-                    axes.set_ylabel(label)
-            grid[-1, column].set_xlabel("accuracy →" if name else "weighted precision →")
+                    axes.set_ylabel(f"{label}\n← lower is better")
+            grid[-1, column].set_xlabel("accuracy, higher is better →" if name else "weighted precision →")
             grid[0, column].set_title(f"{name}, {shown}" if name else "the study, Guided Backprop", fontsize=8)
         # The study has no relative infidelity: the legend stands in its place.
         handles = architecture_handles([*part["model"], *study["model"]], lines=False)
-        grid[1, -1].legend(handles=handles, loc="center", frameon=False, fontsize=7, title="architecture", title_fontsize=7)
+        title = "architecture; the paler, the\nfewer training images"
+        grid[1, -1].legend(handles=handles, loc="center", frameon=False, fontsize=6.5, title=title, title_fontsize=6.5)
         _forest(below, correlations, study_correlations, table)
     return figure
 
 
-def _scatter(axes: Axes, rows: pd.DataFrame, quality: str, measure: str, looks: dict[str, tuple[str, str, str]]) -> None:
-    for model, (marker, colour, _) in looks.items():
-        of_model = rows[rows["model"] == model]
-        # The more training images, the darker.
-        for row in of_model.itertuples():
-            axes.plot(
-                getattr(row, quality), getattr(row, measure), marker, color=colour, markersize=4, alpha=0.3 + 0.7 * row.fraction, mew=0
-            )
+def _scatter(axes: Axes, rows: pd.DataFrame, quality: str, measure: str, looks: dict[str, tuple[str, str, str]], logarithmic: bool) -> None:
+    floor = rows[measure].median() / BELOW if logarithmic else -np.inf
+    for row in rows.itertuples():
+        marker, colour, _ = looks[row.model]
+        value, alpha = getattr(row, measure), 0.3 + 0.7 * row.fraction
+        face = colour if value >= floor else "none"  # hollow at the lower edge: below the axis
+        axes.plot(
+            getattr(row, quality), max(value, floor), marker, color=colour, markerfacecolor=face, markersize=4, alpha=alpha, clip_on=False
+        )
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.grid(color="#E5E5E5", linewidth=0.4)
 
 
 def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.DataFrame) -> None:
-    """A panel per level, a row per measure: each method's correlation with accuracy, and the study's."""
+    """A panel per level, a block per measure: each method's correlation with accuracy, and the study's."""
     families = dict(zip(table["method"], table["family"], strict=True))
-    grid = figure.subplots(1, len(LEVELS), sharey=True, squeeze=False)[0]
     methods = list(dict.fromkeys(ours["method"]))
+    grid = figure.subplots(1, len(LEVELS), sharey=True, squeeze=False)[0]
+    block = len(methods) + 2  # lanes: a heading, the methods, the study
     for axes, level in zip(grid, LEVELS, strict=True):
         for place, measure in enumerate(FOREST):
-            mine = ours[(ours["level"] == level) & (ours["measure"] == measure) & (ours["quality"] == "accuracy")].set_index("method")
-            rows = [(mine.loc[name], style_of(name, families[name])) for name in methods if name in mine.index]
+            mine = ours[(ours["level"] == level) & (ours["measure"] == measure) & (ours["quality"] == "accuracy")]
             theirs = study[(study["level"] == level) & (study["measure"] == measure) & (study["quality"] == "weighted_precision")]
-            lanes = np.linspace(place - 0.36, place + 0.36, len(methods) + 1)
-            for lane, (row, key) in zip(lanes, rows, strict=False):
-                _, marker, colour, filled = STYLES[key]
-                axes.plot([row.low, row.high], [lane, lane], color=colour, linewidth=0.8)
-                axes.plot(row.spearman, lane, marker, color=colour, markersize=4, markerfacecolor=colour if filled else "white")
-                if level == next(iter(LEVELS)):
-                    axes.annotate(row.name, (-1.02, lane), fontsize=4.5, va="center", ha="left", color="#444444")
+            for row in mine.itertuples():
+                _, marker, colour, filled = STYLES[style_of(row.method, families[row.method])]
+                _whisker(axes, row, block * place + 1 + methods.index(row.method), marker, colour, filled)
             for row in theirs.itertuples():
-                axes.plot([row.low, row.high], [lanes[-1]] * 2, color=STUDY, linewidth=0.8)
-                axes.plot(row.spearman, lanes[-1], "d", color=STUDY, markersize=4, markerfacecolor="white")
+                _whisker(axes, row, block * place + block - 1, "d", STUDY, False)
+            if place:
+                axes.axhline(block * place - 0.5, color="#BBBBBB", linewidth=0.5)
+            if axes is grid[0]:
+                axes.text(-1.0, block * place + 0.05, FOREST[measure], fontsize=6.5, weight="bold", va="center")
         axes.axvline(0, color="#888888", linewidth=0.6)
-        axes.set_xlim(-1.05, 1.05)
-        axes.set_yticks(range(len(FOREST)), list(FOREST.values()))
-        axes.set_ylim(len(FOREST) - 0.5, -0.5)
-        for border in range(1, len(FOREST)):
-            axes.axhline(border - 0.5, color="#DDDDDD", linewidth=0.5)
+        axes.set_xlim(-1.06, 1.06)
+        axes.set_ylim(block * len(FOREST) - 0.5, -0.5)
+        lanes = [(block * place + 1 + lane, name) for place in range(len(FOREST)) for lane, name in enumerate([*methods, "the study"])]
+        axes.set_yticks([lane for lane, _ in lanes], [name for _, name in lanes], fontsize=5.5)
+        axes.tick_params(axis="y", length=0)
         axes.set_title(level, fontsize=8)
-        axes.set_xlabel("Spearman correlation with accuracy")
+    grid[1].set_xlabel("Spearman correlation with accuracy (the study: with weighted precision)")
     used = [key for key in STYLES if key in {style_of(name, families[name]) for name in methods}]
     study_handle = Line2D([], [], marker="d", linestyle="", color=STUDY, markerfacecolor="white", markersize=5, label="the study")
-    title = f"below 0: the better model has the better (lower) value; bars: {ours['interval'].iloc[0]}"
+    title = f"below 0: the better the model, the lower (better) the value; bars: {ours['interval'].iloc[0]}"
     handles = [*(handle(key) for key in used), study_handle]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=7, title=title, title_fontsize=7)
+
+
+def _whisker(axes: Axes, row: object, lane: float, marker: str, colour: str, filled: bool) -> None:
+    axes.plot([row.low, row.high], [lane, lane], color=colour, linewidth=0.8)  # type: ignore[attr-defined]
+    axes.plot(row.spearman, lane, marker, color=colour, markersize=3.5, markerfacecolor=colour if filled else "white")  # type: ignore[attr-defined]
 
 
 def infidelity_steps(steps: Sequence[Step], *, columns: int = 2) -> Figure:
@@ -149,15 +163,20 @@ def infidelity_steps(steps: Sequence[Step], *, columns: int = 2) -> Figure:
             place = np.arange(len(maps))
             values = [step.infidelity[name] for name in maps]
             best = [step.normalised[name] for name in maps]
+            floor = max(min([value for value in [*values, *best, step.zero] if value > 0], default=1e-3), step.zero * 1e-4)
             bars.barh(place - 0.18, values, 0.36, color="#0072B2", label="as it is")
             bars.barh(
                 place + 0.18, best, 0.36, color="#FFFFFF", edgecolor="#0072B2", hatch="////", linewidth=0.6, label="scaled to its best"
             )
+            for lane, value in zip(place, values, strict=True):
+                if value < floor:
+                    bars.annotate(
+                        "0", (0, lane), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=6, va="center"
+                    )
             bars.axvline(step.zero, color="#D55E00", linewidth=1, linestyle="--", label="map of zeros")
             bars.set_yticks(place, maps, fontsize=6.5)
             bars.invert_yaxis()
             bars.set_xscale("log")
-            floor = max(min([value for value in [*values, *best, step.zero] if value > 0], default=1e-3), step.zero * 1e-4)
             bars.set_xlim(floor / 2, 2 * max([*values, step.zero]))
         grid[0, 0].set_title("taken away", fontsize=8)
         grid[0, 1].set_title("what is left", fontsize=8)

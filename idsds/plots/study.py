@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from idsds.models import MODELS
 from idsds.plots.style import COLUMNS, STYLE
 
 #: Marker, colour and line of each architecture, in the order in which they are given.
@@ -24,15 +25,25 @@ ROWS = [
 
 
 def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Marker, colour and line by architecture."""
-    return {model: ARCHITECTURES[number % len(ARCHITECTURES)] for number, model in enumerate(dict.fromkeys(models))}
+    """Marker, colour and line by architecture; a small net looks like the large one of its family."""
+    models = list(dict.fromkeys(models))
+    families = {model: MODELS[model].family if model in MODELS else model for model in models}
+    sizes = {model: model.startswith("mini_") for model in models}
+    looks: dict[str, int] = {}
+    for model in models:
+        alike = [other for other in looks if families[other] == families[model] and sizes[other] != sizes[model]]
+        looks[model] = looks[alike[0]] if alike else max(looks.values(), default=-1) + 1
+    return {model: ARCHITECTURES[number % len(ARCHITECTURES)] for model, number in looks.items()}
 
 
 def architecture_handles(models: Sequence[str], *, lines: bool = True) -> list[Line2D]:
-    """The entries of the architectures in a legend."""
+    """The entries of the architectures in a legend, one for those that look alike."""
+    named: dict[tuple[str, str, str], list[str]] = {}
+    for model, look in looks_of(models).items():
+        named.setdefault(look, []).append(model)
     return [
-        Line2D([], [], marker=marker, color=colour, linestyle=line if lines else "", markersize=4, label=model)
-        for model, (marker, colour, line) in looks_of(models).items()
+        Line2D([], [], marker=marker, color=colour, linestyle=line if lines else "", markersize=4, label=", ".join(alike))
+        for (marker, colour, line), alike in named.items()
     ]
 
 

@@ -30,12 +30,13 @@ from idsds.resolving import make_plan
 from idsds.settings import check_precision
 from idsds.shards import Task, run_task, tasks_of
 from idsds.shelves import Shelf, leave, record_cache, take
+from idsds.stages import Stage
 
 Frames = dict[tuple[int, int], pd.DataFrame]
 
 
 def evaluate(
-    models: Sequence[str] | Mapping[str, nn.Module],
+    models: Sequence[str] | Mapping[str, nn.Module | Stage],
     methods: Sequence[str] | Mapping[str, Any],
     dataset: str | Dataset = "mnist5k",
     protocol: str = "idsds",
@@ -62,7 +63,8 @@ def evaluate(
 
     Args:
         models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is: it is
-            moved to ``device`` while it is at work, and then has the tensors, devices and modes that it came with.
+            moved to ``device`` while it is at work, and then has the tensors, devices and modes that it came with. In place of a net a
+            stage of :func:`idsds.stages.plan_training` will do, which is trained when it is needed and cached.
         methods: names, or ``{"my_method": callable(images, targets) -> maps}``, a captum Attribution, a torchcam extractor; ``None`` as the
             value stands for the registry's method of that name, and a pair for one with other options:
             ``{"IG, 5 steps": ("IG", {"steps": 5})}``. A method that does not apply to one of several models is left out there.

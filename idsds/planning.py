@@ -74,7 +74,12 @@ class Job:
         if isinstance(self.source, nn.Module):
             return own_digest(self.source)
         weights = self.source.key if isinstance(self.source, Stage) else file_digest(self.source)
-        return digest([weights, code_digest(MODELS[self.model].build)])
+        return digest([weights, code_digest(MODELS[self.built].build)])
+
+    @property
+    def built(self) -> str:
+        """The registry's name of the net: a stage may go by a name of its own in the records."""
+        return self.source.model if isinstance(self.source, Stage) else self.model
 
     def images(self, indices: Sequence[int]) -> dict[str, str]:
         """By id, the address of each image: of the registry's the id itself, of a user's a hash of its pixels and target."""

@@ -32,6 +32,19 @@ ORDER = (
     "finetune",
     "rank_methods",
     "gallery",
+    "how_idsds_works",
+    "design_choice",
+    "accuracy_tradeoff",
+    "compare_protocols",
+    "stability",
+    "train_fractions",
+    "infidelity_sensitivity",
+    "how_infidelity_works",
+    "augmentation_robustness",
+    "sanity_checks",
+    "hyperparameter_sensitivity",
+    "roar",
+    "metric_sanity",
 )
 STAMP = "idsds"
 

@@ -26,7 +26,7 @@ from idsds.stages import Stage, plan_training, trains_from_scratch
 
 
 def make_plan(
-    models: Sequence[str] | Mapping[str, nn.Module],
+    models: Sequence[str] | Mapping[str, nn.Module | Stage],
     methods: Sequence[str] | Methods,
     dataset: str | Dataset,
     protocol: str,
@@ -81,8 +81,9 @@ def make_plan(
     for seed in seeds:
         for name, net in nets.items():
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
-            fitting, excluded = _applicable(wanted, net if net is not None else skeleton(name), seed)
-            where = (dataset, split, MODELS[name].normalisation if net is None else None) if isinstance(dataset, str) else dataset
+            built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
+            fitting, excluded = _applicable(wanted, skeleton(built) if built else net, seed)
+            where = (dataset, split, MODELS[built].normalisation if built else None) if isinstance(dataset, str) else dataset
             data = named_dataset(*where) if isinstance(where, tuple) else where
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
             groups, passes = _groups(fitting, entry, settings)
@@ -156,14 +157,14 @@ def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
             registry[name]
         elif what == "methods" and (thing is None or isinstance(thing, tuple)):
             split_name(registered(name, thing)[0])  # type: ignore[index]
-        elif what == "models" and not isinstance(thing, nn.Module):
+        elif what == "models" and not isinstance(thing, (nn.Module, Stage)):
             raise TypeError(f"model {name!r} must be a torch.nn.Module, not {type(thing).__name__}")
     return found
 
 
 def _source(
     name: str,
-    net: nn.Module | None,
+    net: nn.Module | Stage | None,
     dataset: str | Dataset,
     entry: ProtocolEntry,
     seed: int,

@@ -8,8 +8,9 @@ it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per intern
     def Mine(model, images, targets): ...
 
 or a class that is made once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; ``@register_method`` alone will do
-too. ``NAME abs`` and ``NAME relu`` exist for every name: the absolute value, and the positive part, of the channel-summed map (the
-reference applies them to captum's methods alone). How to score a method without registering it is told in :mod:`idsds.methods.own`.
+too. ``NAME abs``, ``NAME relu`` and ``NAME x10`` exist for every name: the absolute value, the positive part, and ten times the
+channel-summed map (the reference applies the first two to captum's methods alone). How to score a method without registering it is told in
+:mod:`idsds.methods.own`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from idsds.randomness import Draws
 from idsds.registry import Registry, UnknownNameError
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
-ABSOLUTE, POSITIVE = " abs", " relu"
-#: What a name may end in: the map is computed as ever, its channels are summed, then this is done to it.
-TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu}
+ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
+#: What a name may end in: the map is computed as ever, its channels are summed, then this is done to it. A map times ten orders the pixels
+#: alike: it tells which metrics go by the scale of a map.
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu, TENFOLD: lambda maps: 10 * maps}
 ENGINE = ("draws", "batch")  # what a method may ask of the engine, no option of its own
 
 
@@ -133,7 +135,7 @@ def register_method(
             shared = {**entry, "noise": (before or list(given))[0]}
         for name, options in given.items():
             if suffix := next((suffix for suffix in TRANSFORMS if name.endswith(suffix)), ""):
-                what = "absolute values" if suffix == ABSOLUTE else "positive part"
+                what = {ABSOLUTE: "absolute values", POSITIVE: "positive part", TENFOLD: "tenfold"}[suffix]
                 raise ValueError(f"a method cannot be called {name!r}: {suffix!r} at the end asks for the {what} of another")
             fields = {**shared, "options": {**entry.get("options", {}), **options}}
             METHODS.add(name, MethodEntry(name=name, function=function, family=family, **fields), replace=replace)

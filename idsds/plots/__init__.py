@@ -7,11 +7,13 @@ from idsds.plots.explain import explain
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
 from idsds.plots.hyperparameters import hyperparameters
+from idsds.plots.infidelity import infidelity_sensitivity, infidelity_steps
 from idsds.plots.metric_sanity import metric_sanity
 from idsds.plots.ranking import ranking
 from idsds.plots.roar import roar
 from idsds.plots.sanity import sanity
 from idsds.plots.stability import stability
+from idsds.plots.study import train_fractions
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, look_of, save, style_of
 from idsds.plots.tradeoff import tradeoff
 
@@ -27,6 +29,8 @@ __all__ = [
     "finetuning",
     "gallery",
     "hyperparameters",
+    "infidelity_sensitivity",
+    "infidelity_steps",
     "look_of",
     "metric_sanity",
     "ranking",
@@ -36,4 +40,5 @@ __all__ = [
     "stability",
     "style_of",
     "tradeoff",
+    "train_fractions",
 ]

@@ -11,12 +11,15 @@ from idsds.augmentation import AugmentationSettings
 from idsds.comparing import CompareSettings
 from idsds.designs import DesignSettings
 from idsds.finetune import FineTuneSettings
+from idsds.infidelity_steps import InfidelityStepsSettings
+from idsds.infidelity_study import InfidelitySettings
 from idsds.metric_sanity import MetricSanitySettings
 from idsds.randomisation import SanitySettings
 from idsds.retraining import RoarSettings
 from idsds.sensitivity import SensitivitySettings
 from idsds.settings import RankingSettings, RunSettings
 from idsds.stability import StabilitySettings
+from idsds.study import TrainFractionSettings
 from idsds.tradeoff import TradeoffSettings
 from idsds.walkthrough import WalkthroughSettings
 
@@ -31,12 +34,15 @@ SETTINGS = {
     "finetune": FineTuneSettings,
     "gallery": RunSettings,
     "how_idsds_works": WalkthroughSettings,
+    "how_infidelity_works": InfidelityStepsSettings,
     "hyperparameter_sensitivity": SensitivitySettings,
+    "infidelity_sensitivity": InfidelitySettings,
     "metric_sanity": MetricSanitySettings,
     "rank_methods": RankingSettings,
     "roar": RoarSettings,
     "sanity_checks": SanitySettings,
     "stability": StabilitySettings,
+    "train_fractions": TrainFractionSettings,
 }
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

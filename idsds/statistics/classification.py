@@ -1,0 +1,59 @@
+"""How good a classifier is, from its predictions: accuracy, macro F1 and weighted precision, each with an interval over images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from idsds.statistics.resampling import check_options, rng_for
+
+#: The measures, in the order of the columns.
+QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
+
+
+def classification_scores(
+    targets: Sequence[int], predictions: Sequence[int], confidence: float = 0.95, resamples: int = 1_000, seed: int = 0
+) -> dict[str, float]:
+    """Three measures of a classifier, all in [0, 1], higher is better.
+
+    With n_k images of class k, p_k predicted as k and t_k of them rightly: accuracy = sum t_k / n; macro F1 = mean of 2 t_k / (n_k + p_k)
+    over the classes that occur in either; weighted precision = sum (n_k / n) (t_k / p_k), where a class that is never predicted has
+    precision 0. They are those of scikit-learn's ``classification_report``.
+
+    Args:
+        targets: the class of each image.
+        predictions: the class that the model gives it.
+        confidence, resamples, seed: of the percentile bootstrap over images.
+
+    Returns:
+        ``accuracy``, ``macro_f1`` and ``weighted_precision``, each followed by its ``_low`` and ``_high``; ``count`` of the images.
+
+    Raises:
+        ValueError: without images, or where the two differ in length.
+    """
+    check_options(confidence, resamples=resamples)
+    given, found = np.asarray(targets), np.asarray(predictions)
+    if given.shape != found.shape or given.ndim != 1 or not len(given):
+        raise ValueError(f"wanted one prediction per target and at least one of them, not {given.shape} and {found.shape}")
+    classes, codes = np.unique(np.concatenate([given, found]), return_inverse=True)
+    pairs, counts = np.unique(codes.reshape(2, -1), axis=1, return_counts=True)  # (2, P): which (target, prediction) occur
+    drawn = rng_for(seed, "classification", len(given)).multinomial(len(given), counts / len(given), resamples)  # (resamples, P)
+    observed, resampled = (_scores(values, pairs, len(classes)) for values in (counts[None], drawn))
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    row: dict[str, float] = {}
+    for number, name in enumerate(QUALITIES):
+        row |= {name: observed[0, number], f"{name}_low": low[number], f"{name}_high": high[number]}
+    return {**row, "count": len(given)}
+
+
+def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
+    """The measures (rows, 3) from how often each pair occurs, (rows, P)."""
+    of_target, of_prediction = (np.eye(classes)[codes] for codes in pairs)  # (P, K) each
+    support, predicted = counts @ of_target, counts @ of_prediction  # (rows, K)
+    right = (counts * (pairs[0] == pairs[1])) @ of_target
+    occurs = support + predicted
+    total = support.sum(axis=1)
+    f1 = (2 * right / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
+    precision = (support * right / np.maximum(predicted, 1)).sum(axis=1) / total
+    return np.stack([right.sum(axis=1) / total, f1, precision], axis=1)

@@ -1,0 +1,45 @@
+"""Against scikit-learn's report, which is what the study printed."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import accuracy_score, classification_report
+
+from idsds.statistics.classification import classification_scores
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 30), (7, 200), (120, 90)])  # of 120 classes some occur in neither
+def test_against_scikit_learn(classes, images):
+    rng = np.random.default_rng(classes)
+    targets = rng.integers(0, classes, images)
+    predictions = np.where(rng.random(images) < 0.6, targets, rng.integers(0, classes // 2 + 1, images))
+    report = classification_report(targets, predictions, output_dict=True, zero_division=0)
+    found = classification_scores(targets, predictions)
+    assert found["accuracy"] == pytest.approx(accuracy_score(targets, predictions), abs=1e-12)
+    assert found["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"], abs=1e-12)
+    assert found["weighted_precision"] == pytest.approx(report["weighted avg"]["precision"], abs=1e-12)
+    assert found["count"] == images
+
+
+def test_the_interval_of_accuracy_is_the_binomial_one():
+    targets = np.repeat([0, 1, 2], 200)
+    predictions = np.where(np.arange(600) % 5 == 0, (targets + 1) % 3, targets)
+    found = classification_scores(targets, predictions, resamples=4_000)
+    exact = stats.binom(600, 0.8).ppf([0.025, 0.975]) / 600
+    # Quantiles of 4,000 draws of a discrete variable with steps of 1 / 600.
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx(exact, abs=3 / 600)
+    for name in ("macro_f1", "weighted_precision"):
+        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+
+
+def test_weighted_precision_is_not_accuracy():
+    """A model that says 0 for all but one image: where it commits itself it is right."""
+    found = classification_scores([0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1])
+    assert found["accuracy"] == pytest.approx(5 / 6)
+    assert found["weighted_precision"] == pytest.approx(4 / 6 * 4 / 5 + 2 / 6 * 1)
+
+
+@pytest.mark.parametrize(("targets", "predictions"), [([], []), ([1, 2], [1]), ([[1]], [[1]])])
+def test_what_are_no_predictions(targets, predictions):
+    with pytest.raises(ValueError, match="one prediction per target"):
+        classification_scores(targets, predictions)

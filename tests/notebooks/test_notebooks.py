@@ -34,7 +34,6 @@ SETTINGS = {
     "hyperparameter_sensitivity": SensitivitySettings,
     "metric_sanity": MetricSanitySettings,
     "rank_methods": RankingSettings,
-    "rank_methods": RunSettings,
     "roar": RoarSettings,
     "sanity_checks": SanitySettings,
     "stability": StabilitySettings,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, STYLE, STYLES, style_of
+from idsds.plots.style import COLUMNS, STYLE, look_of
 
 # measure: (label, how far its marks are moved from the middle, whether they are filled)
 MEASURES = {
@@ -73,7 +73,8 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, names: list[str], published: pd.DataFrame | None) -> None:
-    _, marker, colour, _ = STYLES[style_of(rows["method"].iloc[0], rows["family"].iloc[0])]
+    look = look_of(rows["method"].iloc[0], rows["family"].iloc[0])
+    marker, colour = look.marker, look.ink
     for measure, (_, shift, filled) in MEASURES.items():
         found = rows[rows["measure"] == measure].set_index("augmentation").reindex(names)
         places = [place + shift for place in range(len(names))]

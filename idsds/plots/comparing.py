@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
+from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, look_of, style_of
 
 _KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
 
@@ -67,14 +67,13 @@ def short(label: str) -> str:
 def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> None:
     labels, methods = list(dict.fromkeys(table["label"])), list(dict.fromkeys(table["method"]))
     for number, method in enumerate(methods):
-        _, marker, colour, filled = STYLES[style_of(method, families[method])]
+        look = look_of(method, families[method])
         rows = table[table["method"] == method].set_index("label").reindex(labels)
         # Beside one another, or intervals of one colour would hide each other.
         x = np.arange(len(labels)) + (number - (len(methods) - 1) / 2) * 0.07
-        axes.plot(x, rows["place"], color=colour, linewidth=0.7, alpha=0.5, zorder=1)
-        axes.vlines(x, rows["place_low"], rows["place_high"], color=colour, linewidth=1.0, zorder=2)
-        face, size = colour if filled else "white", 7 if marker == "*" else 4.5
-        axes.plot(x, rows["place"], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
+        axes.plot(x, rows["place"], color=look.colour, linewidth=0.7, alpha=0.5, zorder=1)
+        axes.vlines(x, rows["place_low"], rows["place_high"], color=look.colour, linewidth=1.0, zorder=2)
+        axes.plot(x, rows["place"], **look.line(4.5, linestyle="", zorder=3))
     last, first = (table[table["label"] == label].dropna(subset="place").sort_values("place") for label in (labels[-1], labels[0]))
     for rows, at, side in ((first, -0.38, "right"), (last, len(labels) - 1 + 0.38, "left")):
         for place, row in enumerate(rows.itertuples(), start=1):  # ties take neighbouring lines

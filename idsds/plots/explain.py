@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from idsds.plots.gallery import DIVERGING
-from idsds.plots.style import COLUMNS, STYLE, STYLES, style_of
+from idsds.plots.style import COLUMNS, STYLE, look_of
 from idsds.walkthrough import Walkthrough, patch_table, spearman
 
 
@@ -64,10 +64,9 @@ def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str)
     _lines(first, side)
     first.set_title(f"4. attribution: {method}\norange for, blue against", fontsize=7.5)
     _cells(second, table["patch sum"].to_numpy().reshape(side, side), "5. sum over each patch\nbelow it: rank, 1 is smallest")
-    _, marker, colour, filled = STYLES[style_of(method, example.records.loc[method, "family"])]
+    look = look_of(method, example.records.loc[method, "family"])
     third.plot([1, len(table)], [1, len(table)], color="#BBBBBB", linewidth=0.8, zorder=0)
-    face = colour if filled else "white"
-    third.plot(table["rank of drop"], table["rank of sum"], marker, color=colour, markerfacecolor=face, markersize=4.5)
+    third.plot(table["rank of drop"], table["rank of sum"], **look.line(4.5, linestyle=""))
     third.set_box_aspect(1)
     third.set_xlim(0, len(table) + 1)
     third.set_ylim(0, len(table) + 1)

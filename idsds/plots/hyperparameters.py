@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, STYLE, STYLES, style_of
+from idsds.plots.style import COLUMNS, STYLE, Look, look_of
 
 KEY = ["model", "method", "hyperparameter"]
 
@@ -36,8 +36,8 @@ def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 
         labels = []
         for place, spread in enumerate(spreads.itertuples()):
             rows = scores[(scores[KEY] == [spread.model, spread.method, spread.hyperparameter]).all(axis=1)]
-            _settings(left, rows, place, style_of(spread.method, spread.family))
-            _likeness(right, spread, place, style_of(spread.method, spread.family))
+            _settings(left, rows, place, look_of(spread.method, spread.family))
+            _likeness(right, spread, place, look_of(spread.method, spread.family))
             tried = ", ".join(map(str, rows["value"]))
             labels.append(f"{spread.method}{f' ({spread.model})' if several else ''}: {spread.hyperparameter}\n{_short(tried)}")
         left.set_yticks(range(len(labels)), labels, fontsize=6.5)
@@ -63,9 +63,9 @@ def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 
     return figure
 
 
-def _settings(axes: Axes, rows: pd.DataFrame, place: int, key: str) -> None:
+def _settings(axes: Axes, rows: pd.DataFrame, place: int, look: Look) -> None:
     """One mark per setting from the first value (small) to the last (large); the extremes are named."""
-    _, marker, colour, _ = STYLES[key]
+    marker, colour = look.marker, look.ink
     axes.plot([rows["mean"].min(), rows["mean"].max()], [place, place], color=colour, linewidth=0.8, zorder=1)
     for number, row in enumerate(rows.itertuples()):
         size = 3.0 + 3.5 * number / max(1, len(rows) - 1)
@@ -81,8 +81,8 @@ def _settings(axes: Axes, rows: pd.DataFrame, place: int, key: str) -> None:
             axes.annotate(_short(str(row["value"]), 18), (row["mean"], place), offset, textcoords="offset points", ha=align, fontsize=5.5)
 
 
-def _likeness(axes: Axes, spread: object, place: int, key: str) -> None:
-    _, marker, colour, _ = STYLES[key]
+def _likeness(axes: Axes, spread: object, place: int, look: Look) -> None:
+    marker, colour = look.marker, look.ink
     axes.plot([spread.low, spread.high], [place - 0.12] * 2, color=colour, linewidth=1.2, solid_capstyle="butt")
     axes.plot(spread.spearman, place - 0.12, marker, color=colour, markersize=4.5)
     axes.plot(spread.ssim, place + 0.12, marker, color=colour, markerfacecolor="white", markersize=4.5)

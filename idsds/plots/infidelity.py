@@ -16,7 +16,7 @@ from idsds.infidelity_steps import Step
 from idsds.infidelity_study import LEVELS
 from idsds.plots.gallery import DIVERGING
 from idsds.plots.study import architecture_handles, looks_of
-from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
+from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, handle, look_of, style_of
 
 # Measure, its axis, whether that is logarithmic.
 SCATTER = [
@@ -100,10 +100,10 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
             mine = ours[(ours["level"] == level) & (ours["measure"] == measure) & (ours["quality"] == "accuracy")]
             theirs = study[(study["level"] == level) & (study["measure"] == measure) & (study["quality"] == "weighted_precision")]
             for row in mine.itertuples():
-                _, marker, colour, filled = STYLES[style_of(row.method, families[row.method])]
-                _whisker(axes, row, block * place + 1 + methods.index(row.method), marker, colour, filled)
+                look = look_of(row.method, families[row.method])
+                _whisker(axes, row, block * place + 1 + methods.index(row.method), look)
             for row in theirs.itertuples():
-                _whisker(axes, row, block * place + block - 1, "d", STUDY, False)
+                _whisker(axes, row, block * place + block - 1, Look("d", STUDY, "white"))
             if place:
                 axes.axhline(block * place - 0.5, color="#BBBBBB", linewidth=0.5)
             if axes is grid[0]:
@@ -123,9 +123,9 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=7, title=title, title_fontsize=7)
 
 
-def _whisker(axes: Axes, row: object, lane: float, marker: str, colour: str, filled: bool) -> None:
-    axes.plot([row.low, row.high], [lane, lane], color=colour, linewidth=0.8)  # type: ignore[attr-defined]
-    axes.plot(row.spearman, lane, marker, color=colour, markersize=3.5, markerfacecolor=colour if filled else "white")  # type: ignore[attr-defined]
+def _whisker(axes: Axes, row: object, lane: float, look: Look) -> None:
+    axes.plot([row.low, row.high], [lane, lane], color=look.colour, linewidth=0.8)  # type: ignore[attr-defined]
+    axes.plot(row.spearman, lane, **look.line(3.5))  # type: ignore[attr-defined]
 
 
 def infidelity_steps(steps: Sequence[Step], *, columns: int = 2) -> Figure:

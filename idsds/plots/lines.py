@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import STYLES, style_of
+from idsds.plots.style import STYLES, look_of, style_of
 
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 
@@ -21,15 +21,7 @@ def line_looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     looks, used = {}, dict.fromkeys(STYLES, 0)
     for method, family in families.items():
         key = style_of(method, family)
-        _, marker, colour, filled = STYLES[key]
-        looks[method] = {
-            "color": colour,
-            "marker": marker,
-            "markersize": 7 if marker == "*" else 4.5,
-            "markerfacecolor": colour if filled else "white",
-            "linestyle": DASHES[used[key] % len(DASHES)],
-            "linewidth": 1.2,
-        }
+        looks[method] = look_of(method, family).line(4.5, linestyle=DASHES[used[key] % len(DASHES)], linewidth=1.2)
         used[key] += 1
     return looks
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.parallel import spread as spread_out
-from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, style_of
+from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, look_of, style_of
 
 _NAMES = {
     "seed": "training seed",
@@ -53,14 +53,13 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
         variants.sort(key=int)
     spread = 0.5 / max(1, len(methods) - 1)
     for number, method in enumerate(methods):
-        _, marker, colour, filled = STYLES[style_of(method, families[method])]
+        look = look_of(method, families[method])
         rows = table[table["method"] == method].set_index("variant").reindex(variants)
         x = np.arange(len(variants)) + (number - (len(methods) - 1) / 2) * spread
         joined = [i for i, name in enumerate(variants) if name != "all"]  # the mean over seeds is no further seed
-        axes.plot(x[joined], rows["mean"].iloc[joined], color=colour, linewidth=0.6, alpha=0.5, zorder=1)
-        axes.vlines(x, rows["low"], rows["high"], color=colour, linewidth=1, zorder=2)
-        face, size = colour if filled else "white", 7 if marker == "*" else 4
-        axes.plot(x, rows["mean"], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
+        axes.plot(x[joined], rows["mean"].iloc[joined], color=look.colour, linewidth=0.6, alpha=0.5, zorder=1)
+        axes.vlines(x, rows["low"], rows["high"], color=look.colour, linewidth=1, zorder=2)
+        axes.plot(x, rows["mean"], **look.line(4, linestyle="", zorder=3))
     axes.plot([-0.5, len(variants) - 0.7], [0, 0], color="#888888", linewidth=0.6, zorder=0)
     axes.set_xticks(range(len(variants)), [f"{name}\n{_tau(agreed, kind, name)}" for name in variants], fontsize=6.5)
     axes.set_xlim(-0.5, len(variants) - 0.5 + 0.28 * len(variants))

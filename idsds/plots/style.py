@@ -102,6 +102,11 @@ class Look:
     fill: str = "full"
     edge: str = ""
 
+    @property
+    def ink(self) -> str:
+        """The one colour that tells the method from others: of what is filled, of a hollow marker its edge's."""
+        return (self.edge or self.colour) if self.face == "white" else self.face
+
     def line(self, size: float = 5, **looks: Any) -> dict[str, Any]:
         """Keyword arguments of ``Axes.plot`` for its marker."""
         return {

@@ -147,7 +147,7 @@ def test_sentences_count_the_pairs_and_name_the_worst():
         ({"baselines": ["zeros", "blurr"]}, r"Did you mean 'blur'"),
         ({"counts": [4, 9]}, r"counts must lie between 2 and images=8, not \[9\]"),
         ({"variant_checkpoints": {"seed 7": "x"}}, r"unknown variant with a checkpoint 'seed 7'"),
-        ({"dataset": "cifar10"}, r"no in-domain weights of 'mini_resnet8' for 'seed 1', 'baseline blur', 'grid 2'"),
+        ({"dataset": "imagenette"}, r"no in-domain weights of 'mini_resnet8' for 'seed 1', 'baseline blur', 'grid 2'"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, changes, message):

@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE
+from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE, TENFOLD, TRANSFORMS
 from idsds.store import atomic
 
 # Width in inches of one and of two columns of a paper.
@@ -126,9 +126,10 @@ def look_of(method: str, family: str = "") -> Look:
     """The look of a method, by its name alone.
 
     Args:
-        method: a name, with or without what asks for absolute values or the positive part.
+        method: a name, with or without what asks for absolute values or the positive part; ten times a map looks like the map.
         family: of a method that is not in the registry; the registry's own are looked up.
     """
+    method = method.removesuffix(TENFOLD)  # the same map
     suffix = next((suffix for suffix in (ABSOLUTE, POSITIVE) if method.endswith(suffix)), "")
     base = method.removesuffix(suffix)
     _, marker, hue, _ = STYLES[family_of(method, {method: family or "own"})]
@@ -150,7 +151,7 @@ def look_of(method: str, family: str = "") -> Look:
 
 def family_of(method: str, families: Mapping[str, str]) -> str:
     """The family of a method: the registry's, else that in ``families``, else ``own``."""
-    base = next((method.removesuffix(suffix) for suffix in (ABSOLUTE, POSITIVE) if method.endswith(suffix)), method)
+    base = next((method.removesuffix(suffix) for suffix in TRANSFORMS if method.endswith(suffix)), method)
     return METHODS[base].family if base in METHODS else families.get(method, "own")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from idsds import plots
 from idsds.methods import METHODS
-from idsds.methods.base import TRANSFORMS, split_name
+from idsds.methods.base import TENFOLD, TRANSFORMS, split_name
 
 from .test_ranking import FAMILIES, ranked
 
@@ -24,7 +24,7 @@ def test_every_family_has_a_style_that_reads_without_colour():
     assert len(set(looks)) == len(looks)
 
 
-EVERY = [name + suffix for name in METHODS for suffix in ("", *TRANSFORMS)]
+EVERY = [name + suffix for name in METHODS for suffix in ("", *TRANSFORMS) if suffix != TENFOLD]
 
 
 def grey(colour):
@@ -46,6 +46,11 @@ def test_methods_of_the_poster_differ_plainly_in_grey():
         a, b = looks[first], looks[second]
         shades = max(abs(grey(a.face) - grey(b.face)), abs(grey(a.edge or a.colour) - grey(b.edge or b.colour)))
         assert (a.marker, a.fill) != (b.marker, b.fill) or shades >= 0.1, (first, second)
+
+
+def test_ten_times_a_map_looks_like_the_map():
+    for name in METHODS:
+        assert plots.look_of(name + TENFOLD) == plots.look_of(name)
 
 
 def test_the_look_of_a_method_keeps_the_shape_of_its_family():

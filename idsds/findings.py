@@ -67,8 +67,9 @@ def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatm
     for model, method in sorted(t for t in has if t[1].endswith(ABSOLUTE)):
         if (model, plain := method.removesuffix(ABSOLUTE)) in has:
             yield "absolute values impair", (model, plain), (model, method)
-    for model, method in sorted(t for t in has if t[1].endswith("-SG")):
-        if (model, plain := method.removesuffix("-SG")) in has:
+    for model, method in sorted(has):
+        plain = "Grad-CAM++" if method == "SG-CAM++" else re.sub(r"-SG(-SQ|-VG)?$", "", method)
+        if plain != method and (model, plain) in has:
             yield "SmoothGrad impairs", (model, plain), (model, method)
     for finding, first, second in _model_pairs(models):
         for method in dict.fromkeys(records["method"]):
@@ -83,9 +84,11 @@ def _model_pairs(models: list[str]) -> Iterator[tuple[str, str, str]]:
         for second, (other, deep) in depth.items():
             if family == other and shallow < deep:
                 yield "deeper is lower", first, second
-    for first in (m for m in models if "vgg" in m):
-        for second in (m for m in models if "resnet" in m):
-            yield "VGG is above ResNet", first, second
+    vgg, resnet, vit = ([m for m in models if re.fullmatch(f"(mini_)?{plain}", m)] for plain in (r"vgg\d+", r"resnet\d+", r"vit.*"))
+    for finding, above, below in (("VGG is above ResNet", vgg, resnet), ("ResNet is above ViT", resnet, vit)):
+        for first in above:
+            for second in below:
+                yield finding, first, second
 
 
 def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confidence: float) -> pd.Series:

@@ -34,7 +34,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
 import yaml
@@ -65,7 +65,8 @@ class FineTuneSettings(Settings):
     """What ``params/*/finetune.yaml`` may say; None leaves a value of the recipe as it is.
 
     ``images`` is the number of test images on which the accuracies are measured. ``checkpoints`` names per model what it starts from: a
-    file, or ``pretrained``, which downloads published weights; the small nets on small images need none.
+    file, or ``pretrained``, which downloads published weights; the small nets on small images need none. ``columns`` is the width of the
+    figure in columns of a paper.
     """
 
     dataset: DatasetName
@@ -92,6 +93,7 @@ class FineTuneSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     step_epochs: PositiveInt | None = None
     step_factor: Positive | None = None
+    columns: Literal[1, 2] = 2
     dry_run: bool = False
 
     @model_validator(mode="after")

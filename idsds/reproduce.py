@@ -196,6 +196,8 @@ def page(runs: Sequence[Run]) -> str:
         longer = [other.stem for other in runs if other.stem.startswith(f"{run.stem}_")]
         tables = [path for path in tables if path.is_file() and not any(path.stem.startswith(name) for name in longer)]
         lines += ["", f"## {run.title}", ""]
+        if not run.is_done:
+            lines += ["*Not made by the notebook, settings and package of this tree, or by a run that did not end well.*", ""]
         if finding.is_file():
             lines += [finding.read_text().strip(), ""]
         lines += [f"![{run.title}]({path.name})" for path in pages]

@@ -7,7 +7,7 @@ consistent results.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from idsds.registry import UnknownNameError
 from idsds.settings import BaselineName, ModelName, RunSettings
 from idsds.stages import trains_from_scratch
 from idsds.statistics import nested_bootstrap
-from idsds.statistics.rankings import kendall, rank_agreement, rank_each, spearman, weighted_means
+from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each, spearman, weighted_means
 from idsds.statistics.resampling import percentile_ends, rng_for
 
 #: The panels: what is varied, and what a variant is called.
@@ -36,6 +36,7 @@ class StabilitySettings(RunSettings):
     ``checkpoints`` are those of the reference.
     """
 
+    columns: Literal[1, 2] = 2  # width of the figure in columns of a paper
     models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
     seeds: Annotated[list[int], Field(min_length=2)]
     baselines: Annotated[list[BaselineName], Field(min_length=1)]
@@ -166,8 +167,11 @@ def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 
     row |= {"interval": f"{100 * confidence:g} % percentiles over random subsets of the images"}
     found = {"tau": np.full(1, np.nan), "rho": np.full(1, np.nan)}
     if 2 * count <= images and methods > 1:
-        chosen = rng_for(seed, "subsets", images, count).random((draws, images)).argsort(1) < count
-        parts = [weighted_means(scores, part.astype(float)) for part in (chosen, ~chosen)]
+        rng, drawn_means = rng_for(seed, "subsets", images, count), []
+        for start in range(0, draws, CHUNK):  # all at once would take gigabytes for 50,000 images
+            chosen = rng.random((min(CHUNK, draws - start), images)).argsort(1) < count
+            drawn_means.append([weighted_means(scores, part.astype(float)) for part in (chosen, ~chosen)])
+        parts = [np.concatenate(side) for side in zip(*drawn_means, strict=True)]
         found = {"tau": kendall(*parts), "rho": spearman(*parts)}
     for name, drawn in found.items():
         (low,), (high,) = percentile_ends(drawn[:, None], confidence)
@@ -191,9 +195,12 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> list[str]:
         means_of = rows.pivot(index="method", columns="variant", values="mean")
         spread = means_of.max(axis=1) - means_of.min(axis=1)
         consistent, worst = int((pairs["tau_low"] > 0).sum()), pairs.loc[pairs["tau"].idxmin()]
+        alone = agreed[(agreed["kind"] == kind) & (agreed["first"] == agreed["second"])].set_index("first")["tau"]
+        changed = int((pairs["tau_high"] < np.minimum(pairs["first"].map(alone), pairs["second"].map(alone))).sum())
         lines.append(
             f"{kind.capitalize()}s ({', '.join(dict.fromkeys(rows['variant']))}): in {consistent} of {len(pairs)} pairs the rankings agree"
-            f" beyond the noise of the images; least for {worst['first']} and {worst['second']}, Kendall's tau {worst['tau']:+.2f}"
+            f" beyond chance, in {changed} less than two halves of the same images do; least for"
+            f" {worst['first']} and {worst['second']}, Kendall's tau {worst['tau']:+.2f}"
             f" [{worst['tau_low']:+.2f}, {worst['tau_high']:+.2f}]. The mean IDSDS moves by up to {spread.max():.2f} ({spread.idxmax()}),"
             f" in the median by {spread.median():.2f}."
         )

@@ -20,7 +20,7 @@ from idsds.batching import default_batch, in_batches
 from idsds.benchmark import evaluate
 from idsds.datasets import fixed_order
 from idsds.models.base import frozen
-from idsds.published import accuracies, idsds_scores
+from idsds.published import BASELINE, DATASET, GRID, accuracies, idsds_scores
 from idsds.resolving import make_plan
 from idsds.settings import RunSettings
 from idsds.statistics import rank
@@ -167,11 +167,28 @@ def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], re
     return front / resamples, rho
 
 
-def published_points() -> pd.DataFrame:
-    """The poster's models with their accuracy and the best of their published scores: model, accuracy, idsds, method, inferred."""
+def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = BASELINE) -> pd.DataFrame:
+    """The poster's models with their accuracy and the best of their published scores: model, accuracy, idsds, method, inferred.
+
+    Empty for another data set, grid or baseline than the poster's.
+    """
     scores = idsds_scores().sort_values("score", ascending=False).drop_duplicates("model")
     found = accuracies()[["model", "accuracy"]].merge(scores.rename(columns={"score": "idsds"}), on="model")
-    return found[["model", "accuracy", "idsds", "method", "inferred"]]
+    same = (dataset, grid, baseline) == (DATASET, GRID, BASELINE)
+    return (found if same else found.head(0))[["model", "accuracy", "idsds", "method", "inferred"]]
+
+
+def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Ours, published and their difference on both axes, for the models that both have.
+
+    Args:
+        table: from :func:`tradeoff`.
+        points: from :func:`published_points`.
+    """
+    both = table[["model", "accuracy", "idsds"]].merge(points, on="model", suffixes=("", "_published"))
+    for name in ("accuracy", "idsds"):
+        both[f"{name}_difference"] = both[name] - both[f"{name}_published"]
+    return both.rename(columns={"method": "published_method"})
 
 
 def sentence(table: pd.DataFrame, found: dict[str, float]) -> str:

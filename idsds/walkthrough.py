@@ -8,7 +8,7 @@ Source: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), figure 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from idsds.settings import ModelName, RunSettings
 class WalkthroughSettings(RunSettings):
     """What ``params/*/how_idsds_works.yaml`` may say: one model, and of the first ``images`` images the last."""
 
+    columns: Literal[1, 2] = 2  # width of the figure in columns of a paper
     models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
     seeds: Annotated[list[int], Field(min_length=1, max_length=1)] = [0]
 
@@ -58,7 +59,7 @@ def walk(settings: WalkthroughSettings, *, progress: bool = True) -> Walkthrough
     Returns:
         All steps. The engine's own records of the image are in ``example``.
     """
-    example = explain(**settings.evaluate(), progress=progress)[-1]
+    example = explain(**{key: value for key, value in settings.evaluate().items() if key != "columns"}, progress=progress)[-1]
     seeds, shared = settings.seeds, {"device": settings.device, "precision": settings.precision, "checkpoints": settings.checkpoints}
     deletion = {"grid": settings.grid, "baseline": settings.baseline}
     where = (settings.dataset, "idsds", settings.images, seeds)

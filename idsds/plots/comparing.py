@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, look_of, style_of
+from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of
 
 _KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
 
@@ -46,11 +46,11 @@ def comparing(places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, 
         for axes, text in zip(grid[0], "abc", strict=True):
             look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
             axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
-        used = {style_of(row.method, families[row.method]) for row in places.itertuples()}
+        handles = handles_of(dict.fromkeys(places["method"]), families)
         figure.legend(
-            handles=[handle(key) for key in STYLES if key in used],
+            handles=handles,
             loc="outside upper center",
-            ncols=len(used),
+            ncols=len(handles) if columns == 2 else 3,
             frameon=False,
             fontsize=7,
             title=f"n = {' or '.join(map(str, counts))} images; bars and small numbers: 95 % over images (bootstrap; c: Wilson)",

@@ -47,7 +47,7 @@ def design(
             for first, second in pairwise(axes):
                 style, width = VERDICTS[verdicts.get((first, second, str(method)), "undecided")]
                 joins.append(Join(str(method), first, second, style, width))
-    labels = {"holds": "claim holds", "undecided": "undecided", "reversed": "opposite shows (Holm, 5 %)"}
+    labels = {"holds": "line between axes: claim holds", "undecided": "line: undecided", "reversed": "line: opposite shows (Holm, 5 %)"}
     notes = [Line2D([], [], color="#444444", linestyle=VERDICTS[key][0], linewidth=VERDICTS[key][1], label=labels[key]) for key in VERDICTS]
     models = [axis for chain in chains for axis in chain]
     return parallel_axes(table, families, models, joins, n_patches=n_patches, columns=columns, published=published, notes=notes)

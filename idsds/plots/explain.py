@@ -25,7 +25,7 @@ def explain(walkthrough: Walkthrough, *, columns: int = 2) -> Figure:
     methods, width = list(example.records.index), COLUMNS[columns]
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(methods)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.015)
         top, *rest = figure.subfigures(1 + len(methods), 1, height_ratios=[2.75, *[1.95] * len(methods)], squeeze=False)[:, 0]
         _deletions(top, walkthrough)
         for method, part in zip(methods, rest, strict=True):
@@ -39,6 +39,7 @@ def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
     left, middle, right = figure.subfigures(1, 3, width_ratios=[1, 1.35, 1])
     axes = left.subplots()
     axes.imshow(example.picture)
+    axes.spines[:].set_visible(True)
     _lines(axes, side)
     axes.set_title(f"1. intact image of {example.target!r}\nlogit of {example.target!r}: {example.target_logit:.2f}", fontsize=7.5)
     middle.suptitle("2. each patch deleted alone\nbelow it: the logit again", fontsize=7.5)
@@ -61,6 +62,7 @@ def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str)
     shown = example.maps[method]
     limit = float(np.abs(shown[np.isfinite(shown)]).max(initial=0)) or 1.0
     first.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    first.spines[:].set_visible(True)
     _lines(first, side)
     first.set_title(f"4. attribution: {method}\norange for, blue against", fontsize=7.5)
     _cells(second, table["patch sum"].to_numpy().reshape(side, side), "5. sum over each patch\nbelow it: rank, 1 is smallest")
@@ -93,11 +95,12 @@ def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
     """A grid of numbers on the colours of the maps, each with its rank below."""
     limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
     axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    axes.spines[:].set_visible(True)
     ranks = rankdata(values).reshape(values.shape)
     size = 5.5 * min(1.0, 4 / len(values))
     for (row, column), value in np.ndenumerate(values):
         look = {"ha": "center", "va": "center", "color": "white" if abs(value) > 0.6 * limit else "black"}
-        axes.text(column, row - 0.17, f"{value:.2g}", fontsize=size, **look)
+        axes.text(column, row - 0.17, f"{value:.1g}" if 0 < abs(value) < 0.01 else f"{value:.2g}", fontsize=size, **look)
         axes.text(column, row + 0.23, f"{ranks[row, column]:g}", fontsize=size * 1.15, fontweight="bold", **look)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -24,7 +24,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 
-from idsds.plots.style import COLUMNS, FILLS, PUBLISHED, STYLE, STYLES, family_of, handle, look_of, style_of
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of
 from idsds.statistics import null_band
 
 NAME, SMALL = 6.5, 7.0  # points: names of methods, legends
@@ -263,16 +263,7 @@ def _handles(
     table: pd.DataFrame, shown: pd.DataFrame, families: dict[str, str], published: pd.DataFrame | None, notes: Sequence[Artist]
 ) -> tuple[list[Artist], list[Artist]]:
     """Entries of the two legends: what markers mean, what lines and bands mean."""
-    methods = set(shown["method"])
-    used = {style_of(method, family_of(method, families)) for method in methods}
-    upper: list[Artist] = [handle(key) for key in STYLES if key in used and key != "positive"]
-    if "positive" in used:  # of any family, in its own shape
-        face = {"markerfacecolor": "#444444", "markerfacecoloralt": "white", "fillstyle": "top"}
-        upper.append(Line2D([], [], linestyle="", marker="o", markersize=5, color="#444444", label="positive part", **face))
-    for end, fill in FILLS.items():
-        if any(end in method and not any(other in method for other in FILLS if len(other) > len(end)) for method in methods):
-            face = {"markerfacecolor": "#444444", "markerfacecoloralt": "white", "fillstyle": fill}
-            upper.append(Line2D([], [], linestyle="", marker="o", markersize=5, color="#444444", label=end.strip("-"), **face))
+    upper: list[Artist] = [*handles_of(dict.fromkeys(shown["method"]), families)]
     lower: list[Artist] = [Line2D([], [], color="#444444", linewidth=1.2, label=table["interval"].iloc[0])]
     lower.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band: a map that knows nothing"))
     if published is not None and len(published):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.parallel import spread as spread_out
-from idsds.plots.style import COLUMNS, STYLE, STYLES, handle, look_of, style_of
+from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of
 
 _NAMES = {
     "seed": "training seed",
@@ -40,10 +40,9 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
             axes.set_title("abcd"[number], loc="left", fontsize=9, fontweight="bold")
         for row in grid:
             row[0].set_ylabel("IDSDS: mean rank correlation,\nhigher is better ↑", fontsize=7)
-        used = {style_of(method, families[method]) for method in methods}
-        handles = [handle(key) for key in STYLES if key in used]
+        handles = handles_of(methods, families)
         handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images (of 'all': over seeds and images)"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=7)
+        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2, frameon=False, fontsize=7)
     return figure
 
 

@@ -161,6 +161,27 @@ def mixed(colour: str, share: float) -> str:
     return to_hex([(1 - abs(share)) * value + abs(share) * end for value in to_rgb(colour)])
 
 
+def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line2D]:
+    """Entries of a legend: the families of the methods, and what half-filled markers stand for."""
+    methods = list(methods)
+    used = {style_of(method, family_of(method, families)) for method in methods}
+    found = [handle(key) for key in STYLES if key in used and key != "positive"]
+    half = {
+        "linestyle": "",
+        "marker": "o",
+        "markersize": 5,
+        "color": "#444444",
+        "markerfacecolor": "#444444",
+        "markerfacecoloralt": "white",
+    }
+    if "positive" in used:  # of any family, in its own shape
+        found.append(Line2D([], [], label="positive part", fillstyle="top", **half))
+    for end, fill in FILLS.items():
+        if any(end in method and not any(other in method for other in FILLS if len(other) > len(end)) for method in methods):
+            found.append(Line2D([], [], label=end.strip("-"), fillstyle=fill, **half))
+    return found
+
+
 def handle(key: str) -> Line2D:
     """The entry of a family in a legend."""
     label, marker, colour, filled = STYLES[key]
@@ -195,7 +216,7 @@ def save(
     for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
         path = stem.with_name(f"{stem.name}_{name}.csv" if name else f"{stem.name}.csv")
         with atomic(path) as partial:
-            table.to_csv(partial, index=False, float_format="%.4f", lineterminator="\n")
+            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
         written.append(path)
     if finding is not None:
         with atomic(stem.with_name(f"{stem.name}.md")) as partial:

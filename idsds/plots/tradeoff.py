@@ -41,6 +41,8 @@ def tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = None, colu
             ours = table.set_index("model")
             for row in published.itertuples():
                 axes.plot(row.accuracy, row.idsds, "o", color=PUBLISHED, markerfacecolor="white", markersize=5, zorder=2.5)
+                if row.inferred:
+                    axes.plot(row.accuracy, row.idsds, ".", color=PUBLISHED, markersize=2, zorder=2.6)
                 if row.model in ours.index:
                     ends = [row.accuracy, ours.loc[row.model, "accuracy"]], [row.idsds, ours.loc[row.model, "idsds"]]
                     axes.plot(*ends, color=PUBLISHED, linewidth=0.6, zorder=1)

@@ -110,6 +110,8 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
 
 
+# Resamples that are drawn at a time.
+CHUNK = 100
 Found = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
 
 
@@ -128,10 +130,13 @@ def _halves(scores: np.ndarray, resamples: int, seed: int) -> Found:
     images, methods = scores.shape
     if images < 2 or methods < 2:
         return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
-    order = rng_for(seed, "halves", images).random((resamples, images)).argsort(1)
-    half = (order < images // 2).astype(float)  # (resamples, images)
-    other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)
-    pair = weighted_means(scores, half), weighted_means(scores, other)
+    rng, found = rng_for(seed, "halves", images), []
+    for start in range(0, resamples, CHUNK):  # all at once would take gigabytes for 50,000 images
+        order = rng.random((min(CHUNK, resamples - start), images)).argsort(1)
+        half = (order < images // 2).astype(float)  # (CHUNK, images)
+        other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)
+        found.append((weighted_means(scores, half), weighted_means(scores, other)))
+    pair = [np.concatenate(side) for side in zip(*found, strict=True)]
     tau, rho = kendall(*pair), spearman(*pair)
     return (float(np.nanmean(tau)), tau), (float(np.nanmean(rho)), rho)
 

@@ -78,8 +78,9 @@ def test_it_is_complete(path):
     assert stems
     assert sorted(stems) == sorted(stems_of(path, "imagenet"))
     for stem in stems:
-        for kind in ("png", "pdf", "csv"):
+        for kind in ("png", "pdf", "csv", "md"):
             assert (ROOT / "figures" / "mnist5k" / f"{stem}.{kind}").is_file()
+        assert f"]({stem}.png)" in (ROOT / "figures" / "mnist5k" / "README.md").read_text()
 
 
 @names

@@ -74,8 +74,8 @@ class _Layout:
         notes = [
             "Left to right: image (target → prediction); drop of the target's logit when a patch is deleted; maps.",
             f"Every picture has its own scale s: the largest |drop|; the value that {WITHIN:.0%} of a map's pixels do not exceed.",
-            f"Small numbers: rank of a patch by its drop, and by its sum of attribution, 1 is highest. {self.score}: rank correlation of the two, "
-            "\N{MINUS SIGN}1 to 1, higher is better; the highest of an image is bold.",
+            "Small numbers: rank of a patch by its drop, and by its sum of attribution, 1 is highest. "
+            f"{self.score}: rank correlation of the two, \N{MINUS SIGN}1 to 1, higher is better; the highest of an image is bold.",
         ]
         letters = int((self.width - self.beside - MARGIN) * 72 / (6.0 * 0.53))
         return [line for note in notes for line in textwrap.wrap(note, letters)]

@@ -161,6 +161,13 @@ def verdict(row: Mapping[str, Any]) -> str:
     return VERDICTS[0] if row["model_shift"] < COMPARES else VERDICTS[1]
 
 
+def refuse_data_sets(entries: Sequence[ProtocolEntry]) -> None:
+    """Raise ValueError, naming what to call, for a protocol that scores a method over a whole data set: no single image has a score."""
+    for entry in entries:
+        if entry.level == "data set":
+            raise ValueError(f"protocol {entry.name!r} scores a method over a whole data set and not a map of one image: call {entry.call}")
+
+
 def known_scores(
     entry: ProtocolEntry, model: PatchModel, images: int, levels: Sequence[float], seed: int, settings: Mapping[str, Any]
 ) -> Tensor:
@@ -186,7 +193,7 @@ def judge(
     """The table protocol x property.
 
     Args:
-        protocols: names; None: all.
+        protocols: names; None: all that score single images.
         model: the model in closed form that maps are known for; None: the first of :func:`known_models`, and the others beside it to see
             whether scores can be compared between models.
         images: of the synthetic test split, the first so many of its fixed order.
@@ -202,9 +209,11 @@ def judge(
 
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
+        ValueError: for a protocol over a whole data set.
     """
     check_count("images", images)
     entries = [PROTOCOLS[name] for name in (list_protocols("image") if protocols is None else protocols)]
+    refuse_data_sets(entries)
     models = list(known_models().values()) if model is None else [model]
     rows = []
     for entry in entries:

@@ -57,7 +57,7 @@ def table():
 def test_every_protocol_is_judged(table):
     assert list(table.index) == list_protocols("image")
     assert (table["forward"] + table["maps"] > 0).all()
-    assert list(table.index[~table["applies"]]) == [name for name in list_protocols() if name in NOT_APPLICABLE]
+    assert list(table.index[~table["applies"]]) == [name for name in list_protocols("image") if name in NOT_APPLICABLE]
     measured = ["exact_first", "random_last", "ordering", "model_shift", "undefined"]
     assert table.loc[table["applies"], measured].notna().all(axis=None)
     assert table.loc[~table["applies"], measured].isna().all(axis=None)
@@ -127,6 +127,8 @@ def test_verdicts_follow_from_the_row():
 def test_mistakes_are_named(model):
     with pytest.raises(ValueError, match=r"unknown protocol 'deletions'"):
         judge(["deletions"])
+    with pytest.raises(ValueError, match=r"protocol 'roar' scores a method over a whole data set.*call idsds\.retraining"):
+        judge(["idsds", "roar"])
     with pytest.raises(TypeError, match="known for a PatchModel, not for a ConvNet"):
         KnownMap(ConvNet())
     with pytest.raises(ValueError, match="level must be at least 0, not -1"):

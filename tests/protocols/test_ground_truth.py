@@ -3,8 +3,18 @@ import pytest
 import torch
 
 from idsds.datasets.synthetic import PatchModel
-from idsds.protocols import list_protocols
-from idsds.protocols.ground_truth import NOT_APPLICABLE, VERDICTS, KnownMap, judge, known_models, model_shift, properties, verdict
+from idsds.protocols import PROTOCOLS, list_protocols
+from idsds.protocols.ground_truth import (
+    NOT_APPLICABLE,
+    VERDICTS,
+    KnownMap,
+    judge,
+    known_models,
+    known_scores,
+    model_shift,
+    properties,
+    verdict,
+)
 from idsds.protocols.single_deletion import patch_sums
 from tests.datasets.test_synthetic import batch_of
 from tests.methods.nets import ConvNet
@@ -76,9 +86,18 @@ def test_protocols_of_faithfulness_order_the_maps(table, protocol):
     assert row["undefined"] == 0
 
 
+@pytest.mark.parametrize("name", known_models())
+def test_the_exact_map_scores_one(name):
+    """Its patch sums are the drops, ties included: ten of sixteen patches without evidence have importance 0 and drop 0."""
+    model = known_models()[name]
+    scores = known_scores(PROTOCOLS["single_deletion"], model, 12, (0.0, 0.25), 0, {})
+    assert scores[:, 0].tolist() == pytest.approx([1] * 12, abs=1e-9)
+    assert (scores[:, 1] < 1).all()
+
+
 def test_single_deletion_is_exact_where_the_truth_is_its_own(table):
     """The exact importances are the drops themselves: nothing can score higher than 1."""
-    assert table.loc["single_deletion", "exact_first"] > 0.7  # a quarter of noise may leave all ranks as they are
+    assert table.loc["single_deletion", "exact_first"] == 1
     assert table.loc["single_deletion", "ordering"] > 0.9
     assert (table.loc["single_deletion", ["forward", "maps"]] == [17, 1]).all()
 
@@ -103,7 +122,7 @@ def test_a_given_map_has_no_rotations_that_count(model):
 def test_models_to_compare_label_every_image_alike():
     images, targets, _ = batch_of(40)
     for model in known_models().values():
-        assert (model(images).argmax(dim=1) == targets).all()
+        assert (model(images.double()).argmax(dim=1) == targets).all()
 
 
 def test_model_shift_by_hand():

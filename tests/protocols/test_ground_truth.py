@@ -5,6 +5,7 @@ import torch
 from idsds.datasets.synthetic import PatchModel
 from idsds.protocols import PROTOCOLS, list_protocols
 from idsds.protocols.ground_truth import (
+    ASKS,
     NOT_APPLICABLE,
     VERDICTS,
     KnownMap,
@@ -108,15 +109,24 @@ def test_stability_is_not_correctness(table):
         row = table.loc[protocol]
         assert row["exact_first"] == 0
         assert row["ordering"] < 0
-        assert row["verdict"] == "neither"
-        assert row["note"]
+    for protocol in ASKS:  # the sanity check has noise last, as this noise knows of no net: its order says nothing about maps either
+        assert table.loc[protocol, "verdict"] == "a test to pass, not a ranking"
+        assert "drawn once per image" in table.loc[protocol, "note"]
+    assert table.loc["sanity_check", "settings"] == "depths=1"
+
+
+def test_notes_say_what_the_order_owes_to_the_truth(table):
+    for protocol in ("idsds", "single_deletion"):
+        assert "the truth is the drop of a patch" in table.loc[protocol, "note"]
+    assert "gaussian" in table.loc["infidelity", "note"]
+    assert table.loc["incremental_deletion", "note"] == ""
 
 
 def test_a_given_map_has_no_rotations_that_count(model):
     """Stripes that are turned are evidence for nothing: no rotation keeps the probability, and no image has a score."""
     (row,) = judge(["augmentation_robustness"], images=4, settings={}).to_dict("records")
     assert row["undefined"] == 1
-    assert row["verdict"] == "neither"
+    assert row["verdict"] == "a test to pass, not a ranking"
 
 
 def test_models_to_compare_label_every_image_alike():
@@ -135,12 +145,13 @@ def test_model_shift_by_hand():
 
 
 def test_verdicts_follow_from_the_row():
-    row = {"applies": True, "ordering": 0.9, "resolution": 0.25, "model_shift": 0.1}
+    row = {"protocol": "idsds", "applies": True, "ordering": 0.9, "resolution": 0.25, "model_shift": 0.1}
     assert verdict(row) == "ranks methods on one model, comparable between models"
     assert verdict({**row, "model_shift": 0.5}) == verdict({**row, "model_shift": np.nan}) == "ranks methods on one model"
     for worse in ({"ordering": 0.5}, {"ordering": np.nan}, {"resolution": np.inf}, {"resolution": np.nan}):
         assert verdict({**row, **worse}) == "neither"
     assert verdict({**row, "applies": False}) == "does not apply"
+    assert verdict({**row, "protocol": "sanity_check"}) == "a test to pass, not a ranking"  # however well it orders
 
 
 def test_mistakes_are_named(model):

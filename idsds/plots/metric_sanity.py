@@ -78,7 +78,7 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
         note = (
             "Darker is better; - does not apply. Known ground truth: order, exact, random, resolution, separation, shift between models. "
             "Trained nets: methods above a control\n(95 % paired interval over images), Random's shift. "
-            "Verdict: ranks methods on one model (ranks), comparable between models too, neither, or a test to pass and not a ranking (a test)."
+            "Verdict: ranks methods on one model (ranks), comparable between models too, neither, or a test to pass (a test)."
         )
         figure.text(0.01, 0.03 / height, note, fontsize=5.8, va="bottom", ha="left")
     return figure

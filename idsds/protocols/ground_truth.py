@@ -39,8 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 #: Protocols that a known map cannot be put to, with the reason.
 NOT_APPLICABLE = {"hyperparameter_sensitivity": "a map that is given has no hyperparameters"}
-#: Protocols that do not ask whether a map is right: what they ask. Each is a test that a method may pass or not, and its order of maps says
-#: how the noise was drawn, not what it measures: noise alone is a noise map that is drawn once per image, whatever image or net it explains.
+#: Protocols that do not ask whether a map is right: what they ask. Each is a test that a method may pass or not; its order of maps says how
+#: the noise was drawn: once per image, whatever the net or the change of the image.
 ASKS = {
     "max_sensitivity": "asks for a map that does not change with the image, as a noise map that is drawn once per image does not",
     "augmentation_robustness": "asks for a map that does not change with the image, as a noise map that is drawn once per image does not",

@@ -157,8 +157,8 @@ def infidelity_protocol(
 ) -> dict[str, dict[str, Tensor]]:
     """Infidelity, 0 or more, lower is better; the arguments are those of :func:`infidelity`.
 
-    Columns ``score``, and both readings whatever ``normalise`` says: ``raw``, which depends on the scale of a map, and ``normalised``, which
-    does not, and is blind to its sign: the factor may be negative, and a map and its opposite score alike.
+    Columns ``score``, and both readings whatever ``normalise`` says: ``raw``, which depends on the scale of a map, and ``normalised``,
+    which does not, and is blind to its sign: the factor may be negative, and a map and its opposite score alike.
     """
     images, targets, ids = batch.images, batch.targets, batch.image_ids
     settings = {"perturbation": perturbation, "sigma": sigma, "samples": samples, "seed": methods[0].seed, "image_ids": ids}

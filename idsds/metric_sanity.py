@@ -15,7 +15,7 @@ from pydantic import AfterValidator, PositiveInt, model_validator
 from idsds.benchmark import evaluate
 from idsds.methods.base import METHODS, split_name
 from idsds.protocols import PROTOCOLS, list_protocols
-from idsds.protocols.ground_truth import NOT_APPLICABLE, SETTINGS, VERDICTS, judge
+from idsds.protocols.ground_truth import NOT_APPLICABLE, SETTINGS, VERDICTS, judge, refuse_data_sets
 from idsds.registry import UnknownNameError
 from idsds.settings import RunSettings
 from idsds.statistics import paired_differences
@@ -26,6 +26,7 @@ CONTROLS = ("Random", "Edges", "Center")
 def _is_protocol(value: str) -> str:
     if value not in PROTOCOLS:
         raise UnknownNameError("protocol", value, PROTOCOLS)
+    refuse_data_sets([PROTOCOLS[value]])
     return value
 
 
@@ -44,8 +45,8 @@ class MetricSanitySettings(RunSettings):
 
     @property
     def judged(self) -> list[str]:
-        """The protocols by name."""
-        return self.protocols or list_protocols()
+        """The protocols by name: those that score single images, as a map that is known for one image cannot be retrained on."""
+        return self.protocols or list_protocols("image")
 
     def runs(self) -> list[dict[str, Any]]:
         """What to call :func:`idsds.evaluate` with, once per protocol that a method with one map can be put to."""

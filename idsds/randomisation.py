@@ -140,14 +140,15 @@ def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.Data
 
     Returns:
         One row per model, method, check, depth and similarity: ``family``, ``mean`` of the defined values, ``low`` and ``high`` (Student's
-        t over images, each the mean of its seeds), ``count`` of images with a value, ``nan`` of those without, ``train_accuracy``,
-        ``interval``, what it covers.
+        t over images, each the mean of its seeds), ``count`` of images with a value for every seed, ``nan`` of those without,
+        ``train_accuracy``, ``interval``, what it covers.
     """
     rows = []
     keys = ["model", "method", "check", "depth", "similarity"]
     seeds = records["seed"].nunique()
     for key, part in records.groupby(keys, sort=False):
-        values = part.groupby("image_id")["value"].mean()  # over seeds
+        # Over seeds; undefined where one of them is, as a mean over fewer seeds is another quantity.
+        values = part.groupby("image_id")["value"].agg(lambda each: each.mean(skipna=False))
         defined = values.dropna().to_numpy()
         mean, low, high = seed_interval(defined, confidence) if len(defined) else (np.nan,) * 3
         facts = dict(zip(keys, key, strict=True)) | {"family": part["family"].iloc[0], "mean": mean, "low": low, "high": high}

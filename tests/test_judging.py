@@ -104,9 +104,11 @@ def test_metric_sanity_wants_a_control_and_something_to_compare(tmp_path):
             MetricSanitySettings(**FEW, methods=methods, output=str(tmp_path))
     with pytest.raises(SettingsError, match=r"unknown protocol 'idsd'. Did you mean 'idsds'"):
         MetricSanitySettings(**FEW, methods=["IG", "Random"], protocols=["idsd"], output=str(tmp_path))
+    with pytest.raises(SettingsError, match=r"protocol 'roar' scores a method over a whole data set.*call idsds\.retraining\.roar"):
+        MetricSanitySettings(**FEW, methods=["IG", "Random"], protocols=["roar"], output=str(tmp_path))
     settings = MetricSanitySettings(**FEW, methods=["IG", "Random"], output=str(tmp_path))
-    assert settings.judged == list_protocols()
-    assert [run["protocol"] for run in settings.runs()] == [name for name in list_protocols() if name not in NOT_APPLICABLE]
+    assert settings.judged == list_protocols("image")
+    assert [run["protocol"] for run in settings.runs()] == [name for name in list_protocols("image") if name not in NOT_APPLICABLE]
 
 
 def test_verdicts_in_words():

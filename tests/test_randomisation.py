@@ -128,6 +128,9 @@ def test_undefined_values_are_counted():
     (row,) = similarity_table(records.assign(value=np.nan)).itertuples()
     assert np.isnan(row.mean)
     assert (row.count, row.nan) == (0, 3)
+    # An image that is undefined for one of two seeds is undefined, and not the other seed's value.
+    (row,) = similarity_table(pd.concat([records, records.assign(seed=1, value=[0.7, 0.1, np.nan])])).itertuples()
+    assert (row.mean, row.count, row.nan) == (pytest.approx(0.6), 1, 2)
 
 
 def test_two_models_are_compared_image_by_image():

@@ -94,7 +94,9 @@ class PatchModel(nn.Module):
     ``logit_k = gain * (sum_p g(e_pk) + interaction * sum_(p, q) g(e_pk) g(e_qk))``
 
     where ``e_pk`` is the strength of class k's stripes in patch p, a linear function of its pixels; g is the identity, or a saturating
-    ``tanh(saturation * e) / saturation``; and (p, q) are the left and right neighbours of each pair of columns. A patch of zeros has e = 0.
+    ``tanh(saturation * e) / saturation``; and (p, q) are the left and right neighbours of each pair of columns. A patch of zeros has e = 0,
+    and so, exactly, has one without the class's stripes: g(e) is rounded to steps of 2^-20 (about 1e-6), its gradient is not. In float64
+    the drop of a patch without evidence is then 0 as well; in float32 the sum over patches may round.
 
     Args:
         interaction: weight of the products; 0 gives a purely additive model.
@@ -111,9 +113,13 @@ class PatchModel(nn.Module):
         self.eval()
 
     def _terms(self, images: Tensor) -> Tensor:
-        """g(e), (B, K, rows, columns)."""
+        """g(e), (B, K, rows, columns), in whole steps of 2^-20."""
         strengths = self.evidence(images)
-        return torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
+        terms = torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
+        # A patch without evidence is an inner product that rounds to 1e-8 and not to 0: over most of the patches, ranks of importance would
+        # then be ranks of rounding errors. Steps make it 0; straight through, as a step has no gradient.
+        exact = (terms * 2**20).round() / 2**20
+        return terms + (exact - terms).detach()
 
     @staticmethod
     def _partner(terms: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. Each protocol scores the exact map, the exact
 map with more and more noise, and noise alone; the table says what it made of them, at what cost, and whether the same map gets the same
 score on another model that labels every image alike. The known importance of a patch is what its deletion does to the logit, so that
-single deletion has the right order by construction; of the others it is asked whether they find the same.
+single deletion has the right order by construction; of the others it is asked whether they find the same. Protocols that do not ask
+whether a map is right (stability, sanity checks) are run too, and called what they are: tests to pass.
 
 Source: the question is that of the xai-correlation study; known ground truth in the spirit of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV
 2023, arXiv 2308.06248).
@@ -33,25 +34,45 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "infidelity": {"perturbation": "square", "sigma": 0.25},
     # A rotation turns stripes into what no class listens to and moves every probability by more than the threshold: no image would count.
     "augmentation_robustness": {"group": "filters"},
+    # The model has one layer: with more depths the first of them would change nothing.
+    "sanity_check": {"depths": 1},
 }
 #: Protocols that a known map cannot be put to, with the reason.
 NOT_APPLICABLE = {"hyperparameter_sensitivity": "a map that is given has no hyperparameters"}
-#: What a protocol asks of a method where that is not what its map says: the reason why ordering by correctness may fail.
+#: Protocols that do not ask whether a map is right: what they ask. Each is a test that a method may pass or not; its order of maps says how
+#: the noise was drawn: once per image, whatever the net or the change of the image.
 ASKS = {
-    "max_sensitivity": "asks for a map that does not change with the image",
-    "augmentation_robustness": "asks for a map that does not change with the image",
-    "sanity_check": "asks for a map that changes with the model",
+    "max_sensitivity": "asks for a map that does not change with the image, as a noise map that is drawn once per image does not",
+    "augmentation_robustness": "asks for a map that does not change with the image, as a noise map that is drawn once per image does not",
+    "sanity_check": "asks for a map that changes with the model, which a noise map that is drawn once per image does not",
 }
+DROPS = "has it easy: the truth is the drop of a patch"
+#: What the table cannot tell, as the known importance is what the protocol itself measures, or nearly so.
+OWES = {
+    "single_deletion": f"{DROPS}, which is what it measures",
+    "idsds": f"{DROPS}, which is what it measures; on a model in closed form it is the same as single_deletion",
+    "infidelity": "reads maps as contributions of removed squares here; the default, gaussian noise, reads them as gradients",
+}
+NOTES = {**OWES, **ASKS, **NOT_APPLICABLE}
 RANKS, COMPARES = 0.5, 0.5  # least ordering of a protocol that can rank, largest model_shift of one that can compare models
-VERDICTS = ("ranks methods on one model, comparable between models", "ranks methods on one model", "neither", "does not apply")
+VERDICTS = (
+    "ranks methods on one model, comparable between models",
+    "ranks methods on one model",
+    "neither",
+    "does not apply",
+    "a test to pass, not a ranking",
+)
 
 
 def known_models() -> dict[str, PatchModel]:
-    """Models that label every synthetic image correctly, and differ in what should not matter for judging a map."""
+    """Models that label every synthetic image correctly, and differ in what should not matter for judging a map.
+
+    In float64, so that the drop of a patch without evidence is 0 and not a rounding error that takes a rank.
+    """
     return {
-        "saturating, with interactions": PatchModel(interaction=1.0, saturation=2.0),
-        "half its gain": PatchModel(interaction=1.0, saturation=2.0, gain=2.0),
-        "additive": PatchModel(),
+        "saturating, with interactions": PatchModel(interaction=1.0, saturation=2.0).double(),
+        "half its gain": PatchModel(interaction=1.0, saturation=2.0, gain=2.0).double(),
+        "additive": PatchModel().double(),
     }
 
 
@@ -152,13 +173,23 @@ def verdict(row: Mapping[str, Any]) -> str:
 
     A protocol ranks where the better map gets the better score (``ordering`` above 0.5) and the mean over the images tells the exact map
     from it with some noise (``resolution`` finite). It is comparable between models where, moreover, changing the model moves a score by
-    less than half of what replacing the exact map by noise does (``model_shift`` below 0.5).
+    less than half of what replacing the exact map by noise does (``model_shift`` below 0.5). A protocol of :data:`ASKS` is a test to pass,
+    whatever order it finds.
     """
     if not row["applies"]:
         return VERDICTS[3]
+    if row["protocol"] in ASKS:
+        return VERDICTS[4]
     if not (row["ordering"] > RANKS and row["resolution"] < torch.inf):
         return VERDICTS[2]
     return VERDICTS[0] if row["model_shift"] < COMPARES else VERDICTS[1]
+
+
+def refuse_data_sets(entries: Sequence[ProtocolEntry]) -> None:
+    """Raise ValueError, naming what to call, for a protocol that scores a method over a whole data set: no single image has a score."""
+    for entry in entries:
+        if entry.level == "data set":
+            raise ValueError(f"protocol {entry.name!r} scores a method over a whole data set and not a map of one image: call {entry.call}")
 
 
 def known_scores(
@@ -186,7 +217,7 @@ def judge(
     """The table protocol x property.
 
     Args:
-        protocols: names; None: all.
+        protocols: names; None: all that score single images.
         model: the model in closed form that maps are known for; None: the first of :func:`known_models`, and the others beside it to see
             whether scores can be compared between models.
         images: of the synthetic test split, the first so many of its fixed order.
@@ -197,14 +228,16 @@ def judge(
     Returns:
         One row per protocol: ``protocol``; the columns of :func:`properties`; :func:`model_shift`; ``forward``, the protocol's own forward
         passes per image for one method; ``maps``, how many maps it asks of the method per image; ``applies``; ``settings``, those that are
-        not defaults; ``note``, the reason why the protocol does not apply, or why it need not order maps by what they say; ``verdict``. A
-        property that does not apply is NaN.
+        not defaults; ``note``, the reason why the protocol does not apply, what it asks instead of correctness, or what its order owes to
+        how the truth is defined; ``verdict``. A property that does not apply is NaN.
 
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
+        ValueError: for a protocol over a whole data set.
     """
     check_count("images", images)
     entries = [PROTOCOLS[name] for name in (list_protocols("image") if protocols is None else protocols)]
+    refuse_data_sets(entries)
     models = list(known_models().values()) if model is None else [model]
     rows = []
     for entry in entries:
@@ -217,7 +250,7 @@ def judge(
         one.entry = replace(one.entry, passes=Passes(0, 1))  # a map counts as one backward pass, and nothing else does
         cost = entry.passes([one], **own) + entry.prepare_passes(**own)
         row |= {"forward": cost.forward, "maps": cost.backward, "settings": ", ".join(f"{key}={value}" for key, value in own.items())}
-        rows.append({**row, "note": NOT_APPLICABLE.get(entry.name) or ASKS.get(entry.name, "")})
+        rows.append({**row, "note": NOTES.get(entry.name, "")})
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
 

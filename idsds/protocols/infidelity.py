@@ -10,6 +10,7 @@ Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurI
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -49,14 +50,15 @@ def infidelity(
     inside it: a map is read as contributions, such as input times gradient. Each is zero for a linear model that is explained so.
 
     Args:
-        model: returns logits (B, K).
+        model: returns logits (B, K); a net is run in eval mode.
         maps: (B, 1, H, W), summed over channels.
         images: float (B, 3, H, W), normalised.
         targets: (B,).
         perturbation: ``gaussian`` or ``square``.
         sigma: standard deviation of the noise, in normalised units; or the side of the square as a share of the image's.
         samples: perturbations per image.
-        normalise: multiply each map by the factor that makes its infidelity least, so that the scale of a map does not matter.
+        normalise: multiply each map by the factor that makes its infidelity least, so that the scale of a map does not matter. Nor does its
+            sign: the factor may be negative, and a map and its opposite score alike.
         seed, image_ids: key the perturbations.
         batch: images per forward pass; None bounds it by memory.
 
@@ -78,7 +80,7 @@ def infidelity(
     def outputs(images: Tensor) -> Tensor:
         return in_batches(model, images, size=size)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), frozen(model) if isinstance(model, nn.Module) else nullcontext():
         found = captum_infidelity(
             outputs,
             lambda repeated: (weights, repeated - changes),
@@ -155,7 +157,8 @@ def infidelity_protocol(
 ) -> dict[str, dict[str, Tensor]]:
     """Infidelity, 0 or more, lower is better; the arguments are those of :func:`infidelity`.
 
-    Columns ``score``, and both readings whatever ``normalise`` says: ``raw``, which depends on the scale of a map, and ``normalised``.
+    Columns ``score``, and both readings whatever ``normalise`` says: ``raw``, which depends on the scale of a map, and ``normalised``,
+    which does not, and is blind to its sign: the factor may be negative, and a map and its opposite score alike.
     """
     images, targets, ids = batch.images, batch.targets, batch.image_ids
     settings = {"perturbation": perturbation, "sigma": sigma, "samples": samples, "seed": methods[0].seed, "image_ids": ids}

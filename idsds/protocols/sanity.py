@@ -81,7 +81,7 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
     "sanity_check",
     in_domain=False,
     higher_is_better=False,
-    range=(-1, 1),
+    range=(0, 1),
     passes=lambda methods, *, depths=4, **_: shared_passes(methods).times(1 + depths),
     source="Adebayo et al., NeurIPS 2018",
 )
@@ -95,11 +95,11 @@ def sanity_check(
     depths: int = 4,
     absolute: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Similarity between maps of the intact and of randomised models, in [-1, 1], lower (about 0) is better.
+    """Similarity between maps of the intact and of randomised models, in [0, 1], lower is better.
 
-    ``score`` is the Spearman correlation over pixels, averaged over depths. Columns ``spearman_by_depth``, ``absolute_by_depth``
-    (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each; SSIM has the range of each pair of maps. A score is NaN where
-    one of its correlations is. A method's own noise stays the same.
+    ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign has not changed what it shows.
+    Columns ``spearman_by_depth``, signed; ``absolute_by_depth`` (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each;
+    SSIM has the range of each pair of maps. A score is NaN where one of its correlations is. A method's own noise stays the same.
 
     Args:
         model: the intact net.
@@ -107,7 +107,7 @@ def sanity_check(
         batch: images (B, 3, H, W), targets, ids.
         prepared: not used.
         mode, depths: see :func:`randomised_models`.
-        absolute: compare absolute values, which takes the sign, and with it a sign flip of the whole map, out of the comparison.
+        absolute: compare absolute values, which takes the sign of every pixel out of the comparison, and not only that of the whole map.
 
     Raises:
         ValueError: for a method of the user's own; and see :func:`randomised_models`.
@@ -123,7 +123,7 @@ def sanity_check(
     columns = {}
     for name, kinds in found.items():
         by_depth = {f"{kind}_by_depth": torch.stack(values, dim=1) for kind, values in kinds.items()}  # (B, depths)
-        columns[name] = {"score": by_depth["spearman_by_depth"].mean(dim=1), **by_depth}
+        columns[name] = {"score": by_depth["spearman_by_depth"].abs().mean(dim=1), **by_depth}
     return columns
 
 

@@ -79,27 +79,37 @@ def retraining_findings(areas: pd.DataFrame, control: str = "Random") -> list[st
     return sentences
 
 
-def mask_finding(curves: pd.DataFrame, control: str = "Random") -> str:
+def mask_finding(records: pd.DataFrame, control: str = "Random", confidence: float = 0.95) -> str:
     """Whether the replaced pixels' places tell the class: methods whose removals leave more than no removal at all does.
 
-    More means that the interval over seeds lies above the mean accuracy on untouched images.
+    More means that the interval over seeds of the difference between the two accuracies of one seed, which share initial weights and the
+    order of the images, lies above 0. One seed has no interval, and supports no claim.
 
     Args:
-        curves: from :func:`retraining_curves`, with the share 0.
+        records: from :func:`idsds.retraining.roar`, with the share 0.
         control: what is not counted among the methods.
+        confidence: of the intervals, each on its own.
 
     Raises:
-        ValueError: where the curves lack the share 0.
+        ValueError: where the records lack the share 0.
     """
-    removed = curves[(curves["kind"] == "remove") & (curves["method"] != control)]
+    removed = records[(records["kind"] == "remove") & (records["method"] != control)]
     intact = removed[removed["share"] == 0]
     if intact.empty:
-        raise ValueError("the curves lack the share 0, the accuracy on untouched images")
-    rows = removed[removed["share"] > 0].merge(intact[["model", "method", "mean"]], on=["model", "method"], suffixes=("", "_intact"))
-    above = rows[rows["low"].fillna(rows["mean"]) > rows["mean_intact"]]  # one seed has no interval
-    listed = ", ".join(f"{row.method} at {row.share:.0%} ({row.mean:.3f})" for row in above.itertuples())
-    untouched = ", ".join(f"{mean:.3f} on {model}" for model, mean in intact.groupby("model", sort=False)["mean"].first().items())
+        raise ValueError("the records lack the share 0, the accuracy on untouched images")
+    accuracy = ", ".join(f"{mean:.3f} on {model}" for model, mean in intact.groupby("model", sort=False)["accuracy"].mean().items())
+    seeds = removed["seed"].nunique()
+    if seeds == 1:
+        return f"Untouched images give an accuracy of {accuracy}; one training seed does not tell whether removals leave a higher one."
+    keys = ["model", "method", "seed"]
+    pairs = removed[removed["share"] > 0].merge(intact[[*keys, "accuracy"]], on=keys, suffixes=("", "_intact"))
+    above = []
+    for (_, method, share), part in pairs.groupby(["model", "method", "share"], sort=False):
+        gain, low, high = seed_interval(part["accuracy"] - part["accuracy_intact"], confidence)
+        if low > 0:
+            above.append(f"{method} at {share:.0%} ({part['accuracy'].mean():.3f}, {gain:+.3f} [{low:+.3f}, {high:+.3f}])")
     return (
-        f"Untouched images give an accuracy of {untouched}; after the removal of what is called most important it is clearly higher, so "
-        f"that the places of the replaced pixels must tell the class, for: {listed or 'no method'}."
+        f"Untouched images give an accuracy of {accuracy}; after the removal of what is called most important it is clearly higher "
+        f"(paired differences, {covers_seeds(seeds, confidence)}), so that the places of the replaced pixels must tell the class, for: "
+        f"{', '.join(above) or 'no method'}."
     )

@@ -3,8 +3,19 @@ import pytest
 import torch
 
 from idsds.datasets.synthetic import PatchModel
-from idsds.protocols import list_protocols
-from idsds.protocols.ground_truth import NOT_APPLICABLE, VERDICTS, KnownMap, judge, known_models, model_shift, properties, verdict
+from idsds.protocols import PROTOCOLS, list_protocols
+from idsds.protocols.ground_truth import (
+    ASKS,
+    NOT_APPLICABLE,
+    VERDICTS,
+    KnownMap,
+    judge,
+    known_models,
+    known_scores,
+    model_shift,
+    properties,
+    verdict,
+)
 from idsds.protocols.single_deletion import patch_sums
 from tests.datasets.test_synthetic import batch_of
 from tests.methods.nets import ConvNet
@@ -57,7 +68,7 @@ def table():
 def test_every_protocol_is_judged(table):
     assert list(table.index) == list_protocols("image")
     assert (table["forward"] + table["maps"] > 0).all()
-    assert list(table.index[~table["applies"]]) == [name for name in list_protocols() if name in NOT_APPLICABLE]
+    assert list(table.index[~table["applies"]]) == [name for name in list_protocols("image") if name in NOT_APPLICABLE]
     measured = ["exact_first", "random_last", "ordering", "model_shift", "undefined"]
     assert table.loc[table["applies"], measured].notna().all(axis=None)
     assert table.loc[~table["applies"], measured].isna().all(axis=None)
@@ -76,9 +87,18 @@ def test_protocols_of_faithfulness_order_the_maps(table, protocol):
     assert row["undefined"] == 0
 
 
+@pytest.mark.parametrize("name", known_models())
+def test_the_exact_map_scores_one(name):
+    """Its patch sums are the drops, ties included: ten of sixteen patches without evidence have importance 0 and drop 0."""
+    model = known_models()[name]
+    scores = known_scores(PROTOCOLS["single_deletion"], model, 12, (0.0, 0.25), 0, {})
+    assert scores[:, 0].tolist() == pytest.approx([1] * 12, abs=1e-9)
+    assert (scores[:, 1] < 1).all()
+
+
 def test_single_deletion_is_exact_where_the_truth_is_its_own(table):
     """The exact importances are the drops themselves: nothing can score higher than 1."""
-    assert table.loc["single_deletion", "exact_first"] > 0.7  # a quarter of noise may leave all ranks as they are
+    assert table.loc["single_deletion", "exact_first"] == 1
     assert table.loc["single_deletion", "ordering"] > 0.9
     assert (table.loc["single_deletion", ["forward", "maps"]] == [17, 1]).all()
 
@@ -89,21 +109,30 @@ def test_stability_is_not_correctness(table):
         row = table.loc[protocol]
         assert row["exact_first"] == 0
         assert row["ordering"] < 0
-        assert row["verdict"] == "neither"
-        assert row["note"]
+    for protocol in ASKS:  # the sanity check has noise last, as this noise knows of no net: its order says nothing about maps either
+        assert table.loc[protocol, "verdict"] == "a test to pass, not a ranking"
+        assert "drawn once per image" in table.loc[protocol, "note"]
+    assert table.loc["sanity_check", "settings"] == "depths=1"
+
+
+def test_notes_say_what_the_order_owes_to_the_truth(table):
+    for protocol in ("idsds", "single_deletion"):
+        assert "the truth is the drop of a patch" in table.loc[protocol, "note"]
+    assert "gaussian" in table.loc["infidelity", "note"]
+    assert table.loc["incremental_deletion", "note"] == ""
 
 
 def test_a_given_map_has_no_rotations_that_count(model):
     """Stripes that are turned are evidence for nothing: no rotation keeps the probability, and no image has a score."""
     (row,) = judge(["augmentation_robustness"], images=4, settings={}).to_dict("records")
     assert row["undefined"] == 1
-    assert row["verdict"] == "neither"
+    assert row["verdict"] == "a test to pass, not a ranking"
 
 
 def test_models_to_compare_label_every_image_alike():
     images, targets, _ = batch_of(40)
     for model in known_models().values():
-        assert (model(images).argmax(dim=1) == targets).all()
+        assert (model(images.double()).argmax(dim=1) == targets).all()
 
 
 def test_model_shift_by_hand():
@@ -116,17 +145,20 @@ def test_model_shift_by_hand():
 
 
 def test_verdicts_follow_from_the_row():
-    row = {"applies": True, "ordering": 0.9, "resolution": 0.25, "model_shift": 0.1}
+    row = {"protocol": "idsds", "applies": True, "ordering": 0.9, "resolution": 0.25, "model_shift": 0.1}
     assert verdict(row) == "ranks methods on one model, comparable between models"
     assert verdict({**row, "model_shift": 0.5}) == verdict({**row, "model_shift": np.nan}) == "ranks methods on one model"
     for worse in ({"ordering": 0.5}, {"ordering": np.nan}, {"resolution": np.inf}, {"resolution": np.nan}):
         assert verdict({**row, **worse}) == "neither"
     assert verdict({**row, "applies": False}) == "does not apply"
+    assert verdict({**row, "protocol": "sanity_check"}) == "a test to pass, not a ranking"  # however well it orders
 
 
 def test_mistakes_are_named(model):
     with pytest.raises(ValueError, match=r"unknown protocol 'deletions'"):
         judge(["deletions"])
+    with pytest.raises(ValueError, match=r"protocol 'roar' scores a method over a whole data set.*call idsds\.retraining"):
+        judge(["idsds", "roar"])
     with pytest.raises(TypeError, match="known for a PatchModel, not for a ConvNet"):
         KnownMap(ConvNet())
     with pytest.raises(ValueError, match="level must be at least 0, not -1"):

@@ -137,6 +137,26 @@ def test_sensitivity_of_maps_that_do_not_depend_on_the_image(linear, net, batch)
     assert (columns["IxG"]["score"] > 0).all()
 
 
+@pytest.mark.parametrize(("perturbation", "sigma"), [("gaussian", 0.5), ("square", 0.4)])
+def test_the_normalised_reading_is_blind_to_the_sign(net, batch, perturbation, sigma):
+    maps = create_method("IxG", net)(batch.images, batch.targets)
+    settings = {"perturbation": perturbation, "sigma": sigma, "samples": 6, "image_ids": batch.image_ids}
+    raw, flipped = (infidelity(net, found, batch.images, batch.targets, **settings) for found in (maps, -maps))
+    assert (raw != flipped).all()
+    raw, flipped = (infidelity(net, found, batch.images, batch.targets, normalise=True, **settings) for found in (maps, -maps))
+    torch.testing.assert_close(raw, flipped)
+
+
+def test_a_net_in_train_mode_is_measured_in_eval_mode(batch):
+    """Batch norm in train mode would make an image's value depend on the others."""
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), seeded(torch.nn.Linear, in_features=288, out_features=4))
+    net = net.to(batch.images)
+    found = [infidelity(net.train(mode), batch.images[:, :1], batch.images, batch.targets, samples=3) for mode in (False, True)]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert net.training
+    assert not net[0].num_batches_tracked
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,33 @@ from idsds.methods import Method, OwnMethod, create_method
 from idsds.models import HALF, create_model
 from idsds.passes import PassCounter
 from idsds.protocols import PROTOCOLS, Batch, list_protocols
+from idsds.protocols.base import MeanOverImages
 from tests.methods.nets import ConvNet, images_of, seeded
 
 NAMES = ["IxG", "IxG abs", "Gradient", "Random"]
+# Every protocol of single images, in order: whether higher is better, whether it wants the model fine-tuned on deletions.
+PUBLISHED = {
+    "idsds": (True, True),
+    "single_deletion": (True, False),
+    "hyperparameter_sensitivity": (True, False),
+    "incremental_deletion": (True, False),
+    "incremental_deletion_descending": (False, False),
+    "insertion": (True, False),
+    "infidelity": (False, False),
+    "max_sensitivity": (False, False),
+    "augmentation_robustness": (True, False),
+    "sanity_check": (False, False),
+}
+# Protocols that draw perturbations, layers or parameters themselves with their default settings.
+OWN_NOISE = ("infidelity", "max_sensitivity", "sanity_check")
 # The smallest settings that still use every part of a protocol.
 SMALL = {"steps": 4, "samples": 3, "depths": 2, "grid": 2}
+
+
+class Scores(MeanOverImages):
+    """Scores as they are, to see what is counted."""
+
+    function = staticmethod(lambda scores: scores)
 
 
 def settings_of(protocol: str) -> dict[str, object]:
@@ -56,8 +80,10 @@ def create(net: nn.Module, seed: int = 0) -> list[Method]:
 
 
 def test_the_registry():
-    wanted = {"idsds", "single_deletion", "incremental_deletion", "insertion", "infidelity", "max_sensitivity", "sanity_check"}
-    assert wanted <= set(list_protocols())
+    assert list_protocols("image") == [*PUBLISHED]
+    assert list_protocols("data set") == ["roar", "kar"]
+    for name, (higher_is_better, in_domain) in PUBLISHED.items():
+        assert (PROTOCOLS[name].higher_is_better, PROTOCOLS[name].in_domain) == (higher_is_better, in_domain)
     with pytest.raises(ValueError, match=r"unknown protocol 'infidelty'\. Did you mean 'infidelity'"):
         PROTOCOLS["infidelty"]
 
@@ -73,6 +99,28 @@ def test_protocols_of_a_whole_data_set_name_what_to_call():
             evaluate(["mini_resnet8"], ["IG"], protocol=name)
     with pytest.raises(ValueError, match=r"unknown level 'dataset'\. Did you mean 'data set'"):
         list_protocols("dataset")
+
+
+@pytest.mark.parametrize("protocol", list_protocols("data set"))
+class TestEveryProtocolOfADataSet:
+    shares = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+
+    def score(self, protocol: str, accuracy: float | Tensor, control: float | Tensor) -> Tensor:
+        given = (torch.as_tensor(values, dtype=torch.float64).expand(2, 3) for values in (accuracy, control))
+        return PROTOCOLS[protocol].function(*given, self.shares)
+
+    def test_scores_have_the_stated_range_and_direction(self, protocol):
+        entry = PROTOCOLS[protocol]
+        extremes = [self.score(protocol, *given) for given in ((0.0, 1.0), (1.0, 0.0))]
+        torch.testing.assert_close(torch.stack(extremes).amin(), torch.tensor(entry.range[0], dtype=torch.float64))
+        torch.testing.assert_close(torch.stack(extremes).amax(), torch.tensor(entry.range[1], dtype=torch.float64))
+        assert (self.score(protocol, 0.3, 0.3) == 0).all()  # as good as the control
+        better = 0.2 if protocol == "roar" else 0.6  # removed evidence costs accuracy, kept evidence holds it
+        assert (self.score(protocol, better, 0.4) > 0).all()
+
+    def test_nan_stays_with_its_curve(self, protocol):
+        accuracy = torch.tensor([[0.5, 0.4, 0.3], [0.5, torch.nan, 0.3]])
+        assert self.score(protocol, accuracy, 0.5).isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("protocol", list_protocols("image"))
@@ -112,13 +160,18 @@ class TestEveryProtocol:
             torch.testing.assert_close(run(protocol, net, [method], batch)[method.name]["score"], together[method.name]["score"])
 
     def test_randomness_is_keyed(self, protocol, net, batch):
-        state = torch.random.get_rng_state()
+        """By seed and id alone: moving the global generators changes nothing, another seed changes what the protocol itself draws."""
+        states, python = (torch.random.get_rng_state(), np.random.get_state()), random.getstate()
         first = run(protocol, net, create(net), batch)
-        torch.rand(7)
+        torch.rand(7), np.random.rand(7), random.random()
         second = run(protocol, net, create(net), batch)
-        torch.random.set_rng_state(state)
+        torch.random.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(python)
+        other = run(protocol, net, create(net, seed=1), batch)
         for method in NAMES:
             torch.testing.assert_close(first[method]["score"], second[method]["score"], rtol=0, atol=0)
+        # These methods draw nothing: what differs is the protocol's.
+        same = all(torch.equal(first[method]["score"], other[method]["score"]) for method in ("IxG", "Gradient"))
+        assert same == (protocol not in OWN_NOISE)
 
     def test_nothing_of_the_model_changes(self, protocol, net, batch):
         net.train()
@@ -147,6 +200,10 @@ class TestEveryProtocol:
                 return
             score = run(protocol, net, [method], batch)["mine"]["score"]
         assert score.isnan().tolist() == [False, True, False]
+        metric = Scores()
+        metric.update(score)
+        assert (metric.count, metric.undefined) == (2, 1)
+        torch.testing.assert_close(metric.compute(), score[[0, 2]].mean())
 
     def test_announced_passes_are_done(self, protocol, net, batch):
         entry, methods, counter = PROTOCOLS[protocol], create(net), PassCounter()

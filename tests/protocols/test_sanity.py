@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from idsds.methods import OwnMethod, create_method
-from idsds.protocols import Batch
+from idsds.protocols import Batch, sanity
 from idsds.protocols.base import on_model
 from idsds.protocols.sanity import layers_from_the_top, randomise, randomised_models, sanity_check
 from tests.methods.nets import ConvNet, images_of, seeded
@@ -58,11 +60,25 @@ def test_scores_are_correlations_with_maps_of_the_randomised_models(net, batch, 
         maps = [found.abs() for found in maps] if absolute else maps
         expected = [stats.spearmanr(a, b).statistic for a, b in zip(*maps, strict=True)]
         np.testing.assert_allclose(columns["IxG"]["spearman_by_depth"][:, depth], expected, atol=1e-12)
-    torch.testing.assert_close(columns["IxG"]["score"], columns["IxG"]["spearman_by_depth"].mean(dim=1))
+    torch.testing.assert_close(columns["IxG"]["score"], columns["IxG"]["spearman_by_depth"].abs().mean(dim=1))
     for control in ("Edges", "Random"):  # they do not look at the model, and fail the check
         np.testing.assert_allclose(columns[control]["score"], 1, atol=1e-12)
         np.testing.assert_allclose(columns[control]["ssim_by_depth"], 1, atol=1e-12)
     assert (columns["IxG"]["score"] < 0.9).all()
+
+
+def test_a_flipped_sign_is_no_change(net, batch, monkeypatch):
+    """A net whose last layer is negated turns every gradient around: its maps show the same pixels."""
+
+    def negated(model, *_):
+        other = copy.deepcopy(model)
+        other.fc.weight.data.neg_()
+        return iter([other])
+
+    monkeypatch.setattr(sanity, "randomised_models", negated)
+    found = sanity_check(net, [create_method("Gradient", net)], batch, {}, depths=1)["Gradient"]
+    np.testing.assert_allclose(found["spearman_by_depth"], -1, atol=1e-12)
+    np.testing.assert_allclose(found["score"], 1, atol=1e-12)
 
 
 def test_a_method_that_was_used_before_is_moved(net, batch):

@@ -64,8 +64,29 @@ def test_curves_by_hand():
 def test_removals_that_leave_more_than_there_was_are_named():
     table = accuracies()
     untouched = table[table["share"] == 0.1].assign(share=0.0, accuracy=0.45)
-    sentence = mask_finding(retraining_curves(pd.concat([table, untouched])))
+    sentence = mask_finding(pd.concat([table, untouched]))
     assert sentence.startswith("Untouched images give an accuracy of 0.450 on m; ")
-    assert sentence.endswith("for: Edges at 90% (0.500), Edges at 10% (0.500).")  # IG falls to 0.35
-    with pytest.raises(ValueError, match="the curves lack the share 0"):
-        mask_finding(retraining_curves(table))
+    assert "(paired differences, 95 % t interval over 2 training seeds)" in sentence
+    listed = "for: Edges at 90% (0.500, +0.050 [+0.050, +0.050]), Edges at 10% (0.500, +0.050 [+0.050, +0.050])."
+    assert sentence.endswith(listed)  # IG falls to 0.35
+    with pytest.raises(ValueError, match="the records lack the share 0"):
+        mask_finding(table)
+
+
+def test_removals_are_compared_seed_by_seed():
+    """Seeds differ by 0.4, and the removal adds 0.01 to each: only paired differences can tell."""
+    one = accuracies().query("kind == 'remove' and share == 0.1 and method == 'Edges' and seed == 0")
+    before, after = (0.3, 0.7, 0.5), (0.31, 0.712, 0.511)
+    untouched = pd.concat([one.assign(seed=seed, share=0.0, accuracy=value) for seed, value in enumerate(before)])
+    removed = pd.concat([one.assign(seed=seed, accuracy=value) for seed, value in enumerate(after)])
+    found = stats.ttest_1samp([0.01, 0.012, 0.011], 0).confidence_interval()
+    sentence = mask_finding(pd.concat([untouched, removed]))
+    assert sentence.endswith(f"for: Edges at 10% (0.511, +0.011 [{found.low:+.3f}, {found.high:+.3f}]).")
+    uneven = removed.assign(accuracy=[0.9, 0.7, 0.5])  # a large gain of one seed alone
+    assert mask_finding(pd.concat([untouched, uneven])).endswith("for: no method.")
+
+
+def test_one_seed_supports_no_claim():
+    table = accuracies()[lambda rows: rows["seed"] == 0]
+    sentence = mask_finding(pd.concat([table, table[table["share"] == 0.1].assign(share=0.0, accuracy=0.1)]))
+    assert sentence.endswith("one training seed does not tell whether removals leave a higher one.")

@@ -124,6 +124,7 @@ def write_manifest(
     content = {
         "status": status,
         "protocol": plan.protocol.name,
+        "target": plan.target,
         "settings": {key: value for key, value in plan.settings.items() if not isinstance(value, Tensor)},
         "dataset": plan.dataset,
         "images": max(len(job.indices) for job in plan.jobs),

@@ -99,8 +99,8 @@ def evaluate(
         settings: further settings of the protocol.
 
     Returns:
-        One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target`` (the class explained), ``score`` (NaN where
-        undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan.
+        One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target`` (the class explained), ``score`` (NaN
+        where undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan.
 
     Raises:
         UnknownNameError: an unknown name, with the nearest match.

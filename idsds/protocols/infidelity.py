@@ -198,7 +198,7 @@ def infidelity_protocol(
     weights, _ = perturbations(images, perturbation, sigma, samples, seed=methods[0].seed, image_ids=ids)
     columns = {}
     for name, found in shared_maps(methods, images, targets, ids).items():
-        raw, normalised = _from_changes(as_map("maps", found, images), weights[:, :1], prepared["logit_changes"])
+        raw, normalised = _from_changes(found, weights[:, :1], prepared["logit_changes"])
         columns[name] = {"score": normalised if normalise else raw, "raw": raw, "normalised": normalised}
     return columns
 

@@ -56,7 +56,12 @@ def test_augmentation_counts_every_image(tmp_path):
     settings = AugmentationSettings(**FEW, methods=["Random", "Edges"], threshold=1.0, output=str(tmp_path))
     table = measure_augmentation(settings)
     assert (table["count"] + table["nan"] == 4).all()
-    assert (table["counted"] == 1).all()  # no probability moves by more than 1
+    # No probability moves by more than 1, but more colour does nothing to grey digits, and any map would be robust to that.
+    same = table["augmentation"] == "chroma_boost"
+    assert (table.loc[same, "counted"] == 0).all()
+    assert table.loc[same, "mean"].isna().all()
+    assert (table.loc[~same, "counted"] == 1).all()
+    assert set(table.loc[table["measure"] == "ssim", "data_range"]) == {"of each pair of maps"}
     assert list(dict.fromkeys(table["method"])) == ["Random", "Edges"]
     still = table[(table["method"] == "Random") & (table["augmentation"] == "all filters")]
     np.testing.assert_allclose(still["mean"], 1, atol=1e-5)
@@ -68,6 +73,21 @@ def test_augmentation_counts_every_image(tmp_path):
     np.testing.assert_allclose(whole["mean"], records["ssim"].mean())
     lines = augmentation_findings(table, published.xai_correlation_ssim())
     assert any("100% of the images" in line for line in lines)
+    assert any("most robust by SSIM (data range of each pair of maps)" in line for line in lines)
+
+
+def test_ssim_takes_one_data_range_for_the_experiment(tmp_path):
+    given = {**FEW, "methods": ["Edges", "IxG"], "threshold": 1.0, "groups": ["rotations"], "output": str(tmp_path)}
+    settings = AugmentationSettings(**given, data_range=2)
+    assert [run["data_range"] for run in settings.runs()] == [2]
+    table = measure_augmentation(settings)
+    records = evaluate(**FEW, methods=["Edges"], protocol="augmentation_robustness", threshold=1.0, data_range=2.0, progress=False)
+    whole = table.query("method == 'Edges' and augmentation == 'all rotations' and measure == 'ssim'")
+    np.testing.assert_allclose(whole["mean"], records["ssim"].mean())
+    assert whole["data_range"].tolist() == ["2 for all maps"]
+    assert any("SSIM (data range 2 for all maps)" in line for line in augmentation_findings(table, published.xai_correlation_ssim()))
+    with pytest.raises(SettingsError, match="data_range"):
+        AugmentationSettings(**given, data_range=0.0)
 
 
 def records_of(values):

@@ -20,12 +20,21 @@ AUGMENTATIONS: dict[str, list[str]] = {"rotations": [f"{angle:+.0f} degrees" for
 
 
 class AugmentationSettings(RunSettings):
-    """What the notebook ``augmentation_robustness`` takes: a run, and the augmentations."""
+    """What the notebook ``augmentation_robustness`` takes: a run, and the augmentations.
+
+    ``data_range`` is that of SSIM: one number for the whole experiment, as in the study, or None for each pair of maps its own.
+    """
 
     groups: Annotated[list[Group], Field(min_length=1)] = ["rotations", "filters"]
     filters: Filters = "torchvision"
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.05
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    data_range: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def ssim_range(self) -> str:
+        """In words, the data range of SSIM."""
+        return "of each pair of maps" if self.data_range is None else f"{self.data_range:g} for all maps"
 
     def runs(self) -> list[dict[str, Any]]:
         """What to call :func:`idsds.evaluate` with, once per group of augmentations."""
@@ -45,7 +54,8 @@ def measure(settings: AugmentationSettings) -> pd.DataFrame:
     Returns:
         One row per model, method, augmentation (and ``all rotations``, ``all filters``: the mean per image over those that count) and
         measure: ``mean``, ``low``, ``high``, ``count`` of the images that count, ``nan`` of those that do not (their target's probability
-        moved by the threshold or more, or their map is constant), ``counted``, the share of the images whose probability stayed, ``family``
+        moved by the threshold or more, the augmentation did nothing to them, or their map is constant), ``counted``, the share of the
+        images that were changed and whose probability stayed, ``data_range`` of SSIM in words (empty for the other measures), ``family``
         and ``interval``, what it covers.
     """
     parts = []
@@ -61,6 +71,7 @@ def measure(settings: AugmentationSettings) -> pd.DataFrame:
                 each = records[measure_name] if number == len(names) - 1 else records[f"{measure_name}_each"].str[number]
                 table = rank(plain.assign(score=each.astype(float)))
                 facts = {"group": run["group"], "augmentation": name, "measure": measure_name, "counted": stayed.mean()}
+                facts["data_range"] = settings.ssim_range if measure_name == "ssim" else ""
                 counted = stayed.groupby(records["model"]).mean()
                 parts.append(table.assign(**facts).assign(counted=table["model"].map(counted), family=table["method"].map(families)))
     found = pd.concat(parts, ignore_index=True)
@@ -77,6 +88,7 @@ def measure(settings: AugmentationSettings) -> pd.DataFrame:
         "count",
         "nan",
         "counted",
+        "data_range",
         "family",
         "interval",
     ]
@@ -99,13 +111,15 @@ def findings(table: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     for (model, group), rows in whole.groupby(["model", "group"], sort=False):
         by_measure = rows.pivot_table(index="method", columns="measure", values="mean", sort=False)
         counted = rows["counted"].iloc[0]
+        ssim_range = rows.loc[rows["measure"] == "ssim", "data_range"].iloc[0]
         lines.append(f"{model}, {group}: {counted:.0%} of the images have an augmentation that leaves the target's probability alone.")
         known = by_measure.dropna()
         if len(known) > 1:
             best = {name: known[name].idxmax() for name in MEASURES}
             agreement = known.corr("spearman").loc["ssim"]
             lines.append(
-                f"{model}, {group}: most robust by SSIM is {best['ssim']} ({known['ssim'].max():.2f}), by Spearman {best['spearman']} "
+                f"{model}, {group}: most robust by SSIM (data range {ssim_range}) is {best['ssim']} "
+                f"({known['ssim'].max():.2f}), by Spearman {best['spearman']} "
                 f"({known['spearman'].max():.2f}), by the top pixels {best['top_intersection']} ({known['top_intersection'].max():.2f}). "
                 f"SSIM orders the methods like Spearman to {agreement['spearman']:+.2f} and like the top pixels to "
                 f"{agreement['top_intersection']:+.2f} (rank correlation over {len(known)} methods)."

@@ -31,6 +31,7 @@ from idsds.settings import check_precision
 from idsds.shards import Task, run_task, tasks_of
 from idsds.shelves import Shelf, leave, record_cache, take
 from idsds.stages import Stage
+from idsds.targets import Target
 
 Frames = dict[tuple[int, int], pd.DataFrame]
 
@@ -50,6 +51,7 @@ def evaluate(
     dry_run: bool | str = False,
     progress: bool = True,
     *,
+    target: Target = "label",
     device: str = "auto",
     precision: str = "32-true",
     checkpoints: Mapping[str, str | Path] | None = None,
@@ -84,6 +86,8 @@ def evaluate(
         dry_run: return the plan (passes per model and computation) instead of computing anything; ``"measure"`` also times a few batches
             of every computation: images per second, seconds left and megabytes on disk. Neither writes anything.
         progress: show progress bars, and say beforehand what will be computed.
+        target: the class that is explained and judged: the image's ``label``, or the ``prediction`` of the model that is judged (for IDSDS
+            the fine-tuned one), which costs one more forward pass per image and grid. Labels then need not be classes of the model.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         checkpoints: files of weights by model name, used in place of training.
@@ -95,8 +99,8 @@ def evaluate(
         settings: further settings of the protocol.
 
     Returns:
-        One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target``, ``score`` (NaN where undefined), and the
-        protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan.
+        One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target`` (the class explained), ``score`` (NaN
+        where undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan.
 
     Raises:
         UnknownNameError: an unknown name, with the nearest match.
@@ -123,6 +127,7 @@ def evaluate(
         split=split,
         channels_last=channels_last,
         compiled=compiled,
+        target=target,
         elsewhere=scheduler is not None,
     )
     folder = None if output is None else paths.resolve(output) if dry_run else paths.check_writable(output)

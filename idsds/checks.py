@@ -51,11 +51,13 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
 
     Raises:
         CheckpointError: a file that does not fit its model, naming both.
-        ValueError: a net that does not return logits (B, K), or a target that is not below K.
+        ValueError: a net that does not return logits (B, K), or a label to explain that is not below K.
     """
     jobs = [plan.jobs[number] for number in numbers]
     for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
         classes = _classes(job)
+        if plan.target == "prediction":
+            continue  # no label is used
         targets = job.dataset.targets if isinstance(job.dataset, ImageDataset) else None
         for index in job.indices:
             target = targets[index] if targets is not None else job.own_images[index][1]  # type: ignore[index]

@@ -15,7 +15,7 @@ from torch import nn
 from idsds.checks import on_loan
 from idsds.models import create_model
 from idsds.planning import Job, Plan
-from idsds.shards import Task, autocast, batch_size, on_plan, score, tasks_of
+from idsds.shards import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.shelves import Shelf, record_cache
 from idsds.stages import Stage, rehearse_stage
 from idsds.training import batches
@@ -82,18 +82,17 @@ def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict
     images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
     batch = on_plan(plan, job, images, targets, image_ids)
     preparer = torch.compile(model) if plan.compiled else model
-    prepare = plan.protocol.prepare
     found: dict[str, tuple[int, float, float]] = {}
 
     def prepared() -> list[dict[str, Any]]:
-        return [prepare(preparer, batch, seed=job.seed, **settings) if prepare else {} for settings in plan.grids]
+        return [prepare(plan, job, preparer, batch, settings) for settings in plan.grids]
 
     with autocast(plan):
         columns, per_second = _rate(prepared, len(image_ids), plan.device)
-        if prepare is not None:
+        if plan.shared_work:
             left = sum(task.lacking(grid) for task in tasks for grid in range(len(plan.grids))) // len(plan.grids)
             values = sum(value.nbytes for one in columns for value in one.values())
-            found["deletions"] = left, per_second, values / len(image_ids)
+            found[plan.shared_work] = left, per_second, values / len(image_ids)
         for index, group in enumerate(job.groups):
             methods = job.create_methods(model, group)
             frame, per_second = _rate(lambda m=methods: score(plan, job, model, m, batch, columns), len(image_ids), plan.device)

@@ -23,6 +23,7 @@ from idsds.models.base import Normalisation
 from idsds.protocols import ProtocolEntry
 from idsds.stages import Stage, obtain
 from idsds.store import digest, versions
+from idsds.targets import PREDICTION_PASSES, Target, predictions
 
 Methods = Mapping[str, Any]
 
@@ -132,6 +133,7 @@ class Plan:
         settings: the protocol's settings: grid, baseline and what else it takes.
         dataset: the data set's name.
         device, precision, channels_last, compiled, batch_size, shard: how it is computed.
+        target: the class that is explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
     """
 
     jobs: tuple[Job, ...]
@@ -144,6 +146,12 @@ class Plan:
     shard: int
     channels_last: bool = True
     compiled: bool = False
+    target: Target = "label"
+
+    @property
+    def shared_work(self) -> str:
+        """What the table calls the work that no method depends on; empty where there is none."""
+        return "deletions" if self.protocol.prepare else "predictions" if self.target == "prediction" else ""
 
     @property
     def grids(self) -> list[dict[str, Any]]:
@@ -158,7 +166,8 @@ class Plan:
 
     def prepare_passes(self, settings: Mapping[str, Any]) -> Passes:
         """Passes per image of the method-independent columns for one grid."""
-        return self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
+        passes = self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
+        return passes + PREDICTION_PASSES if self.target == "prediction" else passes
 
     def address(self, job: Job, start: int, group: Sequence[str]) -> str:
         """The address of the records of a group of methods, of the block of images that begins at ``start`` in the fixed order."""
@@ -172,7 +181,7 @@ class Plan:
 
     def prepared_address(self, job: Job, start: int, settings: Mapping[str, Any]) -> str:
         """The address of the method-independent columns of a block: of no more than their function and what it takes."""
-        prepare = self.protocol.prepare
+        prepare = self.protocol.prepare or predictions
         taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
         return digest({**self._shared(job, start, taken), "prepare": code_digest(prepare)})
 
@@ -181,7 +190,7 @@ class Plan:
 
         Nor is the number of images: the file says which of the block's it holds.
         """
-        return {
+        content = {
             "format": FORMAT,
             "model": job.model_key,
             "data": job.data_key(job.indices[start : start + self.shard]),
@@ -191,6 +200,8 @@ class Plan:
             "numerics": [self.device, self.precision, self.channels_last, self.compiled],
             "versions": self._versions,
         }
+        # Only where it is not the label: what was computed before there was a choice keeps its address.
+        return content if self.target == "label" else {**content, "target": [self.target, code_digest(predictions)]}
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -210,7 +221,7 @@ class Plan:
                 what = "train" if stage.deletion is None else "fine-tune in-domain"
                 rows.append({**shared, "work": what, "images": stage.train_images, "epochs": stage.recipe.epochs})
             prepared = sum((self.prepare_passes(settings) for settings in self.grids), Passes(0))
-            counted: list[tuple[str, Passes | None]] = [("deletions" if self.protocol.prepare else "", prepared)]
+            counted: list[tuple[str, Passes | None]] = [(self.shared_work, prepared)]
             counted += [(", ".join(group), passes) for group, passes in zip(job.groups, job.passes, strict=True)]
             for work, passes in counted:
                 if work:

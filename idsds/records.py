@@ -124,6 +124,7 @@ def write_manifest(
     content = {
         "status": status,
         "protocol": plan.protocol.name,
+        "target": plan.target,
         "settings": {key: value for key, value in plan.settings.items() if not isinstance(value, Tensor)},
         "dataset": plan.dataset,
         "images": max(len(job.indices) for job in plan.jobs),
@@ -167,7 +168,7 @@ def undefined_scores(records: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _why(row: Any) -> str:
     if getattr(row, "counted", None) == 0:
-        return "every augmentation moves the target's probability by the threshold or more"
+        return "every augmentation moves the target's probability by the threshold or more, or leaves the image as it is"
     for what, name in (("attributions", "patch_sums"), ("drops", "drops")):
         values = getattr(row, name, None)
         if values is None:

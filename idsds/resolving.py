@@ -23,6 +23,7 @@ from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.registry import UnknownNameError
 from idsds.settings import PRECISIONS, check_precision, chosen_device
 from idsds.stages import Stage, plan_training, trains_from_scratch
+from idsds.targets import Target, check_target
 
 
 def make_plan(
@@ -42,6 +43,7 @@ def make_plan(
     split: str = "test",
     channels_last: bool = True,
     compiled: bool = False,
+    target: Target = "label",
     elsewhere: bool = False,
 ) -> Plan:
     """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`.
@@ -52,6 +54,7 @@ def make_plan(
     if entry.level != "image":
         raise ValueError(f"protocol {protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
     settings = protocol_settings(entry, settings)
+    check_target(target)
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
     for name, number in (("images", images), ("batch_size", batch_size), ("shard", shard)):
@@ -109,7 +112,7 @@ def make_plan(
     if images > (available := max(len(job.dataset) for job in jobs)):
         raise ValueError(f"images={images}, but this split has {available}")
     data_name = dataset if isinstance(dataset, str) else getattr(dataset, "name", "own")
-    return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled)
+    return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled, target)
 
 
 def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,19 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from idsds.benchmark import evaluate
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.models import MODELS, create_model
-from idsds.protocols.hyperparameters import sweeps_of
+from idsds.protocols.hyperparameters import plain_value, sweeps_of
 from idsds.registry import UnknownNameError
 from idsds.settings import RunSettings
 from idsds.statistics import rank
 
-Value = int | float | str
+Value = Annotated[int | float | str, BeforeValidator(plain_value)]
 Sweeps = dict[str, dict[str, Annotated[list[Value], Field(min_length=2)]]]
 
 
@@ -108,14 +109,22 @@ def measure(settings: SensitivitySettings) -> tuple[pd.DataFrame, pd.DataFrame]:
         Two tables. Per setting: ``model``, ``method``, ``family``, ``hyperparameter``, ``value``, ``default`` (whether it is the method's
         own), and IDSDS: ``mean``, ``low``, ``high``, ``count``, ``nan``, ``interval`` (what it covers). Per hyperparameter: how many
         ``settings``; ``spearman`` with ``low`` and ``high``, ``ssim`` and ``deviation`` of the maps, means over images; ``undefined``
-        images; ``idsds_lowest``, ``idsds_highest`` and their difference ``idsds_range``, of the means.
+        images; ``idsds_lowest``, ``idsds_highest`` and their difference ``idsds_range``, of the means, with ``range_low`` and
+        ``range_high``, see :func:`range_interval`.
     """
-    scores, spreads = [], []
+    scores, spreads, intervals = [], [], []
     for call, what in _runs(settings):
         records = evaluate(**call)
         families = dict(zip(records["method"], records["family"], strict=True))
         if "names" in what:
             ranked = rank(records).set_index("method")
+            swept: dict[tuple[str, str], list[str]] = {}
+            for name, (method, options) in what["names"].items():
+                swept.setdefault((method, *options), []).append(name)
+            for (method, option), names in swept.items():
+                low, high = range_interval(records[records["method"].isin(names)])
+                facts = {"model": what["model"], "method": method, "hyperparameter": option}
+                intervals.append({**facts, "range_low": low, "range_high": high})
             for name, (method, options) in what["names"].items():
                 ((option, value),) = options.items()
                 own = _own_value(method, option, what["model"])
@@ -141,8 +150,34 @@ def measure(settings: SensitivitySettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     key = ["model", "method", "hyperparameter"]
     span = per_setting.groupby(key)["mean"].agg(idsds_lowest="min", idsds_highest="max").reset_index()
     span["idsds_range"] = span["idsds_highest"] - span["idsds_lowest"]
+    span = span.merge(pd.DataFrame(intervals), on=key)
     columns = [*key, "value", "default", "family", "mean", "low", "high", "count", "nan", "interval"]
     return per_setting[columns], pd.DataFrame(spreads).merge(span, on=key)
+
+
+def range_interval(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> tuple[float, float]:
+    """How sure the difference between the highest and the lowest mean score is: a percentile bootstrap over images, paired.
+
+    The range of several noisy means is above zero even where nothing matters, so that it is to be read with its interval.
+
+    Args:
+        records: of one model, one ``method`` per setting, with ``image_id`` and ``score``; seeds are averaged, and images without a score
+            under one of the two settings are left out.
+        confidence, resamples, seed: of the bootstrap.
+
+    Returns:
+        Lower and upper end; NaN without an image.
+    """
+    table = records.pivot_table(index="image_id", columns="method", values="score", sort=False)
+    means = table.mean().dropna()
+    if means.empty:
+        return np.nan, np.nan
+    paired = (table[means.idxmax()] - table[means.idxmin()]).dropna().to_numpy()
+    if not len(paired):
+        return np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(0, len(paired), (resamples, len(paired)))
+    low, high = np.quantile(paired[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _own_value(method: str, option: str, model: str) -> Any:
@@ -162,14 +197,16 @@ def findings(scores: pd.DataFrame, spreads: pd.DataFrame) -> list[str]:
         gap = own.max() - own.min()
         lines.append(
             f"{model}: {most.hyperparameter} moves the IDSDS of {most.method} by {most.idsds_range:.2f} "
-            f"({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}); {least.hyperparameter} that of {least.method} by "
+            f"({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}; 95 % paired bootstrap over images of the difference "
+            f"{most.range_low:.2f} to {most.range_high:.2f}); {least.hyperparameter} that of {least.method} by "
             f"{least.idsds_range:.2f}, the least."
         )
         if len(own) > 1:
-            wide = rows[rows["idsds_range"] > gap / 2]
+            wide = rows[rows["range_low"] > gap / 2]
             lines.append(
                 f"{model}: at their own settings the methods are {gap:.2f} apart ({own.idxmax()} {own.max():.2f}, {own.idxmin()} "
-                f"{own.min():.2f}); {len(wide)} of {len(rows)} hyperparameters move one method by more than half of that."
+                f"{own.min():.2f}); {len(wide)} of {len(rows)} hyperparameters move one method by more than half of that, "
+                "with the lower end of a 95 % interval (paired bootstrap over images)."
             )
         lines.append(
             f"{model}: the maps change most with {alike.hyperparameter} of {alike.method}: mean rank correlation between settings "

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from idsds.protocols import Batch
 from idsds.registry import UnknownNameError
 from idsds.shelves import EMPTY, Part, Sheet, Shelf, leave, record_cache
 from idsds.store import DamagedFileError
+from idsds.targets import predictions
 from idsds.training import batches
 
 Advance = Callable[[int], Any]
@@ -83,7 +84,7 @@ class Task:
 def tasks_of(plan: Plan, number: int, shelf: Shelf | None) -> Iterator[Task]:
     """The shards of a job; with a ``shelf``, what lies there complete and readable is not computed again."""
     job = plan.jobs[number]
-    grids = plan.grids if plan.protocol.prepare else []
+    grids = plan.grids if plan.shared_work else []
     for start in range(0, len(job.indices), plan.shard):
         indices = job.indices[start : start + plan.shard]
         prepared: list[Path | None] = [None] * len(grids)
@@ -219,7 +220,7 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
                     prepared[i] = {name: _tensor(rows[name], plan.device) for name in rows.columns}
             for i in step.grids:
                 with columns[i].computing(preparer, image_ids), autocast(plan):
-                    prepared[i] = plan.protocol.prepare(preparer, batch, seed=job.seed, **plan.grids[i])  # type: ignore[misc]
+                    prepared[i] = prepare(plan, job, preparer, batch, plan.grids[i])
                     frame = _frame({"image_id": image_ids, **prepared[i]})
                 columns[i].frames.append(frame)
                 advance(sum(plan.prepare_passes(plan.grids[i])) * len(image_ids))
@@ -244,10 +245,23 @@ def _stored(plan: Plan, task: Task) -> dict[int, pd.DataFrame]:
     return {i: Sheet.read(path).frame.set_index("image_id") for i, path in enumerate(task.prepared) if path is not None and i in wanted}
 
 
+def prepare(plan: Plan, job: Job, model: nn.Module, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The method-independent columns of a batch for one grid; with ``target`` where the class to explain is the model's prediction."""
+    columns: dict[str, Tensor] = {}
+    if plan.target == "prediction":
+        columns["target"] = predictions(model, batch.images)
+        batch = replace(batch, targets=columns["target"])
+    return columns | (plan.protocol.prepare(model, batch, seed=job.seed, **settings) if plan.protocol.prepare else {})
+
+
 def score(
     plan: Plan, job: Job, model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Sequence[Mapping[str, Tensor]]
 ) -> pd.DataFrame:
     """Records of a batch: one row per image, method and grid."""
+
+    if plan.target == "prediction":
+        batch = replace(batch, targets=prepared[0]["target"])
+        prepared = [{name: values for name, values in columns.items() if name != "target"} for columns in prepared]
 
     def judge(size: int) -> pd.DataFrame:
         frames = []

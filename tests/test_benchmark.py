@@ -319,6 +319,36 @@ def test_seeds_are_rows_of_their_own(run):
     assert (random_scores[0] != random_scores[1]).any()
 
 
+@pytest.mark.parametrize("shard", [5, 256])
+def test_the_class_explained_is_the_label_or_what_the_net_takes_the_image_for(tmp_path, shard):
+    """Labels that are no classes at all: with predictions, records are those of a data set that has the predictions as its labels."""
+    net, images = Linear(), own_data().tensors[0]
+    with torch.no_grad():
+        taken_for = net(images).argmax(dim=1)
+    methods, shared = ["Gradient", "IxG", "Random"], {"images": 12, "shard": shard, "progress": False}
+    unlabelled = TensorDataset(images, torch.full((12,), -1))
+    with pytest.raises(ValueError, match=r"the target of image '\d+' is -1, but 'net' has 5 classes"):
+        idsds.evaluate({"net": net}, methods, unlabelled, **shared)
+    for protocol, grid, forward in (("idsds", [2, 4], 2 + 5 + 17 + 1), ("max_sensitivity", 4, 1 + 11)):
+        asked = {**shared, "protocol": protocol, "grid": grid}
+        expected = idsds.evaluate({"net": net}, methods, TensorDataset(images, taken_for), **asked)
+        folder = tmp_path / protocol
+        records = idsds.evaluate({"net": net}, methods, unlabelled, **asked, output=folder, target="prediction")
+        pd.testing.assert_frame_equal(records, expected)
+        assert dict(zip(records.image_id, records.target, strict=True)) == {str(i): int(k) for i, k in enumerate(taken_for)}
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["target"] == "prediction"
+        assert manifest["passes"]["counted"] == manifest["passes"]["announced"]
+        assert manifest["passes"]["counted"]["forward"] == 12 * forward
+        # A method that comes later explains the same classes, which are on disk.
+        more = idsds.evaluate({"net": net}, [*methods, "Saliency"], unlabelled, **asked, output=folder, target="prediction")
+        assert set(more.target[more.method == "Saliency"]) == set(taken_for.tolist())
+        table = idsds.evaluate({"net": net}, methods, unlabelled, **asked, target="prediction", dry_run="measure")
+        assert table["images_per_second"].notna().all()
+    with pytest.raises(UnknownNameError, match=r"unknown target 'predicted'\. Did you mean 'prediction'"):
+        idsds.evaluate({"net": net}, methods, unlabelled, **shared, target="predicted")
+
+
 def test_several_grids_and_baselines_are_settings(run):
     eight = run(methods=["IxG"], images=3, grid=8, baseline="blur")
     assert np.stack(eight.drops).shape == (3, 64)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from idsds import evaluate, published
 from idsds.augmentation import AugmentationSettings
@@ -11,7 +12,8 @@ from idsds.augmentation import measure as measure_augmentation
 from idsds.metric_sanity import CONTROLS, MetricSanitySettings, against_controls, plain_verdicts, summary
 from idsds.protocols import list_protocols
 from idsds.protocols.ground_truth import NOT_APPLICABLE, VERDICTS
-from idsds.sensitivity import SensitivitySettings, cost, findings, measure, sweeps_on
+from idsds.protocols.hyperparameters import parse_values
+from idsds.sensitivity import SensitivitySettings, cost, findings, measure, range_interval, sweeps_on
 from idsds.settings import SettingsError
 
 FEW = {"dataset": "digits", "models": ["mini_resnet8"], "images": 4}
@@ -52,11 +54,39 @@ def test_sensitivity_runs_each_setting_and_marks_the_methods_own(tmp_path):
     assert "at their own settings the methods are" in lines[1]
 
 
+def test_small_numbers_stay_numbers(tmp_path):
+    """YAML reads 1e-05 as a string: both in a params file, and in the list of values that a protocol is given."""
+    assert parse_values("1e-05, 0.1, 5, zeros, layer3") == [1e-5, 0.1, 5, "zeros", "layer3"]
+    assert isinstance(parse_values("5, 1e-05")[0], int)
+    settings = SensitivitySettings(**FEW, methods=["IG-SG"], sweeps={"IG-SG": {"sigma": ["1e-05", 0.1]}}, output=str(tmp_path))
+    assert settings.sweeps == {"IG-SG": {"sigma": [1e-5, 0.1]}}
+
+
+def test_the_range_of_means_has_a_paired_interval_and_counts_where_that_is_clear():
+    rng = np.random.default_rng(0)
+    images, noise = [f"i{number}" for number in range(40)], rng.normal(size=40)
+    scores = {"a": noise, "b": noise + 0.3 + 0.1 * rng.normal(size=40), "c": noise + 0.1}
+    records = pd.concat([pd.DataFrame({"image_id": images, "method": name, "score": values}) for name, values in scores.items()])
+    low, high = range_interval(records)
+    expected = stats.bootstrap((scores["b"] - scores["a"],), np.mean, method="percentile", n_resamples=9_999, rng=1).confidence_interval
+    np.testing.assert_allclose((low, high), expected, atol=0.006)  # a tenth of the width of either
+    assert np.isnan(range_interval(records.assign(score=np.nan))).all()
+    rows = pd.DataFrame({"model": "m", "method": ["IG", "RISE"], "hyperparameter": "steps", "idsds_lowest": 0.1, "idsds_highest": 0.4})
+    rows = rows.assign(idsds_range=0.3, range_low=[0.2, 0.05], range_high=0.5, spearman=0.5, low=0.4, high=0.6)
+    own = pd.DataFrame({"model": "m", "method": ["IG", "RISE"], "default": True, "mean": [0.1, 0.4]})
+    assert "1 of 2 hyperparameters move one method by more than half of that" in findings(own, rows)[1]
+
+
 def test_augmentation_counts_every_image(tmp_path):
     settings = AugmentationSettings(**FEW, methods=["Random", "Edges"], threshold=1.0, output=str(tmp_path))
     table = measure_augmentation(settings)
     assert (table["count"] + table["nan"] == 4).all()
-    assert (table["counted"] == 1).all()  # no probability moves by more than 1
+    # No probability moves by more than 1, but more colour does nothing to grey digits, and any map would be robust to that.
+    same = table["augmentation"] == "chroma_boost"
+    assert (table.loc[same, "counted"] == 0).all()
+    assert table.loc[same, "mean"].isna().all()
+    assert (table.loc[~same, "counted"] == 1).all()
+    assert set(table.loc[table["measure"] == "ssim", "data_range"]) == {"of each pair of maps"}
     assert list(dict.fromkeys(table["method"])) == ["Random", "Edges"]
     still = table[(table["method"] == "Random") & (table["augmentation"] == "all filters")]
     np.testing.assert_allclose(still["mean"], 1, atol=1e-5)
@@ -68,6 +98,21 @@ def test_augmentation_counts_every_image(tmp_path):
     np.testing.assert_allclose(whole["mean"], records["ssim"].mean())
     lines = augmentation_findings(table, published.xai_correlation_ssim())
     assert any("100% of the images" in line for line in lines)
+    assert any("most robust by SSIM (data range of each pair of maps)" in line for line in lines)
+
+
+def test_ssim_takes_one_data_range_for_the_experiment(tmp_path):
+    given = {**FEW, "methods": ["Edges", "IxG"], "threshold": 1.0, "groups": ["rotations"], "output": str(tmp_path)}
+    settings = AugmentationSettings(**given, data_range=2)
+    assert [run["data_range"] for run in settings.runs()] == [2]
+    table = measure_augmentation(settings)
+    records = evaluate(**FEW, methods=["Edges"], protocol="augmentation_robustness", threshold=1.0, data_range=2.0, progress=False)
+    whole = table.query("method == 'Edges' and augmentation == 'all rotations' and measure == 'ssim'")
+    np.testing.assert_allclose(whole["mean"], records["ssim"].mean())
+    assert whole["data_range"].tolist() == ["2 for all maps"]
+    assert any("SSIM (data range 2 for all maps)" in line for line in augmentation_findings(table, published.xai_correlation_ssim()))
+    with pytest.raises(SettingsError, match="data_range"):
+        AugmentationSettings(**given, data_range=0.0)
 
 
 def records_of(values):

@@ -76,6 +76,15 @@ def test_an_address_holds_what_determines_a_record(changes, drops_too):
     assert (drops != other_drops) == drops_too
 
 
+def test_the_class_explained_enters_an_address_only_where_it_is_the_prediction(monkeypatch):
+    contents = []
+    monkeypatch.setattr("idsds.planning.digest", lambda content: contents.append(content) or "digest")
+    addresses()
+    assert not any("target" in content for content in contents if isinstance(content, dict))  # the addresses that it had before
+    monkeypatch.undo()
+    assert not set(addresses()) & set(addresses(target="prediction"))
+
+
 def test_drops_are_shared_by_protocols_and_lists_of_grids():
     assert addresses()[1] == addresses(protocol="single_deletion")[1]
     assert addresses()[1] == addresses(settings={"grid": [4, 2], "baseline": "zeros"})[1]

@@ -1,7 +1,7 @@
 """The photo filters of the augmentation study, by G'MIC itself: an optional extra, ``pip install gmic``.
 
-The commands and their numbers are the study's. :mod:`idsds.protocols.robustness` has equivalents that need nothing beyond torchvision,
-and says how they differ.
+The commands and their numbers are the study's. :mod:`idsds.protocols.robustness` has filters of the same names that need nothing beyond
+torchvision, and says how far they do the same: nearly for ``sharpen``, not at all for ``chroma_boost``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def load_gmic() -> Any:
         import gmic
     except ImportError as error:
         raise ImportError(
-            "filters='gmic' needs G'MIC: pip install gmic (Linux wheels); filters='torchvision' needs nothing and comes close"
+            "filters='gmic' needs G'MIC: pip install gmic (Linux wheels); "
+            "filters='torchvision' needs nothing, and does other things to colours and details"
         ) from error
     return gmic
 

@@ -109,6 +109,16 @@ def spread(maps: Tensor) -> dict[str, Tensor]:
     }
 
 
+def plain_value(value: Any) -> Any:
+    """The value, as a number where it is a string that spells one: YAML takes ``1e-05`` for a string, having no decimal point."""
+    if isinstance(value, str) and any(character.isdigit() for character in value):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
 def parse_values(text: str) -> list[Any]:
     """Values as they stand in a params file, ``"5, 10, 50"`` or ``"zeros, uniform per image"``.
 
@@ -119,6 +129,7 @@ def parse_values(text: str) -> list[Any]:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
         raise ValueError(f"values must be plain values with commas between them, not {text!r}") from error
+    values = [plain_value(value) for value in values]
     if any(isinstance(value, (list, dict, type(None))) for value in values):
         raise ValueError(f"values must be plain values with commas between them, not {text!r}")
     if len(set(map(repr, values))) < 2:

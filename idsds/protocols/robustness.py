@@ -1,8 +1,8 @@
 """Robustness to augmentation: does the map stay the same where the model's answer does?
 
 The image is rotated (and its map alike), or goes through a photo filter; only augmentations that move the target's probability by less than
-0.05 count. Where none does, the score is undefined and ``counted`` is 0: the protocol cannot judge maps of a model that every rotation
-throws off.
+0.05 count, and that change the image at all: any map would pass a filter that does nothing, such as more colour to a grey image. Where none
+counts, the score is undefined and ``counted`` is 0: the protocol cannot judge maps of a model that every rotation throws off.
 
 The study's five filters are G'MIC's own, which ``filters="gmic"`` runs where the optional package is installed. The default needs no more
 than torchvision and is not the same: ``detail`` adds back a difference of Gaussians at one scale, ``mighty_detail`` at three,
@@ -32,6 +32,8 @@ from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
 from idsds.registry import UnknownNameError
 
+# In normalised units. An image that moves by less than this anywhere is the same image: any deterministic map would be robust to that.
+CHANGED = 1e-3
 ANGLES = (-30.0, -15.0, 15.0, 30.0)
 Augmentation = Callable[[Tensor], Tensor]
 Group = Literal["rotations", "filters"]
@@ -132,7 +134,7 @@ def robustness(
         originals: maps of the images, (B, 1, H, W).
         augmented: maps of the augmented images, by augmentation, (B, 1, H, W) each.
         transform: what each augmentation does to a map.
-        shifts: by how much each augmentation moves the target's probability, (B, A), in [0, 1].
+        shifts: by how much each augmentation moves the target's probability, (B, A), in [0, 1]; NaN for one that leaves the image as it is.
         threshold: only augmentations with a shift below it count.
         top_share: of the pixels that count as top.
         data_range: of SSIM: a number for the experiment, None for each pair of maps.
@@ -160,7 +162,11 @@ def robustness(
 def probability_shifts(
     model: nn.Module, batch: Batch, *, group: Group = "rotations", filters: Filters = "torchvision", seed: int = 0, **_: Any
 ) -> dict[str, Tensor]:
-    """By how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1]."""
+    """By how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1].
+
+    NaN where the augmentation leaves the image as it is (no pixel moves by more than 0.001), so that it does not count: more colour does
+    nothing to a grey image, and a map that is the same before and after says nothing of the method.
+    """
 
     def probability(images: Tensor) -> Tensor:
         found = in_batches(model, images, size=default_batch(images)).softmax(dim=1)
@@ -169,7 +175,12 @@ def probability_shifts(
     chosen = augmentations(group, normalisation_of(model, batch), filters)
     with torch.inference_mode(), frozen(model):
         intact = probability(batch.images)  # (B, 1)
-        return {"shifts": torch.cat([(probability(apply(batch.images)) - intact).abs() for apply, _ in chosen.values()], dim=1)}
+        shifts = []
+        for apply, _ in chosen.values():
+            augmented = apply(batch.images)
+            changed = (augmented - batch.images).abs().amax(dim=(1, 2, 3)) > CHANGED
+            shifts.append((probability(augmented) - intact).abs().masked_fill(~changed[:, None], torch.nan))
+        return {"shifts": torch.cat(shifts, dim=1)}
 
 
 def _count(group: str) -> int:

@@ -1,19 +1,25 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from captum.metrics import infidelity as captum_infidelity
+from torch.utils.data import TensorDataset
 
-from idsds.methods import create_method
+from idsds import evaluate
+from idsds.methods import OwnMethod, create_method
 from idsds.protocols import Batch
 from idsds.protocols.infidelity import (
     Infidelity,
     MaxSensitivity,
     infidelity,
     infidelity_protocol,
+    logit_changes,
     max_sensitivity,
     max_sensitivity_protocol,
     perturbations,
 )
+from idsds.store import read_json
 from tests.methods.nets import ConvNet, Linear, images_of, seeded
 
 
@@ -93,7 +99,8 @@ def test_squares_are_squares_of_the_image(batch):
 @pytest.mark.parametrize("normalise", [False, True])
 def test_protocol_is_captum_with_the_same_noise(net, batch, normalise):
     methods = [create_method(name, net) for name in ("Gradient", "IxG", "Random")]
-    columns = infidelity_protocol(net, methods, batch, {}, sigma=0.3, samples=5, normalise=normalise)
+    prepared = logit_changes(net, batch, sigma=0.3, samples=5)
+    columns = infidelity_protocol(net, methods, batch, prepared, sigma=0.3, samples=5, normalise=normalise)
     noise, _ = perturbations(batch.images, "gaussian", 0.3, 5, image_ids=batch.image_ids)
     for method in methods:
         maps = method(batch.images, batch.targets, batch.image_ids)
@@ -108,6 +115,41 @@ def test_protocol_is_captum_with_the_same_noise(net, batch, normalise):
         )
         torch.testing.assert_close(columns[method.name]["score"], expected)
         torch.testing.assert_close(columns[method.name]["normalised" if normalise else "raw"], expected)
+        pure = infidelity(net, maps, *(batch.images, batch.targets), sigma=0.3, samples=5, normalise=normalise, image_ids=batch.image_ids)
+        torch.testing.assert_close(columns[method.name]["score"], pure)
+
+
+@pytest.mark.parametrize(("perturbation", "sigma"), [("gaussian", 0.5), ("square", 0.4)])
+def test_perturbed_images_go_through_the_net_once_for_all_methods(net, batch, perturbation, sigma, tmp_path):
+    """Three computations: the net sees the perturbed images once, and what is added later costs its maps alone."""
+    net, batch = net.float(), replace(batch, images=batch.images.float())
+    data = TensorDataset(batch.images, batch.targets)
+    settings = {"protocol": "infidelity", "images": 3, "samples": 5, "perturbation": perturbation, "sigma": sigma, "progress": False}
+    records = evaluate({"net": net}, ["Gradient", "IG", "Random"], data, **settings, output=tmp_path / "r")
+    passes = read_json(tmp_path / "r" / "manifest.json")["passes"]
+    steps = create_method("IG", net).passes.forward
+    assert passes["counted"] == passes["announced"]
+    assert passes["counted"]["forward"] == 3 * (5 + 1 + 1 + steps)
+    more = evaluate({"net": net}, ["Gradient", "IG", "Random", "IxG-SG"], data, **settings, output=tmp_path / "r")
+    assert more[more["method"] != "IxG-SG"]["score"].tolist() == records["score"].tolist()
+    maps = create_method("Gradient", net)(batch.images, batch.targets, list("012"))
+    shared = {"sigma": sigma, "samples": 5, "perturbation": perturbation, "image_ids": list("012")}
+    expected = infidelity(net, maps, batch.images, batch.targets, **shared)
+    found = records[records["method"] == "Gradient"].set_index("image_id").loc[list("012"), "score"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # float32, and captum sums in another order
+
+
+def test_a_map_of_zeros_foretells_nothing_and_nan_stays(net, batch):
+    """Without a factor to choose, both readings are the mean square of the changes; a map that is NaN has no score."""
+    for value in (0.0, float("nan")):
+        method = OwnMethod("mine", lambda images, targets, value=value: torch.full_like(images[:, :1], value), net)
+        prepared = logit_changes(net, batch)
+        columns = infidelity_protocol(net, [method], batch, prepared)["mine"]
+        for kind in ("raw", "normalised"):
+            if value == 0:
+                torch.testing.assert_close(columns[kind], prepared["logit_changes"].square().mean(dim=1))
+            else:
+                assert columns[kind].isnan().all()
 
 
 def test_sensitivity_of_a_linear_map_is_known(batch):

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -119,6 +120,22 @@ def test_protocol_explains_the_augmented_images(batch, net, group, count):
     torch.testing.assert_close(found["score"], found["spearman_each"].mean(dim=1))
 
 
+def test_a_filter_that_leaves_the_image_as_it_is_does_not_count(net, batch):
+    """More colour to a grey image is the same image: its map is the same too, and passing that test is worth nothing."""
+    grey = batch.images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    mixed = replace(batch, images=torch.cat([grey[:2], batch.images[2:]]))
+    names = list(FILTERS)
+    chroma = names.index("chroma_boost")
+    prepared = probability_shifts(net, mixed, group="filters")
+    assert prepared["shifts"][:, chroma].isnan().tolist() == [True, True, False]
+    assert not prepared["shifts"][:, [i for i in range(len(names)) if i != chroma]].isnan().any()
+    found = augmentation_robustness(net, [create_method("IxG", net)], mixed, prepared, group="filters", threshold=1.0)["IxG"]
+    assert found["counted"].tolist() == [4, 4, 5]
+    assert found["ssim_each"][:, chroma].isnan().tolist() == [True, True, False]
+    others = found["ssim_each"][:2, [i for i in range(len(names)) if i != chroma]]
+    torch.testing.assert_close(found["ssim"][:2], others.mean(dim=1))  # a free 1 would raise it
+
+
 def test_a_map_that_turns_with_the_image_is_robust(net, batch):
     """The image's own first channel as its map."""
     turned = {f"{angle}": rotate(batch.images, angle)[:, :1] for angle in ANGLES}
@@ -191,7 +208,7 @@ def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_
     stripes = Batch(images, torch.tensor(data.targets[:8]), data.image_ids[:8], data.normalisation)
     prepared = probability_shifts(model, stripes)
     assert prepared["shifts"].min() > 0.2
-    assert probability_shifts(model, stripes, group="filters")["shifts"].max() < 0.05
+    assert probability_shifts(model, stripes, group="filters")["shifts"].nan_to_num(0).max() < 0.05
     found = augmentation_robustness(model, [create_method("IxG", model)], stripes, prepared)["IxG"]
     assert found["counted"].tolist() == [0] * 8
     assert found["score"].isnan().all()

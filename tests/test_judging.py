@@ -11,7 +11,8 @@ from idsds.augmentation import measure as measure_augmentation
 from idsds.metric_sanity import CONTROLS, MetricSanitySettings, against_controls, plain_verdicts, summary
 from idsds.protocols import list_protocols
 from idsds.protocols.ground_truth import NOT_APPLICABLE, VERDICTS
-from idsds.sensitivity import SensitivitySettings, cost, findings, measure, sweeps_on
+from idsds.resolving import make_plan
+from idsds.sensitivity import SensitivitySettings, _runs, cost, findings, measure, sweeps_on
 from idsds.settings import SettingsError
 
 FEW = {"dataset": "digits", "models": ["mini_resnet8"], "images": 4}
@@ -50,6 +51,23 @@ def test_sensitivity_runs_each_setting_and_marks_the_methods_own(tmp_path):
     most = spreads.loc[spreads["idsds_range"].idxmax()]
     assert f"{most.hyperparameter} moves the IDSDS of {most.method} by {most.idsds_range:.2f}" in lines[0]
     assert "at their own settings the methods are" in lines[1]
+
+
+def test_maps_and_idsds_of_a_setting_come_from_one_net(tmp_path):
+    settings = SensitivitySettings(**FEW, methods=["IG"], sweeps={"IG": {"steps": [2, 50]}}, baseline="blur", output=str(tmp_path))
+    calls = [call for call, _ in _runs(settings)]
+    assert [call.get("protocol", "idsds") for call in calls] == ["idsds", "hyperparameter_sensitivity"]
+    given = {"images": 4, "seeds": [0], "checkpoints": {}, "device": "cpu", "precision": "32-true", "batch_size": None, "shard": 1}
+    stages = []
+    for call in calls:
+        where = {
+            "dataset": call["dataset"],
+            "protocol": call.get("protocol", "idsds"),
+            "settings": {"grid": 4, "baseline": call["baseline"]},
+        }
+        stages.append(make_plan(call["models"], ["IG"], **where, **given).jobs[0].source)
+    assert stages[0].key == stages[1].key
+    assert stages[1].deletion.baseline == "blur"
 
 
 def test_augmentation_counts_every_image(tmp_path):

@@ -190,8 +190,11 @@ def infidelity_steps(steps: Sequence[Step], *, columns: int = 2) -> Figure:
             left.set_ylabel(step.name)
             middle.set_xlabel(f"logit {step.logit:.1f} → {step.logit - step.changes[0]:.1f}", fontsize=7)
             for number, name in enumerate(step.predicted):
-                marker, colour = ("o", "s")[number % 2], ("#0072B2", "#D55E00")[number % 2]
-                right.plot(step.changes, step.predicted[name], marker, color=colour, markersize=2, alpha=0.6, mew=0, label=name)
+                # Told apart in grey: dark filled dots over hollow squares.
+                look = {"marker": "s", "color": "#D55E00", "markerfacecolor": "none", "markeredgewidth": 0.5, "zorder": 2}
+                if number == 0:
+                    look = {"marker": "o", "color": "#003A5D", "markeredgewidth": 0, "zorder": 3}
+                right.plot(step.changes, step.predicted[name], linestyle="", markersize=3, label=name, **look)
             ends = [step.changes.min(), step.changes.max()]
             right.plot(ends, ends, color="#444444", linewidth=0.7)
             right.set_ylabel("map foretells", fontsize=7)

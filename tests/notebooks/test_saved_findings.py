@@ -7,7 +7,7 @@ import pytest
 from tests.notebooks.test_notebooks import ROOT, cells
 
 
-@pytest.mark.parametrize("name", ["sanity_checks"])
+@pytest.mark.parametrize("name", ["sanity_checks", "how_infidelity_works", "infidelity_sensitivity"])
 def test_what_is_printed_is_saved(name):
     (cell,) = [cell.source for cell in cells(ROOT / "notebooks" / f"{name}.ipynb") if "plots.save(" in cell.source]
     (saved,) = re.findall(r'finding=" "\.join\((\w+)\)', cell)

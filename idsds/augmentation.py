@@ -16,6 +16,7 @@ from idsds.settings import RunSettings
 from idsds.statistics import rank
 
 MEASURES = get_args(Similarity)
+TIED = 1e-3  # of a measure: methods that are no farther below the best share its place
 AUGMENTATIONS: dict[str, list[str]] = {"rotations": [f"{angle:+.0f} degrees" for angle in ANGLES], "filters": list(FILTERS)}
 
 
@@ -99,6 +100,12 @@ def measure(settings: AugmentationSettings) -> pd.DataFrame:
     )
 
 
+def _best(values: pd.Series, control: dict[str, bool]) -> str:
+    """The methods at the top, those within :data:`TIED` of it as well, controls first: what ties with noise is not robust by merit."""
+    top = values.index[values >= values.max() - TIED]
+    return ", ".join(sorted(top, key=lambda name: not control[name]))
+
+
 def findings(table: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     """What the table says, in sentences whose numbers are computed.
 
@@ -115,7 +122,8 @@ def findings(table: pd.DataFrame, published: pd.DataFrame) -> list[str]:
         lines.append(f"{model}, {group}: {counted:.0%} of the images have an augmentation that leaves the target's probability alone.")
         known = by_measure.dropna()
         if len(known) > 1:
-            best = {name: known[name].idxmax() for name in MEASURES}
+            control = dict(zip(rows["method"], rows["family"] == "control", strict=True))
+            best = {name: _best(known[name], control) for name in MEASURES}
             agreement = known.corr("spearman").loc["ssim"]
             lines.append(
                 f"{model}, {group}: most robust by SSIM (data range {ssim_range}) is {best['ssim']} "

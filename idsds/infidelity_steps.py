@@ -218,8 +218,15 @@ def findings(steps: list[Step]) -> list[str]:
             f"zeros has {step.zero:.3g}" + (f", less than {', '.join(worse)}." if worse else ", more than all maps.")
         )
     winners = sorted(set(best.values()))
+    silent = sum(step.zero < step.infidelity[best[step.name]] for step in steps)
+    reordered = sum(_order(step, step.infidelity) != _order(step, step.normalised) for step in steps)
     said.append(
-        f"The best of the given maps is {'the same' if len(winners) == 1 else 'not the same'} for all {len(steps)} perturbations "
-        f"({', '.join(winners)}): a number without its perturbation says little."
+        f"Of the given maps {'the same one' if len(winners) == 1 else 'not the same one'} is best for all {len(steps)} perturbations "
+        f"({', '.join(winners)}): a number without its perturbation says little. A map of zeros beats every given map for {silent} of "
+        f"{len(steps)}; with each map scaled to its best, their order is another for {reordered} of {len(steps)}."
     )
     return said
+
+
+def _order(step: Step, values: dict[str, float]) -> list[str]:
+    return sorted((name for name in step.maps if name != OPTIMAL), key=values.__getitem__)

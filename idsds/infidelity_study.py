@@ -29,6 +29,7 @@ from idsds.methods.base import TENFOLD
 from idsds.protocols.infidelity import Perturbation
 from idsds.settings import MethodName
 from idsds.statistics.resampling import check_options, rng_for
+from idsds.statistics.seeds import seed_interval
 from idsds.study import IDENTITY, ModelsSettings, members, quality
 
 #: What is correlated, and what each is called.
@@ -46,6 +47,11 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "within data set": ("dataset",),
     "within architecture and data set": ("dataset", "model"),
 }
+WITHIN = list(LEVELS)[-1]
+#: A bootstrap needs so many groups of models; with 4 to 6, what is called 95 % covers 80 to 85 %.
+GROUPS = 10
+#: A measure follows another where their Spearman correlation is above this.
+FOLLOWS = 0.8
 ZERO = "map of zeros"
 
 
@@ -166,58 +172,83 @@ def _normed(cross: np.ndarray) -> np.ndarray:
 def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
     """Spearman correlations over models of what the metrics say with how good the models are, at three levels.
 
+    Each pair of columns takes the models that have both. Intervals hold for groups of models (an architecture on a data set), whose models
+    share images and design; they cover neither other images nor other training seeds. Within architecture and data set it is Student's t
+    over the groups' own coefficients, of three groups or more that do not all agree. At the other levels groups cannot be taken apart, and
+    a percentile bootstrap draws whole groups; of fewer than :data:`GROUPS` it would be far too narrow, and there is none.
+
     Args:
         table: one row per model and method: ``dataset``, ``model``, ``method``, and those of :data:`MEASURES` and :data:`QUALITIES` that
             there are.
-        confidence, resamples, seed: of a percentile bootstrap that draws whole groups of models (an architecture on a data set), since
-            the models of a group share images and design. It does not cover other images or training seeds.
+        confidence, resamples, seed: of the intervals and the bootstrap.
 
     Returns:
         One row per method, level, measure and quality (a ``change`` as the quality says how far a measure goes by the logit's scale):
-        ``spearman`` with ``low`` and ``high`` (NaN for fewer than three groups), ``models``, ``groups``, ``interval``.
+        ``spearman`` (within architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval;
+        ``models`` that have both, ``dropped``, those that lack one; ``groups`` with a coefficient of their own, or of all models;
+        ``interval``, what it covers.
     """
     check_options(confidence, resamples=resamples)
     measures = [name for name in MEASURES if name in table]
     others = [name for name in (*QUALITIES, "change") if name in table]
     columns = [*measures, *(name for name in others if name not in measures)]
     rows = []
-    for method, part in table.dropna(subset=columns).groupby("method", sort=False):
-        values = part[columns].to_numpy(float)
-        cells = part.groupby(["dataset", "model"], sort=False).ngroup().to_numpy()
-        where = [np.flatnonzero(cells == cell) for cell in range(cells.max() + 1)]
-        drawn = rng_for(seed, "groups of models", len(where)).integers(0, len(where), (resamples, len(where)))
-        for level, keys in LEVELS.items():
-            groups = part.groupby(list(keys)).ngroup().to_numpy() if keys else np.zeros(len(part), int)
-            found = spearman(values, groups)
-            low, high = np.full((2, *found.shape), np.nan)
-            if len(where) > 2:
-                again = np.stack(list(_again(values, groups, where, drawn, by_cell=len(keys) == 2)))
-                with warnings.catch_warnings():  # a method whose value never varies has no correlation
-                    warnings.filterwarnings("ignore", message="All-NaN slice")
-                    low, high = np.nanquantile(again, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-            for measure in measures:
-                for other in others:
-                    if measure == other:
-                        continue
-                    i, j = columns.index(measure), columns.index(other)
-                    row = {"method": method, "level": level, "measure": measure, "quality": other}
-                    row |= {"spearman": found[i, j], "low": low[i, j], "high": high[i, j]}
-                    rows.append({**row, "models": len(part), "groups": len(where)})
-    interval = f"{100 * confidence:g} % bootstrap over groups of models (architecture on data set)"
-    return pd.DataFrame(rows).assign(interval=interval)
+    for method, part in table.groupby("method", sort=False):
+        pooled: dict[bytes, dict[str, np.ndarray]] = {}  # the bootstrap once for all pairs that the same models have
+        for measure in measures:
+            for other in (name for name in others if name != measure):
+                there = part[[measure, other]].notna().all(axis=1).to_numpy()
+                chosen, pair = part[there], [columns.index(measure), columns.index(other)]
+                facts = {"method": method, "measure": measure, "quality": other, "models": len(chosen), "dropped": len(part) - len(chosen)}
+                if there.tobytes() not in pooled:
+                    pooled[there.tobytes()] = _pooled(chosen, columns, confidence, resamples, seed)
+                for level, found in pooled[there.tobytes()].items():
+                    point, low, high = found[:, pair[0], pair[1]]
+                    groups = chosen.groupby(["dataset", "model"]).ngroups
+                    interval = f"{100 * confidence:g} % bootstrap over {groups} groups of models"
+                    if np.isnan(low):
+                        interval = f"no interval: {groups} groups of models" if groups < GROUPS else "no interval: no correlation"
+                    rows.append(
+                        {**facts, "level": level, "spearman": point, "low": low, "high": high, "groups": groups, "interval": interval}
+                    )
+                rows.append({**facts, "level": WITHIN, **_within(chosen, [measure, other], confidence)})
+    return pd.DataFrame(rows).sort_values("level", key=lambda level: level.map(list(LEVELS).index), kind="stable", ignore_index=True)
 
 
-def _again(
-    values: np.ndarray, groups: np.ndarray, where: Sequence[np.ndarray], drawn: np.ndarray, *, by_cell: bool
-) -> Iterator[np.ndarray]:
-    """The correlations of each resample of groups of models."""
-    if by_cell:
-        crosses = np.stack([_cross(values[rows]) for rows in where])
-        yield from (_normed(crosses[chosen].sum(axis=0)) for chosen in drawn)
-        return
-    for chosen in drawn:
-        rows = np.concatenate([where[cell] for cell in chosen])
-        yield spearman(values[rows], groups[rows])
+def _within(table: pd.DataFrame, pair: list[str], confidence: float) -> dict[str, Any]:
+    """The mean of the groups' own coefficients with Student's t interval."""
+    own = np.array([spearman(rows[pair].to_numpy(float), [0] * len(rows))[0, 1] for _, rows in table.groupby(["dataset", "model"])])
+    own = own[~np.isnan(own)]  # a group that does not vary, or of one model, has none
+    facts = {"spearman": own.mean() if len(own) else np.nan, "low": np.nan, "high": np.nan, "groups": len(own)}
+    if len(own) < 3:
+        return {**facts, "interval": f"no interval: {len(own)} groups of models"}
+    if np.ptp(own) < 1e-12:  # a spread of 0 among a few groups is no certainty
+        return {**facts, "interval": f"no interval: all {len(own)} groups of models agree"}
+    _, low, high = seed_interval(own, confidence)  # its t interval is over any independent numbers
+    interval = f"{100 * confidence:g} % t interval over {len(own)} groups of models"
+    return {**facts, "low": max(low, -1.0), "high": min(high, 1.0), "interval": interval}
+
+
+def _pooled(table: pd.DataFrame, columns: list[str], confidence: float, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """By level other than the last, the correlations of all columns with their ends: (3, columns, columns)."""
+    values, found = table[columns].to_numpy(float), {}
+    cells = table.groupby(["dataset", "model"], sort=False).ngroup().to_numpy()
+    where = [np.flatnonzero(cells == cell) for cell in np.unique(cells)]
+    for level, keys in LEVELS.items():
+        if level == WITHIN:
+            continue
+        groups = table.groupby(list(keys)).ngroup().to_numpy() if keys else np.zeros(len(table), int)
+        point = spearman(values, groups) if len(table) else np.full((len(columns),) * 2, np.nan)
+        ends = np.full((2, *point.shape), np.nan)
+        if len(where) >= GROUPS:
+            drawn = rng_for(seed, "groups of models", len(where)).integers(0, len(where), (resamples, len(where)))
+            rows = (np.concatenate([where[cell] for cell in chosen]) for chosen in drawn)
+            again = np.stack([spearman(values[each], groups[each]) for each in rows])
+            with warnings.catch_warnings():  # a method whose value never varies has no correlation
+                warnings.filterwarnings("ignore", message="All-NaN slice")
+                ends = np.nanquantile(again, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+        found[level] = np.stack([point, *ends])
+    return found
 
 
 def study_table() -> pd.DataFrame:
@@ -253,15 +284,21 @@ def findings(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> li
 def _about_scale(table: pd.DataFrame, found: pd.DataFrame) -> str:
     factor = table["raw_x10"] / table["raw"]
     moved = (table["normalised_x10"] / table["normalised"] - 1).abs()
-    with_change = found[(found["measure"] == "raw") & (found["quality"] == "change")]
-    pooled, within = (with_change[with_change["level"] == level]["spearman"] for level in ("all models", list(LEVELS)[-1]))
-    verdict = "follows the scale of the gradients" if pooled.median() > 0.8 else "does not follow the scale of the gradients alone"
+    with_change = found[(found["measure"] == "raw") & (found["quality"] == "change")].dropna(subset="spearman")
+    pooled, within = (with_change[with_change["level"] == level].set_index("method")["spearman"] for level in ("all models", WITHIN))
+    follows = pooled > FOLLOWS
+    beside = ", ".join(f"{name} ({rho:+.2f})" for name, rho in pooled[~follows].items())
     return (
         f"A map times ten orders the pixels alike: its raw infidelity is {factor.median():.3g} times as high in the median, its normalised "
-        f"one differs by {moved.max():.1g} at the most. Raw infidelity {verdict}: over all models it goes with the squared change of the "
-        f"logit, which no map plays a part in, with a Spearman correlation of {pooled.min():+.2f} to {pooled.max():+.2f} over "
-        f"{len(pooled)} methods ({within.min():+.2f} to {within.max():+.2f} within architecture and data set)."
+        f"one differs by {moved.max():.1g} at the most. Raw infidelity follows the scale of the gradients for {follows.sum()} of "
+        f"{len(pooled)} methods (Spearman correlation above {FOLLOWS}, over all models, with the squared change of the logit, which no map "
+        f"plays a part in){f'; not for {beside}' if beside else ''}. {_extent('These correlations', pooled)}; "
+        f"{_extent('those within architecture and data set', within)}."
     )
+
+
+def _extent(what: str, values: pd.Series) -> str:
+    return f"{what} are {values.min():+.2f} to {values.max():+.2f}" if len(values) else f"{what} are not defined"
 
 
 def _about_quality(measure: str, found: pd.DataFrame) -> str:
@@ -269,22 +306,33 @@ def _about_quality(measure: str, found: pd.DataFrame) -> str:
     parts = []
     for level in LEVELS:
         here = rows[rows["level"] == level].dropna(subset="spearman")
-        if len(here):
-            decided = ((here["low"] > 0) | (here["high"] < 0)).sum()
+        if len(here) == 1:
+            parts.append(_with_ends(next(here.itertuples())))
+        elif len(here):
+            bounded = here.dropna(subset=["low", "high"])
+            decided = ((bounded["low"] > 0) | (bounded["high"] < 0)).sum()
+            said = f"{decided} of {len(bounded)} intervals without 0" if len(bounded) else "no intervals"
             parts.append(
                 f"{here['spearman'].min():+.2f} to {here['spearman'].max():+.2f} {_level(level)} "
-                f"({decided} of {len(here)} intervals without 0)"
-                if len(here) > 1
-                else f"{here['spearman'].iloc[0]:+.2f} [{here['low'].iloc[0]:+.2f}, {here['high'].iloc[0]:+.2f}] {_level(level)}"
+                f"({said}; {_numbers(here['models'])} models in {_numbers(here['groups'])} groups)"
             )
     what = MEASURES[measure]
-    return f"{what[0].upper()}{what[1:]} and accuracy correlate by " + (", ".join(parts) if parts else "nothing that is defined") + "."
+    dropped = f" ({rows['dropped'].max()} models at the most lack a value)" if rows["dropped"].any() else ""
+    return f"{what[0].upper()}{what[1:]} and accuracy correlate by " + (", ".join(parts) or "nothing that is defined") + f"{dropped}."
+
+
+def _numbers(counts: pd.Series) -> str:
+    return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
 
 
 def _level(level: str) -> str:
     return level if level.startswith("within") else f"over {level}"
 
 
+def _with_ends(row: Any) -> str:
+    ends = f"(no interval: {row.groups} groups)" if np.isnan(row.low) else f"[{row.low:+.2f}, {row.high:+.2f}]"
+    return f"{row.spearman:+.2f} {ends} {_level(row.level)}"
+
+
 def _spell(found: pd.DataFrame, measure: str, quality: str) -> str:
-    rows = found[(found["measure"] == measure) & (found["quality"] == quality)]
-    return ", ".join(f"{row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {_level(row.level)}" for row in rows.itertuples())
+    return ", ".join(map(_with_ends, found[(found["measure"] == measure) & (found["quality"] == quality)].itertuples()))

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from idsds.infidelity_steps import OPTIMAL, InfidelityStepsSettings, best_factor, explain_infidelity, findings, optimal_map, steps_table
+from idsds.infidelity_steps import (
+    OPTIMAL,
+    InfidelityStepsSettings,
+    Step,
+    best_factor,
+    explain_infidelity,
+    findings,
+    optimal_map,
+    steps_table,
+)
 from idsds.interventions import delete_patches
 from idsds.methods import create_method
 from idsds.models import MODELS, create_model, register_model
@@ -94,6 +103,21 @@ def test_the_steps_of_one_image(settings):
     labels = [axes.get_title() + axes.get_xlabel() for axes in figure.axes]
     assert any("lower is better" in label for label in labels)
     assert any("squared logits" in label for label in labels)
+
+
+def test_silence_that_wins_and_orders_that_change_are_counted():
+    """By hand: for the first a map of zeros beats both maps, for the second neither; scaling turns the order of the first alone."""
+    facts = {"taken": np.zeros((2, 2)), "picture": np.zeros((2, 2, 3)), "logit": 1.0, "changes": np.array([1.0, 0.0])}
+    facts |= {"predicted": {"a": np.array([1.0, 0.5]), "b": np.array([3.0, 0.1])}, "zero": 0.5, "maps": ("a", "b", OPTIMAL)}
+    loud = Step(name="p", infidelity={"a": 2.0, "b": 3.0, OPTIMAL: 0.1}, normalised={"a": 0.4, "b": 0.3, OPTIMAL: 0.1}, **facts)
+    good = Step(name="q", infidelity={"a": 0.2, "b": 0.3, OPTIMAL: 0.1}, normalised={"a": 0.1, "b": 0.2, OPTIMAL: 0.1}, **facts)
+    last = findings([loud, good])[-1]
+    assert "A map of zeros beats every given map for 1 of 2;" in last
+    assert "their order is another for 1 of 2." in last
+    scatter = plot([loud, good]).axes[2].lines[:2]
+    assert [line.get_marker() for line in scatter] == ["o", "s"]
+    assert [line.get_markerfacecolor() for line in scatter] == ["#003A5D", "none"]
+    assert all(line.get_markersize() == 3 for line in scatter)
 
 
 @pytest.mark.parametrize(("changes", "named"), [({"model": "small_step"}, "small_steps"), ({"sigmas": []}, "sigmas"), ({"grid": 5}, "5")])

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import sem, spearmanr, t
 
-from idsds.infidelity_study import LEVELS, ZERO, correlations, findings, per_model, spearman, study_table
+from idsds.infidelity_study import LEVELS, WITHIN, ZERO, correlations, findings, per_model, spearman, study_table
 from idsds.plots import infidelity_sensitivity
+from idsds.plots.infidelity import _shown
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,9 @@ def test_the_studys_rows_give_its_unprinted_correlation(study, theirs):
         assert (row["models"], row["groups"]) == (75, 15)
     within = theirs[(theirs["level"] == list(LEVELS)[-1]) & (theirs["measure"] == "raw") & (theirs["quality"] == "macro_f1")]
     cells = [spearmanr(rows["raw"], rows["macro_f1"]).statistic for _, rows in study.groupby(["dataset", "model"])]
-    assert within["spearman"].item() == pytest.approx(np.mean(cells), abs=0.02)  # ties in F1 weigh a little differently
+    low, high = t.interval(0.95, len(cells) - 1, np.mean(cells), sem(cells))
+    assert within[["spearman", "low", "high"]].to_numpy()[0] == pytest.approx([np.mean(cells), max(low, -1), min(high, 1)], abs=1e-9)
+    assert within["interval"].item() == "95 % t interval over 15 groups of models"
 
 
 def records():
@@ -104,18 +107,24 @@ def test_what_is_said_is_computed(study, theirs):
     assert silent["spearman"].isna().all(), "a control that never changes has no correlation, not one of 0"
     said = findings(table, ours, theirs)
     found = spearmanr(table_of()["raw"][:24], table_of()["change"][:24]).statistic
-    assert f"correlation of {found:+.2f} to {found:+.2f} over 2 methods" in said[0]
-    assert f"raw infidelity {'follows' if found > 0.8 else 'does not follow'}" in said[0].replace("Raw", "raw")
+    assert found > 0.8
+    assert "for 2 of 2 methods (Spearman correlation above 0.8" in said[0]
+    assert f"These correlations are {found:+.2f} to {found:+.2f}" in said[0]
+    assert "over all models (no intervals; 24 models in 4 groups)" in said[1]
+    assert "of 2 intervals without 0; 24 models in 4 groups)" in said[1]
     assert "+0.45 [" in said[-2]
     assert "+0.56 [" in said[-1]
-    figure = infidelity_sensitivity(table, ours, study, theirs, shown="Gradient")
+    figure = infidelity_sensitivity(table, ours, study, theirs)
+    assert figure.subfigs[0].axes[0].get_title() == "d, Gradient", "without the study's method it is the first"
     texts = [axes.get_ylabel() for part in figure.subfigs for axes in part.axes] + [
         axes.get_xlabel() for part in figure.subfigs for axes in part.axes
     ]
     assert any("lower is better" in text for text in texts)
     assert any("higher is better" in text for text in texts)
     below = figure.subfigs[1].axes
-    assert [axes.get_title() for axes in below] == list(LEVELS)
+    assert [axes.get_title().splitlines()[0] for axes in below] == list(LEVELS)
+    assert below[0].get_title().splitlines()[1:] == ["ours: 24 models in 4 groups,", "the study: 75 in 15"]
+    assert {text.get_text() for text in below[2].texts} == {"constant"}, "a control that never changes is said to be so"
     assert [label.get_text() for label in below[0].get_yticklabels()][:4] == ["Gradient", "IxG", "Random", "the study"]
 
 
@@ -123,3 +132,43 @@ def test_a_few_models_have_a_correlation_but_no_interval():
     ours = correlations(table_of(6)[lambda table: table["dataset"] == "d"], resamples=20)
     assert ours["low"].isna().all()
     assert ours.loc[(ours["method"] == "IxG") & (ours["level"] == "all models"), "spearman"].notna().all()
+
+
+def test_pooled_levels_of_a_few_groups_have_no_interval():
+    ours = correlations(table_of(), resamples=20)
+    assert ours.loc[ours["level"] != WITHIN, "low"].isna().all()
+    assert set(ours.loc[ours["level"] != WITHIN, "interval"]) == {"no interval: 4 groups of models"}
+
+
+def test_groups_that_all_agree_are_no_certainty():
+    table = table_of().assign(raw=lambda each: each["accuracy"] ** 3)
+    row = correlations(table, resamples=20).query("method == 'IxG' and measure == 'raw' and quality == 'accuracy' and level == @WITHIN")
+    assert row["spearman"].item() == pytest.approx(1)
+    assert np.isnan(row["low"].item())
+    assert row["interval"].item() == "no interval: all 4 groups of models agree"
+
+
+def test_a_missing_value_costs_its_own_pairs_only():
+    table = table_of()
+    table.loc[table.index[table["method"] == "IxG"][0], "relative"] = np.nan
+    ours = (
+        correlations(table, resamples=20).query("method == 'IxG' and quality == 'accuracy' and level == 'all models'").set_index("measure")
+    )
+    assert ours["dropped"].to_dict() == {"raw": 0, "normalised": 0, "relative": 1, "sensitivity": 0, "change": 0}
+    rest = table[table["method"] == "IxG"].iloc[1:]
+    assert ours.loc["relative", "spearman"] == pytest.approx(spearmanr(rest["relative"], rest["accuracy"]).statistic)
+
+
+def test_methods_are_judged_one_by_one(theirs):
+    table = table_of()
+    table.loc[table["method"] == "IxG", "raw"] = np.random.default_rng(5).uniform(size=24)
+    rho = spearmanr(table.loc[table["method"] == "IxG", ["raw", "change"]]).statistic
+    said = findings(table, correlations(table, resamples=20), theirs)[0]
+    assert "for 1 of 2 methods" in said
+    assert f"; not for IxG ({rho:+.2f})." in said
+
+
+def test_the_studys_method_is_drawn_where_every_model_has_it():
+    table = table_of().replace({"method": {"IxG": "Guided Backprop"}})
+    assert _shown(table) == "Guided Backprop"
+    assert _shown(table.drop(index=table.index[table["method"] == "Guided Backprop"][0])) == "Gradient"

@@ -13,7 +13,8 @@ from idsds.metric_sanity import CONTROLS, MetricSanitySettings, against_controls
 from idsds.protocols import list_protocols
 from idsds.protocols.ground_truth import NOT_APPLICABLE, VERDICTS
 from idsds.protocols.hyperparameters import parse_values
-from idsds.sensitivity import SensitivitySettings, cost, findings, measure, range_interval, sweeps_on
+from idsds.resolving import make_plan
+from idsds.sensitivity import SensitivitySettings, _runs, cost, findings, measure, range_interval, sweeps_on
 from idsds.settings import SettingsError
 
 FEW = {"dataset": "digits", "models": ["mini_resnet8"], "images": 4}
@@ -75,6 +76,23 @@ def test_the_range_of_means_has_a_paired_interval_and_counts_where_that_is_clear
     rows = rows.assign(idsds_range=0.3, range_low=[0.2, 0.05], range_high=0.5, spearman=0.5, low=0.4, high=0.6)
     own = pd.DataFrame({"model": "m", "method": ["IG", "RISE"], "default": True, "mean": [0.1, 0.4]})
     assert "1 of 2 hyperparameters move one method by more than half of that" in findings(own, rows)[1]
+
+
+def test_maps_and_idsds_of_a_setting_come_from_one_net(tmp_path):
+    settings = SensitivitySettings(**FEW, methods=["IG"], sweeps={"IG": {"steps": [2, 50]}}, baseline="blur", output=str(tmp_path))
+    calls = [call for call, _ in _runs(settings)]
+    assert [call.get("protocol", "idsds") for call in calls] == ["idsds", "hyperparameter_sensitivity"]
+    given = {"images": 4, "seeds": [0], "checkpoints": {}, "device": "cpu", "precision": "32-true", "batch_size": None, "shard": 1}
+    stages = []
+    for call in calls:
+        where = {
+            "dataset": call["dataset"],
+            "protocol": call.get("protocol", "idsds"),
+            "settings": {"grid": 4, "baseline": call["baseline"]},
+        }
+        stages.append(make_plan(call["models"], ["IG"], **where, **given).jobs[0].source)
+    assert stages[0].key == stages[1].key
+    assert stages[1].deletion.baseline == "blur"
 
 
 def test_augmentation_counts_every_image(tmp_path):

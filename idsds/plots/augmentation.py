@@ -104,5 +104,6 @@ def _legend(interval: str, published: bool) -> list[Line2D]:
         Line2D([], [], color="#444444", linewidth=1.0, label=interval),
     ]
     if published:
-        handles.append(Line2D([], [], marker="x", color="#888888", linestyle="", markersize=4.5, label="SSIM printed by the study"))
+        label = "SSIM printed by the study (G'MIC's filters)"
+        handles.append(Line2D([], [], marker="x", color="#888888", linestyle="", markersize=4.5, label=label))
     return handles

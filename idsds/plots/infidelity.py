@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.infidelity_steps import Step
-from idsds.infidelity_study import LEVELS
+from idsds.infidelity_study import GROUPS, LEVELS
 from idsds.plots.gallery import DIVERGING
 from idsds.plots.study import architecture_handles, looks_of
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, handle, look_of, style_of
@@ -33,10 +33,17 @@ FOREST = {
 # A logarithmic axis ends so many times below the median: a model that never changes its mind has next to no infidelity.
 BELOW = 1e3
 STUDY = "#000000"
+THEIRS = "Guided Backprop"  # the method of the study's 75 rows
 
 
 def infidelity_sensitivity(
-    table: pd.DataFrame, correlations: pd.DataFrame, study: pd.DataFrame, study_correlations: pd.DataFrame, *, shown: str, columns: int = 2
+    table: pd.DataFrame,
+    correlations: pd.DataFrame,
+    study: pd.DataFrame,
+    study_correlations: pd.DataFrame,
+    *,
+    shown: str | None = None,
+    columns: int = 2,
 ) -> Figure:
     """Above, metrics of one method against accuracy, a column of panels per data set and one for the study; below, all correlations.
 
@@ -45,10 +52,11 @@ def infidelity_sensitivity(
         correlations: of it, from :func:`idsds.infidelity_study.correlations`.
         study: from :func:`idsds.infidelity_study.study_table`.
         study_correlations: of that.
-        shown: the method of the upper panels.
+        shown: the method of the upper panels; None: the study's where every model has it, else the first.
         columns: width of the figure, in columns of a paper.
     """
     datasets = list(dict.fromkeys(table["dataset"]))
+    shown = _shown(table) if shown is None else shown
     part = table[table["method"] == shown]
     looks = looks_of([*part["model"], *study["model"]])
     with mpl.rc_context(STYLE):
@@ -65,13 +73,19 @@ def infidelity_sensitivity(
                 if column == 0:
                     axes.set_ylabel(f"{label}\n← lower is better")
             grid[-1, column].set_xlabel("accuracy, higher is better →" if name else "weighted precision →")
-            grid[0, column].set_title(f"{name}, {shown}" if name else "the study, Guided Backprop", fontsize=8)
+            grid[0, column].set_title(f"{name}, {shown}" if name else f"the study, {THEIRS}", fontsize=8)
         # The study has no relative infidelity: the legend stands in its place.
         handles = architecture_handles([*part["model"], *study["model"]], lines=False)
         title = "architecture; the paler, the\nfewer training images"
         grid[1, -1].legend(handles=handles, loc="center", frameon=False, fontsize=6.5, title=title, title_fontsize=6.5)
         _forest(below, correlations, study_correlations, table)
     return figure
+
+
+def _shown(table: pd.DataFrame) -> str:
+    """The method of the upper panels: what stands beside the study is its own method, where it applies to all models."""
+    most = table["method"].value_counts()
+    return THEIRS if most.get(THEIRS, 0) == most.max() else str(table["method"].iloc[0])
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame, quality: str, measure: str, looks: dict[str, tuple[str, str, str]], logarithmic: bool) -> None:
@@ -101,7 +115,12 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
             theirs = study[(study["level"] == level) & (study["measure"] == measure) & (study["quality"] == "weighted_precision")]
             for row in mine.itertuples():
                 look = look_of(row.method, families[row.method])
-                _whisker(axes, row, block * place + 1 + methods.index(row.method), look)
+                lane = block * place + 1 + methods.index(row.method)
+                if np.isnan(row.spearman):
+                    constant = table.loc[table["method"] == row.method, measure].nunique() == 1
+                    word = "constant" if constant else "undefined"
+                    axes.text(0.03, lane, word, fontsize=5, color="#555555", va="center")
+                _whisker(axes, row, lane, look)
             for row in theirs.itertuples():
                 _whisker(axes, row, block * place + block - 1, Look("d", STUDY, "white"))
             if place:
@@ -111,16 +130,32 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
         axes.axvline(0, color="#888888", linewidth=0.6)
         axes.set_xlim(-1.06, 1.06)
         axes.set_ylim(block * len(FOREST) - 0.5, -0.5)
-        lanes = [(block * place + 1 + lane, name) for place in range(len(FOREST)) for lane, name in enumerate([*methods, "the study"])]
+        lanes = [
+            (block * place + 1 + lane, name)
+            for place, measure in enumerate(FOREST)
+            for lane, name in enumerate([*(_numbered(name, measure, ours) for name in methods), "the study"])
+        ]
         axes.set_yticks([lane for lane, _ in lanes], [name for _, name in lanes], fontsize=5.5)
         axes.tick_params(axis="y", length=0)
-        axes.set_title(level, fontsize=8)
+        counts = [(part["models"].max(), part.loc[part["level"] == level, "groups"].max()) for part in (ours, study)]
+        (models, groups), (their_models, their_groups) = counts
+        numbers = f"ours: {models} models in {groups} groups,\nthe study: {their_models} in {their_groups}"
+        axes.set_title(f"{level}\n{numbers}", fontsize=6.5)
     grid[1].set_xlabel("Spearman correlation with accuracy (the study: with weighted precision)")
     used = [key for key in STYLES if key in {style_of(name, families[name]) for name in methods}]
     study_handle = Line2D([], [], marker="d", linestyle="", color=STUDY, markerfacecolor="white", markersize=5, label="the study")
-    title = f"below 0: the better the model, the lower (better) the value; bars: {ours['interval'].iloc[0]}"
+    title = (
+        "below 0: the better the model, the lower (better) the value; bars: 95 % intervals over groups (architecture on data set),\n"
+        f"right: Student's t over the groups' own correlations; elsewhere a bootstrap, of {GROUPS} groups or more; no bar: none"
+    )
     handles = [*(handle(key) for key in used), study_handle]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=7, title=title, title_fontsize=7)
+
+
+def _numbered(method: str, measure: str, ours: pd.DataFrame) -> str:
+    """The method, with the number of its models where others have more."""
+    mine = ours.loc[(ours["method"] == method) & (ours["measure"] == measure), "models"].max()
+    return method if mine == ours["models"].max() else f"{method} ({mine:.0f} models)"
 
 
 def _whisker(axes: Axes, row: object, lane: float, look: Look) -> None:
@@ -155,8 +190,11 @@ def infidelity_steps(steps: Sequence[Step], *, columns: int = 2) -> Figure:
             left.set_ylabel(step.name)
             middle.set_xlabel(f"logit {step.logit:.1f} → {step.logit - step.changes[0]:.1f}", fontsize=7)
             for number, name in enumerate(step.predicted):
-                marker, colour = ("o", "s")[number % 2], ("#0072B2", "#D55E00")[number % 2]
-                right.plot(step.changes, step.predicted[name], marker, color=colour, markersize=2, alpha=0.6, mew=0, label=name)
+                # Told apart in grey: dark filled dots over hollow squares.
+                look = {"marker": "s", "color": "#D55E00", "markerfacecolor": "none", "markeredgewidth": 0.5, "zorder": 2}
+                if number == 0:
+                    look = {"marker": "o", "color": "#003A5D", "markeredgewidth": 0, "zorder": 3}
+                right.plot(step.changes, step.predicted[name], linestyle="", markersize=3, label=name, **look)
             ends = [step.changes.min(), step.changes.max()]
             right.plot(ends, ends, color="#444444", linewidth=0.7)
             right.set_ylabel("map foretells", fontsize=7)

@@ -165,7 +165,7 @@ def _passes(methods: Sequence[Method], *, option: str | None = None, values: str
 
 @register_protocol(
     "hyperparameter_sensitivity",
-    in_domain=False,
+    in_domain=True,  # its maps stand beside IDSDS at the same settings, which is measured on that net
     higher_is_better=True,
     range=(-1, 1),
     passes=_passes,
@@ -179,6 +179,8 @@ def hyperparameter_sensitivity(
     *,
     option: str | None = None,
     values: str = "",
+    grid: int = 4,
+    baseline: str = "zeros",
 ) -> dict[str, dict[str, Tensor]]:
     """Likeness of a method's maps over the values of its hyperparameters, in [-1, 1], higher (less sensitive) is better.
 
@@ -193,6 +195,7 @@ def hyperparameter_sensitivity(
         prepared: not used.
         option: the hyperparameter; None: all that the method has and :data:`SWEEPS` knows.
         values: to try for it, such as ``"5, 10, 50"``; empty: those of :data:`SWEEPS`.
+        grid, baseline: of the deletions that the net was fine-tuned on; they decide which net it is, and nothing in here.
 
     Raises:
         UnknownNameError, ValueError: see :func:`settings_of`.

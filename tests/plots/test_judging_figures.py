@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from idsds import plots, published
-from idsds.augmentation import AUGMENTATIONS, MEASURES
+from idsds.augmentation import AUGMENTATIONS, MEASURES, findings
 from idsds.plots.metric_sanity import PROPERTIES, SHORT
 from idsds.protocols.ground_truth import VERDICTS
 
@@ -85,11 +85,23 @@ def test_robustness_has_a_panel_per_method_and_the_published_values():
     names = [name for group in AUGMENTATIONS.values() for name in group]
     wanted = theirs[theirs["method"] == "IG"].set_index("augmentation").loc[names, "ssim"]
     np.testing.assert_allclose(grey[0].get_ydata(), wanted)
-    assert "SSIM printed by the study" in texts(figure)
+    assert "SSIM printed by the study (G'MIC's filters)" in texts(figure)
     assert any("higher is better" in text for text in texts(figure))
     (bare,) = plots.augmentation_robustness(table)
-    assert "SSIM printed by the study" not in texts(bare)
+    assert not any("printed by the study" in text for text in texts(bare))
     assert len(plots.augmentation_robustness(augmented(models=("a", "b")))) == 2
+
+
+def test_what_is_as_robust_as_noise_is_named_with_it():
+    table = augmented()
+    at = (table["group"] == "filters") & (table["measure"] == "spearman")
+    for method, value in [("Saliency", 0.9995), ("IG", 0.998), ("Guided Grad-CAM", 0.5), ("Random", 1.0)]:
+        table.loc[at & (table["method"] == method), "mean"] = value
+    (line,) = [line for line in findings(table, published.xai_correlation_ssim()) if line.startswith("a, filters: most robust")]
+    assert "by Spearman Random, Saliency (1.00)," in line
+    table.loc[at & (table["method"] == "Saliency"), "mean"] = 1.0
+    table.loc[at & (table["method"] == "Random"), "mean"] = 0.9995
+    assert any("by Spearman Random, Saliency (1.00)," in line for line in findings(table, published.xai_correlation_ssim()))
 
 
 def judged():

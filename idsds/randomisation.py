@@ -35,8 +35,8 @@ LEARNED = 0.95  # share of the permuted labels that the paper asks a net to have
 class SanitySettings(RunSettings):
     """What ``params/*/sanity_checks.yaml`` may say.
 
-    ``depths`` groups of layers; ``modes`` of randomising them; ``label_fraction`` of the training images is learned with permuted labels,
-    by the model's recipe as ``label_recipe`` changes it, 0 leaves that check out. It needs a small net on embedded data.
+    ``depths`` groups of layers; ``modes`` of randomising them; ``label_fraction`` of the training images is learned with true and with
+    permuted labels, by the model's recipe as ``label_recipe`` changes it, 0 leaves that check out. It needs a small net on embedded data.
     """
 
     depths: PositiveInt = 4
@@ -63,12 +63,10 @@ class SanitySettings(RunSettings):
         return {**given, "protocol": "sanity_check", "mode": mode, "depths": self.depths, "output": output}
 
     def stage(self, model: str, seed: int, permuted_labels: bool) -> Stage:
-        """Training on true labels by the model's own recipe, or on permuted ones."""
+        """Training on true or on permuted labels: the same images, recipe and initial weights, so that the labels alone differ."""
         shared: dict[str, Any] = {"in_domain": False, "seed": seed, "device": self.device, "precision": self.precision}
-        if not permuted_labels:
-            return plan_training(model, self.dataset, **shared)
         shared |= {"fraction": self.label_fraction, "changes": self.label_recipe}
-        return plan_training(model, self.dataset, permuted_labels=True, **shared)
+        return plan_training(model, self.dataset, permuted_labels=permuted_labels, **shared)
 
 
 def sanity_checks(settings: SanitySettings, *, progress: bool = True) -> pd.DataFrame:

@@ -10,8 +10,23 @@ import pytest
 import yaml
 from PIL import Image
 
-from idsds import create_model, designs, evaluate, finetune, tradeoff
-from idsds.settings import RankingSettings
+from idsds import (
+    augmentation,
+    comparing,
+    create_model,
+    designs,
+    evaluate,
+    finetune,
+    metric_sanity,
+    randomisation,
+    retraining,
+    sensitivity,
+    stability,
+    tradeoff,
+)
+from idsds.infidelity_steps import InfidelityStepsSettings
+from idsds.settings import RankingSettings, SettingsError
+from idsds.walkthrough import WalkthroughSettings
 from tests.models.golden import filled, study_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,18 +60,27 @@ def data(tmp_path_factory):
         yield root
 
 
+def touched(given, folder):
+    """Every file of weights that the params name, empty: a plan asks whether it is there, not what is in it."""
+    for kind in ("checkpoints", "plain_checkpoints", "variant_checkpoints"):
+        for name, start in given.get(kind, {}).items():
+            if start != "pretrained":
+                file = folder / f"{kind}_{name.replace(' ', '_')}.pth.tar"
+                file.touch()
+                given[kind][name] = str(file)
+
+
 @files
 def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp_path):
     given = {**yaml.safe_load(path.read_text()), "output": str(tmp_path / "run"), "images": 2}
-    for model, start in given["checkpoints"].items():
-        if start != "pretrained":
-            (tmp_path / f"{model}.pth.tar").touch()  # a plan asks whether it is there, not what is in it
-            given["checkpoints"][model] = str(tmp_path / f"{model}.pth.tar")
+    touched(given, tmp_path)
     if path.stem == "finetune":
         settings = finetune.FineTuneSettings(**given)
         # Planned, not rehearsed: the nets of this file need hours where a stage takes a GPU seconds.
         stages = [settings.stage(model, seed) for model in settings.models for seed in settings.seeds]
-        assert all((stage.missing and stage.train_images == 2 * len(WNIDS)) or stage.train_images > 0 for stage in stages)
+        assert all(stage.missing for stage in stages)
+        # Of Imagenette's eight photos per class one is held out; ImageNet keeps both.
+        assert {stage.train_images for stage in stages} == {len(WNIDS) * (2 if path.parent.name == "imagenet" else 7)}
         return
     if path.stem.startswith("design_choice"):
         plan = designs.measure(designs.DesignSettings(**given), dry_run=True)
@@ -70,6 +94,74 @@ def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp
     applied = {name for work in plan.loc[plan["note"] == "", "work"] for name in work.split(", ")}
     assert set(given["methods"]) <= applied
     assert (plan["epochs"].isna()).all(), "nothing is trained where checkpoints are given"
+
+
+def planned_idsds(given):
+    settings = WalkthroughSettings(**{**given, "images": 1})
+    return evaluate(**{**settings.evaluate(), "seed": settings.seeds}, dry_run=True)
+
+
+def planned_infidelity(given):
+    """The notebook explains one image, and has no plan of its own: that its settings hold, and its nets and methods can be had."""
+    settings = InfidelityStepsSettings(**{name: value for name, value in given.items() if name != "images"})
+    names = {"methods": settings.methods, "dataset": settings.dataset, "checkpoints": settings.checkpoints}
+    return evaluate([settings.model], **names, protocol="infidelity", images=settings.image + 1, dry_run=True)
+
+
+# What plans each of the other params files; roar has a test of its own.
+PLANNERS = {
+    "compare_protocols": lambda given: comparing.cost(comparing.CompareSettings(**{**given, "update_images": 2, "accuracy_images": 2})),
+    "stability": lambda given: stability.cost(stability.StabilitySettings(**{**given, "counts": [2]})),
+    "how_idsds_works": planned_idsds,
+    "how_infidelity_works": planned_infidelity,
+    "augmentation_robustness": lambda given: augmentation.cost(augmentation.AugmentationSettings(**given)),
+    "metric_sanity": lambda given: metric_sanity.cost(metric_sanity.MetricSanitySettings(**given)),
+    "hyperparameter_sensitivity": lambda given: sensitivity.cost(sensitivity.SensitivitySettings(**given)),
+    "sanity_checks": lambda given: randomisation.plan_table(randomisation.SanitySettings(**given)),
+}
+#: The others take data sets that are no folder of ImageNet's form.
+ELSEWHERE = {"train_fractions", "infidelity_sensitivity"}
+
+
+def test_every_params_file_of_full_size_is_planned_somewhere():
+    rest = {path.stem for path in FILES if not path.stem.startswith(OURS)}
+    assert rest == {*PLANNERS, "roar"} | ELSEWHERE
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem in PLANNERS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_params_file_of_the_other_notebooks_plans(path, data, tmp_path):
+    given = {**yaml.safe_load(path.read_text()), "output": str(tmp_path / "run"), "images": 2}
+    touched(given, tmp_path)
+    plan = PLANNERS[path.stem](given)
+    assert set(plan["model"].str.split(",").str[0]) == set(given.get("models", [given.get("model")]))
+    assert plan["forward"].sum() > 0
+    assert plan["backward"].sum() > 0
+    assert "epochs" not in plan or plan["epochs"].isna().all(), "nothing is trained where checkpoints are given"
+    for kind in ("plain_checkpoints", "variant_checkpoints"):
+        for name in given.get(kind, {}):  # a name that is none ends the run before any work
+            with pytest.raises(SettingsError, match=f"{name}x"):
+                PLANNERS[path.stem]({**given, kind: {**given[kind], f"{name}x": given[kind][name]}})
+
+
+def test_roar_of_full_size_is_the_retrainings_that_its_params_say(data, tmp_path):
+    """Planned, not rehearsed (that takes a CPU minutes), on the folder that has photos to hold out."""
+    given = yaml.safe_load((ROOT / "params" / "imagenet" / "roar.yaml").read_text())
+    settings = retraining.RoarSettings(**{**given, "dataset": "imagenette", "images": 2, "device": "cpu", "output": str(tmp_path)})
+    plan = retraining._Planned(settings, "resnet50")
+    assert len(plan.data["train"]) == 7 * len(WNIDS)
+    # Per seed every method, share above 0 and kind, and one net on untouched images.
+    assert len({one.key for one in plan.retrainings()}) == 5 * (10 * 5 * 2 + 1)
+
+
+def test_a_study_of_full_size_runs_on_a_folder_of_imagenet(data, weights, tmp_path, monkeypatch):
+    changes = {"models": ["resnet18"], "methods": ["Saliency", "Random"], "images": 2, "groups": ["filters"], "device": "cpu"}
+    changes |= {"threshold": 1.0, "checkpoints": {"resnet18": weights["resnet18"]}}
+    stem, _ = run("augmentation_robustness", "augmentation_robustness", changes, tmp_path, monkeypatch)
+    table = pd.read_csv(f"{stem}.csv")
+    assert sorted(set(table["method"])) == ["Random", "Saliency"]
+    assert (table["count"] + table["nan"] == 2).all()
+    still = table[(table["method"] == "Random") & (table["measure"] == "spearman")]
+    assert still["mean"].min() > 0.999, "noise that is keyed by the image stays under a filter"
 
 
 @pytest.fixture(scope="module")

@@ -48,11 +48,10 @@ from idsds.datasets import DATASETS, ImageDataset, fixed_order
 from idsds.datasets.base import OnError
 from idsds.interventions import patch_size
 from idsds.launch import check_machine, is_main, launch, of_all
-from idsds.models import MODELS
 from idsds.models.base import describe
 from idsds.registry import UnknownNameError
-from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, Precision, Settings
-from idsds.stages import PRETRAINED, Machine, Stage, obtain, plan_training, rehearse_stage, trains_from_scratch
+from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, Precision, Settings, check_output, check_unique
+from idsds.stages import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, rehearse_stage, trains_from_scratch
 from idsds.steps import accuracy, loader_of
 from idsds.store import atomic
 
@@ -101,17 +100,8 @@ class FineTuneSettings(Settings):
         size = DATASETS[self.dataset].image_size
         patch_size(size, size, self.grid)
         check_machine(self.device, self.devices, self.precision)
-        for name in ("models", "seeds"):
-            values = getattr(self, name)
-            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(f"{name} lists {', '.join(twice)} more than once")
-        for name, start in self.checkpoints.items():
-            if name not in self.models:
-                raise UnknownNameError("model with a checkpoint", name, self.models)
-            if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
-                raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
-            if start != PRETRAINED and not paths.resolve(start).is_file():
-                raise ValueError(f"checkpoints: no file {str(paths.resolve(start))!r} for {name!r}")
+        check_unique(self, "models", "seeds")
+        check_starts(self.checkpoints, self.models)
         for name in self.models:
             if name not in self.checkpoints and not trains_from_scratch(name, self.dataset):
                 raise ValueError(
@@ -121,10 +111,7 @@ class FineTuneSettings(Settings):
         for option in self._data_options():
             if option not in DATASETS[self.dataset].options:
                 raise UnknownNameError(f"option of data set {self.dataset!r}", option, DATASETS[self.dataset].options)
-        try:
-            paths.check_writable(self.output)
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        check_output(self.output)
         return self
 
     def _data_options(self) -> dict[str, Any]:

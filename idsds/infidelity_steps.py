@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from idsds import paths
 from idsds.batching import in_batches
 from idsds.datasets import DATASETS
 from idsds.interventions import patch_size
@@ -31,7 +30,7 @@ from idsds.models.base import frozen
 from idsds.protocols.infidelity import perturbations
 from idsds.protocols.single_deletion import patch_sums
 from idsds.resolving import make_plan
-from idsds.settings import DatasetName, Device, MethodName, ModelName, Settings
+from idsds.settings import DatasetName, Device, MethodName, ModelName, Settings, check_output
 
 Positive = Annotated[float, Field(gt=0)]
 OPTIMAL = "optimal, by patch"
@@ -57,10 +56,7 @@ class InfidelityStepsSettings(Settings):
     def _fits_together(self) -> Self:
         size = DATASETS[self.dataset].image_size
         patch_size(size, size, self.grid)
-        try:
-            paths.check_writable(self.output)
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        check_output(self.output)
         return self
 
 

@@ -32,8 +32,19 @@ from idsds.ranks import SHARD, PixelRanks, Target, ranks_of, store_ranks
 from idsds.registry import UnknownNameError
 from idsds.replacing import Fill, fill_colour, modified
 from idsds.resolving import skeleton
-from idsds.settings import DatasetName, Device, MethodName, ModelName, Precision, Recipe, Settings, chosen_device
-from idsds.stages import PRETRAINED, Stage, obtain, plan_training, trains_from_scratch
+from idsds.settings import (
+    DatasetName,
+    Device,
+    MethodName,
+    ModelName,
+    Precision,
+    Recipe,
+    Settings,
+    check_output,
+    check_unique,
+    chosen_device,
+)
+from idsds.stages import PRETRAINED, Stage, check_starts, obtain, plan_training, trains_from_scratch
 from idsds.steps import accuracy, loader_of
 from idsds.store import atomic, digest, read_json, versions, write_json
 from idsds.training import fit, rehearse
@@ -77,10 +88,7 @@ class RoarSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for key in ("models", "methods", "seeds", "shares", "kinds"):
-            values = getattr(self, key)
-            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(f"{key} lists {', '.join(twice)} more than once")
+        check_unique(self, "models", "methods", "seeds", "shares", "kinds")
         if self.shares != sorted(self.shares):
             raise ValueError(f"shares must ascend, not {self.shares}")
         if self.shares[0] != 0:
@@ -90,13 +98,7 @@ class RoarSettings(Settings):
         if CONTROL not in self.methods:
             raise ValueError(f"methods must list {CONTROL!r}, whose curve every other is compared with")
         Recipe(**self.recipe)
-        for name, start in self.checkpoints.items():
-            if name not in self.models:
-                raise UnknownNameError("model with a checkpoint", name, self.models)
-            if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
-                raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
-            if start != PRETRAINED and not paths.resolve(start).is_file():
-                raise ValueError(f"checkpoints: no file {str(paths.resolve(start))!r} for {name!r}")
+        check_starts(self.checkpoints, self.models)
         for name in self.models:
             if name not in self.checkpoints and not trains_from_scratch(name, self.dataset):
                 raise ValueError(f"checkpoints: {name!r} needs a trained net to explain on {self.dataset!r}, a file or 'pretrained'")
@@ -106,10 +108,7 @@ class RoarSettings(Settings):
                     raise ValueError(f"method {method!r} does not apply to {name!r}: {reason}")
         if self.root is not None and "root" not in DATASETS[self.dataset].options:
             raise UnknownNameError(f"option of data set {self.dataset!r}", "root", DATASETS[self.dataset].options)
-        try:
-            paths.check_writable(self.output)
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        check_output(self.output)
         return self
 
     def stage(self, model: str, seed: int, changes: dict[str, Any] | None = None) -> Stage:

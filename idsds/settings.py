@@ -131,6 +131,22 @@ class Recipe(Settings):
 PAPER = Recipe(epochs=30, batch_size=256, optimizer="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, schedule="step", clip=0.0)
 
 
+def check_unique(settings: Settings, *names: str) -> None:
+    """Raises ValueError where one of these lists of the settings names a thing twice."""
+    for name in names:
+        values = getattr(settings, name)
+        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+            raise ValueError(f"{name} lists {', '.join(twice)} more than once")
+
+
+def check_output(output: str) -> None:
+    """Raises ValueError, with the system's reason, where the output folder cannot be written to."""
+    try:
+        paths.check_writable(output)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
 class RunSettings(Settings):
     """What every notebook that ranks or compares takes; the names are the same in all of them."""
 
@@ -150,18 +166,12 @@ class RunSettings(Settings):
     def _fits_together(self) -> Self:
         size = DATASETS[self.dataset].image_size
         patch_size(size, size, self.grid)
-        for key in ("models", "methods", "seeds"):
-            values = getattr(self, key)
-            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(f"{key} lists {', '.join(twice)} more than once")
+        check_unique(self, "models", "methods", "seeds")
         check_precision(self.precision, chosen_device(self.device).type)
         for name in self.checkpoints:
             if name not in self.models:
                 raise UnknownNameError("model with a checkpoint", name, self.models)
-        try:
-            paths.check_writable(self.output)
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        check_output(self.output)
         return self
 
     def evaluate(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from idsds.models import MODELS, create_model
 from idsds.models.base import Normalisation
 from idsds.models.checkpoints import CheckpointError, check_checkpoint, save_checkpoint
 from idsds.randomness import generator
+from idsds.registry import UnknownNameError
 from idsds.settings import PAPER, Deletion, Recipe, chosen_device
 from idsds.store import digest, versions, write_json
 from idsds.training import Rehearsal, fit, rehearse
@@ -268,6 +269,21 @@ def _run(stage: Stage, machine: Machine, progress: bool) -> None:
 def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
     """Measure three batches of a stage that has not been run; see :func:`idsds.training.rehearse`. Weights play no part in it."""
     return rehearse(create_model(stage.model, stage.num_classes), **stage.arguments(machine or Machine()))
+
+
+def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
+    """Check what models are to start from: a file that is there, or ``pretrained`` where weights are published.
+
+    Raises:
+        ValueError: naming the model or the file, for settings to pass on.
+    """
+    for name, start in checkpoints.items():
+        if name not in models:
+            raise UnknownNameError("model with a checkpoint", name, models)
+        if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
+            raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
+        if start != PRETRAINED and not paths.resolve(start).is_file():
+            raise ValueError(f"checkpoints: no file {str(paths.resolve(start))!r} for {name!r}")
 
 
 def trains_from_scratch(model: str, dataset: str) -> bool:

@@ -21,10 +21,8 @@ from tqdm import tqdm
 from idsds import paths
 from idsds.datasets import ImageDataset, ImageReadError, fingerprint
 from idsds.finetune import RECIPE, first
-from idsds.models import MODELS
-from idsds.registry import UnknownNameError
-from idsds.settings import DatasetName, Device, ModelName, Precision, Settings, chosen_device
-from idsds.stages import PRETRAINED, Machine, Stage, obtain, plan_training, rehearse_stage, trains_from_scratch
+from idsds.settings import DatasetName, Device, ModelName, Precision, Settings, check_output, check_unique, chosen_device
+from idsds.stages import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, rehearse_stage, trains_from_scratch
 from idsds.statistics.classification import classification_scores
 from idsds.steps import loader_of
 from idsds.store import atomic, digest, read_json, read_table, write_table
@@ -61,17 +59,8 @@ class ModelsSettings(Settings):
 
     @model_validator(mode="after")
     def _models_fit(self) -> Self:
-        for name in ("datasets", "models", "fractions", "seeds"):
-            values = getattr(self, name)
-            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(f"{name} lists {', '.join(twice)} more than once")
-        for name, start in self.checkpoints.items():
-            if name not in self.models:
-                raise UnknownNameError("model with a checkpoint", name, self.models)
-            if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
-                raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
-            if start != PRETRAINED and not paths.resolve(start).is_file():
-                raise ValueError(f"checkpoints: no file {str(paths.resolve(start))!r} for {name!r}")
+        check_unique(self, "datasets", "models", "fractions", "seeds")
+        check_starts(self.checkpoints, self.models)
         for name in self.models:
             for dataset in self.datasets:
                 if name not in self.checkpoints and not trains_from_scratch(name, dataset):
@@ -79,10 +68,7 @@ class ModelsSettings(Settings):
                         f"checkpoints: {name!r} needs weights to start from on {dataset!r}, a file or 'pretrained'; "
                         "only mini_* models on embedded data are trained from scratch"
                     )
-        try:
-            paths.check_writable(self.output)
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        check_output(self.output)
         return self
 
     @property

@@ -93,7 +93,7 @@ def test_robustness_has_a_panel_per_method_and_the_published_values():
 
 
 def test_what_is_as_robust_as_noise_is_named_with_it():
-    table = augmented()
+    table = augmented().assign(data_range="of each pair of maps")
     at = (table["group"] == "filters") & (table["measure"] == "spearman")
     for method, value in [("Saliency", 0.9995), ("IG", 0.998), ("Guided Grad-CAM", 0.5), ("Random", 1.0)]:
         table.loc[at & (table["method"] == method), "mean"] = value

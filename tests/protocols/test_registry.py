@@ -25,7 +25,7 @@ NAMES = ["IxG", "IxG abs", "Gradient", "Random"]
 PUBLISHED = {
     "idsds": (True, True),
     "single_deletion": (True, False),
-    "hyperparameter_sensitivity": (True, False),
+    "hyperparameter_sensitivity": (True, True),
     "incremental_deletion": (True, False),
     "incremental_deletion_descending": (False, False),
     "insertion": (True, False),

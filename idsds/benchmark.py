@@ -8,6 +8,7 @@ Files are shared with other runs through the cache (:mod:`idsds.shelves`).
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,8 @@ def evaluate(
             (``cache/records``), and what is computed is left there; ``IDSDS_RECORD_CACHE=0`` in the environment turns that off. None
             computes everything, whatever is cached, and keeps nothing on disk but trained checkpoints.
         scheduler: the address of a Dask scheduler, a ``dask.distributed.Client`` or a cluster (see :mod:`idsds.cluster`), which spreads
-            shards over its workers; ``output`` and the cache are then folders that they share. None: this process.
+            shards over its workers; ``output`` and the cache are then folders that they share. None: the address in ``$IDSDS_SCHEDULER``,
+            which sends every notebook's records to a cluster, else (and for ``output=None``) this process.
         batch_size: images per batch; None bounds it by memory. It changes scores by float rounding only.
         dry_run: return the plan (passes per model and computation) instead of computing anything; ``"measure"`` also times a few batches
             of every computation: images per second, seconds left and megabytes on disk. Neither writes anything.
@@ -109,6 +111,8 @@ def evaluate(
     seeds = as_seeds(seed)
     if output is not None and str(output) in ("", "."):
         raise ValueError(f"output must name a folder, not {str(output)!r}; None keeps nothing on disk")
+    if scheduler is None and output is not None and not dry_run:
+        scheduler = os.environ.get("IDSDS_SCHEDULER") or None
     if dry_run not in (True, False, "measure"):
         raise UnknownNameError("dry_run", dry_run, ("True", "False", "measure"))
     plan = make_plan(

@@ -56,6 +56,23 @@ def test_the_package_needs_no_dask():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_environment_names_a_scheduler_for_runs_that_are_kept(monkeypatch, tmp_path):
+    asked = []
+
+    def connected(scheduler):
+        asked.append(scheduler)
+        raise ConnectionRefusedError(scheduler)
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    monkeypatch.setenv("IDSDS_SCHEDULER", "tcp://scheduler:8786")
+    given = {"models": {"net": Slow()}, "methods": ["IxG"], "dataset": own_data(), "images": 2, "progress": False}
+    with pytest.raises(ConnectionRefusedError):
+        idsds.evaluate(**given, output=tmp_path / "run")
+    assert asked == ["tcp://scheduler:8786"]
+    assert len(idsds.evaluate(**given)) == 2  # not kept: computed here
+    assert len(asked) == 1
+
+
 def test_a_worker_killed_in_the_middle_changes_no_record(two_workers, tmp_path):
     arguments = {"methods": METHODS, "dataset": own_data(), "images": 24, "shard": 3, "progress": False}
     expected = idsds.evaluate({"net": Slow()}, **arguments)

@@ -8,7 +8,7 @@ Source: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), figure 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,10 @@ class WalkthroughSettings(RunSettings):
     columns: Literal[1, 2] = 2  # width of the figure in columns of a paper
     models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
     seeds: Annotated[list[int], Field(min_length=1, max_length=1)] = [0]
+
+    def evaluate(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`idsds.evaluate`."""
+        return {name: value for name, value in super().evaluate().items() if name != "columns"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,7 @@ def walk(settings: WalkthroughSettings, *, progress: bool = True) -> Walkthrough
     Returns:
         All steps. The engine's own records of the image are in ``example``.
     """
-    example = explain(**{key: value for key, value in settings.evaluate().items() if key != "columns"}, progress=progress)[-1]
+    example = explain(**settings.evaluate(), progress=progress)[-1]
     seeds, shared = settings.seeds, {"device": settings.device, "precision": settings.precision, "checkpoints": settings.checkpoints}
     deletion = {"grid": settings.grid, "baseline": settings.baseline}
     where = (settings.dataset, "idsds", settings.images, seeds)

@@ -110,7 +110,7 @@ def cost(settings: CompareSettings) -> pd.DataFrame:
         fetched = [name for name, start in values["checkpoints"].items() if start == PRETRAINED]
         values["checkpoints"] = {name: start for name, start in values["checkpoints"].items() if name not in fetched}
         nets = {name: create_model(name) if name in fetched else None for name in values["models"]}  # passes do not depend on weights
-        parts.append(evaluate(**{**values, "models": nets}, dry_run=True, progress=False).assign(label=label))
+        parts.append(evaluate(**{**values, "models": nets}, dry_run=settings.planning, progress=False).assign(label=label))
     table = pd.concat(parts, ignore_index=True)
     return table[["label", *(name for name in table.columns if name != "label")]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from idsds.checks import on_loan
 from idsds.models import create_model
 from idsds.planning import Job, Plan
+from idsds.settings import NotebookSettings
 from idsds.shards import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.shelves import Shelf, record_cache
 from idsds.stages import Stage, rehearse_stage
@@ -50,6 +51,54 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
             _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
     kinds = {"images_left": "Int64", "images_per_second": "Float64", "seconds_left": "Float64", "disk_mb": "Float64"}
     return table.astype(kinds).round({"images_per_second": 1, "seconds_left": 1, "disk_mb": 2})
+
+
+#: What is summed over the pieces of work, wherever a plan says it.
+SUMS = ("epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
+
+
+def announce(plan: pd.DataFrame, settings: NotebookSettings, by: Sequence[str] = ("model",)) -> None:
+    """Show in a notebook what a run will do; a dry run ends here.
+
+    ``SystemExit`` ends a notebook without a fault: papermill stops at the cell and reports no error, and the kernel of JupyterLab goes on.
+
+    Args:
+        plan: one row per piece of work, with some of the columns :data:`SUMS`.
+        settings: of the notebook; its ``dry_run`` decides.
+        by: the columns whose groups get a row of sums.
+
+    Raises:
+        SystemExit: with code 0, in a dry run.
+    """
+    from IPython.display import display  # not needed, and slow to import, outside notebooks
+
+    sums = [name for name in SUMS if name in plan]
+    table = plan.groupby(list(by), sort=False)[sums].sum(min_count=1)
+    display(table.dropna(axis=1, how="all"))
+    print(f"In all: {spell_cost(plan)}.", flush=True)
+    if settings.dry_run:
+        print("A dry run: it ends here, nothing was computed.", flush=True)
+        raise SystemExit(0)
+
+
+def spell_cost(plan: pd.DataFrame) -> str:
+    """The sums of a plan in words: passes, training, time and disk, as far as it says them."""
+    total = {name: float(pd.to_numeric(plan[name]).sum()) for name in SUMS if name in plan}
+    said = []
+    if "forward" in plan:
+        said.append(f"{total['forward']:,.0f} forward and {total['backward']:,.0f} backward passes")
+        if "epochs" in plan and (stages := int(plan["epochs"].notna().sum())):
+            said.append(f"{stages} training stage(s) that are not cached")
+    elif "images_left" in plan:
+        said.append(f"{total['images_left']:,.0f} images forward and backward in training")
+    if total.get("steps"):
+        said.append(f"{total['steps']:,.0f} steps of training")
+    seconds = total.get("seconds_left", 0) + 3600 * total.get("hours", 0)
+    if seconds:
+        said.append(f"about {_spell(seconds)} left")
+    if total.get("disk_mb"):
+        said.append(f"{total['disk_mb']:,.1f} MB on disk")
+    return ", ".join(said)
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -50,7 +50,7 @@ from idsds.interventions import patch_size
 from idsds.launch import check_machine, is_main, launch, of_all
 from idsds.models.base import describe
 from idsds.registry import UnknownNameError
-from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, Precision, Settings, check_output, check_unique
+from idsds.settings import BaselineName, DatasetName, Deletion, Device, ModelName, NotebookSettings, Precision, check_output, check_unique
 from idsds.stages import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, rehearse_stage, trains_from_scratch
 from idsds.steps import accuracy, loader_of
 from idsds.store import atomic
@@ -60,7 +60,7 @@ Positive = Annotated[float, Field(gt=0)]
 RECIPE = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "step_epochs", "step_factor")
 
 
-class FineTuneSettings(Settings):
+class FineTuneSettings(NotebookSettings):
     """What ``params/*/finetune.yaml`` may say; None leaves a value of the recipe as it is.
 
     ``images`` is the number of test images on which the accuracies are measured. ``checkpoints`` names per model what it starts from: a
@@ -93,7 +93,6 @@ class FineTuneSettings(Settings):
     step_epochs: PositiveInt | None = None
     step_factor: Positive | None = None
     columns: Literal[1, 2] = 2
-    dry_run: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

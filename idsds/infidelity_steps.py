@@ -3,47 +3,73 @@
 ``infidelity = E[(I . map - (f(x) - f(x - d)))^2]`` over perturbations: the noise I = d, or a mask I that removes d = I * x.
 
 The optimal explanation of the paper, the map that no other has a lower infidelity than, solves a least squares problem:
-``map* = E[I I^T]^-1 E[I (f(x) - f(x - d))]``. With fewer perturbations than pixels any change can be foretold, so it is sought here among
-maps that are constant on patches, from some perturbations, and judged on others.
+``map* = E[I I^T]^-1 E[I (f(x) - f(x - d))]``. It is sought among maps that are constant on the cells of a grid, on pixels where the grid is
+as fine as the image, from three times as many perturbations as there are cells. These are other draws than those that judge. Noise is drawn
+with both signs, I and -I, which leaves the expectations as they are (it is symmetric about 0) and takes out of their estimate all that a
+linear map cannot foretell because it is the same for both, the mean change above all. A ridge keeps in bounds what so few perturbations
+cannot tell (on cells that are coarser than what counts, nearly everything): generalised cross-validation on the fitting perturbations
+chooses it, 0 among others. Where perturbations leave several optimal maps (fewer different ones than cells), it is that of least norm.
 
-Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392), proposition 2.1.
+Sources: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392), proposition 2.1; Golub, Heath,
+Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter", Technometrics 1979.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from idsds.batching import in_batches
+from idsds.batching import default_batch, in_batches
 from idsds.datasets import DATASETS
 from idsds.interventions import patch_size
 from idsds.methods.base import shared_maps
 from idsds.models.base import frozen
-from idsds.protocols.infidelity import perturbations
+from idsds.planning import Job, Plan
+from idsds.protocols.infidelity import Perturbation, perturbations
 from idsds.protocols.single_deletion import patch_sums
 from idsds.resolving import make_plan
-from idsds.settings import DatasetName, Device, MethodName, ModelName, Settings, check_output
+from idsds.settings import DatasetName, Device, MethodName, ModelName, NotebookSettings, check_output
 
 Positive = Annotated[float, Field(gt=0)]
-OPTIMAL = "optimal, by patch"
+#: Perturbations that the optimal map is fitted to, per cell of its grid.
+FITTED = 3
+#: Perturbations that are drawn at a time, for memory.
+BLOCK = 256
+#: Eigenvalues of E[I I^T] below this share of the largest count as 0.
+LEAST = 1e-10
+#: Ridges among which cross-validation chooses, as multiples of the mean eigenvalue of E[I I^T].
+RIDGES = (0.0, *(10 ** (power / 2) for power in range(-12, 7)))
+PATCHES = "one patch"
 
 
-class InfidelityStepsSettings(Settings):
+class Kind(NamedTuple):
+    """One kind of perturbation: its name, and what :func:`idsds.protocols.infidelity.perturbations` draws; None: every patch, once."""
+
+    name: str
+    perturbation: Perturbation | None
+    size: float = 0.0
+
+
+class InfidelityStepsSettings(NotebookSettings):
     """What ``params/*/how_infidelity_works.yaml`` may say: one model, one image, some maps and some perturbations."""
 
     dataset: DatasetName
     model: ModelName
     methods: Annotated[list[MethodName], Field(min_length=1)]
-    image: Annotated[int, Field(ge=0)] = 0
+    image: NonNegativeInt = 0
+    others: NonNegativeInt = 0
     grid: PositiveInt = 4
+    optimal_cells: PositiveInt = 32
     sigmas: Annotated[list[Positive], Field(min_length=1)]
     square: Annotated[float, Field(gt=0, le=1)] = 0.25
     samples: Annotated[int, Field(ge=2)] = 200
@@ -54,175 +80,308 @@ class InfidelityStepsSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        size = DATASETS[self.dataset].image_size
-        patch_size(size, size, self.grid)
+        for grid in (self.grid, self.optimal_cells):
+            patch_size(self.side, self.side, grid)
         check_output(self.output)
         return self
+
+    @property
+    def side(self) -> int:
+        """Pixels of an image's side."""
+        return DATASETS[self.dataset].image_size
+
+    @property
+    def optimal(self) -> str:
+        """What the optimal map is called: by the maps among which it is sought."""
+        return "optimal (pixels)" if self.optimal_cells == self.side else f"optimal ({self.optimal_cells} x {self.optimal_cells} cells)"
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Of noise, in the order of ``sigmas``; a square; one patch."""
+        noise = [Kind(f"noise, sigma {sigma:g}", "gaussian", sigma) for sigma in self.sigmas]
+        return [*noise, Kind(f"square, {self.square:.0%} of side", "square", self.square), Kind(PATCHES, None)]
+
+    def draws(self, kind: Kind) -> int:
+        """How many perturbations are drawn for the optimal map; noise is used with both signs."""
+        return -(-FITTED * self.optimal_cells**2 // (2 if kind.perturbation == "gaussian" else 1)) if kind.perturbation else 0
+
+    def passes(self, kind: Kind) -> dict[str, int]:
+        """Forward passes of one image: to ``judge`` maps, and to ``fit`` the optimal one."""
+        judge = self.samples if kind.perturbation else self.grid**2
+        return {"judge": judge, "fit": self.draws(kind) * (2 if kind.perturbation == "gaussian" else 1)}
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One kind of perturbation of one image.
+    """One kind of perturbation of one image; the first perturbation is shown, all of them judge.
 
     Args:
         name: what is done.
-        taken: the first perturbation d, (H, W), mean over channels.
+        noise: whether it is noise, whose mean is 0.
+        sampled: whether the perturbations are drawn; else they are all that there are.
+        taken: the first perturbation d, (H, W), mean over channels, in normalised units.
         picture: what it leaves, (H, W, 3) in [0, 1].
+        products: by map, of the first two, its product with the first I, (H, W), whose sum is what it foretells.
         logit: the target's, of the intact image.
         changes: how much it falls, (samples,).
-        predicted: by map what it foretells, (samples,); of the first two maps.
-        infidelity, normalised: by map, as it is and multiplied by its best factor, in squared logits.
-        zero: infidelity of a map of zeros.
-        maps: names of the maps.
+        foretold: by map what it foretells, (samples,); the optimal map is the last.
+        optimal: the optimal map, (H, W).
+        cells: of its grid, the unknowns that it is fitted for.
+        ridge: that it is fitted with, as a multiple of the mean eigenvalue of E[I I^T].
+        fitted: perturbations that it is fitted to, noise with both signs.
+        different: how many different ones were drawn for that, a noise and its opposite being one.
+        seen: of those that judge, how many are among these.
     """
 
     name: str
+    noise: bool
+    sampled: bool
     taken: np.ndarray
     picture: np.ndarray
+    products: dict[str, np.ndarray]
     logit: float
     changes: np.ndarray
-    predicted: dict[str, np.ndarray]
-    infidelity: dict[str, float]
-    normalised: dict[str, float]
-    zero: float
-    maps: tuple[str, ...]
+    foretold: dict[str, np.ndarray]
+    optimal: np.ndarray
+    cells: int
+    ridge: float
+    fitted: int
+    different: int
+    seen: int
+
+    @property
+    def by_construction(self) -> bool:
+        """Whether the optimal map foretells, whatever the model does, every perturbation that it was fitted to."""
+        return self.different <= self.cells and self.seen > 0
+
+    @cached_property
+    def errors(self) -> dict[str, np.ndarray]:
+        """By map its squared errors, (samples,) in squared logits; their mean is its infidelity."""
+        return {name: (values - self.changes) ** 2 for name, values in self.foretold.items()}
+
+    @cached_property
+    def scaled(self) -> dict[str, np.ndarray]:
+        """The squared errors of each map multiplied by its best factor."""
+        return {name: (best_factor(values, self.changes) * values - self.changes) ** 2 for name, values in self.foretold.items()}
+
+    @property
+    def zero(self) -> np.ndarray:
+        """The squared errors of a map of zeros."""
+        return self.changes**2
 
 
-def explain_infidelity(settings: InfidelityStepsSettings, *, progress: bool = True) -> list[Step]:
-    """The steps of one image, one per perturbation; a small net that is not cached is trained first (without deletions)."""
-    plan = make_plan(
-        [settings.model],
-        settings.methods,
-        settings.dataset,
-        "infidelity",
-        settings.image + 1,
-        [settings.seed],
-        checkpoints=settings.checkpoints,
-        device=settings.device,
-        precision="32-true",
-        batch_size=None,
-        shard=1,
-        settings={},
-    )
-    (job,) = plan.jobs
-    job.prepare(progress)
-    image, target, image_id = job.dataset[job.indices[-1]]
-    model = job.load().to(plan.device)
-    images, targets = image[None].to(plan.device), torch.tensor([target], device=plan.device)
-    maps = shared_maps(job.create_methods(model, list(job.methods)), images, targets, [image_id])
-    normalisation = job.dataset.normalisation
-    with torch.inference_mode(), frozen(model):
-        return [
-            _step(model, maps, images, target, name, weights, taken, fresh, settings.grid, normalisation.invert)
-            for name, weights, taken, fresh in _perturbed(images, image_id, settings)
-        ]
+@dataclass(frozen=True, eq=False)
+class InfidelityWalk:
+    """One image with all its steps.
 
-
-def _perturbed(images: Tensor, image_id: str, settings: InfidelityStepsSettings) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
-    """Name, I and d, (samples, C, H, W) each, and whether there are twice as many, so that half are fresh for judging."""
-    draw = {"samples": 2 * settings.samples, "seed": settings.seed, "image_ids": [image_id]}
-    for sigma in settings.sigmas:
-        yield f"noise, sigma {sigma:g}", *perturbations(images, "gaussian", sigma, **draw), True
-    yield f"square, {settings.square:.0%} of side", *perturbations(images, "square", settings.square, **draw), True
-    cells = torch.eye(settings.grid**2).view(-1, 1, settings.grid, settings.grid)
-    mask = F.interpolate(cells, size=images.shape[-2:], mode="nearest").to(images).expand(-1, images.shape[1], -1, -1)
-    yield "one patch", mask, mask * images, False  # all of them: nothing is drawn
-
-
-def _step(
-    model: nn.Module,
-    maps: dict[str, Tensor],
-    images: Tensor,
-    target: int,
-    name: str,
-    weights: Tensor,
-    taken: Tensor,
-    fresh: bool,
-    grid: int,
-    invert: object,
-) -> Step:
-    logit = float(model(images)[0, target])
-    changes = logit - in_batches(model, images - taken, size=64)[:, target].double()  # (samples,)
-    by_patch = patch_sums(weights[:, :1], grid).double()  # (samples, grid * grid): I, summed over each patch
-    half = len(changes) // 2 if fresh else len(changes)
-    optimal = optimal_map(by_patch[:half], changes[:half])
-    judged = slice(half, None) if fresh else slice(None)
-    changes = changes[judged]
-    foretold = {method: (weights[judged, :1] * found).flatten(1).double().sum(dim=1) for method, found in maps.items()}
-    foretold[OPTIMAL] = by_patch[judged] @ optimal
-    first = int(changes.abs().argmax()) if not fresh else 0
-    order = torch.tensor([first, *(index for index in range(len(changes)) if index != first)], device=changes.device)
-    return Step(
-        name=name,
-        taken=taken[judged][first].mean(dim=0).cpu().numpy(),
-        picture=invert(images[0] - taken[judged][first]).permute(1, 2, 0).cpu().numpy(),  # type: ignore[operator]
-        logit=logit,
-        changes=changes[order].cpu().numpy(),
-        predicted={method: foretold[method][order].cpu().numpy() for method in list(maps)[:2]},
-        infidelity={method: float((values - changes).square().mean()) for method, values in foretold.items()},
-        normalised={
-            method: float((best_factor(values, changes) * values - changes).square().mean()) for method, values in foretold.items()
-        },
-        zero=float(changes.square().mean()),
-        maps=tuple(foretold),
-    )
-
-
-def optimal_map(weights: Tensor, changes: Tensor) -> Tensor:
-    """The map of least infidelity, (P,), for perturbations (samples, P) and the changes of the logit (samples,).
-
-    ``E[I I^T]^-1 E[I change]``; where the perturbations leave several such maps, the one of least norm.
+    Args:
+        settings: what was asked for.
+        image_id, label: of the image; the label's name.
+        picture: (H, W, 3) in [0, 1].
+        maps: by method, (H, W).
+        steps: one per kind of perturbation.
+        winners: by kind the given map of least infidelity on each of the other images.
     """
-    return torch.linalg.pinv(weights) @ changes
+
+    settings: InfidelityStepsSettings
+    image_id: str
+    label: str
+    picture: np.ndarray
+    maps: dict[str, np.ndarray]
+    steps: list[Step]
+    winners: dict[str, list[str]]
 
 
-def best_factor(foretold: Tensor, changes: Tensor) -> Tensor:
-    """What a map is to be multiplied by for its infidelity to be least: E[foretold change] / E[foretold^2], 0 for a map that is silent."""
-    power = foretold.square().mean()
-    return torch.where(power > 0, (foretold * changes).mean() / power.clamp(min=torch.finfo(power.dtype).tiny), torch.zeros_like(power))
+def explain_infidelity(settings: InfidelityStepsSettings, *, progress: bool = True) -> InfidelityWalk:
+    """The steps of one image, one per perturbation; a small net that is not cached is trained first (without deletions)."""
+    plan, job = _planned(settings)
+    job.prepare(progress)
+    model, normalisation = job.load().to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
+    methods, looked = job.create_methods(model, list(job.methods)), []
+    for index in job.indices:
+        image, target, image_id = job.dataset[index]
+        images = image[None].to(plan.device)
+        maps = shared_maps(methods, images, torch.tensor([target], device=plan.device), [image_id])
+        looked.append(_Image(model, images, target, image_id, maps, settings))
+    first, *others = looked
+    with torch.inference_mode(), frozen(model):
+        steps = [first.step(kind, normalisation.invert) for kind in settings.kinds]
+        winners = {kind.name: [one.winner(kind) for one in others] for kind in settings.kinds}
+    maps = {name: found[0, 0].cpu().numpy() for name, found in first.maps.items()}
+    label = job.dataset.classes[first.target].split(",")[0]  # type: ignore[attr-defined]
+    return InfidelityWalk(settings, first.image_id, label, _picture(normalisation.invert(first.images[0])), maps, steps, winners)
 
 
-def steps_table(steps: list[Step]) -> pd.DataFrame:
-    """One row per perturbation and map: what the first perturbation does and what the map foretells of it, and the infidelity of all."""
-    rows = []
-    for step in steps:
-        for name in step.maps:
-            foretold = step.predicted[name][0] if name in step.predicted else float("nan")
-            facts = {
-                "perturbation": step.name,
-                "map": name,
-                "logit": step.logit,
-                "first_change": step.changes[0],
-                "first_foretold": foretold,
-            }
-            facts |= {"infidelity": step.infidelity[name], "normalised": step.normalised[name], "map_of_zeros": step.zero}
-            rows.append({**facts, "perturbations": len(step.changes)})
-    return pd.DataFrame(rows)
+def cost(settings: InfidelityStepsSettings) -> pd.DataFrame:
+    """What :func:`explain_infidelity` will do, from the settings alone.
+
+    Returns:
+        One row per piece of work: ``model``, ``work``, ``epochs`` (of training that is not cached, else <NA>), ``forward`` and
+        ``backward``: passes in all (<NA> for training).
+    """
+    plan, _ = _planned(settings)
+    table = plan.table()
+    rows = table.loc[table["work"] != plan.shared_work, ["model", "work", "epochs", "forward", "backward"]].to_dict("records")
+    images = 1 + settings.others
+    passes = {"intact images": images}
+    for kind in settings.kinds:
+        found = settings.passes(kind)
+        passes[f"{kind.name}: judge the maps"] = images * found["judge"]
+        passes[f"{kind.name}: fit the optimal map"] = found["fit"]
+    facts = {"model": settings.model, "epochs": pd.NA, "backward": 0}
+    rows += [{**facts, "work": work, "forward": forward} for work, forward in passes.items() if forward]
+    return pd.DataFrame(rows).astype({"epochs": "Int64", "forward": "Int64", "backward": "Int64"})
 
 
-def findings(steps: list[Step]) -> list[str]:
-    """What the steps say, one sentence per perturbation and one in all; every number is computed."""
-    said, best = [], {}
-    for step in steps:
-        given = [name for name in step.maps if name != OPTIMAL]
-        best[step.name] = min(given, key=step.infidelity.__getitem__)
-        worse = [name for name in given if step.infidelity[name] > step.zero]
-        first = ", ".join(f"{name} foretells {values[0]:.2g}" for name, values in step.predicted.items())
-        said.append(
-            f"{step.name}: the first perturbation lowers the logit of {step.logit:.2f} by {step.changes[0]:.2g}; {first}. Over "
-            f"{len(step.changes)} of them {best[step.name]} has the lowest infidelity ({step.infidelity[best[step.name]]:.3g}); a map of "
-            f"zeros has {step.zero:.3g}" + (f", less than {', '.join(worse)}." if worse else ", more than all maps.")
+def _planned(settings: InfidelityStepsSettings) -> tuple[Plan, Job]:
+    """The plan of the maps: of the image, and of the others that follow it in the fixed order."""
+    where = (settings.dataset, "infidelity", settings.image + settings.others + 1, [settings.seed])
+    given = {"checkpoints": settings.checkpoints, "device": settings.device, "precision": "32-true"}
+    plan = make_plan([settings.model], settings.methods, *where, **given, batch_size=None, shard=1, settings={})
+    job = replace(plan.jobs[0], indices=plan.jobs[0].indices[settings.image :])
+    return replace(plan, jobs=(job,)), job
+
+
+class _Image:
+    """One image: what the model does to it under perturbations, and what its maps foretell."""
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, target: int, image_id: str, maps: dict[str, Tensor], settings: InfidelityStepsSettings
+    ) -> None:
+        self.model, self.images, self.target, self.image_id, self.maps, self.settings = model, images, target, image_id, maps, settings
+        with torch.inference_mode(), frozen(model):
+            self.logit = float(model(images)[0, target])
+
+    def changes(self, taken: Tensor) -> Tensor:
+        """How much the logit falls, (samples,), when each d (samples, C, H, W) is taken away."""
+        logits = in_batches(self.model, self.images - taken, size=default_batch(self.images))[:, self.target]
+        return self.logit - logits.cpu().double()
+
+    def judging(self, kind: Kind) -> tuple[Tensor, Tensor]:
+        """I and d of the perturbations that judge, (samples, C, H, W): those of the protocol, or every patch."""
+        if kind.perturbation:
+            draw = {"samples": self.settings.samples, "seed": self.settings.seed, "image_ids": [self.image_id]}
+            return perturbations(self.images, kind.perturbation, kind.size, **draw)
+        grid = self.settings.grid
+        cells = torch.eye(grid**2).view(-1, 1, grid, grid)
+        mask = F.interpolate(cells, size=self.images.shape[-2:], mode="nearest").to(self.images).expand(-1, self.images.shape[1], -1, -1)
+        return mask, mask * self.images
+
+    def fitting(self, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
+        """I and d of the perturbations that the optimal map is fitted to, some at a time; draws of their own."""
+        for start in range(0, count := self.settings.draws(kind), BLOCK):
+            draw = {"samples": min(BLOCK, count - start), "seed": self.settings.seed, "image_ids": [f"{self.image_id}, to fit, {start}"]}
+            yield perturbations(self.images, kind.perturbation, kind.size, **draw)  # type: ignore[arg-type]
+
+    def foretold(self, weights: Tensor) -> dict[str, Tensor]:
+        """By map what it foretells, (samples,)."""
+        return {name: (weights[:, :1] * found).flatten(1).cpu().double().sum(dim=1) for name, found in self.maps.items()}
+
+    def winner(self, kind: Kind) -> str:
+        """The map of least infidelity."""
+        weights, taken = self.judging(kind)
+        changes = self.changes(taken)
+        infidelity = {name: float((values - changes).square().mean()) for name, values in self.foretold(weights).items()}
+        return min(infidelity, key=infidelity.__getitem__)
+
+    def step(self, kind: Kind, invert: Callable[[Tensor], Tensor]) -> Step:
+        """All that one kind of perturbation does."""
+        weights, taken = self.judging(kind)
+        changes = self.changes(taken)
+        by_cell, keys = self._by_cell(weights), _keys(weights)
+        if kind.perturbation:
+            optimal, ridge, known = self._fit(kind)
+        else:
+            optimal, ridge, known = optimal_map(by_cell, changes), 0.0, set(keys)
+        foretold = {**self.foretold(weights), self.settings.optimal: by_cell @ optimal}
+        first = 0 if kind.perturbation else int(changes.abs().argmax())
+        order = torch.tensor([first, *(index for index in range(len(changes)) if index != first)])
+        cells, repeats = self.settings.optimal_cells, np.ones([size // self.settings.optimal_cells for size in self.images.shape[-2:]])
+        return Step(
+            name=kind.name,
+            noise=kind.perturbation == "gaussian",
+            sampled=kind.perturbation is not None,
+            taken=taken[first].mean(dim=0).cpu().numpy(),
+            picture=_picture(invert(self.images[0] - taken[first])),
+            products={name: (weights[first, 0] * self.maps[name][0, 0]).cpu().numpy() for name in list(self.maps)[:2]},
+            logit=self.logit,
+            changes=changes[order].numpy(),
+            foretold={name: values[order].numpy() for name, values in foretold.items()},
+            optimal=np.kron(optimal.view(cells, cells).numpy(), repeats),
+            cells=cells**2,
+            ridge=ridge,
+            fitted=self.settings.passes(kind)["fit"] or len(changes),
+            different=len(known),
+            seen=sum(key in known for key in keys),
         )
-    winners = sorted(set(best.values()))
-    silent = sum(step.zero < step.infidelity[best[step.name]] for step in steps)
-    reordered = sum(_order(step, step.infidelity) != _order(step, step.normalised) for step in steps)
-    said.append(
-        f"Of the given maps {'the same one' if len(winners) == 1 else 'not the same one'} is best for all {len(steps)} perturbations "
-        f"({', '.join(winners)}): a number without its perturbation says little. A map of zeros beats every given map for {silent} of "
-        f"{len(steps)}; with each map scaled to its best, their order is another for {reordered} of {len(steps)}."
-    )
-    return said
+
+    def _fit(self, kind: Kind) -> tuple[Tensor, float, set[bytes]]:
+        """The optimal map by cell, (cells * cells,), its ridge, and the keys of the perturbations that it is fitted to."""
+        sums, falls, known = [], [], set()
+        for weights, taken in self.fitting(kind):
+            changes = self.changes(taken)
+            if kind.perturbation == "gaussian":  # I c(d) and -I c(-d), of which the mean is I times this
+                changes = (changes - self.changes(-taken)) / 2
+            sums.append(self._by_cell(weights))
+            falls.append(changes)
+            known.update(_keys(weights))
+        fitted = torch.cat(sums), torch.cat(falls)
+        ridge = best_ridge(*fitted)
+        return optimal_map(*fitted, ridge), ridge, known
+
+    def _by_cell(self, weights: Tensor) -> Tensor:
+        """I summed over each cell of the optimal map, (samples, cells * cells) float64."""
+        return patch_sums(weights[:, :1], self.settings.optimal_cells).cpu().double()
 
 
-def _order(step: Step, values: dict[str, float]) -> list[str]:
-    return sorted((name for name in step.maps if name != OPTIMAL), key=values.__getitem__)
+def optimal_map(weights: Tensor, changes: Tensor, ridge: float = 0.0) -> Tensor:
+    """The map of least infidelity, (P,), for perturbations (samples, P) and the changes of the logit (samples,), both float64.
+
+    ``(E[I I^T] + ridge m)^-1 E[I change]``, m the mean eigenvalue of ``E[I I^T]``; where the perturbations leave several such maps, the one
+    of least norm.
+    """
+    values, vectors, along = _principal(weights, changes)
+    return vectors @ (_inverse(values, ridge) * along)
+
+
+def best_ridge(weights: Tensor, changes: Tensor) -> float:
+    """Of :data:`RIDGES` that of least generalised cross-validation, ``E[(H change - change)^2] / (1 - trace(H) / samples)^2``.
+
+    H, (samples, samples), takes the changes to what the map that is fitted to them foretells.
+    """
+    values, _, along = _principal(weights, changes)
+    scores = []
+    for ridge in RIDGES:
+        inverse = _inverse(values, ridge)
+        found = inverse * along
+        left = (changes.square().mean() - 2 * found @ along + (values * found.square()).sum()).clamp(min=0)
+        freedom = 1 - float((values * inverse).sum()) / len(weights)
+        scores.append(float(left) / freedom**2 if freedom > LEAST else float("inf"))
+    return RIDGES[int(np.argmin(scores))]
+
+
+def _principal(weights: Tensor, changes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues (P,) and eigenvectors (P, P) of E[I I^T], and E[I change] (P,) along these."""
+    values, vectors = torch.linalg.eigh(weights.T @ weights / len(weights))
+    return values, vectors, vectors.T @ (weights.T @ changes / len(weights))
+
+
+def _inverse(values: Tensor, ridge: float) -> Tensor:
+    """1 / (value + ridge m), and 0 for eigenvalues that count as 0."""
+    return torch.where(values > LEAST * values.max(), 1 / (values + ridge * values.mean()), torch.zeros_like(values))
+
+
+def best_factor(foretold: np.ndarray, changes: np.ndarray) -> float:
+    """What a map is to be multiplied by for its infidelity to be least: E[foretold change] / E[foretold^2], 0 for a map that is silent."""
+    power = float((foretold**2).mean())
+    return float((foretold * changes).mean()) / power if power > 0 else 0.0
+
+
+def _keys(weights: Tensor) -> list[bytes]:
+    """What tells perturbations (samples, C, H, W) apart: a hash of each I."""
+    return [blake2b(one.contiguous().numpy().tobytes(), digest_size=16).digest() for one in weights[:, 0].cpu()]
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] as (H, W, 3)."""
+    return image.permute(1, 2, 0).cpu().numpy()

@@ -1,24 +1,29 @@
 """Do the metrics make sense? Every protocol on known ground truth, and on trained nets with controls that know nothing of the net.
 
-What :func:`idsds.plots.metric_sanity` draws. Known ground truth is :func:`idsds.protocols.ground_truth.judge`'s; here controls are added,
-and a verdict per protocol in plain words.
+What :func:`idsds.plots.metric_sanity` draws. Known ground truth is :func:`idsds.judging.judge`'s; here controls are added, and a verdict
+per protocol in plain words.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, PositiveInt, model_validator
+from tqdm import tqdm
 
 from idsds.benchmark import evaluate
+from idsds.judging import VERDICTS, Reading, judge, readings, verdict
 from idsds.methods.base import METHODS, split_name
-from idsds.protocols import PROTOCOLS, list_protocols
-from idsds.protocols.ground_truth import NOT_APPLICABLE, SETTINGS, VERDICTS, judge, refuse_data_sets
+from idsds.protocols import PROTOCOLS
+from idsds.protocols.roar import SCORES
 from idsds.registry import UnknownNameError
+from idsds.retraining import RoarSettings, plan_table, roar
 from idsds.settings import RunSettings
-from idsds.statistics import paired_differences
+from idsds.statistics import paired_differences, retraining_areas
+from idsds.statistics.resampling import jackknife
 
 CONTROLS = ("Random", "Edges", "Center")
 
@@ -26,40 +31,73 @@ CONTROLS = ("Random", "Edges", "Center")
 def _is_protocol(value: str) -> str:
     if value not in PROTOCOLS:
         raise UnknownNameError("protocol", value, PROTOCOLS)
-    refuse_data_sets([PROTOCOLS[value]])
     return value
 
 
 class MetricSanitySettings(RunSettings):
-    """What the notebook ``metric_sanity`` takes: a run, the protocols (none named: all), and how many images with known ground truth."""
+    """What the notebook ``metric_sanity`` takes: a run, the protocols (none named: all), and how many images with known ground truth.
+
+    ``retraining`` is what ROAR and KAR do on trained nets, as in ``params/*/roar.yaml``, whose retrainings are then found in the cache; the
+    data set, the device and the precision are those of the run. Empty: they are judged on known ground truth alone.
+    """
 
     protocols: list[Annotated[str, AfterValidator(_is_protocol)]] = []
     known_images: PositiveInt = 64
+    retraining: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _has_methods_and_a_control(self) -> Self:
         families = [METHODS[split_name(name)[0]].family for name in self.methods]
         if "Random" not in self.methods or set(families) == {"control"}:
             raise ValueError("methods must hold 'Random' and at least one that is no control: each is compared with it")
+        _ = self.roar
         return self
 
     @property
-    def judged(self) -> list[str]:
-        """The protocols by name: those that score single images, as a map that is known for one image cannot be retrained on."""
-        return self.protocols or list_protocols("image")
+    def judged(self) -> list[Reading]:
+        """The rows of the table."""
+        return readings(self.protocols or None)
 
-    def runs(self) -> list[dict[str, Any]]:
-        """What to call :func:`idsds.evaluate` with, once per protocol that a method with one map can be put to."""
+    @property
+    def roar(self) -> RoarSettings | None:
+        """What is retrained on trained nets; None for nothing."""
+        if not self.retraining or not any(reading.entry.level == "data set" for reading in self.judged):
+            return None
+        shared = {name: getattr(self, name) for name in ("dataset", "device", "precision")}
+        checkpoints = {name: path for name, path in self.checkpoints.items() if name in self.retraining.get("models", self.models)}
+        defaults = {
+            "models": self.models,
+            "methods": self.methods,
+            "images": self.images,
+            "checkpoints": checkpoints,
+            "output": f"{self.output}/roar",
+        }
+        # Masks alone have no score; they are the question of the notebook roar.
+        return RoarSettings(**{**defaults, "mask_only": False, **self.retraining, **shared})
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """What to call :func:`idsds.evaluate` with, by the label of each reading that methods can be put to image by image."""
         given = {**self.evaluate(), "progress": False}
-        for name in ("protocols", "known_images"):
+        for name in ("protocols", "known_images", "retraining"):
             given.pop(name)
-        names = [name for name in self.judged if name not in NOT_APPLICABLE]
-        return [{**given, "protocol": name, **SETTINGS.get(name, {}), "output": f"{self.output}/{name}"} for name in names]
+        return {
+            reading.label: {
+                **given,
+                "protocol": reading.protocol,
+                **reading.settings,
+                "output": f"{self.output}/{reading.label.replace(', ', '_')}",
+            }
+            for reading in self.judged
+            if reading.applies and reading.entry.level == "image"
+        }
 
 
 def cost(settings: MetricSanitySettings) -> pd.DataFrame:
-    """What the runs on trained nets will do, one row per protocol, model, seed and shared computation."""
-    return pd.concat([evaluate(**run, dry_run=True).assign(protocol=run["protocol"]) for run in settings.runs()], ignore_index=True)
+    """What the runs on trained nets will do, one row per reading, model, seed and computation; known ground truth takes another minute."""
+    plans = [evaluate(**run, dry_run=settings.planning).assign(label=label) for label, run in settings.runs().items()]
+    if settings.roar is not None:
+        plans.append(plan_table(settings.roar).assign(label="roar and kar"))
+    return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
 
 
 def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str, float]:
@@ -70,68 +108,146 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
         higher_is_better: the direction of its score.
 
     Returns:
-        ``above_random``, ``above_edges``, ``above_center``: the share of pairs (model, method) whose mean over images is better than the
-        control's, by a paired 95 % interval over images that leaves 0 out (NaN for a control that is not there);
+        ``above_random``, ``above_edges``, ``above_center``: the share of the ``pairs`` (model, method) with a score whose mean over images
+        is better than the control's, by a paired 95 % interval over images that leaves 0 out (NaN for a control that is not there);
+        ``undefined_on_nets``, the share of the methods' scores that are NaN;
         ``control_shift``: how far Random's mean moves from model to model, in units of the mean distance between Random and the best
-        method of each model: 0 where a score means the same on every model (NaN for a single model).
+        method of each model: 0 where a score means the same on every model, with a 95 % interval over images (jackknife) in ``_low`` and
+        ``_high``. NaN for a single model, and where Random has one score on all images, which is by construction and says nothing.
     """
     good = records.assign(score=records["score"] * (1 if higher_is_better else -1))
     families = dict(zip(records["method"], records["family"], strict=True))
     methods = [name for name in dict.fromkeys(records["method"]) if families[name] != "control"]
-    found = {}
+    models = list(dict.fromkeys(records["model"]))
+    of_methods = good[good["method"].isin(methods)]
+    found: dict[str, float] = {
+        "pairs": len(of_methods.dropna(subset="score")[["model", "method"]].drop_duplicates()),
+        "undefined_on_nets": float(of_methods["score"].isna().mean()),
+    }
     for control in CONTROLS:
         key = f"above_{control.lower()}"
         if control not in families:
             found[key] = np.nan
             continue
         table = paired_differences(good, pairs=[(name, control) for name in methods], permutations=1, resamples=1000)
-        found[key] = float((table["low"] > 0).mean())
-    means = good.groupby(["model", "method"])["score"].mean().unstack()
-    random, best = means["Random"], means[methods].max(axis=1)
-    distance = (best - random).abs().mean()
-    found["control_shift"] = float((random.max() - random.min()) / distance) if len(means) > 1 and distance > 0 else np.nan
+        found[key] = float((table["low"] > 0)[table["count"] > 0].mean())
+    scores = good.groupby(["image_id", "model", "method"], sort=False)["score"].mean().unstack(["model", "method"])
+    of_random = scores.xs("Random", axis=1, level="method").to_numpy()
+    found |= dict.fromkeys(("control_shift", "control_shift_low", "control_shift_high"), np.nan)
+    if len(models) < 2 or np.nanmax(of_random) - np.nanmin(of_random) < 1e-9:
+        return found
+    kept = [[(model, name) for name in ("Random", *methods) if (model, name) in scores] for model in models]
+    places = [[scores.columns.get_loc(pair) for pair in pairs] for pairs in kept]
+
+    def shift(values: np.ndarray) -> float:
+        with warnings.catch_warnings():  # a method without any score has no mean
+            warnings.filterwarnings("ignore", message="Mean of empty slice")
+            means = np.nanmean(values, axis=0)
+        random = np.array([means[own[0]] for own in places])
+        distance = np.mean([abs(np.nanmax(means[own[1:]]) - means[own[0]]) for own in places])
+        return float(np.ptp(random) / distance)
+
+    low, high = jackknife(shift, scores.to_numpy())
+    return found | {"control_shift": shift(scores.to_numpy()), "control_shift_low": low, "control_shift_high": high}
+
+
+def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]:
+    """As :func:`against_controls` for ROAR or KAR: areas between two methods' curves, 95 % t intervals over training seeds.
+
+    Args:
+        records: from :func:`idsds.retraining.roar`.
+        protocol: ``roar`` or ``kar``.
+    """
+    kind = next(kind for kind, function in SCORES.items() if function is PROTOCOLS[protocol].function)
+    part = records[records["kind"] == kind]
+    methods = part.loc[part["family"] != "control", "method"].unique()
+    found: dict[str, float] = {"pairs": len(part.loc[part["method"].isin(methods), ["model", "method"]].drop_duplicates())}
+    for control in CONTROLS:
+        key = f"above_{control.lower()}"
+        if control not in set(part["method"]):
+            found[key] = np.nan
+            continue
+        areas = retraining_areas(part, control=control)
+        found[key] = float((areas.loc[areas["method"].isin(methods), "low"] > 0).mean())
     return found
 
 
-def measure(settings: MetricSanitySettings) -> pd.DataFrame:
+def measure(settings: MetricSanitySettings, *, progress: bool = True) -> pd.DataFrame:
     """Do the runs, or read what is there.
 
     Returns:
-        One row per protocol: the columns of :func:`idsds.protocols.ground_truth.judge` and of :func:`against_controls`.
+        One row per reading of a protocol: the columns of :func:`idsds.judging.judge`, of :func:`against_controls`, and the ``verdict`` of
+        :func:`idsds.judging.verdict` on both.
     """
-    table = judge(settings.judged, images=settings.known_images, seed=settings.seeds[0])
-    rows = []
-    for run in settings.runs():
-        found = against_controls(evaluate(**run), PROTOCOLS[run["protocol"]].higher_is_better)
-        rows.append({"protocol": run["protocol"], **found})
-    columns = ["protocol", "above_random", "above_edges", "above_center", "control_shift"]
-    return table.merge(pd.DataFrame(rows, columns=columns), on="protocol", how="left")
+    runs, judged = settings.runs(), settings.judged
+    with tqdm(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
+
+        def report(label: str) -> None:
+            bar.set_postfix_str(label)
+            bar.update()
+
+        table = judge(judged, images=settings.known_images, seed=settings.seeds[0], report=lambda label: report(f"{label}, known truth"))
+        rows = []
+        for label, run in runs.items():
+            report(f"{label}, trained nets")
+            rows.append({"label": label, **against_controls(evaluate(**run), PROTOCOLS[run["protocol"]].higher_is_better)})
+    if settings.roar is not None:
+        records = roar(settings.roar, progress=progress)
+        data_sets = [reading for reading in judged if reading.entry.level == "data set"]
+        rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
+    columns = [
+        "label",
+        "pairs",
+        "undefined_on_nets",
+        *(f"above_{name.lower()}" for name in CONTROLS),
+        "control_shift",
+        "control_shift_low",
+        "control_shift_high",
+    ]
+    table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=columns), on="label", how="left")
+    return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
 
 
 def plain_verdicts(table: pd.DataFrame) -> list[str]:
-    """Per protocol, the verdict in a sentence with the numbers behind it."""
-    lines = []
-    for row in table.itertuples():
-        if not row.applies:
-            lines.append(f"{row.protocol}: does not apply ({row.note}).")
-            continue
-        told = (
-            f"tells the exact map from it with {row.resolution:g} noise"
-            if np.isfinite(row.resolution)
-            else "does not tell the exact map from a noisy one"
-        )
-        why = f"; it {row.note}" if row.note else ""
-        moved = (
-            ""
-            if np.isnan(row.model_shift)
-            else f"; another model moves a map's score by {row.model_shift:.0%} of what replacing the exact map by noise does"
-        )
-        controls = "" if np.isnan(row.above_random) else f"; on trained nets {row.above_random:.0%} of the methods beat Random"
-        lines.append(f"{row.protocol}: {row.verdict} (ordering {row.ordering:+.2f}, {told}{moved}{controls}{why}).")
-    return lines
+    """Per reading, the verdict in plain words with the numbers behind it; every number is computed."""
+    return [_plain(row) for row in table.to_dict("records")]
+
+
+def _plain(row: dict[str, Any]) -> str:
+    name = row["label"].replace("_", " ")
+    if not row["applies"]:
+        return f"{name}: does not apply ({row['note']})."
+    units = f"{row['units']:.0f} repetitions" if PROTOCOLS[row["protocol"]].level == "data set" else f"{row['units']:.0f} images"
+    said = [
+        f"{name}: {row['verdict']}. On known truth it orders maps by their noise to {_with_ends(row, 'ordering', '+.2f')} and puts the "
+        f"exact map first for {_with_ends(row, 'exact_first', '.0%')} of {units}"
+    ]
+    if row["beaten"]:
+        said.append(f"{row['beaten']:.0f} noisier maps score clearly better than the exact one")
+    elif np.isfinite(row["resolution"]):
+        said.append(f"it tells the exact map from it with {row['resolution']:g} noise")
+    else:
+        said.append("it does not tell the exact map from a noisy one")
+    if row["scale_shift"] > 1e-6:
+        said.append(f"a map times three moves its score by {row['scale_shift']:.0%} of what replacing the exact map by noise does")
+    said.append(f"another model that answers alike, by {_with_ends(row, 'model_shift', '.0%')}")
+    if not np.isnan(row["control_shift"]):
+        said.append(f"between trained nets, Random moves by {_with_ends(row, 'control_shift', '.0%')} of its distance to the best method")
+    above = {name: row[f"above_{name.lower()}"] for name in CONTROLS}
+    counts = [f"{share * row['pairs']:.0f} score clearly above {name}" for name, share in above.items() if not np.isnan(share)]
+    if counts:
+        said.append(f"of {row['pairs']:.0f} pairs of method and net, {', '.join(counts)}")
+    if row["undefined_on_nets"] > 0:
+        said.append(f"{row['undefined_on_nets']:.0%} of the methods' scores on nets are undefined")
+    return "; ".join(said) + (f". It {row['note']}." if row["note"] else ".")
+
+
+def _with_ends(row: dict[str, Any], name: str, form: str) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    return f"{value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if np.isfinite(low) else "")
 
 
 def summary(table: pd.DataFrame) -> str:
     """One sentence: which protocols got which verdict."""
-    groups = [(kind, table.loc[table["verdict"] == kind, "protocol"]) for kind in VERDICTS]
+    groups = [(kind, table.loc[table["verdict"] == kind, "label"]) for kind in VERDICTS]
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups if len(names)) + "."

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from idsds import paths
 from idsds.datasets.base import ImageDataset, fingerprint
 from idsds.datasets.images import keyed
-from idsds.protocols.roar import Kind, replace_pixels
+from idsds.protocols.roar import MASK, Shown, mask_images, replace_pixels
 from idsds.ranks import PixelRanks
 from idsds.store import read_json, write_json
 
@@ -21,11 +21,14 @@ Fill = Literal["mean", "black"]
 class _Replacing:
     """Reads the images of a data set with some of their pixels replaced; the ``read`` and the ``augment`` of another."""
 
-    def __init__(self, dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Kind, fill: Tensor) -> None:
+    def __init__(self, dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Shown, fill: Tensor) -> None:
         self.dataset, self.ranks, self.share, self.kind, self.fill = dataset, ranks, share, kind, fill
 
     def read(self, index: int) -> Tensor:
         """Float (3, H, W) in [0, 1]."""
+        if self.kind == MASK:
+            assert self.ranks is not None
+            return mask_images(self.ranks[index][None], self.share)[0]
         image = self.dataset.read(index)
         if self.ranks is None:  # nothing is replaced, or everything
             return image if self.share < 0.5 else self.fill[:, None, None].expand_as(image)
@@ -37,14 +40,15 @@ class _Replacing:
 
 
 def modified(
-    dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Kind, fill: Tensor, *, flip: bool = False
+    dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Shown, fill: Tensor, *, flip: bool = False
 ) -> ImageDataset:
     """A data set with a share of the pixels of each image replaced.
 
     Args:
         dataset: the images.
         ranks: their pixels' ranks; None where nothing (``share`` 0) or everything (1) is replaced, which needs none.
-        share, kind: see :func:`idsds.protocols.roar.replacement_mask`.
+        share, kind: see :func:`idsds.protocols.roar.replacement_mask`; with ``mask`` the image is not shown at all, but which pixels are
+            replaced (:func:`idsds.protocols.roar.mask_images`), which needs ``ranks``.
         fill: (3,), in [0, 1], what replaces a pixel.
         flip: whether training mirrors the modified images at random.
     """

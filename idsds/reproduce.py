@@ -2,6 +2,7 @@
 
     python -m idsds.reproduce mnist5k                # or: make reproduce PROFILE=mnist5k
     python -m idsds.reproduce mnist5k rank_methods   # some of them
+    python -m idsds.reproduce imagenet --dry-run     # what it would cost, measured on a few batches; nothing is computed
 
 A params file ``params/<profile>/<stem>.yaml`` is a run of the notebook whose name the stem is or begins with (``design_choice_depth`` runs
 ``design_choice``). The executed notebook, with its outputs, is kept as ``runs/<profile>/<stem>/<stem>.ipynb``, figures and tables go to
@@ -156,25 +157,34 @@ def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None,
     return failures
 
 
-def _papermill(run: Run) -> None:
-    import papermill
+def cost(run: Run) -> None:
+    """Run a notebook up to what it says of its cost; its other outcome stays as it is."""
+    _execute(run, run.executed.with_suffix(".dry.ipynb"), dry_run=True)
 
+
+def _papermill(run: Run) -> None:
     stamp = run.stamp
-    run.executed.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        run.notebook,
-        run.executed,
-        parameters=yaml.safe_load(run.params.read_text()),
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-        cwd=paths.root(),
-    )
+    _execute(run, run.executed)
     # Only what ended well is stamped: papermill saves the notebook of a run that failed too.
     notebook = nbformat.read(run.executed, as_version=4)
     notebook.metadata[STAMP] = stamp
     with atomic(run.executed) as partial:
         nbformat.write(notebook, partial)
+
+
+def _execute(run: Run, executed: Path, **changes: object) -> None:
+    import papermill
+
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        run.notebook,
+        executed,
+        parameters={**yaml.safe_load(run.params.read_text()), **changes},
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+        cwd=paths.root(),
+    )
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -214,17 +224,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("profile", nargs="?", default="mnist5k", help="a folder of params/")
     parser.add_argument("only", nargs="*", help="names of params files; all if none is given")
     parser.add_argument("--again", action="store_true", help="repeat what is done as well")
+    parser.add_argument("--dry-run", action="store_true", help="say what each run would cost, and compute nothing")
     given = parser.parse_args(arguments)
     try:
         runs = runs_of(given.profile, given.only)
         everything = runs_of(given.profile)
     except UnknownNameError as error:
         parser.error(str(error))
+    if given.dry_run:
+        failures = reproduce(runs, cost, again=True)
+        print(f"\n{len(runs) - len(failures)} of {len(runs)} runs said what they would cost")
+        return _told(failures)
     failures = reproduce(runs, again=given.again)
     overview = paths.root() / "figures" / given.profile / "README.md"
     with atomic(overview) as partial:
         partial.write_text(page(everything))
     print(f"\n{len(runs) - len(failures)} of {len(runs)} runs are there; overview: {overview.relative_to(paths.root())}")
+    return _told(failures)
+
+
+def _told(failures: dict[str, str]) -> int:
     for stem, reason in failures.items():
         print(f"  {stem} failed: {reason}", file=sys.stderr)
     return 1 if failures else 0

@@ -1,67 +1,70 @@
 """ROAR and KAR over a whole data set: maps once, then a fresh net per method, share and seed (see :mod:`idsds.protocols.roar`).
 
 A method's maps of all training, validation and test images are computed once and kept as ranks (:mod:`idsds.ranks`); each retraining is one
-small file, addressed by all that determines it. A run that is killed goes on inside the retraining where it was. Retrainings do not
-depend on each other: jobs of a cluster that share the cache may each take some ``seeds`` or ``methods``, and one more call collects them.
+small file, addressed by all that determines it (:mod:`idsds.retrained`). Beside what a net learns from images without some pixels stands
+what one learns from the places of these pixels alone, and how far either repeats the net that is explained.
+
+A run that is killed goes on inside the retraining where it was. Retrainings do not depend on each other: jobs of a cluster that share the
+cache may each take some ``seeds`` or ``methods``, and one more call collects them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Annotated, Any, Self
 
 import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 from scipy import stats
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from idsds import paths
 from idsds.addresses import code_digest, file_digest
-from idsds.datasets import DATASETS, ImageDataset, fingerprint, fixed_order
+from idsds.datasets import DATASETS, fingerprint, fixed_order
 from idsds.datasets.base import collate
 from idsds.launch import is_main
 from idsds.methods.base import METHODS, Method, shared_passes, split_name
 from idsds.models import MODELS, create_model
-from idsds.protocols.roar import KINDS, Kind, replace_pixels, replaced_pixels
-from idsds.ranks import SHARD, PixelRanks, Target, ranks_of, store_ranks
+from idsds.protocols.roar import KINDS, MASK, Kind, Shown, mask_shares, replaced_pixels
+from idsds.ranks import SHARD, Target, ranks_of, store_ranks
 from idsds.registry import UnknownNameError
-from idsds.replacing import Fill, fill_colour, modified
+from idsds.replacing import Fill
 from idsds.resolving import skeleton
+from idsds.retrained import Predictions, Retraining, compared, most_frequent, predictions
 from idsds.settings import (
     DatasetName,
     Device,
     MethodName,
     ModelName,
+    NotebookSettings,
     Precision,
     Recipe,
-    Settings,
     check_output,
     check_unique,
     chosen_device,
 )
-from idsds.stages import PRETRAINED, Stage, check_starts, obtain, plan_training, trains_from_scratch
-from idsds.steps import accuracy, loader_of
+from idsds.stages import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, trains_from_scratch
 from idsds.store import atomic, digest, read_json, versions, write_json
-from idsds.training import fit, rehearse
+from idsds.training import rehearse
 
 CONTROL = "Random"
 SPLITS = ("train", "val", "test")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class RoarSettings(Settings):
+class RoarSettings(NotebookSettings):
     """What ``params/*/roar.yaml`` may say.
 
     ``shares`` of the pixels are replaced, the most important ones under ``remove`` (ROAR), the least important ones under ``keep`` (KAR),
-    by the mean of each channel over the training images (the paper) or by ``black``. ``images`` is the number of test images,
-    ``train_images`` that of training images, None for all; validation images are taken in proportion. ``recipe`` changes the model's own.
-    What is explained is one net per model: that of ``checkpoints`` (a file, or ``pretrained``), or a small net trained by its own recipe
-    on all images with the seed ``explained_seed``, which is also that of the methods' noise; ``seeds`` are those of the retrainings.
+    by the mean of each channel over the training images (the paper) or by ``black``. With ``mask_only`` nets are also retrained on images
+    that show nothing but which pixels these are, in black and white: where such a net knows the class, the places of the replaced pixels
+    tell it. ``images`` is the number of test images, ``train_images`` that of training images, None for all; validation images are taken in
+    proportion. ``recipe`` changes the model's own. What is explained is one net per model: that of ``checkpoints`` (a file, or
+    ``pretrained``), or a small net trained by its own recipe on all images with the seed ``explained_seed``, which is also that of the
+    methods' noise; ``seeds`` are those of the retrainings.
     """
 
     dataset: DatasetName
@@ -70,6 +73,7 @@ class RoarSettings(Settings):
     images: PositiveInt
     shares: Annotated[list[Share], Field(min_length=2)] = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9]
     kinds: Annotated[list[Kind], Field(min_length=1)] = list(KINDS)
+    mask_only: bool = True
     fill: Fill = "mean"
     target: Target = "prediction"
     train_images: PositiveInt | None = None
@@ -84,7 +88,6 @@ class RoarSettings(Settings):
     output: str
     checkpoints: dict[str, str] = {}
     root: str | None = None
-    dry_run: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -111,6 +114,11 @@ class RoarSettings(Settings):
         check_output(self.output)
         return self
 
+    @property
+    def machine(self) -> Machine:
+        """What each retraining runs on."""
+        return Machine(devices=self.devices, workers=self.workers)
+
     def stage(self, model: str, seed: int, changes: dict[str, Any] | None = None) -> Stage:
         """Training of a fresh net on all images as they are."""
         options = {} if self.root is None else {"root": self.root}
@@ -124,90 +132,6 @@ class RoarSettings(Settings):
             changes=changes,
             options=options,
         )
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """One net, trained from scratch on modified images and tested on images that are modified alike.
-
-    Args:
-        method, kind, share, seed: what is replaced, and the seed of training.
-        stage: how the net is trained.
-        data: the three splits, as they are, and their ``fingerprints``.
-        ranks: the ranks of their pixels; None where nothing or everything is replaced.
-        fill: what replaces a pixel.
-        flip: whether training mirrors images.
-    """
-
-    method: str
-    kind: Kind
-    share: float
-    seed: int
-    stage: Stage
-    data: dict[str, ImageDataset]
-    fingerprints: dict[str, str]
-    ranks: dict[str, PixelRanks] | None
-    fill: Fill
-    flip: bool
-
-    @cached_property
-    def key(self) -> str:
-        """The address of the result. Where nothing or everything is replaced it is one for all methods."""
-        done: Any = "nothing"
-        if self.pixels:
-            done = {"pixels": self.pixels, "fill": self.fill}
-        if self.ranks is not None:
-            done |= {"kind": self.kind, "ranks": {split: found.key for split, found in self.ranks.items()}}
-        content = {"trained": self.stage.key, "replaced": done, "flip": self.flip}
-        return digest({**content, "data": self.fingerprints, "code": code_digest(replace_pixels)})
-
-    @property
-    def pixels(self) -> int:
-        """How many pixels of an image are replaced."""
-        height, width = self.data["test"][0][0].shape[-2:]
-        return replaced_pixels(self.share, height * width)
-
-    @property
-    def path(self) -> Path:
-        """The file of the result."""
-        return paths.cache() / "roar" / f"{self.stage.model}-{self.key}.json"
-
-    def split(self, split: str) -> ImageDataset:
-        """One split as the net sees it."""
-        ranks = None if self.ranks is None else self.ranks[split]
-        colour = fill_colour(self.fill, self.data["train"])
-        return modified(self.data[split], ranks, self.share, self.kind, colour, flip=self.flip and split == "train")
-
-    def result(self, settings: RoarSettings, progress: bool = True) -> dict[str, Any]:
-        """Accuracy on the modified test images and in training: from the cache, or by training now."""
-        if self.path.is_file():
-            return read_json(self.path)
-        model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
-        results = fit(
-            model,
-            self.split("train"),
-            self.split("val"),
-            self.stage.recipe,
-            seed=self.seed,
-            device=settings.device,
-            devices=settings.devices,
-            precision=settings.precision,
-            workers=settings.workers,
-            label=f"{self.method}, {self.kind}, {self.share:.0%}",
-            progress=progress,
-            resume=resume,
-        )
-        test = self.split("test")
-        size = self.stage.recipe.batch_size
-        chosen = [range(start, min(start + size, len(test))) for start in range(0, len(test), size)]
-        model.to(chosen_device(settings.device))
-        found, _ = accuracy(model, loader_of(test, chosen, settings.workers), loss=MODELS[self.stage.model].loss)
-        result = {"correct": round(found * len(test)), "count": len(test), "train_accuracy": results[-1].train_accuracy}
-        if is_main():
-            facts = {"method": self.method, "kind": self.kind, "share": self.share, "seed": self.seed, "versions": versions()}
-            write_json(self.path, {**result, **facts, "epochs": [asdict(epoch) for epoch in results]})
-            resume.unlink(missing_ok=True)
-        return result
 
 
 class _Planned:
@@ -229,6 +153,8 @@ class _Planned:
         start = settings.checkpoints.get(model)
         key = self.explained.key if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
         model_key = digest([model, key, code_digest(MODELS[model].build)])
+        address = digest([model_key, self.fingerprints["test"], self.device.type, versions()["torch"]])
+        self.explained_path = paths.cache() / "roar" / f"explained-{model}-{address}.json"
         self.ranks = {
             method: {
                 split: ranks_of(method, model_key, data, seed=settings.explained_seed, target=settings.target, device=self.device.type)
@@ -238,8 +164,9 @@ class _Planned:
         }
 
     def explain(self, progress: bool) -> None:
-        """Compute the ranks that are missing."""
-        if not any(ranks.missing for of_method in self.ranks.values() for ranks in of_method.values()):
+        """Compute what is missing: the ranks, and what the net itself predicts for the test images."""
+        missing = any(ranks.missing for of_method in self.ranks.values() for ranks in of_method.values())
+        if not missing and self.explained_path.is_file():
             return
         start = self.settings.checkpoints.get(self.model)
         if start is None:
@@ -253,19 +180,60 @@ class _Planned:
             store_ranks(
                 net, wanted, data, seed=self.settings.explained_seed, target=self.settings.target, device=self.device, progress=progress
             )
+        if not self.explained_path.is_file():
+            size = self.explained.recipe.batch_size
+            write_json(self.explained_path, predictions(net.to(self.device), self.data["test"], size, self.settings.workers))
+
+    def predicted(self) -> Predictions:
+        """The classes that the explained net gives the test images, in their order; after :meth:`explain`."""
+        return read_json(self.explained_path)
+
+    def counts(self, method: str) -> dict[str, int]:
+        """How many maps of all ``explained`` images order nothing: ``undefined`` and ``constant`` ones."""
+        undefined, constant = (sum(each) for each in zip(*(ranks.counts() for ranks in self.ranks[method].values()), strict=True))
+        return {"undefined": undefined, "constant": constant, "explained": sum(map(len, self.data.values()))}
 
     def retrainings(self) -> Iterator[Retraining]:
-        """All of them, by seed; those where nothing or everything is replaced come once for every method, under one address."""
-        side = self.data["test"][0][0].shape[-2:].numel()
-        for seed in self.settings.seeds:
-            stage = self.settings.stage(self.model, seed, self.settings.recipe)
-            for share in self.settings.shares:
-                for method in self.settings.methods:
-                    for kind in self.settings.kinds:
-                        ranks = self.ranks[method] if 0 < replaced_pixels(share, side) < side else None
-                        yield Retraining(
-                            method, kind, share, seed, stage, self.data, self.fingerprints, ranks, self.settings.fill, self.settings.flip
-                        )
+        """All of them, by seed; those where nothing or everything is replaced come once for every method, under one address.
+
+        The masks alone come last of each seed; one where nothing or everything is replaced shows nothing, and is left out.
+        """
+        settings, side = self.settings, self.data["test"][0][0].shape[-2:].numel()
+        shown: list[tuple[Shown, float]] = [(kind, share) for share in settings.shares for kind in settings.kinds]
+        masks = mask_shares(settings.shares, settings.kinds) if settings.mask_only else []
+        shown += [(MASK, share) for share in masks if 0 < replaced_pixels(share, side) < side]
+        for seed in settings.seeds:
+            stage = settings.stage(self.model, seed, settings.recipe)
+            for kind, share in shown:
+                for method in settings.methods:
+                    ranks = self.ranks[method] if 0 < replaced_pixels(share, side) < side else None
+                    facts = (self.data, self.fingerprints, ranks, settings.fill, settings.flip)
+                    yield Retraining(method, kind, share, seed, stage, *facts)
+
+    def record(self, one: Retraining, explained: Predictions) -> dict[str, Any]:
+        """A row of :func:`roar`, but for :meth:`counts`: one retraining, done now or before, beside what the ``explained`` net predicts."""
+        found = one.result(self.settings.device, self.settings.precision, self.settings.machine, progress=False)
+        targets = self.data["test"].targets
+        correct, count = compared(found["predicted"], targets)
+        same, both = compared(found["predicted"], explained)
+        right, of = compared(explained, targets)
+        interval = stats.binomtest(correct, count).proportion_ci(method="wilson")
+        return {
+            "model": self.model,
+            "method": one.method,
+            "family": METHODS[split_name(one.method)[0]].family,
+            "kind": one.kind,
+            "share": one.share,
+            "seed": one.seed,
+            "accuracy": correct / count,
+            "low": interval.low,
+            "high": interval.high,
+            "count": count,
+            "agreement": same / both,
+            "explained_accuracy": right / of,
+            "chance": most_frequent(targets),
+            "train_accuracy": found["train_accuracy"],
+        }
 
 
 def roar(settings: RoarSettings, *, progress: bool = True) -> pd.DataFrame:
@@ -276,11 +244,13 @@ def roar(settings: RoarSettings, *, progress: bool = True) -> pd.DataFrame:
         progress: whether to show bars with the time left.
 
     Returns:
-        One row per model, method, kind (``remove``: ROAR, ``keep``: KAR), share of the pixels that were replaced, and training seed:
-        ``accuracy`` on the modified test images (share in [0, 1]), ``low`` and ``high`` (95 % interval over images, Wilson), ``count`` of
-        test images, ``train_accuracy`` in the last epoch, and how many maps of all ``explained`` images order nothing, so that their
-        pixels are replaced at random: ``undefined`` (a value that is not finite) and ``constant``. Also in ``output/roar.csv``. With
-        ``dry_run`` what remains to be done: see :func:`plan_table`.
+        One row per model, method, kind (``remove``: ROAR, ``keep``: KAR, ``mask``: the places of what ``remove`` replaces, alone), share of
+        the pixels that were replaced, and training seed: ``accuracy`` on the modified test images (share in [0, 1]), ``low`` and ``high``
+        (95 % interval over images, Wilson), ``count`` of test images, ``agreement`` (share of them on which the retrained net predicts what
+        the explained net predicts on the untouched image), ``explained_accuracy`` (the explained net's, on untouched images), ``chance``
+        (the share of the most frequent class), ``train_accuracy`` in the last epoch, and how many maps of all ``explained`` images order
+        nothing, so that their pixels are replaced at random: ``undefined`` (a value that is not finite) and ``constant``. Also in
+        ``output/roar.csv``. With ``dry_run`` what remains to be done: see :func:`plan_table`.
 
     Raises:
         ValueError: for more images than there are, before any work is done.
@@ -291,34 +261,11 @@ def roar(settings: RoarSettings, *, progress: bool = True) -> pd.DataFrame:
     rows = []
     for plan in plans:
         plan.explain(progress)
-        counts = {
-            method: [sum(pair) for pair in zip(*(r.counts() for r in ranks.values()), strict=True)] for method, ranks in plan.ranks.items()
-        }
-        explained = sum(map(len, plan.data.values()))
-        work = list(plan.retrainings())
-        with tqdm(work, desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
+        explained, counts = plan.predicted(), {method: plan.counts(method) for method in settings.methods}
+        with tqdm(list(plan.retrainings()), desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
             for one in bar:
                 bar.set_postfix_str(f"{one.method}, {one.kind}, {one.share:.0%}, seed {one.seed}")
-                found = one.result(settings, progress=False)
-                interval = stats.binomtest(found["correct"], found["count"]).proportion_ci(method="wilson")
-                rows.append(
-                    {
-                        "model": plan.model,
-                        "method": one.method,
-                        "family": METHODS[split_name(one.method)[0]].family,
-                        "kind": one.kind,
-                        "share": one.share,
-                        "seed": one.seed,
-                        "accuracy": found["correct"] / found["count"],
-                        "low": interval.low,
-                        "high": interval.high,
-                        "count": found["count"],
-                        "train_accuracy": found["train_accuracy"],
-                        "undefined": counts[one.method][0],
-                        "constant": counts[one.method][1],
-                        "explained": explained,
-                    }
-                )
+                rows.append({**plan.record(one, explained), **counts[one.method]})
     table = pd.DataFrame(rows)
     if is_main():
         with atomic(paths.resolve(settings.output) / "roar.csv") as partial:
@@ -330,46 +277,50 @@ def plan_table(settings: RoarSettings) -> pd.DataFrame:
     """What remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
 
     Returns:
-        One row per model and piece of work: ``work``, ``total`` and ``cached`` (images for maps, nets for retrainings), ``forward`` and
-        ``backward`` passes left (for retrainings: steps of the optimiser left in ``steps``), ``hours`` left.
+        One row per model and piece of work: ``work``, ``total`` and ``cached`` (images for maps and predictions, nets for retrainings),
+        ``forward`` and ``backward`` passes left (for retrainings: steps of the optimiser left in ``steps``), ``hours`` left.
     """
-    rows: list[dict[str, Any]] = []
-    for plan in (_Planned(settings, model) for model in settings.models):
-        net = plan.explained.begin().to(plan.device).eval()
-        if plan.model not in settings.checkpoints and plan.explained.missing:
-            hours = rehearse(net, plan.data["train"], plan.data["val"], plan.explained.recipe, device=settings.device).hours
-            hours *= plan.explained.train_images / len(plan.data["train"])
-            rows.append({"model": plan.model, "work": "train the net that is explained", "total": 1, "cached": 0, "hours": hours})
-        explained = sum(map(len, plan.data.values()))
-        for method in settings.methods:
-            left = sum(min(SHARD, ranks.count - start) for ranks in plan.ranks[method].values() for start in ranks.missing)
-            forward, backward = shared_passes([Method(method, net)]).times(left)
-            row = {"model": plan.model, "work": f"maps: {method}", "total": explained, "cached": explained - left}
-            rows.append({**row, "forward": forward, "backward": backward, "hours": left * _seconds_of_a_map(net, method, plan) / 3600})
-        work = {one.key: one for one in plan.retrainings()}
-        left = [one for one in work.values() if not one.path.is_file()]
-        hours, steps = 0.0, 0
-        if left:
-            found = rehearse(
-                net,
-                plan.data["train"],
-                plan.data["val"],
-                left[0].stage.recipe,
-                device=settings.device,
-                devices=settings.devices,
-                precision=settings.precision,
-                workers=settings.workers,
-            )
-            hours, steps = found.hours * len(left), found.steps * len(left)
-        row = {"model": plan.model, "work": "retrain", "total": len(work), "cached": len(work) - len(left)}
-        rows.append({**row, "steps": steps, "hours": hours})
+    rows = [row for model in settings.models for row in _rows_of_a_plan(_Planned(settings, model))]
     return pd.DataFrame(rows, columns=["model", "work", "total", "cached", "forward", "backward", "steps", "hours"])
 
 
-def _seconds_of_a_map(net: nn.Module, method: str, plan: _Planned) -> float:
-    """Measured on eight images, after one that is not."""
+def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
+    settings, rows = plan.settings, []
+
+    def add(work: str, total: int, cached: int, **cost: float) -> None:
+        rows.append({"model": plan.model, "work": work, "total": total, "cached": cached, **cost})
+
+    net = plan.explained.begin().to(plan.device).eval()
+    if plan.model not in settings.checkpoints and plan.explained.missing:
+        hours = rehearse(net, plan.data["train"], plan.data["val"], plan.explained.recipe, device=settings.device).hours
+        add("train the net that is explained", 1, 0, hours=hours * plan.explained.train_images / len(plan.data["train"]))
+    explained = sum(map(len, plan.data.values()))
+    for method in settings.methods:
+        left = sum(min(SHARD, ranks.count - start) for ranks in plan.ranks[method].values() for start in ranks.missing)
+        forward, backward = shared_passes([Method(method, net)]).times(left)
+        hours = left * _seconds_of(Method(method, net, seed=0), plan) / 3600
+        add(f"maps: {method}", explained, explained - left, forward=forward, backward=backward, hours=hours)
+    tested = len(plan.data["test"])
+    left = 0 if plan.explained_path.is_file() else tested
+    hours = left * _seconds_of(lambda images, *_: net(images), plan) / 3600
+    add("predictions of the net that is explained", tested, tested - left, forward=left, backward=0, hours=hours)
+    nets = {one.key: one for one in plan.retrainings()}.values()
+    waiting = [one for one in nets if not one.path.is_file()]
+    each = {"steps": 0, "hours": 0.0}
+    if waiting:
+        machine = {"device": settings.device, "precision": settings.precision, **asdict(settings.machine)}
+        found = rehearse(net, plan.data["train"], plan.data["val"], waiting[0].stage.recipe, **machine)
+        each = {"steps": found.steps, "hours": found.hours}
+    for work, masks in (("retrain", False), ("retrain on masks alone", True)):
+        if total := sum((one.kind == MASK) == masks for one in nets):
+            missing = sum((one.kind == MASK) == masks for one in waiting)
+            add(work, total, total - missing, **{name: missing * cost for name, cost in each.items()})
+    return rows
+
+
+def _seconds_of(explain: Callable[..., Tensor], plan: _Planned) -> float:
+    """Of one image: measured on eight, after one that is not."""
     images, targets, image_ids = collate([plan.data["test"][index] for index in range(min(8, len(plan.data["test"])))])
-    explain = Method(method, net, seed=0)
     explain(images[:1].to(plan.device), targets[:1].to(plan.device), image_ids[:1])
     started = time.perf_counter()
     explain(images.to(plan.device), targets.to(plan.device), image_ids).sum().item()  # .item() waits for the device

@@ -64,6 +64,17 @@ class Settings(BaseModel):
         return "\n".join(lines)
 
 
+class NotebookSettings(Settings):
+    """What every notebook takes: ``dry_run`` says what the run would cost, measured on a few batches, and stops there."""
+
+    dry_run: bool = False
+
+    @property
+    def planning(self) -> Literal[True, "measure"]:
+        """What :func:`idsds.evaluate` is asked for by ``dry_run=``: to count passes, or in a dry run to time some of them as well."""
+        return "measure" if self.dry_run else True
+
+
 def _assigned(source: str) -> set[str]:
     """The names that a cell of plain assignments assigns."""
     return {
@@ -147,7 +158,7 @@ def check_output(output: str) -> None:
         raise ValueError(str(error)) from error
 
 
-class RunSettings(Settings):
+class RunSettings(NotebookSettings):
     """What every notebook that ranks or compares takes; the names are the same in all of them."""
 
     dataset: DatasetName
@@ -176,7 +187,7 @@ class RunSettings(Settings):
 
     def evaluate(self) -> dict[str, Any]:
         """The keyword arguments of :func:`idsds.evaluate`."""
-        values = self.model_dump()
+        values = self.model_dump(exclude={"dry_run"})
         values["seed"] = values.pop("seeds")
         return values
 

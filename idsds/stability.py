@@ -110,7 +110,9 @@ def vary(settings: StabilitySettings, *, progress: bool = True) -> pd.DataFrame:
 
 def cost(settings: StabilitySettings) -> pd.DataFrame:
     """What :func:`vary` will do: :func:`idsds.evaluate`'s plan for the reference and every variant."""
-    plans = [evaluate(**settings.arguments(name), dry_run=True, progress=False).assign(variant=name) for name in settings.variants()]
+    plans = [
+        evaluate(**settings.arguments(name), dry_run=settings.planning, progress=False).assign(variant=name) for name in settings.variants()
+    ]
     table = pd.concat(plans, ignore_index=True)
     return table[["variant", *(name for name in table.columns if name != "variant")]]
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from idsds import paths
 from idsds.datasets import ImageDataset, ImageReadError, fingerprint
 from idsds.finetune import RECIPE, first
-from idsds.settings import DatasetName, Device, ModelName, Precision, Settings, check_output, check_unique, chosen_device
+from idsds.settings import DatasetName, Device, ModelName, NotebookSettings, Precision, check_output, check_unique, chosen_device
 from idsds.stages import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, rehearse_stage, trains_from_scratch
-from idsds.statistics.classification import classification_scores
+from idsds.statistics.classification import EXCESS, classification_scores
 from idsds.steps import loader_of
 from idsds.store import atomic, digest, read_json, read_table, write_table
 
@@ -32,7 +32,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 IDENTITY = ("dataset", "model", "fraction", "seed")
 
 
-class ModelsSettings(Settings):
+class ModelsSettings(NotebookSettings):
     """Which models, trained how: what the notebooks on many models have in common; None leaves a value of the recipe as it is.
 
     ``checkpoints`` names per architecture what it starts from: a file, or ``pretrained``, which downloads published weights; the small
@@ -81,7 +81,6 @@ class TrainFractionSettings(ModelsSettings):
     """What ``params/*/train_fractions.yaml`` may say; ``images`` is the number of test images, None for all."""
 
     images: PositiveInt | None = None
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,8 +239,11 @@ def predict(model: torch.nn.Module, test: ImageDataset, settings: ModelsSettings
 
 def findings(table: pd.DataFrame) -> list[str]:
     """What a table of :func:`quality` says, one sentence each; every number is computed from it."""
+    seeds = table["seed"].nunique()
+    counts = ", ".join(f"{rows['count'].min()} on {dataset}" for dataset, rows in table.groupby("dataset", sort=False))
+    trained = f"{len(table)} models, of {seeds} training seeds each" if seeds > 1 else f"{len(table)} models, of one training seed"
+    said = [f"{trained}, judged on test images that nothing was chosen on ({counts})."]
     cells = [rows.sort_values("fraction") for _, rows in table.groupby(["dataset", "model", "seed"], sort=False)]
-    said = []
     if len(low_high := sorted(set(table["fraction"]))) > 1:
         least, most = low_high[0], low_high[-1]
         gains = pd.Series([rows["accuracy"].iloc[-1] - rows["accuracy"].iloc[0] for rows in cells])
@@ -251,13 +253,17 @@ def findings(table: pd.DataFrame) -> list[str]:
             f"({100 * gains.min():+.1f} to {100 * gains.max():+.1f}) over {len(gains)} series; {(steps < 0).sum()} of the {len(steps)} "
             "steps from one share to the next lower it."
         )
-    above = 100 * (table["weighted_precision"] - table["accuracy"])
+    above = 100 * table[EXCESS]
+    higher, lower = (table[f"{EXCESS}_low"] > 0).sum(), (table[f"{EXCESS}_high"] < 0).sum()
     said.append(
         f"Weighted precision, which the study calls accuracy, is above accuracy in {(above > 0).sum()} of {len(table)} models, by "
-        f"{above.median():.1f} points in the median and up to {above.max():.1f}; macro F1 is below accuracy in "
-        f"{(table['macro_f1'] < table['accuracy']).sum()}."
+        f"{above.median():.1f} points in the median and up to {above.max():.1f} (paired 95 % interval over the images above 0 in {higher}, "
+        f"below 0 in {lower}); macro F1 is below accuracy in {(table['macro_f1'] < table['accuracy']).sum()}."
     )
-    if table["seed"].nunique() > 1:
+    if seeds > 1:
         spread = 100 * table.groupby(["dataset", "model", "fraction"])["accuracy"].std()
-        said.append(f"Between {table['seed'].nunique()} training seeds accuracy has a standard deviation of {spread.median():.1f} points.")
+        said.append(
+            f"Between {seeds} training seeds accuracy has a standard deviation of {spread.median():.1f} points in the median, and of up to "
+            f"{spread.max():.1f}."
+        )
     return said

@@ -11,10 +11,19 @@ from idsds.datasets.splits import permuted
 from idsds.methods import OwnMethod, create_method
 from idsds.models import MODELS, register_model
 from idsds.protocols import Batch
-from idsds.protocols.sanity import compare_models, sanity_check
-from idsds.randomisation import SanitySettings, plan_table, sanity_checks, sanity_findings, similarity_table
+from idsds.protocols.sanity import compare_models, randomised_models, sanity_check
+from idsds.randomisation import (
+    SanitySettings,
+    image_values,
+    layer_groups,
+    plan_table,
+    sanity_checks,
+    sanity_findings,
+    similarity_table,
+    verdicts,
+)
 from idsds.settings import SettingsError
-from idsds.stages import plan_training
+from idsds.stages import obtain, plan_training
 from tests.methods.nets import ConvNet, images_of, seeded
 
 
@@ -97,14 +106,12 @@ def test_every_check_in_one_table(home):
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((values.mean(), interval.low, interval.high))
     pd.testing.assert_frame_equal(pd.read_csv(home / "runs/x/sanity_checks/sanity.csv"), table, check_dtype=False)
-    sentences = sanity_findings(table)
-    assert [sentence.split(" (")[0] for sentence in sentences] == [
+    sentences = sanity_findings(table, verdicts(records))
+    assert [sentence.split(", Spearman")[0] for sentence in sentences] == [
         "small_test, the top 50% of the layers randomised",
         "small_test, all layers randomised",
-        f"small_test, permuted labels, {learned[0]:.0%} of them learned",
-    ]
-    # Gradient is not among the methods: there is nothing to compare with.
-    assert not any("more alike than" in sentence for sentence in sentences)
+        f"small_test, permuted labels ({learned[0]:.0%} of them learned)",
+    ]  # Gradient is not among the methods: there is nothing to compare with
     # What was trained and computed is there the second time.
     plan = plan_table(settings())
     assert not plan["work"].str.contains("train").any()
@@ -120,17 +127,79 @@ def test_labels_that_were_not_learned_are_told_and_the_check_can_be_left_out():
     assert set(without["check"]) == {"independent"}
 
 
+def test_new_weights_are_drawn_several_times_on_one_net(home):
+    """Each draw by hand: the net of the training seed, its layers randomised by the seed of the draw."""
+    given = {"label_fraction": 0.0, "modes": ["cascading"], "methods": ["IxG", "Random"]}
+    records = sanity_checks(settings(**given, draws=3), progress=False)
+    assert len(records) == 12 * 2 * 2 * 3 * 3
+    keys = settings(draws=3).draw_seeds(0)
+    assert keys[0] == 0
+    assert len(set(keys)) == 3
+    assert keys[:2] == settings(draws=2).draw_seeds(0), "a draw that is added leaves the others as they are"
+    assert set(keys[1:]).isdisjoint(settings(draws=3).draw_seeds(1))
+    stage = plan_training("small_test", "digits", in_domain=False, device="cpu")
+    model, test = obtain(stage, progress=False), stage.split("test")
+    chosen = [test[test.image_ids.index(name)] for name in records["image_id"].unique()[:3]]
+    images, targets = torch.stack([image for image, _, _ in chosen]), torch.tensor([target for _, target, _ in chosen])
+    for draw, key in enumerate(keys):
+        other = list(randomised_models(model, "cascading", 2, key))[-1]
+        maps = [create_method("IxG", net)(images, targets).flatten(1) for net in (model, other)]
+        wanted = [stats.spearmanr(a, b).statistic for a, b in zip(*(found.numpy() for found in maps), strict=True)]
+        rows = records[(records["draw"] == draw) & (records["method"] == "IxG") & (records["depth"] == 1)]
+        rows = rows[rows["similarity"] == "spearman"].set_index("image_id").loc[[name for _, _, name in chosen]]
+        np.testing.assert_allclose(rows["value"], wanted, atol=1e-5)
+    once = sanity_checks(settings(**given), progress=False)
+    first = records[records["draw"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(once.drop(columns="draw"), first.drop(columns="draw"))
+    row = similarity_table(records).query("method == 'IxG' and depth == 1 and similarity == 'spearman'").iloc[0]
+    values = records.query("method == 'IxG' and depth == 1 and similarity == 'spearman'").groupby("image_id")["value"].mean()
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((values.mean(), interval.low, interval.high))
+    assert row["interval"] == "95 % t interval over images, 3 draws of weights held fixed"
+    plan = plan_table(settings(**given, draws=3))
+    assert plan.loc[plan["epochs"].isna(), "draw"].nunique() == 3
+    planned = plan_table(settings(**given, draws=3, seeds=[7]))
+    assert planned["epochs"].notna().sum() == 1, "one net, trained once, whatever the draws"
+
+
+def test_groups_of_layers_are_named_as_they_are_randomised():
+    model = small = MODELS["small_test"].build(10)
+    before = small.state_dict()
+    for mode in ("cascading", "independent"):
+        for name, other in zip(layer_groups("small_test", mode, 2), randomised_models(model, mode, 2), strict=True):
+            after = other.state_dict()
+            changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+            ends = set(name.split(" to "))
+            assert ends & {"fc", "conv"} <= changed <= {"fc", "norm", "conv"}
+    assert layer_groups("small_test", "cascading", 3) == ["fc", "fc to norm", "fc to conv"]
+    assert layer_groups("small_test", "independent", 3) == ["fc", "norm", "conv"]
+    assert layer_groups("small_test", "independent", 4)[0] == "none"
+
+
+def similarities(values, **facts):
+    """Records of one method, check and similarity: one row per image."""
+    table = pd.DataFrame({"image_id": [f"i{number}" for number in range(len(values))], "value": values})
+    given = {"depth": 1.0, "seed": 0, "draw": 0, "train_accuracy": np.nan, "layers": "", "model": "m", "method": "IG", "family": "gradient"}
+    return table.assign(**{**given, "check": "cascading", "similarity": "ssim", **facts})
+
+
 def test_undefined_values_are_counted():
-    records = pd.DataFrame({"image_id": list("abc"), "value": [0.5, np.nan, 0.7], "depth": 1.0, "seed": 0, "train_accuracy": np.nan})
-    records = records.assign(model="m", method="IG", family="gradient", check="cascading", similarity="ssim")
+    records = similarities([0.5, np.nan, 0.7])
     (row,) = similarity_table(records).itertuples()
-    assert (row.mean, row.count, row.nan) == (pytest.approx(0.6), 2, 1)
+    assert (row.mean, row.count, row.nan, row.undefined, row.maps) == (pytest.approx(0.6), 2, 1, 1, 3)
     (row,) = similarity_table(records.assign(value=np.nan)).itertuples()
     assert np.isnan(row.mean)
     assert (row.count, row.nan) == (0, 3)
     # An image that is undefined for one of two seeds is undefined, and not the other seed's value.
     (row,) = similarity_table(pd.concat([records, records.assign(seed=1, value=[0.7, 0.1, np.nan])])).itertuples()
     assert (row.mean, row.count, row.nan) == (pytest.approx(0.6), 1, 2)
+    # Of two draws, which are interchangeable, the one with a value stands for both.
+    both = pd.concat([records, records.assign(draw=1, value=[0.7, 0.1, np.nan])])
+    assert image_values(both).tolist() == pytest.approx([0.6, 0.1, 0.7])
+    (row,) = similarity_table(both).itertuples()
+    assert (row.count, row.nan, row.undefined, row.maps) == (3, 0, 2, 6)
+    assert "IG 0.47 ([" in sanity_findings(similarity_table(both.assign(similarity="spearman")), verdicts(both))[0]
+    assert ", 2 of 6 maps undefined)" in sanity_findings(similarity_table(both.assign(similarity="spearman")), verdicts(both))[0]
 
 
 def test_two_models_are_compared_image_by_image():
@@ -151,13 +220,53 @@ def test_two_models_are_compared_image_by_image():
         compare_models(first, second, [OwnMethod("mine", lambda images, targets: images, first)], batch)
 
 
-def test_what_stays_more_alike_than_the_gradient_is_named():
-    rows = [("Gradient", 0.1), ("Guided Backprop", 0.8), ("Grad-CAM", 0.15), ("Edges", 1.0)]
-    table = pd.DataFrame(rows, columns=["method", "mean"]).assign(model="m", check="cascading", depth=1.0, similarity="spearman")
-    table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.1, interval="i", train_accuracy=np.nan)
-    table["family"] = ["gradient", "gradient", "CAM", "control"]
-    (sentence,) = sanity_findings(table)
-    assert sentence.endswith("clearly more alike than Gradient: Guided Backprop.")
+def test_the_claim_is_judged_by_differences_on_the_same_images():
+    """Spread over images is shared, so that separate intervals would overlap; the paired ones are those of scipy."""
+    rng = np.random.default_rng(0)
+    shared, noise = 0.5 * rng.normal(size=40), 0.02 * rng.normal(size=(3, 40))
+    scores = {"Gradient": shared, "Guided Backprop": shared + 0.15 + noise[0], "Grad-CAM": shared + 0.05 + noise[1], "Edges": shared + 1}
+    scores["Guided Grad-CAM"] = shared + 0.1 + noise[2]
+    records = pd.concat([similarities(values, method=name, similarity="ssim") for name, values in scores.items()])
+    table = verdicts(records).set_index("method")
+    assert table["found"].to_dict() == {"Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "undecided"}
+    assert table["verdict"].to_dict() == {"Grad-CAM": "shows", "Guided Backprop": "shows", "Guided Grad-CAM": "undecided"}
+    wanted = stats.ttest_rel(scores["Guided Backprop"], scores["Gradient"]).confidence_interval()
+    row = table.loc["Guided Backprop"]
+    assert (row["low"], row["high"]) == pytest.approx((wanted.low, wanted.high))
+    alone = similarity_table(records).set_index("method")
+    assert alone.loc["Guided Backprop", "low"] < alone.loc["Gradient", "high"], "the two intervals do overlap"
+    assert verdicts(records[records["method"] != "Gradient"]).empty
+    turned = records.replace({"method": {"Guided Backprop": "Grad-CAM", "Grad-CAM": "Guided Backprop"}})
+    assert verdicts(turned).set_index("method")["verdict"].to_dict() == {
+        "Grad-CAM": "reversed",
+        "Guided Backprop": "reversed",
+        "Guided Grad-CAM": "undecided",
+    }
+    (definition, sentence) = sanity_findings(similarity_table(records), verdicts(records))[:2]
+    assert definition.startswith(
+        "A method fails where its maps stay more alike than Gradient's on the same images by over 0.1, with the whole interval"
+    )
+    assert sentence.startswith("m, all layers randomised, SSIM: Grad-CAM passes, as claimed (+0.05 [")
+    assert "Guided Grad-CAM undecided, claimed: fails (" in sentence
+
+
+def test_methods_are_compared_on_the_same_new_weights():
+    """A draw in which one of the two has no value says nothing of their difference."""
+    gradient = pd.concat([similarities([0.1, 0.2, 0.3], method="Gradient"), similarities([0.8, 0.9, 1.0], method="Gradient", draw=1)])
+    cam = pd.concat([similarities([0.2, 0.35, 0.4], method="Grad-CAM"), similarities([0.9, np.nan, np.nan], method="Grad-CAM", draw=1)])
+    (row,) = verdicts(pd.concat([gradient, cam])).itertuples()
+    each = [(0.1 + 0.1) / 2, 0.15, 0.1]
+    interval = stats.ttest_1samp(each, 0).confidence_interval()
+    assert (row.difference, row.low, row.high) == pytest.approx((np.mean(each), interval.low, interval.high))
+    assert (row.count, row.nan, row.undefined, row.maps) == (3, 0, 2, 6)
+
+
+def test_the_gradient_itself_is_judged_by_spearman_alone():
+    noise = 0.02 * np.random.default_rng(0).normal(size=30)
+    for mean, found in [(0.0, "passes"), (0.3, "fails"), (-0.3, "fails"), (0.1, "undecided"), (-0.1, "undecided")]:
+        (row,) = verdicts(similarities(noise + mean, method="Gradient", similarity="spearman")).itertuples()
+        assert row.found == found
+    assert verdicts(similarities(noise, method="Gradient", similarity="ssim")).empty
 
 
 @pytest.mark.parametrize(
@@ -168,6 +277,7 @@ def test_what_stays_more_alike_than_the_gradient_is_named():
         ({"models": ["resnet18"]}, "label_fraction=0.03 trains nets on permuted labels from scratch.* not for 'resnet18' on 'digits'"),
         ({"label_fraction": 2.0}, "less than or equal to 1"),
         ({"depths": 0}, "greater than 0"),
+        ({"draws": 0}, "greater than 0"),
     ],
 )
 def test_mistakes_are_named(changes, message):

@@ -108,3 +108,32 @@ def test_the_order_knows_every_notebook():
     notebooks = {path.stem for path in (Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb")}
     assert set(rp.ORDER) == notebooks
     assert len(rp.ORDER) == len(notebooks)
+
+
+def test_a_dry_run_says_what_it_costs_and_leaves_everything_as_it_is(tree, capsys):
+    cells = [nbformat.v4.new_code_cell("dry_run: bool = False  # stop after the cost"), nbformat.v4.new_code_cell(COST)]
+    cells[0].metadata["tags"] = ["parameters"]
+    cells.append(nbformat.v4.new_code_cell("open('computed', 'w').close()"))
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tree / "notebooks" / "design.ipynb")
+    (tree / "params" / "p" / "design.yaml").write_text("dry_run: false\n")
+    assert rp.main(["p", "design", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "In all: 30 forward and 3 backward passes, about 2.0 minutes left." in printed
+    assert "nothing was computed" in printed
+    (run,) = rp.runs_of("p", ["design"])
+    assert not run.executed.exists()
+    assert not (tree / "computed").exists()
+    assert not (tree / "figures").exists()
+    assert rp.reproduce([run]) == {}, "and without it the notebook goes on"
+    assert (tree / "computed").exists()
+
+
+COST = """
+import pandas as pd
+from idsds import costs
+from idsds.settings import NotebookSettings
+plan = pd.DataFrame({"model": ["a", "a"], "forward": [10, 20], "backward": [1, 2], "seconds_left": [60.0, 60.0]})
+costs.announce(plan, NotebookSettings(dry_run=dry_run))
+"""

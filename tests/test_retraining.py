@@ -10,17 +10,18 @@ from scipy import stats
 from torch import nn
 
 from idsds import ranks as ranks_module
-from idsds import retraining
+from idsds import retrained, retraining
 from idsds.datasets import create_dataset, fixed_order, synthetic
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods import METHODS, Passes, create_method, register_method
 from idsds.models import MODELS, register_model
-from idsds.protocols.roar import pixel_ranks
+from idsds.protocols.roar import MASK, pixel_ranks
 from idsds.ranks import PixelRanks
 from idsds.replacing import channel_means, fill_colour, modified
 from idsds.retraining import RoarSettings, plan_table, roar
 from idsds.settings import SettingsError
-from idsds.statistics import retraining_areas
+from idsds.stages import obtain
+from idsds.statistics import mask_finding, retraining_areas
 from idsds.store import DamagedFileError
 
 IMAGES = cache(synthetic.synthetic_image)
@@ -83,7 +84,8 @@ def settings(**changes):
 def test_known_informative_pixels_are_found():
     """Nine of 16 patches hold all evidence: without them nothing is left to learn, and a fraction of them alone will do."""
     informative = 9 / 16
-    chosen = settings(shares=[0.0, informative, 0.95], images=100, train_images=300, recipe={"epochs": 6, "batch_size": 32, "lr": 0.02})
+    recipe = {"epochs": 6, "batch_size": 32, "lr": 0.02}
+    chosen = settings(shares=[0.0, informative, 0.95], images=100, train_images=300, recipe=recipe, mask_only=False)
     table = roar(chosen, progress=False)
     assert len(table) == 2 * 2 * 3
     accuracy = table.set_index(["method", "kind", "share"])["accuracy"]
@@ -102,14 +104,14 @@ def test_two_seeds_resume_and_intervals(home, monkeypatch):
     """A run that dies in its third retraining goes on there, and ends with the numbers of one that did not."""
     chosen = settings(seeds=[0, 1], methods=["Undefined", "Random"])
     whole = roar(chosen, progress=False)
-    assert len(whole) == 2 * 2 * 2 * 2
+    assert len(whole) == 2 * 2 * 2 * 2 + 2 * 2 * 1  # ROAR and KAR at two shares, masks alone at one
     for row in whole.itertuples():
         low, high = stats.binomtest(round(row.accuracy * 60), 60).proportion_ci(method="wilson")
         assert (row.low, row.high) == pytest.approx((low, high))
     untouched = whole[whole["share"] == 0].groupby("seed")["accuracy"].nunique()
     assert (untouched == 1).all()  # one retraining for all methods and kinds
     results = list((home / "cache" / "roar").glob("small_test-*.json"))
-    assert len(results) == 2 * (1 + 2 * 2)  # per seed
+    assert len(results) == 2 * (1 + 2 * 2 + 2)  # per seed
     undefined = whole.set_index("method")[["undefined", "constant", "explained"]].drop_duplicates()
     # A quarter of the images is of each class: 60 + 10 + 60 are explained.
     of_class = [sum(_targets(split, count).count(label) for split, count in (("train", 60), ("val", 10), ("test", 60))) for label in (0, 1)]
@@ -117,7 +119,7 @@ def test_two_seeds_resume_and_intervals(home, monkeypatch):
     assert undefined.loc["Random"].tolist() == [0, 0, 130]
 
     monkeypatch.setenv("IDSDS_CACHE", str(home / "other"))
-    fit, calls = retraining.fit, []
+    fit, calls = retrained.fit, []
 
     def dying(*args, **options):
         calls.append(options["label"])
@@ -125,12 +127,12 @@ def test_two_seeds_resume_and_intervals(home, monkeypatch):
             raise KeyboardInterrupt
         return fit(*args, **options)
 
-    monkeypatch.setattr(retraining, "fit", dying)
+    monkeypatch.setattr(retrained, "fit", dying)
     with pytest.raises(KeyboardInterrupt):
         roar(chosen, progress=False)
     monkeypatch.setattr(ranks_module, "shared_maps", None)  # no map is computed again
     again = roar(chosen, progress=False)
-    assert len(calls) == 2 + 1 + (10 - 2)
+    assert len(calls) == 2 + 1 + (14 - 2)
     pd.testing.assert_frame_equal(again, whole)
     saved = pd.read_csv(home / "runs/x/roar/roar.csv")
     np.testing.assert_allclose(saved["accuracy"], whole["accuracy"])
@@ -143,16 +145,28 @@ def _targets(split, count):
 
 def test_a_dry_run_says_what_is_left_and_trains_nothing(home):
     before = roar(settings(dry_run=True), progress=False)
-    assert before["work"].tolist() == ["train the net that is explained", "maps: Exact", "maps: Random", "retrain"]
-    assert before["total"].tolist() == [1, 130, 130, 1 + 2 * 2]
+    before = before.set_index("work")
+    assert before["total"].to_dict() == {
+        "train the net that is explained": 1,
+        "maps: Exact": 130,
+        "maps: Random": 130,
+        "predictions of the net that is explained": 60,
+        "retrain": 1 + 2 * 2,
+        "retrain on masks alone": 2,
+    }
     assert (before["cached"] == 0).all()
-    assert before["steps"].iloc[-1] == 5 * 1  # one batch of 60 images each
-    assert before["hours"].iloc[-1] > 0
+    assert before["steps"].dropna().tolist() == [5 * 1, 2 * 1]  # one batch of 60 images each
+    assert before["forward"]["predictions of the net that is explained"] == 60
+    assert (before["hours"] > 0).all()
     assert not list((home / "cache").rglob("*.npy"))
+    roar(settings(mask_only=False), progress=False)
+    after = plan_table(settings()).set_index("work")
+    assert after["total"].to_dict() == {work: total for work, total in before["total"].items() if not work.startswith("train ")}
+    assert (after["total"] - after["cached"]).loc[lambda left: left > 0].to_dict() == {"retrain on masks alone": 2}
+    assert after["hours"].loc[lambda hours: hours > 0].index.tolist() == ["retrain on masks alone"]
     roar(settings(), progress=False)
-    after = plan_table(settings())
-    assert (after["cached"] == after["total"]).all()
-    assert after["hours"].sum() == 0
+    assert plan_table(settings())["hours"].sum() == 0
+    assert "retrain on masks alone" not in set(plan_table(settings(mask_only=False))["work"])
 
 
 def test_ranks_are_kept_as_they_are_computed(home, monkeypatch):
@@ -207,17 +221,77 @@ def test_pixels_are_replaced_by_the_training_mean_in_the_space_of_the_pixels():
     assert len({torch.equal(each, image) for each in seen}) == 2
 
 
+def test_a_mask_alone_shows_no_image():
+    """White where a pixel is replaced, black elsewhere, in the space of the net; of whatever image, and mirrored like one."""
+    data = create_dataset("synthetic", "val").subset(range(6))
+    ranks = pixel_ranks(torch.randn(6, 1, 32, 32), range(6))
+    changed = modified(data, ranks, 0.25, MASK, torch.tensor([0.2, 0.3, 0.4]), flip=True)
+    replaced = (ranks[3] < 256).expand(3, -1, -1)
+    torch.testing.assert_close(changed.read(3), replaced.float())
+    torch.testing.assert_close(changed[3][0], data.normalisation(replaced.float()))
+    other = create_dataset("synthetic", "test").subset(range(6))
+    torch.testing.assert_close(modified(other, ranks, 0.25, MASK, torch.zeros(3)).read(3), changed.read(3))
+    seen = [changed.augmented(seed, 0)[3][0] for seed in range(8)]
+    assert len({torch.equal(each, changed[3][0]) for each in seen}) == 2
+
+
+def tells_the_class(model, images, targets):
+    """One row of 32 pixels, whose place, within the patches that the net sees, is the explained class."""
+    maps = torch.zeros(len(images), 32, 32)
+    maps[torch.arange(len(images)), targets] = 1.0
+    return maps
+
+
+def test_masks_that_tell_the_class_are_found_and_no_image_is_needed():
+    """A map that points at the class instead of the evidence: the mask alone gives it away, and KAR must not praise the map for it."""
+    register_method("Tells", family="own", passes=Passes(0))(tells_the_class)
+    try:
+        given = {"shares": [0.0, 31 / 32], "kinds": ["keep"], "recipe": {"epochs": 6, "batch_size": 32, "lr": 0.02}}
+        table = roar(settings(methods=["Tells", "Exact", "Random"], train_images=200, **given), progress=False)
+    finally:
+        METHODS.remove("Tells")
+    masks = table[table["kind"] == MASK].set_index(["method", "share"])["accuracy"]
+    assert set(masks.index.get_level_values("share")) == {1 / 32}, "the complement of what KAR replaces"
+    assert masks["Tells"].min() > 0.9
+    # Guessing one of four classes: 0.25, with a standard error over 60 images of 0.056, of which four are 0.22.
+    assert masks[["Exact", "Random"]].max() < 0.25 + 0.22, "where the evidence stands, and for which class it is, are drawn apart"
+    assert retraining_areas(table).set_index("method")["leaking"].to_dict() == {"Tells": "Tells", "Exact": ""}
+    sentence = mask_finding(table)
+    assert "the places of the replaced pixels tell the class for: Tells (3%)" in sentence
+    assert sentence.endswith("this is not found for: Exact, Random.")
+
+
+def test_agreement_is_with_the_explained_net_and_not_with_the_label():
+    """By hand, from the two files of predictions; an image that cannot be read counts in neither."""
+    table = roar(settings(methods=["Random"], kinds=["remove"]), progress=False)
+    (plan,) = [retraining._Planned(settings(methods=["Random"], kinds=["remove"]), "small_test")]
+    explained, targets = plan.predicted(), _targets("test", 60)
+    assert table["explained_accuracy"].unique().tolist() == pytest.approx([np.mean(np.equal(explained, targets))])
+    assert table["chance"].unique().tolist() == pytest.approx([max(targets.count(label) for label in range(4)) / 60])
+    for one, row in zip(plan.retrainings(), table.itertuples(), strict=True):
+        predicted = one.result("cpu", "32-true", settings().machine)["predicted"]
+        assert row.agreement == pytest.approx(np.mean(np.equal(predicted, explained)))
+        assert row.accuracy == pytest.approx(np.mean(np.equal(predicted, targets)))
+    assert retrained.compared([1, None, 2, 3], [1, 1, None, 0]) == (1, 2)
+    net = obtain(plan.explained, progress=False)
+    with torch.no_grad():
+        alone = [net(plan.data["test"][index][0][None]).argmax().item() for index in range(60)]
+    assert alone == explained
+
+
 def test_addresses_hold_what_determines_a_result():
     def keys(**changes):
         (plan,) = [retraining._Planned(settings(**changes), "small_test")]
         return {(one.method, one.kind, one.share): one.key for one in plan.retrainings()}
 
     plain = keys()
-    assert len(set(plain.values())) == 1 + 2 * 2
-    some = ("Exact", "remove", 0.5)
+    assert len(set(plain.values())) == 1 + 2 * 2 + 2
+    some, mask = ("Exact", "remove", 0.5), ("Exact", MASK, 0.5)
     for change in ({"fill": "black"}, {"target": "prediction"}, {"train_images": 50}, {"recipe": {"epochs": 2}}, {"explained_seed": 3}):
         assert keys(**change)[some] != plain[some]
+        assert (keys(**change)[mask] != plain[mask]) == (change != {"fill": "black"}), "a mask alone is filled with nothing"
     assert keys(explained_seed=3)["Exact", "remove", 0.0] == plain["Exact", "remove", 0.0]  # nothing replaced, whoever explains
+    assert set(keys(mask_only=False)) == {key for key in plain if key[1] != MASK}
 
 
 @pytest.mark.parametrize(

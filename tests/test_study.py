@@ -108,11 +108,14 @@ def test_from_settings_to_the_table(home, monkeypatch):
 
     said = findings(table)
     gain = 100 * (cells := table.pivot_table(index="seed", columns="fraction", values="accuracy"))[1.0].sub(cells[0.2]).median()
-    assert f"{gain:+.1f} points" in said[0]
+    assert f"{gain:+.1f} points" in said[1]
+    assert said[0] == f"4 models, of 2 training seeds each, judged on test images that nothing was chosen on ({len(test)} on digits)."
+    assert f"above 0 in {(table['precision_excess_low'] > 0).sum()}, below 0 in {(table['precision_excess_high'] < 0).sum()})" in said[2]
+    assert "Between 2 training seeds" in said[3]
     figure = plot(table)
     labels = [axes.get_ylabel() for axes in figure.axes]
     assert any("accuracy" in label and "higher is better" in label for label in labels)
-    assert [text for axes in figure.axes if (text := axes.get_title())] == ["digits"]
+    assert [text for axes in figure.axes if (text := axes.get_title())] == [f"digits, n = {len(test)}"]
 
 
 def test_fewer_test_images_are_the_first_of_the_fixed_order():

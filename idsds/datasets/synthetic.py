@@ -114,7 +114,9 @@ class PatchModel(nn.Module):
 
     def _terms(self, images: Tensor) -> Tensor:
         """g(e), (B, K, rows, columns), in whole steps of 2^-20."""
-        strengths = self.evidence(images)
+        return self._saturated(self.evidence(images))
+
+    def _saturated(self, strengths: Tensor) -> Tensor:
         terms = torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
         # A patch without evidence is an inner product that rounds to 1e-8 and not to 0: over most of the patches, ranks of importance would
         # then be ranks of rounding errors. Steps make it 0; straight through, as a step has no gradient.
@@ -128,7 +130,11 @@ class PatchModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K)."""
-        terms = self._terms(images)
+        return self.readout(self.evidence(images))
+
+    def readout(self, strengths: Tensor) -> Tensor:
+        """Logits (B, K) from the strength e of each class's stripes in each patch, (B, K, rows, columns)."""
+        terms = self._saturated(strengths)
         products = terms * self._partner(terms) / 2  # each pair is met twice
         return self.gain * (terms + self.interaction * products).sum(dim=(2, 3))
 

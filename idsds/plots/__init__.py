@@ -7,7 +7,8 @@ from idsds.plots.explain import explain
 from idsds.plots.finetuning import finetuning
 from idsds.plots.gallery import gallery
 from idsds.plots.hyperparameters import hyperparameters
-from idsds.plots.infidelity import infidelity_sensitivity, infidelity_steps
+from idsds.plots.infidelity import infidelity_sensitivity
+from idsds.plots.infidelity_steps import infidelity_steps
 from idsds.plots.metric_sanity import metric_sanity
 from idsds.plots.ranking import ranking
 from idsds.plots.roar import roar

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,14 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from idsds.augmentation import plain, unchanging
 from idsds.plots.style import COLUMNS, STYLE, look_of
 
-# measure: (label, how far its marks are moved from the middle, whether they are filled)
-MEASURES = {
-    "ssim": ("SSIM", -0.18, True),
-    "spearman": ("Spearman correlation", 0.0, False),
-    "top_intersection": ("share of top pixels kept", 0.18, None),
+# measure: (label, how far its marks are moved from the middle, its mark). A panel has one method and one ink: the shape tells the measure.
+MEASURES: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "ssim": ("SSIM", -0.26, {"marker": "o", "markersize": 4}),
+    "spearman": ("Spearman correlation", 0.0, {"marker": "D", "markersize": 3.8, "markerfacecolor": "white", "markeredgewidth": 0.9}),
+    "top_intersection": ("share of top pixels kept", 0.26, {"marker": "_", "markersize": 5.5, "markeredgewidth": 1.5}),
 }
+STUDY: dict[str, Any] = {"marker": "x", "color": "#888888", "linestyle": "", "markersize": 4.5, "markeredgewidth": 1.2}
 ACROSS = 3
 
 
@@ -24,7 +28,7 @@ def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None 
     """One page per model, one panel per method.
 
     Args:
-        table: from :func:`idsds.augmentation.measure`.
+        table: the means of :func:`idsds.augmentation.measure`. An augmentation that changes no image is not drawn, and a note says so.
         published: method, augmentation, ssim: the study's values (:func:`idsds.published.xai_correlation_ssim`); None: none are drawn.
         columns: width of the figure, in columns of a paper.
     """
@@ -33,9 +37,10 @@ def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None 
 
 def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, columns: int) -> Figure:
     methods = list(dict.fromkeys(table["method"]))
-    names = list(dict.fromkeys(name for name in table["augmentation"] if not name.startswith("all ")))
+    idle = unchanging(table)
+    names = [name for name in dict.fromkeys(table["augmentation"]) if not name.startswith("all ") and name not in idle]
     down = -(-len(methods) // ACROSS)
-    width, panel, head, foot = COLUMNS[columns], 1.25, 0.62, 1.15  # inches
+    width, panel, head, foot = COLUMNS[columns], 1.25, 0.62, 1.68  # inches
     height = head + foot + panel * down
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False, figsize=(width, height))
@@ -51,13 +56,14 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
         for number in range(max(0, len(methods) - ACROSS), len(methods)):
             axes = grid.flat[number]
             axes.tick_params(labelbottom=True)
-            shares = [f"{table.loc[table['augmentation'] == name, 'counted'].iloc[0]:.0%}" for name in names]
-            labels = [f"{_plain(name)} ({share})" for name, share in zip(names, shares, strict=True)]
-            axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=6)
+            counts = [table[table["augmentation"] == name].iloc[0] for name in names]
+            labels = [f"{plain(name)} ({row.stayed} of {row.changed})" for name, row in zip(names, counts, strict=True)]
+            axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
         middle = (foot + panel * down / 2) / height
         figure.text(0.006, middle, "likeness of maps (1: the same), higher is better →", rotation=90, va="center", ha="left", fontsize=7.5)
-        title = f"{model}: maps before and after an augmentation (in brackets: images whose target's probability stays)"
+        title = f"{model}: maps before and after an augmentation that changes the image and keeps its target's probability"
         figure.text(0.5, 1 - 0.10 / height, title, ha="center", va="top", fontsize=8)
+        figure.text(0.01, 0.04 / height, _note(idle), ha="left", va="bottom", fontsize=6.5)
         drawn = published is not None and bool(set(published["method"]) & set(methods))
         figure.legend(
             handles=_legend(table["interval"].iloc[0], drawn),
@@ -66,44 +72,37 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
             ncols=5,
             frameon=False,
             fontsize=6.5,
-            columnspacing=1.0,
-            handletextpad=0.3,
+            columnspacing=1.2,
+            handlelength=1.4,
+            handletextpad=0.4,
         )
     return figure
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, names: list[str], published: pd.DataFrame | None) -> None:
-    look = look_of(rows["method"].iloc[0], rows["family"].iloc[0])
-    marker, colour = look.marker, look.ink
-    for measure, (_, shift, filled) in MEASURES.items():
+    colour = look_of(rows["method"].iloc[0], rows["family"].iloc[0]).ink
+    for measure, (_, shift, mark) in MEASURES.items():
         found = rows[rows["measure"] == measure].set_index("augmentation").reindex(names)
         places = [place + shift for place in range(len(names))]
         axes.vlines(places, found["low"], found["high"], color=colour, linewidth=1.0)
-        if filled is None:
-            axes.plot(places, found["mean"], "_", color=colour, markersize=5, markeredgewidth=1.4)
-        else:
-            face = colour if filled else "white"
-            axes.plot(places, found["mean"], marker, color=colour, markerfacecolor=face, markersize=3.6, linestyle="", markeredgewidth=0.9)
+        axes.plot(places, found["mean"], color=colour, linestyle="", **mark)
     if published is not None:
         theirs = published[published["method"] == rows["method"].iloc[0]].set_index("augmentation")["ssim"].reindex(names)
-        axes.plot(range(len(names)), theirs, "x", color="#888888", markersize=4.5, markeredgewidth=1.2, linestyle="", zorder=1)
+        axes.plot(range(len(names)), theirs, zorder=3, **STUDY)
     axes.axhline(0, color="#BBBBBB", linewidth=0.6, zorder=0)
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace(" degrees", "°")
+def _note(idle: list[str]) -> str:
+    """What may be compared, and what is not drawn."""
+    left_out = f" Not drawn: {', '.join(map(plain, idle))}, which changes no image." if idle else ""
+    return (
+        f"In brackets: images whose target's probability stays, of those that the augmentation changes.{left_out}\n"
+        "Each column averages over images of its own: compare methods within a column, not columns with each other."
+    )
 
 
 def _legend(interval: str, published: bool) -> list[Line2D]:
-    grey = {"color": "#444444", "linestyle": "", "markersize": 4}
-    handles = [
-        Line2D([], [], marker="o", label=MEASURES["ssim"][0], **grey),
-        Line2D([], [], marker="o", markerfacecolor="white", label=MEASURES["spearman"][0], **grey),
-        Line2D([], [], marker="_", markeredgewidth=1.4, label=MEASURES["top_intersection"][0], **grey),
-        Line2D([], [], color="#444444", linewidth=1.0, label=interval),
-    ]
-    if published:
-        label = "SSIM printed by the study (G'MIC's filters)"
-        handles.append(Line2D([], [], marker="x", color="#888888", linestyle="", markersize=4.5, label=label))
-    return handles
+    handles = [Line2D([], [], label=label, color="#444444", linestyle="", **mark) for label, _, mark in MEASURES.values()]
+    handles.append(Line2D([], [], color="#444444", linewidth=1.0, label=interval))
+    return [*handles, Line2D([], [], label="SSIM printed by the study (G'MIC's filters)", **STUDY)] if published else handles

@@ -1,17 +1,25 @@
-"""Sensitivity to hyperparameters: IDSDS at every setting beside the likeness of the maps, a row per method and hyperparameter."""
+"""Sensitivity to hyperparameters: IDSDS at every setting beside the likeness of the maps, a block per method and hyperparameter."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 
-from idsds.plots.style import COLUMNS, STYLE, Look, look_of
+from idsds.plots.style import COLUMNS, STYLE, look_of
 
 KEY = ["model", "method", "hyperparameter"]
+LANE = 0.13  # inches; a setting has one to itself, so that nothing lies over its mark, its interval and its value
+GAP = 1.0  # lanes between two blocks
+LEAST = 2  # lanes of a block: it is as high as its name
+HOLLOW = {"markerfacecolor": "white"}
 
 
 def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 2) -> Figure:
@@ -22,84 +30,91 @@ def hyperparameters(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 
         columns: width of the figure, in columns of a paper.
     """
     several = spreads["model"].nunique() > 1
-    width, row, head, foot = COLUMNS[columns], 0.34, 0.62, 0.55  # inches
-    height = head + foot + row * len(spreads)
+    blocks = [scores[(scores[KEY] == list(key)).all(axis=1)] for key in spreads[KEY].itertuples(index=False)]
+    lanes = [max(LEAST, len(rows)) for rows in blocks]
+    tops = np.cumsum([0.0, *(count + GAP for count in lanes)])
     with mpl.rc_context(STYLE):
         figure, (left, right) = plt.subplots(
-            1,
-            2,
-            sharey=True,
-            figsize=(width, height),
-            gridspec_kw={"width_ratios": [1.5, 1], "wspace": 0.06, "left": 0.25, "right": 0.985, "top": 1 - head / height},
+            1, 2, sharey=True, figsize=(COLUMNS[columns], 1.05 + LANE * tops[-1]), width_ratios=[1.5, 1], layout="constrained"
         )
-        figure.subplots_adjust(bottom=foot / height)
-        labels = []
-        for place, spread in enumerate(spreads.itertuples()):
-            rows = scores[(scores[KEY] == [spread.model, spread.method, spread.hyperparameter]).all(axis=1)]
-            _settings(left, rows, place, look_of(spread.method, spread.family))
-            _likeness(right, spread, place, look_of(spread.method, spread.family))
-            tried = ", ".join(map(str, rows["value"]))
-            labels.append(f"{spread.method}{f' ({spread.model})' if several else ''}: {spread.hyperparameter}\n{_short(tried)}")
-        left.set_yticks(range(len(labels)), labels, fontsize=6.5)
-        left.set_ylim(len(labels) - 0.45, -0.65)
-        low, high = left.get_xlim()
-        left.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-        left.set_xlabel("IDSDS at each setting (-1 to 1), higher is better →", fontsize=7)
-        right.set_xlabel("likeness of maps (1: the same), less sensitive →", fontsize=6.3)
-        least = min(0.0, spreads[["low", "ssim"]].min().min())
-        right.set_xlim(least - 0.03, 1.03)
-        for axes in (left, right):
-            axes.grid(axis="y", color="#EEEEEE", zorder=0)
+        figure.get_layout_engine().set(wspace=0.05)
+        names, middles, values = [], [], []
+        for rows, spread, top, count in zip(blocks, spreads.itertuples(), tops, lanes, strict=False):
+            colour, marker = (look := look_of(spread.method, spread.family)).ink, look.marker
+            middles.append(top + (GAP + count) / 2)
+            names.append(f"{spread.method}{f' ({spread.model})' if several else ''}\n{spread.hyperparameter}")
+            first = middles[-1] - (len(rows) - 1) / 2
+            values += [_setting(left, row, first + number, marker, colour) for number, row in enumerate(rows.itertuples())]
+            _likeness(right, spread, middles[-1], marker, colour)
+        left.set_yticks(middles, names, fontsize=7)
+        left.set_ylim(tops[-1], 0)
+        left.set_xlabel("IDSDS at each setting (-1 to 1)\nhigher is better →", fontsize=7.5)
+        right.set_xlabel("likeness of maps (1: the same)\nless sensitive →", fontsize=7.5)
+        right.set_xlim(min(0.0, spreads[["low", "ssim_low"]].min().min()) - 0.03, 1.03)
+        for axes, handles in zip((left, right), _legends(spreads["interval"].iloc[0]), strict=True):
+            for top in tops[1:-1]:
+                axes.axhline(top, color="#DDDDDD", linewidth=0.6, zorder=0)
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
-        figure.legend(
-            handles=_legend(spreads["interval"].iloc[0]),
-            loc="upper left",
-            bbox_to_anchor=(0.005, 0.998),
-            ncols=3,
-            frameon=False,
-            fontsize=7,
-        )
+            axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=7, borderaxespad=0.2)
+        _make_room(figure, left, values)
     return figure
 
 
-def _settings(axes: Axes, rows: pd.DataFrame, place: int, look: Look) -> None:
-    """One mark per setting from the first value (small) to the last (large); the extremes are named."""
-    marker, colour = look.marker, look.ink
-    axes.plot([rows["mean"].min(), rows["mean"].max()], [place, place], color=colour, linewidth=0.8, zorder=1)
-    for number, row in enumerate(rows.itertuples()):
-        size = 3.0 + 3.5 * number / max(1, len(rows) - 1)
-        face = colour if row.default else "white"
-        axes.plot([row.low, row.high], [place, place], color="#BBBBBB", linewidth=2.6, alpha=0.5, zorder=0.5, solid_capstyle="butt")
-        axes.plot(
-            row.mean, place, marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=0.9, zorder=3 - 0.01 * number
-        )
-    for number, align in ((rows["mean"].idxmin(), "right"), (rows["mean"].idxmax(), "left")):
-        if rows["mean"].max() > rows["mean"].min():
-            offset = (-5, 4) if align == "right" else (5, 4)
-            row = rows.loc[number]
-            axes.annotate(_short(str(row["value"]), 18), (row["mean"], place), offset, textcoords="offset points", ha=align, fontsize=5.5)
+def _setting(axes: Axes, row: Any, lane: float, marker: str, colour: str) -> Annotation:
+    """Mark, interval and, to their right, the value of one setting."""
+    value = _short(str(row.value))
+    mean, low, high = row.mean, row.low, row.high
+    looks = {"fontsize": 6.5, "va": "center", "textcoords": "offset points"}
+    if not np.isfinite(mean):
+        return axes.annotate(f"{value}: undefined", (0, lane), (3, 0), xycoords=("axes fraction", "data"), **looks)
+    axes.plot([low, high], [lane, lane], color=colour, linewidth=1.0)
+    axes.plot(mean, lane, marker, color=colour, markersize=4.5, **({} if row.default else HOLLOW))
+    return axes.annotate(value, (np.nanmax([mean, high]), lane), (5, 0), **looks)
 
 
-def _likeness(axes: Axes, spread: object, place: int, look: Look) -> None:
-    marker, colour = look.marker, look.ink
-    axes.plot([spread.low, spread.high], [place - 0.12] * 2, color=colour, linewidth=1.2, solid_capstyle="butt")
-    axes.plot(spread.spearman, place - 0.12, marker, color=colour, markersize=4.5)
-    axes.plot(spread.ssim, place + 0.12, marker, color=colour, markerfacecolor="white", markersize=4.5)
-    axes.plot(spread.deviation, place + 0.12, "|", color="black", markersize=6)
+def _make_room(figure: Figure, axes: Axes, texts: list[Annotation]) -> None:
+    """Widen the axis to the right until no value ends beyond it: each is as wide as it is, whatever the scale."""
+    for text in texts:
+        text.set_in_layout(False)
+    figure.draw_without_rendering()
+    (low, high), box = axes.get_xlim(), axes.bbox
+    needed = [high - low]
+    for text in texts:
+        end, place = text.get_window_extent().x1, axes.transData.transform((text.xy[0], 0))[0]
+        if text.xycoords == "data" and end > box.x1:
+            needed.append((text.xy[0] - low) * box.width / (box.width - (end - place)))
+    axes.set_xlim(low, low + max(needed))
 
 
-def _short(text: str, most: int = 44) -> str:
+def _likeness(axes: Axes, spread: Any, middle: float, marker: str, colour: str) -> None:
+    """Likeness by Spearman, by SSIM, and how much the maps deviate, from above, each with its interval."""
+    looks: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("spearman", "", colour, {"marker": marker, "markersize": 4.5}),
+        ("ssim", "ssim_", colour, {"marker": marker, "markersize": 4.5, **HOLLOW}),
+        ("deviation", "deviation_", "black", {"marker": "|", "markersize": 5}),
+    ]
+    for number, (name, ends, ink, look) in enumerate(looks):
+        lane = middle + 0.75 * (number - 1)
+        axes.plot([getattr(spread, f"{ends}low"), getattr(spread, f"{ends}high")], [lane, lane], color=ink, linewidth=1.0)
+        axes.plot(getattr(spread, name), lane, color=ink, **look)
+
+
+def _short(text: str, most: int = 30) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _legend(interval: str) -> list[Line2D]:
-    grey = {"color": "#444444", "linestyle": ""}
-    return [
-        Line2D([], [], marker="o", markerfacecolor="#444444", markersize=5, label="left: the method's own setting", **grey),
-        Line2D([], [], marker="o", markerfacecolor="white", markersize=4, label="another setting, larger: later in the list", **grey),
-        Line2D([], [], color="#BBBBBB", linewidth=2.6, label=interval),
-        Line2D([], [], marker="o", markersize=4.5, label="right: Spearman over pairs of settings", **grey),
-        Line2D([], [], marker="o", markerfacecolor="white", markersize=4.5, label="SSIM over pairs of settings", **grey),
-        Line2D([], [], marker="|", markersize=6, color="black", linestyle="", label="deviation per pixel (0: the same)"),
+def _legends(interval: str) -> tuple[list[Line2D], list[Line2D]]:
+    """Entries of the two panels."""
+    grey = {"color": "#444444", "linestyle": "", "markersize": 4.5}
+    left = [
+        Line2D([], [], marker="o", label="the method's own setting", **grey),
+        Line2D([], [], marker="o", label="another setting", **grey, **HOLLOW),
+        Line2D([], [], color="#444444", linewidth=1.0, label=interval),
     ]
+    right = [
+        Line2D([], [], marker="o", label="Spearman over pairs of settings", **grey),
+        Line2D([], [], marker="o", label="SSIM over pairs of settings", **grey, **HOLLOW),
+        Line2D([], [], marker="|", markersize=5, color="black", linestyle="", label="deviation per pixel (0: the same)"),
+    ]
+    return left, right

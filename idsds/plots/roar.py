@@ -1,31 +1,45 @@
-"""ROAR and KAR: accuracy after retraining against the share of the pixels that were replaced."""
+"""ROAR and KAR: accuracy after retraining against the share of the pixels that were replaced, and what the places of these tell alone."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from idsds.plots.lines import line_handles, line_looks
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, look_of
 
 TITLES = {
     "remove": ("ROAR: the most important removed", "lower is better"),
     "keep": ("KAR: the least important removed", "higher is better"),
+    "mask": ("masks alone: no image, only places", "above chance, places tell the class"),
 }
+# Where nothing is replaced it is one net, whatever the method: one mark that is no method's.
+UNTOUCHED = {"marker": "o", "color": "#222222", "markerfacecolor": "white", "markersize": 5, "linestyle": "", "zorder": 5}
+GROUND = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
+# What holds for a whole panel: the net that is explained, and a net that is told nothing.
+LEVELS = {"explained_accuracy": ("explained net", "-"), "chance": ("chance", (0, (1, 2)))}
 
 
 def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """A row of two panels per model, ROAR and KAR, a line per method.
+    """A row of panels per model, ROAR, KAR and masks alone, a line per method.
+
+    Lines of methods that coincide stay visible: those listed first are broader and lie below, and marks and intervals stand side by side.
 
     Args:
-        table: from :func:`idsds.statistics.retraining_curves`: model, method, family, kind, share, mean, low, high, interval.
+        table: from :func:`idsds.statistics.retraining_curves`: model, method, family, kind, share, mean, low, high, interval, count;
+            explained_accuracy and chance are drawn where they are there.
         columns: width of the figure, in columns of a paper.
     """
     models, kinds = list(dict.fromkeys(table["model"])), [kind for kind in TITLES if kind in set(table["kind"])]
-    looks = line_looks(dict(zip(table["method"], table["family"], strict=True)))
+    looks = _looks(dict(zip(table["method"], table["family"], strict=True)))
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(
             len(models),
@@ -39,30 +53,72 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
         for row, model in zip(grid, models, strict=True):
             for axes, kind in zip(row, kinds, strict=True):
                 part = table[(table["model"] == model) & (table["kind"] == kind)]
-                # Intervals of neighbouring methods would hide each other: they stand side by side, the lines do not move.
-                shifts = np.linspace(-0.8, 0.8, len(looks)) if len(looks) > 1 else [0.0]
-                for (method, look), shift in zip(looks.items(), shifts, strict=True):
-                    line = part[part["method"] == method].sort_values("share")
-                    x = 100 * line["share"]
-                    axes.plot(x, line["mean"], **look)
-                    axes.vlines(x + shift, line["low"].clip(0, 1), line["high"].clip(0, 1), color=look["color"], linewidth=0.8, alpha=0.6)
+                _lines(axes, part, looks)
+                _levels(axes, part, kind)
                 title, better = TITLES[kind]
-                axes.set_title(title if len(models) == 1 else f"{model}: {title}", fontsize=8)
-                axes.text(0.02, 0.03, better, transform=axes.transAxes, fontsize=7, color="#444444", style="italic")
+                axes.set_title(title if len(models) == 1 else f"{model}:\n{title}", fontsize=8)
+                axes.text(0.02, 0.02, better, transform=axes.transAxes, fontsize=7, color="#444444", style="italic")
                 axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-                axes.set_ylim(0, 1.02)
+                axes.set_ylim(0, 1.04)
                 axes.set_xticks(sorted(100 * table["share"].unique()))
             row[0].set_ylabel(f"{model}\ntest accuracy after retraining (0 to 1)")
         for axes in grid[-1]:
             axes.set_xlabel("pixels replaced in every image, %")
+        handles, covers = line_handles(looks), table["interval"].iloc[0]
+        if (table["share"] == 0).any():
+            handles.append(Line2D([], [], label="nothing replaced: one net for all", **UNTOUCHED))
         figure.legend(
-            handles=line_handles(looks),
+            handles=handles,
             loc="outside upper center",
-            ncols=min(len(looks), 6),
+            ncols=min(len(handles), 6),
             frameon=False,
             fontsize=7,
             handlelength=3.4,
-            title=f"n = {int(table['count'].max())} test images; bars: {table['interval'].iloc[0]}",
+            title=f"n = {int(table['count'].max())} test images; {covers if table['low'].isna().all() else f'bars: {covers}'}",
             title_fontsize=7,
         )
     return figure
+
+
+def _looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The looks of lines, which differ in grey by dashes and lightness; one that is covered by others is broader than they are."""
+    looks = line_looks(families)
+    widths = np.linspace(2.4, 1.0, len(looks))
+    for width, (method, look) in zip(widths, looks.items(), strict=True):
+        look |= {"color": look_of(method, families[method]).ink, "linewidth": float(width)}
+    return looks
+
+
+def _lines(axes: Axes, part: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    """A line per method, all from the one mark of the untouched images.
+
+    Marks and intervals of several methods would hide each other: they stand side by side around their share.
+    """
+    shifts = np.linspace(-2, 2, len(looks)) if len(looks) > 1 else [0.0]
+    for (method, look), shift in zip(looks.items(), shifts, strict=True):
+        line = part[part["method"] == method].sort_values("share")
+        replaced = (line["share"] > 0).to_numpy()
+        x = 100 * line["share"].to_numpy() + np.where(replaced, shift, 0)
+        axes.plot(x, line["mean"], markevery=list(np.flatnonzero(replaced)), **look)
+        _intervals(axes, x[replaced], line[replaced], look["color"])
+    untouched = part[part["share"] == 0].head(1)
+    if len(untouched):
+        _intervals(axes, 100 * untouched["share"], untouched, UNTOUCHED["color"])
+        axes.plot(100 * untouched["share"], untouched["mean"], **UNTOUCHED)
+
+
+def _levels(axes: Axes, part: pd.DataFrame, kind: str) -> None:
+    """The accuracy of the explained net, and beside masks alone that of a net that is told nothing, thin and with their names."""
+    for column, (name, dashes) in LEVELS.items():
+        if column in part and (column != "chance" or kind == "mask"):
+            value = part[column].iloc[0]
+            axes.axhline(value, color="#222222", linewidth=0.7, linestyle=dashes, zorder=1)
+            # That of chance stands between two shares, and clear of Random's marks.
+            x, lift, side = (0.99, 0.008, "right") if column == "explained_accuracy" else (0.35, 0.025, "center")
+            axes.text(
+                x, value + lift, f"{name} {value:.3f}", transform=axes.get_yaxis_transform(), ha=side, va="bottom", fontsize=6, bbox=GROUND
+            )
+
+
+def _intervals(axes: Axes, x: Any, rows: pd.DataFrame, colour: str) -> None:
+    axes.vlines(x, rows["low"], rows["high"], color=colour, linewidth=0.9)

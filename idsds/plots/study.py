@@ -11,17 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.models import MODELS
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, mixed
+from idsds.statistics.classification import EXCESS
 
 #: Marker, colour and line of each architecture, in the order in which they are given.
 ARCHITECTURES = [("o", "#0072B2", "-"), ("s", "#D55E00", "--"), ("^", "#009E73", "-."), ("D", "#CC79A7", ":"), ("v", "#000000", "-")]
 
 # Column, what its axis is called, and what it is multiplied by.
 ROWS = [
-    ("accuracy", "accuracy\nhigher is better →"),
-    ("macro_f1", "macro F1\nhigher is better →"),
-    ("above", "weighted precision\n\N{MINUS SIGN} accuracy (points)"),
+    ("accuracy", "accuracy (0 to 1)\nhigher is better →"),
+    ("macro_f1", "macro F1 (0 to 1)\nhigher is better →"),
+    (EXCESS, "weighted precision\n\N{MINUS SIGN} accuracy (percentage\npoints; 0: alike)"),
 ]
+# In percent of the training images: between two architectures, and between two seeds of one.
+BETWEEN, BESIDE = 4.0, 1.1
 
 
 def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str, str]]:
@@ -37,25 +40,28 @@ def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def architecture_handles(models: Sequence[str], *, lines: bool = True) -> list[Line2D]:
-    """The entries of the architectures in a legend, one for those that look alike."""
+    """The entries of the architectures in a legend, one for those that look alike; with lines the marks of :func:`_series`."""
     named: dict[tuple[str, str, str], list[str]] = {}
     for model, look in looks_of(models).items():
         named.setdefault(look, []).append(model)
-    return [
-        Line2D([], [], marker=marker, color=colour, linestyle=line if lines else "", markersize=4, label=", ".join(alike))
-        for (marker, colour, line), alike in named.items()
-    ]
+    handles = []
+    for (marker, colour, line), alike in named.items():
+        face = _face(marker, colour) if lines else colour
+        looks = {"marker": marker, "color": colour, "linestyle": line if lines else "", "markerfacecolor": face, "markersize": 4}
+        handles.append(Line2D([], [], label=", ".join(alike), **looks))
+    return handles
 
 
 def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """A column of panels per data set: accuracy, macro F1, and how far weighted precision is above accuracy, by share of the images.
 
     Args:
-        table: from :func:`idsds.study.quality`: dataset, model, fraction, seed, accuracy, macro_f1, weighted_precision, each with
-            ``_low`` and ``_high``.
+        table: from :func:`idsds.study.quality`: dataset, model, fraction, seed, accuracy, macro_f1, weighted_precision, precision_excess,
+            each with ``_low`` and ``_high``; count.
         columns: width of the figure, in columns of a paper.
     """
-    table = table.assign(above=100 * (table["weighted_precision"] - table["accuracy"]))
+    ends = [name for name in (EXCESS, f"{EXCESS}_low", f"{EXCESS}_high") if name in table]
+    table = table.assign(**{name: 100 * table[name] for name in ends})
     datasets, looks = list(dict.fromkeys(table["dataset"])), looks_of(table["model"])
     seeds = table["seed"].nunique()
     with mpl.rc_context(STYLE):
@@ -63,47 +69,68 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
         figure, grid = plt.subplots(
             len(ROWS),
             len(datasets),
-            figsize=(width, 5.4),
+            figsize=(width, 5.7),
             sharex=True,
             sharey="row",
             squeeze=False,
             layout="constrained",
-            height_ratios=(3, 3, 2),
+            height_ratios=(3, 3, 2.4),
         )
         for column, dataset in enumerate(datasets):
             for row, (measure, label) in enumerate(ROWS):
                 axes = grid[row, column]
                 for number, (model, look) in enumerate(looks.items()):
                     rows = table[(table["dataset"] == dataset) & (table["model"] == model)]
-                    _series(axes, rows, measure, look, 1.2 * (number - (len(looks) - 1) / 2))
+                    _series(axes, rows, measure, look, BETWEEN * (number - (len(looks) - 1) / 2))
                 axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
                 if column == 0:
                     axes.set_ylabel(label)
-            grid[0, column].set_title(dataset, fontsize=8)
+            counts = table.loc[table["dataset"] == dataset, "count"]
+            grid[0, column].set_title(f"{dataset}, n = {_extent(counts)}", fontsize=8)
             grid[2, column].axhline(0, color="#888888", linewidth=0.6)
             shares = sorted(set(100 * table["fraction"]))
             grid[2, column].set_xticks(shares, [f"{share:.0f}" for share in shares])
             grid[2, column].set_xlabel("share of the training images (%)")
-        over = "line: mean of the training seeds" if seeds > 1 else "one training seed"
-        figure.legend(
+        then = ", " if width > COLUMNS[1] else ",\n"  # a narrow figure has narrow lines
+        over = f"pale marks: the {seeds} training seeds one by one{then}line and mark: their mean" if seeds > 1 else "one training seed"
+        bars = f"bars: 95 % interval over the n test images{then}one model each (of the difference: paired)"
+        legend = figure.legend(
             handles=architecture_handles(table["model"]),
             loc="outside upper center",
-            ncols=len(looks),
+            ncols=len(looks) if width > COLUMNS[1] else 2,
             frameon=False,
             fontsize=7,
-            title=f"bars: 95 % interval over n = {int(table['count'].min())} or more test images, one model each; {over}",
+            handlelength=3.6,
+            title=f"{bars}\n{over}",
             title_fontsize=7,
         )
+        legend.get_title().set_multialignment("center")
     return figure
 
 
 def _series(axes: mpl.axes.Axes, rows: pd.DataFrame, measure: str, look: tuple[str, str, str], shift: float) -> None:
-    """One architecture on one data set: a marker per model, a line through the means over seeds."""
+    """One architecture on one data set: a mark per model, side by side by seed; of several seeds their means and a line."""
     marker, colour, line = look
+    seeds = sorted(set(rows["seed"]))
     means = rows.groupby("fraction")[measure].mean()
+    single = len(seeds) == 1
+    pale = colour if single else mixed(colour, 0.4)
+    for place, seed in enumerate(seeds):
+        some = rows[rows["seed"] == seed]
+        x = 100 * some["fraction"] + shift + BESIDE * (place - (len(seeds) - 1) / 2)
+        if f"{measure}_low" in some:
+            errors = [some[measure] - some[f"{measure}_low"], some[f"{measure}_high"] - some[measure]]
+            axes.errorbar(x, some[measure], errors, color=pale, linestyle="", elinewidth=0.7, zorder=1.5)
+        if not single:
+            axes.plot(x, some[measure], marker, color=pale, markersize=1.8, markerfacecolor=_face(marker, pale), markeredgewidth=0.6)
     axes.plot(100 * means.index + shift, means, color=colour, linestyle=line, linewidth=1)
-    x = 100 * rows["fraction"] + shift
-    if f"{measure}_low" in rows:
-        errors = [rows[measure] - rows[f"{measure}_low"], rows[f"{measure}_high"] - rows[measure]]
-        axes.errorbar(x, rows[measure], errors, color=colour, linestyle="", elinewidth=0.7)
-    axes.plot(x, rows[measure], marker, color=colour, markersize=3.5, markerfacecolor="white" if marker == "s" else colour)
+    axes.plot(100 * means.index + shift, means, marker, color=colour, markersize=3.5, markerfacecolor=_face(marker, colour))
+
+
+def _extent(counts: pd.Series) -> str:
+    return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+
+
+def _face(marker: str, colour: str) -> str:
+    """The filling of a mark: squares are hollow, told from dots without colour."""
+    return "white" if marker == "s" else colour

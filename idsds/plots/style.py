@@ -65,6 +65,8 @@ FILLS = {"-SG-SQ": "bottom", "-SG-VG": "right", "-SG": "left"}
 PAPER = " (paper)"
 # Published values: hollow and grey, in the shape of the method's own marker.
 PUBLISHED = "#8A8A8A"
+# The least contrast of a mark with what is around it, by the Web Content Accessibility Guidelines 2.1 (criterion 1.4.11).
+LEGIBLE = 3.0
 
 STYLE = {
     "font.size": 8,
@@ -104,8 +106,12 @@ class Look:
 
     @property
     def ink(self) -> str:
-        """The one colour that tells the method from others: of what is filled, of a hollow marker its edge's."""
-        return (self.edge or self.colour) if self.face == "white" else self.face
+        """The one colour of a method that has a panel or a row of its own, where lightness need not tell it from its kin.
+
+        That of what is filled, of a hollow marker its edge's; where either is too pale for white paper, the family's, made legible.
+        """
+        own = (self.edge or self.colour) if self.face == "white" else self.face
+        return own if contrast(own) >= LEGIBLE else legible(self.colour)
 
     def line(self, size: float = 5, **looks: Any) -> dict[str, Any]:
         """Keyword arguments of ``Axes.plot`` for its marker."""
@@ -161,6 +167,23 @@ def mixed(colour: str, share: float) -> str:
     return to_hex([(1 - abs(share)) * value + abs(share) * end for value in to_rgb(colour)])
 
 
+def contrast(colour: str, ground: str = "white") -> float:
+    """Contrast of two colours by the Web Content Accessibility Guidelines: 1 of a colour with itself, 21 of black with white."""
+    darker, lighter = sorted(_luminance(value) for value in (colour, ground))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(colour)]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def legible(colour: str) -> str:
+    """A colour moved towards black until its contrast with white is at least :data:`LEGIBLE`; one that has it stays as it is."""
+    shades = (mixed(colour, -step / 50) for step in range(51))
+    return next(shade for shade in shades if contrast(shade) >= LEGIBLE)
+
+
 def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line2D]:
     """Entries of a legend: the families of the methods, and what half-filled markers stand for."""
     methods = list(methods)
@@ -196,11 +219,12 @@ def save(
     stem: str | Path,
     tables: dict[str, pd.DataFrame] | pd.DataFrame,
     formats: Iterable[str] = ("png", "pdf"),
-    finding: str | None = None,
+    finding: str | Sequence[str] | None = None,
 ) -> list[Path]:
     """A figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
 
-    ``finding`` is what the figure shows in a sentence of computed numbers, kept as ``stem.md`` for the profile's overview.
+    ``finding`` is what the figure shows in sentences of computed numbers, kept as ``stem.md`` for the profile's overview; several become a
+    list.
 
     Of several pages the second is ``stem_2.png`` and so on. No file holds a date, so that the same numbers give the same files.
     """
@@ -220,6 +244,7 @@ def save(
         written.append(path)
     if finding is not None:
         with atomic(stem.with_name(f"{stem.name}.md")) as partial:
-            partial.write_text(finding.strip() + "\n")
+            lines = [finding] if isinstance(finding, str) else [f"- {line}" for line in finding]
+            partial.write_text("\n".join(line.strip() for line in lines) + "\n")
         written.append(stem.with_name(f"{stem.name}.md"))
     return written

@@ -7,7 +7,8 @@ that finds the information makes the accuracy fall faster than random ranks do (
 
 The score is the area between the two curves. It belongs to a method on a data set, not to an image: :func:`idsds.retraining.roar` does the
 training. What is *replaced*, by its position alone, may tell the class as well (a digit whose strokes are painted grey is still a digit):
-neither protocol can see that, and the accuracy then stays up although the pixels have gone.
+neither protocol can see that, and the accuracy then stays up although the pixels have gone. What can see it is a net that is retrained on
+nothing but the places (:func:`mask_images`).
 
 Source: Hooker, Erhan, Kindermans, Kim, "A Benchmark for Interpretability Methods in Deep Neural Networks", NeurIPS 2019 (arXiv 1806.10758).
 """
@@ -15,7 +16,7 @@ Source: Hooker, Erhan, Kindermans, Kim, "A Benchmark for Interpretability Method
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from idsds.registry import UnknownNameError
 
 Kind = Literal["remove", "keep"]
 KINDS = get_args(Kind)
+#: What a retrained net may be shown: images with pixels replaced, or nothing but which pixels these are.
+Shown = Literal["remove", "keep", "mask"]
+MASK: Final = "mask"
 SOURCE = "Hooker et al., NeurIPS 2019 (arXiv 1806.10758)"
 CALL = "idsds.retraining.roar(RoarSettings(...)), or run notebooks/roar.ipynb"
 
@@ -116,6 +120,39 @@ def replace_pixels(images: Tensor, ranks: Tensor, share: float, kind: Kind, fill
         (B, C, H, W), a new tensor.
     """
     return torch.where(replacement_mask(ranks, share, kind), fill.to(images)[:, None, None], images)
+
+
+def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
+    """Images of nothing but which pixels ROAR replaces: white where it does, black elsewhere.
+
+    What KAR replaces at a share is the complement of what ROAR replaces at 1 - share (but for one pixel, where a half is rounded), and
+    tells a net just as much.
+
+    Args:
+        ranks: (B, 1, H, W), from :func:`pixel_ranks`.
+        share: of the pixels that are replaced, the most important ones, in [0, 1].
+        channels: C.
+
+    Returns:
+        (B, C, H, W), 1.0 or 0.0.
+    """
+    return replacement_mask(ranks, share).float().expand(-1, channels, -1, -1)
+
+
+def mask_shares(shares: Sequence[float], kinds: Sequence[Kind]) -> list[float]:
+    """The shares of :func:`mask_images` that show what is replaced at ``shares`` under ``kinds``, ascending.
+
+    Args:
+        shares: of the pixels that are replaced.
+        kinds: of :data:`KINDS`; a share of ``keep`` asks for its complement.
+    """
+    wanted = [mask_share(share, kind) for kind in kinds for share in shares]
+    return sorted(set(wanted))
+
+
+def mask_share(share: float, kind: Kind) -> float:
+    """The share at which :func:`mask_images` shows what ``kind`` replaces at ``share``, or its complement."""
+    return share if kind == "remove" else round(1 - share, 12)
 
 
 @register_protocol("roar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)

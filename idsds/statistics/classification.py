@@ -10,6 +10,8 @@ from idsds.statistics.resampling import check_options, rng_for
 
 #: The measures, in the order of the columns.
 QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
+#: How far weighted precision is above accuracy on the same images, in [-1, 1]: the study prints the one under the name of the other.
+EXCESS = "precision_excess"
 
 
 def classification_scores(
@@ -27,7 +29,8 @@ def classification_scores(
         confidence, resamples, seed: of the percentile bootstrap over images.
 
     Returns:
-        ``accuracy``, ``macro_f1`` and ``weighted_precision``, each followed by its ``_low`` and ``_high``; ``count`` of the images.
+        ``accuracy``, ``macro_f1``, ``weighted_precision`` and ``precision_excess``, the third minus the first (each resample's own, so that
+        its interval is paired), each followed by its ``_low`` and ``_high``; ``count`` of the images.
 
     Raises:
         ValueError: without images, or where the two differ in length.
@@ -42,13 +45,13 @@ def classification_scores(
     observed, resampled = (_scores(values, pairs, len(classes)) for values in (counts[None], drawn))
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     row: dict[str, float] = {}
-    for number, name in enumerate(QUALITIES):
+    for number, name in enumerate((*QUALITIES, EXCESS)):
         row |= {name: observed[0, number], f"{name}_low": low[number], f"{name}_high": high[number]}
     return {**row, "count": len(given)}
 
 
 def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
-    """The measures (rows, 3) from how often each pair occurs, (rows, P)."""
+    """The measures and the excess (rows, 4) from how often each pair occurs, (rows, P)."""
     of_target, of_prediction = (np.eye(classes)[codes] for codes in pairs)  # (P, K) each
     support, predicted = counts @ of_target, counts @ of_prediction  # (rows, K)
     right = (counts * (pairs[0] == pairs[1])) @ of_target
@@ -56,4 +59,5 @@ def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
     total = support.sum(axis=1)
     f1 = (2 * right / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
     precision = (support * right / np.maximum(predicted, 1)).sum(axis=1) / total
-    return np.stack([right.sum(axis=1) / total, f1, precision], axis=1)
+    accuracy = right.sum(axis=1) / total
+    return np.stack([accuracy, f1, precision, precision - accuracy], axis=1)

@@ -7,16 +7,20 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from idsds import (
     augmentation,
     comparing,
+    create_dataset,
     create_model,
+    deletion_drops,
     designs,
     evaluate,
     finetune,
+    load_records,
     metric_sanity,
     randomisation,
     retraining,
@@ -24,10 +28,12 @@ from idsds import (
     stability,
     tradeoff,
 )
+from idsds.datasets import fixed_order
 from idsds.infidelity_steps import InfidelityStepsSettings
 from idsds.settings import RankingSettings, SettingsError
 from idsds.walkthrough import WalkthroughSettings
 from tests.models.golden import filled, study_file
+from tests.notebooks.test_notebooks import touched
 
 ROOT = Path(__file__).resolve().parents[2]
 WNIDS = ("n01440764", "n02102040", "n03888257")
@@ -58,16 +64,6 @@ def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDSDS_DATA", str(root))
         yield root
-
-
-def touched(given, folder):
-    """Every file of weights that the params name, empty: a plan asks whether it is there, not what is in it."""
-    for kind in ("checkpoints", "plain_checkpoints", "variant_checkpoints"):
-        for name, start in given.get(kind, {}).items():
-            if start != "pretrained":
-                file = folder / f"{kind}_{name.replace(' ', '_')}.pth.tar"
-                file.touch()
-                given[kind][name] = str(file)
 
 
 @files
@@ -145,7 +141,7 @@ def test_a_params_file_of_the_other_notebooks_plans(path, data, tmp_path):
 
 def test_roar_of_full_size_is_the_retrainings_that_its_params_say(data, tmp_path):
     """Planned, not rehearsed (that takes a CPU minutes), on the folder that has photos to hold out."""
-    given = yaml.safe_load((ROOT / "params" / "imagenet" / "roar.yaml").read_text())
+    given = full_size("roar")
     settings = retraining.RoarSettings(**{**given, "dataset": "imagenette", "images": 2, "device": "cpu", "output": str(tmp_path)})
     plan = retraining._Planned(settings, "resnet50")
     assert len(plan.data["train"]) == 7 * len(WNIDS)
@@ -175,12 +171,15 @@ def weights(tmp_path_factory):
     return found
 
 
+def full_size(stem):
+    """What the params file of full size says."""
+    return yaml.safe_load((ROOT / "params" / "imagenet" / f"{stem}.yaml").read_text())
+
+
 def run(notebook, stem, changes, tmp_path, monkeypatch):
     monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
-    given = yaml.safe_load((ROOT / "params" / "imagenet" / f"{stem}.yaml").read_text())
-    papermill.execute_notebook(
-        ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", parameters={**given, **changes}, progress_bar=False
-    )
+    given = {**full_size(stem), **changes}
+    papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", parameters=given, progress_bar=False)
     text = json.loads((tmp_path / "out.ipynb").read_text())
     printed = "".join("".join(output.get("text", "")) for cell in text["cells"] for output in cell.get("outputs", []))
     return tmp_path / "figures" / "imagenet" / stem, printed
@@ -213,3 +212,102 @@ def test_a_design_choice_runs_on_a_folder_of_imagenet_with_the_authors_files(dat
     assert "deeper is lower: holds for" in printed
     assert pd.read_csv(f"{stem}_published.csv")["inferred"].tolist() == [False, True] * 2
     assert (pd.read_csv(f"{stem}.csv")["count"] <= 2).all()
+
+
+def small(weights, **changes):
+    """What makes a study of full size cheap: one small net, with the file of its weights, and two images."""
+    return {"models": ["resnet18"], "checkpoints": {"resnet18": weights["resnet18"]}, "images": 2, "device": "cpu", **changes}
+
+
+def test_the_judging_of_the_metrics_runs_on_a_folder_of_imagenet(data, weights, tmp_path, monkeypatch):
+    protocols = ["idsds", "incremental_deletion", "max_sensitivity", "sanity_check", "hyperparameter_sensitivity"]
+    changes = small(weights, methods=["IxG", "Random"], protocols=protocols, known_images=8)
+    stem, _ = run("metric_sanity", "metric_sanity", changes, tmp_path, monkeypatch)
+    table = pd.read_csv(f"{stem}.csv")
+    assert list(dict.fromkeys(table["protocol"])) == protocols
+    assert table.loc[~table["applies"], "protocol"].to_list() == ["hyperparameter_sensitivity"]
+    above = table.groupby("protocol")["above_random"].first()
+    assert above["idsds"] == 1
+    assert above["sanity_check"] == 1
+    assert above["max_sensitivity"] == 0
+    # Randomised weights change what a gradient shows, and not noise that is keyed by the image.
+    records = load_records(tmp_path / "runs" / "imagenet" / "metric_sanity" / "sanity_check")
+    means = records.groupby("method")["score"].mean()
+    assert means["Random"] == pytest.approx(1)
+    assert means["IxG"] < 0.2
+
+
+def test_the_steps_of_infidelity_run_on_a_photo_of_imagenet(data, weights, tmp_path, monkeypatch):
+    changes = {"model": "resnet18", "methods": ["Gradient", "IxG", "Random"], "others": 1, "samples": 5, "device": "cpu"}
+    changes |= {"grid": 2, "optimal_cells": 2, "checkpoints": {"resnet18": weights["resnet18"]}}
+    stem, _ = run("how_infidelity_works", "how_infidelity_works", changes, tmp_path, monkeypatch)
+    table = pd.read_csv(f"{stem}.csv")
+    noises = [f"noise, sigma {sigma:g}" for sigma in full_size("how_infidelity_works")["sigmas"]]
+    assert list(dict.fromkeys(table["perturbation"])) == [*noises, "square, 25% of side", "one patch"]
+    by_patch = table[table["perturbation"] == "one patch"].set_index("map")
+    assert (by_patch["perturbations"] == 2 * 2).all()
+    optimal = by_patch["infidelity"].pop("optimal (2 x 2 cells)")
+    assert optimal < 1e-6 * by_patch["map_of_zeros"].min()
+    assert optimal < by_patch.loc[["Gradient", "IxG", "Random"], "infidelity"].min()
+    # What is said to be taken away first is the patch whose deletion changes the logit most.
+    photos = create_dataset("imagenet", "test")
+    image, target, _ = photos[fixed_order(photos.image_ids)[0]]
+    drops = deletion_drops(create_model("resnet18", checkpoint=weights["resnet18"]), image[None], torch.tensor([target]), grid=2)
+    assert abs(by_patch["first_change"]).to_list() == pytest.approx([float(drops.abs().max())] * 4, rel=1e-3)
+
+
+def test_the_sanity_checks_run_on_a_folder_of_imagenet(data, weights, tmp_path, monkeypatch):
+    changes = small(weights, methods=["Gradient", "Guided Backprop", "Edges", "Random"], depths=2, draws=1)
+    stem, _ = run("sanity_checks", "sanity_checks", changes, tmp_path, monkeypatch)
+    table = pd.read_csv(f"{stem}.csv")
+    assert (table["count"] == 2).all()
+    assert table.loc[table["method"].isin(["Edges", "Random"]), "mean"].to_numpy() == pytest.approx(1)
+    ranks = table[table["similarity"] == "spearman"].pivot_table(index=["check", "depth"], columns="method", values="mean")
+    assert len(ranks) == 2 * 2
+    assert (ranks["Gradient"] < 0.5).all()
+    assert (ranks["Gradient"] < ranks["Guided Backprop"]).all()
+    top = ranks.groupby("check").first()
+    assert top.loc["cascading"].to_list() == pytest.approx(top.loc["independent"].to_list()), "the first group of layers is the same"
+
+
+def test_the_sensitivity_to_hyperparameters_runs_on_a_folder_of_imagenet(data, weights, tmp_path, monkeypatch):
+    sweep = {"samples": [2, 4], "sigma": [0.1, 1.0]}
+    changes = small(weights, methods=["IxG-SG", "Grad-CAM"], sweeps={"IxG-SG": sweep})
+    stem, _ = run("hyperparameter_sensitivity", "hyperparameter_sensitivity", changes, tmp_path, monkeypatch)
+    scores = pd.read_csv(f"{stem}_settings.csv")
+    found = scores.groupby(["method", "hyperparameter"], sort=False)["value"].agg(list).to_dict()
+    layers = [f"layer{number}" for number in range(1, 5)]
+    wanted = {("IxG-SG", option): list(map(str, values)) for option, values in sweep.items()}
+    assert found == {**wanted, ("Grad-CAM", "layer"): layers}
+    # The method as it is stands in both of its sweeps, and is one computation: the noise is keyed.
+    own = scores[scores["default"] & (scores["method"] == "IxG-SG")]
+    assert own["hyperparameter"].to_list() == ["samples", "sigma"]
+    assert own["mean"].nunique() == 1
+    spreads = pd.read_csv(f"{stem}.csv").set_index(["method", "hyperparameter"])
+    assert list(spreads.index) == list(found)
+    assert spreads["settings"].to_list() == list(map(len, found.values()))
+    assert (spreads["spearman"] < 0.9).all()
+
+
+def test_roar_runs_on_a_folder_of_photos(data, tmp_path, monkeypatch):
+    """On the folder that has photos to hold out: one step of training per net."""
+    state = filled(create_model("resnet18", num_classes=len(WNIDS)).state_dict(), "resnet18")
+    file = study_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "resnet18.pth.tar")
+    recipe = full_size("roar")["recipe"] | {"epochs": 1, "batch_size": 4}
+    changes = small({"resnet18": str(file)}, dataset="imagenette", methods=["Gradient", "Random"], shares=[0.0, 0.9], recipe=recipe)
+    changes |= {"train_images": 4, "seeds": [0], "workers": 1}
+    stem, _ = run("roar", "roar", changes, tmp_path, monkeypatch)
+    areas = pd.read_csv(f"{stem}.csv")
+    assert {("remove", "Gradient", 7), ("keep", "Gradient", 7)} <= set(areas[["kind", "method", "explained"]].itertuples(index=False))
+    # The same addresses are found from here, and under them the photos have lost what their map calls most or least important.
+    planned = retraining._Planned(retraining.RoarSettings(**{**full_size("roar"), **changes}), "resnet18")
+    retrained = {one.path: one for one in planned.retrainings()}
+    assert set(retrained) == set((tmp_path / "cache" / "roar").glob("resnet18-*.json"))
+    pixels = [one for one in retrained.values() if one.kind in ("remove", "keep")]
+    assert len(pixels) == 1 + 2 * 2, "one net for untouched photos, and one for each method and kind"
+    photo = planned.data["test"].read(0)
+    for one in pixels:
+        replaced = (one.split("test").read(0) != photo).any(dim=0)
+        ranks = planned.ranks[one.method]["test"][0][0]
+        places = ranks if one.kind == "remove" else ranks.max() - ranks
+        assert torch.equal(replaced, places < round(one.share * 224 * 224))

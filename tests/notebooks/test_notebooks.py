@@ -67,6 +67,16 @@ def stems_of(path, profile):
     return [found.stem for found in (ROOT / "params" / profile).glob("*.yaml") if notebook_of(found.stem) == path]
 
 
+def touched(given, folder):
+    """Every file of weights that the params name, empty: a plan asks whether it is there, not what is in it."""
+    for kind in ("checkpoints", "plain_checkpoints", "variant_checkpoints"):
+        for name, start in given.get(kind, {}).items():
+            if start != "pretrained":
+                file = folder / f"{kind}_{name.replace(' ', '_')}.pth.tar"
+                file.touch()
+                given[kind][name] = str(file)
+
+
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
@@ -94,6 +104,12 @@ def test_it_keeps_the_form(path):
 
 
 @names
+def test_it_says_what_it_costs_before_it_computes_and_can_stop_there(path):
+    assert parameters(path)[-1] == "dry_run: bool = False  # say what it will cost, measured on a few batches, and stop"
+    assert "costs.announce(" in cells(path)[2].source
+
+
+@names
 def test_every_parameter_has_a_type_and_a_help(path):
     for line in parameters(path):
         assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), line
@@ -113,7 +129,24 @@ def test_its_params_are_settings_and_parameters(path, tmp_path):
     given = yaml.safe_load(path.read_text())
     assert set(given) <= known
     assert given["output"] == f"runs/{path.parent.name}/{path.stem}"
+    touched(given, tmp_path)
     SETTINGS[notebook_of(path.stem).stem](**{**given, "output": str(tmp_path)})
+
+
+@pytest.mark.parametrize("name", ["rank_methods", "infidelity_sensitivity", "how_infidelity_works"])
+def test_a_dry_run_ends_before_anything_is_trained_or_drawn(name, tmp_path, monkeypatch):
+    import papermill
+
+    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
+    executed = papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", parameters={"dry_run": True, "device": "cpu"}, progress_bar=False
+    )
+    printed = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+    assert re.search(r"In all: [1-9][\d,]* forward and [1-9][\d,]* backward passes", printed)
+    assert re.search(r"[1-9]\d* training stage\(s\) that are not cached", printed)
+    assert "nothing was computed" in printed
+    assert not (tmp_path / "figures").exists()
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_wrong_key_in_a_params_file_ends_the_notebook_before_any_training(tmp_path, monkeypatch):

@@ -2,13 +2,32 @@
 
 import re
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
+from idsds import plots
 from tests.notebooks.test_notebooks import ROOT, cells
 
+STUDY = (
+    "train_fractions",
+    "infidelity_sensitivity",
+    "how_infidelity_works",
+    "augmentation_robustness",
+    "roar",
+    "sanity_checks",
+    "hyperparameter_sensitivity",
+    "metric_sanity",
+)
 
-@pytest.mark.parametrize("name", ["sanity_checks", "how_infidelity_works", "infidelity_sensitivity"])
+
+@pytest.mark.parametrize("name", STUDY)
 def test_what_is_printed_is_saved(name):
-    (cell,) = [cell.source for cell in cells(ROOT / "notebooks" / f"{name}.ipynb") if "plots.save(" in cell.source]
-    (saved,) = re.findall(r'finding=" "\.join\((\w+)\)', cell)
-    assert f"print(*{saved}," in cell
+    code = "\n".join(cell.source for cell in cells(ROOT / "notebooks" / f"{name}.ipynb"))
+    (saved,) = re.findall(r"plots\.save\(.*finding=(\w+)\)", code)
+    assert f"print(*{saved}," in code
+
+
+def test_several_sentences_become_a_list(tmp_path):
+    plots.save(plt.figure(), tmp_path / "x", pd.DataFrame(), formats=(), finding=["One.", "Two."])
+    assert (tmp_path / "x.md").read_text() == "- One.\n- Two.\n"

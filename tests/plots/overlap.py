@@ -17,6 +17,8 @@ def text_boxes(figure: Figure) -> Boxes:
     found = []
     beyond = {label for axes in figure.axes for label in axes.get_xticklabels() if not _in_view(label.get_position()[0], axes.get_xlim())}
     beyond |= {label for axes in figure.axes for label in axes.get_yticklabels() if not _in_view(label.get_position()[1], axes.get_ylim())}
+    bare = [axes for axes in figure.axes if not (axes.axison and axes.get_visible())]
+    beyond |= {label for axes in bare for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
     for text in figure.findobj(Text):
         if not text.get_visible() or not text.get_text().strip() or text in beyond:
             continue

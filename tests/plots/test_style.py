@@ -8,6 +8,7 @@ import pandas as pd
 from idsds import plots
 from idsds.methods import METHODS
 from idsds.methods.base import TENFOLD, TRANSFORMS, split_name
+from idsds.plots.style import LEGIBLE, contrast, legible
 
 from .test_ranking import FAMILIES, ranked
 
@@ -46,6 +47,26 @@ def test_methods_of_the_poster_differ_plainly_in_grey():
         a, b = looks[first], looks[second]
         shades = max(abs(grey(a.face) - grey(b.face)), abs(grey(a.edge or a.colour) - grey(b.edge or b.colour)))
         assert (a.marker, a.fill) != (b.marker, b.fill) or shades >= 0.1, (first, second)
+
+
+def test_contrast_is_that_of_the_guidelines():
+    assert contrast("white") == contrast("#0072B2", "#0072B2") == 1
+    assert round(contrast("black"), 6) == round(contrast("white", "black"), 6) == 21
+    assert round(contrast("#767676"), 2) == 4.54  # the palest grey that the guidelines call readable
+    assert round(contrast("#FF0000"), 2) == 4.00
+
+
+def test_the_ink_of_every_method_is_seen_on_white_and_is_its_own_where_it_can_be():
+    assert LEGIBLE == 3
+    for name in [*EVERY, "mine", "mine abs", "mine relu"]:
+        look = plots.look_of(name)
+        own = (look.edge or look.colour) if look.face == "white" else look.face
+        assert contrast(look.ink) >= LEGIBLE, name
+        assert contrast(own) < LEGIBLE or look.ink == own, name
+    assert contrast(plots.look_of("Guided Grad-CAM").face) < 1.5, "pale, where methods are told apart by lightness"
+    assert (plots.look_of("Guided Grad-CAM").ink, plots.look_of("Layer-CAM").ink) == ("#0072b2", "#d55e00"), "their families' own"
+    assert legible("#D55E00") == "#d55e00"
+    assert 3 <= contrast(legible("#E69F00")) < 3.2
 
 
 def test_ten_times_a_map_looks_like_the_map():

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from idsds.protocols.roar import KINDS, kar_score, pixel_ranks, replace_pixels, replaced_pixels, replacement_mask, roar_score, unordered
+from idsds.protocols.roar import (
+    KINDS,
+    kar_score,
+    mask_images,
+    mask_share,
+    mask_shares,
+    pixel_ranks,
+    replace_pixels,
+    replaced_pixels,
+    replacement_mask,
+    roar_score,
+    unordered,
+)
 
 
 def test_ranks_and_masks_by_hand():
@@ -21,6 +33,21 @@ def test_ranks_and_masks_by_hand():
     assert found[0, :, 0, 1].tolist() == found[0, :, 1, 0].tolist() == [-1, -2, -3]
     kept = ~removed.expand_as(images)
     torch.testing.assert_close(found[kept], images[kept])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_masks_alone_are_black_and_white_and_show_what_is_replaced_or_the_rest(kind, share):
+    ranks = pixel_ranks(torch.randn(4, 1, 4, 5), range(4))
+    shown, replaced = mask_images(ranks, mask_share(share, kind)), replacement_mask(ranks, share, kind)
+    assert shown.shape == (4, 3, 4, 5)
+    torch.testing.assert_close(shown, (replaced if kind == "remove" else ~replaced).float().expand(4, 3, 4, 5))
+
+
+def test_kar_asks_for_masks_of_the_complements():
+    assert mask_shares([0.0, 0.1, 0.5], ["remove"]) == [0.0, 0.1, 0.5]
+    assert mask_shares([0.0, 0.1, 0.5], ["keep"]) == [0.5, 0.9, 1.0]
+    assert mask_shares([0.1, 0.3, 0.5, 0.7, 0.9], KINDS) == [0.1, 0.3, 0.5, 0.7, 0.9], "rounding makes no new ones"
 
 
 @pytest.mark.parametrize("kind", KINDS)

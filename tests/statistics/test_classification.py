@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score, classification_report
+from sklearn.metrics import accuracy_score, classification_report, precision_score
 
 from idsds.statistics.classification import classification_scores
 
@@ -37,6 +37,22 @@ def test_weighted_precision_is_not_accuracy():
     found = classification_scores([0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1])
     assert found["accuracy"] == pytest.approx(5 / 6)
     assert found["weighted_precision"] == pytest.approx(4 / 6 * 4 / 5 + 2 / 6 * 1)
+
+
+def test_the_excess_of_precision_is_paired():
+    """Its interval is that of the differences: a bootstrap of the images with scikit-learn's report."""
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, 4, 80)
+    predictions = np.where(rng.random(80) < 0.5, targets, 0)
+    found = classification_scores(targets, predictions, resamples=4_000)
+    assert found["precision_excess"] == pytest.approx(found["weighted_precision"] - found["accuracy"])
+    excess = []
+    for _ in range(300):
+        some = rng.integers(0, 80, 80)
+        precision = precision_score(targets[some], predictions[some], average="weighted", zero_division=0)
+        excess.append(precision - accuracy_score(targets[some], predictions[some]))
+    low, high = np.quantile(excess, [0.025, 0.975])
+    assert (found["precision_excess_low"], found["precision_excess_high"]) == pytest.approx((low, high), abs=0.2 * (high - low))
 
 
 @pytest.mark.parametrize(("targets", "predictions"), [([], []), ([1, 2], [1]), ([[1]], [[1]])])

@@ -31,7 +31,27 @@ def accuracies():
                 for method, family, change in (("Random", "control", 0), ("IG", "gradient", gain), ("Edges", "control", 0)):
                     rows.append(("m", method, family, kind, share, seed, 0.5 + change))
     table = pd.DataFrame(rows, columns=["model", "method", "family", "kind", "share", "seed", "accuracy"])
-    return table.assign(count=200, undefined=2, constant=1, explained=900)
+    facts = {"count": 200, "undefined": 2, "constant": 1, "explained": 900, "explained_accuracy": 0.95, "chance": 0.12}
+    return table.assign(agreement=table["accuracy"] + 0.01, **facts)
+
+
+def with_masks(table, **telling):
+    """Also masks alone, of the shares 0.1 and 0.9: right by chance, or as ``telling`` says by method and share."""
+    masks = table[table["kind"] == "remove"].assign(kind="mask", accuracy=0.1)
+    for method, found in telling.items():
+        for share, value in found.items():
+            masks.loc[(masks["method"] == method) & (masks["share"] == share), "accuracy"] = value
+    return pd.concat([table, masks], ignore_index=True)
+
+
+def three_seeds(**losses):
+    """Both kinds, shares 0.1 and 0.9, three seeds: a method's accuracy lies this much below Random's, give or take 0.001."""
+    rows = accuracies().query("method == 'Random' and seed == 0")
+    parts = []
+    for method, loss in {"Random": 0.0, **losses}.items():
+        for seed, jitter in enumerate((-0.001, 0.0, 0.001)):
+            parts.append(rows.assign(method=method, seed=seed, accuracy=0.5 - (loss + jitter if method != "Random" else 0.0)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def test_areas_by_hand():
@@ -43,10 +63,6 @@ def test_areas_by_hand():
     assert areas.loc[("remove", "Edges"), "area"] == 0
     assert "Random" not in areas.index.get_level_values("method")
     assert areas.loc[("keep", "IG"), ["seeds", "positive", "undefined", "constant", "explained"]].tolist() == [2, 2, 2, 1, 900]
-    remove, keep = retraining_findings(retraining_areas(accuracies()))
-    assert keep.startswith("KAR on m, area against Random [95 % t interval over 2 training seeds]: IG +0.300 [+0.300, +0.300], Edges")
-    assert keep.endswith("better than Random: IG; worse: none.")
-    assert remove.endswith("better than Random: none; worse: none.")
     with pytest.raises(ValueError, match=r"the records hold no 'Center' to compare with, only Random, IG, Edges"):
         retraining_areas(accuracies(), control="Center")
 
@@ -56,37 +72,172 @@ def test_curves_by_hand():
     assert curves.loc[("IG", "remove", 0.1), "mean"] == pytest.approx(0.35)
     assert (curves["seeds"] == 2).all()
     assert (curves["count"] == 200).all()
-    assert set(curves["interval"]) == {"95 % t interval over 2 training seeds"}
+    assert curves.loc[("IG", "remove", 0.1), "agreement"] == pytest.approx(0.36)
+    assert set(curves["interval"]) == {"95 % t interval over 2 training seeds, cut at 0 and 1"}
     one = retraining_curves(accuracies()[lambda table: table["seed"] == 0])
     assert one["low"].isna().all()
 
 
-def test_removals_that_leave_more_than_there_was_are_named():
+def test_masks_have_a_curve_and_no_area():
+    """A mask at chance and one that tells, with the p of scipy's exact test and Holm's correction by hand."""
+    table = with_masks(accuracies(), IG={0.9: 0.16, 0.1: 0.5})
+    found, without = (retraining_areas(rows).drop(columns=["leaking", "confounded"]) for rows in (table, accuracies()))
+    pd.testing.assert_frame_equal(found, without)
+    curves = retraining_curves(table).set_index(["kind", "method", "share"])
+    assert curves.loc[["remove", "keep"], ["p", "p_holm"]].isna().all(axis=None)
+    p = {share: stats.binomtest(right, 200, 0.12, alternative="greater").pvalue for share, right in ((0.9, 32), (0.1, 100))}
+    assert curves.loc[("mask", "IG", 0.9), "p"] == pytest.approx(p[0.9])
+    assert curves.loc[("mask", "IG", 0.9), "p_holm"] == pytest.approx(5 * p[0.9])  # six masks, the second smallest p
+    assert curves.loc[("mask", "IG", 0.1), "p_holm"] == pytest.approx(6 * p[0.1])
+    assert p[0.9] < 0.06 < 5 * p[0.9]
+
+
+def test_intervals_of_accuracies_end_where_accuracies_do():
+    """Three seeds, 0, 0 and 0.3: t's interval would reach below 0 (as Edges' did at 90 %), and of 0.99, 0.99, 0.6 above 1."""
+    one = accuracies().query("kind == 'remove' and share == 0.1 and method == 'IG' and seed == 0")
+    for values in ((0.0, 0.0, 0.3), (0.99, 0.99, 0.6)):
+        (row,) = retraining_curves(pd.concat([one.assign(seed=n, accuracy=v, agreement=v) for n, v in enumerate(values)])).itertuples()
+        free = stats.ttest_1samp(values, 0).confidence_interval()
+        assert free.low < 0 or free.high > 1
+        for low, high in ((row.low, row.high), (row.agreement_low, row.agreement_high)):
+            assert (low, high) == pytest.approx((max(free.low, 0), min(free.high, 1)))
+        assert row.interval == "95 % t interval over 3 training seeds, cut at 0 and 1"
+
+
+def test_verdicts_are_corrected_for_all_comparisons():
+    """Per comparison IG's p of 0.03 would do; Holm doubles it, where there are two."""
+    table = three_seeds(IG=0.02, Edges=0.0)
+    at = table["method"] == "IG"
+    table.loc[at, "accuracy"] = 0.5 - table.loc[at, "seed"].map({0: 0.014, 1: 0.02, 2: 0.026})
+    table = table[table["kind"] == "remove"]
+    areas = retraining_areas(table).set_index("method")
+    p = stats.ttest_1samp([0.014, 0.02, 0.026], 0).pvalue
+    assert 0.025 < p < 0.05
+    assert areas.loc["IG", ["p", "p_holm"]].tolist() == pytest.approx([p, 2 * p])
+    assert areas.loc["IG", "low"] > 0
+    assert areas.loc["IG", "verdict"] == "undecided"
+    assert retraining_areas(table[table["method"] != "Edges"])["verdict"].tolist() == ["better"]
+    (sentence, *_) = retraining_findings(areas.reset_index())
+    assert sentence.endswith(
+        "by t tests with Holm's correction for 2 comparisons undecided: IG, Edges (whether "
+        "the places of the replaced pixels do this was not tested)."
+    )
+
+
+def test_areas_without_any_spread():
+    """No difference at all in any seed is no evidence; the same difference in every seed leaves no doubt."""
+    areas = retraining_areas(three_seeds().assign(accuracy=0.5).pipe(lambda t: pd.concat([t, t.assign(method="Same")])))
+    assert areas["p"].tolist() == [1, 1]
+    areas = retraining_areas(three_seeds().pipe(lambda t: pd.concat([t, t.assign(method="Less", accuracy=0.25)])))
+    assert areas["p"].tolist() == [0, 0]
+    assert areas["verdict"].tolist() == ["better", "worse"]
+
+
+def test_several_controls_and_each_pair_once():
+    areas = retraining_areas(three_seeds(IG=0.1, Edges=0.3), ["Random", "Edges"])
+    assert areas[["control", "kind", "method"]].to_numpy().tolist() == [
+        ["Random", "remove", "Edges"],
+        ["Random", "remove", "IG"],
+        ["Random", "keep", "IG"],
+        ["Random", "keep", "Edges"],
+        ["Edges", "remove", "IG"],
+        ["Edges", "keep", "IG"],
+    ]
+    np.testing.assert_allclose(areas["area"], [0.3, 0.1, -0.1, -0.3, -0.2, 0.2], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "leaking", "confounded"),
+    [
+        ("remove", 0.2, "IG", False),  # the accuracy falls although the mask tells the class
+        ("remove", -0.2, "IG", True),  # it stays up, which the mask alone would do
+        ("keep", -0.2, "IG", True),
+        ("keep", 0.2, "IG", False),
+        ("remove", 0.2, "Random", True),  # it is the control's that stays up
+        ("remove", -0.2, "Random", False),
+        ("keep", 0.2, "Random", True),
+        ("keep", -0.2, "Random", False),
+        ("keep", -0.2, "", False),
+    ],
+)
+def test_leakage_confounds_what_it_would_bring_about(kind, loss, leaking, confounded):
+    table = three_seeds(IG=loss).query("kind == @kind")
+    masks = with_masks(table.assign(kind="remove"), **({leaking: {0.1: 0.6}} if leaking else {})).query("kind == 'mask'")
+    (row,) = retraining_areas(pd.concat([table, masks])).itertuples()
+    assert (row.leaking, row.confounded) == (leaking, confounded)
+    assert row.verdict == ("better" if (loss > 0) == (kind == "remove") else "worse")
+    (sentence, *_) = retraining_findings(retraining_areas(pd.concat([table, masks])))
+    words = {True: ", but leakage alone may do that, and nothing follows about pixels", False: " in spite of leakage" if leaking else ""}
+    assert sentence.endswith(f"for 1 comparison {row.verdict}{words[confounded]}: IG.")
+
+
+def test_the_mask_of_kar_is_that_of_the_rest():
+    """The mask of the top 90 % shows what KAR replaces at 10 %, and nothing of what ROAR replaces at the shares that were asked for."""
+    table = three_seeds(IG=-0.2).query("share == 0.1")
+    table = pd.concat([table, table.assign(share=0.0, accuracy=0.5)])
+    masks = with_masks(three_seeds(IG=-0.2), IG={0.9: 0.6}).query("kind == 'mask'")
+    areas = retraining_areas(pd.concat([table, masks])).set_index("kind")
+    assert areas["leaking"].to_dict() == {"remove": "", "keep": "IG"}
+
+
+def test_the_claim_is_told_part_by_part():
+    """IG keeps the accuracy above Random's, Gradient below it, and both above Edges'."""
+    table = three_seeds(IG=-0.2, Gradient=0.1, Edges=0.3)
+    told = retraining_findings(retraining_areas(table, ["Random", "Edges"]))
+    assert len(told) == 4 + 2
+    assert told[4] == (
+        "The claim of Hooker et al., by ROAR on m: 'no better than Random' shows for IG, is reversed for Gradient; 'worse than Edges' "
+        "shows for Gradient, IG (whether the places of the replaced pixels do this was not tested)."
+    )
+    told = retraining_findings(retraining_areas(with_masks(table, IG={0.1: 0.9}), ["Random", "Edges"]))
+    assert told[4] == (
+        "The claim of Hooker et al., by ROAR on m: 'no better than Random' is reversed for Gradient, cannot be told from leakage for IG; "
+        "'worse than Edges' shows for Gradient, cannot be told from leakage for IG."
+    )
+    noisy = table.assign(accuracy=table["accuracy"] + table["seed"].map({0: -1, 1: 0, 2: 1}) * (table["method"] != "Random"))
+    told = retraining_findings(retraining_areas(noisy))
+    assert told[2].startswith("The claim of Hooker et al., by ROAR on m: 'no better than Random' is undecided for ")
+    assert len(retraining_findings(retraining_areas(three_seeds(Edges=0.1)))) == 2, "none of the claimed methods is there"
+
+
+def test_the_leakage_is_told_by_masks_alone():
+    """Half of 200 images right where the most frequent class is 0.12; agreement is what the records say."""
+    table = with_masks(accuracies(), IG={0.1: 0.5})
+    table.loc[(table["kind"] == "mask") & (table["method"] == "IG"), "agreement"] = 0.75
+    sentence = mask_finding(table)
+    low, high = stats.binomtest(100, 200).proportion_ci(method="wilson")
+    same = "{:.3f}, {:.3f}".format(*stats.binomtest(150, 200).proportion_ci(method="wilson"))
+    assert f"IG 0.500 [{low:.3f}, {high:.3f}] at 10% (the same as the explained net: 0.750 [{same}])" in sentence
+    assert "200 test images, 2 training seeds held fixed; chance is at most 0.120]" in sentence
+    assert sentence.endswith(
+        "By exact binomial tests with Holm's correction for 6 masks, the places of the replaced pixels tell the class for: IG (10%); this "
+        "is not found for: Random, Edges."
+    )
+    low, high = stats.binomtest(190, 200).proportion_ci(method="wilson")
+    assert sentence.startswith(f"The explained net, m, is right on 0.950 [{low:.3f}, {high:.3f}] of the test images; ")
+    low, high = stats.binomtest(102, 200).proportion_ci(method="wilson")
+    assert (
+        f"[95 % Wilson over 200 test images, 2 training seeds held fixed]: under ROAR at 90% Random 0.510 [{low:.3f}, {high:.3f}], "
+        in sentence
+    )
+    wrong = mask_finding(with_masks(accuracies(), Random={0.9: 0.5}))
+    assert wrong.endswith("Random's masks tell it as well: something is wrong.")
+
+
+def test_an_accuracy_above_that_on_untouched_images_is_no_leakage():
+    """An undertrained net does better with fewer pixels, too: without masks alone nothing is said of places."""
     table = accuracies()
-    untouched = table[table["share"] == 0.1].assign(share=0.0, accuracy=0.45)
+    untouched = table[table["share"] == 0.1].assign(share=0.0, accuracy=0.2, agreement=0.21)
     sentence = mask_finding(pd.concat([table, untouched]))
-    assert sentence.startswith("Untouched images give an accuracy of 0.450 on m; ")
-    assert "(paired differences, 95 % t interval over 2 training seeds)" in sentence
-    listed = "for: Edges at 90% (0.500, +0.050 [+0.050, +0.050]), Edges at 10% (0.500, +0.050 [+0.050, +0.050])."
-    assert sentence.endswith(listed)  # IG falls to 0.35
-    with pytest.raises(ValueError, match="the records lack the share 0"):
-        mask_finding(table)
+    assert "held fixed]: on untouched images 0.210 [" in sentence
+    assert sentence.endswith("Whether the places of the replaced pixels tell the class of m's images was not tested.")
 
 
-def test_removals_are_compared_seed_by_seed():
-    """Seeds differ by 0.4, and the removal adds 0.01 to each: only paired differences can tell."""
-    one = accuracies().query("kind == 'remove' and share == 0.1 and method == 'Edges' and seed == 0")
-    before, after = (0.3, 0.7, 0.5), (0.31, 0.712, 0.511)
-    untouched = pd.concat([one.assign(seed=seed, share=0.0, accuracy=value) for seed, value in enumerate(before)])
-    removed = pd.concat([one.assign(seed=seed, accuracy=value) for seed, value in enumerate(after)])
-    found = stats.ttest_1samp([0.01, 0.012, 0.011], 0).confidence_interval()
-    sentence = mask_finding(pd.concat([untouched, removed]))
-    assert sentence.endswith(f"for: Edges at 10% (0.511, +0.011 [{found.low:+.3f}, {found.high:+.3f}]).")
-    uneven = removed.assign(accuracy=[0.9, 0.7, 0.5])  # a large gain of one seed alone
-    assert mask_finding(pd.concat([untouched, uneven])).endswith("for: no method.")
-
-
-def test_one_seed_supports_no_claim():
-    table = accuracies()[lambda rows: rows["seed"] == 0]
-    sentence = mask_finding(pd.concat([table, table[table["share"] == 0.1].assign(share=0.0, accuracy=0.1)]))
-    assert sentence.endswith("one training seed does not tell whether removals leave a higher one.")
+def test_one_seed_has_no_verdict_but_its_masks_do():
+    table = with_masks(accuracies(), IG={0.1: 0.5})[lambda rows: rows["seed"] == 0]
+    areas = retraining_areas(table)
+    assert areas["p_holm"].isna().all()
+    assert set(areas["verdict"]) == {"undecided"}
+    assert retraining_findings(areas)[0].endswith("[one training seed: no interval]: IG +0.100, Edges +0.000; no verdict.")
+    assert retraining_curves(table)["interval"].unique().tolist() == ["one training seed: no interval"]
+    assert "tell the class for: IG (10%);" in mask_finding(table), "the test is over images"

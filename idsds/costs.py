@@ -43,14 +43,25 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
     for number, job in enumerate(plan.jobs):
         rows = (table["model"] == job.model) & (table["seed"] == job.seed)
         for stage in job.source.missing if isinstance(job.source, Stage) else []:
-            found = rehearse_stage(stage)
-            work = "train" if stage.deletion is None else "fine-tune in-domain"
-            _fill(table, rows & (table["work"] == work), stage.train_images, found.images_per_second, 3600 * found.hours, 0)
+            per_second = training_rate(stage)
+            seconds = stage.train_images * stage.recipe.epochs / per_second
+            _fill(table, rows & (table["checkpoint"] == stage.path.name), stage.train_images, per_second, seconds, 0)
         tasks = list(tasks_of(plan, number, shelf))
         for work, (left, per_second, per_image) in _timed(plan, job, tasks).items():
             _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
     kinds = {"images_left": "Int64", "images_per_second": "Float64", "seconds_left": "Float64", "disk_mb": "Float64"}
     return table.astype(kinds).round({"images_per_second": 1, "seconds_left": 1, "disk_mb": 2})
+
+
+_RATES: dict[tuple, float] = {}
+
+
+def training_rate(stage: Stage) -> float:
+    """Images per second of a stage, validation included, measured once per process for stages that differ in their images alone."""
+    key = (stage.model, stage.dataset, stage.device, stage.precision, stage.recipe.batch_size, stage.deletion is None)
+    if key not in _RATES:
+        _RATES[key] = stage.train_images * stage.recipe.epochs / (3600 * rehearse_stage(stage).hours)
+    return _RATES[key]
 
 
 #: What is summed over the pieces of work, wherever a plan says it.
@@ -72,6 +83,7 @@ def announce(plan: pd.DataFrame, settings: NotebookSettings, by: Sequence[str] =
     """
     from IPython.display import display  # not needed, and slow to import, outside notebooks
 
+    plan = once(plan)
     sums = [name for name in SUMS if name in plan]
     table = plan.groupby(list(by), sort=False)[sums].sum(min_count=1)
     display(table.dropna(axis=1, how="all"))
@@ -81,8 +93,17 @@ def announce(plan: pd.DataFrame, settings: NotebookSettings, by: Sequence[str] =
         raise SystemExit(0)
 
 
+def once(plan: pd.DataFrame) -> pd.DataFrame:
+    """The plan with each training listed once: several runs may need the same net, which the first of them trains."""
+    if "checkpoint" not in plan:
+        return plan
+    trained = plan["checkpoint"].fillna("") != ""
+    return plan[~(trained & plan.duplicated("checkpoint"))]
+
+
 def spell_cost(plan: pd.DataFrame) -> str:
-    """The sums of a plan in words: passes, training, time and disk, as far as it says them."""
+    """The sums of a plan in words: passes, training, time and disk, as far as it says them; each training counts once."""
+    plan = once(plan)
     total = {name: float(pd.to_numeric(plan[name]).sum()) for name in SUMS if name in plan}
     said = []
     if "forward" in plan:

@@ -147,11 +147,11 @@ def _about_chance(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     identity = ["dataset", "model", "fraction", "seed"]
     count, total = (len(rows.drop_duplicates(identity)) for rows in (table[low], table))
     if not count or count == total:
-        return [f"{count} of {total} models are at chance (their accuracy's interval includes 1 / classes)."]
+        return [f"{count} of {total} models are at chance (their accuracy is not clearly above 1 / classes)."]
     rest = correlations(table[~low])
     raw, relative = (_levels(rest, measure, "accuracy") for measure in ("raw", "relative"))
     return [
-        f"{count} of {total} models are at chance (their accuracy's interval includes 1 / classes). Without them accuracy correlates with "
+        f"{count} of {total} models are at chance (their accuracy is not clearly above 1 / classes). Without them accuracy correlates with "
         f"raw infidelity by {raw}.",
         f"Without them accuracy correlates with relative infidelity by {relative}.",
     ]

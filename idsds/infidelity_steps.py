@@ -30,6 +30,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from idsds.batching import default_batch, in_batches
+from idsds.costs import measure
 from idsds.datasets import DATASETS
 from idsds.interventions import patch_size
 from idsds.methods.base import shared_maps
@@ -151,8 +152,8 @@ class Step:
 
     @property
     def by_construction(self) -> bool:
-        """Whether the optimal map foretells, whatever the model does, every perturbation that it was fitted to."""
-        return self.different <= self.cells and self.seen > 0
+        """Whether the optimal map foretells, whatever the model does, all that judges it: it was fitted exactly to just these."""
+        return self.different <= self.cells and self.seen == len(self.changes) and self.ridge == 0
 
     @cached_property
     def errors(self) -> dict[str, np.ndarray]:
@@ -217,11 +218,14 @@ def cost(settings: InfidelityStepsSettings) -> pd.DataFrame:
 
     Returns:
         One row per piece of work: ``model``, ``work``, ``epochs`` (of training that is not cached, else <NA>), ``forward`` and
-        ``backward``: passes in all (<NA> for training).
+        ``backward``: passes in all (<NA> for training); in a dry run also ``seconds_left``, measured on a few batches.
     """
     plan, _ = _planned(settings)
-    table = plan.table()
-    rows = table.loc[table["work"] != plan.shared_work, ["model", "work", "epochs", "forward", "backward"]].to_dict("records")
+    table = measure(plan) if settings.dry_run else plan.table()
+    columns = ["model", "work", "epochs", "forward", "backward", *(["seconds_left"] if settings.dry_run else [])]
+    rows = table.loc[table["work"] != plan.shared_work, columns].to_dict("records")
+    perturbing = table[table["work"] == plan.shared_work].iloc[0]
+    each = perturbing["seconds_left"] / perturbing["forward"] if settings.dry_run else None
     images = 1 + settings.others
     passes = {"intact images": images}
     for kind in settings.kinds:
@@ -229,7 +233,9 @@ def cost(settings: InfidelityStepsSettings) -> pd.DataFrame:
         passes[f"{kind.name}: judge the maps"] = images * found["judge"]
         passes[f"{kind.name}: fit the optimal map"] = found["fit"]
     facts = {"model": settings.model, "epochs": pd.NA, "backward": 0}
-    rows += [{**facts, "work": work, "forward": forward} for work, forward in passes.items() if forward]
+    for work, forward in passes.items():
+        if forward:
+            rows.append({**facts, "work": work, "forward": forward, **({} if each is None else {"seconds_left": each * forward})})
     return pd.DataFrame(rows).astype({"epochs": "Int64", "forward": "Int64", "backward": "Int64"})
 
 

@@ -67,6 +67,8 @@ def judge(settings: InfidelitySettings, *, dry_run: bool | Literal["measure"] = 
         intervals of the table cover; those of :func:`idsds.study.quality`; ``samples`` of the settings and ``chance``, 1 / classes.
     """
     everyone = members(settings)
+    # First, as it trains what is missing on the devices of the settings.
+    qualities = pd.DataFrame() if dry_run else quality(settings, progress=progress)
     frames = []
     for dataset, group in groupby(everyone, key=lambda member: member.dataset):
         mine = list(group)
@@ -91,7 +93,6 @@ def judge(settings: InfidelitySettings, *, dry_run: bool | Literal["measure"] = 
     table = per_model(table)
     chances = {member.dataset: 1 / member.stage.split("test").num_classes for member in everyone}
     identity = pd.DataFrame([{**member.identity, "name": member.name} for member in everyone])
-    qualities = quality(settings, progress=progress)
     covered = f"{table['interval'].iloc[0]}; of the quality {qualities['interval'].iloc[0]}"
     table = identity.merge(table, on=["dataset", "name"]).merge(qualities.drop(columns="interval"), on=list(IDENTITY)).drop(columns="name")
     return table.assign(samples=settings.samples, chance=table["dataset"].map(chances), interval=covered)
@@ -118,7 +119,8 @@ def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 
         and ``normalised_x10``; ``change``, the infidelity of a map of zeros; ``forecast``, the mean square of what the map foretells
         (solved from the raw ones image by image, then averaged); all in squared logits; ``relative`` = ``normalised`` / ``change``, both
         summed over the images; ``sensitivity``; ``_low`` and ``_high`` of raw, relative and sensitivity; ``images`` with a score, ``nan``
-        without; ``family`` of the method; ``interval``, what is covered.
+        without, and of max-sensitivity ``sensitivity_images`` and ``sensitivity_nan``; ``family`` of the method; ``interval``, what is
+        covered.
     """
     check_options(confidence, resamples=resamples)
     rows = []
@@ -131,6 +133,8 @@ def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 
         families = infidelity.drop_duplicates("method").set_index("method")["family"]
         finite = np.isfinite(raw[methods])
         facts = {"dataset": dataset, "name": name, "method": methods, "images": finite.sum().to_numpy(), "nan": (~finite).sum().to_numpy()}
+        known = np.isfinite(sensitive.reindex(columns=methods))
+        facts |= {"sensitivity_images": known.sum().to_numpy(), "sensitivity_nan": (~known).sum().to_numpy()}
         rows.append(pd.DataFrame({**facts, "family": families[methods].to_numpy(), **columns}))
     label = f"{100 * confidence:g} % BCa bootstrap over images"
     return pd.concat(rows, ignore_index=True).assign(interval=label)

@@ -61,7 +61,7 @@ class MetricSanitySettings(RunSettings):
     @property
     def roar(self) -> RoarSettings | None:
         """What is retrained on trained nets; None for nothing."""
-        if not self.retraining or not any(reading.entry.level == "data set" for reading in self.judged):
+        if not self.retraining:
             return None
         shared = {name: getattr(self, name) for name in ("dataset", "device", "precision")}
         checkpoints = {name: path for name, path in self.checkpoints.items() if name in self.retraining.get("models", self.models)}
@@ -72,8 +72,7 @@ class MetricSanitySettings(RunSettings):
             "checkpoints": checkpoints,
             "output": f"{self.output}/roar",
         }
-        # Masks alone have no score; they are the question of the notebook roar.
-        return RoarSettings(**{**defaults, "mask_only": False, **self.retraining, **shared})
+        return RoarSettings(**{**defaults, **self.retraining, **shared})
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """What to call :func:`idsds.evaluate` with, by the label of each reading that methods can be put to image by image."""
@@ -95,7 +94,7 @@ class MetricSanitySettings(RunSettings):
 def cost(settings: MetricSanitySettings) -> pd.DataFrame:
     """What the runs on trained nets will do, one row per reading, model, seed and computation; known ground truth takes another minute."""
     plans = [evaluate(**run, dry_run=settings.planning).assign(label=label) for label, run in settings.runs().items()]
-    if settings.roar is not None:
+    if settings.roar is not None and any(reading.entry.level == "data set" for reading in settings.judged):
         plans.append(plan_table(settings.roar).assign(label="roar and kar"))
     return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
 
@@ -108,36 +107,35 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
         higher_is_better: the direction of its score.
 
     Returns:
-        ``above_random``, ``above_edges``, ``above_center``: the share of the ``pairs`` (model, method) with a score whose mean over images
-        is better than the control's, by a paired 95 % interval over images that leaves 0 out (NaN for a control that is not there);
+        ``above_random``, ``above_edges``, ``above_center``: the share of the pairs (model, method) whose mean over images is better than
+        the control's, by a paired 95 % interval over images that leaves 0 out; of ``pairs_random`` and so on, those with images that both
+        have a score on (NaN of none);
         ``undefined_on_nets``, the share of the methods' scores that are NaN;
         ``control_shift``: how far Random's mean moves from model to model, in units of the mean distance between Random and the best
         method of each model: 0 where a score means the same on every model, with a 95 % interval over images (jackknife) in ``_low`` and
-        ``_high``. NaN for a single model, and where Random has one score on all images, which is by construction and says nothing.
+        ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which is by construction
+        and says nothing.
     """
     good = records.assign(score=records["score"] * (1 if higher_is_better else -1))
     families = dict(zip(records["method"], records["family"], strict=True))
     methods = [name for name in dict.fromkeys(records["method"]) if families[name] != "control"]
     models = list(dict.fromkeys(records["model"]))
     of_methods = good[good["method"].isin(methods)]
-    found: dict[str, float] = {
-        "pairs": len(of_methods.dropna(subset="score")[["model", "method"]].drop_duplicates()),
-        "undefined_on_nets": float(of_methods["score"].isna().mean()),
-    }
+    found: dict[str, float] = {"undefined_on_nets": float(of_methods["score"].isna().mean())}
     for control in CONTROLS:
-        key = f"above_{control.lower()}"
-        if control not in families:
-            found[key] = np.nan
-            continue
-        table = paired_differences(good, pairs=[(name, control) for name in methods], permutations=1, resamples=1000)
-        found[key] = float((table["low"] > 0)[table["count"] > 0].mean())
+        table = pd.DataFrame()
+        if control in families:
+            table = paired_differences(good, pairs=[(name, control) for name in methods], permutations=1, resamples=1000)
+            table = table[table["count"] > 0]
+        found |= _above(control, table["low"] > 0 if len(table) else pd.Series(dtype=bool))
     scores = good.groupby(["image_id", "model", "method"], sort=False)["score"].mean().unstack(["model", "method"])
     of_random = scores.xs("Random", axis=1, level="method").to_numpy()
     found |= dict.fromkeys(("control_shift", "control_shift_low", "control_shift_high"), np.nan)
-    if len(models) < 2 or np.nanmax(of_random) - np.nanmin(of_random) < 1e-9:
-        return found
     kept = [[(model, name) for name in ("Random", *methods) if (model, name) in scores] for model in models]
-    places = [[scores.columns.get_loc(pair) for pair in pairs] for pairs in kept]
+    places = [[scores.columns.get_loc(pair) for pair in pairs] for pairs in kept if len(pairs) > 1]
+    defined = of_random[np.isfinite(of_random)]
+    if len(places) < 2 or not len(defined) or np.ptp(defined) < 1e-9:
+        return found
 
     def shift(values: np.ndarray) -> float:
         with warnings.catch_warnings():  # a method without any score has no mean
@@ -151,24 +149,35 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
     return found | {"control_shift": shift(scores.to_numpy()), "control_shift_low": low, "control_shift_high": high}
 
 
+def _above(control: str, clearly: pd.Series) -> dict[str, float]:
+    """How many of the pairs of method and model score clearly above a control; NaN for no pairs."""
+    key = control.lower()
+    return {f"above_{key}": float(clearly.mean()) if len(clearly) else np.nan, f"pairs_{key}": len(clearly)}
+
+
 def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]:
-    """As :func:`against_controls` for ROAR or KAR: areas between two methods' curves, 95 % t intervals over training seeds.
+    """As :func:`against_controls` for ROAR or KAR, from the verdicts on areas between two methods' curves over training seeds.
+
+    A verdict that leakage alone may have given (:func:`idsds.statistics.retraining_areas`) does not count as above a control;
+    ``confounded_on_nets`` is the share of all pairs with such a verdict, NaN where leakage was not tested. With a single training seed
+    there is no verdict, and every share is NaN.
 
     Args:
         records: from :func:`idsds.retraining.roar`.
         protocol: ``roar`` or ``kar``.
     """
     kind = next(kind for kind, function in SCORES.items() if function is PROTOCOLS[protocol].function)
-    part = records[records["kind"] == kind]
-    methods = part.loc[part["family"] != "control", "method"].unique()
-    found: dict[str, float] = {"pairs": len(part.loc[part["method"].isin(methods), ["model", "method"]].drop_duplicates())}
+    found: dict[str, float] = {}
     for control in CONTROLS:
-        key = f"above_{control.lower()}"
-        if control not in set(part["method"]):
-            found[key] = np.nan
-            continue
-        areas = retraining_areas(part, control=control)
-        found[key] = float((areas.loc[areas["method"].isin(methods), "low"] > 0).mean())
+        areas = pd.DataFrame()
+        if control in set(records["method"]):
+            areas = retraining_areas(records, control)
+            areas = areas[(areas["kind"] == kind) & (areas["family"] != "control") & areas["p"].notna()]
+        confounded = areas["confounded"].fillna(False).astype(bool) if len(areas) else pd.Series(dtype=bool)
+        found |= _above(control, (areas["verdict"] == "better") & ~confounded if len(areas) else pd.Series(dtype=bool))
+        if control == "Random":
+            tested = len(areas) and areas["confounded"].notna().any()
+            found["confounded_on_nets"] = float(confounded.mean()) if tested else np.nan
     return found
 
 
@@ -191,15 +200,15 @@ def measure(settings: MetricSanitySettings, *, progress: bool = True) -> pd.Data
         for label, run in runs.items():
             report(f"{label}, trained nets")
             rows.append({"label": label, **against_controls(evaluate(**run), PROTOCOLS[run["protocol"]].higher_is_better)})
-    if settings.roar is not None:
+    data_sets = [reading for reading in judged if reading.entry.level == "data set"]
+    if settings.roar is not None and data_sets:
         records = roar(settings.roar, progress=progress)
-        data_sets = [reading for reading in judged if reading.entry.level == "data set"]
         rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
     columns = [
         "label",
-        "pairs",
         "undefined_on_nets",
-        *(f"above_{name.lower()}" for name in CONTROLS),
+        "confounded_on_nets",
+        *(f"{kind}_{name.lower()}" for name in CONTROLS for kind in ("above", "pairs")),
         "control_shift",
         "control_shift_low",
         "control_shift_high",
@@ -233,10 +242,15 @@ def _plain(row: dict[str, Any]) -> str:
     said.append(f"another model that answers alike, by {_with_ends(row, 'model_shift', '.0%')}")
     if not np.isnan(row["control_shift"]):
         said.append(f"between trained nets, Random moves by {_with_ends(row, 'control_shift', '.0%')} of its distance to the best method")
-    above = {name: row[f"above_{name.lower()}"] for name in CONTROLS}
-    counts = [f"{share * row['pairs']:.0f} score clearly above {name}" for name, share in above.items() if not np.isnan(share)]
+    counts = []
+    for name in CONTROLS:
+        share, pairs = (row[f"{kind}_{name.lower()}"] for kind in ("above", "pairs"))
+        if not np.isnan(share):
+            counts.append(f"{share * pairs:.0f} of {pairs:.0f} score clearly above {name}")
     if counts:
-        said.append(f"of {row['pairs']:.0f} pairs of method and net, {', '.join(counts)}")
+        said.append(f"of the pairs of method and net, {', '.join(counts)}")
+    if row["confounded_on_nets"] > 0:
+        said.append(f"{row['confounded_on_nets']:.0%} of the verdicts against Random on nets may be due to what the masks alone tell")
     if row["undefined_on_nets"] > 0:
         said.append(f"{row['undefined_on_nets']:.0%} of the methods' scores on nets are undefined")
     return "; ".join(said) + (f". It {row['note']}." if row["note"] else ".")

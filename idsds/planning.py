@@ -211,7 +211,8 @@ class Plan:
     def table(self) -> pd.DataFrame:
         """What will be done, one row per model, seed and shared computation.
 
-        Columns: model, seed, work, images, forward and backward (passes in all), epochs (of training that is not cached), note.
+        Columns: model, seed, work, images, forward and backward (passes in all), epochs (of training that is not cached), note, checkpoint
+        (the file that training will leave, by which one that stands in several plans is known).
         Passes are <NA> for the user's own methods: nobody knows before.
         """
         rows: list[dict[str, Any]] = []
@@ -219,7 +220,9 @@ class Plan:
             shared = {"model": job.model, "seed": job.seed, "images": len(job.indices)}
             for stage in job.source.missing if isinstance(job.source, Stage) else []:
                 what = "train" if stage.deletion is None else "fine-tune in-domain"
-                rows.append({**shared, "work": what, "images": stage.train_images, "epochs": stage.recipe.epochs})
+                rows.append(
+                    {**shared, "work": what, "images": stage.train_images, "epochs": stage.recipe.epochs, "checkpoint": stage.path.name}
+                )
             prepared = sum((self.prepare_passes(settings) for settings in self.grids), Passes(0))
             counted: list[tuple[str, Passes | None]] = [(self.shared_work, prepared)]
             counted += [(", ".join(group), passes) for group, passes in zip(job.groups, job.passes, strict=True)]
@@ -229,9 +232,9 @@ class Plan:
                     rows.append({**shared, "work": work, "forward": forward, "backward": backward})
             for name, reason in job.excluded.items():
                 rows.append({**shared, "work": name, "images": 0, "forward": 0, "backward": 0, "note": f"left out: {reason}"})
-        columns = ["model", "seed", "work", "images", "epochs", "forward", "backward", "note"]
+        columns = ["model", "seed", "work", "images", "epochs", "forward", "backward", "note", "checkpoint"]
         table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], "Int64"))
-        return table.assign(note=table["note"].astype(object).fillna(""))
+        return table.assign(**{name: table[name].astype(object).fillna("") for name in ("note", "checkpoint")})
 
     @property
     def methods(self) -> list[str]:

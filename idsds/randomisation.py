@@ -21,6 +21,7 @@ from pydantic import Field, PositiveInt, model_validator
 from idsds import paths
 from idsds.batching import default_batch
 from idsds.benchmark import evaluate
+from idsds.costs import once, training_rate
 from idsds.datasets import fixed_order
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.protocols.base import Batch
@@ -261,20 +262,23 @@ def plan_table(settings: SanitySettings) -> pd.DataFrame:
         found = evaluate(**call, dry_run=settings.planning)
         draws = {key: number for number, key in enumerate(call["seed"])}
         tables.append(found.assign(check=mode, draw=found["seed"].map(draws), seed=seed))
-    every = pd.concat(tables, ignore_index=True)
-    # The engine lists the training of a net wherever the net is used: it is done once.
-    every = every[every["epochs"].isna() | ~every.duplicated(["model", "seed", "work"])]
+    every = once(pd.concat(tables, ignore_index=True))
     rows = []
     for model in settings.models if settings.label_fraction else ():
         for seed in settings.seeds:
-            stage = settings.stage(model, seed, permuted_labels=True)
             facts = {"model": model, "seed": seed, "check": LABELS}
-            for missing in stage.missing:
-                rows.append({**facts, "work": "train on permuted labels", "images": missing.train_images, "epochs": missing.recipe.epochs})
+            for permuted, labels in ((False, "true"), (True, "permuted")):
+                for missing in settings.stage(model, seed, permuted_labels=permuted).missing:
+                    row = {"work": f"train on {labels} labels", "images": missing.train_images, "epochs": missing.recipe.epochs}
+                    if settings.dry_run:
+                        row["seconds_left"] = missing.train_images * missing.recipe.epochs / training_rate(missing)
+                    rows.append({**facts, **row, "checkpoint": missing.path.name})
             first = (every["model"] == model) & (every["seed"] == seed) & (every["draw"] == 0) & (every["check"] == settings.modes[0])
             made = every[first]
             # The engine makes 1 + depths maps of each image, this check two.
-            passes = {way: 2 * int(made[way].sum()) // (1 + settings.depths) for way in ("forward", "backward")}
+            passes: dict[str, float] = {way: 2 * int(made[way].sum()) // (1 + settings.depths) for way in ("forward", "backward")}
+            if settings.dry_run:
+                passes["seconds_left"] = 2 * float(made["seconds_left"].sum()) / (1 + settings.depths)
             rows.append({**facts, "work": "maps of both nets", "images": settings.images, **passes})
     return pd.concat([every, pd.DataFrame(rows)], ignore_index=True).astype({"draw": "Int64"})
 

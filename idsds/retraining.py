@@ -170,7 +170,7 @@ class _Planned:
             return
         start = self.settings.checkpoints.get(self.model)
         if start is None:
-            net = obtain(self.explained, progress=progress)
+            net = obtain(self.explained, machine=self.settings.machine, progress=progress)
         elif start == PRETRAINED:
             net = create_model(self.model, self.explained.num_classes, pretrained=True)
         else:

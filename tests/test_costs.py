@@ -27,6 +27,13 @@ def test_a_cost_in_words():
     assert costs.spell_cost(trained) == "1,100 images forward and backward in training, about 1.5 hours left"
 
 
+def test_a_training_that_several_runs_need_is_done_once():
+    one = PLAN.assign(checkpoint=["net.safetensors", "", ""], run="first")
+    twice = pd.concat([one, one.assign(run="second")])
+    assert costs.spell_cost(twice).startswith("4,020 forward and 10 backward passes, 1 training stage(s)")
+    assert costs.once(twice)["seconds_left"].sum() == 30 + 2 * (60 + 3510)
+
+
 def test_it_is_shown_and_the_run_goes_on(capsys, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)

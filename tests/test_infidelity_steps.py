@@ -207,10 +207,11 @@ def test_what_judges_the_optimal_map_is_not_what_it_is_fitted_to(settings):
     expected = 625 * (1 - (1 - 1 / 625) ** (3 * 32 * 32))  # different ones among so many draws
     assert square.different == pytest.approx(expected, abs=5)
     assert square.seen >= 28
-    assert square.by_construction
+    assert square.by_construction == (square.seen == 30 and square.ridge == 0), "one that was not seen is judged"
     said = findings(walk)[2]
-    assert f"fitted to {square.different:,} different perturbations, no more than its 1,024 unknowns" in said
-    assert f"{square.seen} of the 30 that judge it are among them" in said
+    if square.by_construction:
+        assert f"fitted to {square.different:,} different perturbations, no more than its 1,024 unknowns" in said
+    assert f"{square.seen} of the 30 that judge it" in said
     table = steps_table(walk).set_index(["perturbation", "map"])
     assert table.loc[("one patch", "optimal (pixels)"), ["fitted_to", "different", "seen"]].tolist() == [16, 16, 16]
     assert table.loc[("noise, sigma 0.5", "optimal (pixels)"), "seen"] == 0

@@ -12,7 +12,7 @@ from idsds.datasets.synthetic import PatchModel
 from idsds.judging import READINGS, VERDICTS, Reading, judge, readings, verdict
 from idsds.known_retraining import RETRAINING, _logits, _patches, _trained, known_areas, known_curves
 from idsds.protocols import PROTOCOLS, list_protocols
-from idsds.protocols.roar import kar_score, roar_score
+from idsds.protocols.roar import kar_score, pixel_ranks, roar_score
 from tests.datasets.test_synthetic import batch_of
 
 FEW = replace(RETRAINING, repetitions=3, train=120, test=80)
@@ -36,8 +36,8 @@ def test_every_protocol_is_judged(table):
     assert (judged["undefined"] == 0).all()
     assert set(table["verdict"]) <= set(VERDICTS)
     assert (table["verdict"] == "does not apply").equals(~table["applies"])
-    for name in ("exact_first", "random_last", "ordering", "separation", "model_shift", "shapley_first"):
-        there = judged.dropna(subset=name)
+    for name in ("exact_first", "random_last", "ordering", "separation", "model_shift", "scale_shift", "shapley_first"):
+        there = judged.dropna(subset=[name, f"{name}_low"])
         assert (there[f"{name}_low"] <= there[name] + 1e-9).all()
         assert (there[name] <= there[f"{name}_high"] + 1e-9).all()
     assert set(judged["units"]) == {12, 3}
@@ -96,14 +96,25 @@ def test_a_given_map_has_no_rotations_that_count():
 
 
 def test_verdicts_follow_from_the_row():
-    row = {"protocol": "idsds", "applies": True, "test": False, "ordering_low": 0.9, "resolution": 0.25, "beaten": 0, "scale_shift": 0.0}
+    row = {
+        "protocol": "idsds",
+        "applies": True,
+        "test": False,
+        "ordering_low": 0.9,
+        "resolution": 0.25,
+        "beaten": 0,
+        "scale_shift_high": 0.0,
+    }
     row |= {"model_shift_high": 0.1}
     best, ranks, neither = "ranks methods on one model, comparable between models", "ranks methods on one model", "neither"
-    assert verdict(row) == verdict({**row, "control_shift_high": 0.4}) == verdict({**row, "control_shift_high": np.nan}) == best
-    for worse in ({"model_shift_high": 0.5}, {"model_shift_high": np.nan}, {"control_shift_high": 0.5}):
+    nets = {**row, "control_shift": 0.2, "control_shift_high": 0.4}
+    assert verdict(row) == verdict(nets) == verdict({**row, "control_shift": np.nan, "control_shift_high": np.nan}) == best
+    for worse in ({"model_shift_high": 0.5}, {"model_shift_high": np.nan}, {"control_shift_high": 0.5}, {"control_shift_high": np.nan}):
+        assert verdict({**nets, **worse}) == ranks
+    for worse in ({"model_shift_high": 0.5}, {"model_shift_high": np.nan}):
         assert verdict({**row, **worse}) == ranks
     worse = ({"ordering_low": 0.5}, {"ordering_low": np.nan}, {"resolution": np.inf}, {"resolution": np.nan}, {"beaten": 1})
-    for change in (*worse, {"scale_shift": 0.5}, {"scale_shift": np.nan}):
+    for change in (*worse, {"scale_shift_high": 0.5}, {"scale_shift_high": np.nan}):
         assert verdict({**row, **change}) == neither
     assert verdict({**row, "applies": False}) == "does not apply"
     assert verdict({**row, "test": True}) == "neither: a test to pass, not a ranking"  # however well it orders
@@ -122,7 +133,7 @@ def test_images_and_models_are_resampled_together(monkeypatch):
     rng = np.random.default_rng(0)
     made = [torch.from_numpy(rng.normal([3, 2.5, 2, 1, 0.5, 0], size=(9, 6)) + shift) for shift in (0.0, 0.3, 0.1)]
     waiting = iter(made)
-    monkeypatch.setattr(judging, "known_scores", lambda entry, model, maps, *_: next(waiting) if len(maps) == 6 else made[0][:, :2])
+    monkeypatch.setattr(judging, "known_scores", lambda entry, model, maps, *_: next(waiting) if len(maps) == 6 else made[0][:, :1])
     (row,) = judge([Reading("idsds", truth="gradient")], images=9).to_dict("records")
 
     def shift(kept):
@@ -163,6 +174,12 @@ def test_known_curves_begin_at_the_untouched_images_and_make_the_areas():
         wanted = [score(curve, curves[kind][-1], shares) for curve in curves[kind]]
         torch.testing.assert_close(areas, torch.stack(wanted)[None])
         assert areas[0, -1] == 0, "noise alone is the control"
+
+
+def test_retrainings_see_the_same_images_for_a_map_of_another_scale(table):
+    maps = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pixel_ranks(maps, ["a", "b"]), pixel_ranks(3 * maps, ["a", "b"]))
+    assert (table.loc[["roar", "kar"], "scale_shift"] == 0).all()
 
 
 def test_what_is_left_tells_the_class():

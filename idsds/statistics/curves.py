@@ -136,10 +136,11 @@ def mask_finding(records: pd.DataFrame, control: str = "Random", confidence: flo
         confidence: of the intervals, each on its own; 1 less it is the level of the tests.
     """
     curves = retraining_curves(records, confidence)
+    tests = int(curves["p"].notna().sum())
     told = [
         sentence
         for _, part in curves.groupby("model", sort=False)
-        for sentence in (_repeats(part, confidence), _leakage(part, control, confidence))
+        for sentence in (_repeats(part, confidence), _leakage(part, control, confidence, tests))
     ]
     return " ".join(told)
 
@@ -161,8 +162,8 @@ def _repeats(curves: pd.DataFrame, confidence: float) -> str:
     )
 
 
-def _leakage(curves: pd.DataFrame, control: str, confidence: float) -> str:
-    """What nets learn from masks alone, for one model."""
+def _leakage(curves: pd.DataFrame, control: str, confidence: float, tests: int) -> str:
+    """What nets learn from masks alone, for one model; ``tests`` were corrected for."""
     masks, first = curves[curves["kind"] == MASK], curves.iloc[0]
     if masks.empty:
         return f"Whether the places of the replaced pixels tell the class of {first['model']}'s images was {UNTESTED}."
@@ -179,7 +180,7 @@ def _leakage(curves: pd.DataFrame, control: str, confidence: float) -> str:
     return (
         f"Nets that see nothing but which pixels are replaced are right, at the share that tells most, on "
         f"[{_over_images(first, confidence)}; chance is at most {first['chance']:.3f}]: {', '.join(each)}. "
-        f"By exact binomial tests with Holm's correction for {len(masks)} masks, the places of the replaced pixels tell the class for: "
+        f"By exact binomial tests with Holm's correction for {tests} masks, the places of the replaced pixels tell the class for: "
         f"{_listed(telling)}; this is not found for: {_listed(silent)}.{warning}"
     )
 
@@ -203,11 +204,9 @@ def _above_chance(share: float, count: int, chance: float) -> float:
 
 
 def _differs_from_0(areas: np.ndarray) -> float:
-    """Two-sided p of the t test over seeds; NaN for one seed, and without any spread 0, or 1 where all are 0."""
-    if len(areas) < 2:
+    """Two-sided p of the t test over seeds; NaN for one seed, and where a few agree but for rounding, which is no certainty."""
+    if len(areas) < 2 or np.ptp(areas) < 1e-12:
         return math.nan
-    if np.ptp(areas) < 1e-12:  # but for rounding
-        return float(abs(areas[0]) < 1e-12)
     return float(stats.ttest_1samp(areas, 0).pvalue)
 
 

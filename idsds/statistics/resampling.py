@@ -16,6 +16,8 @@ Ends = tuple[np.ndarray, np.ndarray]
 CHUNK = 1_000_000
 #: The acceleration needs a leave-one-out value per image; beyond this many images they are left out in groups.
 JACKKNIFE_GROUPS = 2_000
+#: Among fewer units than these, a spread of 0 says nothing of the next one.
+FEW = 10
 
 
 def rng_for(seed: int, *key: object) -> np.random.Generator:
@@ -128,7 +130,8 @@ def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, conf
         confidence: such as 0.95.
 
     Returns:
-        The ends; NaN for fewer than two units, or where the statistic is undefined.
+        The ends; NaN for fewer than two units, where the statistic is undefined, and where fewer than :data:`FEW` units leave it without
+        any spread, which is no certainty.
     """
     check_options(confidence)
     n = len(values)
@@ -136,6 +139,8 @@ def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, conf
         return np.nan, np.nan
     left_out = np.array([statistic(np.delete(values, unit, axis=0)) for unit in range(n)])
     error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    if n < FEW and error < 1e-12:
+        return np.nan, np.nan
     half = stdtrit(n - 1, (1 + confidence) / 2) * error
     observed = statistic(values)
     return float(observed - half), float(observed + half)

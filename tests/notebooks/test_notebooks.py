@@ -86,7 +86,8 @@ def test_it_is_complete(path):
     assert path.stem in SETTINGS, "add it to SETTINGS, so that its params are tested"
     stems = stems_of(path, "mnist5k")
     assert stems
-    assert sorted(stems) == sorted(stems_of(path, "imagenet"))
+    for profile in ("imagenet", "imagenette", "fashion_mnist"):
+        assert sorted(stems) == sorted(stems_of(path, profile)), profile
     for stem in stems:
         for kind in ("png", "pdf", "csv", "md"):
             assert (ROOT / "figures" / "mnist5k" / f"{stem}.{kind}").is_file()

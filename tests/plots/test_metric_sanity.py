@@ -21,9 +21,10 @@ def judged():
         "maps": 1,
         "beaten": 0,
     }
-    row |= {"units": 64, "pairs": 8, "undefined_on_nets": 0.0, "ordering_low": 0.4, "ordering_high": 0.6}
+    row |= {f"pairs_{name}": 8 for name in ("random", "edges", "center")} | {"undefined_on_nets": 0.0, "confounded_on_nets": np.nan}
+    row |= {"units": 64, "ordering_low": 0.4, "ordering_high": 0.6}
     none = dict.fromkeys(PROPERTIES, np.nan) | {"label": "no_map", "applies": False, "verdict": VERDICTS[4]}
-    worst = row | {"label": "infidelity, noise first", "resolution": np.nan, "ordering": -0.9, "control_shift": np.nan}
+    worst = row | {"label": "roar", "resolution": np.nan, "ordering": -0.9, "control_shift": np.nan}
     return pd.DataFrame([row, worst | {"verdict": VERDICTS[2], "ordering_low": np.nan, "units": 6}, none])
 
 
@@ -41,7 +42,7 @@ def test_it_prints_every_number_interval_and_verdict():
     assert cells[(names.index("control_shift"), 1)] == ["-"]
     assert all(cells[(x, 2)] == ["-"] for x in range(len(PROPERTIES)))
     assert {"above_random", "above_edges", "above_center"} <= set(names), "all controls are drawn"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["idsds", "infidelity, noise first", "no map"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["idsds", "roar", "no map"]
     assert [t.get_text() for t in axes.texts if t.get_fontweight() == "bold"] == ["ranks; comparable", "neither", "n/a"]
     assert set(SHORT) == set(VERDICTS)
     # Darker is better, and what is written on it stays readable.
@@ -52,5 +53,6 @@ def test_it_prints_every_number_interval_and_verdict():
     assert not outside(figure, boxes)
     assert not overlaps(boxes)
     notes = " ".join(text.get_text() for text in figure.texts)
-    assert "64 images" in notes
-    assert "6 repetitions" in notes
+    assert "64 images (of retrainings 6 repetitions): the first eight columns" in notes
+    alone = " ".join(text.get_text() for text in plots.metric_sanity(judged().iloc[:1]).texts)
+    assert "Known truth, 64 images: the first eight columns" in alone

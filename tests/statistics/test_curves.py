@@ -45,12 +45,12 @@ def with_masks(table, **telling):
 
 
 def three_seeds(**losses):
-    """Both kinds, shares 0.1 and 0.9, three seeds: a method's accuracy lies this much below Random's, give or take 0.001."""
+    """Both kinds, shares 0.1 and 0.9, three seeds: a method's accuracy lies this much below Random's, give or take some 0.001."""
     rows = accuracies().query("method == 'Random' and seed == 0")
     parts = []
-    for method, loss in {"Random": 0.0, **losses}.items():
+    for number, (method, loss) in enumerate({"Random": 0.0, **losses}.items()):
         for seed, jitter in enumerate((-0.001, 0.0, 0.001)):
-            parts.append(rows.assign(method=method, seed=seed, accuracy=0.5 - (loss + jitter if method != "Random" else 0.0)))
+            parts.append(rows.assign(method=method, seed=seed, accuracy=0.5 - loss - number * jitter))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -125,12 +125,12 @@ def test_verdicts_are_corrected_for_all_comparisons():
 
 
 def test_areas_without_any_spread():
-    """No difference at all in any seed is no evidence; the same difference in every seed leaves no doubt."""
+    """That a few seeds agree to the last digit is no certainty about the next one."""
     areas = retraining_areas(three_seeds().assign(accuracy=0.5).pipe(lambda t: pd.concat([t, t.assign(method="Same")])))
-    assert areas["p"].tolist() == [1, 1]
+    assert areas["p"].isna().all()
     areas = retraining_areas(three_seeds().pipe(lambda t: pd.concat([t, t.assign(method="Less", accuracy=0.25)])))
-    assert areas["p"].tolist() == [0, 0]
-    assert areas["verdict"].tolist() == ["better", "worse"]
+    assert areas["p"].isna().all()
+    assert areas["verdict"].tolist() == ["undecided", "undecided"]
 
 
 def test_several_controls_and_each_pair_once():

@@ -21,3 +21,8 @@ def test_the_jackknife_covers_a_ratio_of_few_units():
     covered = np.mean([low < 0.5 < high for low, high in ends])
     assert 0.91 < covered < 0.985
     assert all(np.isnan(jackknife(np.mean, np.ones(1))))
+
+
+def test_a_few_units_that_agree_are_no_certainty():
+    assert all(np.isnan(jackknife(np.mean, np.ones(5))))
+    assert jackknife(np.mean, np.ones(64)) == (1, 1)

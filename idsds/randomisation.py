@@ -220,7 +220,7 @@ def verdicts(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 
     Args:
         records: from :func:`sanity_checks`.
         margin: of the similarity.
-        confidence: of the intervals (Student's t over images).
+        confidence: of the intervals (Student's t over images), each on its own: not corrected for their number.
 
     Returns:
         One row per model, check, similarity and method of :data:`CLAIMED`: ``difference``, ``low``, ``high``, ``count`` of the images
@@ -296,8 +296,8 @@ def sanity_findings(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     if len(claims):
         sentences.append(
             f"A method fails where its maps stay more alike than {REFERENCE}'s on the same images by over {MARGIN:g}, with the whole "
-            f"interval of the paired difference ({claims['interval'].iloc[0]}), and passes where the whole interval is below; {REFERENCE} "
-            "itself is compared with 0."
+            f"interval of the paired difference ({claims['interval'].iloc[0]}, each on its own), and passes where the whole interval is "
+            f"below; {REFERENCE} itself is compared with 0."
         )
     for (model, check, similarity), rows in claims.groupby(["model", "check", "similarity"], sort=False):
         sentences.append(f"{model}, {_what(check, 1.0, rows)}, {IN_WORDS[similarity]}: {', '.join(map(_judged, rows.itertuples()))}.")

@@ -14,14 +14,14 @@ from torch import nn
 
 from idsds import paths
 from idsds.addresses import code_digest
-from idsds.datasets import ImageDataset, ImageReadError
+from idsds.datasets import ImageDataset
 from idsds.launch import is_main
 from idsds.protocols.roar import MASK, Shown, mask_images, replace_pixels, replaced_pixels
 from idsds.ranks import PixelRanks
 from idsds.replacing import Fill, fill_colour, modified
 from idsds.settings import Device, Precision, chosen_device
 from idsds.stages import Machine, Stage
-from idsds.steps import loader_of
+from idsds.steps import predicted
 from idsds.store import digest, read_json, versions, write_json
 from idsds.training import fit
 
@@ -101,8 +101,8 @@ class Retraining:
             resume=resume,
         )
         model.to(chosen_device(device))
-        predicted = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers)
-        result = {"predicted": predicted, "train_accuracy": results[-1].train_accuracy}
+        classes = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)
+        result = {"predicted": classes, "train_accuracy": results[-1].train_accuracy}
         if is_main():
             facts = {"method": self.method, "kind": self.kind, "share": self.share, "seed": self.seed, "versions": versions()}
             write_json(self.path, {**result, **facts, "epochs": [asdict(epoch) for epoch in results]})
@@ -110,29 +110,14 @@ class Retraining:
         return result
 
 
-@torch.inference_mode()
-def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 0) -> Predictions:
+def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 0, precision: Precision = "32-true") -> Predictions:
     """The most probable class of every image, in the order of the data set; None for one that cannot be read.
 
-    Args:
-        model: returns logits (B, K), on the device that is to be used; is put into eval mode.
-        data: the images.
-        size: of a batch.
-        workers: loader processes.
-
-    Raises:
-        ImageReadError: where no image can be read.
+    See :func:`idsds.steps.predicted`.
     """
-    model.eval()
-    device = next(model.parameters()).device
-    found: dict[str, int] = {}
-    chosen = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
-    for images, targets, image_ids in loader_of(data, chosen, workers):
-        if len(targets):
-            found.update(zip(image_ids, model(images.to(device)).argmax(dim=1).tolist(), strict=True))
-    if not found:
-        raise ImageReadError(f"none of the {data.split} images of {data.name!r} could be read")
-    return [found.get(image_id) for image_id in data.image_ids]
+    found = predicted(model, data, size=size, workers=workers, precision=precision)
+    known = dict(zip(found["image_id"], found["prediction"].tolist(), strict=True))
+    return [known.get(image_id) for image_id in data.image_ids]
 
 
 def compared(predicted: Sequence[int | None], wanted: Sequence[int | None]) -> tuple[int, int]:

@@ -181,8 +181,8 @@ class _Planned:
                 net, wanted, data, seed=self.settings.explained_seed, target=self.settings.target, device=self.device, progress=progress
             )
         if not self.explained_path.is_file():
-            size = self.explained.recipe.batch_size
-            write_json(self.explained_path, predictions(net.to(self.device), self.data["test"], size, self.settings.workers))
+            size, net = self.explained.recipe.batch_size, net.to(self.device)
+            write_json(self.explained_path, predictions(net, self.data["test"], size, self.settings.workers))
 
     def predicted(self) -> Predictions:
         """The classes that the explained net gives the test images, in their order; after :meth:`explain`."""

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -17,7 +18,7 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from idsds.datasets.base import ImageReadError, collate
+from idsds.datasets.base import ImageDataset, ImageReadError, collate
 from idsds.interventions import baseline_images, delete_patches
 from idsds.models.base import Loss
 from idsds.randomness import generator
@@ -166,6 +167,39 @@ def accuracy(
     if not total:
         raise ImageReadError("none of the images could be read")
     return right / total, summed / total
+
+
+@torch.inference_mode()
+def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int = 0, precision: str = "32-true") -> pd.DataFrame:
+    """The most probable class of every image that can be read.
+
+    Args:
+        model: returns logits (B, K), on the device that is to be used; is put into eval mode.
+        data: the images.
+        size: of a batch.
+        workers: loader processes.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+
+    Returns:
+        One row per image, in the order of the data set: ``image_id``, ``target``, ``prediction``.
+
+    Raises:
+        ImageReadError: where no image can be read.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    chosen = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
+    parts = []
+    for images, targets, image_ids in loader_of(data, chosen, workers):
+        if not len(targets):
+            continue
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits = model(images.to(device))  # (B, K)
+        parts.append(pd.DataFrame({"image_id": image_ids, "target": targets.numpy(), "prediction": logits.argmax(dim=1).cpu().numpy()}))
+    if not parts:
+        raise ImageReadError(f"none of the {data.split} images of {data.name!r} could be read")
+    return pd.concat(parts, ignore_index=True)
 
 
 def delete(images: Tensor, patches: Tensor, image_ids: list[str], deletion: Deletion, seed: int = 0) -> Tensor:

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import pandas as pd
-import torch
 from pydantic import Field, PositiveInt, model_validator
 from tqdm import tqdm
 
 from idsds import paths
-from idsds.datasets import ImageDataset, ImageReadError, fingerprint
+from idsds.datasets import fingerprint
 from idsds.finetune import RECIPE, first
 from idsds.settings import DatasetName, Device, ModelName, NotebookSettings, Precision, check_output, check_unique, chosen_device
 from idsds.stages import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, rehearse_stage, trains_from_scratch
 from idsds.statistics.classification import EXCESS, classification_scores
-from idsds.steps import loader_of
+from idsds.steps import predicted
 from idsds.store import atomic, digest, read_json, read_table, write_table
 
 Positive = Annotated[float, Field(gt=0)]
@@ -213,28 +212,10 @@ def _predictions(member: Member, settings: ModelsSettings, images: int | None) -
     path = paths.cache() / "predictions" / f"{member.stage.model}-{address}.parquet"
     if not path.is_file() or member.stage.missing:
         model = obtain(member.stage, machine=settings.machine, progress=False)
-        write_table(path, predict(model, test, settings), {"checkpoint": member.stage.path.name})
+        model.to(chosen_device(settings.device))
+        table = predicted(model, test, size=settings.batch_size or 64, workers=settings.workers, precision=settings.precision)
+        write_table(path, table, {"checkpoint": member.stage.path.name})
     return read_table(path)[0]
-
-
-@torch.inference_mode()
-def predict(model: torch.nn.Module, test: ImageDataset, settings: ModelsSettings) -> pd.DataFrame:
-    """The most probable class of each image that can be read: ``image_id``, ``target``, ``prediction``."""
-    device = chosen_device(settings.device)
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settings.precision)
-    model.to(device)
-    size = settings.batch_size or 64
-    chosen = [range(start, min(start + size, len(test))) for start in range(0, len(test), size)]
-    parts = []
-    for images, targets, image_ids in loader_of(test, chosen, settings.workers):
-        if not len(targets):
-            continue
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(images.to(device))  # (B, K)
-        parts.append(pd.DataFrame({"image_id": image_ids, "target": targets.numpy(), "prediction": logits.argmax(dim=1).cpu().numpy()}))
-    if not parts:
-        raise ImageReadError(f"none of the test images of {test.name!r} could be read")
-    return pd.concat(parts, ignore_index=True)
 
 
 def findings(table: pd.DataFrame) -> list[str]:

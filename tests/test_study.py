@@ -103,7 +103,7 @@ def test_from_settings_to_the_table(home, monkeypatch):
         raise AssertionError("it is cached")
 
     monkeypatch.setattr(stages, "_run", never)
-    monkeypatch.setattr("idsds.study.predict", never)
+    monkeypatch.setattr("idsds.study.predicted", never)
     assert train_fractions(asked, progress=False).equals(table)
 
     said = findings(table)

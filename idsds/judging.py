@@ -114,6 +114,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
     "roar": (Reading("roar", note=BY_RANKS),),
     "kar": (Reading("kar", note=BY_RANKS),),
 }
+RESOLVES = 1.0  # a protocol that can rank sees noise of less spread than the importances have
 RANKS, SHIFTS = 0.5, 0.5  # least ordering of a protocol that can rank; most that a change that says nothing of a map may shift its score
 VERDICTS = (
     "ranks methods on one model, comparable between models",
@@ -142,18 +143,18 @@ def verdict(row: Mapping[str, Any]) -> str:
     """One of :data:`VERDICTS`, from a row of :func:`judge`'s table.
 
     A protocol ranks where the better map gets the better score (the interval of ``ordering`` is above 0.5), its mean tells the exact map
-    from it with some noise (``resolution`` finite) and puts no noisier map clearly above it (``beaten`` 0), and the scale of a map, which
-    is each method's own, moves a score by less than half of what replacing the exact map by noise does (the interval of ``scale_shift`` is
-    below 0.5). It is comparable between models where, moreover, changing the model moves a score by less than that (the interval of
-    ``model_shift`` is below 0.5; that of ``control_shift`` too, where trained nets were asked). What an interval leaves open is not
-    claimed. Shifts between models are ranges, which chance can only widen: that makes "comparable" the harder to claim. A test to pass is
-    neither, whatever order it finds.
+    from it with less noise than signal (``resolution`` below 1) and puts no noisier map clearly above it (``beaten`` 0), and the scale of
+    a map, which is each method's own, moves a score by less than half of what replacing the exact map by noise does (the interval of
+    ``scale_shift`` is below 0.5). It is comparable between models where, moreover, changing the model moves a score by less than that (the
+    interval of ``model_shift`` is below 0.5; that of ``control_shift`` too, where trained nets were asked). What an interval leaves open is
+    not claimed. Shifts between models are ranges, which chance can only widen: that makes "comparable" the harder to claim. A test to pass
+    is neither, whatever order it finds.
     """
     if not row["applies"]:
         return VERDICTS[4]
     if row["test"]:
         return VERDICTS[3]
-    right = row["ordering_low"] > RANKS and row["resolution"] < torch.inf and row["beaten"] == 0
+    right = row["ordering_low"] > RANKS and row["resolution"] < RESOLVES and row["beaten"] == 0
     if not (right and row["scale_shift_high"] < SHIFTS):
         return VERDICTS[2]
     asked = not np.isnan(row.get("control_shift", np.nan))

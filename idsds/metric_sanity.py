@@ -237,9 +237,10 @@ def _plain(row: dict[str, Any]) -> str:
         said.append(f"it tells the exact map from it with {row['resolution']:g} noise")
     else:
         said.append("it does not tell the exact map from a noisy one")
+    moved = _with_ends(row, "model_shift", ".0%")
+    said.append(f"another model that answers alike moves a score by {moved} of what replacing the exact map by noise does")
     if row["scale_shift"] > 1e-6:
-        said.append(f"a map times three moves its score by {row['scale_shift']:.0%} of what replacing the exact map by noise does")
-    said.append(f"another model that answers alike, by {_with_ends(row, 'model_shift', '.0%')}")
+        said.append(f"three times the map moves its score by {_with_ends(row, 'scale_shift', '.0%')} of that distance")
     if not np.isnan(row["control_shift"]):
         said.append(f"between trained nets, Random moves by {_with_ends(row, 'control_shift', '.0%')} of its distance to the best method")
     counts = []

@@ -113,7 +113,14 @@ def test_verdicts_follow_from_the_row():
         assert verdict({**nets, **worse}) == ranks
     for worse in ({"model_shift_high": 0.5}, {"model_shift_high": np.nan}):
         assert verdict({**row, **worse}) == ranks
-    worse = ({"ordering_low": 0.5}, {"ordering_low": np.nan}, {"resolution": np.inf}, {"resolution": np.nan}, {"beaten": 1})
+    worse = (
+        {"ordering_low": 0.5},
+        {"ordering_low": np.nan},
+        {"resolution": 1.0},
+        {"resolution": np.inf},
+        {"resolution": np.nan},
+        {"beaten": 1},
+    )
     for change in (*worse, {"scale_shift_high": 0.5}, {"scale_shift_high": np.nan}):
         assert verdict({**row, **change}) == neither
     assert verdict({**row, "applies": False}) == "does not apply"

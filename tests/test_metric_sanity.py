@@ -152,14 +152,15 @@ def test_a_small_run_judges_known_maps_and_nets(tmp_path):
 def test_verdicts_in_words():
     table = judged()
     rows = {"protocol": ["idsds", "infidelity", "idsds"], "note": ["", "reads maps as gradients", "no map"]}
-    ends = {f"{name}_{end}": np.nan for name in ("exact_first", "model_shift", "control_shift") for end in ("low", "high")}
+    ends = {f"{name}_{end}": np.nan for name in ("exact_first", "model_shift", "scale_shift", "control_shift") for end in ("low", "high")}
     table = table.assign(**rows, **ends)
     first, second, third = plain_verdicts(table)
     assert first.startswith(f"idsds: {VERDICTS[0]}. On known truth it orders maps by their noise to +0.50 [+0.40, +0.60]")
     assert "exact map first for 50% of 64 images; it tells the exact map from it with 0.5 noise" in first
     counts = ", ".join(f"4 of 8 score clearly above {control}" for control in CONTROLS)
     assert f"of the pairs of method and net, {counts}" in first
-    assert "a map times three moves its score by 50%" in first
+    assert "another model that answers alike moves a score by 50% of what replacing the exact map by noise does" in first
+    assert "three times the map moves its score by 50% of that distance" in first
     assert "does not tell the exact map" in second
     assert second.endswith(". It reads maps as gradients.")
     assert third == "no map: does not apply (no map)."

@@ -20,7 +20,13 @@ PER_CENT = "{:.0%}".format
 
 def _no_zero(form: str) -> Text:
     """Numbers of little width: .25 and not 0.25."""
-    return lambda value: format(value, form).replace("0.", ".", 1) if abs(value) < 1 else format(value, form)
+
+    def text(value: float) -> str:
+        if abs(value) >= 10:
+            return f"{value:.0f}"
+        return format(value, form).replace("0.", ".", 1) if abs(value) < 1 else format(value, form)
+
+    return text
 
 
 # column: (heading with its better direction, how a value is printed, its goodness in [0, 1])
@@ -79,7 +85,7 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
                 ends = _ends(record, name, text)
                 size = 6 if len(text(value)) < 6 else 4.6
                 axes.text(x, y - (0.14 if ends else 0), text(value), ha="center", va="center", fontsize=size, color=colour)
-                axes.text(x, y + 0.24, ends, ha="center", va="center", fontsize=3.9, color=colour)
+                axes.text(x, y + 0.24, ends, ha="center", va="center", fontsize=3.7, color=colour)
         axes.imshow(goodness, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(PROPERTIES)), [heading for heading, _, _ in PROPERTIES.values()], rotation=50, ha="left", fontsize=5.8)
         axes.tick_params(axis="both", length=0, labeltop=True, labelbottom=False)
@@ -104,7 +110,9 @@ def known(record: dict[str, Any], name: str, value: float) -> bool:
 def _ends(record: dict[str, Any], name: str, text: Text) -> str:
     """The interval beside a value, where it has one that says more than the value."""
     low, high = record.get(f"{name}_low", np.nan), record.get(f"{name}_high", np.nan)
-    return f"{text(low)} to {text(high)}" if np.isfinite(low) and np.isfinite(high) else ""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return ""
+    return f"{text(low)} to {text(high)}".replace("+", "").replace("%", "", 1)
 
 
 def _name(label: str) -> str:

@@ -98,7 +98,7 @@ def planned_idsds(given):
 
 
 def planned_infidelity(given):
-    """The notebook explains one image, and has no plan of its own: that its settings hold, and its nets and methods can be had."""
+    """That its settings hold, and its nets and methods can be had; its own plan is tested in test_infidelity_steps.py."""
     settings = InfidelityStepsSettings(**{name: value for name, value in given.items() if name != "images"})
     names = {"methods": settings.methods, "dataset": settings.dataset, "checkpoints": settings.checkpoints}
     return evaluate([settings.model], **names, protocol="infidelity", images=settings.image + 1, dry_run=True)

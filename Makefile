@@ -28,7 +28,7 @@ rank: setup ## rank attribution methods on embedded data: the main job
 	$(call run,rank_methods)
 
 reproduce: setup ## run every notebook of PROFILE (mnist5k), what is there is reused
-	$(BIN)/python -m idsds.reproduce $(PROFILE)
+	$(BIN)/python -m idsds reproduce $(PROFILE)
 
 test: setup lint ## check the style, run the tests and every notebook
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
@@ -45,7 +45,7 @@ lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 readme: setup ## write the findings of figures/mnist5k into README.md
-	$(BIN)/python -m idsds.findings
+	$(BIN)/python -m idsds.studies.rank_methods
 
 clean: ## remove the environment, the cache and the runs
 	rm -rf .venv cache runs

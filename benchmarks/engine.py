@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import idsds
-from idsds.batching import default_batch
+from idsds.common.batching import default_batch
 from idsds.methods import METHODS, create_method
 from idsds.methods.cam import cam_layer
 from idsds.models import create_model, frozen

@@ -21,7 +21,7 @@ MORE = [*FEW, "Gradient", "IxG abs", "Grad-CAM", "Layer-CAM", "Edges", "Center"]
 CODE = """
 import resource, sys
 import torch, idsds
-from idsds.models.checkpoints import save_checkpoint
+from idsds.models.weights import save_checkpoint
 folder, model, images, *methods = sys.argv[1:]
 torch.manual_seed(0)
 save_checkpoint(idsds.create_model(model), folder + "/weights.safetensors")

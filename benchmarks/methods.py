@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idsds.batching import default_batch, in_batches
+from idsds.common.batching import default_batch, in_batches
 from idsds.methods import METHODS, Method, create_method, list_methods
 from idsds.methods.cam import cam_layer
 from idsds.methods.transformer import is_transformer

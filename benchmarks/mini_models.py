@@ -10,12 +10,12 @@ import argparse
 
 from torch.utils.data import DataLoader
 
+from idsds.common.files import read_json
 from idsds.datasets import collate
 from idsds.models import list_models
-from idsds.settings import Deletion
-from idsds.stages import obtain, plan_training
-from idsds.steps import accuracy
-from idsds.store import read_json
+from idsds.training.checkpoints import obtain, plan_training
+from idsds.training.predict import accuracy
+from idsds.training.recipes import Deletion
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
 """Measure the attribution quality of vision models: IDSDS and its rivals, from records to figures."""
 
-from idsds.benchmark import evaluate
+from idsds.common.interventions import list_baselines
+from idsds.common.registry import UnknownNameError
+from idsds.common.settings import SettingsError
 from idsds.datasets import create_dataset, list_datasets, register_dataset
-from idsds.interventions import list_baselines
+from idsds.evaluation.evaluate import evaluate
+from idsds.evaluation.records import load_records
 from idsds.methods import as_method, create_method, list_methods, register_method
 from idsds.models import create_model, describe, list_models, register_model
 from idsds.protocols import list_protocols, register_protocol
 from idsds.protocols.incremental_deletion import incremental_deletion
 from idsds.protocols.single_deletion import SingleDeletionScore, deletion_drops, patch_sums, rank_correlation
-from idsds.records import load_records
-from idsds.registry import UnknownNameError
-from idsds.settings import SettingsError
 from idsds.statistics import (
     images_needed,
     kendalls_w,

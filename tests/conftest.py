@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory):
     import torch
 
     from idsds.models import create_model
-    from idsds.models.checkpoints import save_checkpoint
+    from idsds.models.weights import save_checkpoint
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

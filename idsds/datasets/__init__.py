@@ -1,6 +1,6 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded, folders, study, synthetic, vision
+from idsds.datasets import embedded, folders, synthetic, torchvision, xai_correlation
 from idsds.datasets.base import (
     DATASETS,
     AugmentedDataset,
@@ -38,8 +38,8 @@ __all__ = [
     "register_dataset",
     "select",
     "stratified_split",
-    "study",
     "synthetic",
-    "vision",
+    "torchvision",
     "write_manifest",
+    "xai_correlation",
 ]

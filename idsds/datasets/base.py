@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from idsds.models.base import Normalisation
-from idsds.randomness import generator as keyed_generator
-from idsds.registry import Registry, UnknownNameError
+from idsds.common.normalisation import Normalisation
+from idsds.common.randomness import generator as keyed_generator
+from idsds.common.registry import Registry, UnknownNameError
 
 OnError = Literal["raise", "skip"]
 ON_ERROR = ("raise", "skip")
@@ -287,3 +287,8 @@ def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Te
         return torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long), []
     images, targets, image_ids = zip(*kept, strict=True)
     return torch.stack(images), torch.tensor(targets), list(image_ids)
+
+
+def first(dataset: ImageDataset, images: int) -> ImageDataset:
+    """The first so many images of the fixed order, all of them where there are fewer."""
+    return dataset.subset(fixed_order(dataset.image_ids)[:images])

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idsds.common.normalisation import Normalisation
 from idsds.datasets.base import ImageDataset, register_dataset
 from idsds.datasets.images import TensorImages
 from idsds.datasets.splits import stratified_split
-from idsds.models.base import Normalisation
 
 
 @cache

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idsds import paths
+from idsds.common import paths
+from idsds.common.normalisation import IMAGENET, Normalisation
+from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
 from idsds.datasets.images import EXTENSIONS, FileImages
 from idsds.datasets.splits import TEST, VALIDATION, stratified_split, within_half
-from idsds.models.base import IMAGENET, Normalisation
-from idsds.registry import UnknownNameError
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 

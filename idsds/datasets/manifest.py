@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from idsds import paths
+from idsds.common import paths
 from idsds.datasets.base import ImageDataset, fixed_order
 
 COLUMNS = ["image_id", "target", "class"]

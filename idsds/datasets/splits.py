@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from idsds.common.randomness import generator
 from idsds.datasets.base import ImageDataset, hashed
-from idsds.randomness import generator
 
 # Share of each class in the validation and in the test split; the rest is for training.
 VALIDATION, TEST = 0.08, 0.10

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from idsds.common.normalisation import HALF, Normalisation
+from idsds.common.randomness import generator
+from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import ImageDataset, register_dataset
-from idsds.models.base import HALF, Normalisation
-from idsds.randomness import generator
-from idsds.registry import UnknownNameError
 
 GRID, PIXELS = 4, 8  # patches per side of an image, pixels per side of a patch
 CLASSES = ("rows", "columns", "checks", "narrow rows")

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from idsds.batching import default_batch, halving
+from idsds.common.batching import default_batch, halving
+from idsds.common.randomness import Draws
+from idsds.common.registry import Registry, UnknownNameError
 from idsds.models.base import describe, frozen
-from idsds.randomness import Draws
-from idsds.registry import Registry, UnknownNameError
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
 ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"

@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, XGradCAM
 
-from idsds.batching import in_batches
+from idsds.common.batching import in_batches
+from idsds.common.randomness import Draws
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Passes, register_method
 from idsds.methods.transformer import is_transformer, transformer_grad_cam
 from idsds.models.base import describe
-from idsds.randomness import Draws
-from idsds.registry import UnknownNameError
 
 EPSILON = 1e-8  # torchcam's, in the denominator of SG-CAM++
 EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}

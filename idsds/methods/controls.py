@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from idsds.common.randomness import Draws
 from idsds.methods.base import Passes, register_method
-from idsds.randomness import Draws
 
 
 @register_method("Random", family="control", passes=Passes(0), source="this package")

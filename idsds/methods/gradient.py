@@ -13,11 +13,11 @@ import torch
 from captum.attr import IntegratedGradients, Saliency
 from torch import Tensor, nn
 
-from idsds.batching import in_batches
+from idsds.common.batching import in_batches
+from idsds.common.randomness import Draws
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Passes, register_method
 from idsds.models.base import describe
-from idsds.randomness import Draws
-from idsds.registry import UnknownNameError
 
 STEPS = 50
 # The reference runs captum's NoiseTunnel with 4 samples and leaves the noise at its default, 1.0 in normalised units.

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from idsds.batching import in_batches
+from idsds.common.batching import in_batches
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Passes, register_method
 from idsds.methods.cam import activations_and_gradients, cam_layer, no_cam_layer, weighted
 from idsds.models.base import describe
-from idsds.registry import UnknownNameError
 
 OUT_OF_PLACE = {F.relu, torch.relu, Tensor.relu}
 IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from idsds.batching import ACCELERATOR_BYTES_PER_PIXEL, in_batches
+from idsds.common.batching import ACCELERATOR_BYTES_PER_PIXEL, in_batches
 from idsds.methods.base import Passes, register_method
 from idsds.models.bagnet import BagNet
 

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from idsds.batching import in_batches
+from idsds.common.batching import in_batches
 from idsds.methods.base import Passes, register_method
 from idsds.methods.transformer import attention_maps, check_start, drawn, no_relevance, rolled_out
 

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from idsds.common.randomness import Draws, generator
 from idsds.methods.base import Passes, register_method
 from idsds.methods.gradient import path_start
-from idsds.randomness import Draws, generator
 
 
 def interpolation(cells: int, pixels: int) -> Tensor:

@@ -19,7 +19,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from idsds.batching import in_batches
+from idsds.common.batching import in_batches
 from idsds.methods.base import Passes, register_method
 
 

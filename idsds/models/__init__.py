@@ -1,20 +1,9 @@
 """Models by family. Importing this package fills the registry."""
 
+from idsds.common.normalisation import HALF, IMAGENET, UNIT, Normalisation
 from idsds.models import bagnet, bcos, densenet, efficientnet, fixup, resnet, vgg, vit
-from idsds.models.base import (
-    HALF,
-    IMAGENET,
-    MODELS,
-    UNIT,
-    ModelEntry,
-    Normalisation,
-    create_model,
-    describe,
-    frozen,
-    list_models,
-    register_model,
-)
-from idsds.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from idsds.models.base import MODELS, ModelEntry, create_model, describe, frozen, list_models, register_model
+from idsds.models.weights import CheckpointError, load_checkpoint, save_checkpoint
 
 __all__ = [
     "HALF",

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idsds.models.base import IMAGENET, register_model
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 
 
 class Block(nn.Module):

@@ -20,32 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from idsds.registry import Registry, UnknownNameError
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Images in [0, 1] to the values a model takes: ``(images - mean) / std`` per channel."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """[0, 1] to normalised, (..., 3, H, W)."""
-        return (images - self._column(self.mean, images)) / self._column(self.std, images)
-
-    def invert(self, images: Tensor) -> Tensor:
-        """Normalised to [0, 1], (..., 3, H, W), for showing a picture."""
-        return images * self._column(self.std, images) + self._column(self.mean, images)
-
-    @staticmethod
-    def _column(values: tuple[float, float, float], images: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
-
-
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-UNIT = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+from idsds.common.normalisation import Normalisation
+from idsds.common.registry import Registry, UnknownNameError
 
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 
@@ -64,7 +40,7 @@ class ModelEntry:
         loss: ``cross_entropy``, or ``binary_cross_entropy`` on one-hot targets.
         num_classes: the default number of classes.
         input_size: pixels of a side at which it is used.
-        training: what this model's training from scratch changes of the recipe in :mod:`idsds.training`.
+        training: what this model's training from scratch changes of the recipe in :mod:`idsds.training.loop`.
         source: the paper.
     """
 
@@ -157,7 +133,7 @@ def create_model(name: str, num_classes: int | None = None, checkpoint: str | os
         model = entry.build(num_classes=entry.num_classes if num_classes is None else num_classes, **options)
     model.entry = entry  # type: ignore[assignment]
     if checkpoint is not None:
-        from idsds.models.checkpoints import load_checkpoint
+        from idsds.models.weights import load_checkpoint
 
         load_checkpoint(model, checkpoint)
     return model.eval()
@@ -186,4 +162,26 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterator[nn.Module]:
+    """A user's net on a device and in a layout; afterwards it has the very tensors, modes and devices that it came with.
+
+    The tensors that it came with are kept meanwhile: on the CPU its convolutions have their weights twice, on an accelerator the others
+    are where they were.
+    """
+    parameters = [(parameter, parameter.data) for parameter in net.parameters()]
+    gradients = [(parameter.grad, parameter.grad.data) for parameter in net.parameters() if parameter.grad is not None]
+    buffers = [(module, name, buffer) for module in net.modules() for name, buffer in module._buffers.items()]
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        yield net.to(device, memory_format=layout)  # type: ignore[call-overload]
+    finally:
+        for tensor, data in (*parameters, *gradients):
+            tensor.data = data
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
+        for module, mode in modes:
             module.training = mode

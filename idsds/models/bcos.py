@@ -26,7 +26,8 @@ from bcos.modules import BcosConv2d
 from bcos.modules.norms import BatchNormUncentered2d
 from torch import Tensor, nn
 
-from idsds.models.base import UNIT, register_model
+from idsds.common.normalisation import UNIT
+from idsds.models.base import register_model
 from idsds.models.pretrained import load_published
 
 SOURCE = "Böhle et al., TPAMI 2024"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.densenet import DenseNet
 
-from idsds.models.base import IMAGENET, register_model
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 from idsds.models.pretrained import from_torchvision
 
 SOURCE = "Huang et al., CVPR 2017"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 
-from idsds.models.base import IMAGENET, register_model
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 from idsds.models.pretrained import from_torchvision
 
 SOURCE = "Tan and Le, ICML 2019"

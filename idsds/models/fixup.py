@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from idsds.models.base import IMAGENET, register_model
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 
 FIXUP, X_DNN = "Zhang, Dauphin and Ma, ICLR 2019", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from idsds.models.base import IMAGENET, register_model
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 from idsds.models.pretrained import from_torchvision
 
 RESNET, WIDE_RESNET = "He et al., CVPR 2016", "Zagoruyko and Komodakis, BMVC 2016"

@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
-from idsds.models.base import IMAGENET, register_model
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 from idsds.models.pretrained import from_torchvision
 
 VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"

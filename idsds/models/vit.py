@@ -12,7 +12,8 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from idsds.models.base import HALF, register_model
+from idsds.common.normalisation import HALF
+from idsds.models.base import register_model
 
 SOURCE = "Dosovitskiy et al., ICLR 2021"
 # timm's tag of the file jx_vit_base_p16_224-80ecf9dd.pth, which the study's code names.

@@ -1,45 +1,45 @@
 """One function per figure. A plot draws a table; it never computes a score."""
 
-from idsds.plots.augmentation import augmentation_robustness
-from idsds.plots.comparing import comparing
-from idsds.plots.design import design
-from idsds.plots.explain import explain
-from idsds.plots.finetuning import finetuning
+from idsds.plots.accuracy_tradeoff import accuracy_tradeoff
+from idsds.plots.augmentation_robustness import augmentation_robustness
+from idsds.plots.compare_protocols import compare_protocols
+from idsds.plots.design_choice import design_choice
+from idsds.plots.finetune import finetune
 from idsds.plots.gallery import gallery
-from idsds.plots.hyperparameters import hyperparameters
-from idsds.plots.infidelity import infidelity_sensitivity
-from idsds.plots.infidelity_steps import infidelity_steps
+from idsds.plots.how_idsds_works import how_idsds_works
+from idsds.plots.how_infidelity_works import how_infidelity_works
+from idsds.plots.hyperparameter_sensitivity import hyperparameter_sensitivity
+from idsds.plots.infidelity_sensitivity import infidelity_sensitivity
 from idsds.plots.metric_sanity import metric_sanity
-from idsds.plots.ranking import ranking
+from idsds.plots.rank_methods import rank_methods
 from idsds.plots.roar import roar
-from idsds.plots.sanity import sanity
+from idsds.plots.sanity_checks import sanity_checks
 from idsds.plots.stability import stability
-from idsds.plots.study import train_fractions
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, look_of, save, style_of
-from idsds.plots.tradeoff import tradeoff
+from idsds.plots.train_fractions import train_fractions
 
 __all__ = [
     "COLUMNS",
     "STYLE",
     "STYLES",
     "Look",
+    "accuracy_tradeoff",
     "augmentation_robustness",
-    "comparing",
-    "design",
-    "explain",
-    "finetuning",
+    "compare_protocols",
+    "design_choice",
+    "finetune",
     "gallery",
-    "hyperparameters",
+    "how_idsds_works",
+    "how_infidelity_works",
+    "hyperparameter_sensitivity",
     "infidelity_sensitivity",
-    "infidelity_steps",
     "look_of",
     "metric_sanity",
-    "ranking",
+    "rank_methods",
     "roar",
-    "sanity",
+    "sanity_checks",
     "save",
     "stability",
     "style_of",
-    "tradeoff",
     "train_fractions",
 ]

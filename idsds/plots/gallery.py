@@ -14,20 +14,14 @@ import matplotlib.patheffects
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 from scipy.stats import rankdata
 
-from idsds.gallery import Example
-from idsds.plots.style import STYLE
+from idsds.plots.style import DIVERGING, STYLE, WITHIN
+from idsds.studies.gallery import Example
 
-# White in the middle; the two arms are equally dark at equal distance, and colour-blind readers can tell them apart.
-COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"]
-DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
-# Share of a map's pixels within the colour scale: a single pixel of a gradient may be a hundred times the others.
-WITHIN = 0.99
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue
 PAGE_HEIGHT = 10.0  # inches, most of a page
 CELL, GAP, MARGIN = 0.92, 0.07, 0.08  # inches: width of a picture, space between two, border
@@ -126,7 +120,7 @@ def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
     ranks of the patches, whose agreement is the score.
 
     Args:
-        examples: from :func:`idsds.gallery.explain`.
+        examples: from :func:`idsds.studies.gallery.explain`.
         across: most maps in a line; a model with more methods gets several lines per image.
 
     Returns:

@@ -64,7 +64,7 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
     """One row per reading of a protocol, one column per property; a white cell with a dash: does not apply, or is not known.
 
     Args:
-        table: from :func:`idsds.metric_sanity.measure`.
+        table: from :func:`idsds.studies.metric_sanity.study.measure`.
         columns: width of the figure, in columns of a paper.
     """
     rows = table.reset_index(drop=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.parallel import spread as spread_out
+from idsds.plots.parallel_axes import spread as spread_out
 from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of
 
 _NAMES = {
@@ -27,8 +27,8 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
     """Mean IDSDS of every method, a panel for each thing that is varied, with Kendall's tau to the reference above.
 
     Args:
-        table: from :func:`idsds.stability.means`.
-        agreed: from :func:`idsds.stability.agreement`.
+        table: from :func:`idsds.studies.stability.means`.
+        agreed: from :func:`idsds.studies.stability.agreement`.
         families: family of each method, for its marker.
         columns: width of the figure, in columns of a paper.
     """

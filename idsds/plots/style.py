@@ -14,12 +14,12 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from idsds.common.files import atomic
 from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE, TENFOLD, TRANSFORMS
-from idsds.store import atomic
 
 # Width in inches of one and of two columns of a paper.
 COLUMNS = {1: 3.5, 2: 7.2}
@@ -248,3 +248,14 @@ def save(
             partial.write_text("\n".join(line.strip() for line in lines) + "\n")
         written.append(stem.with_name(f"{stem.name}.md"))
     return written
+
+
+# White in the middle; the two arms are equally dark at equal distance, and colour-blind readers can tell them apart.
+COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"]
+
+
+DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
+
+
+# Share of a map's pixels within the colour scale: a single pixel of a gradient may be a hundred times the others.
+WITHIN = 0.99

@@ -1,7 +1,6 @@
 """Protocols, one file each. Importing this package fills the registry."""
 
 from idsds.protocols import (
-    ground_truth,
     hyperparameters,
     incremental_deletion,
     infidelity,
@@ -18,7 +17,6 @@ __all__ = [
     "Batch",
     "MeanOverImages",
     "ProtocolEntry",
-    "ground_truth",
     "hyperparameters",
     "incremental_deletion",
     "infidelity",

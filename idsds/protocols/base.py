@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from idsds.common.normalisation import Normalisation
+from idsds.common.registry import Registry, UnknownNameError
 from idsds.methods.base import Method, Passes, shared_passes
-from idsds.models.base import Normalisation, describe
-from idsds.registry import Registry, UnknownNameError
+from idsds.models.base import describe
 
 Level = Literal["image", "data set"]
 

@@ -1,7 +1,7 @@
 """Sensitivity to hyperparameters: how far a method's map depends on settings that its paper leaves to the user.
 
 One hyperparameter is varied at a time while the others stay as they are; the maps of one image under all its values are compared pair by
-pair. Compare with what the same change does to a score: :mod:`idsds.sensitivity` runs IDSDS over the same settings.
+pair. Compare with what the same change does to a score: :mod:`idsds.studies.hyperparameter_sensitivity` runs IDSDS over the same settings.
 
 Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to Hyperparameters", CVPR 2020 (arXiv 2003.08754).
 """
@@ -18,11 +18,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.cam import cam_layer
 from idsds.protocols.base import Batch, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
-from idsds.registry import UnknownNameError
 
 Values = Sequence[Any]
 #: What is tried for each hyperparameter, whatever the method; ``layer`` depends on the model, see :func:`cam_layers`.

@@ -16,14 +16,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from idsds.batching import default_batch, halving, in_batches
-from idsds.interventions import BASELINES, baseline_images, patch_size
+from idsds.common.batching import default_batch, halving, in_batches
+from idsds.common.interventions import BASELINES, baseline_images, patch_size
+from idsds.common.randomness import content_ids
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
 from idsds.protocols.single_deletion import Quantity, patch_sums
-from idsds.randomness import content_ids
-from idsds.registry import UnknownNameError
 
 Order = Literal["ascending", "descending"]
 Mode = Literal["deletion", "insertion"]

@@ -18,12 +18,12 @@ from captum.metrics import infidelity as captum_infidelity
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
-from idsds.batching import default_batch, in_batches
+from idsds.common.batching import default_batch, in_batches
+from idsds.common.randomness import Draws
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
-from idsds.randomness import Draws
-from idsds.registry import UnknownNameError
 
 Perturbation = Literal["gaussian", "square"]
 

@@ -5,7 +5,8 @@ validation and the test split, KAR the least important share; then a fresh net i
 are modified alike, a drop of the accuracy means that information has gone, not that the net meets images that it has never seen. A method
 that finds the information makes the accuracy fall faster than random ranks do (ROAR), or keeps it up for longer (KAR).
 
-The score is the area between the two curves. It belongs to a method on a data set, not to an image: :func:`idsds.retraining.roar` does the
+The score is the area between the two curves. It belongs to a method on a data set, not to an image:
+:func:`idsds.studies.roar.study.roar` does the
 training. What is *replaced*, by its position alone, may tell the class as well (a digit whose strokes are painted grey is still a digit):
 neither protocol can see that, and the accuracy then stays up although the pixels have gone. What can see it is a net that is retrained on
 nothing but the places (:func:`mask_images`).
@@ -21,9 +22,9 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from idsds.common.randomness import generator
+from idsds.common.registry import UnknownNameError
 from idsds.protocols.base import register_protocol
-from idsds.randomness import generator
-from idsds.registry import UnknownNameError
 
 Kind = Literal["remove", "keep"]
 KINDS = get_args(Kind)
@@ -31,7 +32,7 @@ KINDS = get_args(Kind)
 Shown = Literal["remove", "keep", "mask"]
 MASK: Final = "mask"
 SOURCE = "Hooker et al., NeurIPS 2019 (arXiv 1806.10758)"
-CALL = "idsds.retraining.roar(RoarSettings(...)), or run notebooks/roar.ipynb"
+CALL = "idsds.studies.roar.study.roar(RoarSettings(...)), or run notebooks/roar.ipynb"
 
 
 def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Tensor:

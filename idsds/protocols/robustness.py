@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from idsds.batching import default_batch, in_batches
+from idsds.common.batching import default_batch, in_batches
+from idsds.common.normalisation import Normalisation
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
-from idsds.models.base import Normalisation, frozen
+from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
-from idsds.registry import UnknownNameError
 
 # In normalised units. An image that moves by less than this anywhere is the same image: any deterministic map would be robust to that.
 CHANGED = 1e-3

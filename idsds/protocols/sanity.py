@@ -17,12 +17,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from idsds.common.randomness import generator
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, check_count, on_model, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
-from idsds.randomness import generator
-from idsds.registry import UnknownNameError
 
 Mode = Literal["cascading", "independent"]
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

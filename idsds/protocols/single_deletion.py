@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from idsds.batching import default_batch, halving, in_batches
-from idsds.interventions import all_deletions, baseline_images, patch_size
+from idsds.common.batching import default_batch, halving, in_batches
+from idsds.common.interventions import all_deletions, baseline_images, patch_size
+from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, check_batch, shared_maps
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, register_protocol
-from idsds.registry import UnknownNameError
 
 Quantity = Literal["logit", "probability"]
 

@@ -5,11 +5,11 @@ says in its ``interval`` column what it covers: images alone, or training seeds 
 """
 
 from idsds.statistics.agreement import kendalls_w, krippendorffs_alpha
-from idsds.statistics.curves import mask_finding, retraining_areas, retraining_curves, retraining_findings
+from idsds.statistics.intervals import covers_seeds, seed_interval
 from idsds.statistics.means import nested_bootstrap, null_band, rank
 from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
 from idsds.statistics.rankings import rank_agreement, rank_each
-from idsds.statistics.seeds import covers_seeds, seed_interval
+from idsds.studies.roar.curves import mask_finding, retraining_areas, retraining_curves, retraining_findings
 
 __all__ = [
     "covers_seeds",

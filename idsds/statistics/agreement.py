@@ -9,8 +9,8 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import rankdata
 
-from idsds.statistics.resampling import Statistic, bca, check_options, covers, rng_for
-from idsds.statistics.tables import ScoreTable, score_table
+from idsds.statistics.intervals import Statistic, bca, check_options, covers, rng_for
+from idsds.statistics.scores import ScoreTable, score_table
 
 #: From the ranks (images, methods): what is to be summed over images, and the coefficient as a function of the sums.
 Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]

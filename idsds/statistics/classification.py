@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idsds.statistics.resampling import check_options, rng_for
+from idsds.statistics.intervals import check_options, rng_for
 
 #: The measures, in the order of the columns.
 QUALITIES = ("accuracy", "macro_f1", "weighted_precision")

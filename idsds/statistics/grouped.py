@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from idsds.statistics.resampling import check_options
-from idsds.statistics.seeds import seed_interval
+from idsds.statistics.intervals import check_options, seed_interval
 
 #: Fewer groups have no interval: of two, Student's t would say next to nothing.
 FEWEST = 3

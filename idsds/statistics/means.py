@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from idsds.statistics.resampling import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
-from idsds.statistics.tables import ScoreTable, score_table
+from idsds.statistics.intervals import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
+from idsds.statistics.scores import ScoreTable, score_table
 
 
 def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -114,7 +114,7 @@ def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resa
     Args:
         scores: (rows, columns).
         image: (rows,), ascending, the image of each row.
-        confidence, resamples, rng: as for :func:`idsds.statistics.resampling.bca`.
+        confidence, resamples, rng: as for :func:`idsds.statistics.intervals.bca`.
 
     Returns:
         Low and high, each (columns,); NaN for fewer than two images with a finite score.

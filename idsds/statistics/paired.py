@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from idsds.statistics.intervals import CHUNK, check_options, covers, rng_for
 from idsds.statistics.means import mean_interval, per_image, rank
-from idsds.statistics.resampling import CHUNK, check_options, covers, rng_for
-from idsds.statistics.tables import ScoreTable, known, one_of, score_table
+from idsds.statistics.scores import ScoreTable, known, one_of, score_table
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")

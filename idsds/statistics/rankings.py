@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from idsds.statistics.intervals import check_options, percentile_ends, rng_for, weights
 from idsds.statistics.means import rank
-from idsds.statistics.resampling import check_options, percentile_ends, rng_for, weights
 
 
 def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:

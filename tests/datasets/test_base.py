@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
+from idsds.common.normalisation import HALF, UNIT
+from idsds.common.registry import UnknownNameError
 from idsds.datasets import (
     DATASETS,
     ImageDataset,
@@ -21,8 +23,6 @@ from idsds.datasets import (
     stratified_split,
     write_manifest,
 )
-from idsds.models.base import HALF, UNIT
-from idsds.registry import UnknownNameError
 
 EMBEDDED = [name for name in list_datasets() if DATASETS[name].embedded]
 

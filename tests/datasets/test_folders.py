@@ -5,11 +5,11 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from idsds.common.normalisation import UNIT
+from idsds.common.registry import UnknownNameError
 from idsds.datasets import ImageReadError, collate, create_dataset, list_datasets
 from idsds.datasets.base import DATASETS
 from idsds.datasets.folders import imagenet_classes
-from idsds.models.base import UNIT
-from idsds.registry import UnknownNameError
 
 from .conftest import write_classes, write_image
 
@@ -179,7 +179,7 @@ def test_an_empty_training_class_is_named(photos):
 @pytest.mark.parametrize("name", ON_DISK)
 def test_missing_data_says_where_to_put_what(tmp_path, monkeypatch, name):
     monkeypatch.setenv("IDSDS_DATA", str(tmp_path / "nowhere"))
-    monkeypatch.setattr("idsds.datasets.vision.FASHION_PACKAGE", str(tmp_path / "no package"))
+    monkeypatch.setattr("idsds.datasets.torchvision.FASHION_PACKAGE", str(tmp_path / "no package"))
     with pytest.raises(FileNotFoundError, match=rf"'{name}'.*nowhere/{name}.*Nothing is downloaded"):
         create_dataset(name)
     (tmp_path / "empty").mkdir()

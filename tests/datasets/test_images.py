@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from idsds.common.randomness import generator
 from idsds.datasets.base import ImageReadError
 from idsds.datasets.images import FileImages, TensorImages, evaluation_crop, read_rgb
-from idsds.randomness import generator
 
 from .conftest import write_image
 

@@ -9,8 +9,8 @@ import torchcam.methods
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from idsds.common.registry import UnknownNameError
 from idsds.methods import create_method, list_methods
-from idsds.registry import UnknownNameError
 from tests.methods.nets import ConvNet, images_of, seeded
 
 IMAGES, TARGETS = images_of(3, 8, 12), torch.tensor([0, 3, 1])

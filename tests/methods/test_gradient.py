@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from idsds.common.registry import UnknownNameError
 from idsds.methods import create_method
-from idsds.registry import UnknownNameError
 from tests.methods.nets import ConvNet, Linear, images_of, seeded
 
 IMAGES, TARGETS, IDS = images_of(3, 6, 4), torch.tensor([0, 2, 1]), ["a", "b", "c"]

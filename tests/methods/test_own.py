@@ -8,8 +8,8 @@ import torch
 import torchcam.methods
 from torch import Tensor, nn
 
+from idsds.common.registry import UnknownNameError
 from idsds.methods import METHODS, Method, as_method, create_method, list_methods, register_method, shared_maps, shared_passes
-from idsds.registry import UnknownNameError
 from tests.methods.nets import ConvNet, images_of, seeded
 
 IMAGES, TARGETS, IDS = images_of(5, 8, 12), torch.tensor([0, 3, 1, 1, 2]), ["a", "b", "c", "d", "e"]

@@ -9,10 +9,10 @@ import torch
 import torchvision
 from torch import nn
 
+from idsds.common.registry import UnknownNameError
 from idsds.models import HALF, IMAGENET, UNIT, create_model, describe, frozen, list_models, save_checkpoint
 from idsds.models.base import MODELS, register_model
 from idsds.models.bcos import BcosResNet
-from idsds.registry import UnknownNameError
 from tests.models.golden import filled
 
 MINI = [name for name in list_models() if name.startswith("mini_")]

@@ -11,27 +11,21 @@ import torch
 import yaml
 from PIL import Image
 
-from idsds import (
-    augmentation,
-    comparing,
-    create_dataset,
-    create_model,
-    deletion_drops,
-    designs,
-    evaluate,
-    finetune,
-    load_records,
-    metric_sanity,
-    randomisation,
-    retraining,
-    sensitivity,
-    stability,
-    tradeoff,
-)
+from idsds import create_dataset, create_model, deletion_drops, evaluate, load_records
+from idsds.common.settings import SettingsError
 from idsds.datasets import fixed_order
-from idsds.infidelity_steps import InfidelityStepsSettings
-from idsds.settings import RankingSettings, SettingsError
-from idsds.walkthrough import WalkthroughSettings
+from idsds.studies import accuracy_tradeoff as tradeoff
+from idsds.studies import augmentation_robustness as augmentation
+from idsds.studies import compare_protocols as comparing
+from idsds.studies import design_choice as designs
+from idsds.studies import finetune, stability
+from idsds.studies import hyperparameter_sensitivity as sensitivity
+from idsds.studies import sanity_checks as randomisation
+from idsds.studies.how_idsds_works import WalkthroughSettings
+from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
+from idsds.studies.metric_sanity import study as metric_sanity
+from idsds.studies.rank_methods import RankingSettings
+from idsds.studies.roar import study as retraining
 from tests.models.golden import filled, study_file
 from tests.notebooks.test_notebooks import touched
 

@@ -7,21 +7,22 @@ import nbformat
 import pytest
 import yaml
 
-from idsds.augmentation import AugmentationSettings
-from idsds.comparing import CompareSettings
-from idsds.designs import DesignSettings
-from idsds.finetune import FineTuneSettings
-from idsds.infidelity_steps import InfidelityStepsSettings
-from idsds.infidelity_study import InfidelitySettings
-from idsds.metric_sanity import MetricSanitySettings
-from idsds.randomisation import SanitySettings
-from idsds.retraining import RoarSettings
-from idsds.sensitivity import SensitivitySettings
-from idsds.settings import RankingSettings, RunSettings
-from idsds.stability import StabilitySettings
-from idsds.study import TrainFractionSettings
-from idsds.tradeoff import TradeoffSettings
-from idsds.walkthrough import WalkthroughSettings
+from idsds.studies.accuracy_tradeoff import TradeoffSettings
+from idsds.studies.augmentation_robustness import AugmentationSettings
+from idsds.studies.base import RunSettings
+from idsds.studies.compare_protocols import CompareSettings
+from idsds.studies.design_choice import DesignSettings
+from idsds.studies.finetune import FineTuneSettings
+from idsds.studies.how_idsds_works import WalkthroughSettings
+from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
+from idsds.studies.hyperparameter_sensitivity import SensitivitySettings
+from idsds.studies.infidelity_sensitivity.study import InfidelitySettings
+from idsds.studies.metric_sanity.study import MetricSanitySettings
+from idsds.studies.rank_methods import RankingSettings
+from idsds.studies.roar.study import RoarSettings
+from idsds.studies.sanity_checks import SanitySettings
+from idsds.studies.stability import StabilitySettings
+from idsds.studies.train_fractions import TrainFractionSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import rankdata
 
 from idsds import plots
-from idsds.gallery import Example
-from idsds.plots.gallery import CELL, DIVERGING, _fitted, _number, _width
+from idsds.plots.gallery import CELL, _fitted, _number, _width
+from idsds.plots.style import DIVERGING
+from idsds.studies.gallery import Example
 
 mpl.use("agg")
 

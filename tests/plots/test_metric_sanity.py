@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 
 from idsds import plots
-from idsds.judging import VERDICTS
 from idsds.plots.metric_sanity import PROPERTIES, SHORT
+from idsds.studies.metric_sanity.known_truth import VERDICTS
 from tests.plots.overlap import outside, overlaps, text_boxes
 
 mpl.use("agg")

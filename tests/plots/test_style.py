@@ -10,7 +10,7 @@ from idsds.methods import METHODS
 from idsds.methods.base import TENFOLD, TRANSFORMS, split_name
 from idsds.plots.style import LEGIBLE, contrast, legible
 
-from .test_ranking import FAMILIES, ranked
+from .test_rank_methods import FAMILIES, ranked
 
 mpl.use("agg")
 
@@ -84,7 +84,9 @@ def test_the_look_of_a_method_keeps_the_shape_of_its_family():
 
 def test_saved_files_are_the_same_again_and_hold_the_table(tmp_path):
     for folder in ("one", "two"):
-        plots.save(plots.ranking(ranked(), FAMILIES), tmp_path / folder / "r", {"": ranked(), "more": ranked().head(1)}, finding="One.")
+        plots.save(
+            plots.rank_methods(ranked(), FAMILIES), tmp_path / folder / "r", {"": ranked(), "more": ranked().head(1)}, finding="One."
+        )
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == ["r.csv", "r.md", "r.pdf", "r.png", "r_more.csv"]
     for name in names:

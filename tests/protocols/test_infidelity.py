@@ -7,6 +7,7 @@ from captum.metrics import infidelity as captum_infidelity
 from torch.utils.data import TensorDataset
 
 from idsds import evaluate
+from idsds.common.files import read_json
 from idsds.methods import OwnMethod, create_method
 from idsds.protocols import Batch
 from idsds.protocols.infidelity import (
@@ -19,7 +20,6 @@ from idsds.protocols.infidelity import (
     max_sensitivity_protocol,
     perturbations,
 )
-from idsds.store import read_json
 from tests.methods.nets import ConvNet, Linear, images_of, seeded
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from idsds import evaluate
+from idsds.evaluation.run import PassCounter
 from idsds.methods import Method, OwnMethod, create_method
 from idsds.models import HALF, create_model
-from idsds.passes import PassCounter
 from idsds.protocols import PROTOCOLS, Batch, list_protocols
 from idsds.protocols.base import MeanOverImages
 from tests.methods.nets import ConvNet, images_of, seeded

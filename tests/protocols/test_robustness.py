@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from idsds.datasets import create_dataset
 from idsds.datasets.synthetic import PatchModel
+from idsds.evaluation.records import undefined_scores
 from idsds.methods import create_method
 from idsds.models import HALF, UNIT
 from idsds.protocols import Batch, gmic_filters
@@ -27,7 +28,6 @@ from idsds.protocols.robustness import (
     sharpen,
 )
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
-from idsds.records import undefined_scores
 from tests.methods.nets import ConvNet, images_of, seeded
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from idsds.interventions import baseline_images
+from idsds.common.interventions import baseline_images
 from idsds.methods import create_method
 from idsds.protocols import PROTOCOLS, Batch
 from idsds.protocols.single_deletion import deletion_drops, deletion_table, patch_sums, rank_correlation, single_deletion

@@ -22,7 +22,7 @@ def test_bca_ends_are_scipys_on_the_same_resamples():
 def test_chunks_do_not_change_the_draws(monkeypatch):
     scores = np.random.default_rng(0).gamma(2.0, size=(37, 2))
     whole = mean_interval(scores, np.arange(37), 0.9, 101, np.random.default_rng(5))
-    monkeypatch.setattr("idsds.statistics.resampling.CHUNK", 37 * 3)
+    monkeypatch.setattr("idsds.statistics.intervals.CHUNK", 37 * 3)
     np.testing.assert_allclose(mean_interval(scores, np.arange(37), 0.9, 101, np.random.default_rng(5)), whole, rtol=1e-12)
 
 

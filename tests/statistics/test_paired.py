@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from idsds.registry import UnknownNameError
+from idsds.common.registry import UnknownNameError
 from idsds.statistics import holm, images_needed, paired_differences, rank, ranking_with_ties
 from idsds.statistics.paired import sign_flip_test
 

@@ -1,0 +1,60 @@
+"""Devices and precisions: which there are, and which one is meant."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator
+
+from idsds.common.registry import UnknownNameError
+from idsds.common.settings import SettingsError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def _one_of(kind: str, allowed: Any) -> Any:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise UnknownNameError(kind, value, allowed)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_available(value: str) -> str:
+    if value not in DEVICES:
+        raise UnknownNameError("device", value, DEVICES)
+    if value == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is available here; use 'auto' or 'cpu'")
+    if value == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("no MPS device is available here; use 'auto' or 'cpu'")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_is_available)]
+
+
+Precision = Annotated[str, _one_of("precision", PRECISIONS)]
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise SettingsError for half precision on a device (``cpu``, ``cuda`` or ``mps``) that does not have it."""
+    if precision == "16-mixed" and device != "cuda":
+        raise SettingsError(f"precision '16-mixed' needs a CUDA device, this is {device!r}; use 'bf16-mixed' or '32-true'")
+
+
+def chosen_device(device: str = "auto") -> torch.device:
+    """The device that ``auto`` stands for: cuda, else mps, else cpu. Raises SettingsError for one that is not there."""
+    try:
+        _is_available(device)
+    except ValueError as error:
+        raise SettingsError(f"device: {error}") from error
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,124 @@
+"""Deleting patches: the grid, the baselines that replace what is deleted, and the deletion itself.
+
+All of it happens in the model's normalised input space, as in the paper: the baseline ``zeros`` is the mean colour of the data for a
+model that subtracts the mean, mid grey for the ViT's 0.5/0.5, and black for B-cos, whose input is in [0, 1].
+
+Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024 (arXiv 2407.11910).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from idsds.common.randomness import Draws
+from idsds.common.registry import Registry
+
+Baseline = Callable[[Tensor, Draws], Tensor]
+BASELINES: Registry[Baseline] = Registry("baseline")
+
+# The blur of the reference at 224 pixels. Its exponent is -((x - mean) / (2 * 41))^2, so the standard deviation is sqrt(2) * 41.
+BLUR_PIXELS, BLUR_TAPS, BLUR_SIGMA = 224, 51, 2**0.5 * 41
+
+
+def list_baselines() -> list[str]:
+    """Names of the baselines, for ``baseline=``."""
+    return list(BASELINES)
+
+
+def patch_size(height: int, width: int, grid: int) -> tuple[int, int]:
+    """Height and width in pixels of a patch of a ``grid`` x ``grid`` grid.
+
+    Raises:
+        ValueError: where the grid does not divide the image. (The reference leaves out the remaining pixels instead.)
+    """
+    if not isinstance(grid, int) or isinstance(grid, bool) or grid < 1:
+        raise ValueError(f"grid must be a whole number of at least 1, not {grid!r}")
+    if height % grid or width % grid:
+        fits = [g for g in range(2, 17) if height % g == 0 and width % g == 0]
+        nearest = min(fits, key=lambda g: (abs(g - grid), g), default=1)
+        raise ValueError(f"grid {grid} does not divide images of {height} x {width} pixels; allowed up to 16: {fits}, nearest: {nearest}")
+    return height // grid, width // grid
+
+
+def baseline_images(images: Tensor, baseline: str = "zeros", *, seed: int = 0, image_ids: Sequence[object] | None = None) -> Tensor:
+    """What replaces deleted pixels.
+
+    Args:
+        images: float (B, C, H, W), normalised.
+        baseline: ``zeros``, ``blur`` or ``uniform`` (in [-1, 1], one image of noise per image, keyed by its id).
+        seed: seed of the ``uniform`` baseline.
+        image_ids: one id per image, which keys the noise.
+
+    Returns:
+        (B, C, H, W) in the space of ``images``.
+
+    Raises:
+        UnknownNameError: naming the allowed baselines and the nearest.
+    """
+    return BASELINES[baseline](images, Draws(seed, f"baseline {baseline}", images, image_ids))
+
+
+def delete_patches(images: Tensor, replacement: Tensor, patches: Tensor, grid: int = 4) -> Tensor:
+    """Replace one patch of each image.
+
+    Args:
+        images: (B, C, H, W).
+        replacement: (B, C, H, W), from :func:`baseline_images`.
+        patches: (B,) integers in [0, grid * grid), row-major; -1 leaves an image as it is.
+
+    Returns:
+        (B, C, H, W), a new tensor.
+    """
+    return torch.where(_patch_mask(images, patches, grid), replacement, images)
+
+
+def all_deletions(images: Tensor, replacement: Tensor, grid: int = 4) -> Tensor:
+    """Every image with each of its patches deleted in turn, (B, C, H, W) -> (B, grid * grid, C, H, W), patches row-major."""
+    n = grid * grid
+    mask = _patch_mask(images[:1].expand(n, -1, -1, -1), torch.arange(n, device=images.device), grid)  # (n, 1, H, W)
+    return torch.where(mask, replacement[:, None], images[:, None])
+
+
+def _patch_mask(images: Tensor, patches: Tensor, grid: int) -> Tensor:
+    """True inside the patch of each image, (B, 1, H, W)."""
+    height, width = images.shape[-2:]
+    cell_height, cell_width = patch_size(height, width, grid)
+    rows = torch.arange(height, device=images.device) // cell_height
+    columns = torch.arange(width, device=images.device) // cell_width
+    index = rows[:, None] * grid + columns  # (H, W): the number of the patch each pixel lies in
+    return (index == patches.to(images.device)[:, None, None])[:, None]
+
+
+def _baseline(function: Baseline) -> Baseline:
+    BASELINES.add(function.__name__, function)
+    return function
+
+
+@_baseline
+def zeros(images: Tensor, draws: Draws) -> Tensor:
+    """Zero in normalised space: the data's mean colour where the model subtracts the mean."""
+    return torch.zeros_like(images)
+
+
+@_baseline
+def blur(images: Tensor, draws: Draws) -> Tensor:
+    """The reference's wide blur (51 taps, zero padding) at 224 pixels; for other sizes the kernel scales with the image's height."""
+    scale = images.shape[-2] / BLUR_PIXELS
+    radius = max(1, round((BLUR_TAPS // 2) * scale))
+    position = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (position / (BLUR_SIGMA * scale)) ** 2)
+    kernel = (kernel / kernel.sum()).to(images)
+    channels = images.shape[1]
+    # A Gaussian is separable: two passes of 51 taps instead of one of 2601.
+    rows = F.conv2d(images, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), padding=(radius, 0), groups=channels)
+    return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), padding=(0, radius), groups=channels)
+
+
+@_baseline
+def uniform(images: Tensor, draws: Draws) -> Tensor:
+    """One image of noise in [-1, 1] per image. (The reference draws it anew for each patch from the global generator.)"""
+    return 2 * draws.uniform(1)[:, 0] - 1

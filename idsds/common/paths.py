@@ -1,0 +1,55 @@
+"""Every path of the project, anchored at the repository root.
+
+nbval runs a notebook in ``notebooks/``, papermill in the caller's folder: a path relative to the working folder would differ
+between the two. ``IDSDS_HOME`` moves the whole tree (cache, runs, figures), ``IDSDS_CACHE`` the cache alone, for example to a cluster's
+shared disk.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def root() -> Path:
+    """The repository root; for an installation without a repository, the working folder. ``IDSDS_HOME`` overrides it."""
+    if home := os.environ.get("IDSDS_HOME"):
+        return Path(home).expanduser().resolve()
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """An absolute path as it is; a relative one below the repository root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else root() / path
+
+
+def cache() -> Path:
+    """Where content-addressed checkpoints, drops and records live: ``cache/`` or ``IDSDS_CACHE``. It may be deleted at any time."""
+    return resolve(os.environ.get("IDSDS_CACHE", "cache"))
+
+
+def figures_of(output: str | os.PathLike[str]) -> Path:
+    """Where the figures and tables of a run go: ``figures/<profile>`` for ``runs/<profile>/<notebook>``, else ``figures`` inside it."""
+    output = resolve(output)
+    if output.parent.parent == root() / "runs":
+        return root() / "figures" / output.parent.name
+    return output / "figures"
+
+
+def check_writable(folder: str | os.PathLike[str]) -> Path:
+    """Make ``folder`` and prove that a file can be written in it.
+
+    Raises:
+        OSError: naming the folder and the system's reason; nothing is left behind.
+    """
+    folder = resolve(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write to the output folder {str(folder)!r}: {error.strerror}") from error
+    return folder

@@ -1,0 +1,88 @@
+"""The data sets of the study "Don't Augment Me" (xai-correlation) in the folder layouts that their downloads have.
+
+The study sorted its classes by the order of a folder listing, which differs between machines; here they are sorted by name. Its fifth
+data set, Food-101, is in :mod:`idsds.datasets.torchvision`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from idsds.common.normalisation import IMAGENET, Normalisation
+from idsds.datasets.base import ImageDataset, OnError, register_dataset
+from idsds.datasets.folders import Layout, Root, data_root, folder_dataset, listed_dataset, register_folders
+from idsds.datasets.splits import VALIDATION, official_half
+
+# The file of the official split of Stanford Dogs for each half.
+DOG_LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
+
+
+def folded(name: str) -> str:
+    """A class name whose case and spaces do not matter: the study's downloads spell some differently in their parts."""
+    return "-".join(name.split()).lower()
+
+
+def _dogs_listed(root: Path, split: str, held_out: float) -> list[str] | None:
+    """The images of a split by the official lists, as ``<class>/<file>``; None where the lists are not there."""
+    found = [folder for folder in (root, root / "lists") if all((folder / name).is_file() for name in DOG_LISTS.values())]
+    if not found:
+        return None
+    from scipy.io import loadmat
+
+    content = loadmat(found[0] / DOG_LISTS[official_half(split, held_out)])
+    cells = content["file_list"].ravel()  # an object array of one-element arrays of text
+    return [str(cell.item()) for cell in cells]
+
+
+@register_dataset(
+    num_classes=120,
+    image_size=224,
+    normalisation=IMAGENET,
+    source="Stanford Dogs (Khosla et al., FGVC at CVPR 2011): images.tar and lists.tar, or Kaggle jessicali9530/stanford-dogs-dataset",
+)
+def stanford_dogs(
+    split: str,
+    normalisation: Normalisation,
+    root: Root = None,
+    image_size: int = 224,
+    held_out: float = VALIDATION,
+    on_error: OnError = "raise",
+) -> ImageDataset:
+    """20,580 photos of 120 breeds in ``Images/n02085620-Chihuahua/*.jpg`` (official) or ``images/Images/...`` (Kaggle).
+
+    With ``train_list.mat`` and ``test_list.mat`` beside ``Images`` (or in ``lists/``) the official 12,000 and 8,580 images are ``train``
+    and ``test``, and ``val`` is the share ``held_out`` of the former; without them all three are cut by the keyed, stratified rule.
+    """
+    wanted = "Images/<wnid>-<breed>/*.jpg, and for the official split train_list.mat and test_list.mat"
+    layout = Layout(wanted, bases=("images/Images", "Images", "images", ""), names={})
+    root = data_root("stanford_dogs", root, wanted)
+    listed = _dogs_listed(root, split, held_out)
+    options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
+    if listed is None:
+        return folder_dataset("stanford_dogs", split, normalisation, layout, root, **options)
+    base, _ = layout.find(root, "stanford_dogs")
+    classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir())
+    absent = sorted({name.split("/")[0] for name in listed} - set(classes))
+    if absent:
+        raise FileNotFoundError(f"data set 'stanford_dogs': {str(base)!r} lacks the folder {absent[0]!r} of the official lists")
+    return listed_dataset("stanford_dogs", split, normalisation, base, listed, classes, **options)
+
+
+@register_folders(num_classes=99, source="Plants_Dataset[99 classes], Kaggle muhammadjawad1998/plants-dataset99-classes")
+def plants99() -> Layout:
+    """Photos of 99 plants in ``Plant_Data/Plant_Data/{train,valid,test}/<class>`` (or in one of the folders above)."""
+    bases = ("Plant_Data/Plant_Data", "Plant_Data", "")
+    return Layout("Plant_Data/Plant_Data/{train,valid,test}/<class>/*.jpg", bases=bases, key=folded)
+
+
+@register_folders(num_classes=62, source="Edible wild plants, Kaggle gverzea/edible-wild-plants")
+def edible_plants() -> Layout:
+    """Photos of 62 plants in ``datasets/dataset/<class>`` for training and ``datasets/dataset-test``; ``dataset-val`` is taken if there."""
+    names = {"train": ("dataset",), "val": ("dataset-val", "dataset-valid"), "test": ("dataset-test",)}
+    return Layout("datasets/{dataset,dataset-test}/<class>/*.jpg", bases=("datasets", ""), names=names, key=folded)
+
+
+@register_folders(num_classes=8, source="Marvel Heroes, Kaggle hchen13/marvel-heroes")
+def marvel() -> Layout:
+    """Pictures of 8 heroes in ``marvel/{train,valid}/<class>``; ``valid`` is the test, as in the study."""
+    return Layout("marvel/{train,valid}/<class>/*.jpg", bases=("marvel/marvel", "marvel", ""), key=folded)

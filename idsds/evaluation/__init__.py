@@ -1,0 +1,1 @@
+"""From arguments to records: plan, cache, run."""

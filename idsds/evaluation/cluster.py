@@ -1,0 +1,234 @@
+"""Shards on the workers of a Dask cluster: one machine with several devices, Slurm, or whatever else Dask runs on.
+
+Every missing checkpoint is trained once, on one worker, before the shards of its model start. Records go through the shared output folder,
+so that a run that lost its cluster goes on where it was; a worker that dies loses the shard that it was at, which another takes over. On
+workers with CUDA each shard asks for one unit of the resource ``GPU``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import yaml
+from torch import nn
+
+from idsds.common import paths
+from idsds.common.devices import DEVICES, chosen_device
+from idsds.common.registry import UnknownNameError
+from idsds.evaluation.cache import SWITCH
+from idsds.evaluation.plan import Plan
+from idsds.evaluation.run import Task, run_task
+from idsds.methods import METHODS
+from idsds.training.checkpoints import Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from dask.distributed import Client, Future
+    from tqdm import tqdm
+
+# Where files are is the same for all: workers take over what the caller's environment says.
+SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB")
+PARAMS = ("queue", "account", "cores", "memory", "walltime", "gpus", "workers", "interface", "directives", "prologue")
+
+# A worker keeps the model of its last shard. Its threads, should it have several, take turns: hooks and modes belong to the model.
+_last: list[tuple[Plan, int, nn.Module]] = []
+_turn = threading.Lock()
+
+
+@contextmanager
+def connected(scheduler: Any) -> Iterator[Client]:
+    """A client of a scheduler: of an address, a cluster, or the client itself, which stays open.
+
+    Raises:
+        ModuleNotFoundError: where dask is not installed, saying how to install it.
+        TypeError: for anything else.
+        OSError: where nobody answers at the address.
+    """
+    distributed = _distributed()
+    if isinstance(scheduler, distributed.Client):
+        yield scheduler
+        return
+    if not isinstance(scheduler, str) and not hasattr(scheduler, "scheduler_address"):
+        raise TypeError(f"scheduler must be an address, a dask.distributed.Client or a cluster, not {type(scheduler).__name__}")
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        yield client
+
+
+def local(workers: int = 2, gpus: int | None = None) -> Any:
+    """A cluster on this machine, each worker a process with one thread.
+
+    Args:
+        workers: how many, on the CPU.
+        gpus: in place of them, one worker for each of so many CUDA devices.
+
+    Raises:
+        ValueError: for fewer than one.
+    """
+    count = workers if gpus is None else gpus
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"a cluster needs at least one worker, not {count!r}")
+    distributed = _distributed()
+    specs = {}
+    for number in range(count):
+        options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0}
+        if gpus is not None:
+            options |= {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": str(number)}}
+        specs[number] = {"cls": distributed.Nanny, "options": options}
+    scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard_address": ":0"}}
+    return distributed.SpecCluster(workers=specs, scheduler=scheduler)
+
+
+def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.yaml", *, submit: bool = True) -> Any:
+    """Workers in jobs of Slurm, through dask-jobqueue; they are submitted at once, and work starts when the first of them runs.
+
+    Args:
+        params: a file such as ``params/cluster.yaml``, relative to the repository root, or its content: ``queue``, ``account``, ``cores``
+            and ``memory`` of a job, ``walltime``, ``gpus`` of a job (0 or 1: a worker drives one device), ``workers`` (jobs),
+            ``interface`` of the network, further ``directives`` for sbatch, and shell lines that come before the worker, ``prologue``.
+        submit: whether to submit the jobs now; otherwise ``cluster.job_script()`` shows one, and ``cluster.scale(jobs=4)`` submits.
+
+    Returns:
+        A ``dask_jobqueue.SLURMCluster``, for ``evaluate(scheduler=...)``.
+
+    Raises:
+        UnknownNameError: for an unknown key, with the nearest match.
+        ValueError: for more than one GPU in a job, or fewer than one worker.
+    """
+    if not isinstance(params, Mapping):
+        params = yaml.safe_load(paths.resolve(params).read_text())
+    for key in params:
+        if key not in PARAMS:
+            raise UnknownNameError("key of the cluster's params", key, PARAMS)
+    gpus, workers = params.get("gpus", 0), params.get("workers", 1)
+    if gpus not in (0, 1):
+        raise ValueError(f"gpus must be 0 or 1, not {gpus!r}: each job is one worker and drives one device; ask for more workers")
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers must be a whole number of at least 1, not {workers!r}")
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("slurm needs dask-jobqueue: pip install 'idsds[cluster]'") from error
+    cores = params.get("cores", 1)
+    cluster = SLURMCluster(
+        queue=params.get("queue"),
+        account=params.get("account"),
+        cores=1,  # threads of the worker; torch uses all of job_cpu
+        processes=1,
+        job_cpu=cores,
+        memory=params.get("memory", "16GB"),
+        walltime=params.get("walltime", "08:00:00"),
+        interface=params.get("interface"),
+        job_extra_directives=[*(["--gres=gpu:1"] if gpus else []), *params.get("directives", [])],
+        job_script_prologue=[f"export OMP_NUM_THREADS={cores}", *params.get("prologue", [])],
+        worker_extra_args=["--resources", "GPU=1"] if gpus else [],
+    )
+    if submit:
+        cluster.scale(jobs=workers)
+    return cluster
+
+
+def workers_device(client: Client, device: str) -> str:
+    """The device that the workers compute on: ``auto`` is what the first of them has."""
+    if device not in DEVICES:
+        raise UnknownNameError("device", device, DEVICES)
+    return client.submit(_device, device, pure=False).result()
+
+
+def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> dict[tuple[int, int], pd.DataFrame]:
+    """Do the tasks on the workers.
+
+    Args:
+        client: of the scheduler.
+        plan: the settings, with the workers' device.
+        tasks: the shards.
+        progress: whether to say what is trained.
+        bar: advanced as shards are finished.
+
+    Returns:
+        Frames by number of task and group; nothing where the records are kept in a folder.
+
+    Raises:
+        ValueError: for CUDA workers without the resource ``GPU``.
+        Exception: whatever a worker raised; what has not begun is cancelled.
+    """
+    from dask.distributed import as_completed
+
+    needs = {"GPU": 1} if plan.device == "cuda" else {}
+    there = client.scheduler_info()["workers"].values()
+    if needs and there and not any(worker.get("resources", {}).get("GPU") for worker in there):
+        raise ValueError("the workers have CUDA devices, but none has the resource GPU: start them with --resources GPU=1")
+    own = {name: entry for name, entry in METHODS.items() if _by_value(entry.function)}
+    environment = {
+        "IDSDS_HOME": str(paths.root()),
+        "IDSDS_CACHE": str(paths.cache()),
+        SWITCH: os.environ.get(SWITCH, "1"),
+        **{name: os.environ[name] for name in SHARED if name in os.environ},
+    }
+    # A result, and no scattered data: when the worker that holds it dies, the scheduler has it made again.
+    sent = client.submit(bytes, cloudpickle.dumps((plan, own, environment)), pure=False)
+    trained: dict[int, Future] = {}
+    for number in dict.fromkeys(task.job for task in tasks):
+        source = plan.jobs[number].source
+        if isinstance(source, Stage) and source.missing:
+            if progress:
+                bar.write(f"training {plan.jobs[number].model} on a worker")
+            trained[number] = client.submit(_train, sent, number, resources=needs, pure=False)
+    futures = {
+        client.submit(_work, sent, task, trained.get(task.job), resources=needs, pure=False): place for place, task in enumerate(tasks)
+    }
+    frames = {}
+    try:
+        for future in as_completed(list(futures), loop=client.loop):
+            place = futures[future]
+            frames |= {(place, group): frame for group, frame in future.result().items()}
+            bar.update(tasks[place].passes)
+    finally:
+        client.cancel([*futures, *trained.values()])
+    return frames
+
+
+def _distributed() -> Any:
+    try:
+        import dask.distributed
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a scheduler needs dask: pip install 'idsds[cluster]'") from error
+    return dask.distributed
+
+
+def _by_value(function: Any) -> bool:
+    return not getattr(function, "__module__", "").startswith("idsds.")
+
+
+def _device(device: str) -> str:
+    return chosen_device(device).type
+
+
+@lru_cache(maxsize=1)
+def _opened(content: bytes) -> Plan:
+    """The plan, once for each worker, with the caller's own methods registered and its environment set."""
+    plan, own, environment = pickle.loads(content)
+    os.environ.update(environment)
+    for name, entry in own.items():
+        METHODS.add(name, entry, replace=True)
+    return plan
+
+
+def _train(content: bytes, number: int) -> None:
+    with _turn:
+        _opened(content).jobs[number].prepare(progress=False)
+
+
+def _work(content: bytes, task: Task, _trained: None) -> dict[int, pd.DataFrame]:
+    with _turn:
+        plan = _opened(content)
+        if not _last or _last[0][0] is not plan or _last[0][1] != task.job:
+            _last.clear()
+            _last.append((plan, task.job, plan.jobs[task.job].load().to(plan.device, memory_format=plan.layout)))
+        return run_task(plan, task, _last[0][2])

@@ -1,0 +1,140 @@
+"""What an evaluation will cost, measured: a few batches of every computation, timed on the device that will do them all."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from idsds.evaluation.cache import Shelf, record_cache
+from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.run import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
+from idsds.models import create_model
+from idsds.models.base import on_loan
+from idsds.training.checkpoints import Stage, rehearse_stage
+from idsds.training.loop import batches
+
+# A computation is repeated until so many seconds have gone by, after one batch that is not counted.
+ENOUGH, AT_MOST = 0.3, 3
+
+
+def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
+    """The plan's table with what each computation costs on this machine.
+
+    A net whose checkpoint is still to be trained is timed with fresh weights, which take as long.
+
+    Args:
+        plan: the settings.
+        folder: of the run; what lies there is not to be done again.
+
+    Returns:
+        :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb`` of its
+        files, an upper estimate.
+    """
+    shelf = None if folder is None else Shelf(folder, record_cache())
+    table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA)
+    for number, job in enumerate(plan.jobs):
+        rows = (table["model"] == job.model) & (table["seed"] == job.seed)
+        for stage in job.source.missing if isinstance(job.source, Stage) else []:
+            per_second = training_rate(stage)
+            seconds = stage.train_images * stage.recipe.epochs / per_second
+            _fill(table, rows & (table["checkpoint"] == stage.path.name), stage.train_images, per_second, seconds, 0)
+        tasks = list(tasks_of(plan, number, shelf))
+        for work, (left, per_second, per_image) in _timed(plan, job, tasks).items():
+            _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
+    kinds = {"images_left": "Int64", "images_per_second": "Float64", "seconds_left": "Float64", "disk_mb": "Float64"}
+    return table.astype(kinds).round({"images_per_second": 1, "seconds_left": 1, "disk_mb": 2})
+
+
+_RATES: dict[tuple, float] = {}
+
+
+def training_rate(stage: Stage) -> float:
+    """Images per second of a stage, validation included, measured once per process for stages that differ in their images alone."""
+    key = (stage.model, stage.dataset, stage.device, stage.precision, stage.recipe.batch_size, stage.deletion is None)
+    if key not in _RATES:
+        _RATES[key] = stage.train_images * stage.recipe.epochs / (3600 * rehearse_stage(stage).hours)
+    return _RATES[key]
+
+
+def summary(table: pd.DataFrame) -> str:
+    """One line per model, and the sum."""
+    lines = []
+    for model, rows in table.groupby("model", sort=False):
+        lines.append(f"{model}: {_spell(rows['seconds_left'].sum())}, {rows['disk_mb'].sum():.1f} MB")
+    return "\n".join([*lines, f"in all: {_spell(table['seconds_left'].sum())} left, {table['disk_mb'].sum():.1f} MB on disk"])
+
+
+def _spell(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, seconds: float, disk: float) -> None:
+    table.loc[rows, ["images_left", "images_per_second", "seconds_left", "disk_mb"]] = [left, per_second, seconds, disk]
+
+
+def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
+    """By computation: images left, images per second, bytes per image."""
+    with on_loan(_model(job), plan.device, plan.layout) as model:
+        return _timed_on(model, plan, job, tasks)
+
+
+def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
+    size = min(batch_size(plan, job), len(job.indices))
+    images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
+    batch = on_plan(plan, job, images, targets, image_ids)
+    preparer = torch.compile(model) if plan.compiled else model
+    found: dict[str, tuple[int, float, float]] = {}
+
+    def prepared() -> list[dict[str, Any]]:
+        return [prepare(plan, job, preparer, batch, settings) for settings in plan.grids]
+
+    with autocast(plan):
+        columns, per_second = _rate(prepared, len(image_ids), plan.device)
+        if plan.shared_work:
+            left = sum(task.lacking(grid) for task in tasks for grid in range(len(plan.grids))) // len(plan.grids)
+            values = sum(value.nbytes for one in columns for value in one.values())
+            found[plan.shared_work] = left, per_second, values / len(image_ids)
+        for index, group in enumerate(job.groups):
+            methods = job.create_methods(model, group)
+            frame, per_second = _rate(lambda m=methods: score(plan, job, model, m, batch, columns), len(image_ids), plan.device)
+            left = sum(task.missing(index) for task in tasks)
+            found[", ".join(group)] = left, per_second, _bytes(frame) / len(image_ids)
+    return found
+
+
+def _model(job: Job) -> nn.Module:
+    if isinstance(job.source, Stage) and job.source.missing:
+        return create_model(job.source.model, num_classes=job.source.num_classes)
+    return job.load()
+
+
+def _rate(function: Callable[[], Any], images: int, device: str) -> tuple[Any, float]:
+    """What the function returns, and images per second."""
+    result = function()
+    _finish(device)
+    start, times = time.perf_counter(), 0
+    while times < AT_MOST and (not times or time.perf_counter() - start < ENOUGH):
+        result, times = function(), times + 1
+        _finish(device)
+    return result, images * times / (time.perf_counter() - start)
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _bytes(frame: pd.DataFrame) -> int:
+    stream = io.BytesIO()
+    frame.to_parquet(stream, compression="zstd", index=False)
+    return stream.tell()

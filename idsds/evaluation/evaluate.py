@@ -1,0 +1,240 @@
+"""The benchmark engine: models x methods over a data set, every pass once, records that survive.
+
+Work is cut into shards of images. For each shard the method-independent columns (for IDSDS: the deletion drops) are computed once, and each
+group of methods that share a computation is one file of records. A file's name is a hash of all that determines its content, and it appears
+complete or not at all: a run that is killed goes on where it was, and methods or images that are added later cost their own passes only.
+Files are shared with other runs through the cache (:mod:`idsds.evaluation.cache`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from idsds.common import paths
+from idsds.common.devices import check_precision
+from idsds.common.registry import UnknownNameError
+from idsds.evaluation.arguments import as_seeds, check_images, check_jobs, make_plan
+from idsds.evaluation.cache import Shelf, leave, record_cache, take
+from idsds.evaluation.costs import measure, summary
+from idsds.evaluation.plan import Plan, Target, on_device
+from idsds.evaluation.records import Files, begin_manifest, skipped_images, tidy, write_manifest
+from idsds.evaluation.run import Task, run_task, tasks_of
+from idsds.models.base import on_loan
+from idsds.training.checkpoints import Stage
+
+Frames = dict[tuple[int, int], pd.DataFrame]
+
+
+def evaluate(
+    models: Sequence[str] | Mapping[str, nn.Module | Stage],
+    methods: Sequence[str] | Mapping[str, Any],
+    dataset: str | Dataset = "mnist5k",
+    protocol: str = "idsds",
+    images: int = 200,
+    grid: int | Sequence[int] = 4,
+    baseline: str = "zeros",
+    seed: int | Sequence[int] = 0,
+    output: str | Path | None = None,
+    scheduler: Any = None,
+    batch_size: int | None = None,
+    dry_run: bool | str = False,
+    progress: bool = True,
+    *,
+    target: Target = "label",
+    device: str = "auto",
+    precision: str = "32-true",
+    checkpoints: Mapping[str, str | Path] | None = None,
+    shard: int = 256,
+    split: str = "test",
+    channels_last: bool = True,
+    compiled: bool = False,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Judge attribution methods on models over a data set.
+
+    Args:
+        models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is: it is
+            moved to ``device`` while it is at work, and then has the tensors, devices and modes that it came with. In place of a net a
+            stage of :func:`idsds.training.checkpoints.plan_training` will do, which is trained when it is needed and cached.
+        methods: names, or ``{"my_method": callable(images, targets) -> maps}``, a captum Attribution, a torchcam extractor; ``None`` as the
+            value stands for the registry's method of that name, and a pair for one with other options:
+            ``{"IG, 5 steps": ("IG", {"steps": 5})}``. A method that does not apply to one of several models is left out there.
+        dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
+        protocol: ``idsds``, or another of ``list_protocols("image")``.
+        images: the first so many of one fixed order, the same for every model and method.
+        grid: patches per side; of several, each has records and drops of its own, the maps are computed once, and a net that is
+            fine-tuned for this run is fine-tuned with the first.
+        baseline: what replaces a deleted patch.
+        seed: of training, noise and masks; several seeds give records for each.
+        output: folder for the records, relative to the repository root. What other runs have computed of them is taken from the cache
+            (``cache/records``), and what is computed is left there; ``IDSDS_RECORD_CACHE=0`` in the environment turns that off. None
+            computes everything, whatever is cached, and keeps nothing on disk but trained checkpoints.
+        scheduler: the address of a Dask scheduler, a ``dask.distributed.Client`` or a cluster (see :mod:`idsds.evaluation.cluster`),
+            which spreads
+            shards over its workers; ``output`` and the cache are then folders that they share. None: the address in ``$IDSDS_SCHEDULER``,
+            which sends every notebook's records to a cluster, else (and for ``output=None``) this process.
+        batch_size: images per batch; None bounds it by memory. It changes scores by float rounding only.
+        dry_run: return the plan (passes per model and computation) instead of computing anything; ``"measure"`` also times a few batches
+            of every computation: images per second, seconds left and megabytes on disk. Neither writes anything.
+        progress: show progress bars, and say beforehand what will be computed.
+        target: the class that is explained and judged: the image's ``label``, or the ``prediction`` of the model that is judged (for IDSDS
+            the fine-tuned one), which costs one more forward pass per image and grid. Labels then need not be classes of the model.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        checkpoints: files of weights by model name, used in place of training.
+        shard: images per file of records.
+        split: of a data set that is given by name: ``test``, ``val`` or ``train``.
+        channels_last: whether tensors are laid out with channels last, which is faster and changes scores by float rounding.
+        compiled: whether the method-independent passes (for IDSDS: the deletions) run through ``torch.compile``; the methods, which hook
+            into layers, do not.
+        settings: further settings of the protocol.
+
+    Returns:
+        One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target`` (the class explained), ``score`` (NaN
+        where undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan.
+
+    Raises:
+        UnknownNameError: an unknown name, with the nearest match.
+        ValueError, TypeError, OSError: anything else that cannot work, before any work is done.
+    """
+    seeds = as_seeds(seed)
+    if output is not None and str(output) in ("", "."):
+        raise ValueError(f"output must name a folder, not {str(output)!r}; None keeps nothing on disk")
+    if scheduler is None and output is not None and not dry_run:
+        scheduler = os.environ.get("IDSDS_SCHEDULER") or None
+    if dry_run not in (True, False, "measure"):
+        raise UnknownNameError("dry_run", dry_run, ("True", "False", "measure"))
+    plan = make_plan(
+        models,
+        methods,
+        dataset,
+        protocol,
+        images,
+        seeds,
+        checkpoints=checkpoints or {},
+        device=device if scheduler is None else "cpu",  # the caller's machine may have no more than that; the workers are asked below
+        precision=precision,
+        batch_size=batch_size,
+        shard=shard,
+        settings={"grid": grid, "baseline": baseline, **settings},
+        split=split,
+        channels_last=channels_last,
+        compiled=compiled,
+        target=target,
+        elsewhere=scheduler is not None,
+    )
+    folder = None if output is None else paths.resolve(output) if dry_run else paths.check_writable(output)
+    if dry_run is not True:
+        check_images(plan)
+    if dry_run == "measure":
+        table = measure(plan, folder)
+        if progress:
+            print(summary(table), flush=True)
+        return table
+    if dry_run:
+        return plan.table()
+    if scheduler is not None:
+        from idsds.evaluation.cluster import connected, run_on, workers_device
+
+        with connected(scheduler) as client:
+            plan = on_device(plan, workers_device(client, device))
+            check_precision(precision, plan.device)
+            return _evaluate(plan, folder, progress, lambda *work: run_on(client, *work))
+    return _evaluate(plan, folder, progress, _run_here)
+
+
+def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[..., Frames]) -> pd.DataFrame:
+    """Everything after planning; ``run`` does the tasks, here or elsewhere."""
+    begun = time.perf_counter()
+    cache = record_cache()
+    shelf = None if folder is None else Shelf(folder, cache)
+    tasks = [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, shelf)]
+    if progress:
+        print(announcement(plan, tasks), flush=True)
+    waiting = [task for task in tasks if task.steps]
+    check_jobs(plan, dict.fromkeys(task.job for task in waiting))
+    if folder is not None:
+        begin_manifest(folder, plan)
+    for task in tasks:
+        for path, cached in task.taken.items():
+            take(cached, path)
+        for path in (*task.prepared, *task.files):
+            if path is not None and path not in task.taken and path.is_file():
+                leave(path, cache)
+    total = sum(task.passes for task in waiting)
+    frames: Frames = {}
+    if waiting:
+        with tqdm(total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress) as bar:
+            frames = run(plan, waiting, progress, bar)
+    place = {id(task): number for number, task in enumerate(waiting)}
+    found: list[pd.DataFrame] = []
+    files = Files()
+    for task in tasks:
+        for path in task.prepared:
+            if path is not None and shelf is not None and path.is_file():  # it is not where no image could be read
+                files.add_prepared(shelf, path, task.images or {})
+        for number, (path, group) in enumerate(zip(task.files, plan.jobs[task.job].groups, strict=True)):
+            if path is None or shelf is None:
+                found.append(frames.pop((place[id(task)], number)))
+            elif path.is_file():
+                found.append(files.add_records(shelf, path, task.images or {}, group))
+    records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods)
+    expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
+    if len(records) < expected:
+        missing, skipped = f"{expected - len(records)} of {expected} records are missing", skipped_images(plan, records)
+        listed = f"{', '.join(skipped[:8])}{', ...' if len(skipped) > 8 else ''}"
+        warnings.warn(f"{missing}: images that could not be read were skipped: {listed}", stacklevel=3)
+    if folder is not None:
+        write_manifest(folder, plan, "complete", records, files, time.perf_counter() - begun)
+    return records
+
+
+def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> Frames:
+    """Do the tasks one after the other in this process; frames by number of task and group."""
+    frames: Frames = {}
+    for number in dict.fromkeys(task.job for task in tasks):
+        plan.jobs[number].prepare(progress)
+    bar.reset()  # the time left is that of the passes, without the training
+    for number, some in groupby(enumerate(tasks), key=lambda numbered: numbered[1].job):
+        job = plan.jobs[number]
+        bar.set_postfix_str(job.model)
+        with on_loan(job.load(), plan.device, plan.layout) as model:
+            for place, task in some:
+                frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
+    return frames
+
+
+def announcement(plan: Plan, tasks: Sequence[Task]) -> str:
+    """What is going to be computed, in two or three lines."""
+    names = {name for job in plan.jobs for name in job.methods}
+    models = list(dict.fromkeys(job.model for job in plan.jobs))
+    seeds = list(dict.fromkeys(job.seed for job in plan.jobs))
+    images = max(len(job.indices) for job in plan.jobs)
+    forward, backward = plan.announced
+    lines = [
+        f"{plan.protocol.name}: {len(models)} model(s) ({', '.join(models)}) x {len(names)} methods on {images} images of {plan.dataset}"
+        + (f" x {len(seeds)} seeds" if len(seeds) > 1 else "")
+        + f"; {forward:,} forward and {backward:,} backward passes in all"
+    ]
+    training = plan.table().dropna(subset="epochs")
+    if len(training):
+        steps = int((training["epochs"] * training["images"]).sum())
+        lines.append(f"first {len(training)} training stage(s) that are not cached: {steps:,} images forward and backward")
+    files, kept, left, taken = (
+        sum(values) for values in zip(*((len(t.files), t.kept, t.passes, len(t.taken)) for t in tasks), strict=True)
+    )
+    if kept or taken or left < sum(plan.announced):
+        shared = f"; {taken} files are reused from other runs ({record_cache()})" if taken else ""
+        lines.append(f"{kept} of {files} files of records are there already{shared}; {left:,} passes left")
+    return "\n".join(lines)

@@ -1,0 +1,317 @@
+"""What an evaluation consists of: its jobs, the passes that they take, and the addresses of all that it computes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from idsds.common.batching import default_batch, in_batches
+from idsds.common.hashing import OwnImages, code_digest, digest, file_digest, own_digest, versions
+from idsds.common.normalisation import Normalisation
+from idsds.common.registry import UnknownNameError
+from idsds.datasets import DATASETS, create_dataset, fingerprint
+from idsds.datasets.base import ImageDataset
+from idsds.methods import METHODS, Method, Passes, as_method, split_name
+from idsds.models import MODELS, create_model
+from idsds.models.base import frozen
+from idsds.protocols import ProtocolEntry
+from idsds.training.checkpoints import Stage, obtain
+
+Methods = Mapping[str, Any]
+
+# Raise it when the engine changes what a file of records holds, so that old files are not taken for new ones.
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model with one training seed, and the methods that apply to it.
+
+    Args:
+        model: its name in the records.
+        seed: of training, noise and masks.
+        source: a stage of training, a checkpoint file, or the user's net as it is.
+        wanted: the methods that were asked for, by name: None for a method of the registry, (name, options) for one with other
+            options, else the user's own.
+        methods: those of them that apply to the model.
+        excluded: methods that do not apply, with the reason.
+        data: the images, in the space that the model wants: the user's, or (name, split, normalisation) of the registry's.
+        indices: which of them, in the fixed order.
+        groups: methods that share a computation.
+        passes: passes per image of each group.
+        own_keys: hashes of the user's own methods.
+        own_images: what is known of the user's own images, None for a data set of the registry.
+    """
+
+    model: str
+    seed: int
+    source: Stage | Path | nn.Module
+    wanted: Methods
+    methods: Methods
+    excluded: Mapping[str, str]
+    data: Dataset | tuple[str, str, Normalisation | None]
+    indices: tuple[int, ...]
+    groups: tuple[tuple[str, ...], ...]
+    passes: tuple[Passes | None, ...]
+    own_keys: Mapping[str, str] = field(default_factory=dict)
+    own_images: OwnImages | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images. Those of the registry are loaded where they are needed, and not sent from process to process."""
+        return named_dataset(*self.data) if isinstance(self.data, tuple) else self.data
+
+    @cached_property
+    def model_key(self) -> str:
+        """The address of the net: its weights and the code that it is built by."""
+        if isinstance(self.source, nn.Module):
+            return own_digest(self.source)
+        weights = self.source.key if isinstance(self.source, Stage) else file_digest(self.source)
+        return digest([weights, code_digest(MODELS[self.built].build)])
+
+    @property
+    def built(self) -> str:
+        """The registry's name of the net: a stage may go by a name of its own in the records."""
+        return self.source.model if isinstance(self.source, Stage) else self.model
+
+    def images(self, indices: Sequence[int]) -> dict[str, str]:
+        """By id, the address of each image: of the registry's the id itself, of a user's a hash of its pixels and target."""
+        if self.own_images is None:
+            image_ids = self.dataset.image_ids  # type: ignore[attr-defined]
+            return {image_ids[index]: image_ids[index] for index in indices}
+        return {image_id: key for image_id, _, key in (self.own_images[index] for index in indices)}
+
+    def data_key(self, indices: Sequence[int]) -> str:
+        """The address of a block of images: that of the registry's data set, or of the user's first image, each having one of its own."""
+        if self.own_images is not None:
+            return self.own_images[indices[0]][2]
+        return digest([fingerprint_of(*self.data), code_digest(DATASETS[self.data[0]].load)])  # type: ignore[misc, index]
+
+    def method_key(self, name: str) -> str:
+        """The address of a method's computation: its code, options and noise."""
+        found = registered(name, self.wanted.get(name))
+        if found is None:
+            return self.own_keys[name]
+        base, options = found
+        entry = METHODS[split_name(base)[0]]
+        return digest([code_digest(entry.function), own_digest(entry.settings(**options)), entry.noise])
+
+    def prepare(self, progress: bool = True) -> None:
+        """Train what is not cached."""
+        if isinstance(self.source, Stage) and self.source.missing:
+            obtain(self.source, progress=progress)
+
+    def load(self) -> nn.Module:
+        """The model in eval mode on the CPU."""
+        if isinstance(self.source, Stage):
+            return obtain(self.source, progress=False)
+        if isinstance(self.source, Path):
+            num_classes = getattr(self.dataset, "num_classes", None)
+            return create_model(self.model, num_classes=num_classes, checkpoint=self.source)
+        return self.source
+
+    def create_methods(self, model: nn.Module, names: Sequence[str]) -> list[Method]:
+        """The methods named, on the loaded model."""
+        return [make_method(name, self.methods.get(name), model, self.seed) for name in names]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole evaluation: jobs, protocol and settings.
+
+    Args:
+        jobs: one per model and training seed.
+        protocol: the registry's entry.
+        settings: the protocol's settings: grid, baseline and what else it takes.
+        dataset: the data set's name.
+        device, precision, channels_last, compiled, batch_size, shard: how it is computed.
+        target: the class that is explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
+    """
+
+    jobs: tuple[Job, ...]
+    protocol: ProtocolEntry
+    settings: Mapping[str, Any]
+    dataset: str
+    device: str
+    precision: str
+    batch_size: int | None
+    shard: int
+    channels_last: bool = True
+    compiled: bool = False
+    target: Target = "label"
+
+    @property
+    def shared_work(self) -> str:
+        """What the table calls the work that no method depends on; empty where there is none."""
+        return "deletions" if self.protocol.prepare else "predictions" if self.target == "prediction" else ""
+
+    @property
+    def grids(self) -> list[dict[str, Any]]:
+        """The settings with one grid at a time."""
+        grid = self.settings.get("grid")
+        return [{**self.settings, "grid": each} for each in grid] if isinstance(grid, tuple) else [dict(self.settings)]
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How tensors lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def prepare_passes(self, settings: Mapping[str, Any]) -> Passes:
+        """Passes per image of the method-independent columns for one grid."""
+        passes = self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
+        return passes + PREDICTION_PASSES if self.target == "prediction" else passes
+
+    def address(self, job: Job, start: int, group: Sequence[str]) -> str:
+        """The address of the records of a group of methods, of the block of images that begins at ``start`` in the fixed order."""
+        content = self._shared(job, start, dict(self.settings))
+        content |= {"name": job.model, "dataset": self.dataset}
+        content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)]}
+        content["computation"] = job.method_key(group[0])
+        # Two of the user's methods may be one thing under two names: each has records of its own.
+        content["own"] = [name for name in group if name in job.own_keys]
+        return digest(content)
+
+    def prepared_address(self, job: Job, start: int, settings: Mapping[str, Any]) -> str:
+        """The address of the method-independent columns of a block: of no more than their function and what it takes."""
+        prepare = self.protocol.prepare or predictions
+        taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
+        return digest({**self._shared(job, start, taken), "prepare": code_digest(prepare)})
+
+    def _shared(self, job: Job, start: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """What determines every number. Batch size is not in it: it changes scores by rounding, and is chosen by memory.
+
+        Nor is the number of images: the file says which of the block's it holds.
+        """
+        content = {
+            "format": FORMAT,
+            "model": job.model_key,
+            "data": job.data_key(job.indices[start : start + self.shard]),
+            "block": [start, self.shard],
+            "seed": job.seed,
+            "settings": own_digest(sorted(settings.items())),
+            "numerics": [self.device, self.precision, self.channels_last, self.compiled],
+            "versions": self._versions,
+        }
+        # Only where it is not the label: what was computed before there was a choice keeps its address.
+        return content if self.target == "label" else {**content, "target": [self.target, code_digest(predictions)]}
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        found = versions()
+        return {name: found[name] for name in ("idsds", "torch", "captum", "torchcam")}
+
+    def table(self) -> pd.DataFrame:
+        """What will be done, one row per model, seed and shared computation.
+
+        Columns: model, seed, work, images, forward and backward (passes in all), epochs (of training that is not cached), note, checkpoint
+        (the file that training will leave, by which one that stands in several plans is known).
+        Passes are <NA> for the user's own methods: nobody knows before.
+        """
+        rows: list[dict[str, Any]] = []
+        for job in self.jobs:
+            shared = {"model": job.model, "seed": job.seed, "images": len(job.indices)}
+            for stage in job.source.missing if isinstance(job.source, Stage) else []:
+                what = "train" if stage.deletion is None else "fine-tune in-domain"
+                rows.append(
+                    {**shared, "work": what, "images": stage.train_images, "epochs": stage.recipe.epochs, "checkpoint": stage.path.name}
+                )
+            prepared = sum((self.prepare_passes(settings) for settings in self.grids), Passes(0))
+            counted: list[tuple[str, Passes | None]] = [(self.shared_work, prepared)]
+            counted += [(", ".join(group), passes) for group, passes in zip(job.groups, job.passes, strict=True)]
+            for work, passes in counted:
+                if work:
+                    forward, backward = (pd.NA, pd.NA) if passes is None else passes.times(len(job.indices))
+                    rows.append({**shared, "work": work, "forward": forward, "backward": backward})
+            for name, reason in job.excluded.items():
+                rows.append({**shared, "work": name, "images": 0, "forward": 0, "backward": 0, "note": f"left out: {reason}"})
+        columns = ["model", "seed", "work", "images", "epochs", "forward", "backward", "note", "checkpoint"]
+        table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], "Int64"))
+        return table.assign(**{name: table[name].astype(object).fillna("") for name in ("note", "checkpoint")})
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods, in the order in which they were asked for."""
+        return [name for name in self.jobs[0].wanted if any(name in job.methods for job in self.jobs)]
+
+    @property
+    def announced(self) -> Passes:
+        """Forward and backward passes of all models; those of the user's own methods are not known and not counted."""
+        table = self.table()
+        return Passes(int(table["forward"].sum()), int(table["backward"].sum()))
+
+
+@lru_cache(maxsize=8)
+def named_dataset(name: str, split: str, normalisation: Normalisation | None) -> ImageDataset:
+    """A data set of the registry, read from disk once."""
+    return create_dataset(name, split, normalisation)
+
+
+@lru_cache(maxsize=8)
+def fingerprint_of(name: str, split: str, normalisation: Normalisation | None) -> str:
+    """The address of a data set of the registry: of its name, split, ids, targets and normalisation, without reading an image."""
+    return fingerprint(named_dataset(name, split, normalisation))
+
+
+def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:
+    """What ``evaluate`` was given under a name, as a method of the registry and its options; None for the user's own.
+
+    Raises:
+        TypeError: for a pair that is no (name, options).
+    """
+    if given is None:
+        return name, {}
+    if not isinstance(given, tuple):
+        return None
+    if len(given) != 2 or not isinstance(given[0], str) or not isinstance(given[1], Mapping):
+        raise TypeError(f"method {name!r}: a method with options is a pair such as ('IG', {{'steps': 5}}), not {given!r}")
+    return given[0], dict(given[1])
+
+
+def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:
+    """A method of the registry, with options of its own or without, or the user's."""
+    found = registered(name, given)
+    if found is None:
+        return as_method(name, given, model, seed)
+    base, options = found
+    method = Method(base, model, seed=seed, **options)
+    method.name = name
+    return method
+
+
+def on_device(plan: Plan, device: str) -> Plan:
+    """The plan for a device that is not this process's: that of a cluster's workers."""
+
+    def moved(stage: Stage) -> Stage:
+        return replace(stage, device=device, start=moved(stage.start) if stage.start else None)
+
+    jobs = tuple(replace(job, source=moved(job.source)) if isinstance(job.source, Stage) else job for job in plan.jobs)
+    return replace(plan, device=device, jobs=jobs)
+
+
+Target = Literal["label", "prediction"]
+
+
+#: One pass per image and file of method-independent columns, in which the class is kept.
+PREDICTION_PASSES = Passes(1)
+
+
+def check_target(target: object) -> None:
+    """Raise UnknownNameError for what is neither ``label`` nor ``prediction``."""
+    if target not in get_args(Target):
+        raise UnknownNameError("target", target, get_args(Target))
+
+
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
+    """The class with the highest logit, (B,), of images (B, 3, H, W); one forward pass each."""
+    with torch.inference_mode(), frozen(model):
+        logits = in_batches(model, images, size=default_batch(images))  # (B, K)
+    return logits.argmax(dim=1)

@@ -1,0 +1,144 @@
+"""Reading and writing weights. Nothing in a checkpoint file is ever executed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from idsds.common.files import atomic
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or does not fit the model. The message names the file and the first differences."""
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Load weights strictly, onto the device the model is on.
+
+    Args:
+        model: the bare net.
+        path: our own ``.safetensors``; a state_dict written by ``torch.save``; or a dict that holds one under ``state_dict``, such as the
+            ``.pth.tar`` of the study's training script with its epoch, accuracy, optimiser, schedule and ``argparse.Namespace``.
+            The prefixes of DataParallel (``module.``) and of the study's B-cos wrapper (``model.``) are taken off.
+
+    Raises:
+        CheckpointError: missing, unreadable or truncated file; a file that holds more than tensors and plain values; missing or
+            unexpected keys; wrong shapes. The model is left as it was.
+    """
+    model.load_state_dict(check_checkpoint(model, path))
+    return model
+
+
+def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights of a file under the model's own keys. The model, which may be on the meta device, stays as it is.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {str(path)!r}")
+    state = rename_keys(model, read_state_dict(path))
+    _check_fit(model, state, path)
+    return state
+
+
+def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:
+    """Write the weights of a model, or a state_dict, as safetensors.
+
+    The file appears under its name once it is complete: whoever reads it, or a kill, never meets half of it.
+
+    Args:
+        model: a net or its state_dict, on any device.
+        path: the file to write or replace; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: where the file cannot be written, naming it.
+    """
+    path = Path(path)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+    with atomic(path) as partial:
+        safetensors.torch.save_file(tensors, partial)
+    return path
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, on the CPU, under the keys that it has. Raises CheckpointError."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # weights_only: an unpickler that makes tensors and plain values and calls nothing. The study's files also hold the training
+        # script's options; a Namespace carries no code, and is allowed here only, not for the whole process.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may break the reader at any point
+        reason = str(error).strip().split("\n")[0] or "it ends too early"
+        raise CheckpointError(
+            f"cannot read the checkpoint {str(path)!r}: {type(error).__name__}: {reason}. It is damaged, or holds more than tensors and "
+            "plain values; nothing in it was executed"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"the checkpoint {str(path)!r} holds a {type(state).__name__}, not a state_dict")
+    if odd := [f"{key!r} is a {type(value).__name__}" for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"the checkpoint {str(path)!r} holds no state_dict of tensors: {_first(odd)}")
+    return {str(key): value for key, value in state.items()}
+
+
+def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the model's own keys, as far as taking off a wrapper's prefix does it.
+
+    Of the ways to read the keys the one is taken that finds most of the model's; where two find as many, the one that changes less. A
+    model whose weights have had other names may offer ``own_key(key) -> str``.
+    """
+    own_key = getattr(model, "own_key", lambda key: key)
+    wanted = model.state_dict().keys()
+    readings: tuple[Callable[[str], str], ...] = (
+        lambda key: key,
+        _without_module,
+        lambda key: _without_module(key).removeprefix("model."),
+    )
+    candidates = [{own_key(read(key)): value for key, value in state.items()} for read in readings]
+    # Two keys that become one would hide a tensor: such a reading is none.
+    candidates = [found for found in candidates if len(found) == len(state)]
+    return max(candidates, key=lambda found: len(wanted & found.keys()), default=dict(state))
+
+
+def _without_module(key: str) -> str:
+    """Without the ``module.`` that DataParallel puts around a net, or around a part of it (``features.module.0.weight``)."""
+    return ".".join(part for part in key.split(".") if part != "module")
+
+
+def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(wanted[key].shape)} in the model"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    parts = [
+        f"{len(found)} {what}: {_first(found)}"
+        for what, found in (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
+        if found
+    ]
+    if parts:
+        raise CheckpointError(f"the checkpoint {str(path)!r} does not fit the model. {'; '.join(parts)}")
+
+
+def _first(found: list[str]) -> str:
+    return f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"

@@ -1,0 +1,127 @@
+"""Protocols against one another: the places they give the methods, how far they agree, and the nets that they judge on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of
+
+_KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
+
+
+def compare_protocols(
+    places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2
+) -> Figure:
+    """One row per model: (a) the methods' places by protocol as parallel axes, (b) Kendall's tau between protocols, (c) accuracies.
+
+    Args:
+        places: from :func:`idsds.statistics.rank_each` by ``label``: model, label, method, place, place_low, place_high.
+        agreed: from :func:`idsds.studies.compare_protocols.agreement`: model, first, second, tau, tau_low, tau_high.
+        shares: from :func:`idsds.studies.compare_protocols.accuracies`: model, stage, images, accuracy, low, high, count.
+        families: family of each method, for its marker.
+        columns: width of the figure, in columns of a paper.
+    """
+    models = list(dict.fromkeys(places["model"]))
+    width = COLUMNS[columns]
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            len(models),
+            3,
+            figsize=(width, 0.75 + 2.55 * len(models)),
+            squeeze=False,
+            layout="constrained",
+            gridspec_kw={"width_ratios": [2.9, 3.1, 1.05]},
+        )
+        for row, model in zip(grid, models, strict=True):
+            _places(row[0], places[places["model"] == model], families)
+            _matrix(row[1], agreed[agreed["model"] == model])
+            _accuracies(row[2], shares[shares["model"] == model])
+            row[0].set_title(f"{model}", loc="left", fontsize=8, fontweight="bold")
+        counts = sorted({int(count) for count in places["count"] + places["nan"]})
+        for axes, text in zip(grid[0], "abc", strict=True):
+            look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
+            axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
+        handles = handles_of(dict.fromkeys(places["method"]), families)
+        figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=len(handles) if columns == 2 else 3,
+            frameon=False,
+            fontsize=7,
+            title=f"n = {' or '.join(map(str, counts))} images; bars and small numbers: 95 % over images (bootstrap; c: Wilson)",
+            title_fontsize=7,
+        )
+    return figure
+
+
+def short(label: str) -> str:
+    """A protocol's name on two or three lines."""
+    return label.replace(", updated", ",\nupd.").replace(" first", "\nfirst")
+
+
+def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> None:
+    labels, methods = list(dict.fromkeys(table["label"])), list(dict.fromkeys(table["method"]))
+    for number, method in enumerate(methods):
+        look = look_of(method, families[method])
+        rows = table[table["method"] == method].set_index("label").reindex(labels)
+        # Beside one another, or intervals of one colour would hide each other.
+        x = np.arange(len(labels)) + (number - (len(methods) - 1) / 2) * 0.07
+        axes.plot(x, rows["place"], color=look.colour, linewidth=0.7, alpha=0.5, zorder=1)
+        axes.vlines(x, rows["place_low"], rows["place_high"], color=look.colour, linewidth=1.0, zorder=2)
+        axes.plot(x, rows["place"], **look.line(4.5, linestyle="", zorder=3))
+    last, first = (table[table["label"] == label].dropna(subset="place").sort_values("place") for label in (labels[-1], labels[0]))
+    for rows, at, side in ((first, -0.38, "right"), (last, len(labels) - 1 + 0.38, "left")):
+        for place, row in enumerate(rows.itertuples(), start=1):  # ties take neighbouring lines
+            axes.text(at, place, row.method, ha=side, va="center", fontsize=6.5)
+    axes.set_ylim(len(methods) + 0.6, 0.4)
+    axes.set_xlim(-0.35, len(labels) - 1 + 0.35)
+    axes.set_xticks(range(len(labels)), [short(label) for label in labels], fontsize=5.5)
+    axes.set_yticks([])
+    axes.set_ylabel("place among the methods, best on top ↑", fontsize=7, labelpad=48)
+    axes.spines["left"].set_visible(False)
+
+
+def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
+    labels = list(dict.fromkeys([*agreed["first"], *agreed["second"]]))
+    n = len(labels)
+    values = np.full((n, n), np.nan)
+    for row in agreed.itertuples():
+        i, j = labels.index(row.first), labels.index(row.second)
+        values[j, i] = row.tau
+        if not np.isfinite(row.tau):
+            continue
+        axes.text(i, j - 0.14, f"{row.tau:.2f}", ha="center", va="center", fontsize=7, style="italic" if i == j else "normal")
+        interval = f"{row.tau_low:.2f}, {row.tau_high:.2f}".replace("0.", ".").replace("-.00", ".00")
+        axes.text(i, j + 0.24, interval, ha="center", va="center", fontsize=5)
+    axes.imshow(values, cmap="Greys", vmin=-1, vmax=3, aspect="auto")
+    axes.set_xticks(range(n), [short(label) for label in labels], fontsize=5.5, rotation=90)
+    axes.set_yticks(range(n), [short(label) for label in labels], fontsize=5.5)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title("Kendall's tau, higher agrees more;\ndiagonal: with itself, halves of the images", fontsize=6.5)
+
+
+def _accuracies(axes: Axes, shares: pd.DataFrame) -> None:
+    for shift, (kind, (marker, colour, line)) in zip((-0.05, 0.05), _KINDS.items(), strict=True):
+        for _, rows in shares[shares["images"] == kind].groupby("seed"):
+            rows = rows.set_index("stage").loc[["before", "after"]]
+            errors = [100 * (rows["accuracy"] - rows["low"]), 100 * (rows["high"] - rows["accuracy"])]
+            face = colour if kind == "intact" else "white"
+            look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "markerfacecolor": face, "linewidth": 1}
+            axes.errorbar(np.arange(2) + shift, 100 * rows["accuracy"], errors, label=kind, **look)
+    axes.set_xticks([0, 1], ["before", "after"], fontsize=6.5)
+    axes.set_xlim(-0.4, 1.4)
+    axes.set_xlabel("in-domain fine-tuning", fontsize=6.5)
+    axes.set_ylabel("accuracy in %, higher is better ↑", fontsize=7)
+    handles, names = axes.get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    axes.legend(
+        unique.values(), unique, fontsize=5.5, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.2, borderpad=0
+    )

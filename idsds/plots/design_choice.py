@@ -1,0 +1,53 @@
+"""A design choice: parallel axes of the models that differ in it, and lines that say for each method whether the claim holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from idsds.plots.parallel_axes import Join, parallel_axes
+
+# How a line is drawn by the verdict on the pair of axes that it joins: style, width.
+VERDICTS = {"holds": ("-", 1.0), "undecided": (":", 0.8), "reversed": ("--", 1.3)}
+
+
+def design_choice(
+    table: pd.DataFrame,
+    differences: pd.DataFrame,
+    chains: Sequence[Sequence[str]],
+    families: dict[str, str],
+    *,
+    n_patches: int = 16,
+    columns: int = 2,
+    published: pd.DataFrame | None = None,
+) -> Figure:
+    """One axis per model of a chain, the highest by the claim at the top, joined by a line per method within the chain.
+
+    A line that leans to the left on its way down agrees with the claim. It is solid where the difference is told apart from 0, dotted
+    where it is not, dashed where the opposite shows; lines of controls are dotted.
+
+    Args:
+        table: from :func:`idsds.studies.design_choice.ranked`.
+        differences: from :func:`idsds.studies.design_choice.differences`.
+        chains: axes, the highest by the claim first.
+        families: family of each method.
+        n_patches: patches per image, for the null band.
+        columns: width of the figure, in columns of a paper.
+        published: from :func:`idsds.published.compare`.
+    """
+    verdicts = differences.set_index(["higher", "lower", "method"])["verdict"].to_dict()
+    joins = []
+    for chain in chains:
+        for method, rows in table[table["mean"].notna()].groupby("method", sort=False):
+            axes = [axis for axis in chain if axis in set(rows["model"])]
+            for first, second in pairwise(axes):
+                style, width = VERDICTS[verdicts.get((first, second, str(method)), "undecided")]
+                joins.append(Join(str(method), first, second, style, width))
+    labels = {"holds": "line between axes: claim holds", "undecided": "line: undecided", "reversed": "line: opposite shows (Holm, 5 %)"}
+    notes = [Line2D([], [], color="#444444", linestyle=VERDICTS[key][0], linewidth=VERDICTS[key][1], label=labels[key]) for key in VERDICTS]
+    models = [axis for chain in chains for axis in chain]
+    return parallel_axes(table, families, models, joins, n_patches=n_patches, columns=columns, published=published, notes=notes)

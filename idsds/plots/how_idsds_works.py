@@ -1,0 +1,106 @@
+"""IDSDS of one image on one page: the image, its deletions, the drops, and for each method its map, patch sums and the scatter of ranks."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
+
+from idsds.plots.style import COLUMNS, DIVERGING, STYLE, look_of
+from idsds.studies.how_idsds_works import Walkthrough, patch_table, spearman
+
+
+def how_idsds_works(walkthrough: Walkthrough, *, columns: int = 2) -> Figure:
+    """The steps from left to right: first row the deletions, then a row per method.
+
+    Args:
+        walkthrough: from :func:`idsds.studies.how_idsds_works.walk`.
+        columns: width of the figure, in columns of a paper.
+    """
+    example = walkthrough.example
+    methods, width = list(example.records.index), COLUMNS[columns]
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(methods)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.015)
+        top, *rest = figure.subfigures(1 + len(methods), 1, height_ratios=[2.75, *[1.95] * len(methods)], squeeze=False)[:, 0]
+        _deletions(top, walkthrough)
+        for method, part in zip(methods, rest, strict=True):
+            _method(part, walkthrough, method)
+    return figure
+
+
+def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
+    example, drops = walkthrough.example, walkthrough.drops
+    side = len(example.drops)
+    left, middle, right = figure.subfigures(1, 3, width_ratios=[1, 1.35, 1])
+    axes = left.subplots()
+    axes.imshow(example.picture)
+    axes.spines[:].set_visible(True)
+    _lines(axes, side)
+    axes.set_title(f"1. intact image of {example.target!r}\nlogit of {example.target!r}: {example.target_logit:.2f}", fontsize=7.5)
+    middle.suptitle("2. each patch deleted alone\nbelow it: the logit again", fontsize=7.5)
+    cells = middle.subplots(side, side, squeeze=False, gridspec_kw={"wspace": 0.0, "hspace": 0.0})
+    for patch, (axes, picture, logit) in enumerate(zip(cells.flat, walkthrough.deleted, walkthrough.logits, strict=True)):
+        axes.imshow(picture)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        height, wide = np.array(picture.shape[:2]) // side
+        corner = (patch % side * wide - 0.5, patch // side * height - 0.5)
+        axes.add_patch(mpl.patches.Rectangle(corner, wide, height, fill=False, edgecolor="#E69F00", linewidth=1.2))
+        axes.set_xlabel(f"{logit:.2f}", fontsize=5.5 * min(1.0, 4 / side), labelpad=1)
+    _cells(right.subplots(), drops.reshape(side, side), "3. drop = intact - deleted\nbelow it: rank, 1 is smallest")
+
+
+def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str) -> None:
+    example, table = walkthrough.example, patch_table(walkthrough, method)
+    side = len(example.drops)
+    first, second, third = figure.subplots(1, 3)
+    shown = example.maps[method]
+    limit = float(np.abs(shown[np.isfinite(shown)]).max(initial=0)) or 1.0
+    first.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    first.spines[:].set_visible(True)
+    _lines(first, side)
+    first.set_title(f"4. attribution: {method}\norange for, blue against", fontsize=7.5)
+    _cells(second, table["patch sum"].to_numpy().reshape(side, side), "5. sum over each patch\nbelow it: rank, 1 is smallest")
+    look = look_of(method, example.records.loc[method, "family"])
+    third.plot([1, len(table)], [1, len(table)], color="#BBBBBB", linewidth=0.8, zorder=0)
+    third.plot(table["rank of drop"], table["rank of sum"], **look.line(4.5, linestyle=""))
+    third.set_box_aspect(1)
+    third.set_xlim(0, len(table) + 1)
+    third.set_ylim(0, len(table) + 1)
+    third.set_ylabel("rank of patch sum", fontsize=6.5)
+    third.set_xlabel("rank of drop", fontsize=6.5)
+    ticks = sorted({1, *range(side, len(table) + 1, side)})
+    third.set_xticks(ticks)
+    third.set_yticks(ticks)
+    third.tick_params(labelsize=6)
+    third.set_title(f"6. rank correlation (1 is best): {spearman(table):+.2f}", fontsize=7.5)
+
+
+def _lines(axes: Axes, side: int) -> None:
+    """The grid on an image."""
+    height, width = axes.images[0].get_array().shape[:2]
+    for number in range(1, side):
+        axes.axhline(number * height / side - 0.5, color="#888888", linewidth=0.5)
+        axes.axvline(number * width / side - 0.5, color="#888888", linewidth=0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
+    """A grid of numbers on the colours of the maps, each with its rank below."""
+    limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
+    axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    axes.spines[:].set_visible(True)
+    ranks = rankdata(values).reshape(values.shape)
+    size = 5.5 * min(1.0, 4 / len(values))
+    for (row, column), value in np.ndenumerate(values):
+        look = {"ha": "center", "va": "center", "color": "white" if abs(value) > 0.6 * limit else "black"}
+        axes.text(column, row - 0.17, f"{value:.1g}" if 0 < abs(value) < 0.01 else f"{value:.2g}", fontsize=size, **look)
+        axes.text(column, row + 0.23, f"{ranks[row, column]:g}", fontsize=size * 1.15, fontweight="bold", **look)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=7.5)

@@ -1,0 +1,177 @@
+"""The bootstrap underneath every interval: resampled sums over images, and the BCa interval of anything computed from such sums."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
+
+import numpy as np
+from scipy import sparse, stats
+from scipy.special import ndtr, ndtri, stdtrit
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+Ends = tuple[np.ndarray, np.ndarray]
+#: Numbers per chunk of resampling weights, whatever the number of images: 1e6 float64 are 8 MB and stay in the cache.
+CHUNK = 1_000_000
+#: The acceleration needs a leave-one-out value per image; beyond this many images they are left out in groups.
+JACKKNIFE_GROUPS = 2_000
+#: Among fewer units than these, a spread of 0 says nothing of the next one.
+FEW = 10
+
+
+def rng_for(seed: int, *key: object) -> np.random.Generator:
+    """A numpy generator that depends on nothing but ``seed`` and ``key``."""
+    digest = hashlib.blake2b("\x1f".join(map(str, (seed, *key))).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def check_options(confidence: float, **counts: int) -> None:
+    """Raise ValueError where a confidence or a named count (``resamples``, ``permutations``) makes no sense."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence!r}; 0.95 is usual")
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
+def covers(confidence: float, seeds: int) -> str:
+    """What a BCa interval over images covers, in words: other images, but not other training seeds than the ``seeds`` at hand."""
+    over = "images" if seeds == 1 else f"images, {seeds} training seeds held fixed"
+    return f"{100 * confidence:g} % BCa bootstrap over {over}"
+
+
+def weights(rng: np.random.Generator, n: int, resamples: int, draws: int | None = None) -> Iterator[np.ndarray]:
+    """How often each of ``n`` units occurs in each resample of ``draws`` (default ``n``) units, in chunks (chunk, n) of float64."""
+    draws = n if draws is None else draws
+    step = max(1, CHUNK // n)
+    for start in range(0, resamples, step):
+        chunk = min(step, resamples - start)
+        drawn = rng.integers(0, n, (chunk, draws))  # the stream that scipy.stats.bootstrap takes
+        drawn += np.arange(chunk)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=chunk * n).reshape(chunk, n).astype(np.float64)
+
+
+def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
+    """The bias-corrected and accelerated bootstrap interval of a statistic of sums over units.
+
+    A mean, a ratio or a coefficient of agreement depends on the units through sums alone. A resample is then a vector of weights, and all
+    resamples are one matrix product, shared by all columns. Efron, "Better bootstrap confidence intervals", JASA 1987.
+
+    Args:
+        features: (units, F), what is summed.
+        statistic: sums (..., F) to values (..., columns).
+        confidence: such as 0.95.
+        resamples: how many.
+        rng: draws the units.
+
+    Returns:
+        The low and high ends, each (columns,); NaN for fewer than two units or where the statistic is undefined.
+    """
+    n = features.shape[0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = np.asarray(features.sum(0)).reshape(-1)
+        observed = statistic(total)
+        if n < 2:
+            return np.full_like(observed, np.nan), np.full_like(observed, np.nan)
+        drawn = np.concatenate([statistic(np.asarray(w @ features)) for w in weights(rng, n, resamples)])  # (resamples, columns)
+        left_out = statistic(total - _group_sums(features))  # (groups, columns)
+    return _bca_ends(observed, drawn, left_out, confidence)
+
+
+def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
+    """The plain percentile interval of resampled values (resamples, columns)."""
+    tail = (1 - confidence) / 2
+    ends = [np.quantile(d[np.isfinite(d)], [tail, 1 - tail]) if np.isfinite(d).any() else np.full(2, np.nan) for d in drawn.T]
+    low, high = np.array(ends).T
+    return low, high
+
+
+def _group_sums(features: np.ndarray | sparse.csr_array) -> np.ndarray:
+    n = features.shape[0]
+    groups = min(n, JACKKNIFE_GROUPS)
+    if groups == n and not sparse.issparse(features):
+        return features
+    group = np.arange(n) * groups // n
+    member = sparse.csr_array((np.ones(n), (group, np.arange(n))), shape=(groups, n))
+    sums = member @ features
+    return sums.toarray() if sparse.issparse(sums) else sums
+
+
+def _bca_ends(observed: np.ndarray, drawn: np.ndarray, left_out: np.ndarray, confidence: float) -> Ends:
+    tails = ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
+    ends = np.full((len(observed), 2), np.nan)
+    for column, value in enumerate(observed):
+        resampled, jackknife = drawn[:, column], left_out[:, column]
+        resampled, jackknife = resampled[np.isfinite(resampled)], jackknife[np.isfinite(jackknife)]
+        if not np.isfinite(value) or len(jackknife) < 2 or not len(resampled):
+            continue
+        # Values that differ by rounding alone count as equal, or ties would be split by the order of the sums.
+        close = 1e-12 * max(np.abs(resampled - value).max(), np.finfo(float).tiny)
+        below, equal = np.mean(resampled < value - close), np.mean(np.abs(resampled - value) <= close)
+        bias = ndtri(np.clip(below + equal / 2, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
+        pull = jackknife.mean() - jackknife
+        spread = (pull**2).sum()
+        acceleration = (pull**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+        shifted = bias + tails
+        ends[column] = np.quantile(resampled, ndtr(bias + shifted / (1 - acceleration * shifted)))
+    return ends[:, 0], ends[:, 1]
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """An interval for any smooth statistic of independent units: Student's t around it, with the jackknife's standard error.
+
+    For a mean it is the ordinary t interval. It holds for a handful of units, of which a bootstrap would be far too narrow. Tukey, "Bias
+    and confidence in not-quite large samples", 1958.
+
+    Args:
+        statistic: of (units, ...), a number.
+        values: (units, ...).
+        confidence: such as 0.95.
+
+    Returns:
+        The ends; NaN for fewer than two units, where the statistic is undefined, and where fewer than :data:`FEW` units leave it without
+        any spread, which is no certainty.
+    """
+    check_options(confidence)
+    n = len(values)
+    if n < 2:
+        return np.nan, np.nan
+    left_out = np.array([statistic(np.delete(values, unit, axis=0)) for unit in range(n)])
+    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    if n < FEW and error < 1e-12:
+        return np.nan, np.nan
+    half = stdtrit(n - 1, (1 + confidence) / 2) * error
+    observed = statistic(values)
+    return float(observed - half), float(observed + half)
+
+
+def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """The mean over training seeds with Student's t interval: mean, low, high.
+
+    A bootstrap of two to five seeds is far too narrow; the t interval is exact for normal values. It holds for the images at hand.
+
+    Args:
+        values: (n,), one number per seed.
+        confidence: such as 0.95.
+
+    Returns:
+        The ends are NaN for a single seed, and all three where a value is NaN.
+
+    Raises:
+        ValueError: for no values, or a confidence that makes no sense.
+    """
+    check_options(confidence)
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values must be (n,), one number per seed, not of shape {values.shape}")
+    mean = values.mean()
+    if len(values) == 1:
+        return float(mean), float("nan"), float("nan")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def covers_seeds(seeds: int, confidence: float = 0.95) -> str:
+    """What :func:`seed_interval` covers, in words."""
+    return "one training seed: no interval" if seeds == 1 else f"{100 * confidence:g} % t interval over {seeds} training seeds"

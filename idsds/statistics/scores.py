@@ -1,0 +1,138 @@
+"""Records as a matrix: one row per image (and training seed), one column per model, setting and method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from idsds.common.registry import UnknownNameError
+
+REQUIRED = ("model", "method", "image_id", "score")
+#: Columns that tell one protocol setting from another; those that hold more than one value split every table.
+SETTINGS = ("dataset", "protocol", "grid", "baseline", "steps", "order", "update")
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of the same rows (image, seed) under every treatment (model, setting, method).
+
+    Attributes:
+        scores: float64 (rows, treatments); NaN where the score is undefined or no record exists.
+        present: bool (rows, treatments); True where a record exists.
+        image: int (rows,), ascending; which image a row belongs to.
+        seed: int (rows,); which training seed a row belongs to.
+        treatments: one row per column of ``scores``: model, the settings that vary, method.
+    """
+
+    scores: np.ndarray
+    present: np.ndarray
+    image: np.ndarray
+    seed: np.ndarray
+    treatments: pd.DataFrame
+
+    @property
+    def seeds(self) -> int:
+        """How many training seeds the rows hold."""
+        return len(np.unique(self.seed))
+
+    @property
+    def images(self) -> int:
+        """How many images the rows belong to."""
+        return len(np.unique(self.image))
+
+    def select(self, columns: Sequence[int] | np.ndarray) -> ScoreTable:
+        """The columns asked for, with the rows for which any of them has a record."""
+        columns = np.asarray(columns)
+        present = self.present[:, columns]
+        rows = present.any(1)
+        kept = self.treatments.iloc[columns].reset_index(drop=True)
+        return ScoreTable(self.scores[np.ix_(rows, columns)], present[rows], self.image[rows], self.seed[rows], kept)
+
+    def groups(self, keys: Sequence[str]) -> Iterator[tuple[dict[str, object], ScoreTable]]:
+        """One table per combination of the treatment columns ``keys``, with that combination."""
+        for values, rows in self.treatments.groupby(list(keys), sort=True, dropna=False).indices.items():
+            values = values if isinstance(values, tuple) else (values,)
+            yield dict(zip(keys, values, strict=True)), self.select(rows)
+
+    def same_rows(self) -> Iterator[tuple[np.ndarray, ScoreTable]]:
+        """Columns that have records for exactly the same rows, together with their indices: these can share their resamples."""
+        alike: dict[bytes, list[int]] = {}
+        for column, mask in enumerate(np.packbits(self.present, axis=0).T):
+            alike.setdefault(mask.tobytes(), []).append(column)
+        for columns in alike.values():
+            yield np.array(columns), self.select(columns)
+
+
+def score_table(records: pd.DataFrame) -> ScoreTable:
+    """Check ``records`` and lay them out as a matrix; the order of their rows does not matter.
+
+    Args:
+        records: columns model, method, image_id, score; optionally seed (of the training) and those of :data:`SETTINGS`.
+
+    Raises:
+        TypeError: where ``records`` is no data frame or the scores are no numbers.
+        ValueError: where there are no rows, a column is missing, or a row occurs twice.
+    """
+    if not isinstance(records, pd.DataFrame):
+        raise TypeError(f"records must be a pandas DataFrame, got {type(records).__name__}")
+    if missing := [name for name in REQUIRED if name not in records.columns]:
+        raise ValueError(f"records lack the columns {missing}; they have {list(map(str, records.columns))}")
+    if records.empty:
+        raise ValueError("records hold no rows")
+    try:
+        scores = records["score"].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the column 'score' must hold numbers, its dtype is {records['score'].dtype}") from error
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+
+    keys = ["model", *varying_settings(records), "method"]
+    treatment, first = _codes(records, keys)
+    seeded = ["image_id", "seed"] if "seed" in records.columns else ["image_id"]
+    row, first_of_row = _codes(records, seeded)  # sorted by image, then seed
+    cell = row.astype(np.int64) * len(first) + treatment
+    if np.bincount(cell).max() > 1:
+        twice = records[pd.Series(cell).duplicated().to_numpy()].iloc[0]
+        where = ", ".join(f"{name}={twice[name]}" for name in (*keys, *seeded))
+        raise ValueError(f"records hold more than one row for {where}; columns that tell rows apart: {', '.join((*SETTINGS, 'seed'))}")
+
+    matrix = np.full((len(first_of_row), len(first)), np.nan)
+    present = np.zeros(matrix.shape, dtype=bool)
+    matrix[row, treatment], present[row, treatment] = scores, True
+    rows = records.iloc[first_of_row]
+    image = _codes(rows, ["image_id"])[0]
+    seed = _codes(rows, ["seed"])[0] if "seed" in records.columns else np.zeros_like(image)
+    treatments = records[keys].iloc[first].reset_index(drop=True)
+    plain = {name: dtype.categories.dtype for name, dtype in treatments.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
+    return ScoreTable(matrix, present, image, seed, treatments.astype(plain))
+
+
+def varying_settings(records: pd.DataFrame) -> list[str]:
+    """The setting columns of ``records`` that hold more than one value."""
+    return [name for name in SETTINGS if name in records.columns and records[name].nunique(dropna=False) > 1]
+
+
+def known(kind: str, names: Sequence[object], table: ScoreTable) -> None:
+    """Raise UnknownNameError for the first of ``names`` that the column ``kind`` of the treatments does not hold."""
+    allowed = set(table.treatments[kind])
+    for name in names:
+        if name not in allowed:
+            raise UnknownNameError(kind, name, allowed)
+
+
+def one_of(kind: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise UnknownNameError where ``value`` is none of ``allowed``."""
+    if value not in allowed:
+        raise UnknownNameError(kind, value, allowed)
+
+
+def _codes(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A code per row for the combination of its values in ``columns`` (in sorted order), and the first row of each code."""
+    code = np.zeros(len(frame), dtype=np.int64)
+    for name in columns:
+        values, uniques = pd.factorize(frame[name], sort=True, use_na_sentinel=False)
+        code = code * len(uniques) + values
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return inverse, first

@@ -1,0 +1,1 @@
+"""One module per notebook, by the notebook's name."""

@@ -1,0 +1,204 @@
+"""Accuracy against attribution quality: what one pays for the other, over models that are judged alike.
+
+Accuracy is that of the in-domain fine-tuned net on intact test images; quality is the IDSDS of the model's best method. The best of several
+methods, picked and judged on the same images, looks better than it is. Here the images are cut in two halves: the method is picked on each
+half and judged on the other, and the score is the mean over all images.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import PositiveInt
+from scipy import stats
+from torch import nn
+
+from idsds.common.batching import default_batch, in_batches
+from idsds.datasets import fixed_order
+from idsds.evaluation.arguments import make_plan
+from idsds.evaluation.evaluate import evaluate
+from idsds.models.base import frozen
+from idsds.published import BASELINE, DATASET, GRID, accuracies, idsds_scores
+from idsds.statistics import rank
+from idsds.statistics.intervals import rng_for
+from idsds.studies.base import RunSettings
+from idsds.training.loop import batches
+
+
+class TradeoffSettings(RunSettings):
+    """What ``params/*/accuracy_tradeoff.yaml`` may say; ``accuracy_images`` are the test images on which accuracy is measured."""
+
+    accuracy_images: PositiveInt
+    columns: Literal[1, 2] = 2
+
+    def run(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`idsds.evaluate`."""
+        values = self.evaluate()
+        for name in ("accuracy_images", "columns"):
+            values.pop(name)
+        return values
+
+
+def measure(settings: TradeoffSettings, **options: Any) -> pd.DataFrame:
+    """The records of all models and methods; ``options`` are further arguments of :func:`idsds.evaluate`."""
+    return evaluate(**settings.run(), **options)
+
+
+def correct(settings: TradeoffSettings) -> pd.DataFrame:
+    """Whether each in-domain model is right on each of the first ``accuracy_images`` intact test images.
+
+    Returns:
+        One row per model, seed and image: ``image_id``, ``correct`` (bool).
+    """
+    run = settings.run()
+    seeds, output = run.pop("seed"), run.pop("output")
+    assert output
+    shared = {name: run[name] for name in ("device", "precision", "checkpoints")}
+    where = {"grid": settings.grid, "baseline": settings.baseline}
+    plan = make_plan(settings.models, ["Random"], settings.dataset, "idsds", 1, seeds, batch_size=None, shard=256, settings=where, **shared)
+    parts = []
+    for job in plan.jobs:
+        data = job.dataset
+        chosen = fixed_order(data.image_ids)[: settings.accuracy_images]  # type: ignore[attr-defined]
+        job.prepare(progress=False)
+        found = _right(job.load().to(plan.device), data, chosen, plan.device)
+        parts.append(pd.DataFrame({"model": job.model, "seed": job.seed, **found}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _right(model: nn.Module, data: Any, chosen: list[int], device: str) -> dict[str, list]:
+    ids: list[str] = []
+    right: list[bool] = []
+    with torch.inference_mode(), frozen(model):
+        for images, targets, image_ids in batches(data, chosen, 256):
+            images = images.to(device)
+            logits = in_batches(model, images, size=default_batch(images))  # (B, K)
+            right += (logits.argmax(dim=1).cpu() == targets).tolist()
+            ids += image_ids
+    return {"image_id": ids, "correct": right}
+
+
+def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds are held fixed), ``count``."""
+    rows = []
+    for model, found in correct.groupby("model", sort=False):
+        hits, count = int(found["correct"].sum()), len(found)
+        interval = stats.binomtest(hits, count).proportion_ci(confidence, method="wilson")
+        rows.append({"model": model, "accuracy": hits / count, "low": interval.low, "high": interval.high, "count": count})
+    return pd.DataFrame(rows)
+
+
+def best(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of each model's best method, picked on one half of the images and taken from the other; controls take no part.
+
+    Args:
+        records: from :func:`measure`.
+
+    Returns:
+        Records with one row per model, seed and image: ``method`` is the one that was picked for the image's half.
+    """
+    parts = []
+    for (_, _), rows in records[records["family"] != "control"].groupby(["model", "seed"], sort=False):
+        place = {image: number for number, image in enumerate(dict.fromkeys(rows["image_id"]))}
+        half = rows["image_id"].map(place) % 2
+        for judged in (0, 1):
+            picked = rows[half != judged].groupby("method", sort=False)["score"].mean()
+            if picked.notna().any():
+                parts.append(rows[(half == judged) & (rows["method"] == picked.idxmax())])
+    return pd.concat(parts, ignore_index=True)
+
+
+def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
+    """Both axes of each model, and whether another model is at least as good in both.
+
+    Args:
+        records: from :func:`measure`.
+        correct: from the function of that name.
+        resamples, seed: of the bootstrap over images behind ``front_share``.
+
+    Returns:
+        One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (Wilson, over images), ``method`` (the
+        picks of the two halves), ``idsds``, ``idsds_low``, ``idsds_high`` (BCa, over images), ``front`` (no other model is better in one
+        and as good in the other), ``front_share`` (in what share of resampled images it is), ``count``, ``accuracy_count``.
+    """
+    picks = best(records)
+    names = picks.groupby("model", sort=False)["method"].agg(lambda found: " / ".join(dict.fromkeys(found)))
+    scores = rank(picks.assign(method="best")).set_index("model")
+    table = accuracy(correct).rename(columns={"low": "accuracy_low", "high": "accuracy_high", "count": "accuracy_count"})
+    for name, column in (("idsds", "mean"), ("idsds_low", "low"), ("idsds_high", "high"), ("count", "count")):
+        table[name] = table["model"].map(scores[column])
+    table["method"] = table["model"].map(names)
+    table["front"] = on_front(table[["accuracy", "idsds"]].to_numpy())
+    table["front_share"] = _resampled(picks, correct, list(table["model"]), resamples, seed)[0]
+    columns = ["model", "accuracy", "accuracy_low", "accuracy_high", "method", "idsds", "idsds_low", "idsds_high", "front", "front_share"]
+    return table.sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)[[*columns, "count", "accuracy_count"]]
+
+
+def on_front(values: np.ndarray) -> np.ndarray:
+    """Which rows (models, 2), higher is better in both, no other row dominates."""
+    better = (values[None] >= values[:, None]).all(-1) & (values[None] > values[:, None]).any(-1)  # (row, other)
+    return ~better.any(1)
+
+
+def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> dict[str, float]:
+    """Spearman correlation over models of accuracy and best IDSDS: ``rho``, ``low``, ``high`` (95 %, percentile bootstrap over images,
+    the models held fixed), ``p`` (over models, two-sided), ``models``."""
+    table = tradeoff(records, correct, resamples=1)
+    found = stats.spearmanr(table["accuracy"], table["idsds"])
+    drawn = _resampled(best(records), correct, list(table["model"]), resamples, seed)[1]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"rho": float(found.statistic), "low": float(low), "high": float(high), "p": float(found.pvalue), "models": len(table)}
+
+
+def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share of resamples in which each model is on the front (models,), and the correlation in each resample (resamples,)."""
+    quality = picks.pivot_table(index="image_id", columns="model", values="score", sort=False)[models].to_numpy(float)
+    right = correct.pivot_table(index="image_id", columns="model", values="correct", aggfunc="mean", sort=False)[models].to_numpy(float)
+    rng = rng_for(seed, "tradeoff", len(quality), len(right))
+    front, rho = np.zeros(len(models)), np.zeros(resamples)
+    for number in range(resamples):
+        drawn = right[rng.integers(0, len(right), len(right))].mean(0)
+        scores = np.nanmean(quality[rng.integers(0, len(quality), len(quality))], axis=0)
+        front += on_front(np.column_stack([drawn, scores]))
+        rho[number] = stats.spearmanr(drawn, scores).statistic if np.ptp(drawn) and np.ptp(scores) else np.nan
+    return front / resamples, rho
+
+
+def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = BASELINE) -> pd.DataFrame:
+    """The poster's models with their accuracy and the best of their published scores: model, accuracy, idsds, method, inferred.
+
+    Empty for another data set, grid or baseline than the poster's.
+    """
+    scores = idsds_scores().sort_values("score", ascending=False).drop_duplicates("model")
+    found = accuracies()[["model", "accuracy"]].merge(scores.rename(columns={"score": "idsds"}), on="model")
+    same = (dataset, grid, baseline) == (DATASET, GRID, BASELINE)
+    return (found if same else found.head(0))[["model", "accuracy", "idsds", "method", "inferred"]]
+
+
+def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Ours, published and their difference on both axes, for the models that both have.
+
+    Args:
+        table: from :func:`tradeoff`.
+        points: from :func:`published_points`.
+    """
+    both = table[["model", "accuracy", "idsds"]].merge(points, on="model", suffixes=("", "_published"))
+    for name in ("accuracy", "idsds"):
+        both[f"{name}_difference"] = both[name] - both[f"{name}_published"]
+    return both.rename(columns={"method": "published_method"})
+
+
+def sentence(table: pd.DataFrame, found: dict[str, float]) -> str:
+    """What the data say of the claim, in one sentence with computed numbers."""
+    if found["high"] < 0:
+        verdict = "holds on these images"
+    else:
+        verdict = "is reversed on these images" if found["low"] > 0 else "is undecided on these images"
+    front = ", ".join(table.loc[table["front"], "model"])
+    numbers = (
+        f"Spearman {found['rho']:+.2f} over {found['models']} models, 95 % interval over images [{found['low']:+.2f}, {found['high']:+.2f}]"
+    )
+    return f"accuracy and IDSDS trade off: {verdict} ({numbers}; p over models {found['p']:.2f}); Pareto front: {front}"

@@ -1,0 +1,183 @@
+"""What a design choice does to attribution quality: the same methods on models that differ in one choice, image by image.
+
+The choices and the direction of each are those of the poster of Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision
+Models*, NeurIPS 2024 (arXiv 2407.11910). Models are given as chains, the highest by the claim first; every pair of a chain is compared
+under every method that applies to both. Verdicts are corrected by Holm for all comparisons of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, Any, Literal, Self
+
+import pandas as pd
+from pydantic import AfterValidator, Field, model_validator
+
+from idsds.common.registry import UnknownNameError
+from idsds.evaluation.evaluate import evaluate
+from idsds.published import idsds_scores
+from idsds.statistics import paired_differences, rank
+from idsds.studies.base import ModelName, RunSettings
+
+POSTER = "Hesse, Schaub-Meyer, Roth, NeurIPS 2024, arXiv 2407.11910, poster"
+QUANTITIES = ("logit", "probability")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A design choice: what is claimed of it, and by whom."""
+
+    claim: str
+    source: str = POSTER
+
+
+CHOICES: Mapping[str, Choice] = {
+    "depth": Choice("deeper is lower"),
+    "width": Choice("wider is lower"),
+    "batchnorm_bias": Choice("BatchNorm and bias terms impair"),
+    "backbone": Choice("VGG is above ResNet, ResNet above ViT"),
+    "softmax": Choice(
+        "drops of the logit rank above drops of the probability",
+        "the paper compares outputs before and after the softmax; the direction is this package's reading",
+    ),
+}
+
+
+def _known(choice: str) -> str:
+    if choice not in CHOICES:
+        raise UnknownNameError("design choice", choice, CHOICES)
+    return choice
+
+
+class DesignSettings(RunSettings):
+    """What ``params/*/design_choice_*.yaml`` may say.
+
+    ``chains`` are lists of models, the highest by the claim first; none: ``models`` are one chain. For ``softmax`` each model is
+    compared with itself.
+    """
+
+    choice: Annotated[str, AfterValidator(_known)]
+    chains: list[Annotated[list[ModelName], Field(min_length=2)]] = []
+    columns: Literal[1, 2] = 2
+
+    @model_validator(mode="after")
+    def _chains_are_of_the_models(self) -> Self:
+        if self.choice == "softmax":
+            if self.chains:
+                raise ValueError("chains: for 'softmax' each model is compared with itself, leave chains empty")
+            return self
+        if len(self.models) < 2:
+            raise ValueError(f"models: {self.choice!r} compares models, it needs two of them")
+        listed = [name for chain in self.chains for name in chain]
+        for name in listed:
+            if name not in self.models:
+                raise UnknownNameError("model of a chain", name, self.models)
+            if listed.count(name) > 1:
+                raise ValueError(f"chains: {name!r} is listed more than once")
+        if self.chains and (alone := [name for name in self.models if name not in listed]):
+            raise ValueError(f"chains: {', '.join(alone)} of models is in no chain")
+        return self
+
+    @property
+    def axes(self) -> list[list[str]]:
+        """The chains of axes to compare, highest by the claim first."""
+        if self.choice == "softmax":
+            return [[axis_of(model, quantity) for quantity in QUANTITIES] for model in self.models]
+        return self.chains or [self.models]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The keyword arguments of :func:`idsds.evaluate`, one run or, for ``softmax``, one for each quantity."""
+        values = self.evaluate()
+        for name in ("choice", "chains", "columns"):
+            values.pop(name)
+        if self.choice != "softmax":
+            return [values]
+        return [{**values, "quantity": quantity, "output": f"{self.output}/{quantity}"} for quantity in QUANTITIES]
+
+
+def axis_of(model: str, quantity: str) -> str:
+    """What the axis of a model is called where settings are compared."""
+    return f"{model}, {quantity}"
+
+
+def measure(settings: DesignSettings, **options: Any) -> pd.DataFrame:
+    """The records of all axes; ``model`` is the axis, for ``softmax`` the model and what its drops are of.
+
+    Args:
+        settings: validated.
+        options: further arguments of :func:`idsds.evaluate`, such as ``progress`` and ``dry_run`` (then: the plans of all runs).
+    """
+    parts = []
+    for run in settings.runs():
+        found = evaluate(**run, **options)
+        if settings.choice == "softmax":
+            found = found.assign(model=[axis_of(model, run["quantity"]) for model in found["model"]])
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True)
+
+
+def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confidence: float = 0.95) -> pd.DataFrame:
+    """Every pair of axes of a chain under every method that both have, on the same images; controls are left out.
+
+    Args:
+        records: from :func:`measure`.
+        chains: axes, the highest by the claim first.
+        confidence: of the intervals, each on its own; verdicts are at its complement, corrected by Holm for all rows.
+
+    Returns:
+        One row per pair and method: ``higher``, ``lower`` (as the claim has it), ``method``, ``difference`` (mean of higher minus lower),
+        ``low``, ``high``, ``p_holm``, ``verdict`` (``holds``, ``reversed``, ``undecided``), ``count``, ``nan``, ``interval``.
+
+    Raises:
+        ValueError: where no two axes of a chain have a method in common.
+    """
+    pairs = [pair for chain in chains for pair in combinations(chain, 2)]
+    table = paired_differences(records[records["family"] != "control"], by="model", pairs=pairs, confidence=confidence)
+    told_apart = table["p_holm"] <= 1 - confidence
+    verdict = (table["difference"] > 0).map({True: "holds", False: "reversed"}).where(told_apart, "undecided")
+    table = table.rename(columns={"a": "higher", "b": "lower"}).assign(verdict=verdict)
+    place = {pair: number for number, pair in enumerate(pairs)}
+    order = [place[pair] for pair in zip(table["higher"], table["lower"], strict=True)]
+    table = table.assign(order=order).sort_values(["order", "method"], kind="stable", ignore_index=True)
+    return table[["higher", "lower", "method", "difference", "low", "high", "p_holm", "verdict", "count", "nan", "interval"]]
+
+
+def sentence(choice: str, table: pd.DataFrame) -> str:
+    """What the data say of the claim, in one sentence with computed numbers."""
+    counts = table["verdict"].value_counts()
+    told = ", ".join(f"{word} {counts.get(key, 0)}" for key, word in (("undecided", "undecided for"), ("reversed", "reversed for")))
+    intro = f"{CHOICES[choice].claim}: holds for {counts.get('holds', 0)} of {len(table)} comparisons, {told}"
+    return f"{intro} (sign-flip tests, 5 %, corrected by Holm for all {len(table)})"
+
+
+def sentences(choice: str, table: pd.DataFrame) -> str:
+    """:func:`sentence`, then a line for each pair of axes with the methods for which the opposite shows."""
+    lines = [f"{sentence(choice, table)}. Source of the claim: {CHOICES[choice].source}."]
+    for (higher, lower), rows in table.groupby(["higher", "lower"], sort=False):
+        counts = rows["verdict"].value_counts()
+        against = ", ".join(rows.loc[rows["verdict"] == "reversed", "method"])
+        opposite = f", reversed for {counts['reversed']}: {against}" if against else ", reversed for none"
+        undecided = f"undecided for {counts.get('undecided', 0)}"
+        lines.append(f"- {higher} above {lower}: holds for {counts.get('holds', 0)} of {len(rows)} methods, {undecided}{opposite}")
+    return "\n".join(lines)
+
+
+def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """The same comparisons of the published values, where both models of a pair are there: higher, lower, method, difference, inferred."""
+    scores = idsds_scores().set_index(["model", "method"])
+    rows = []
+    for higher, lower in (pair for chain in chains for pair in combinations(chain, 2)):
+        for method in idsds_scores().query("model == @higher")["method"]:
+            if (lower, method) in scores.index:
+                both = scores.loc[[(higher, method), (lower, method)]]
+                difference, inferred = both["score"].iloc[0] - both["score"].iloc[1], bool(both["inferred"].any())
+                rows.append({"higher": higher, "lower": lower, "method": method, "difference": difference, "inferred": inferred})
+    return pd.DataFrame(rows, columns=["higher", "lower", "method", "difference", "inferred"])
+
+
+def ranked(records: pd.DataFrame, chains: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """:func:`idsds.rank` with the axes in the order of the chains."""
+    order = {axis: number for number, axis in enumerate(axis for chain in chains for axis in chain)}
+    return rank(records).sort_values("model", key=lambda column: column.map(order), kind="stable", ignore_index=True)

@@ -1,0 +1,1 @@
+"""How infidelity works, step by step."""

@@ -1,0 +1,57 @@
+"""The map that minimises infidelity, solved on pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Eigenvalues of E[I I^T] below this share of the largest count as 0.
+LEAST = 1e-10
+
+
+#: Ridges among which cross-validation chooses, as multiples of the mean eigenvalue of E[I I^T].
+RIDGES = (0.0, *(10 ** (power / 2) for power in range(-12, 7)))
+
+
+def optimal_map(weights: Tensor, changes: Tensor, ridge: float = 0.0) -> Tensor:
+    """The map of least infidelity, (P,), for perturbations (samples, P) and the changes of the logit (samples,), both float64.
+
+    ``(E[I I^T] + ridge m)^-1 E[I change]``, m the mean eigenvalue of ``E[I I^T]``; where the perturbations leave several such maps, the one
+    of least norm.
+    """
+    values, vectors, along = _principal(weights, changes)
+    return vectors @ (_inverse(values, ridge) * along)
+
+
+def best_ridge(weights: Tensor, changes: Tensor) -> float:
+    """Of :data:`RIDGES` that of least generalised cross-validation, ``E[(H change - change)^2] / (1 - trace(H) / samples)^2``.
+
+    H, (samples, samples), takes the changes to what the map that is fitted to them foretells.
+    """
+    values, _, along = _principal(weights, changes)
+    scores = []
+    for ridge in RIDGES:
+        inverse = _inverse(values, ridge)
+        found = inverse * along
+        left = (changes.square().mean() - 2 * found @ along + (values * found.square()).sum()).clamp(min=0)
+        freedom = 1 - float((values * inverse).sum()) / len(weights)
+        scores.append(float(left) / freedom**2 if freedom > LEAST else float("inf"))
+    return RIDGES[int(np.argmin(scores))]
+
+
+def _principal(weights: Tensor, changes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues (P,) and eigenvectors (P, P) of E[I I^T], and E[I change] (P,) along these."""
+    values, vectors = torch.linalg.eigh(weights.T @ weights / len(weights))
+    return values, vectors, vectors.T @ (weights.T @ changes / len(weights))
+
+
+def _inverse(values: Tensor, ridge: float) -> Tensor:
+    """1 / (value + ridge m), and 0 for eigenvalues that count as 0."""
+    return torch.where(values > LEAST * values.max(), 1 / (values + ridge * values.mean()), torch.zeros_like(values))
+
+
+def best_factor(foretold: np.ndarray, changes: np.ndarray) -> float:
+    """What a map is to be multiplied by for its infidelity to be least: E[foretold change] / E[foretold^2], 0 for a map that is silent."""
+    power = float((foretold**2).mean())
+    return float((foretold * changes).mean()) / power if power > 0 else 0.0

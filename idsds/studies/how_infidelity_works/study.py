@@ -1,0 +1,348 @@
+"""How infidelity works, on one image: what is taken away, what a map foretells, what the model does, and when the number misleads.
+
+``infidelity = E[(I . map - (f(x) - f(x - d)))^2]`` over perturbations: the noise I = d, or a mask I that removes d = I * x.
+
+The optimal explanation of the paper, the map that no other has a lower infidelity than, solves a least squares problem:
+``map* = E[I I^T]^-1 E[I (f(x) - f(x - d))]``. It is sought among maps that are constant on the cells of a grid, on pixels where the grid is
+as fine as the image, from three times as many perturbations as there are cells. These are other draws than those that judge. Noise is drawn
+with both signs, I and -I, which leaves the expectations as they are (it is symmetric about 0) and takes out of their estimate all that a
+linear map cannot foretell because it is the same for both, the mean change above all. A ridge keeps in bounds what so few perturbations
+cannot tell (on cells that are coarser than what counts, nearly everything): generalised cross-validation on the fitting perturbations
+chooses it, 0 among others. Where perturbations leave several optimal maps (fewer different ones than cells), it is that of least norm.
+
+Sources: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392), proposition 2.1; Golub, Heath,
+Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter", Technometrics 1979.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Annotated, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from idsds.common.batching import default_batch, in_batches
+from idsds.common.devices import Device
+from idsds.common.interventions import patch_size
+from idsds.datasets import DATASETS
+from idsds.evaluation.arguments import make_plan
+from idsds.evaluation.costs import measure
+from idsds.evaluation.plan import Job, Plan
+from idsds.methods.base import shared_maps
+from idsds.models.base import frozen
+from idsds.protocols.infidelity import Perturbation, perturbations
+from idsds.protocols.single_deletion import patch_sums
+from idsds.studies.base import DatasetName, MethodName, ModelName, NotebookSettings, check_output
+from idsds.studies.how_infidelity_works.optimal_map import best_factor, best_ridge, optimal_map
+
+Positive = Annotated[float, Field(gt=0)]
+#: Perturbations that the optimal map is fitted to, per cell of its grid.
+FITTED = 3
+#: Perturbations that are drawn at a time, for memory.
+BLOCK = 256
+PATCHES = "one patch"
+
+
+class Kind(NamedTuple):
+    """One kind of perturbation: its name, and what :func:`idsds.protocols.infidelity.perturbations` draws; None: every patch, once."""
+
+    name: str
+    perturbation: Perturbation | None
+    size: float = 0.0
+
+
+class InfidelityStepsSettings(NotebookSettings):
+    """What ``params/*/how_infidelity_works.yaml`` may say: one model, one image, some maps and some perturbations."""
+
+    dataset: DatasetName
+    model: ModelName
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    image: NonNegativeInt = 0
+    others: NonNegativeInt = 0
+    grid: PositiveInt = 4
+    optimal_cells: PositiveInt = 32
+    sigmas: Annotated[list[Positive], Field(min_length=1)]
+    square: Annotated[float, Field(gt=0, le=1)] = 0.25
+    samples: Annotated[int, Field(ge=2)] = 200
+    seed: int = 0
+    device: Device = "auto"
+    output: str
+    checkpoints: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for grid in (self.grid, self.optimal_cells):
+            patch_size(self.side, self.side, grid)
+        check_output(self.output)
+        return self
+
+    @property
+    def side(self) -> int:
+        """Pixels of an image's side."""
+        return DATASETS[self.dataset].image_size
+
+    @property
+    def optimal(self) -> str:
+        """What the optimal map is called: by the maps among which it is sought."""
+        return "optimal (pixels)" if self.optimal_cells == self.side else f"optimal ({self.optimal_cells} x {self.optimal_cells} cells)"
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Of noise, in the order of ``sigmas``; a square; one patch."""
+        noise = [Kind(f"noise, sigma {sigma:g}", "gaussian", sigma) for sigma in self.sigmas]
+        return [*noise, Kind(f"square, {self.square:.0%} of side", "square", self.square), Kind(PATCHES, None)]
+
+    def draws(self, kind: Kind) -> int:
+        """How many perturbations are drawn for the optimal map; noise is used with both signs."""
+        return -(-FITTED * self.optimal_cells**2 // (2 if kind.perturbation == "gaussian" else 1)) if kind.perturbation else 0
+
+    def passes(self, kind: Kind) -> dict[str, int]:
+        """Forward passes of one image: to ``judge`` maps, and to ``fit`` the optimal one."""
+        judge = self.samples if kind.perturbation else self.grid**2
+        return {"judge": judge, "fit": self.draws(kind) * (2 if kind.perturbation == "gaussian" else 1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One kind of perturbation of one image; the first perturbation is shown, all of them judge.
+
+    Args:
+        name: what is done.
+        noise: whether it is noise, whose mean is 0.
+        sampled: whether the perturbations are drawn; else they are all that there are.
+        taken: the first perturbation d, (H, W), mean over channels, in normalised units.
+        picture: what it leaves, (H, W, 3) in [0, 1].
+        products: by map, of the first two, its product with the first I, (H, W), whose sum is what it foretells.
+        logit: the target's, of the intact image.
+        changes: how much it falls, (samples,).
+        foretold: by map what it foretells, (samples,); the optimal map is the last.
+        optimal: the optimal map, (H, W).
+        cells: of its grid, the unknowns that it is fitted for.
+        ridge: that it is fitted with, as a multiple of the mean eigenvalue of E[I I^T].
+        fitted: perturbations that it is fitted to, noise with both signs.
+        different: how many different ones were drawn for that, a noise and its opposite being one.
+        seen: of those that judge, how many are among these.
+    """
+
+    name: str
+    noise: bool
+    sampled: bool
+    taken: np.ndarray
+    picture: np.ndarray
+    products: dict[str, np.ndarray]
+    logit: float
+    changes: np.ndarray
+    foretold: dict[str, np.ndarray]
+    optimal: np.ndarray
+    cells: int
+    ridge: float
+    fitted: int
+    different: int
+    seen: int
+
+    @property
+    def by_construction(self) -> bool:
+        """Whether the optimal map foretells, whatever the model does, all that judges it: it was fitted exactly to just these."""
+        return self.different <= self.cells and self.seen == len(self.changes) and self.ridge == 0
+
+    @cached_property
+    def errors(self) -> dict[str, np.ndarray]:
+        """By map its squared errors, (samples,) in squared logits; their mean is its infidelity."""
+        return {name: (values - self.changes) ** 2 for name, values in self.foretold.items()}
+
+    @cached_property
+    def scaled(self) -> dict[str, np.ndarray]:
+        """The squared errors of each map multiplied by its best factor."""
+        return {name: (best_factor(values, self.changes) * values - self.changes) ** 2 for name, values in self.foretold.items()}
+
+    @property
+    def zero(self) -> np.ndarray:
+        """The squared errors of a map of zeros."""
+        return self.changes**2
+
+
+@dataclass(frozen=True, eq=False)
+class InfidelityWalk:
+    """One image with all its steps.
+
+    Args:
+        settings: what was asked for.
+        image_id, label: of the image; the label's name.
+        picture: (H, W, 3) in [0, 1].
+        maps: by method, (H, W).
+        steps: one per kind of perturbation.
+        winners: by kind the given map of least infidelity on each of the other images.
+    """
+
+    settings: InfidelityStepsSettings
+    image_id: str
+    label: str
+    picture: np.ndarray
+    maps: dict[str, np.ndarray]
+    steps: list[Step]
+    winners: dict[str, list[str]]
+
+
+def explain_infidelity(settings: InfidelityStepsSettings, *, progress: bool = True) -> InfidelityWalk:
+    """The steps of one image, one per perturbation; a small net that is not cached is trained first (without deletions)."""
+    plan, job = _planned(settings)
+    job.prepare(progress)
+    model, normalisation = job.load().to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
+    methods, looked = job.create_methods(model, list(job.methods)), []
+    for index in job.indices:
+        image, target, image_id = job.dataset[index]
+        images = image[None].to(plan.device)
+        maps = shared_maps(methods, images, torch.tensor([target], device=plan.device), [image_id])
+        looked.append(_Image(model, images, target, image_id, maps, settings))
+    first, *others = looked
+    with torch.inference_mode(), frozen(model):
+        steps = [first.step(kind, normalisation.invert) for kind in settings.kinds]
+        winners = {kind.name: [one.winner(kind) for one in others] for kind in settings.kinds}
+    maps = {name: found[0, 0].cpu().numpy() for name, found in first.maps.items()}
+    label = job.dataset.classes[first.target].split(",")[0]  # type: ignore[attr-defined]
+    return InfidelityWalk(settings, first.image_id, label, _picture(normalisation.invert(first.images[0])), maps, steps, winners)
+
+
+def cost(settings: InfidelityStepsSettings) -> pd.DataFrame:
+    """What :func:`explain_infidelity` will do, from the settings alone.
+
+    Returns:
+        One row per piece of work: ``model``, ``work``, ``epochs`` (of training that is not cached, else <NA>), ``forward`` and
+        ``backward``: passes in all (<NA> for training); in a dry run also ``seconds_left``, measured on a few batches.
+    """
+    plan, _ = _planned(settings)
+    table = measure(plan) if settings.dry_run else plan.table()
+    columns = ["model", "work", "epochs", "forward", "backward", *(["seconds_left"] if settings.dry_run else [])]
+    rows = table.loc[table["work"] != plan.shared_work, columns].to_dict("records")
+    perturbing = table[table["work"] == plan.shared_work].iloc[0]
+    each = perturbing["seconds_left"] / perturbing["forward"] if settings.dry_run else None
+    images = 1 + settings.others
+    passes = {"intact images": images}
+    for kind in settings.kinds:
+        found = settings.passes(kind)
+        passes[f"{kind.name}: judge the maps"] = images * found["judge"]
+        passes[f"{kind.name}: fit the optimal map"] = found["fit"]
+    facts = {"model": settings.model, "epochs": pd.NA, "backward": 0}
+    for work, forward in passes.items():
+        if forward:
+            rows.append({**facts, "work": work, "forward": forward, **({} if each is None else {"seconds_left": each * forward})})
+    return pd.DataFrame(rows).astype({"epochs": "Int64", "forward": "Int64", "backward": "Int64"})
+
+
+def _planned(settings: InfidelityStepsSettings) -> tuple[Plan, Job]:
+    """The plan of the maps: of the image, and of the others that follow it in the fixed order."""
+    where = (settings.dataset, "infidelity", settings.image + settings.others + 1, [settings.seed])
+    given = {"checkpoints": settings.checkpoints, "device": settings.device, "precision": "32-true"}
+    plan = make_plan([settings.model], settings.methods, *where, **given, batch_size=None, shard=1, settings={})
+    job = replace(plan.jobs[0], indices=plan.jobs[0].indices[settings.image :])
+    return replace(plan, jobs=(job,)), job
+
+
+class _Image:
+    """One image: what the model does to it under perturbations, and what its maps foretell."""
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, target: int, image_id: str, maps: dict[str, Tensor], settings: InfidelityStepsSettings
+    ) -> None:
+        self.model, self.images, self.target, self.image_id, self.maps, self.settings = model, images, target, image_id, maps, settings
+        with torch.inference_mode(), frozen(model):
+            self.logit = float(model(images)[0, target])
+
+    def changes(self, taken: Tensor) -> Tensor:
+        """How much the logit falls, (samples,), when each d (samples, C, H, W) is taken away."""
+        logits = in_batches(self.model, self.images - taken, size=default_batch(self.images))[:, self.target]
+        return self.logit - logits.cpu().double()
+
+    def judging(self, kind: Kind) -> tuple[Tensor, Tensor]:
+        """I and d of the perturbations that judge, (samples, C, H, W): those of the protocol, or every patch."""
+        if kind.perturbation:
+            draw = {"samples": self.settings.samples, "seed": self.settings.seed, "image_ids": [self.image_id]}
+            return perturbations(self.images, kind.perturbation, kind.size, **draw)
+        grid = self.settings.grid
+        cells = torch.eye(grid**2).view(-1, 1, grid, grid)
+        mask = F.interpolate(cells, size=self.images.shape[-2:], mode="nearest").to(self.images).expand(-1, self.images.shape[1], -1, -1)
+        return mask, mask * self.images
+
+    def fitting(self, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
+        """I and d of the perturbations that the optimal map is fitted to, some at a time; draws of their own."""
+        for start in range(0, count := self.settings.draws(kind), BLOCK):
+            draw = {"samples": min(BLOCK, count - start), "seed": self.settings.seed, "image_ids": [f"{self.image_id}, to fit, {start}"]}
+            yield perturbations(self.images, kind.perturbation, kind.size, **draw)  # type: ignore[arg-type]
+
+    def foretold(self, weights: Tensor) -> dict[str, Tensor]:
+        """By map what it foretells, (samples,)."""
+        return {name: (weights[:, :1] * found).flatten(1).cpu().double().sum(dim=1) for name, found in self.maps.items()}
+
+    def winner(self, kind: Kind) -> str:
+        """The map of least infidelity."""
+        weights, taken = self.judging(kind)
+        changes = self.changes(taken)
+        infidelity = {name: float((values - changes).square().mean()) for name, values in self.foretold(weights).items()}
+        return min(infidelity, key=infidelity.__getitem__)
+
+    def step(self, kind: Kind, invert: Callable[[Tensor], Tensor]) -> Step:
+        """All that one kind of perturbation does."""
+        weights, taken = self.judging(kind)
+        changes = self.changes(taken)
+        by_cell, keys = self._by_cell(weights), _keys(weights)
+        if kind.perturbation:
+            optimal, ridge, known = self._fit(kind)
+        else:
+            optimal, ridge, known = optimal_map(by_cell, changes), 0.0, set(keys)
+        foretold = {**self.foretold(weights), self.settings.optimal: by_cell @ optimal}
+        first = 0 if kind.perturbation else int(changes.abs().argmax())
+        order = torch.tensor([first, *(index for index in range(len(changes)) if index != first)])
+        cells, repeats = self.settings.optimal_cells, np.ones([size // self.settings.optimal_cells for size in self.images.shape[-2:]])
+        return Step(
+            name=kind.name,
+            noise=kind.perturbation == "gaussian",
+            sampled=kind.perturbation is not None,
+            taken=taken[first].mean(dim=0).cpu().numpy(),
+            picture=_picture(invert(self.images[0] - taken[first])),
+            products={name: (weights[first, 0] * self.maps[name][0, 0]).cpu().numpy() for name in list(self.maps)[:2]},
+            logit=self.logit,
+            changes=changes[order].numpy(),
+            foretold={name: values[order].numpy() for name, values in foretold.items()},
+            optimal=np.kron(optimal.view(cells, cells).numpy(), repeats),
+            cells=cells**2,
+            ridge=ridge,
+            fitted=self.settings.passes(kind)["fit"] or len(changes),
+            different=len(known),
+            seen=sum(key in known for key in keys),
+        )
+
+    def _fit(self, kind: Kind) -> tuple[Tensor, float, set[bytes]]:
+        """The optimal map by cell, (cells * cells,), its ridge, and the keys of the perturbations that it is fitted to."""
+        sums, falls, known = [], [], set()
+        for weights, taken in self.fitting(kind):
+            changes = self.changes(taken)
+            if kind.perturbation == "gaussian":  # I c(d) and -I c(-d), of which the mean is I times this
+                changes = (changes - self.changes(-taken)) / 2
+            sums.append(self._by_cell(weights))
+            falls.append(changes)
+            known.update(_keys(weights))
+        fitted = torch.cat(sums), torch.cat(falls)
+        ridge = best_ridge(*fitted)
+        return optimal_map(*fitted, ridge), ridge, known
+
+    def _by_cell(self, weights: Tensor) -> Tensor:
+        """I summed over each cell of the optimal map, (samples, cells * cells) float64."""
+        return patch_sums(weights[:, :1], self.settings.optimal_cells).cpu().double()
+
+
+def _keys(weights: Tensor) -> list[bytes]:
+    """What tells perturbations (samples, C, H, W) apart: a hash of each I."""
+    return [blake2b(one.contiguous().numpy().tobytes(), digest_size=16).digest() for one in weights[:, 0].cpu()]
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] as (H, W, 3)."""
+    return image.permute(1, 2, 0).cpu().numpy()

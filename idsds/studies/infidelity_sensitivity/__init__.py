@@ -1,0 +1,1 @@
+"""Infidelity, sensitivity and model quality."""

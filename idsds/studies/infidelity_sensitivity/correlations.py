@@ -1,0 +1,175 @@
+"""Do what metrics say of many models and how good these are go together? Rank correlations at three levels, and methods beside a control.
+
+The table is that of :func:`idsds.studies.infidelity_sensitivity.study.judge`, or the 75 printed rows of the study
+(burnpiro/xai-correlation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from idsds.statistics.grouped import FEWEST, jackknife_interval, mean_of_groups, partial, spearman, without_each
+from idsds.statistics.intervals import check_options
+
+#: What is correlated, and what each is called.
+MEASURES = {
+    "raw": "infidelity",
+    "normalised": "infidelity, scale of the map taken out",
+    "relative": "infidelity, scales of map and logit taken out",
+    "sensitivity": "max-sensitivity",
+    "change": "squared change of the logit (no map)",
+    "forecast": "squared forecast of the map, its own scale",
+}
+QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
+#: Within what the models are ranked, so that only models that share it are compared with each other.
+LEVELS: dict[str, tuple[str, ...]] = {
+    "all models": (),
+    "within data set": ("dataset",),
+    "within architecture and data set": ("dataset", "model"),
+}
+WITHIN = list(LEVELS)[-1]
+#: What tells whether a measure says more of a model's quality than the logit's scale does.
+GIVEN = " given change"
+#: The map that knows nothing of the model.
+CONTROL = "Random"
+#: A measure follows another where their Spearman correlation is above this.
+FOLLOWS = 0.8
+
+
+def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Spearman correlations over models of what the metrics say with how good the models are, at three levels.
+
+    Each pair of columns takes the models that have both. Intervals hold for groups of models (an architecture on a data set), whose models
+    share images and design; they cover neither other images nor, apart from the groups, other training seeds. Within architecture and data
+    set it is Student's t over the groups' own coefficients. At the other levels groups cannot be taken apart, and each is left out in turn
+    (:func:`idsds.statistics.grouped.jackknife_interval`). Both need three groups that do not all agree.
+
+    Args:
+        table: one row per model and method: ``dataset``, ``model``, ``method``, and those of :data:`MEASURES` and :data:`QUALITIES` that
+            there are.
+        confidence: of the intervals.
+
+    Returns:
+        One row per method, level, measure and quality: a quality of the models; ``change`` or ``forecast``, which say how far a measure
+        goes by the scale of the logit or of the map; or a quality ``given change``, the partial correlation. ``spearman`` (within
+        architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval; ``models`` that have all
+        columns, ``dropped``, those that lack one; ``groups`` with a coefficient of their own, or of all models; ``interval``, what it
+        covers.
+    """
+    check_options(confidence)
+    columns = [name for name in (*MEASURES, *QUALITIES) if name in table]
+    rows = []
+    for method, part in table.groupby("method", sort=False):
+        matrices: dict[bytes, list[_Matrices]] = {}  # once for all pairs that the same models have
+        for measure, quality, used in _pairs(columns):
+            there = part[used].notna().all(axis=1).to_numpy()
+            chosen = part[there]
+            if there.tobytes() not in matrices:
+                matrices[there.tobytes()] = _matrices(chosen, columns) if len(chosen) else []
+            facts = {"method": method, "measure": measure, "quality": quality, "models": len(chosen), "dropped": len(part) - len(chosen)}
+            places = [columns.index(name) for name in used]
+            for found in matrices[there.tobytes()]:
+                rows.append({**facts, **found.correlation(places, confidence)})
+            if not len(chosen):
+                nothing = {"spearman": np.nan, "low": np.nan, "high": np.nan, "groups": 0, "interval": "no interval: no models"}
+                rows += [{**facts, "level": level, **nothing} for level in LEVELS]
+    return pd.DataFrame(rows).sort_values("level", key=lambda level: level.map(list(LEVELS).index), kind="stable", ignore_index=True)
+
+
+def _pairs(columns: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Measure, what it is correlated with, and the columns that this takes."""
+    for measure in (name for name in MEASURES if name in columns):
+        for other in (name for name in (*QUALITIES, "change", "forecast") if name in columns and name != measure):
+            yield measure, other, [measure, other]
+        if measure in ("raw", "normalised") and "change" in columns:
+            for quality in (name for name in QUALITIES if name in columns):
+                yield measure, f"{quality}{GIVEN}", [measure, quality, "change"]
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """The correlations of all columns at one level.
+
+    Args:
+        level: one of :data:`LEVELS`.
+        point: of all models, (columns, columns).
+        others: without each group in turn; at the last level within each group, (groups, columns, columns).
+    """
+
+    level: str
+    point: np.ndarray
+    others: np.ndarray
+
+    def correlation(self, places: list[int], confidence: float) -> dict[str, Any]:
+        """The columns ``level`` to ``interval`` of :func:`correlations`, of two columns, or of two given a third."""
+        point, others = (_coefficient(matrices, places) for matrices in (self.point, self.others))
+        groups = len(others)
+        if self.level == WITHIN:
+            others = others[np.isfinite(others)]  # a group that does not vary, or is too small, has none
+            groups = len(others)
+            point, low, high = np.clip(mean_of_groups(others, confidence), -1, 1)
+            covers = f"{100 * confidence:g} % t interval over {groups} groups of models"
+        else:
+            low, high = jackknife_interval(float(point), others, confidence)
+            covers = f"{100 * confidence:g} % jackknife over {groups} groups of models (Student's t on Fisher's z scale)"
+        if np.isnan(low):
+            why = "all agree" if np.isfinite(point) else "no correlation"
+            covers = f"no interval: {groups} groups of models" + (f", {why}" if groups >= FEWEST else "")
+        return {"level": self.level, "spearman": float(point), "low": float(low), "high": float(high), "groups": groups, "interval": covers}
+
+
+def _coefficient(matrices: np.ndarray, places: list[int]) -> np.ndarray:
+    return matrices[..., places[0], places[1]] if len(places) == 2 else partial(matrices, *places)
+
+
+def _matrices(table: pd.DataFrame, columns: list[str]) -> list[_Matrices]:
+    """Of the models of one method, at each level."""
+    values, cells = table[columns].to_numpy(float), table.groupby(["dataset", "model"], sort=False).ngroup().to_numpy()
+    found = []
+    for level, keys in LEVELS.items():
+        groups = table.groupby(list(keys)).ngroup().to_numpy() if keys else np.zeros(len(table), int)
+        if level == WITHIN:
+            others = np.stack([spearman(values[cells == cell], groups[cells == cell]) for cell in np.unique(cells)])
+        else:
+            others = without_each(values, groups, cells)
+        found.append(_Matrices(level, spearman(values, groups), others))
+    return found
+
+
+def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """How far each method's relative infidelity is below that of a map that knows nothing, on the same models.
+
+    Args:
+        table: from :func:`idsds.studies.infidelity_sensitivity.study.judge`.
+        confidence: of Student's t over the groups' mean differences (a group: an architecture on a data set).
+
+    Returns:
+        One row per method but :data:`CONTROL`: ``difference`` of ``relative`` (method - control; below 0: the method is better), the mean
+        of the groups', with ``low`` and ``high``; ``models`` that have both, ``groups``, ``interval``. No rows where there is no control.
+    """
+    check_options(confidence)
+    identity = ["dataset", "model", "fraction", "seed"]
+    control = table[table["method"] == CONTROL].set_index(identity)["relative"].rename("control")
+    rows = []
+    for method, part in table[table["method"] != CONTROL].groupby("method", sort=False) if len(control) else ():
+        both = part.join(control, on=identity).dropna(subset=["relative", "control"])
+        own = (both["relative"] - both["control"]).groupby([both["dataset"], both["model"]], sort=False).mean().to_numpy()
+        difference, low, high = mean_of_groups(own, confidence)
+        interval = f"{100 * confidence:g} % t interval over {len(own)} groups of models"
+        interval = f"no interval: {len(own)} groups of models" if np.isnan(low) else interval
+        facts = {"method": method, "difference": difference, "low": low, "high": high}
+        rows.append({**facts, "models": len(both), "groups": len(own), "interval": interval})
+    return pd.DataFrame(rows, columns=["method", "difference", "low", "high", "models", "groups", "interval"])
+
+
+def study_table() -> pd.DataFrame:
+    """The study's 75 printed rows with our names: ``raw`` infidelity, ``sensitivity``, ``weighted_precision`` and ``macro_f1``."""
+    from idsds import published
+
+    names = {"infidelity": "raw", "f1": "macro_f1", "train_fraction": "fraction"}
+    return published.xai_correlation_models().rename(columns=names)

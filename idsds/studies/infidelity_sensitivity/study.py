@@ -1,0 +1,182 @@
+"""Do infidelity and max-sensitivity follow the quality of a model? The study's question, asked of our models and of its printed numbers.
+
+Raw infidelity is a mean of squared logits. It grows with the scale of a map and with the scale of the model's logits, so that a model whose
+logits change more has a higher infidelity whatever its maps are. Three readings tell the two apart:
+
+* ``raw``: as the paper defines it and the study used it;
+* ``normalised``: each map is first multiplied by the factor that suits it best, so that its scale does not matter;
+* ``relative``: that, divided by the infidelity of a map of zeros, which is the mean squared change of the logit: 0 where the map foretells
+  every change. The model's scale does not matter either. The factor is fitted on the very perturbations that then judge it, so that a map
+  that knows nothing is at about 1 - 1 / samples (0.9 with 10) and not at 1: what counts is how far a method is below ``Random``.
+
+With p what the map foretells and c what the logit does, raw infidelity is ``E[p^2] - 2 E[p c] + E[c^2]``: the map's own scale
+(``forecast``), how well the two go together, and the logit's (``change``). Whether ``raw`` says more of a model's quality than ``change``
+does, its partial correlation given ``change`` tells.
+
+Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392); burnpiro/xai-correlation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from idsds.evaluation.evaluate import evaluate
+from idsds.methods.base import TENFOLD
+from idsds.protocols.infidelity import Perturbation
+from idsds.statistics.intervals import bca, check_options, rng_for
+from idsds.statistics.means import mean_interval
+from idsds.studies.base import MethodName
+from idsds.studies.train_fractions import IDENTITY, ModelsSettings, members, quality
+
+ZERO = "map of zeros"
+
+
+class InfidelitySettings(ModelsSettings):
+    """What ``params/*/infidelity_sensitivity.yaml`` may say; ``images`` are explained, quality is measured on all test images."""
+
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    images: PositiveInt
+    perturbation: Perturbation = "gaussian"
+    sigma: Annotated[float, Field(gt=0)] = 0.1
+    radius: Annotated[float, Field(gt=0)] = 0.02
+    samples: PositiveInt = 10
+
+
+def zero_map(images: Tensor, targets: Tensor) -> Tensor:
+    """A map that foretells no change: its infidelity is the mean squared change of the logit."""
+    return images[:, :1] * 0
+
+
+def judge(settings: InfidelitySettings, *, dry_run: bool | Literal["measure"] = False, progress: bool = True) -> pd.DataFrame:
+    """Infidelity, max-sensitivity and quality of every model and method; models that are not cached are trained first.
+
+    Args:
+        settings: validated.
+        dry_run: return the passes that it takes, per data set, model and computation, and do nothing; ``measure`` times a few batches too.
+        progress: whether to show bars.
+
+    Returns:
+        One row per model and method: what identifies the model; the columns of :func:`per_model`, of which ``interval`` says what all
+        intervals of the table cover; those of :func:`idsds.studies.train_fractions.quality`; ``samples`` of the settings and ``chance``,
+        1 / classes.
+    """
+    everyone = members(settings)
+    # First, as it trains what is missing on the devices of the settings.
+    qualities = pd.DataFrame() if dry_run else quality(settings, progress=progress)
+    frames = []
+    for dataset, group in groupby(everyone, key=lambda member: member.dataset):
+        mine = list(group)
+        for protocol, methods, options in _protocols(settings):
+            found = evaluate(
+                {member.name: member.stage for member in mine},
+                methods,
+                dataset,
+                protocol,
+                settings.images,
+                output=f"{settings.output}/{dataset}/{protocol}",
+                dry_run=dry_run,
+                progress=progress,
+                device=settings.device,
+                precision=settings.precision,
+                **options,
+            )
+            frames.append(found.assign(dataset=dataset, protocol=protocol, name=found["model"]).drop(columns="model"))
+    table = pd.concat(frames, ignore_index=True)
+    if dry_run:
+        return table
+    table = per_model(table)
+    chances = {member.dataset: 1 / member.stage.split("test").num_classes for member in everyone}
+    identity = pd.DataFrame([{**member.identity, "name": member.name} for member in everyone])
+    covered = f"{table['interval'].iloc[0]}; of the quality {qualities['interval'].iloc[0]}"
+    table = identity.merge(table, on=["dataset", "name"]).merge(qualities.drop(columns="interval"), on=list(IDENTITY)).drop(columns="name")
+    return table.assign(samples=settings.samples, chance=table["dataset"].map(chances), interval=covered)
+
+
+def _protocols(settings: InfidelitySettings) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Protocol, methods and options of the two evaluations of a data set."""
+    names = dict.fromkeys(settings.methods)
+    tenfold = dict.fromkeys(f"{name}{TENFOLD}" for name in settings.methods)
+    noise = {"perturbation": settings.perturbation, "sigma": settings.sigma}
+    yield "infidelity", {**names, **tenfold, ZERO: zero_map}, {**noise, "samples": settings.samples}
+    yield "max_sensitivity", names, {"radius": settings.radius, "samples": settings.samples}
+
+
+def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
+    """Means over images from records of both protocols.
+
+    Args:
+        records: of :func:`idsds.evaluate` with either protocol, with ``dataset``, ``protocol`` and the model's ``name``.
+        confidence, resamples, seed: of the BCa bootstrap over images.
+
+    Returns:
+        One row per data set, model ``name`` and method: ``raw`` and ``normalised`` infidelity, and those of the map times ten, ``raw_x10``
+        and ``normalised_x10``; ``change``, the infidelity of a map of zeros; ``forecast``, the mean square of what the map foretells
+        (solved from the raw ones image by image, then averaged); all in squared logits; ``relative`` = ``normalised`` / ``change``, both
+        summed over the images; ``sensitivity``; ``_low`` and ``_high`` of raw, relative and sensitivity; ``images`` with a score, ``nan``
+        without, and of max-sensitivity ``sensitivity_images`` and ``sensitivity_nan``; ``family`` of the method; ``interval``, what is
+        covered.
+    """
+    check_options(confidence, resamples=resamples)
+    rows = []
+    for (dataset, name), part in records.groupby(["dataset", "name"], sort=False):
+        infidelity = part[part["protocol"] == "infidelity"]
+        methods = [method for method in dict.fromkeys(infidelity["method"]) if method != ZERO and not method.endswith(TENFOLD)]
+        raw, normalised = (infidelity.pivot(index="image_id", columns="method", values=kind) for kind in ("raw", "normalised"))
+        sensitive = part[part["protocol"] == "max_sensitivity"].pivot(index="image_id", columns="method", values="score")
+        columns = _means(*_readings(raw, normalised, sensitive, methods), confidence, resamples, seed)
+        families = infidelity.drop_duplicates("method").set_index("method")["family"]
+        finite = np.isfinite(raw[methods])
+        facts = {"dataset": dataset, "name": name, "method": methods, "images": finite.sum().to_numpy(), "nan": (~finite).sum().to_numpy()}
+        known = np.isfinite(sensitive.reindex(columns=methods))
+        facts |= {"sensitivity_images": known.sum().to_numpy(), "sensitivity_nan": (~known).sum().to_numpy()}
+        rows.append(pd.DataFrame({**facts, "family": families[methods].to_numpy(), **columns}))
+    label = f"{100 * confidence:g} % BCa bootstrap over images"
+    return pd.concat(rows, ignore_index=True).assign(interval=label)
+
+
+def _readings(
+    raw: pd.DataFrame, normalised: pd.DataFrame, sensitive: pd.DataFrame, methods: list[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """By name of a column, the numbers of each image and method (images, methods); and the squared change of the logit (images, 1)."""
+    tenfold = [f"{method}{TENFOLD}" for method in methods]
+    once, times_ten, change = raw[methods].to_numpy(float), raw[tenfold].to_numpy(float), raw[[ZERO]].to_numpy(float)
+    # raw = F - 2 A + C and raw_x10 = 100 F - 20 A + C, with the forecast's square F, the product A and the change's square C.
+    forecast = np.maximum((times_ten - 10 * once + 9 * change) / 90, 0)
+    found = {"raw": once, "normalised": normalised[methods].to_numpy(float), "raw_x10": times_ten}
+    found |= {"normalised_x10": normalised[tenfold].to_numpy(float), "forecast": forecast}
+    return found | {"sensitivity": sensitive.reindex(columns=methods).to_numpy(float)}, change
+
+
+def _means(
+    readings: dict[str, np.ndarray], change: np.ndarray, confidence: float, resamples: int, seed: int
+) -> dict[str, np.ndarray | float]:
+    """The columns of one model: means over images, and intervals of those that are drawn."""
+    columns = {name: _mean(values) for name, values in readings.items()} | {"change": _mean(change)[0]}
+    for name in ("raw", "sensitivity"):
+        images = len(readings[name])
+        ends = mean_interval(readings[name], np.arange(images), confidence, resamples, rng_for(seed, name, images)) if images else ()
+        columns |= dict(zip((f"{name}_low", f"{name}_high"), ends, strict=bool(images)))
+    both = np.isfinite(readings["normalised"]) & np.isfinite(change)
+    sums = np.concatenate([np.where(both, readings["normalised"], 0), np.where(both, change, 0)], axis=1)  # (images, 2 methods)
+    methods = both.shape[1]
+
+    def ratio(sums: np.ndarray) -> np.ndarray:
+        return sums[..., :methods] / sums[..., methods:]
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns["relative"] = ratio(sums.sum(axis=0))
+        columns["relative_low"], columns["relative_high"] = bca(sums, ratio, confidence, resamples, rng_for(seed, "relative", len(sums)))
+    return columns
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the finite values of each column, NaN without any."""
+    finite = np.isfinite(values)
+    return np.divide(np.where(finite, values, 0).sum(axis=0), count := finite.sum(axis=0), out=np.full(len(count), np.nan), where=count > 0)

@@ -1,0 +1,1 @@
+"""Which metrics find a known truth."""

@@ -1,0 +1,204 @@
+"""Known ground truth: maps that are exact, maps with more and more noise, and what a protocol makes of them.
+
+On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. A protocol scores the exact map, the exact map
+with more and more noise, and noise alone; :func:`properties` says what it made of them, :func:`model_shift` whether the same map gets the
+same score on another model that labels every image alike. :mod:`idsds.studies.metric_sanity.known_truth` makes the table of all protocols.
+
+Source: the question is that of the xai-correlation study; known ground truth in the spirit of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV
+2023, arXiv 2308.06248).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from idsds.common.randomness import Draws
+from idsds.common.registry import UnknownNameError
+from idsds.datasets import create_dataset, fixed_order
+from idsds.datasets.synthetic import PIXELS, PatchModel
+from idsds.methods.base import Method, MethodEntry, Passes
+from idsds.protocols.base import Batch, ProtocolEntry
+from idsds.protocols.single_deletion import rank_correlation
+from idsds.training.loop import batches
+
+Known = Literal["deletion", "shapley", "gradient"]
+LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0)
+
+
+def known_models() -> dict[str, PatchModel]:
+    """Models that label every synthetic image correctly, and differ in what should not matter for judging a map.
+
+    In float64, so that the drop of a patch without evidence is 0 and not a rounding error that takes a rank.
+    """
+    return {
+        "saturating, with interactions": PatchModel(interaction=1.0, saturation=2.0).double(),
+        "half its gain": PatchModel(interaction=1.0, saturation=2.0, gain=2.0).double(),
+        "additive": PatchModel().double(),
+    }
+
+
+def interfering_model() -> PatchModel:
+    """Neighbours that weaken each other: here the drop of a patch alone and its Shapley value order the patches differently."""
+    return PatchModel(interaction=-2.0).double()
+
+
+def _known(
+    model: PatchModel,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    level: float = 0.0,
+    importance: Known = "deletion",
+    scale: float = 1.0,
+    draws: Draws,
+) -> Tensor:
+    if importance == "gradient":
+        exact, side = _gradient(model, images, targets), 1
+    else:
+        exact, side = model.exact_maps(images, targets, importance)[..., ::PIXELS, ::PIXELS], PIXELS  # (B, 1, rows, columns)
+    noise = draws.normal(1)[:, 0, :1, ::side, ::side]
+    mean, spread = (found.view(-1, 1, 1, 1) for found in (exact.flatten(1).mean(dim=1), exact.flatten(1).std(dim=1)))
+    # Signal and noise by share, so that maps of all levels have one scale: a metric that minds the scale is not told the level by it.
+    share = 0.0 if level == torch.inf else (1 + level**2) ** -0.5
+    cells = mean + share * (exact - mean) + (1 - share**2) ** 0.5 * spread * noise
+    return scale * cells.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+
+
+def _gradient(model: PatchModel, images: Tensor, targets: Tensor) -> Tensor:
+    """The target logit's gradient, summed over channels, (B, 1, H, W)."""
+    with torch.enable_grad():
+        wanted = images.detach().requires_grad_()
+        (found,) = torch.autograd.grad(model(wanted).gather(1, targets[:, None]).sum(), wanted)
+    return found.sum(dim=1, keepdim=True)
+
+
+class KnownMap(Method):
+    """The exact importances of a :class:`~idsds.datasets.synthetic.PatchModel`, with noise.
+
+    Args:
+        model: the model in closed form.
+        level: standard deviation of the noise over that of the exact importances in the map; infinite: noise alone. The map has the
+            mean and, in expectation, the spread of the exact one at every level; it correlates with it to ``1 / sqrt(1 + level^2)``.
+        seed: of the noise, which is the same for all levels of one image and keyed by its id.
+        importance: what is exact: per patch the drop when it alone is deleted (``deletion``) or its Shapley value (``shapley``), with noise
+            per patch; or per pixel the ``gradient``, with noise per pixel.
+        scale: what the whole map is multiplied by.
+    """
+
+    def __init__(self, model: PatchModel, level: float = 0.0, seed: int = 0, importance: Known = "deletion", scale: float = 1.0) -> None:
+        if not isinstance(model, PatchModel):
+            raise TypeError(f"exact importances are known for a PatchModel, not for a {type(model).__name__}")
+        if not level >= 0:
+            raise ValueError(f"level must be at least 0, not {level!r}")
+        if importance not in get_args(Known):
+            raise UnknownNameError("importance", importance, get_args(Known))
+        name = "noise" if level == torch.inf else f"exact + {level:g} noise" if level else "exact"
+        self.name = name if scale == 1 else f"{name} x{scale:g}"
+        self.model, self.transform, self.seed, self.batch = model, "", seed, None
+        self.options = {"level": level, "importance": importance, "scale": scale}
+        self.entry = MethodEntry(name=self.name, function=_known, family="control", passes=Passes(0), noise="known map")
+
+
+def noisy_maps(model: PatchModel, levels: Sequence[float] = LEVELS, seed: int = 0, importance: Known = "deletion") -> list[Method]:
+    """The exact map, it with noise of each level, and noise alone: what :func:`properties` wants scores of."""
+    return [KnownMap(model, level, seed, importance) for level in (*levels, torch.inf)]
+
+
+def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] = LEVELS) -> dict[str, float]:
+    """What a protocol made of maps that get worse from left to right.
+
+    Args:
+        scores: (B, L + 1): the map with noise of each level, 0 first, then noise alone; of each image, or of each repetition of a protocol
+            that scores a whole data set.
+        higher_is_better: the direction of the score.
+        levels: the L levels, rising from 0.
+
+    Returns:
+        ``exact_first``: share of images whose exact map beats all others; ``random_last``: share for which noise alone loses to all others;
+        ``ordering``: mean Spearman correlation between less noise and a better score, over images where it is defined; ``resolution``: the
+        least level whose scores are worse than the exact map's by a 95 % interval over images (Student's t, paired) that leaves 0 out,
+        infinite if only noise alone is, NaN if not even that; ``beaten``: how many of the L noisy maps are better than the exact one by
+        such an interval; ``separation``: mean of exact minus noise alone, over its standard deviation over images (how well one image tells
+        them apart); ``undefined``: share of scores that are NaN.
+
+    Raises:
+        ValueError: scores that do not fit the levels, or levels that do not rise from 0.
+    """
+    levels = list(levels)
+    if not levels or levels[0] != 0 or sorted(set(levels)) != levels:
+        raise ValueError(f"levels must rise from 0, not {levels}")
+    if scores.ndim != 2 or scores.shape[1] != len(levels) + 1:
+        raise ValueError(f"scores must be (B, {len(levels) + 1}) for {len(levels)} levels and noise alone, not {tuple(scores.shape)}")
+    goodness = scores.double() if higher_is_better else -scores.double()
+    loss = goodness[:, :1] - goodness[:, 1:]  # (B, L): positive where the exact map is better
+    present = (~loss.isnan()).sum(dim=0)
+    mean = loss.nanmean(dim=0)
+    deviation = ((loss - mean).square().nansum(dim=0) / (present - 1)).sqrt()
+    error = _student(present) * deviation / present.sqrt()
+    told_apart = mean > error
+    resolved = [level for level, told in zip([*levels[1:], torch.inf], told_apart.tolist(), strict=True) if told]
+    return {
+        "exact_first": float((loss > 0).all(dim=1).double().mean()),
+        "random_last": float((goodness[:, :-1] > goodness[:, -1:]).all(dim=1).double().mean()),
+        "ordering": float(orderings(scores, higher_is_better).nanmean()),
+        "resolution": resolved[0] if resolved else torch.nan,
+        "beaten": int((mean < -error).sum()),
+        "separation": float(mean[-1] / deviation[-1]),
+        "undefined": float(scores.isnan().double().mean()),
+    }
+
+
+def _student(count: Tensor) -> Tensor:
+    """Half the width of a 95 % t interval in standard errors, for means over ``count`` values."""
+    return torch.as_tensor(stats.t.ppf(0.975, count.double().numpy() - 1))
+
+
+def orderings(scores: Tensor, higher_is_better: bool) -> Tensor:
+    """Per image the Spearman correlation between less noise and a better score, (B,), from scores as in :func:`properties`."""
+    goodness = scores.double() if higher_is_better else -scores.double()
+    return rank_correlation(goodness, -torch.arange(goodness.shape[1], dtype=torch.float64).expand_as(goodness))
+
+
+def model_shift(scores: Sequence[Tensor]) -> float:
+    """How far the scores of one map move from model to model, in units of what tells the exact map from noise.
+
+    ``mean over maps (max - min over models of the mean score) / mean over models |mean score of exact - of noise alone|``
+
+    Args:
+        scores: per model (B, L + 1): as for :func:`properties`. Means over images leave undefined scores out.
+
+    Returns:
+        0 where a score means the same on every model, about 1 where a change of the model does as much as replacing the exact map by noise;
+        NaN for fewer than two models, or where no score is defined.
+    """
+    if len(scores) < 2:
+        return torch.nan
+    means = torch.stack([each.double().nanmean(dim=0) for each in scores])  # (models, L + 1)
+    moved = (means.amax(dim=0) - means.amin(dim=0)).mean()
+    return float(moved / (means[:, 0] - means[:, -1]).abs().mean())
+
+
+def known_scores(
+    entry: ProtocolEntry, model: PatchModel, maps: Sequence[Method], images: int, seed: int, settings: Mapping[str, Any]
+) -> Tensor:
+    """What a protocol of single images makes of maps, (B, maps).
+
+    Args:
+        entry: the protocol.
+        model: what it asks about the maps.
+        maps: such as :func:`noisy_maps`.
+        images: of the synthetic test split, the first so many of its fixed order.
+        seed: of the protocol's own draws.
+        settings: of the protocol.
+    """
+    data = create_dataset("synthetic", "test")
+    chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))
+    batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation)
+    prepared = entry.prepare(model, batch, seed=seed, **settings) if entry.prepare else {}
+    columns = entry.function(model, maps, batch, prepared, **settings)
+    return torch.stack([columns[one.name]["score"] for one in maps], dim=1)

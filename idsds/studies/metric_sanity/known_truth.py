@@ -1,0 +1,307 @@
+"""Judging the judges: does a protocol put the exact map first, noise last, and maps with growing noise in order?
+
+Each protocol scores maps of known quality (:mod:`idsds.studies.metric_sanity.known_maps`); the table says what it made of them, at what
+cost, and
+whether the same map gets the same score on another model that labels every image alike. The known importance of a patch is what its
+deletion does to the logit, so that single deletion has the right order by construction; hence a second truth, Shapley values on a model
+where the two differ. Protocols that do not ask whether a map is right (stability, sanity checks) are run too, and called what they are:
+tests to pass. ROAR and KAR retrain on the known maps (:mod:`idsds.studies.metric_sanity.retraining`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from idsds.datasets.synthetic import PatchModel
+from idsds.methods.base import Passes
+from idsds.protocols.base import PROTOCOLS, ProtocolEntry, check_count, list_protocols
+from idsds.protocols.roar import SCORES
+from idsds.statistics.intervals import jackknife
+from idsds.studies.metric_sanity.known_maps import (
+    LEVELS,
+    Known,
+    KnownMap,
+    interfering_model,
+    known_models,
+    known_scores,
+    model_shift,
+    noisy_maps,
+    orderings,
+    properties,
+)
+from idsds.studies.metric_sanity.retraining import RETRAINING, KnownRetraining, known_areas
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One row of the table: a protocol, and how it is set.
+
+    Args:
+        protocol: its name.
+        name: of this reading, where a protocol has several.
+        settings: of the protocol, on known maps and on trained nets alike.
+        known: further settings that the known maps need, and no others.
+        truth: what the exact map holds.
+        note: what the table cannot tell, or what the protocol asks instead of whether a map is right.
+        test: whether it asks something else.
+        applies: whether a map that is given can be put to it.
+    """
+
+    protocol: str
+    name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
+    truth: Known = "deletion"
+    note: str = ""
+    test: bool = False
+    applies: bool = True
+
+    @property
+    def label(self) -> str:
+        """The protocol, and the reading."""
+        return f"{self.protocol}, {self.name}" if self.name else self.protocol
+
+    @property
+    def entry(self) -> ProtocolEntry:
+        """The protocol's. Raises UnknownNameError."""
+        return PROTOCOLS[self.protocol]
+
+
+EASY = "has it easy: the truth is the drop of a patch, which is what it measures"
+STILL = "asks for a map that does not change with the image: noise that is drawn once per image does not"
+SQUARES = {"perturbation": "square", "sigma": 0.25}
+BY_RANKS = "retrains nets, which need a pass backward for each forward one; its unit is a repetition and not an image"
+#: Protocols that are not read as they are, or of which there is something to say.
+READINGS: dict[str, tuple[Reading, ...]] = {
+    "idsds": (Reading("idsds", note=f"{EASY}; on a model in closed form it is the same as single_deletion"),),
+    "single_deletion": (Reading("single_deletion", note=EASY),),
+    # A map of contributions foretells the removal of squares, a gradient foretells noise: each is asked what it can know.
+    "infidelity": (
+        Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
+        Reading("infidelity", "squares, scaled", {**SQUARES, "normalise": True}, note="cannot tell a map from its opposite"),
+        Reading("infidelity", "noise", truth="gradient", note="reads maps as gradients; on trained nets this is asked of all methods"),
+        Reading("infidelity", "noise, scaled", {"normalise": True}, truth="gradient", note="reads maps as gradients; blind to their sign"),
+    ),
+    "max_sensitivity": (Reading("max_sensitivity", note=STILL, test=True),),
+    # A rotation turns stripes into what no class listens to and moves every probability by more than the threshold: no image would count.
+    "augmentation_robustness": (
+        Reading(
+            "augmentation_robustness",
+            known={"group": "filters"},
+            note=f"{STILL}, unless the image is turned; known maps are put to filters alone",
+            test=True,
+        ),
+    ),
+    # The model has one layer: with more depths the first of them would change nothing.
+    "sanity_check": (
+        Reading(
+            "sanity_check",
+            known={"depths": 1},
+            note="asks for a map that changes with the model, as noise drawn once per image does not",
+            test=True,
+        ),
+    ),
+    "hyperparameter_sensitivity": (
+        Reading("hyperparameter_sensitivity", note="a map that is given has no hyperparameters", applies=False),
+    ),
+    "roar": (Reading("roar", note=BY_RANKS),),
+    "kar": (Reading("kar", note=BY_RANKS),),
+}
+RESOLVES = 1.0  # a protocol that can rank sees noise of less spread than the importances have
+RANKS, SHIFTS = 0.5, 0.5  # least ordering of a protocol that can rank; most that a change that says nothing of a map may shift its score
+VERDICTS = (
+    "ranks methods on one model, comparable between models",
+    "ranks methods on one model",
+    "neither",
+    "neither: a test to pass, not a ranking",
+    "does not apply",
+)
+
+
+def readings(protocols: Sequence[str] | None = None) -> list[Reading]:
+    """The rows of the table, those that cannot be judged last.
+
+    Args:
+        protocols: names; None: all there are.
+
+    Raises:
+        UnknownNameError: for a protocol that is not there.
+    """
+    names = [PROTOCOLS[name].name for name in (list_protocols() if protocols is None else protocols)]
+    found = [reading for name in names for reading in READINGS.get(name, (Reading(name),))]
+    return sorted(found, key=lambda reading: not reading.applies)
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """One of :data:`VERDICTS`, from a row of :func:`judge`'s table.
+
+    A protocol ranks where the better map gets the better score (the interval of ``ordering`` is above 0.5), its mean tells the exact map
+    from it with less noise than signal (``resolution`` below 1) and puts no noisier map clearly above it (``beaten`` 0), and the scale of
+    a map, which is each method's own, moves a score by less than half of what replacing the exact map by noise does (the interval of
+    ``scale_shift`` is below 0.5). It is comparable between models where, moreover, changing the model moves a score by less than that (the
+    interval of ``model_shift`` is below 0.5; that of ``control_shift`` too, where trained nets were asked). What an interval leaves open is
+    not claimed. Shifts between models are ranges, which chance can only widen: that makes "comparable" the harder to claim. A test to pass
+    is neither, whatever order it finds.
+    """
+    if not row["applies"]:
+        return VERDICTS[4]
+    if row["test"]:
+        return VERDICTS[3]
+    right = row["ordering_low"] > RANKS and row["resolution"] < RESOLVES and row["beaten"] == 0
+    if not (right and row["scale_shift_high"] < SHIFTS):
+        return VERDICTS[2]
+    asked = not np.isnan(row.get("control_shift", np.nan))
+    steady = row["model_shift_high"] < SHIFTS and (not asked or row["control_shift_high"] < SHIFTS)
+    return VERDICTS[0] if steady else VERDICTS[1]
+
+
+def judge(
+    protocols: Sequence[str | Reading] | None = None,
+    *,
+    images: int = 64,
+    levels: Sequence[float] = LEVELS,
+    seed: int = 0,
+    retraining: KnownRetraining = RETRAINING,
+    report: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame:
+    """The table protocol x property.
+
+    Args:
+        protocols: names, or readings of one's own; None: all.
+        images: of the synthetic test split, the first so many of its fixed order.
+        levels: of noise, rising from 0.
+        seed: of the noise and of the protocols.
+        retraining: how much is retrained for a protocol that scores a whole data set.
+        report: is told each row's label before it is made.
+
+    Returns:
+        One row per reading: ``label``, ``protocol``; the columns of :func:`~idsds.studies.metric_sanity.known_maps.properties`;
+        :func:`~idsds.studies.metric_sanity.known_maps.model_shift` over :func:`~idsds.studies.metric_sanity.known_maps.known_models`;
+        ``scale_shift``, how far
+        the exact map's score moves when the map is multiplied by three, in the same unit; ``shapley_first``, as ``exact_first`` for Shapley
+        values on a model where they are not the drops (NaN where the truth is the gradient). ``exact_first``, ``random_last``,
+        ``shapley_first`` (Wilson's), ``ordering``, ``separation``, ``model_shift`` and ``scale_shift`` (jackknife, Student's t) have 95 %
+        intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``. ``forward``, the protocol's own forward passes per image
+        for one method; ``maps``, how many maps it asks of the method per image; ``applies``, ``test``; ``settings``, those that are not
+        defaults; ``note``; ``verdict``. A property that does not apply is NaN.
+
+    Raises:
+        UnknownNameError: for an unknown protocol, before any work is done.
+    """
+    check_count("images", images)
+    given = list_protocols() if protocols is None else protocols
+    chosen = [row for each in given for row in ([each] if isinstance(each, Reading) else readings([each]))]
+    rows = []
+    for reading in sorted(chosen, key=lambda reading: not reading.applies):
+        report(reading.label)
+        row: dict[str, Any] = {"label": reading.label, "protocol": reading.protocol, "applies": reading.applies, "test": reading.test}
+        if reading.applies:
+            row |= _judged(reading, images, levels, seed, retraining)
+        row |= _cost(reading, retraining)
+        settings = {**reading.settings, **reading.known}
+        row["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
+        rows.append({**row, "note": reading.note})
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
+
+
+def _judged(reading: Reading, images: int, levels: Sequence[float], seed: int, retraining: KnownRetraining) -> dict[str, Any]:
+    entry, better = reading.entry, reading.entry.higher_is_better
+
+    def scores_on(model: PatchModel, truth: Known) -> Tensor:
+        if entry.level == "data set":
+            return known_areas(_kind(entry), model, levels, seed, truth, retraining)
+        maps = noisy_maps(model, levels, seed, truth)
+        return known_scores(entry, model, maps, images, seed, {**reading.settings, **reading.known})
+
+    scores = [scores_on(model, reading.truth) for model in known_models().values()]
+    row: dict[str, Any] = {"units": len(scores[0])} | properties(scores[0], better, levels) | {"model_shift": model_shift(scores)}
+    stacked = torch.stack(scores, dim=1).numpy()  # (units, models, L + 1)
+    first = scores[0].numpy()
+    row |= _ends("ordering", jackknife(_mean, orderings(scores[0], better).numpy()))
+    row |= _ends("separation", jackknife(lambda some: properties(torch.from_numpy(some), better, levels)["separation"], first))
+    row |= _ends("model_shift", jackknife(lambda some: model_shift(list(torch.from_numpy(some).unbind(1))), stacked))
+    row |= _shares(row, "exact_first", "random_last")
+    if reading.truth == "deletion":
+        row["shapley_first"] = properties(scores_on(interfering_model(), "shapley"), better, levels)["exact_first"]
+        row |= _shares(row, "shapley_first")
+    return row | _scale_shift(reading, images, seed, first)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over what is defined; NaN where nothing is."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def _kind(entry: ProtocolEntry) -> Any:
+    """What a protocol of a whole data set retrains on: ``remove`` or ``keep``."""
+    return next(kind for kind, function in SCORES.items() if function is entry.function)
+
+
+def _ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
+    return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
+def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
+    """Wilson's interval of each share of the units."""
+    found: dict[str, float] = {}
+    for name in names:
+        interval = stats.binomtest(round(row[name] * row["units"]), row["units"]).proportion_ci(method="wilson")
+        found |= _ends(name, (interval.low, interval.high))
+    return found
+
+
+def _scale_shift(reading: Reading, images: int, seed: int, scores: np.ndarray) -> dict[str, float]:
+    """|mean score of three times the exact map - of the exact map| / |mean of exact - of noise alone|, with its interval."""
+    if reading.entry.level == "data set":  # what is replaced goes by the order of a map's pixels: a factor changes nothing
+        return {"scale_shift": 0.0, **_ends("scale_shift", (0.0, 0.0))}
+    model = next(iter(known_models().values()))
+    maps = [KnownMap(model, 0.0, seed, reading.truth, scale=3.0)]
+    found = known_scores(reading.entry, model, maps, images, seed, {**reading.settings, **reading.known}).numpy()  # (B, 1)
+
+    def shift(some: np.ndarray) -> float:
+        exact, noise, scaled = (_mean(some[:, column]) for column in range(3))
+        return abs(scaled - exact) / abs(exact - noise)
+
+    each = np.column_stack([scores[:, 0], scores[:, -1], found[:, 0]])
+    return {"scale_shift": shift(each), **_ends("scale_shift", jackknife(shift, each))}
+
+
+def _cost(reading: Reading, retraining: KnownRetraining) -> dict[str, float]:
+    if reading.entry.level == "data set":
+        return {"forward": retraining.passes, "maps": 1}
+    one = KnownMap(next(iter(known_models().values())))
+    one.entry = replace(one.entry, passes=Passes(0, 1))  # a map counts as one backward pass, and nothing else does
+    settings = {**reading.settings, **reading.known}
+    cost = reading.entry.passes([one], **settings) + reading.entry.prepare_passes(**settings)
+    return {"forward": cost.forward, "maps": cost.backward}
+
+
+def _with_ends(*names: str) -> list[str]:
+    return [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
+
+
+COLUMNS = [
+    "label",
+    "protocol",
+    *_with_ends("exact_first", "random_last", "ordering"),
+    "resolution",
+    "beaten",
+    *_with_ends("separation", "model_shift", "scale_shift", "shapley_first"),
+    "units",
+    "undefined",
+    "forward",
+    "maps",
+    "applies",
+    "test",
+    "settings",
+    "note",
+]

@@ -1,0 +1,249 @@
+"""Every notebook of a profile, in order, resumable, with a page that shows what came out.
+
+    python -m idsds reproduce mnist5k                # or: make reproduce PROFILE=mnist5k
+    python -m idsds reproduce mnist5k rank_methods   # some of them
+    python -m idsds reproduce imagenet --dry-run     # what it would cost, measured on a few batches; nothing is computed
+
+A params file ``params/<profile>/<stem>.yaml`` is a run of the notebook whose name the stem is or begins with (``design_choice_depth`` runs
+``design_choice``). The executed notebook, with its outputs, is kept as ``runs/<profile>/<stem>/<stem>.ipynb``, figures and tables go to
+``figures/<profile>/``. A run whose notebook, params, package and versions have not changed since it ended well is not repeated; one that
+was killed goes on from its records and checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from idsds.common import paths
+from idsds.common.files import atomic
+from idsds.common.hashing import digest, file_digest, versions
+from idsds.common.registry import UnknownNameError
+
+# Notebooks that train what others reuse come first; of the rest, those that compute records before those that read the same ones.
+ORDER = (
+    "finetune",
+    "rank_methods",
+    "gallery",
+    "how_idsds_works",
+    "design_choice",
+    "accuracy_tradeoff",
+    "compare_protocols",
+    "stability",
+    "train_fractions",
+    "infidelity_sensitivity",
+    "how_infidelity_works",
+    "augmentation_robustness",
+    "sanity_checks",
+    "hyperparameter_sensitivity",
+    "roar",
+    "metric_sanity",
+)
+STAMP = "idsds"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One params file and the notebook that it is for."""
+
+    params: Path
+    notebook: Path
+
+    @property
+    def stem(self) -> str:
+        """The name of its params file, its folder and its figures."""
+        return self.params.stem
+
+    @property
+    def profile(self) -> str:
+        """The folder of its params file."""
+        return self.params.parent.name
+
+    @property
+    def executed(self) -> Path:
+        """The executed copy, beside the records."""
+        return paths.root() / "runs" / self.profile / self.stem / f"{self.stem}.ipynb"
+
+    @property
+    def figures(self) -> Path:
+        """Where figures and tables go; their names begin with the stem."""
+        return paths.root() / "figures" / self.profile / self.stem
+
+    @property
+    def stamp(self) -> str:
+        """A hash of all that the outcome depends on, data on disk apart."""
+        package = sorted((Path(__file__).parents[1]).rglob("*.py"))
+        return digest([file_digest(path) for path in (self.params, self.notebook, *package)] + [versions()])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the very same run ended well and its figure is there."""
+        if not (self.executed.is_file() and self.figures.with_suffix(".png").is_file()):
+            return False
+        try:
+            return nbformat.read(self.executed, as_version=4).metadata.get(STAMP) == self.stamp
+        except (ValueError, OSError):  # cut short by a kill
+            return False
+
+    @property
+    def title(self) -> str:
+        """The notebook's heading, and what distinguishes this run of it."""
+        first = next(cell.source for cell in nbformat.read(self.notebook, as_version=4).cells if cell.cell_type == "markdown")
+        variant = self.stem.removeprefix(self.notebook.stem).strip("_").replace("_", " ")
+        return first.splitlines()[0].lstrip("# ") + (f": {variant}" if variant else "")
+
+
+def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:
+    """The runs of a profile in the order in which they are to be made.
+
+    Args:
+        profile: a folder of ``params/``.
+        only: stems; none means all.
+
+    Raises:
+        UnknownNameError: for a profile, stem or notebook that is not there.
+    """
+    folder = paths.root() / "params" / profile
+    if not folder.is_dir():
+        raise UnknownNameError("profile", profile, sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    for stem in only:
+        if stem not in files:
+            raise UnknownNameError(f"params file of {profile}", stem, files)
+    notebooks = {path.stem: path for path in (paths.root() / "notebooks").glob("*.ipynb")}
+    found = []
+    for stem in only or files:
+        fitting = [name for name in notebooks if stem == name or stem.startswith(f"{name}_")]
+        if not fitting:
+            raise UnknownNameError("notebook", stem, notebooks)
+        found.append(Run(files[stem], notebooks[max(fitting, key=len)]))
+    place = {name: number for number, name in enumerate(ORDER)}
+    return sorted(found, key=lambda run: (place.get(run.notebook.stem, len(ORDER)), run.stem))
+
+
+def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None, again: bool = False) -> dict[str, str]:
+    """Make the runs; what went wrong by stem. A run that fails does not keep the others from being made.
+
+    Args:
+        runs: from :func:`runs_of`.
+        execute: what makes one run; papermill by default.
+        again: also those that are done.
+    """
+    failures: dict[str, str] = {}
+    started, made = time.monotonic(), 0
+    waiting = [run for run in runs if again or not run.is_done]
+    for number, run in enumerate(runs, start=1):
+        if run not in waiting:
+            print(f"[{number}/{len(runs)}] {run.stem}: done already", flush=True)
+            continue
+        left = (time.monotonic() - started) / made * (len(waiting) - made) if made else None
+        print(f"\n[{number}/{len(runs)}] {run.stem}" + (f", about {left / 60:.0f} min left in all" if left else ""), flush=True)
+        begun = time.monotonic()
+        try:
+            (execute or _papermill)(run)
+            print(f"[{number}/{len(runs)}] {run.stem}: {time.monotonic() - begun:.0f} s", flush=True)
+        except Exception as error:  # the others do not depend on its outcome: all faults are named at the end
+            failures[run.stem] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+            print(f"[{number}/{len(runs)}] {run.stem} failed: {failures[run.stem]}", file=sys.stderr, flush=True)
+        made += 1
+    return failures
+
+
+def cost(run: Run) -> None:
+    """Run a notebook up to what it says of its cost; its other outcome stays as it is."""
+    _execute(run, run.executed.with_suffix(".dry.ipynb"), dry_run=True)
+
+
+def _papermill(run: Run) -> None:
+    stamp = run.stamp
+    _execute(run, run.executed)
+    # Only what ended well is stamped: papermill saves the notebook of a run that failed too.
+    notebook = nbformat.read(run.executed, as_version=4)
+    notebook.metadata[STAMP] = stamp
+    with atomic(run.executed) as partial:
+        nbformat.write(notebook, partial)
+
+
+def _execute(run: Run, executed: Path, **changes: object) -> None:
+    import papermill
+
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        run.notebook,
+        executed,
+        parameters={**yaml.safe_load(run.params.read_text()), **changes},
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+        cwd=paths.root(),
+    )
+
+
+def page(runs: Sequence[Run]) -> str:
+    """Every figure with its finding in one line, as markdown."""
+    profile = runs[0].profile
+    lines = [
+        f"# What came out: {profile}",
+        "",
+        f"Written by `make reproduce PROFILE={profile}` from the figures and tables in this folder. Every sentence is computed from the",
+        "records of its run; the settings are those of the params file.",
+    ]
+    for run in runs:
+        if not (figure := run.figures.with_suffix(".png")).is_file():
+            continue
+        finding = run.figures.with_suffix(".md")
+        pages = [figure, *sorted(p for p in figure.parent.glob(f"{run.stem}_*.png") if re.fullmatch(r"\d+", p.stem[len(run.stem) + 1 :]))]
+        tables = [run.figures.with_suffix(".csv"), *sorted(figure.parent.glob(f"{run.stem}_*.csv"))]
+        # A longer stem's files begin with this one's name as well.
+        longer = [other.stem for other in runs if other.stem.startswith(f"{run.stem}_")]
+        tables = [path for path in tables if path.is_file() and not any(path.stem.startswith(name) for name in longer)]
+        lines += ["", f"## {run.title}", ""]
+        if not run.is_done:
+            lines += ["*Not made by the notebook, settings and package of this tree, or by a run that did not end well.*", ""]
+        if finding.is_file():
+            lines += [finding.read_text().strip(), ""]
+        lines += [f"![{run.title}]({path.name})" for path in pages]
+        links = [f"[{path.name}]({path.name})" for path in (figure.with_suffix(".pdf"), *tables)]
+        source = f"[{run.notebook.stem}.ipynb](../../notebooks/{run.notebook.name})"
+        settings = f"[{run.params.name}](../../params/{profile}/{run.params.name})"
+        lines += ["", f"{', '.join(links)}; {source} with {settings}"]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 1 if a run failed."""
+    parser = argparse.ArgumentParser(prog="python -m idsds reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("profile", nargs="?", default="mnist5k", help="a folder of params/")
+    parser.add_argument("only", nargs="*", help="names of params files; all if none is given")
+    parser.add_argument("--again", action="store_true", help="repeat what is done as well")
+    parser.add_argument("--dry-run", action="store_true", help="say what each run would cost, and compute nothing")
+    given = parser.parse_args(arguments)
+    try:
+        runs = runs_of(given.profile, given.only)
+        everything = runs_of(given.profile)
+    except UnknownNameError as error:
+        parser.error(str(error))
+    if given.dry_run:
+        failures = reproduce(runs, cost, again=True)
+        print(f"\n{len(runs) - len(failures)} of {len(runs)} runs said what they would cost")
+        return _told(failures)
+    failures = reproduce(runs, again=given.again)
+    overview = paths.root() / "figures" / given.profile / "README.md"
+    with atomic(overview) as partial:
+        partial.write_text(page(everything))
+    print(f"\n{len(runs) - len(failures)} of {len(runs)} runs are there; overview: {overview.relative_to(paths.root())}")
+    return _told(failures)
+
+
+def _told(failures: dict[str, str]) -> int:
+    for stem, reason in failures.items():
+        print(f"  {stem} failed: {reason}", file=sys.stderr)
+    return 1 if failures else 0

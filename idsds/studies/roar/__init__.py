@@ -1,0 +1,1 @@
+"""ROAR and KAR: nets retrained on modified images."""

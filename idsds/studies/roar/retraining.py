@@ -1,0 +1,131 @@
+"""One net of :mod:`idsds.studies.roar.study`: trained from scratch on modified images, and tested on images that are modified alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from idsds.common import paths
+from idsds.common.devices import Device, Precision, chosen_device
+from idsds.common.files import read_json, write_json
+from idsds.common.hashing import code_digest, digest, versions
+from idsds.datasets import ImageDataset
+from idsds.protocols.roar import MASK, Shown, mask_images, replace_pixels, replaced_pixels
+from idsds.studies.roar.images import Fill, fill_colour, modified
+from idsds.studies.roar.pixel_ranks import PixelRanks
+from idsds.training.checkpoints import Machine, Stage
+from idsds.training.launch import is_main
+from idsds.training.loop import fit
+from idsds.training.predict import predicted
+
+Predictions = list[int | None]
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One net, trained from scratch on modified images and tested on images that are modified alike.
+
+    Args:
+        method, share, seed: what is replaced, and the seed of training.
+        kind: ``remove`` (ROAR), ``keep`` (KAR), or ``mask``: nothing but which pixels ``remove`` replaces.
+        stage: how the net is trained.
+        data: the three splits, as they are, and their ``fingerprints``.
+        ranks: the ranks of their pixels; None where nothing or everything is replaced.
+        fill: what replaces a pixel.
+        flip: whether training mirrors images.
+    """
+
+    method: str
+    kind: Shown
+    share: float
+    seed: int
+    stage: Stage
+    data: dict[str, ImageDataset]
+    fingerprints: dict[str, str]
+    ranks: dict[str, PixelRanks] | None
+    fill: Fill
+    flip: bool
+
+    @cached_property
+    def key(self) -> str:
+        """The address of the result. Where nothing or everything is replaced it is one for all methods."""
+        done: Any = "nothing"
+        if self.pixels:
+            done = {"pixels": self.pixels, "fill": None if self.kind == MASK else self.fill}
+        if self.ranks is not None:
+            done |= {"kind": self.kind, "ranks": {split: found.key for split, found in self.ranks.items()}}
+        content = {"trained": self.stage.key, "replaced": done, "flip": self.flip, "kept": "predictions"}
+        return digest({**content, "data": self.fingerprints, "code": code_digest(mask_images if self.kind == MASK else replace_pixels)})
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels of an image are replaced."""
+        height, width = self.data["test"][0][0].shape[-2:]
+        return replaced_pixels(self.share, height * width)
+
+    @property
+    def path(self) -> Path:
+        """The file of the result."""
+        return paths.cache() / "roar" / f"{self.stage.model}-{self.key}.json"
+
+    def split(self, split: str) -> ImageDataset:
+        """One split as the net sees it."""
+        ranks = None if self.ranks is None else self.ranks[split]
+        colour = torch.zeros(3) if self.kind == MASK else fill_colour(self.fill, self.data["train"])
+        return modified(self.data[split], ranks, self.share, self.kind, colour, flip=self.flip and split == "train")
+
+    def result(self, device: Device, precision: Precision, machine: Machine, progress: bool = True) -> dict[str, Any]:
+        """``predicted`` classes of the modified test images and ``train_accuracy``: from the cache, or by training now."""
+        if self.path.is_file():
+            return read_json(self.path)
+        model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
+        results = fit(
+            model,
+            self.split("train"),
+            self.split("val"),
+            self.stage.recipe,
+            seed=self.seed,
+            device=device,
+            devices=machine.devices,
+            precision=precision,
+            workers=machine.workers,
+            label=f"{self.method}, {self.kind}, {self.share:.0%}",
+            progress=progress,
+            resume=resume,
+        )
+        model.to(chosen_device(device))
+        classes = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)
+        result = {"predicted": classes, "train_accuracy": results[-1].train_accuracy}
+        if is_main():
+            facts = {"method": self.method, "kind": self.kind, "share": self.share, "seed": self.seed, "versions": versions()}
+            write_json(self.path, {**result, **facts, "epochs": [asdict(epoch) for epoch in results]})
+            resume.unlink(missing_ok=True)
+        return result
+
+
+def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 0, precision: Precision = "32-true") -> Predictions:
+    """The most probable class of every image, in the order of the data set; None for one that cannot be read.
+
+    See :func:`idsds.training.steps.predicted`.
+    """
+    found = predicted(model, data, size=size, workers=workers, precision=precision)
+    known = dict(zip(found["image_id"], found["prediction"].tolist(), strict=True))
+    return [known.get(image_id) for image_id in data.image_ids]
+
+
+def compared(predicted: Sequence[int | None], wanted: Sequence[int | None]) -> tuple[int, int]:
+    """How many of the images that have both are the same in both, and how many have both."""
+    pairs = [(ours, theirs) for ours, theirs in zip(predicted, wanted, strict=True) if ours is not None and theirs is not None]
+    return sum(ours == theirs for ours, theirs in pairs), len(pairs)
+
+
+def most_frequent(targets: Sequence[int]) -> float:
+    """The share of the most frequent class: the highest accuracy that is to be expected of a net that is told nothing."""
+    return float(np.bincount(targets).max() / len(targets))

@@ -1,0 +1,319 @@
+"""ROAR and KAR over a whole data set: maps once, then a fresh net per method, share and seed (see :mod:`idsds.protocols.roar`).
+
+A method's maps of all training, validation and test images are computed once and kept as ranks (:mod:`idsds.studies.roar.pixel_ranks`);
+each retraining is one
+small file, addressed by all that determines it (:mod:`idsds.studies.roar.retraining`). Beside what a net learns from images without some
+pixels stands what one learns from the places of these pixels alone, and how far either repeats the net that is explained.
+
+A run that is killed goes on inside the retraining where it was. Retrainings do not depend on each other: jobs of a cluster that share the
+cache may each take some ``seeds`` or ``methods``, and one more call collects them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Annotated, Any, Self
+
+import pandas as pd
+from pydantic import Field, PositiveInt, model_validator
+from scipy import stats
+from torch import Tensor
+from tqdm import tqdm
+
+from idsds.common import paths
+from idsds.common.devices import Device, Precision, chosen_device
+from idsds.common.files import atomic, read_json, write_json
+from idsds.common.hashing import code_digest, digest, file_digest, versions
+from idsds.common.registry import UnknownNameError
+from idsds.datasets import DATASETS, fingerprint, fixed_order
+from idsds.datasets.base import collate
+from idsds.evaluation.arguments import skeleton
+from idsds.methods.base import METHODS, Method, shared_passes, split_name
+from idsds.models import MODELS, create_model
+from idsds.protocols.roar import KINDS, MASK, Kind, Shown, mask_shares, replaced_pixels
+from idsds.studies.base import DatasetName, MethodName, ModelName, NotebookSettings, check_output, check_unique
+from idsds.studies.roar.images import Fill
+from idsds.studies.roar.pixel_ranks import SHARD, Target, ranks_of, store_ranks
+from idsds.studies.roar.retraining import Predictions, Retraining, compared, most_frequent, predictions
+from idsds.training.checkpoints import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, trains_from_scratch
+from idsds.training.launch import is_main
+from idsds.training.loop import rehearse
+from idsds.training.recipes import Recipe
+
+CONTROL = "Random"
+SPLITS = ("train", "val", "test")
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RoarSettings(NotebookSettings):
+    """What ``params/*/roar.yaml`` may say.
+
+    ``shares`` of the pixels are replaced, the most important ones under ``remove`` (ROAR), the least important ones under ``keep`` (KAR),
+    by the mean of each channel over the training images (the paper) or by ``black``. With ``mask_only`` nets are also retrained on images
+    that show nothing but which pixels these are, in black and white: where such a net knows the class, the places of the replaced pixels
+    tell it. ``images`` is the number of test images, ``train_images`` that of training images, None for all; validation images are taken in
+    proportion. ``recipe`` changes the model's own. What is explained is one net per model: that of ``checkpoints`` (a file, or
+    ``pretrained``), or a small net trained by its own recipe on all images with the seed ``explained_seed``, which is also that of the
+    methods' noise; ``seeds`` are those of the retrainings.
+    """
+
+    dataset: DatasetName
+    models: Annotated[list[ModelName], Field(min_length=1)]
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    images: PositiveInt
+    shares: Annotated[list[Share], Field(min_length=2)] = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9]
+    kinds: Annotated[list[Kind], Field(min_length=1)] = list(KINDS)
+    mask_only: bool = True
+    fill: Fill = "mean"
+    target: Target = "prediction"
+    train_images: PositiveInt | None = None
+    recipe: dict[str, Any] = {}
+    flip: bool = False
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    explained_seed: int = 0
+    device: Device = "auto"
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    workers: Annotated[int, Field(ge=0)] = 0
+    output: str
+    checkpoints: dict[str, str] = {}
+    root: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check_unique(self, "models", "methods", "seeds", "shares", "kinds")
+        if self.shares != sorted(self.shares):
+            raise ValueError(f"shares must ascend, not {self.shares}")
+        if self.shares[0] != 0:
+            raise ValueError(
+                f"shares must begin with 0, the untouched images (one net per seed, whatever the methods), not {self.shares[0]}"
+            )
+        if CONTROL not in self.methods:
+            raise ValueError(f"methods must list {CONTROL!r}, whose curve every other is compared with")
+        Recipe(**self.recipe)
+        check_starts(self.checkpoints, self.models)
+        for name in self.models:
+            if name not in self.checkpoints and not trains_from_scratch(name, self.dataset):
+                raise ValueError(f"checkpoints: {name!r} needs a trained net to explain on {self.dataset!r}, a file or 'pretrained'")
+            net = skeleton(name)
+            for method in self.methods:
+                if reason := METHODS[split_name(method)[0]].inapplicable(net):
+                    raise ValueError(f"method {method!r} does not apply to {name!r}: {reason}")
+        if self.root is not None and "root" not in DATASETS[self.dataset].options:
+            raise UnknownNameError(f"option of data set {self.dataset!r}", "root", DATASETS[self.dataset].options)
+        check_output(self.output)
+        return self
+
+    @property
+    def machine(self) -> Machine:
+        """What each retraining runs on."""
+        return Machine(devices=self.devices, workers=self.workers)
+
+    def stage(self, model: str, seed: int, changes: dict[str, Any] | None = None) -> Stage:
+        """Training of a fresh net on all images as they are."""
+        options = {} if self.root is None else {"root": self.root}
+        return plan_training(
+            model,
+            self.dataset,
+            in_domain=False,
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+            changes=changes,
+            options=options,
+        )
+
+
+class _Planned:
+    """What a run consists of, for one model: the net that is explained, the data, the ranks and the retrainings."""
+
+    def __init__(self, settings: RoarSettings, model: str) -> None:
+        self.settings, self.model = settings, model
+        self.device = chosen_device(settings.device)
+        self.explained = settings.stage(model, settings.explained_seed)
+        whole = {split: self.explained.split(split) for split in SPLITS}
+        wanted = {"train": settings.train_images or len(whole["train"]), "test": settings.images}
+        for split, number in wanted.items():
+            if number > len(whole[split]):
+                name = "images" if split == "test" else "train_images"
+                raise ValueError(f"{name}={number}, but the {split} split of {settings.dataset!r} has {len(whole[split])}")
+        wanted["val"] = -(-len(whole["val"]) * wanted["train"] // len(whole["train"]))
+        self.data = {split: data.subset(fixed_order(data.image_ids)[: wanted[split]]) for split, data in whole.items()}
+        self.fingerprints = {split: fingerprint(data) for split, data in self.data.items()}  # a second for a million images
+        start = settings.checkpoints.get(model)
+        key = self.explained.key if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
+        model_key = digest([model, key, code_digest(MODELS[model].build)])
+        address = digest([model_key, self.fingerprints["test"], self.device.type, versions()["torch"]])
+        self.explained_path = paths.cache() / "roar" / f"explained-{model}-{address}.json"
+        self.ranks = {
+            method: {
+                split: ranks_of(method, model_key, data, seed=settings.explained_seed, target=settings.target, device=self.device.type)
+                for split, data in self.data.items()
+            }
+            for method in settings.methods
+        }
+
+    def explain(self, progress: bool) -> None:
+        """Compute what is missing: the ranks, and what the net itself predicts for the test images."""
+        missing = any(ranks.missing for of_method in self.ranks.values() for ranks in of_method.values())
+        if not missing and self.explained_path.is_file():
+            return
+        start = self.settings.checkpoints.get(self.model)
+        if start is None:
+            net = obtain(self.explained, machine=self.settings.machine, progress=progress)
+        elif start == PRETRAINED:
+            net = create_model(self.model, self.explained.num_classes, pretrained=True)
+        else:
+            net = create_model(self.model, self.explained.num_classes, checkpoint=paths.resolve(start))
+        for split, data in self.data.items():
+            wanted = {method: ranks[split] for method, ranks in self.ranks.items()}
+            store_ranks(
+                net, wanted, data, seed=self.settings.explained_seed, target=self.settings.target, device=self.device, progress=progress
+            )
+        if not self.explained_path.is_file():
+            size, net = self.explained.recipe.batch_size, net.to(self.device)
+            write_json(self.explained_path, predictions(net, self.data["test"], size, self.settings.workers))
+
+    def predicted(self) -> Predictions:
+        """The classes that the explained net gives the test images, in their order; after :meth:`explain`."""
+        return read_json(self.explained_path)
+
+    def counts(self, method: str) -> dict[str, int]:
+        """How many maps of all ``explained`` images order nothing: ``undefined`` and ``constant`` ones."""
+        undefined, constant = (sum(each) for each in zip(*(ranks.counts() for ranks in self.ranks[method].values()), strict=True))
+        return {"undefined": undefined, "constant": constant, "explained": sum(map(len, self.data.values()))}
+
+    def retrainings(self) -> Iterator[Retraining]:
+        """All of them, by seed; those where nothing or everything is replaced come once for every method, under one address.
+
+        The masks alone come last of each seed; one where nothing or everything is replaced shows nothing, and is left out.
+        """
+        settings, side = self.settings, self.data["test"][0][0].shape[-2:].numel()
+        shown: list[tuple[Shown, float]] = [(kind, share) for share in settings.shares for kind in settings.kinds]
+        masks = mask_shares(settings.shares, settings.kinds) if settings.mask_only else []
+        shown += [(MASK, share) for share in masks if 0 < replaced_pixels(share, side) < side]
+        for seed in settings.seeds:
+            stage = settings.stage(self.model, seed, settings.recipe)
+            for kind, share in shown:
+                for method in settings.methods:
+                    ranks = self.ranks[method] if 0 < replaced_pixels(share, side) < side else None
+                    facts = (self.data, self.fingerprints, ranks, settings.fill, settings.flip)
+                    yield Retraining(method, kind, share, seed, stage, *facts)
+
+    def record(self, one: Retraining, explained: Predictions) -> dict[str, Any]:
+        """A row of :func:`roar`, but for :meth:`counts`: one retraining, done now or before, beside what the ``explained`` net predicts."""
+        found = one.result(self.settings.device, self.settings.precision, self.settings.machine, progress=False)
+        targets = self.data["test"].targets
+        correct, count = compared(found["predicted"], targets)
+        same, both = compared(found["predicted"], explained)
+        right, of = compared(explained, targets)
+        interval = stats.binomtest(correct, count).proportion_ci(method="wilson")
+        return {
+            "model": self.model,
+            "method": one.method,
+            "family": METHODS[split_name(one.method)[0]].family,
+            "kind": one.kind,
+            "share": one.share,
+            "seed": one.seed,
+            "accuracy": correct / count,
+            "low": interval.low,
+            "high": interval.high,
+            "count": count,
+            "agreement": same / both,
+            "explained_accuracy": right / of,
+            "chance": most_frequent(targets),
+            "train_accuracy": found["train_accuracy"],
+        }
+
+
+def roar(settings: RoarSettings, *, progress: bool = True) -> pd.DataFrame:
+    """Explain every image, then retrain for every method, kind, share and seed. What is cached is not done again.
+
+    Args:
+        settings: validated.
+        progress: whether to show bars with the time left.
+
+    Returns:
+        One row per model, method, kind (``remove``: ROAR, ``keep``: KAR, ``mask``: the places of what ``remove`` replaces, alone), share of
+        the pixels that were replaced, and training seed: ``accuracy`` on the modified test images (share in [0, 1]), ``low`` and ``high``
+        (95 % interval over images, Wilson), ``count`` of test images, ``agreement`` (share of them on which the retrained net predicts what
+        the explained net predicts on the untouched image), ``explained_accuracy`` (the explained net's, on untouched images), ``chance``
+        (the share of the most frequent class), ``train_accuracy`` in the last epoch, and how many maps of all ``explained`` images order
+        nothing, so that their pixels are replaced at random: ``undefined`` (a value that is not finite) and ``constant``. Also in
+        ``output/roar.csv``. With ``dry_run`` what remains to be done: see :func:`plan_table`.
+
+    Raises:
+        ValueError: for more images than there are, before any work is done.
+    """
+    plans = [_Planned(settings, model) for model in settings.models]
+    if settings.dry_run:
+        return plan_table(settings)
+    rows = []
+    for plan in plans:
+        plan.explain(progress)
+        explained, counts = plan.predicted(), {method: plan.counts(method) for method in settings.methods}
+        with tqdm(list(plan.retrainings()), desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
+            for one in bar:
+                bar.set_postfix_str(f"{one.method}, {one.kind}, {one.share:.0%}, seed {one.seed}")
+                rows.append({**plan.record(one, explained), **counts[one.method]})
+    table = pd.DataFrame(rows)
+    if is_main():
+        with atomic(paths.resolve(settings.output) / "roar.csv") as partial:
+            table.to_csv(partial, index=False)
+    return table
+
+
+def plan_table(settings: RoarSettings) -> pd.DataFrame:
+    """What remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
+
+    Returns:
+        One row per model and piece of work: ``work``, ``total`` and ``cached`` (images for maps and predictions, nets for retrainings),
+        ``forward`` and ``backward`` passes left (for retrainings: steps of the optimiser left in ``steps``), ``hours`` left.
+    """
+    rows = [row for model in settings.models for row in _rows_of_a_plan(_Planned(settings, model))]
+    return pd.DataFrame(rows, columns=["model", "work", "total", "cached", "forward", "backward", "steps", "hours"])
+
+
+def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
+    settings, rows = plan.settings, []
+
+    def add(work: str, total: int, cached: int, **cost: float) -> None:
+        rows.append({"model": plan.model, "work": work, "total": total, "cached": cached, **cost})
+
+    net = plan.explained.begin().to(plan.device).eval()
+    if plan.model not in settings.checkpoints and plan.explained.missing:
+        hours = rehearse(net, plan.data["train"], plan.data["val"], plan.explained.recipe, device=settings.device).hours
+        add("train the net that is explained", 1, 0, hours=hours * plan.explained.train_images / len(plan.data["train"]))
+    explained = sum(map(len, plan.data.values()))
+    for method in settings.methods:
+        left = sum(min(SHARD, ranks.count - start) for ranks in plan.ranks[method].values() for start in ranks.missing)
+        forward, backward = shared_passes([Method(method, net)]).times(left)
+        hours = left * _seconds_of(Method(method, net, seed=0), plan) / 3600
+        add(f"maps: {method}", explained, explained - left, forward=forward, backward=backward, hours=hours)
+    tested = len(plan.data["test"])
+    left = 0 if plan.explained_path.is_file() else tested
+    hours = left * _seconds_of(lambda images, *_: net(images), plan) / 3600
+    add("predictions of the net that is explained", tested, tested - left, forward=left, backward=0, hours=hours)
+    nets = {one.key: one for one in plan.retrainings()}.values()
+    waiting = [one for one in nets if not one.path.is_file()]
+    each = {"steps": 0, "hours": 0.0}
+    if waiting:
+        machine = {"device": settings.device, "precision": settings.precision, **asdict(settings.machine)}
+        found = rehearse(net, plan.data["train"], plan.data["val"], waiting[0].stage.recipe, **machine)
+        each = {"steps": found.steps, "hours": found.hours}
+    for work, masks in (("retrain", False), ("retrain on masks alone", True)):
+        if total := sum((one.kind == MASK) == masks for one in nets):
+            missing = sum((one.kind == MASK) == masks for one in waiting)
+            add(work, total, total - missing, **{name: missing * cost for name, cost in each.items()})
+    return rows
+
+
+def _seconds_of(explain: Callable[..., Tensor], plan: _Planned) -> float:
+    """Of one image: measured on eight, after one that is not."""
+    images, targets, image_ids = collate([plan.data["test"][index] for index in range(min(8, len(plan.data["test"])))])
+    explain(images[:1].to(plan.device), targets[:1].to(plan.device), image_ids[:1])
+    started = time.perf_counter()
+    explain(images.to(plan.device), targets.to(plan.device), image_ids).sum().item()  # .item() waits for the device
+    return (time.perf_counter() - started) / len(images)

@@ -1,0 +1,338 @@
+"""Sanity checks over a data set: layers randomised from the output down, each group of layers alone, and labels permuted in training.
+
+The layers' checks run through the benchmark engine (:mod:`idsds.protocols.sanity`); for the labels' check a net is trained from scratch on
+permuted labels until it knows them by heart, once, and cached like any other.
+
+Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Any, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, PositiveInt, model_validator
+
+from idsds.common import paths
+from idsds.common.batching import default_batch
+from idsds.common.devices import chosen_device
+from idsds.common.files import atomic, read_json
+from idsds.datasets import fixed_order
+from idsds.evaluation.arguments import skeleton
+from idsds.evaluation.costs import training_rate
+from idsds.evaluation.evaluate import evaluate
+from idsds.methods.base import METHODS, Method, split_name
+from idsds.protocols.base import Batch
+from idsds.protocols.sanity import SIMILARITIES, Mode, compare_models, layers_from_the_top
+from idsds.statistics.intervals import seed_interval
+from idsds.studies.base import RunSettings, once
+from idsds.training.checkpoints import Stage, obtain, plan_training, trains_from_scratch
+from idsds.training.loop import batches
+from idsds.training.recipes import Recipe
+
+LABELS = "labels"
+LEARNED = 0.95  # share of the permuted labels that the paper asks a net to have learned
+REFERENCE = "Gradient"
+# What the paper found.
+CLAIMED = {REFERENCE: "passes", "Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "fails"}
+MARGIN = 0.1  # of a similarity: by how much more alike than the reference's a method's maps may stay before it fails
+IN_WORDS = {"spearman": "Spearman", "absolute": "Spearman of absolute values", "ssim": "SSIM"}
+
+
+class SanitySettings(RunSettings):
+    """What ``params/*/sanity_checks.yaml`` may say.
+
+    ``depths`` groups of layers; ``modes`` of randomising them, ``draws`` times, each with new weights; ``label_fraction`` of the training
+    images is learned with true and with permuted labels, by the model's recipe as ``label_recipe`` changes it, 0 leaves that check out. It
+    needs a small net on embedded data.
+    """
+
+    depths: PositiveInt = 4
+    modes: Annotated[list[Mode], Field(min_length=1)] = ["cascading", "independent"]
+    draws: PositiveInt = 1
+    label_fraction: Annotated[float, Field(ge=0, le=1)] = 0.12
+    label_recipe: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        Recipe(**self.label_recipe)
+        for name in self.models if self.label_fraction else ():
+            if name in self.checkpoints or not trains_from_scratch(name, self.dataset):
+                raise ValueError(
+                    f"label_fraction={self.label_fraction} trains nets on permuted labels from scratch, which the package does for "
+                    f"small nets on embedded data, not for {name!r} on {self.dataset!r}: set it to 0"
+                )
+        return self
+
+    def evaluations(self) -> Iterator[tuple[Mode, int, dict[str, Any]]]:
+        """The way of randomising layers, the training seed, and the keyword arguments of :func:`idsds.evaluate` for them.
+
+        The seed that the engine is given is that of the new weights (and of a method's own noise): for the first draw the training
+        seed, for the others keyed by it and by the draw's number. The net is the one of the training seed under all of them.
+        """
+        own = ("depths", "modes", "draws", "label_fraction", "label_recipe", "grid", "baseline", "output", "seed", "models")
+        given = {name: value for name, value in self.evaluate().items() if name not in own}
+        shared: dict[str, Any] = {"in_domain": False, "device": self.device, "precision": self.precision}
+        for mode in self.modes:
+            for seed in self.seeds:
+                made = [name for name in self.models if name not in self.checkpoints and trains_from_scratch(name, self.dataset)]
+                nets = {name: plan_training(name, self.dataset, seed=seed, **shared) if name in made else None for name in self.models}
+                facts = {"protocol": "sanity_check", "mode": mode, "depths": self.depths, "models": nets, "seed": self.draw_seeds(seed)}
+                yield mode, seed, {**given, **facts, "output": str(paths.resolve(self.output) / mode / f"seed_{seed}")}
+
+    def draw_seeds(self, seed: int) -> list[int]:
+        """One seed per draw of new weights."""
+        keys = [hashlib.blake2b(f"sanity check {seed} {draw}".encode(), digest_size=4).digest() for draw in range(1, self.draws)]
+        return [seed, *(int.from_bytes(key, "big") for key in keys)]
+
+    def stage(self, model: str, seed: int, permuted_labels: bool) -> Stage:
+        """Training on true or on permuted labels: the same images, recipe and initial weights, so that the labels alone differ."""
+        shared: dict[str, Any] = {"in_domain": False, "seed": seed, "device": self.device, "precision": self.precision}
+        shared |= {"fraction": self.label_fraction, "changes": self.label_recipe}
+        return plan_training(model, self.dataset, permuted_labels=permuted_labels, **shared)
+
+
+def sanity_checks(settings: SanitySettings, *, progress: bool = True) -> pd.DataFrame:
+    """Every check for every model, method, seed and image.
+
+    Args:
+        settings: validated.
+        progress: whether to show bars with the time left.
+
+    Returns:
+        One row per model, method, seed, check (``cascading``, ``independent``, ``labels``), depth, draw of the new weights, similarity
+        (``spearman``, ``absolute``: Spearman of absolute values, ``ssim``) and image: ``value``, NaN where undefined (a constant map),
+        lower is better. ``depth`` is the share of the layers that have been randomised from the output down (``cascading``), or where the
+        group of layers that is randomised ends (``independent``), and ``layers`` names them, first and last; 1 and ``all`` for ``labels``.
+        ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere. Also in ``output/sanity.csv`` as means, see
+        :func:`similarity_table`.
+    """
+    frames = []
+    for mode, seed, call in settings.evaluations():
+        records = evaluate(**call, progress=progress)
+        draws = {key: number for number, key in enumerate(call["seed"])}
+        records = records.assign(draw=records["seed"].map(draws), seed=seed)
+        names = {model: layer_groups(model, mode, settings.depths) for model in settings.models}
+        for similarity in SIMILARITIES:
+            values = np.stack(records[f"{similarity}_by_depth"].to_list())  # (rows, depths)
+            for number in range(settings.depths):
+                rows = records[["image_id", "model", "method", "family", "seed", "draw"]]
+                layers = rows["model"].map({model: groups[number] for model, groups in names.items()})
+                facts = {"check": mode, "depth": (number + 1) / settings.depths, "layers": layers, "similarity": similarity}
+                frames.append(rows.assign(**facts, value=values[:, number], train_accuracy=np.nan))
+    if settings.label_fraction:
+        for model in settings.models:
+            frames += [_labels(settings, model, seed, progress) for seed in settings.seeds]
+    table = pd.concat(frames, ignore_index=True)
+    with atomic(paths.resolve(settings.output) / "sanity.csv") as partial:
+        similarity_table(table).to_csv(partial, index=False)
+    return table
+
+
+def layer_groups(model: str, mode: Mode, depths: int) -> list[str]:
+    """What :func:`idsds.protocols.sanity.randomised_models` randomises at each depth, in words: the first and the last of the layers."""
+    layers = layers_from_the_top(skeleton(model))
+    bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
+    groups = [layers[:end] if mode == "cascading" else layers[start:end] for start, end in pairwise(bounds)]
+    return ["none" if not group else group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}" for group in groups]
+
+
+def _labels(settings: SanitySettings, name: str, seed: int, progress: bool) -> pd.DataFrame:
+    """The label randomisation test of one model and seed."""
+    stages = [settings.stage(name, seed, permuted_labels) for permuted_labels in (False, True)]
+    device = chosen_device(settings.device)
+    model, other = (obtain(stage, progress=progress).to(device) for stage in stages)
+    learned = max(epoch["val_accuracy"] for epoch in read_json(stages[1].path.with_suffix(".json"))["epochs"])
+    if learned < LEARNED:
+        warnings.warn(
+            f"{name} has learned {learned:.0%} of its permuted labels, the paper asks for more than {LEARNED:.0%}: raise the epochs in "
+            "label_recipe or lower label_fraction",
+            stacklevel=3,
+        )
+    methods = [Method(method, model, seed=seed) for method in settings.methods]
+    test = stages[0].split("test")
+    chosen = fixed_order(test.image_ids)[: settings.images]
+    parts = []
+    for images, targets, image_ids in batches(test, chosen, default_batch(test[0][0][None].to(device))):
+        batch = Batch(images.to(device), targets.to(device), image_ids, test.normalisation)
+        for method, found in compare_models(model, other, methods, batch).items():
+            family = METHODS[split_name(method)[0]].family
+            for similarity, values in found.items():
+                facts = {"image_id": image_ids, "model": name, "method": method, "family": family, "seed": seed, "draw": 0}
+                facts |= {"check": LABELS, "depth": 1.0, "layers": "all", "similarity": similarity}
+                parts.append(pd.DataFrame({**facts, "value": values.cpu(), "train_accuracy": learned}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Mean similarity over images, lower is better.
+
+    Args:
+        records: from :func:`sanity_checks`.
+        confidence: of the intervals.
+
+    Returns:
+        One row per model, method, check, depth and similarity: ``layers``, ``family``, ``mean`` of the defined values, ``low`` and ``high``
+        (Student's t over images, see :func:`image_values`), ``count`` of images with a value for every seed, ``nan`` of those without,
+        ``undefined`` of the ``maps`` (images, draws and seeds), ``train_accuracy``, ``interval``, what it covers.
+    """
+    rows = []
+    keys = ["model", "method", "check", "depth", "similarity"]
+    for key, part in records.groupby(keys, sort=False):
+        values = image_values(part)
+        defined = values.dropna().to_numpy()
+        mean, low, high = seed_interval(defined, confidence) if len(defined) else (np.nan,) * 3
+        facts = dict(zip(keys, key, strict=True)) | {"layers": part["layers"].iloc[0], "family": part["family"].iloc[0]}
+        facts |= {"mean": mean, "low": low, "high": high, "count": len(defined), "nan": len(values) - len(defined)}
+        facts |= {"undefined": int(part["value"].isna().sum()), "maps": len(part), "train_accuracy": part["train_accuracy"].mean()}
+        rows.append({**facts, "interval": _covers(part, confidence)})
+    return pd.DataFrame(rows)
+
+
+def image_values(part: pd.DataFrame) -> pd.Series:
+    """One number per image: the mean over the draws with a value of each training seed, then over all seeds.
+
+    Draws are interchangeable, so that those with a value stand for the others; training seeds are nets of their own, and a mean over fewer
+    of them is another quantity: NaN.
+    """
+    of_seeds = part.groupby(["image_id", "seed"])["value"].mean()
+    return of_seeds.groupby("image_id").agg(lambda each: each.mean(skipna=False))
+
+
+def _covers(part: pd.DataFrame, confidence: float) -> str:
+    held = [f"{part[name].nunique()} {what}" for name, what in (("draw", "draws of weights"), ("seed", "training seeds"))]
+    held = [text for text in held if not text.startswith("1 ")]
+    fixed = f", {' and '.join(held)} held fixed" if held else ""
+    return f"{100 * confidence:g} % t interval over images{fixed}"
+
+
+def verdicts(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
+    """The paper's claim put to the test, where all layers are randomised and where the labels are permuted.
+
+    A method ``fails`` where its maps stay more alike than :data:`REFERENCE`'s, on the same images, by more than ``margin``: where the
+    whole interval of the paired difference is above it. It ``passes`` where the whole interval is below, else the check is ``undecided``.
+    The reference itself is compared with unrelated maps, whose Spearman correlation is 0, and passes within ``margin`` of that; what
+    unrelated maps have by the other similarities is not known, and it is not judged by them.
+
+    Args:
+        records: from :func:`sanity_checks`.
+        margin: of the similarity.
+        confidence: of the intervals (Student's t over images), each on its own: not corrected for their number.
+
+    Returns:
+        One row per model, check, similarity and method of :data:`CLAIMED`: ``difference``, ``low``, ``high``, ``count`` of the images
+        that have both, ``nan`` of the others, ``undefined`` of the method's ``maps``, ``claimed``, ``found`` and ``verdict``: ``shows``
+        where the two agree, ``reversed`` where they do not, else ``undecided``; ``train_accuracy``, ``interval``. Empty without the
+        reference.
+    """
+    columns = ["model", "check", "similarity", "method", "difference", "low", "high", "count", "nan"]
+    rows = []
+    last = records[(records["depth"] == 1) & (records["check"] != "independent")]
+    for (model, check, similarity), part in last.groupby(["model", "check", "similarity"], sort=False):
+        # Per image, draw and seed, so that a method and the reference are compared on the same new weights.
+        values = part.pivot(index=["image_id", "seed", "draw"], columns="method", values="value")
+        if REFERENCE not in values:
+            continue
+        for method, claimed in CLAIMED.items():
+            if method not in values or (method == REFERENCE and similarity != "spearman"):
+                continue
+            difference_of = values[method] - (0 if method == REFERENCE else values[REFERENCE])
+            paired = image_values(difference_of.rename("value").reset_index())
+            defined = paired.dropna().to_numpy()
+            difference, low, high = seed_interval(defined, confidence) if len(defined) else (np.nan,) * 3
+            found = "fails" if low > margin else "passes" if high < margin else "undecided"
+            if method == REFERENCE and not low > -margin:  # a map that is turned into its negative shows the same pixels
+                found = "fails" if high < -margin else "undecided"
+            verdict = "undecided" if found == "undecided" else "shows" if found == claimed else "reversed"
+            numbers = [model, check, similarity, method, difference, low, high, len(defined), len(paired) - len(defined)]
+            maps = part.loc[part["method"] == method, "value"]
+            facts = {"undefined": int(maps.isna().sum()), "maps": len(maps), "claimed": claimed, "found": found, "verdict": verdict}
+            facts |= {"train_accuracy": part["train_accuracy"].mean()}
+            rows.append({**dict(zip(columns, numbers, strict=True)), **facts, "interval": _covers(part, confidence)})
+    return pd.DataFrame(rows, columns=[*columns, "undefined", "maps", "claimed", "found", "verdict", "train_accuracy", "interval"])
+
+
+def plan_table(settings: SanitySettings) -> pd.DataFrame:
+    """What remains to be done: training that is not cached, passes per check and shared computation; see :func:`idsds.evaluate`."""
+    tables = []
+    for mode, seed, call in settings.evaluations():
+        found = evaluate(**call, dry_run=settings.planning)
+        draws = {key: number for number, key in enumerate(call["seed"])}
+        tables.append(found.assign(check=mode, draw=found["seed"].map(draws), seed=seed))
+    every = once(pd.concat(tables, ignore_index=True))
+    rows = []
+    for model in settings.models if settings.label_fraction else ():
+        for seed in settings.seeds:
+            facts = {"model": model, "seed": seed, "check": LABELS}
+            for permuted, labels in ((False, "true"), (True, "permuted")):
+                for missing in settings.stage(model, seed, permuted_labels=permuted).missing:
+                    row = {"work": f"train on {labels} labels", "images": missing.train_images, "epochs": missing.recipe.epochs}
+                    if settings.dry_run:
+                        row["seconds_left"] = missing.train_images * missing.recipe.epochs / training_rate(missing)
+                    rows.append({**facts, **row, "checkpoint": missing.path.name})
+            first = (every["model"] == model) & (every["seed"] == seed) & (every["draw"] == 0) & (every["check"] == settings.modes[0])
+            made = every[first]
+            # The engine makes 1 + depths maps of each image, this check two.
+            passes: dict[str, float] = {way: 2 * int(made[way].sum()) // (1 + settings.depths) for way in ("forward", "backward")}
+            if settings.dry_run:
+                passes["seconds_left"] = 2 * float(made["seconds_left"].sum()) / (1 + settings.depths)
+            rows.append({**facts, "work": "maps of both nets", "images": settings.images, **passes})
+    return pd.concat([every, pd.DataFrame(rows)], ignore_index=True).astype({"draw": "Int64"})
+
+
+def sanity_findings(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
+    """What the checks say, in short sentences: the paper's claim by each similarity, and every method's Spearman correlation.
+
+    The latter is listed where the first group of layers is randomised; without the paper's methods, for the other checks too.
+
+    Args:
+        table: from :func:`similarity_table`.
+        claims: from :func:`verdicts`.
+    """
+    sentences = []
+    if len(claims):
+        sentences.append(
+            f"A method fails where its maps stay more alike than {REFERENCE}'s on the same images by over {MARGIN:g}, with the whole "
+            f"interval of the paired difference ({claims['interval'].iloc[0]}, each on its own), and passes where the whole interval is "
+            f"below; {REFERENCE} itself is compared with 0."
+        )
+    for (model, check, similarity), rows in claims.groupby(["model", "check", "similarity"], sort=False):
+        sentences.append(f"{model}, {_what(check, 1.0, rows)}, {IN_WORDS[similarity]}: {', '.join(map(_judged, rows.itertuples()))}.")
+    first = table.loc[table["check"] == "cascading", "depth"].min()
+    depths = [first] if len(claims) else [first, 1.0]
+    part = table[(table["similarity"] == "spearman") & (table["check"] != "independent") & table["depth"].isin(depths)]
+    part = part[part["family"] != "control"]  # the same by their making
+    for (model, check, depth), rows in part.groupby(["model", "check", "depth"], sort=False):
+        listed = ", ".join(map(_similar, rows.sort_values("mean", ascending=False).itertuples()))
+        sentences.append(f"{model}, {_what(check, depth, rows)}, Spearman with the intact maps ({rows['interval'].iloc[0]}): {listed}.")
+    return sentences
+
+
+def _what(check: str, depth: float, rows: pd.DataFrame) -> str:
+    if check == LABELS:
+        return f"permuted labels ({rows['train_accuracy'].mean():.0%} of them learned)"
+    return f"the top {depth:.0%} of the layers randomised" if depth < 1 else "all layers randomised"
+
+
+def _judged(row: Any) -> str:
+    """A method, by how much its maps stay more alike, and whether that is what the paper says."""
+    number = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]{_lacking(row)}"
+    says = {"shows": "as claimed", "reversed": "against the claim"}.get(row.verdict, f"claimed: {row.claimed}")
+    return f"{row.method} {row.found}, {says} ({number})"
+
+
+def _similar(row: Any) -> str:
+    """A method's similarity, with the counts where something is undefined."""
+    return f"{row.method} {row.mean:.2f} ([{row.low:.2f}, {row.high:.2f}]{_lacking(row)})"
+
+
+def _lacking(row: Any) -> str:
+    """How many images are behind a number, and how many of their maps are undefined, where something is."""
+    images = f", n = {row.count}" if row.nan else ""
+    several = row.maps > row.count + row.nan  # maps of each image
+    return images + (f", {row.undefined} of {row.maps} maps undefined" if row.undefined and several else "")

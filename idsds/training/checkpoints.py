@@ -1,0 +1,298 @@
+"""The way to a model that is ready to be judged: trained from scratch where it is small, fine-tuned in-domain, cached by what made it.
+
+A checkpoint's name is a hash of the model, the data (ids, targets, normalisation), the recipe, the deletion, the seed, the precision, the
+kind of device, the version of torch and the weights that it started from. Whatever changes one of these makes a new file. While a stage
+runs, its state is kept beside the checkpoint in ``*.resume.pt``; the same call goes on from there after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from idsds.common import paths
+from idsds.common.devices import chosen_device
+from idsds.common.files import write_json
+from idsds.common.hashing import digest, versions
+from idsds.common.normalisation import Normalisation
+from idsds.common.randomness import generator
+from idsds.common.registry import UnknownNameError
+from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
+from idsds.datasets.splits import nested_share, permuted
+from idsds.models import MODELS, create_model
+from idsds.models.weights import CheckpointError, check_checkpoint, save_checkpoint
+from idsds.training.launch import is_main, of_all
+from idsds.training.loop import Rehearsal, fit, rehearse
+from idsds.training.recipes import PAPER, Deletion, Recipe
+
+# Raise it when the training loop changes what it computes, so that old checkpoints are not taken for new ones.
+LOOP = 2
+# Weights to start from that a model's own package publishes.
+PRETRAINED = "pretrained"
+# Pixels of a side up to which training from scratch takes minutes on a CPU.
+SMALL = 32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a stage runs on; apart from ``devices``, whose batch statistics differ, it does not change the result."""
+
+    devices: int = 1
+    workers: int = 0
+    accumulate: int = 1
+    save_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step on the way to a checkpoint, and what it starts from.
+
+    Args:
+        model, dataset, num_classes, recipe, deletion, seed, device, precision, train_images: what is trained, on what and how.
+        data: fingerprints of the training and the validation images.
+        start: the stage before, None for fresh weights or ``weights``.
+        weights: a checkpoint file to start from, or ``pretrained``.
+        weights_key: a hash of that file.
+        options: options of the data set, such as ``root``.
+        fraction: the share of the training images that is used, see :func:`idsds.datasets.splits.nested_share`.
+        permuted_labels: whether the labels of the training images are permuted; the epoch is then chosen on these very images, as what is
+            wanted is a net that has learned them by heart, and nothing can be learned for others.
+    """
+
+    model: str
+    dataset: str
+    num_classes: int
+    recipe: Recipe
+    deletion: Deletion | None
+    seed: int
+    device: str
+    precision: str
+    data: str
+    train_images: int
+    start: Stage | None = None
+    weights: str | None = None
+    weights_key: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fraction: float = 1.0
+    permuted_labels: bool = False
+
+    @property
+    def key(self) -> str:
+        """The address of the checkpoint: a hash of everything that determines it, wherever the files lie."""
+        left_out = ("start", "weights", "options")
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        if self.fraction == 1.0:  # all images: the address that such a stage had before there were shares
+            del content["fraction"]
+        if not self.permuted_labels:
+            del content["permuted_labels"]
+        return digest({**content, "start": self.start.key if self.start else None, "loop": LOOP, "torch": versions()["torch"]})
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint is, or will be."""
+        return paths.cache() / "checkpoints" / f"{self.model}-{'trained' if self.deletion is None else 'in_domain'}-{self.key}.safetensors"
+
+    @property
+    def resume(self) -> Path:
+        """Where the state is kept while it is being made."""
+        return self.path.with_suffix(".resume.pt")
+
+    @property
+    def missing(self) -> list[Stage]:
+        """The stages that have to be run, first to last; empty where the checkpoint is cached."""
+        if self.path.is_file():
+            return []
+        return [*(self.start.missing if self.start else []), self]
+
+    def split(self, split: str) -> ImageDataset:
+        """One split of the data, in the space that the model wants; of the training images the stage's share."""
+        found = _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
+        if self.permuted_labels and split == "val":
+            return self.split("train")
+        if split != "train":
+            return found
+        if self.fraction != 1.0:
+            found = found.subset(nested_share(found.image_ids, found.targets, self.fraction, self.seed))
+        return permuted(found, self.seed) if self.permuted_labels else found
+
+    def arguments(self, machine: Machine) -> dict[str, Any]:
+        """What :func:`fit` and :func:`rehearse` take beyond the model, its label and the progress bar."""
+        return {
+            "train": self.split("train"),
+            "val": self.split("val"),
+            "recipe": self.recipe,
+            "deletion": self.deletion,
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+            "resume": self.resume,
+            **asdict(machine),
+        }
+
+    def check_weights(self) -> None:
+        """Raise CheckpointError where the file to start from cannot be read or does not fit the model."""
+        if self.weights not in (None, PRETRAINED):
+            with torch.device("meta"):  # shapes without numbers
+                model = create_model(self.model, self.num_classes)
+            check_checkpoint(model, self.weights)
+
+    def begin(self) -> nn.Module:
+        """The model before the stage, with fresh classifiers and weights drawn by the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.seed, "weights", self.model).initial_seed())
+            if self.weights == PRETRAINED:
+                return create_model(self.model, self.num_classes, pretrained=True)
+            checkpoint = self.start.path if self.start else self.weights
+            return create_model(self.model, self.num_classes, checkpoint=checkpoint)
+
+
+@lru_cache(maxsize=8)
+def _split(dataset: str, split: str, normalisation: Normalisation | None, options: tuple[tuple[str, Any], ...]) -> ImageDataset:
+    # Listing 1.3 million files takes minutes on a network disk: once for each model is enough.
+    return create_dataset(dataset, split, normalisation, **dict(options))
+
+
+def plan_training(
+    model: str,
+    dataset: str,
+    *,
+    in_domain: bool = True,
+    grid: int = 4,
+    baseline: str = "zeros",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "32-true",
+    weights: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    fraction: float = 1.0,
+    permuted_labels: bool = False,
+) -> Stage:
+    """The stage whose checkpoint is the model for a data set: trained, or after that fine-tuned in-domain if ``in_domain``.
+
+    Args:
+        model: a name of :func:`idsds.list_models`.
+        dataset: a name of :func:`idsds.list_datasets`.
+        in_domain: whether patches are deleted.
+        grid: patches per side.
+        baseline: what replaces a deleted patch.
+        seed: of everything that is drawn.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        weights: a checkpoint file to start from, or ``pretrained``; None trains a small net from scratch first.
+        changes: what is changed of the recipe of the last stage (the model's own, or the paper's with ``weights``).
+        options: options of the data set.
+        fraction: share of the training images, in (0, 1], stratified by class and drawn by ``seed``.
+        permuted_labels: whether the labels of the training images are permuted among them, keyed by ``seed``.
+
+    Raises:
+        FileNotFoundError: for weights that are not there.
+        ValueError: for a ``fraction`` that is none.
+    """
+    entry = MODELS[model]
+    shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": dict(options or {})}
+    shared |= {"device": chosen_device(device).type, "num_classes": 0, "data": "", "train_images": 0, "fraction": fraction}
+    shared |= {"permuted_labels": permuted_labels}
+    train, val = (Stage(recipe=PAPER, deletion=None, **shared).split(split) for split in ("train", "val"))
+    shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
+    deletion = Deletion(grid=grid, baseline=baseline) if in_domain else None
+    if weights is not None:
+        recipe = _changed(PAPER, changes)
+        return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
+    recipe = Recipe(**entry.training)
+    if not in_domain:
+        return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
+    # Less of everything: the weights are to adapt to holes, not to be found again.
+    tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
+    trained = Stage(recipe=recipe, deletion=None, **shared)
+    return Stage(recipe=_changed(tuning, changes), deletion=deletion, start=trained, **shared)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any] | None) -> Recipe:
+    return Recipe(**{**recipe.model_dump(), **(changes or {})})
+
+
+def _weights_key(weights: str) -> str:
+    if weights == PRETRAINED:
+        return PRETRAINED
+    path = paths.resolve(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint to start from at {str(path)!r}")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:
+    """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached; a damaged file is named and made again."""
+    for missing in stage.missing:
+        _run(missing, machine or Machine(), progress)
+    try:
+        return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        stage.path.unlink(missing_ok=True)
+        if stage.start is not None:
+            obtain(stage.start, machine=machine, progress=progress)  # it may be damaged as well
+        _run(stage, machine or Machine(), progress)
+    return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
+
+
+def _run(stage: Stage, machine: Machine, progress: bool) -> None:
+    model = stage.begin()
+    what = "training" if stage.deletion is None else "in-domain fine-tuning"
+    started = time.monotonic()
+    results = fit(model, **stage.arguments(machine), label=f"{what}: {stage.model}", progress=progress)
+    facts = {
+        "stage": {name: getattr(stage, name) for name in stage.__dataclass_fields__ if name not in ("start", "options")},
+        "start": stage.start.key if stage.start else None,
+        "epochs": [asdict(result) for result in results],
+        "skipped": of_all(stage.split("train").skipped + stage.split("val").skipped),
+        "seconds": round(time.monotonic() - started, 1),
+        "machine": asdict(machine),
+        "versions": versions(),
+    }
+    if is_main():
+        save_checkpoint(model, stage.path)
+        write_json(stage.path.with_suffix(".json"), facts)
+        stage.resume.unlink(missing_ok=True)
+    if torch.distributed.is_initialized():  # under torchrun and Slurm the others wait for the file
+        torch.distributed.barrier()
+
+
+def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
+    """Measure three batches of a stage that has not been run; see :func:`idsds.training.loop.rehearse`. Weights play no part in it."""
+    return rehearse(create_model(stage.model, stage.num_classes), **stage.arguments(machine or Machine()))
+
+
+def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
+    """Check what models are to start from: a file that is there, or ``pretrained`` where weights are published.
+
+    Raises:
+        ValueError: naming the model or the file, for settings to pass on.
+    """
+    for name, start in checkpoints.items():
+        if name not in models:
+            raise UnknownNameError("model with a checkpoint", name, models)
+        if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
+            raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
+        if start != PRETRAINED and not paths.resolve(start).is_file():
+            raise ValueError(f"checkpoints: no file {str(paths.resolve(start))!r} for {name!r}")
+
+
+def trains_from_scratch(model: str, dataset: str) -> bool:
+    """Whether the package trains this pair itself: a small net on small images, which an embedded data set holds, or one like it."""
+    return DATASETS[dataset].image_size == MODELS[model].input_size <= SMALL
+
+
+def normalised_dataset(model: str, dataset: str, split: str) -> ImageDataset:
+    """A split in the space that a model wants."""
+    return create_dataset(dataset, split, MODELS[model].normalisation)

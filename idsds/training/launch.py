@@ -1,0 +1,114 @@
+"""Run a function on 1..N devices: in this process, in processes forked from it, or as one of those that torchrun or Slurm started.
+
+The same call serves a notebook, a script and a cluster: who started the processes is read from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from idsds.common.devices import PRECISIONS, chosen_device
+from idsds.common.registry import UnknownNameError
+from idsds.common.settings import SettingsError
+
+# A process that has talked to the CUDA driver cannot fork workers that use it. This lets torch count devices without the driver.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+def started_outside() -> tuple[int, int] | None:
+    """(processes of a node, nodes) where torchrun or srun started this process as one of several; None otherwise."""
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+        nodes = int(os.environ["SLURM_NNODES"])
+        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
+    return None
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes: the only one, or rank 0 of those started outside."""
+    if started_outside() is None:
+        return True
+    return os.environ["RANK" if TorchElasticEnvironment.detect() else "SLURM_PROCID"] == "0"
+
+
+def forks(devices: int) -> bool:
+    """Whether :func:`launch` runs the function in other processes, whose memory is not this one's."""
+    return devices > 1 and started_outside() is None
+
+
+def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devices: int = 1, precision: str = "32-true") -> Any:
+    """``function(fabric, *args)`` on every device.
+
+    Args:
+        function: takes a launched ``Fabric`` first; in forked processes its result must be small, and tensors it changes stay there.
+        args: what else it takes.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices: how many of this machine; under torchrun or Slurm their number of processes counts, and ``devices`` must be 1 or agree.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, which needs a CUDA device.
+
+    Returns:
+        What rank 0 returned (under torchrun or Slurm: what this rank returned).
+
+    Raises:
+        SettingsError: for devices that are not there, or fp16 without CUDA.
+    """
+    check_machine(device, devices, precision)
+    kind, outside = chosen_device(device).type, started_outside()
+    setup: dict[str, Any] = {"accelerator": kind, "devices": devices, "precision": precision}
+    if outside is not None:
+        setup |= {"devices": outside[0], "num_nodes": outside[1], "strategy": "ddp"}
+    elif devices > 1:
+        setup |= {"strategy": "ddp_fork", "plugins": [LightningEnvironment()]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*srun.*")  # an allocation of one task, in which we start the processes ourselves
+        fabric = Fabric(**setup)
+    if not forks(devices):
+        fabric.launch()
+        return function(fabric, *args)
+    before = {key: os.environ.get(key) for key in ("MASTER_PORT", "MASTER_ADDR")}
+    try:
+        return fabric.launch(_forked, function, *args)  # type: ignore[arg-type]
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
+
+
+def _forked(fabric: Fabric, function: Callable[..., Any], *args: Any) -> Any:
+    # GNU OpenMP's threads do not survive a fork: a second thread would be waited for without end.
+    torch.set_num_threads(1)
+    return function(fabric, *args)
+
+
+def of_all(names: Sequence[str]) -> list[str]:
+    """The names that this process or any other of those started outside has, sorted; every one of them must call this."""
+    if not torch.distributed.is_initialized():
+        return sorted(names)
+    found: list[list[str]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, list(names))
+    return sorted(set().union(*found))
+
+
+def check_machine(device: str, devices: int, precision: str) -> None:
+    """Raise SettingsError for devices that are not there, or fp16 without CUDA; see :func:`launch`."""
+    kind = chosen_device(device).type
+    if precision not in PRECISIONS:
+        raise SettingsError(str(UnknownNameError("precision", precision, PRECISIONS)))
+    if precision == "16-mixed" and kind != "cuda":
+        raise SettingsError(f"precision: '16-mixed' needs a CUDA device, this is {kind!r}; use 'bf16-mixed' or '32-true'")
+    outside = started_outside()
+    if outside is not None and devices not in (1, outside[0]):
+        raise SettingsError(f"devices: {devices}, but {outside[0]} processes were started on this node; leave it at 1 there")
+    there = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else max(1, os.cpu_count() or 1)
+    if not 1 <= devices <= there:
+        raise SettingsError(f"devices must be in 1..{there} for {kind!r} here, not {devices}")

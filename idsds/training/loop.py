@@ -1,0 +1,369 @@
+"""One training loop for everything that is trained: ordinary training and in-domain fine-tuning, on 1..N devices.
+
+In-domain fine-tuning (Hesse, Schaub-Meyer, Roth, NeurIPS 2024): half of the images keep all patches, the others lose exactly one random
+patch of the grid, replaced by the baseline.
+
+Whatever is drawn depends on (seed, epoch, image id), or for dropout on (seed, epoch, step, rank): a run that was killed goes on from its
+last checkpoint and ends with the very weights of a run that was not, and N devices see the images that one would.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from idsds.common.files import DamagedFileError, atomic
+from idsds.common.hashing import digest
+from idsds.common.randomness import generator
+from idsds.datasets.base import ImageDataset, ImageReadError, collate
+from idsds.models.base import Loss, describe
+from idsds.training.launch import forks, launch
+from idsds.training.predict import accuracy
+from idsds.training.recipes import Deletion, Recipe
+from idsds.training.steps import (
+    advance,
+    delete,
+    drawn_patches,
+    loader_of,
+    make_optimizer,
+    make_scheduler,
+    over_processes,
+    shares,
+    training_step,
+)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch ended with: mean loss and accuracy (share in [0, 1]) in training, and on intact validation images."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass
+class TrainingState:
+    """Where a run is: everything that, with the keyed randomness, determines the rest of it."""
+
+    run: str
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, images of the epoch so far
+    results: list[dict[str, float]] = field(default_factory=list)
+    best: tuple[float, float] | None = None
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run of the loop needs, apart from the model; :func:`fit` explains each."""
+
+    train: Any
+    val: Any
+    recipe: Recipe
+    deletion: Deletion | None
+    seed: int
+    workers: int
+    accumulate: int
+    resume: Path | None
+    save_every: int
+    label: str
+    progress: bool
+
+    @property
+    def run(self) -> str:
+        """What a checkpoint must have been made with to be gone on from."""
+        return digest([self.recipe.model_dump(), self.deletion and self.deletion.model_dump(), self.seed, len(self.train), len(self.val)])
+
+    def epoch(self, epoch: int) -> Dataset:
+        """The training images as one epoch sees them."""
+        if isinstance(self.train, ImageDataset) and self.train.augment is not None:
+            return self.train.augmented(self.seed, epoch)
+        return self.train
+
+    def batches(self, fabric: Fabric, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each step from ``first`` on: images (B, 3, H, W) with their patches deleted, targets (B,)."""
+        chosen = shares(
+            len(self.train), self.recipe.batch_size, seed=self.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size
+        )
+        loader = loader_of(self.epoch(epoch), chosen[first:], self.workers, pin=fabric.device.type == "cuda")
+        for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
+            if not len(targets):  # without one there is no loss, and other processes wait for its gradient
+                names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
+                raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
+            images = images.to(fabric.device, non_blocking=True, memory_format=torch.channels_last)
+            targets = targets.to(fabric.device, non_blocking=True)
+            if self.deletion is not None:
+                patches = drawn_patches(image_ids, self.deletion.grid, seed=self.seed, epoch=epoch)
+                images = delete(images, patches, image_ids, self.deletion, self.seed)
+            yield images, targets
+
+    def steps(self, world: int) -> int:
+        """Steps of an epoch."""
+        return len(shares(len(self.train), self.recipe.batch_size, seed=self.seed, epoch=0, world=world))
+
+    def validation(self, fabric: Fabric, batches: int | None = None) -> DataLoader:
+        """This process's share of the validation images, or its first batches."""
+        mine = list(range(len(self.val)))[fabric.global_rank :: fabric.world_size]
+        size = max(1, self.recipe.batch_size // fabric.world_size)
+        chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
+        return loader_of(self.val, chosen[:batches], self.workers, pin=fabric.device.type == "cuda")
+
+
+def fit(
+    model: nn.Module,
+    train: Dataset,
+    val: Dataset,
+    recipe: Recipe,
+    *,
+    deletion: Deletion | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    workers: int = 0,
+    accumulate: int = 1,
+    resume: Path | None = None,
+    save_every: int = 1000,
+    label: str = "training",
+    progress: bool = True,
+) -> list[EpochResult]:
+    """Train in place; the weights left in ``model`` are those of the epoch with the best accuracy on intact validation images.
+
+    Args:
+        model: made by ``create_model``; its entry decides the loss.
+        train: items (image, target, image_id); a data set with an augmentation is augmented.
+        val: as ``train``; it chooses the epoch, so it must not be the test split.
+        recipe: optimiser, schedule, epochs, and the batch size over all devices together.
+        deletion: grid and baseline of in-domain fine-tuning; None: ordinary training.
+        seed: of the order of the images, the augmentation, the deletions and dropout.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices: how many, see :func:`idsds.training.launch.launch`.
+        precision: as lightning-fabric names it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
+        workers: loader processes of each device.
+        accumulate: passes that each device's share of a batch is cut into.
+        resume: file that the run's state is kept in, and gone on from where it exists. Remove it once the result is safe.
+        save_every: steps between two writes of it; it is also written after each epoch.
+        label: what the progress bar says.
+        progress: whether to show it.
+
+    Returns:
+        One result per epoch.
+    """
+    plan = Plan(train, val, recipe, deletion, seed, workers, accumulate, resume, save_every, label, progress)
+    setup: dict[str, Any] = {"device": device, "devices": devices, "precision": precision}
+    if not forks(devices):
+        return [EpochResult(**result) for result in launch(_fit, model, plan, None, **setup)]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt"  # forked processes train copies of the model
+        results = launch(_fit, model, plan, weights, **setup)
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    model.eval()
+    return [EpochResult(**result) for result in results]
+
+
+def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> list[dict[str, float]]:
+    recipe, rank = plan.recipe, fabric.global_rank
+    model.to(memory_format=torch.channels_last)  # up to twice as fast, on a CPU too
+    net, optimizer = fabric.setup(model, make_optimizer(model, recipe))
+    steps = plan.steps(fabric.world_size)
+    scheduler = make_scheduler(optimizer, recipe, steps)
+    state = _load(fabric, plan, model, optimizer, scheduler)
+    bar = tqdm(
+        total=recipe.epochs * steps,
+        initial=state.epoch * steps + state.step,
+        desc=plan.label,
+        unit="step",
+        disable=not (plan.progress and fabric.is_global_zero),
+        mininterval=1,
+    )
+    loss = describe(model).loss
+    with torch.random.fork_rng(devices=[]), bar:
+        while state.epoch < recipe.epochs:
+            net.train()
+            for images, targets in plan.batches(fabric, state.epoch, first=state.step):
+                torch.manual_seed(generator(plan.seed, "training", state.epoch, state.step, rank).initial_seed())  # dropout
+                summed, correct = training_step(
+                    fabric, net, optimizer, images, targets, loss=loss, clip=recipe.clip, accumulate=plan.accumulate
+                )
+                advance(scheduler, recipe, every="step")
+                state.sums = [a + b for a, b in zip(state.sums, (summed, correct, len(targets)), strict=True)]
+                state.step += 1
+                bar.update()
+                _show(bar, state)
+                if state.step % plan.save_every == 0 and state.step < steps:
+                    _save(fabric, plan, state, model, optimizer, scheduler)
+            advance(scheduler, recipe, every="epoch")
+            _share_buffers(fabric, model)
+            _finish_epoch(fabric, plan, state, model, loss)
+            _show(bar, state)
+            _save(fabric, plan, state, model, optimizer, scheduler)
+    model.load_state_dict(state.best_weights)
+    model.eval()
+    if weights is not None and fabric.is_global_zero:
+        torch.save(state.best_weights, weights)
+    return state.results
+
+
+def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, loss: Loss) -> None:
+    summed, correct, seen = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
+    val_accuracy, val_loss = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
+    state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy)))
+    if state.best is None or (val_accuracy, -val_loss) > state.best:
+        state.best = (val_accuracy, -val_loss)
+        state.best_weights = {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
+    state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
+
+
+def _show(bar: tqdm, state: TrainingState) -> None:
+    """Loss and accuracy of the epoch so far, or of the last one; tqdm itself shows the time left."""
+    last = state.results[-1] if state.results else {}
+    shown = {"loss": last.get("train_loss"), "accuracy": last.get("train_accuracy"), "val_accuracy": last.get("val_accuracy")}
+    if state.sums[2]:
+        shown |= {"loss": state.sums[0] / state.sums[2], "accuracy": state.sums[1] / state.sums[2]}
+    bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items() if value is not None}, refresh=False)
+
+
+def _share_buffers(fabric: Fabric, model: nn.Module) -> None:
+    """Rank 0's running statistics for everyone, as data parallel training keeps them."""
+    if fabric.world_size > 1:
+        for buffer in model.buffers():
+            buffer.data.copy_(fabric.broadcast(buffer.data, src=0))
+
+
+def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
+    """Write the state, atomically and by rank 0 alone, which from then on holds the sums of all."""
+    if plan.resume is None:
+        return
+    sums = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
+    state.sums = sums if fabric.is_global_zero else [0.0, 0.0, 0.0]
+    if fabric.is_global_zero:
+        content = {
+            "state": vars(state),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
+        }
+        with atomic(plan.resume) as partial:
+            torch.save(content, partial)
+    fabric.barrier()
+
+
+def _load(fabric: Fabric, plan: Plan, model: nn.Module, optimizer: Any, scheduler: Any) -> TrainingState:
+    """The state of a run that was stopped, put into the model and the rest; a fresh one where there is none."""
+    if plan.resume is None or not plan.resume.is_file():
+        return TrainingState(plan.run)
+    try:
+        content = torch.load(plan.resume, map_location="cpu", weights_only=True)
+        state = TrainingState(**content["state"])
+    except Exception as error:  # whatever a damaged or foreign file leads to
+        raise DamagedFileError(f"cannot go on from {str(plan.resume)!r}: {error}; remove it to start again") from error
+    if state.run != plan.run:
+        raise DamagedFileError(
+            f"{str(plan.resume)!r} is of another run (recipe, deletion, seed or number of images); remove it to start again"
+        )
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    scheduler.load_state_dict(content["scheduler"])
+    fabric.strategy.precision.load_state_dict(content["precision"])
+    if not fabric.is_global_zero:
+        state.sums = [0.0, 0.0, 0.0]
+    return state
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run measured: what is left of a run, and what it takes."""
+
+    steps: int
+    images_per_second: float
+    hours: float
+    memory_gb: float
+
+
+def rehearse(
+    model: nn.Module,
+    train: Dataset,
+    val: Dataset,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    measured: int = 3,
+    **options: Any,
+) -> Rehearsal:
+    """Measure ``measured`` batches of training and of validation, after one that is not, and reckon the rest from them.
+
+    Takes what :func:`fit` takes. The model's weights are changed, nothing is written; ``hours`` counts what a state in ``resume`` has left.
+
+    Returns:
+        Steps and hours left, training images per second over all devices, and the largest memory of a device in GB (10^9 bytes; for a
+        CPU that of the process).
+    """
+    defaults = {"deletion": None, "seed": 0, "workers": 0, "accumulate": 1, "resume": None, "save_every": 1, "label": "", "progress": False}
+    plan = Plan(train, val, recipe, **{**defaults, **options})
+    return Rehearsal(**launch(_rehearse, model, plan, measured, device=device, devices=devices, precision=precision))
+
+
+def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> dict[str, float]:
+    model.to(memory_format=torch.channels_last)
+    net, optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
+    scheduler = make_scheduler(optimizer, plan.recipe, plan.steps(fabric.world_size))
+    state = TrainingState(plan.run) if plan.resume is None else _load(fabric, plan, model, optimizer, scheduler)
+    loss, per_epoch = describe(model).loss, plan.steps(fabric.world_size)
+    cuda = fabric.device.type == "cuda"
+    net.train()
+    seconds = images = 0.0
+    started = time.perf_counter()
+    for number, (part, targets) in enumerate(plan.batches(fabric, 0)):
+        training_step(fabric, net, optimizer, part, targets, loss=loss, clip=plan.recipe.clip, accumulate=plan.accumulate)
+        if cuda:
+            torch.cuda.synchronize()
+        if number == 0 and per_epoch > 1:  # the first one also starts the loader and chooses kernels
+            started = time.perf_counter()
+            continue
+        seconds, images = time.perf_counter() - started, images + len(targets)
+        if number == measured:
+            break
+    seconds, images = over_processes(fabric, torch.tensor([seconds / fabric.world_size, images], dtype=torch.float64))
+    loader = plan.validation(fabric, batches=measured)
+    started = time.perf_counter()
+    accuracy(model, loader, loss=loss, fabric=fabric)
+    seen = min(len(plan.val), measured * plan.recipe.batch_size)
+    of_validation = (time.perf_counter() - started) / seen
+    left = plan.recipe.epochs - state.epoch
+    to_train = left * len(plan.train) - state.step * plan.recipe.batch_size
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    )
+    return {
+        "steps": left * per_epoch - state.step,
+        "images_per_second": images / seconds,
+        "hours": (to_train * seconds / images + left * len(plan.val) * of_validation) / 3600,
+        "memory_gb": peak / 1e9,
+    }
+
+
+def batches(dataset: Dataset, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Batches of (images (B, 3, H, W), targets (B,), image ids) in the order of ``indices``."""
+    for start in range(0, len(indices), size):
+        yield collate([dataset[index] for index in indices[start : start + size]])

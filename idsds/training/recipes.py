@@ -1,0 +1,41 @@
+"""How models are trained, and what in-domain fine-tuning deletes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from idsds.common.devices import _one_of
+from idsds.common.interventions import BASELINES
+from idsds.common.settings import Settings
+
+BaselineName = Annotated[str, _one_of("baseline", BASELINES)]
+
+
+class Deletion(Settings):
+    """What is deleted: one patch of a ``grid`` x ``grid`` grid, replaced by ``baseline``."""
+
+    grid: PositiveInt = 4
+    baseline: BaselineName = "zeros"
+
+
+class Recipe(Settings):
+    """How a model is trained.
+
+    The defaults train a ``mini_*`` net from scratch; the paper's recipe for fine-tuning at full size is :data:`PAPER`.
+    """
+
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt = 64
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    schedule: Literal["one_cycle", "step"] = "one_cycle"
+    step_epochs: PositiveInt = 10
+    step_factor: Annotated[float, Field(gt=0)] = 0.1
+    clip: Annotated[float, Field(ge=0)] = 1.0
+
+
+PAPER = Recipe(epochs=30, batch_size=256, optimizer="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, schedule="step", clip=0.0)

@@ -1,0 +1,149 @@
+"""The engine of the training loop: one step, one pass over the validation images, and what is drawn for them.
+
+Nothing here starts processes or writes files; :mod:`idsds.training.loop` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from idsds.common.interventions import baseline_images, delete_patches
+from idsds.common.randomness import generator
+from idsds.datasets.base import collate
+from idsds.models.base import Loss
+from idsds.training.recipes import Deletion, Recipe
+
+
+def drawn_patches(image_ids: Sequence[str], grid: int, *, seed: int, epoch: int) -> Tensor:
+    """Which patch each image loses, (B,): -1 (none) for half of them, else a number in [0, grid * grid)."""
+    patches = []
+    for image_id in image_ids:
+        word = hashlib.blake2b(f"deletion {seed} {epoch} {image_id}".encode(), digest_size=8).digest()
+        keep, number = word[0] & 1, int.from_bytes(word[1:], "big")
+        patches.append(-1 if keep else number % (grid * grid))
+    return torch.tensor(patches)
+
+
+def loss_of(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """Mean cross entropy, or the mean binary cross entropy of all B * K logits against one-hot targets (B-cos)."""
+    if loss == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(logits, F.one_hot(targets, logits.shape[1]).to(logits.dtype))
+    return F.cross_entropy(logits, targets)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters in one group: biases and norms decay as well, as in the reference."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's schedule for epochs of ``steps`` steps."""
+    if recipe.schedule == "one_cycle":
+        # Of 4 steps the first quarter is the single step 0, by whose number torch divides.
+        total = max(8, recipe.epochs * steps)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=0.25)
+    return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs, recipe.step_factor)
+
+
+def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, recipe: Recipe, every: str) -> None:
+    """One-cycle schedules go by the step, step schedules by the epoch."""
+    if (recipe.schedule == "one_cycle") == (every == "step"):
+        with warnings.catch_warnings():
+            # With fp16 the scaler may skip the first optimiser step, which torch warns about.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            scheduler.step()
+
+
+def shares(count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """The images of each step that one of ``world`` processes takes, in the keyed order of the epoch.
+
+    The batches, before they are shared out, are the same for any ``world``. A last batch with fewer images than processes is joined to
+    the one before, so that no process is ever without.
+
+    Raises:
+        ValueError: for fewer images than processes.
+    """
+    if count < world or batch_size < world:
+        raise ValueError(f"{count} images in batches of {batch_size} do not suffice for {world} processes")
+    whole = list(torch.randperm(count, generator=generator(seed, "order", epoch)).split(batch_size))
+    if len(whole[-1]) < world:
+        whole[-2:] = [torch.cat(whole[-2:])]
+    return [batch[rank::world].tolist() for batch in whole]
+
+
+def training_step(
+    fabric: Fabric,
+    net: _FabricModule,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    clip: float = 0.0,
+    accumulate: int = 1,
+) -> tuple[float, int]:
+    """One step of the optimiser on this process's share of a batch.
+
+    Each image weighs the same in the gradient, however unevenly the batch is shared out.
+
+    Args:
+        fabric: launched.
+        net: set up by ``fabric``, in training mode, returns logits (B, K).
+        optimizer: set up by ``fabric``.
+        images: (B, 3, H, W), normalised, patches deleted, on the device.
+        targets: (B,).
+        loss: see :func:`loss_of`.
+        clip: largest L2 norm of the gradient, 0 for no limit.
+        accumulate: number of passes the share is cut into, for a device that cannot hold its activations at once.
+
+    Returns:
+        The share's summed loss and its number of correct predictions.
+    """
+    count = over_processes(fabric, torch.tensor([float(len(targets))]))[0]
+    optimizer.zero_grad()
+    summed, correct = 0.0, 0
+    parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True))
+    for number, (part, wanted) in enumerate(parts, start=1):
+        with fabric.no_backward_sync(net, enabled=number < len(parts)) if fabric.world_size > 1 else nullcontext():
+            logits = net(part)
+            value = loss_of(logits.float(), wanted, loss)
+            # Gradients are averaged over processes, hence the factor: in the end every image has weight 1 / count.
+            fabric.backward(value * (len(wanted) * fabric.world_size / count))
+        summed += float(value.detach()) * len(wanted)
+        correct += int((logits.detach().argmax(dim=1) == wanted).sum())
+    if clip:
+        fabric.clip_gradients(net, optimizer, max_norm=clip)
+    optimizer.step()
+    return summed, correct
+
+
+def delete(images: Tensor, patches: Tensor, image_ids: list[str], deletion: Deletion, seed: int = 0) -> Tensor:
+    """The images (B, 3, H, W) with one patch each replaced by the deletion's baseline; ``patches`` (B,), -1 for none."""
+    replacement = baseline_images(images, deletion.baseline, seed=seed, image_ids=image_ids)
+    return delete_patches(images, replacement, patches, deletion.grid)
+
+
+def over_processes(fabric: Fabric | None, sums: Tensor) -> list[float]:
+    """Each number summed over all processes."""
+    if fabric is None or fabric.world_size == 1:
+        return sums.tolist()
+    reduced = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")
+    assert isinstance(reduced, Tensor)
+    return reduced.tolist()
+
+
+def loader_of(dataset: Dataset, chosen: Sequence[Sequence[int]], workers: int = 0, *, pin: bool = False) -> DataLoader:
+    """Batches of (images, targets, image ids) of the given indices."""
+    return DataLoader(dataset, batch_sampler=[list(batch) for batch in chosen], collate_fn=collate, num_workers=workers, pin_memory=pin)

@@ -1,0 +1,623 @@
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import idsds
+from idsds.common.registry import UnknownNameError
+from idsds.datasets import create_dataset, fixed_order
+
+METHODS = ["Gradient", "IxG", "IxG abs", "IxG-SG", "Grad-CAM", "Random"]
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the image: every gradient method is exact, and IxG is the drop itself."""
+
+    def __init__(self, size=(3, 8, 16), classes=5):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.fc = nn.Linear(int(np.prod(size)), classes)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+def own_data(n=12):
+    generator = torch.Generator().manual_seed(2)
+    return TensorDataset(torch.randn(n, 3, 8, 16, generator=generator), torch.randint(5, (n,), generator=generator))
+
+
+@pytest.fixture
+def run(checkpoint):
+    def evaluate(**changes):
+        arguments = {"models": ["mini_resnet8"], "methods": METHODS, "dataset": "digits", "images": 24, "progress": False}
+        return idsds.evaluate(**{**arguments, "checkpoints": {"mini_resnet8": checkpoint}, **changes})
+
+    return evaluate
+
+
+def same(first: pd.DataFrame, second: pd.DataFrame, tolerance: float = 0) -> None:
+    keys = ["model", "method", "seed", "image_id"]
+    first, second = (frame.sort_values(keys).reset_index(drop=True) for frame in (first, second))
+    assert first[keys].equals(second[keys])
+    for column in ("score", "target", "prediction"):
+        np.testing.assert_allclose(first[column], second[column], atol=tolerance, rtol=0)
+    for column in ("drops", "patch_sums"):
+        np.testing.assert_allclose(np.stack(first[column]), np.stack(second[column]), atol=tolerance, rtol=0)
+
+
+def test_records_equal_a_plain_evaluation_one_image_at_a_time(run, checkpoint):
+    records = run(methods=["IxG", "Grad-CAM"], images=5, grid=4)
+    model = idsds.create_model("mini_resnet8", checkpoint=checkpoint)
+    data = create_dataset("digits", "test")
+    for number, index in enumerate(fixed_order(data.image_ids)[:5]):
+        image, target, image_id = data[index]
+        with torch.no_grad():
+            full = model(image[None])[0]
+            drops = []
+            for row in range(4):
+                for column in range(4):
+                    deleted = image.clone()
+                    deleted[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
+                    drops.append(float(full[target] - model(deleted[None])[0, target]))
+        leaf = image[None].clone().requires_grad_()
+        model(leaf)[0, target].backward()
+        sums = (leaf * leaf.grad).detach().sum(1)[0].view(4, 8, 4, 8).sum((1, 3)).flatten()
+        mine = records[(records.method == "IxG") & (records.image_id == image_id)].iloc[0]
+        assert records.image_id.iloc[number] == image_id
+        # float32 logits near 1 in batches of another size
+        np.testing.assert_allclose(mine.drops, drops, atol=1e-5)
+        np.testing.assert_allclose(mine.patch_sums, sums, atol=1e-5)
+        assert mine.target == target
+        assert mine.prediction == int(full.argmax())
+        assert mine.score == pytest.approx(spearmanr(mine.patch_sums, mine.drops).statistic, abs=1e-9)
+
+
+def test_a_linear_model_is_ranked_perfectly_by_input_times_gradient_and_own_things_are_taken():
+    methods = {"IxG": None, "mine": lambda images, targets: -images, "Random": None}
+    records = idsds.evaluate({"linear": Linear()}, methods, own_data(), images=12, grid=4, progress=False)
+    table = idsds.rank(records).set_index("method")
+    assert table.loc["IxG", "mean"] == pytest.approx(1)
+    assert table.loc["IxG", "count"] == 12
+    assert abs(table.loc["Random", "mean"]) < 3 * idsds.null_band(16, 12)
+    assert set(records.family) == {"gradient", "own", "control"}
+    assert sorted(records.image_id.unique(), key=int) == [str(i) for i in range(12)]
+
+
+def test_records_on_disk_are_those_returned_and_a_second_run_computes_nothing(run, tmp_path):
+    records = run(output=tmp_path / "r")
+    pd.testing.assert_frame_equal(records, idsds.load_records(tmp_path / "r"))
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "records").iterdir()}
+    pd.testing.assert_frame_equal(run(output=tmp_path / "r"), records)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "records").iterdir()}
+
+
+def test_the_passes_counted_are_those_announced(run, tmp_path):
+    plan = run(dry_run=True)
+    run(output=tmp_path / "r", shard=10)
+    passes = json.loads((tmp_path / "r" / "manifest.json").read_text())["passes"]
+    assert passes["counted"] == passes["announced"] == {"forward": int(plan.forward.sum()), "backward": int(plan.backward.sum())}
+    # 17 for the deletions; Gradient, IxG and IxG abs share one pass, IxG-SG takes 4, Grad-CAM 1, Random none.
+    assert passes["announced"] == {"forward": 24 * (17 + 1 + 4 + 1), "backward": 24 * (1 + 4 + 1)}
+
+
+def test_a_method_added_later_costs_its_own_passes_only(run, tmp_path):
+    first = run(output=tmp_path / "r", methods=["IxG", "Random"])
+    before = set((tmp_path / "r" / "records").iterdir())
+    both = run(output=tmp_path / "r", methods=["IxG", "Random", "Grad-CAM"])
+    assert len(set((tmp_path / "r" / "records").iterdir()) - before) == 1
+    same(first, both[both.method != "Grad-CAM"])
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 5}, {"shard": 7}, {"batch_size": 1, "shard": 100}])
+def test_batch_and_shard_size_change_nothing_but_rounding(run, changes):
+    # Sums of 64 float32 gradients of size 1e-2 differ by 1e-6 between batch sizes; scores are compared where no rank is near a tie.
+    first, second = run(methods=["IxG", "IxG-SG", "Random"]), run(methods=["IxG", "IxG-SG", "Random"], **changes)
+    np.testing.assert_allclose(np.stack(first.patch_sums), np.stack(second.patch_sums), atol=1e-4)
+    assert (first.score - second.score).abs().max() < 0.02
+
+
+def test_the_first_images_are_the_same_however_many_are_asked_for(run):
+    few, many = run(methods=["Random"], images=6), run(methods=["Random"], images=20)
+    assert few.image_id.tolist() == many.image_id.tolist()[:6]
+    np.testing.assert_array_equal(few.score, many.score[:6])
+
+
+def test_undefined_scores_are_kept_and_the_ledger_says_why(tmp_path):
+    def some_constant(images, targets):
+        maps = images.clone()
+        maps[:2] = 0
+        maps[2] = float("nan")
+        return maps
+
+    with pytest.warns(RuntimeWarning, match="method 'broken' gave a NaN or an infinity for 1 of 8 images"):
+        records = idsds.evaluate(
+            {"linear": Linear()}, {"broken": some_constant, "IxG": None}, own_data(), images=8, progress=False, output=tmp_path
+        )
+    table = idsds.rank(records).set_index("method")
+    assert (table.loc["broken", "count"], table.loc["broken", "nan"]) == (5, 3)
+    assert (table.loc["IxG", "count"], table.loc["IxG", "nan"]) == (8, 0)
+    ledger = json.loads((tmp_path / "manifest.json").read_text())["undefined"]
+    assert sorted(entry["why"] for entry in ledger) == ["attributions that are equal for all patches"] * 2 + [
+        "attributions that are not finite"
+    ]
+    assert {entry["method"] for entry in ledger} == {"broken"}
+
+
+def test_a_damaged_file_is_named_and_it_alone_computed_again(run, tmp_path):
+    records = run(output=tmp_path, shard=8)
+    victim = [path for path in sorted((tmp_path / "records").iterdir()) if "score" in pd.read_parquet(path)][3]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(ValueError, match=victim.name):
+        idsds.load_records(tmp_path)
+    with pytest.warns(UserWarning, match=f"{victim.name}.*computed again"):
+        same(records, run(output=tmp_path, shard=8))
+    changed = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert changed == {victim}
+
+
+@pytest.mark.parametrize("fault", ["damaged", "gone"])
+def test_a_damaged_file_of_drops_is_computed_again_and_no_record_with_it(run, tmp_path, fault):
+    records = run(output=tmp_path, shard=12, methods=["IxG"])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    victim = next(path for path in stamps if "score" not in pd.read_parquet(path))
+    if fault == "gone":
+        victim.unlink()
+        same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
+    else:
+        victim.write_bytes(victim.read_bytes()[:-50])
+        with pytest.warns(UserWarning, match=f"{victim.name}.*computed again"):
+            same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
+    assert {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp} == {victim}
+    passes = json.loads((tmp_path / "manifest.json").read_text())["passes"]
+    assert passes["counted"] == passes["announced"]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system"), (errno.EDQUOT, "quota")]
+)
+def test_a_disk_that_is_full_or_becomes_read_only_is_named_and_the_run_goes_on_later(run, tmp_path, monkeypatch, number, reason):
+    expected = run(methods=["IxG", "Random"], shard=6)
+    replace, written = os.replace, []
+
+    def fails_in_the_middle(source, target):
+        if str(target).endswith(".parquet"):
+            if len(written) == 4:
+                raise OSError(number, os.strerror(number))
+            written.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails_in_the_middle)
+        with pytest.raises(OSError, match=rf"cannot write '.*\.parquet': .*{reason}"):
+            run(methods=["IxG", "Random"], shard=6, output=tmp_path)
+    assert sorted((tmp_path / "records").iterdir()) == sorted(written)  # no half file among them
+    with pytest.raises(FileNotFoundError, match="is not complete; start it again"):
+        idsds.load_records(tmp_path)
+    same(expected, run(methods=["IxG", "Random"], shard=6, output=tmp_path))
+
+
+@pytest.fixture
+def shared_records(monkeypatch, tmp_path):
+    """A cache of records, which runs share."""
+    monkeypatch.setenv("IDSDS_RECORD_CACHE", "1")
+    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("shared_records")
+def test_killed_while_it_writes_it_ends_with_the_same_records(run, tmp_path, checkpoint):
+    """The process dies between the bytes of a file and its name, and once more with half of the bytes."""
+    expected = run(methods=["IxG", "Random"], images=12, shard=4)
+    script = f"""
+import os, signal, sys
+import idsds, idsds.common.files
+replace, count = os.replace, [0]
+def dies(source, target):
+    count[0] += 1
+    if count[0] == int(sys.argv[1]):
+        if sys.argv[2] == "half":
+            os.truncate(source, os.path.getsize(source) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = dies
+idsds.evaluate(["mini_resnet8"], ["IxG", "Random"], "digits", images=12, shard=4, progress=False,
+               checkpoints={{"mini_resnet8": {str(checkpoint)!r}}}, output={str(tmp_path / "r")!r})
+"""
+    for number, how in (("4", "whole"), ("3", "half")):
+        assert subprocess.run([sys.executable, "-c", script, number, how]).returncode == -signal.SIGKILL
+    for folder in ("r", "another"):
+        same(expected, run(methods=["IxG", "Random"], images=12, shard=4, output=tmp_path / folder))
+
+
+def test_the_order_of_models_and_methods_changes_nothing(checkpoint):
+    def net(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return Linear()
+
+    nets = {"a": net(1), "b": net(2)}
+    methods = ["IxG", "IxG-SG", "Random"]
+    first = idsds.evaluate(nets, methods, own_data(), images=6, progress=False)
+    second = idsds.evaluate(dict(reversed(nets.items())), methods[::-1], own_data(), images=6, progress=False)
+    same(first, second)
+    assert second.model.iloc[0] == "b"
+    assert second.method.iloc[0] == "Random"
+
+
+def test_a_method_asked_for_again_finds_its_records_although_others_of_its_computation_came_between(run, tmp_path):
+    run(output=tmp_path, methods=["IxG abs"])
+    run(output=tmp_path, methods=["Gradient", "IxG"])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    same(run(methods=["IxG abs"]), run(output=tmp_path, methods=["IxG abs"]))
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_a_damaged_manifest_is_written_again(run, tmp_path):
+    records = run(output=tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        idsds.load_records(tmp_path)
+    run(output=tmp_path)
+    same(records, idsds.load_records(tmp_path))
+
+
+@pytest.mark.usefixtures("shared_records")
+def test_killed_at_random_moments_it_ends_with_the_same_records(run, tmp_path, checkpoint):
+    expected = run(methods=["IxG", "IxG-SG", "Random"], images=40, shard=4)
+    script = f"""
+import torch; torch.set_num_threads(1)
+import idsds
+print("ready", flush=True)
+idsds.evaluate(["mini_resnet8"], ["IxG", "IxG-SG", "Random"], "digits", images=40, shard=4, progress=False,
+               checkpoints={{"mini_resnet8": {str(checkpoint)!r}}}, output={str(tmp_path / "r")!r})
+"""
+    chance = random.Random(0)
+    kills = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(chance.uniform(0.02, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 3
+    same(expected, run(methods=["IxG", "IxG-SG", "Random"], images=40, shard=4, output=tmp_path / "r"))
+    same(expected, idsds.load_records(tmp_path / "r"))
+
+
+@pytest.mark.usefixtures("shared_records")
+def test_two_processes_on_one_run_do_not_corrupt_it(run, tmp_path, checkpoint):
+    expected = run(methods=["IxG", "Random"], images=30, shard=5)
+    script = f"""
+import idsds
+idsds.evaluate(["mini_resnet8"], ["IxG", "Random"], "digits", images=30, shard=5, progress=False,
+               checkpoints={{"mini_resnet8": {str(checkpoint)!r}}}, output={str(tmp_path / "r")!r})
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    same(expected, idsds.load_records(tmp_path / "r"))
+
+
+def test_seeds_are_rows_of_their_own(run):
+    records = run(methods=["Random", "IxG"], images=6, seed=[0, 1])
+    assert sorted(records.seed.unique()) == [0, 1]
+    random_scores = records[records.method == "Random"].pivot(index="image_id", columns="seed", values="score")
+    assert (random_scores[0] != random_scores[1]).any()
+
+
+@pytest.mark.parametrize("shard", [5, 256])
+def test_the_class_explained_is_the_label_or_what_the_net_takes_the_image_for(tmp_path, shard):
+    """Labels that are no classes at all: with predictions, records are those of a data set that has the predictions as its labels."""
+    net, images = Linear(), own_data().tensors[0]
+    with torch.no_grad():
+        taken_for = net(images).argmax(dim=1)
+    methods, shared = ["Gradient", "IxG", "Random"], {"images": 12, "shard": shard, "progress": False}
+    unlabelled = TensorDataset(images, torch.full((12,), -1))
+    with pytest.raises(ValueError, match=r"the target of image '\d+' is -1, but 'net' has 5 classes"):
+        idsds.evaluate({"net": net}, methods, unlabelled, **shared)
+    for protocol, grid, forward in (("idsds", [2, 4], 2 + 5 + 17 + 1), ("max_sensitivity", 4, 1 + 11)):
+        asked = {**shared, "protocol": protocol, "grid": grid}
+        expected = idsds.evaluate({"net": net}, methods, TensorDataset(images, taken_for), **asked)
+        folder = tmp_path / protocol
+        records = idsds.evaluate({"net": net}, methods, unlabelled, **asked, output=folder, target="prediction")
+        pd.testing.assert_frame_equal(records, expected)
+        assert dict(zip(records.image_id, records.target, strict=True)) == {str(i): int(k) for i, k in enumerate(taken_for)}
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["target"] == "prediction"
+        assert manifest["passes"]["counted"] == manifest["passes"]["announced"]
+        assert manifest["passes"]["counted"]["forward"] == 12 * forward
+        # A method that comes later explains the same classes, which are on disk.
+        more = idsds.evaluate({"net": net}, [*methods, "Saliency"], unlabelled, **asked, output=folder, target="prediction")
+        assert set(more.target[more.method == "Saliency"]) == set(taken_for.tolist())
+        table = idsds.evaluate({"net": net}, methods, unlabelled, **asked, target="prediction", dry_run="measure")
+        assert table["images_per_second"].notna().all()
+    with pytest.raises(UnknownNameError, match=r"unknown target 'predicted'\. Did you mean 'prediction'"):
+        idsds.evaluate({"net": net}, methods, unlabelled, **shared, target="predicted")
+
+
+def test_several_grids_and_baselines_are_settings(run):
+    eight = run(methods=["IxG"], images=3, grid=8, baseline="blur")
+    assert np.stack(eight.drops).shape == (3, 64)
+    assert set(eight.grid) == {8}
+    assert set(eight.baseline) == {"blur"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"models": ["mini_resnet9"]}, UnknownNameError, "Did you mean 'mini_resnet8'"),
+        ({"methods": ["IGG"]}, UnknownNameError, "Did you mean 'IG'"),
+        ({"dataset": "digit"}, UnknownNameError, "Did you mean 'digits'"),
+        ({"protocol": "idsd"}, UnknownNameError, "Did you mean 'idsds'"),
+        ({"baseline": "black"}, UnknownNameError, "Allowed: blur, uniform, zeros"),
+        ({"precision": "16"}, UnknownNameError, "Allowed: 16-mixed, 32-true, bf16-mixed"),
+        ({"grid": 5}, ValueError, "grid 5 does not divide"),
+        ({"images": 0}, ValueError, "images must be"),
+        ({"images": 10_000}, ValueError, "images=10000, but this split has"),
+        ({"batch_size": 0}, ValueError, "batch_size must be"),
+        ({"models": "mini_resnet8"}, TypeError, "models must be a list of names"),
+        ({"models": None}, TypeError, "models must be a list of names or a mapping from name to model, not None"),
+        ({"methods": 3}, TypeError, "methods must be a list of names or a mapping from name to method, not 3"),
+        ({"models": {}}, ValueError, "models is empty"),
+        ({"seed": []}, ValueError, "seed is empty"),
+        ({"seed": True}, TypeError, "seed must be a whole number or a list of them, not True"),
+        ({"seed": [0, False]}, TypeError, r"not \[0, False\]"),
+        ({"seed": [1, 1]}, ValueError, "seed lists 1 more than once"),
+        ({"output": ""}, ValueError, "output must name a folder, not ''"),
+        ({"precision": "16-mixed", "device": "cpu"}, ValueError, "'16-mixed' needs a CUDA device, this is 'cpu'"),
+        ({"models": {"net": 3}}, TypeError, "'net' must be a torch.nn.Module, not int"),
+        ({"methods": []}, ValueError, "methods is empty"),
+        ({"methods": ["IG", "IG"]}, ValueError, "more than once"),
+        ({"methods": ["BagNet"]}, ValueError, "'BagNet' applies to none of the models: it is the intrinsic"),
+        ({"checkpoints": {"mini_resnet8": "nowhere.pth"}}, FileNotFoundError, r"nowhere\.pth"),
+        ({"checkpoints": {"resnet50": "x"}}, UnknownNameError, "model with a checkpoint 'resnet50'"),
+        ({"steps": 3}, UnknownNameError, "unknown setting of protocol 'idsds' 'steps'"),
+        ({"models": ["resnet50"], "checkpoints": {}}, ValueError, "there is no checkpoint of 'resnet50'"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(run, changes, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run(**{"output": tmp_path / "r", **changes})
+    assert not (tmp_path / "r" / "records").exists()
+
+
+def test_a_checkpoint_of_another_net_is_named_before_any_work(tmp_path, checkpoint):
+    with pytest.raises(ValueError, match=rf"'{checkpoint}' does not fit the model\. .*missing keys"):
+        idsds.evaluate(
+            ["mini_resnet8", "mini_vgg11"],
+            ["IxG"],
+            "digits",
+            images=2,
+            checkpoints=dict.fromkeys(["mini_resnet8", "mini_vgg11"], checkpoint),
+            output=tmp_path,
+            progress=False,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+class Named(TensorDataset):
+    """Images with ids of their own: pairs of them share one."""
+
+    def __getitem__(self, index):
+        return *super().__getitem__(index), f"image {index // 2}"
+
+
+class Pair(Linear):
+    def forward(self, images):
+        return super().forward(images), 0
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "message"),
+    [
+        (Linear(classes=3), own_data(), r"the target of image '\d+' is [34], but 'net' has 3 classes"),
+        (Linear(), TensorDataset(own_data().tensors[0], -torch.ones(12, dtype=torch.long)), "is -1, but 'net' has 5 classes"),
+        (Linear(), Named(*own_data().tensors), r"6 image id\(s\) of the data set are there more than once, the first is 'image \d'"),
+        (Pair(), own_data(), r"'net' must return logits \(B, K\); for a batch of one image it returns tuple"),
+    ],
+)
+def test_images_and_nets_that_do_not_fit_are_named_before_any_work(net, data, message, tmp_path):
+    for output in (None, tmp_path / "r"):
+        with pytest.raises(ValueError, match=message):
+            idsds.evaluate({"net": net}, ["IxG"], data, images=12, output=output, progress=False)
+    assert not list((tmp_path / "r").iterdir())
+
+
+@pytest.mark.parametrize("dry_run", [True, "measure"])
+def test_a_dry_run_writes_nothing(dry_run, tmp_path):
+    idsds.evaluate({"net": Linear()}, ["Random"], own_data(), images=2, output=tmp_path / "r", dry_run=dry_run, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_complete_run_stays_readable_until_the_next_is_complete(tmp_path):
+    def fails(images, targets):
+        assert idsds.load_records(tmp_path).method.unique().tolist() == ["Random"]
+        raise RuntimeError("out of ideas")
+
+    arguments = {"dataset": own_data(), "images": 6, "output": tmp_path, "progress": False}
+    first = idsds.evaluate({"net": Linear()}, ["Random"], **arguments)
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        idsds.evaluate({"net": Linear()}, {"Random": None, "fails": fails}, **arguments)
+    pd.testing.assert_frame_equal(idsds.load_records(tmp_path), first)
+
+
+def test_a_net_is_given_back_as_it_came():
+    class Conv(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+        def forward(self, images):
+            return self.fc(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+    net = Conv()
+    net.norm.eval()
+    net.conv.requires_grad_(False)
+    tensors = {name: (value, value.data_ptr(), value.stride(), value.clone()) for name, value in net.state_dict(keep_vars=True).items()}
+    idsds.evaluate({"net": net}, ["IxG", "Random"], own_data(), images=6, progress=False)
+    idsds.evaluate({"net": net}, ["IxG"], own_data(), images=6, progress=False, dry_run="measure")
+    for name, value in net.state_dict(keep_vars=True).items():
+        same_one, place, strides, values = tensors[name]
+        assert value is same_one
+        assert (value.data_ptr(), value.stride()) == (place, strides)
+        assert torch.equal(value, values)
+    assert [module.training for module in net.modules()] == [True, True, False, True]
+    assert [parameter.requires_grad for parameter in net.parameters()] == [False, False, True, True, True, True]
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_method_of_a_class_is_made_once_for_each_model():
+    made = []
+
+    class Mine:
+        def __init__(self, model):
+            made.append(model)
+
+        def __call__(self, images, targets):
+            return images
+
+    idsds.register_method(Mine)
+    try:
+        idsds.evaluate({"net": Linear()}, ["Mine"], own_data(), images=12, batch_size=2, progress=False)
+        assert len(made) == 1
+    finally:
+        from idsds.methods import METHODS
+
+        METHODS.remove("Mine")
+
+
+def test_images_that_cannot_be_read_are_listed_and_tried_again(tmp_path):
+    from idsds.common.normalisation import UNIT
+    from idsds.datasets.base import ImageDataset, ImageReadError
+
+    pixels, broken = own_data().tensors[0].sigmoid(), {"3", "7"}
+
+    def read(index):
+        if str(index) in broken:
+            raise ImageReadError("truncated")
+        return pixels[index]
+
+    def evaluate():
+        data = ImageDataset("own", "test", list(map(str, range(12))), [0] * 12, read, list("abcde"), UNIT, on_error="skip")
+        return idsds.evaluate({"net": Linear()}, ["IxG"], data, images=12, batch_size=1, output=tmp_path, progress=False)
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 of 12 records are missing: images that could not be read were skipped: "):
+            records = evaluate()
+        assert set(records.image_id) == {str(i) for i in range(12)} - broken
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert set(manifest["skipped"]) == broken
+        assert manifest["passes"]["counted"] == {"forward": 10 * 18, "backward": 10}
+    broken.remove("7")
+    with pytest.warns(UserWarning, match="1 of 12 records are missing"):
+        assert len(evaluate()) == 11
+    broken.clear()
+    everything = evaluate()
+    assert everything.image_id.tolist() == idsds.load_records(tmp_path).image_id.tolist()
+    assert everything.image_id.tolist() == [str(index) for index in fixed_order(list(map(str, range(12))))]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["skipped"] == []
+    assert manifest["passes"]["counted"] == manifest["passes"]["announced"]
+
+
+def test_the_manifest_says_what_each_file_took(run, tmp_path):
+    run(output=tmp_path, shard=12, methods=["IxG", "Random"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    entries = manifest["files"] + manifest["prepared"]
+    assert len(manifest["files"]) == 4
+    assert {entry["path"] for entry in entries} == {f"records/{path.name}" for path in (tmp_path / "records").iterdir()}
+    assert all(entry["images"] == 12 and entry["seconds"] > 0 for entry in entries)
+    assert sorted((entry["forward"], entry["backward"]) for entry in entries) == sorted([(12 * 17, 0), (12, 12), (0, 0)] * 2)
+    assert manifest["seconds"]["passes"] == pytest.approx(sum(entry["seconds"] for entry in entries), abs=0.01)
+    assert manifest["seconds"]["this_call"] >= manifest["seconds"]["passes"] - 0.01
+
+
+def test_each_file_is_read_once(run, tmp_path, monkeypatch):
+    from idsds.common import files as store
+
+    read, reading = [], store.pq.read_table
+    monkeypatch.setattr(store.pq, "read_table", lambda path, **options: read.append(str(path)) or reading(path, **options))
+    run(output=tmp_path, methods=["IxG", "Random"], images=6)
+    assert len(read) == len(set(read)) == 2  # the drops need not be
+    read.clear()
+    run(output=tmp_path, methods=["IxG", "Random"], images=6)
+    assert len(read) == len(set(read)) == 3
+
+
+def test_an_unwritable_output_is_named_before_any_work(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to the output folder"):
+        run(output=tmp_path / "file" / "r")
+
+
+def test_load_records_names_a_folder_without_any(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no records in"):
+        idsds.load_records(tmp_path)
+
+
+def test_mixed_precision_runs_and_stays_near(run):
+    full, half = run(methods=["IxG"], images=6), run(methods=["IxG"], images=6, precision="bf16-mixed")
+    # bfloat16 has 8 bits: drops of about 0.1 out of logits near 1 keep one digit or two.
+    assert np.abs(np.stack(full.drops) - np.stack(half.drops)).max() < 0.1
+    assert not np.array_equal(np.stack(full.drops), np.stack(half.drops))
+
+
+def test_out_of_memory_shrinks_the_batch_and_changes_nothing(checkpoint):
+    class Greedy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.largest = idsds.create_model("mini_resnet8", checkpoint=checkpoint), 0
+
+        def forward(self, images):
+            if len(images) > 4:
+                raise torch.OutOfMemoryError("simulated")
+            self.largest = max(self.largest, len(images))
+            return self.net(images)
+
+    data = create_dataset("digits", "test")
+    greedy = Greedy()
+    tight = idsds.evaluate({"net": greedy}, ["IxG", "Random"], data, images=6, progress=False)
+    assert greedy.largest <= 4
+    wide = idsds.evaluate({"net": greedy.net}, ["IxG", "Random"], data, images=6, progress=False)
+    np.testing.assert_allclose(np.stack(tight.drops), np.stack(wide.drops), atol=1e-5)
+    np.testing.assert_allclose(np.stack(tight.patch_sums), np.stack(wide.patch_sums), atol=1e-5)
+
+
+def test_trained_twice_from_an_empty_cache_the_records_are_identical(monkeypatch, tmp_path):
+    found = []
+    for name in ("a", "b"):
+        monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / name))
+        found.append(idsds.evaluate(["mini_resnet8"], ["IxG-SG", "Random"], "digits", images=20, progress=False))
+        assert len(list((tmp_path / name / "checkpoints").glob("*.safetensors"))) == 2  # trained, then fine-tuned in-domain
+    pd.testing.assert_frame_equal(*found)
+
+
+def test_a_relative_checkpoint_lies_below_the_repository_root_whatever_the_working_folder(run, checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("IDSDS_HOME", str(checkpoint.parent))
+    monkeypatch.chdir(tmp_path)
+    records = run(methods=["Random"], images=2, checkpoints={"mini_resnet8": checkpoint.name})
+    assert len(records) == 2
+
+
+def test_one_thing_under_two_names_has_records_under_both(tmp_path):
+    def mine(images, targets):
+        return -images
+
+    nets = {"a": Linear(), "b": Linear()}
+    for output in (None, tmp_path):
+        records = idsds.evaluate(nets, {"one": mine, "two": mine}, own_data(), images=6, output=output, progress=False)
+        assert records.groupby(["model", "method"]).size().to_dict() == {(m, n): 6 for m in "ab" for n in ("one", "two")}

@@ -1,0 +1,28 @@
+"""The jackknife against the t interval, and its coverage; the bootstrap is tested with the means that it serves."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from idsds.statistics.intervals import jackknife
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval():
+    values = np.random.default_rng(0).normal(size=7)
+    wanted = stats.t.interval(0.9, 6, loc=values.mean(), scale=stats.sem(values))
+    assert jackknife(np.mean, values, 0.9) == pytest.approx(wanted)
+
+
+def test_the_jackknife_covers_a_ratio_of_few_units():
+    """Two means over the same eight images: 95 % of the intervals hold the true ratio, give or take what 400 repetitions allow."""
+    rng = np.random.default_rng(1)
+    pairs = rng.normal([2.0, 4.0], 0.5, size=(400, 8, 2))
+    ends = [jackknife(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), each) for each in pairs]
+    covered = np.mean([low < 0.5 < high for low, high in ends])
+    assert 0.91 < covered < 0.985
+    assert all(np.isnan(jackknife(np.mean, np.ones(1))))
+
+
+def test_a_few_units_that_agree_are_no_certainty():
+    assert all(np.isnan(jackknife(np.mean, np.ones(5))))
+    assert jackknife(np.mean, np.ones(64)) == (1, 1)

@@ -1,0 +1,351 @@
+"""The steps of one image's infidelity: closed forms for the optimal map, the package's other functions for the rest."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from idsds.common.interventions import delete_patches
+from idsds.common.settings import SettingsError
+from idsds.datasets import fixed_order
+from idsds.evaluation.plan import named_dataset
+from idsds.evaluation.run import PassCounter
+from idsds.methods import create_method
+from idsds.models import MODELS, create_model, register_model
+from idsds.models.weights import save_checkpoint
+from idsds.protocols.infidelity import infidelity, perturbations
+from idsds.protocols.single_deletion import deletion_drops, patch_sums
+from idsds.studies.how_infidelity_works import study as infidelity_steps
+from idsds.studies.how_infidelity_works.findings import ZEROS, findings, likeness, lower, mean_of, reordered, steps_table, winners_of
+from idsds.studies.how_infidelity_works.optimal_map import best_factor, best_ridge, optimal_map
+from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings, InfidelityWalk, Step, cost, explain_infidelity
+
+METHODS = ["Gradient", "IxG", "Random"]
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Linear(4 * 49, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.act(self.conv(x)).flatten(1))
+
+
+class Linear(nn.Module):
+    """A linear net whose logits are lowered by half of the image's square."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) - 0.5 * x.square().flatten(1).sum(dim=1, keepdim=True)
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    files = {}
+    for name, build in (("small_steps", Small), ("linear_steps", Linear)):
+        register_model(name, family="test", num_classes=10, input_size=32, training={"epochs": 1})(build)
+        files[name] = str(tmp_path / f"{name}.safetensors")
+        save_checkpoint(create_model(name), tmp_path / f"{name}.safetensors")
+
+    def make(model="small_steps", **changes):
+        given = {"dataset": "digits", "model": model, "methods": METHODS, "image": 2, "sigmas": [0.001, 0.5], "optimal_cells": 8}
+        given |= {"samples": 30, "device": "cpu", "output": "runs/x/how", "checkpoints": {model: files[model]}}
+        return InfidelityStepsSettings(**{**given, **changes})
+
+    yield make
+    MODELS.remove("small_steps")
+    MODELS.remove("linear_steps")
+
+
+def explained(settings):
+    """The image, its target and id, and the net."""
+    data = named_dataset("digits", "test", None)
+    image, target, image_id = data[fixed_order(data.image_ids)[settings.image]]
+    model = create_model(settings.model, num_classes=10, checkpoint=settings.checkpoints[settings.model])
+    return model, image[None], target, image_id, data.normalisation
+
+
+def test_the_optimal_map_of_a_linear_model_is_its_gradient():
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(400, 12, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(12, generator=generator, dtype=torch.float64)
+    assert torch.allclose(optimal_map(weights, weights @ gradient), gradient, atol=1e-10)
+    noisy = weights @ gradient + torch.randn(400, generator=generator, dtype=torch.float64)
+    oracle = np.linalg.lstsq(weights.numpy(), noisy.numpy(), rcond=None)[0]
+    assert np.allclose(optimal_map(weights, noisy).numpy(), oracle, atol=1e-10)
+    few = slice(0, 5)  # fewer perturbations than unknowns: the least norm, which numpy's has too
+    oracle = np.linalg.lstsq(weights[few].numpy(), noisy[few].numpy(), rcond=None)[0]
+    assert np.allclose(optimal_map(weights[few], noisy[few]).numpy(), oracle, atol=1e-8)
+
+
+def test_the_ridge_is_that_of_least_cross_validation():
+    """By the matrix H itself; a map that says nothing of the changes is shrunk to next to nothing, one that says all is not shrunk."""
+    rng = np.random.default_rng(7)
+    weights, noise = rng.normal(size=(60, 40)), rng.normal(size=60)
+    true = rng.normal(size=40)
+    for changes in (noise, weights @ true, weights @ true + 3 * noise):
+        second, scores = weights.T @ weights / 60, []
+        ridges = [factor * np.trace(second) / 40 for factor in infidelity_steps.RIDGES]
+        for ridge in ridges:
+            hat = weights @ np.linalg.inv(second + ridge * np.eye(40)) @ weights.T / 60
+            scores.append((((hat @ changes - changes) ** 2).mean()) / (1 - np.trace(hat) / 60) ** 2)
+        given = torch.tensor(weights), torch.tensor(changes)
+        found = best_ridge(*given)
+        assert found == infidelity_steps.RIDGES[int(np.argmin(scores))]
+        oracle = np.linalg.solve(second + found * np.trace(second) / 40 * np.eye(40), weights.T @ changes / 60)
+        assert np.allclose(optimal_map(*given, found).numpy(), oracle, atol=1e-8)
+    assert best_ridge(torch.tensor(weights), torch.tensor(weights @ true)) <= 1e-5
+    assert best_ridge(torch.tensor(weights), torch.tensor(noise)) >= 1
+
+
+def test_the_best_factor_is_that_of_least_squares():
+    foretold, changes = np.random.default_rng(2).normal(size=(2, 50))
+    oracle = np.linalg.lstsq(foretold[:, None], changes, rcond=None)[0]
+    assert best_factor(foretold, changes) == pytest.approx(oracle.item())
+    assert best_factor(np.zeros(5), np.ones(5)) == 0
+
+
+def test_the_steps_of_one_image(settings):
+    chosen = settings()
+    walk = explain_infidelity(chosen, progress=False)
+    steps, optimal = walk.steps, "optimal (8 x 8 cells)"
+    assert [step.name for step in steps] == ["noise, sigma 0.001", "noise, sigma 0.5", "square, 25% of side", "one patch"]
+    assert [list(step.foretold) for step in steps] == [[*METHODS, optimal]] * 4
+    model, images, target, image_id, normalisation = explained(chosen)
+    targets = torch.tensor([target])
+    assert walk.image_id == image_id
+    assert walk.label == str(target)
+    maps = {name: create_method(name, model, seed=0)(images, targets, [image_id]) for name in ("Gradient", "IxG")}
+
+    # One patch after the other: the drops and patch sums of the deletion protocol.
+    drops, sums = deletion_drops(model, images, targets)[0], patch_sums(maps["IxG"])[0]
+    assert steps[3].errors["IxG"].mean() == pytest.approx(float((sums - drops).square().mean()), rel=1e-4)
+    assert steps[3].zero.mean() == pytest.approx(float(drops.square().mean()), rel=1e-4)
+    largest = delete_patches(images, torch.zeros_like(images), drops.abs().argmax()[None], 4)
+    assert np.allclose(steps[3].picture, normalisation.invert(largest[0]).permute(1, 2, 0).numpy(), atol=1e-6)
+    assert (steps[3].fitted, steps[3].different, steps[3].seen) == (16, 16, 16)
+    assert [step.by_construction for step in steps] == [False, False, False, True]
+    assert steps[3].errors[optimal].mean() < 1e-8 * steps[3].zero.mean()
+
+    # Noise and squares are judged by the protocol's own perturbations, so that the numbers are the protocol's.
+    for step, kind, size in ((steps[1], "gaussian", 0.5), (steps[2], "square", 0.25)):
+        same = {"perturbation": kind, "sigma": size, "samples": 30, "seed": 0, "image_ids": [image_id]}
+        for name, found in maps.items():
+            assert step.errors[name].mean() == pytest.approx(float(infidelity(model, found, images, targets, **same)), rel=1e-3)
+            scaled = float(infidelity(model, found, images, targets, normalise=True, **same))
+            assert step.scaled[name].mean() == pytest.approx(scaled, rel=1e-2)
+    # A piecewise linear net under next to no noise does what its gradient says.
+    assert steps[0].errors["Gradient"].mean() < 1e-3 * steps[0].zero.mean()
+
+
+def test_what_is_drawn_sums_to_what_is_foretold(settings):
+    chosen = settings()
+    walk = explain_infidelity(chosen, progress=False)
+    _, images, _, image_id, _ = explained(chosen)
+    for step in walk.steps:
+        assert list(step.products) == ["Gradient", "IxG"]
+        for name, product in step.products.items():
+            assert product.sum() == pytest.approx(step.foretold[name][0], rel=1e-4, abs=1e-7)
+    weights, taken = perturbations(images, "gaussian", 0.5, 30, seed=0, image_ids=[image_id])
+    assert np.allclose(walk.steps[1].products["IxG"], weights[0, 0].numpy() * walk.maps["IxG"], atol=1e-7)
+    assert np.allclose(walk.steps[1].taken, taken[0].mean(dim=0).numpy())
+
+
+def test_on_pixels_the_optimal_map_of_noise_is_the_gradient_whatever_else_the_noise_does(settings):
+    """The net's logit is w x - |x|^2 / 2: its gradient is w - x, and noise lowers it by |d|^2 / 2 besides, which no map can foretell."""
+    chosen = settings("linear_steps", optimal_cells=32, sigmas=[0.01, 1.0], methods=["Gradient"], samples=100)
+    walk = explain_infidelity(chosen, progress=False)
+    model, images, target, image_id, _ = explained(chosen)
+    gradient = (model.fc.weight[target].view(3, 32, 32) - images[0]).sum(dim=0).detach().numpy()
+    assert np.allclose(walk.maps["Gradient"], gradient, atol=1e-5)
+    for step in walk.steps[:2]:
+        assert list(step.foretold) == ["Gradient", "optimal (pixels)"]
+        assert (step.fitted, step.different, step.seen) == (3 * 32 * 32, 3 * 32 * 32 // 2, 0)
+        assert np.abs(step.optimal - gradient).max() < 1e-2 * np.abs(gradient).max()  # the logit is float32
+        assert likeness(step.optimal, gradient, 32) == pytest.approx((1, 1), abs=1e-3)
+    row = steps_table(walk).query("perturbation == 'noise, sigma 1'").iloc[0]
+    noise, _ = perturbations(images, "gaussian", 1.0, 100, seed=0, image_ids=[image_id])
+    lost = noise.square().flatten(1).sum(dim=1).numpy() / 2  # w x - |x|^2 / 2 less the same of x - d: gradient d + |d|^2 / 2
+    assert row["mean_change"] == pytest.approx(lost.mean(), rel=0.1)
+    assert row["floor"] == pytest.approx(row["mean_change"] ** 2)
+    assert row["floor"] < row["infidelity"] * 1.01
+    (said,) = [sentence for sentence in findings(walk) if sentence.startswith("noise, sigma 1:")]
+    assert f"the squared mean, {row['floor']:.3g}, is the floor of every map" in said
+
+
+def test_on_coarse_cells_the_optimal_map_is_no_worse_than_silence(settings):
+    """Without a ridge it was three times as bad: all that such cells cannot foretell was taken for something that they can."""
+    chosen = settings(samples=60)
+    for step in explain_infidelity(chosen, progress=False).steps[:2]:
+        assert step.ridge > 0
+        assert step.errors[chosen.optimal].mean() < 1.2 * step.zero.mean()
+
+
+def test_what_judges_the_optimal_map_is_not_what_it_is_fitted_to(settings):
+    """Of squares there are (32 - 8 + 1)^2 = 625: three times 1,024 draws hold nearly all of them, and the sentence says so."""
+    walk = explain_infidelity(settings(optimal_cells=32, sigmas=[0.5]), progress=False)
+    square = walk.steps[1]
+    assert square.fitted == 3 * 32 * 32
+    expected = 625 * (1 - (1 - 1 / 625) ** (3 * 32 * 32))  # different ones among so many draws
+    assert square.different == pytest.approx(expected, abs=5)
+    assert square.seen >= 28
+    assert square.by_construction == (square.seen == 30 and square.ridge == 0), "one that was not seen is judged"
+    said = findings(walk)[2]
+    if square.by_construction:
+        assert f"fitted to {square.different:,} different perturbations, no more than its 1,024 unknowns" in said
+    assert f"{square.seen} of the 30 that judge it" in said
+    table = steps_table(walk).set_index(["perturbation", "map"])
+    assert table.loc[("one patch", "optimal (pixels)"), ["fitted_to", "different", "seen"]].tolist() == [16, 16, 16]
+    assert table.loc[("noise, sigma 0.5", "optimal (pixels)"), "seen"] == 0
+    assert table.loc[("noise, sigma 0.5", "Gradient"), ["fitted_to", "seen"]].isna().all()
+
+
+def test_the_passes_announced_are_those_counted(settings, monkeypatch):
+    chosen = settings(others=2, samples=5, methods=["Gradient", "IxG", "IG", "Random"])
+    plan = cost(chosen)
+    assert list(plan) == ["model", "work", "epochs", "forward", "backward"]
+    assert set(plan["model"]) == {"small_steps"}
+    assert plan["epochs"].isna().all()
+    counter, load = PassCounter(), infidelity_steps.Job.load
+
+    def watched(job):
+        model = load(job)
+        watching.append(counter.watch(model))
+        watching[-1].__enter__()
+        return model
+
+    watching: list = []
+    monkeypatch.setattr(infidelity_steps.Job, "load", watched)
+    explain_infidelity(chosen, progress=False)
+    watching[0].__exit__(None, None, None)
+    # Three images, each intact once, under 5 of each drawn kind and 16 patches; 3 x 64 for each drawn kind's optimal map.
+    assert plan.loc[~plan["work"].isin(["Gradient, IxG", "IG", "Random"]), "forward"].sum() == 3 * (1 + 3 * 5 + 16) + 3 * 3 * 64
+    assert counter.facts == {"forward": plan["forward"].sum(), "backward": plan["backward"].sum()}
+
+
+def test_the_cost_of_a_net_that_is_not_there_counts_its_training_and_trains_nothing(settings, tmp_path):
+    plan = cost(settings(checkpoints={}))
+    assert plan.set_index("work").loc["train", "epochs"] == 1
+    assert plan["forward"].isna().sum() == 1
+    assert not list(tmp_path.rglob("*trained*"))
+
+
+def test_on_other_images_the_winners_are_counted(settings):
+    chosen = settings(others=2)
+    walk = explain_infidelity(chosen, progress=False)
+    for other in (1, 2):  # what wins there is what wins where that image is the one explained
+        alone = explain_infidelity(settings(image=2 + other), progress=False)
+        for step in alone.steps:
+            assert walk.winners[step.name][other - 1] == winners_of(step, METHODS)[0]
+    table = steps_table(walk)
+    given = table[table["map"].isin(METHODS)]
+    assert (given.groupby("perturbation")["wins_elsewhere"].sum() == 2).all()
+    low, high = stats.beta.ppf([0.025], 2, 1).item(), 1.0  # exact interval for 2 of 2
+    assert f"noise, sigma 0.001: Gradient on 2 [{low:.0%}, {high:.0%}]" in findings(walk)[-1]
+    assert findings(explain_infidelity(settings(), progress=False))[-1] == "No other image was looked at."
+
+
+def step_of(foretold, changes, **facts):
+    changes = np.asarray(changes, dtype=float)
+    blank = {"taken": np.zeros((2, 2)), "picture": np.zeros((2, 2, 3)), "products": {}, "logit": 1.0, "optimal": np.zeros((2, 2))}
+    blank |= {"name": "p", "noise": True, "sampled": True, "cells": 4, "ridge": 0.0, "fitted": 12, "different": 6, "seen": 0, **facts}
+    return Step(changes=changes, foretold={name: np.asarray(values, dtype=float) for name, values in foretold.items()}, **blank)
+
+
+def test_intervals_are_those_of_student():
+    values = np.random.default_rng(3).normal(size=20) ** 2
+    found = mean_of(values)
+    low, high = stats.t.interval(0.95, 19, values.mean(), stats.sem(values))
+    assert found == pytest.approx((values.mean(), stats.sem(values), low, high))
+    assert mean_of(values, sampled=False) == (values.mean(), 0, values.mean(), values.mean())
+
+
+def test_only_clear_differences_count():
+    """Ten times the change is far off and, scaled, perfect; a map with noise added is near, and scaled stays so: their order turns."""
+    rng = np.random.default_rng(4)
+    changes = rng.normal(size=200)
+    loud, noisy = 10 * changes, changes + 0.3 * rng.normal(size=200)
+    twin = noisy + 1e-3 * rng.normal(size=200)
+    step = step_of({"loud": loud, "noisy": noisy, "twin": twin}, changes)
+    assert lower(step, "noisy", "loud")
+    assert lower(step, "loud", "noisy", scaled=True)
+    assert lower(step, ZEROS, "loud")
+    assert not lower(step, ZEROS, "noisy")
+    # The two that are the same but for a thousandth differ in their means, which is no order.
+    assert step.errors["noisy"].mean() != step.errors["twin"].mean()
+    assert not lower(step, "noisy", "twin")
+    assert not lower(step, "twin", "noisy")
+    assert set(reordered(step, ["loud", "noisy", "twin"])) == {("noisy", "loud"), ("twin", "loud")}
+    assert set(winners_of(step, ["loud", "noisy", "twin"])) == {"noisy", "twin"}
+    # Where the perturbations are all that there are, any difference counts.
+    assert len(winners_of(replace(step, sampled=False), ["loud", "noisy", "twin"])) == 1
+
+
+def test_silence_that_wins_is_counted(settings):
+    rng = np.random.default_rng(5)
+    changes = rng.normal(size=100)
+    optimal = settings().optimal
+    bad = step_of({"a": 10 * rng.normal(size=100), "b": -3 * changes, optimal: changes}, changes)
+    good = replace(bad, name="q", foretold={"a": 0.9 * changes, "b": -3 * changes, optimal: changes})
+    maps = {name: np.zeros((8, 8)) for name in ("a", "b")}
+    walk = InfidelityWalk(settings(), "id", "7", np.zeros((2, 2, 3)), maps, [bad, good], {"p": [], "q": []})
+    said = findings(walk)
+    assert "A map of zeros is clearly below every given map for 1 of 2." in said[3]
+    assert "q 0" not in said[3]
+    assert "clearly less than b." in said[2]
+    assert "Brackets hold 95 % t intervals over the perturbations" in said[0]
+
+
+def test_likeness_is_of_cells():
+    rng = np.random.default_rng(6)
+    first, second = rng.normal(size=(2, 8, 12))
+    cells = [
+        np.array([values[4 * i : 4 * i + 4, 6 * j : 6 * j + 6].mean() for i in range(2) for j in range(2)]) for values in (first, second)
+    ]
+    cosine = cells[0] @ cells[1] / np.linalg.norm(cells[0]) / np.linalg.norm(cells[1])
+    assert likeness(first, second, 2) == pytest.approx((cosine, stats.spearmanr(*cells).statistic))
+    assert np.isnan(likeness(np.zeros((8, 12)), second, 2)).all()
+
+
+def test_the_table_has_an_interval_beside_each_number(settings):
+    table = steps_table(explain_infidelity(settings(), progress=False))
+    assert len(table) == 4 * 4
+    for value, low, high, se in (
+        ("infidelity", "low", "high", "infidelity_se"),
+        ("normalised", "normalised_low", "normalised_high", "normalised_se"),
+    ):
+        assert (table[low] <= table[value]).all()
+        assert (table[value] <= table[high]).all()
+        assert (table[low] >= 0).all()
+        drawn = table["perturbation"] != "one patch"
+        assert (table.loc[drawn, se] > 0).all()
+        assert (table.loc[~drawn, se] == 0).all()
+    assert set(table["interval"]) == {"95 % t over 30 perturbations of one image", "none: all 16 perturbations of one image"}
+    assert table.loc[table["perturbation"].str.startswith("noise"), "floor"].notna().all()
+    assert table.loc[~table["perturbation"].str.startswith("noise"), "floor"].isna().all()
+    assert pd.api.types.is_integer_dtype(table["seen"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sigmas": []}, "sigmas"),
+        ({"grid": 5}, "5"),
+        ({"optimal_cells": 5}, "5"),
+        ({"others": -1}, "others"),
+        ({"methods": ["IxC"]}, "IxG"),
+    ],
+)
+def test_faults_are_named(settings, changes, named):
+    with pytest.raises(SettingsError, match=named):
+        settings(**changes)

@@ -9,10 +9,11 @@ PAPERMILL := $(BIN)/papermill --no-progress-bar --no-log-output --stdout-file - 
 define run
 @mkdir -p runs/$(PROFILE)/$(1)
 $(PAPERMILL) notebooks/$(1).ipynb runs/$(PROFILE)/$(1)/$(1).ipynb -f params/$(PROFILE)/$(1).yaml
+@echo; cat figures/$(PROFILE)/$(1).md
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rank reproduce test lint bench lab readme clean
+.PHONY: help setup rank reproduce test lint bench lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,9 +44,6 @@ bench: setup ## measure speed and memory, as ratios in one run
 
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
-
-readme: setup ## write the findings of figures/mnist5k into README.md
-	$(BIN)/python -m idsds.studies.rank_methods
 
 clean: ## remove the environment, the cache and the runs
 	rm -rf .venv cache runs

@@ -1,4 +1,4 @@
-"""The command line: ``python -m idsds reproduce PROFILE``, ``python -m idsds finetune FILE``."""
+"""The command line: ``python -m idsds reproduce PROFILE``, ``python -m idsds run STUDY FILE``, ``python -m idsds finetune FILE``."""
 
 from __future__ import annotations
 
@@ -7,29 +7,49 @@ import sys
 from collections.abc import Sequence
 
 EXAMPLES = """examples:
-  python -m idsds reproduce mnist5k                                     every notebook of a profile; what is there is reused
-  python -m idsds reproduce mnist5k rank_methods stability              some of them
-  python -m idsds reproduce imagenet --dry-run                          what they would cost, measured on a few batches
-  python -m idsds finetune params/imagenet/finetune.yaml devices=4      in-domain fine-tuning on four GPUs
+  python -m idsds reproduce mnist5k                                 every notebook of a profile; what is done is reused
+  python -m idsds reproduce mnist5k rank_methods stability          some of them
+  python -m idsds reproduce imagenet --dry-run                      what they would cost, measured on a few batches
+  python -m idsds run rank_methods params/mnist5k/rank_methods.yaml images=64
+                                                                    one study without its notebook: tables, figure, findings
+  python -m idsds finetune params/imagenet/finetune.yaml devices=4  in-domain fine-tuning on four GPUs (also under torchrun, Slurm)
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status."""
+    """Run one command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m idsds",
         description="Measure the attribution quality of vision models.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("reproduce", "finetune"))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see `python -m idsds COMMAND --help`")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    reproduce = commands.add_parser("reproduce", help="run the notebooks of a profile")
+    reproduce.add_argument("profile", nargs="?", default="mnist5k", help="a folder of params/ (default: mnist5k)")
+    reproduce.add_argument("only", nargs="*", help="names of params files; all if none is given")
+    reproduce.add_argument("--again", action="store_true", help="repeat what is done as well")
+    reproduce.add_argument("--dry-run", action="store_true", help="say what each run would cost, and compute nothing")
+    for name, what in (("run", "run one study from a params file"), ("finetune", "fine-tune models in-domain from a params file")):
+        command = commands.add_parser(name, help=what)
+        if name == "run":
+            command.add_argument("study", help="the name of a notebook, such as rank_methods")
+        command.add_argument("params", help="a params file, such as params/imagenet/finetune.yaml")
+        command.add_argument("changes", nargs="*", metavar="key=value", help="settings to change, such as dry_run=true")
     given = parser.parse_args(arguments)
-    if given.command == "reproduce":
-        from idsds.studies.reproduce import main as command
-    else:
-        from idsds.studies.finetune import main as command
-    return command(given.arguments) or 0
+    from idsds.common.registry import UnknownNameError
+    from idsds.common.settings import SettingsError
+
+    try:
+        if given.command == "reproduce":
+            from idsds.studies.reproduce import run_profile
+
+            return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
+        from idsds.studies.base import run_file
+
+        return run_file(given.study if given.command == "run" else "finetune", given.params, given.changes)
+    except (SettingsError, UnknownNameError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

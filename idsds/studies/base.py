@@ -1,4 +1,11 @@
-"""Frozen, validated settings: the one place that says what a params file may contain.
+"""The form of every study: its settings, what it will cost, what it does, and what it found.
+
+A study is the notebook of its name without the notebook::
+
+    study = RankMethods(dataset="mnist5k", models=["mini_resnet8"], methods=["IG", "Random"], images=64, output="runs/x")
+    study.plan()                 # what it will do, and what that costs
+    result = study.run()         # tables and findings
+    result.save(result.plot())   # the figure, with the tables and findings beside it
 
 Every name is checked against its registry and every number against its range when the object is made, so that a mistake ends a run
 before any work is done.
@@ -6,33 +13,53 @@ before any work is done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pandas as pd
+import yaml
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from idsds.common import paths
 from idsds.common.devices import Device, Precision, _one_of, check_precision, chosen_device
 from idsds.common.interventions import patch_size
 from idsds.common.registry import UnknownNameError
-from idsds.common.settings import Settings
+from idsds.common.settings import Settings, SettingsError
 from idsds.datasets.base import DATASETS
 from idsds.evaluation.costs import _spell
+from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
+from idsds.training.launch import is_main
 from idsds.training.recipes import BaselineName
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-class NotebookSettings(Settings):
-    """What every notebook takes: ``dry_run`` says what the run would cost, measured on a few batches, and stops there."""
-
-    dry_run: bool = False
-
-    @property
-    def planning(self) -> Literal[True, "measure"]:
-        """What :func:`idsds.evaluate` is asked for by ``dry_run=``: to count passes, or in a dry run to time some of them as well."""
-        return "measure" if self.dry_run else True
+#: Every study, by the name of its notebook, in the order in which a profile runs them: what trains nets that others reuse comes first.
+STUDIES = (
+    "finetune",
+    "rank_methods",
+    "gallery",
+    "how_idsds_works",
+    "design_choice",
+    "accuracy_tradeoff",
+    "compare_protocols",
+    "stability",
+    "train_fractions",
+    "infidelity_sensitivity",
+    "how_infidelity_works",
+    "augmentation_robustness",
+    "sanity_checks",
+    "hyperparameter_sensitivity",
+    "roar",
+    "metric_sanity",
+)
+#: The columns of a plan that are summed over the pieces of work.
+SUMS = ("epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
 
 
 def _is_method(value: str) -> str:
@@ -46,7 +73,7 @@ DatasetName = Annotated[str, _one_of("data set", DATASETS)]
 
 
 def check_unique(settings: Settings, *names: str) -> None:
-    """Raises ValueError where one of these lists of the settings names a thing twice."""
+    """Raise ValueError if one of these lists of the settings names a thing twice."""
     for name in names:
         values = getattr(settings, name)
         if twice := sorted({str(value) for value in values if values.count(value) > 1}):
@@ -54,11 +81,278 @@ def check_unique(settings: Settings, *names: str) -> None:
 
 
 def check_output(output: str) -> None:
-    """Raises ValueError, with the system's reason, where the output folder cannot be written to."""
+    """Raise ValueError, with the system's reason, if the output folder cannot be written to."""
     try:
         paths.check_writable(output)
     except OSError as error:
         raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a study will do and what that costs; a notebook shows it as a table with its sum below.
+
+    Args:
+        table: one row per piece of work, with some of the columns :data:`SUMS`. A training that several runs need is listed once.
+        by: the columns whose groups get a row.
+    """
+
+    table: pd.DataFrame
+    by: tuple[str, ...] = ("model",)
+
+    def __post_init__(self) -> None:
+        if "checkpoint" in self.table:
+            trained = self.table["checkpoint"].fillna("") != ""
+            object.__setattr__(self, "table", self.table[~(trained & self.table.duplicated("checkpoint"))])
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """The sums per group of ``by``."""
+        sums = [name for name in SUMS if name in self.table]
+        return self.table.groupby(list(self.by), sort=False)[sums].sum(min_count=1).dropna(axis=1, how="all")
+
+    @property
+    def total(self) -> str:
+        """The sums in words: passes, training, time and disk, as far as the plan knows them."""
+        total = {name: float(pd.to_numeric(self.table[name]).sum()) for name in SUMS if name in self.table}
+        parts = []
+        if "forward" in self.table:
+            parts.append(f"{total['forward']:,.0f} forward and {total['backward']:,.0f} backward passes")
+            if "epochs" in self.table and (stages := int(self.table["epochs"].notna().sum())):
+                parts.append(f"{stages} training stage(s) that are not cached")
+        elif "images_left" in self.table:
+            parts.append(f"{total['images_left']:,.0f} images forward and backward in training")
+        if total.get("steps"):
+            parts.append(f"{total['steps']:,.0f} steps of training")
+        if seconds := total.get("seconds_left", 0) + 3600 * total.get("hours", 0):
+            parts.append(f"about {_spell(seconds)} left")
+        if total.get("disk_mb"):
+            parts.append(f"{total['disk_mb']:,.1f} MB on disk")
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"{self.summary.to_string()}\nIn all: {self.total}."
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # not needed, and slow to import, outside notebooks
+
+        display(self.summary)
+        print(f"In all: {self.total}.", flush=True)  # in the terminal, too, where papermill shows what is printed
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a study found: at most three short sentences, and a table of verdicts.
+
+    Args:
+        sentences: computed from the tables.
+        verdicts: one row per claim (see :mod:`idsds.statistics.verdicts`), or None where the study tests no claim.
+    """
+
+    sentences: Sequence[str]
+    verdicts: pd.DataFrame | None = None
+
+    def markdown(self) -> str:
+        """Return the sentences as a list, and the verdicts as a table below them."""
+        text = "\n".join(f"- {sentence.strip()}" for sentence in self.sentences)
+        if self.verdicts is None or self.verdicts.empty:
+            return text
+        rows = [list(map(str, self.verdicts.columns)), ["---"] * len(self.verdicts.columns)]
+        rows += [[_cell(value) for value in row] for row in self.verdicts.itertuples(index=False)]
+        return text + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def __repr__(self) -> str:
+        return self.markdown()
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a study computed.
+
+    Args:
+        stem: figures and tables are saved as ``stem.png``, ``stem.pdf``, ``stem.csv``, ``stem_<name>.csv`` and ``stem.md``.
+        tables: by name; the main one is ``""``.
+        findings: what they say.
+        draw: draws the figure, or its pages, from the tables.
+        records: the frame of records that the tables were computed from, or what else the checks at the end of a notebook need.
+    """
+
+    stem: Path
+    tables: Mapping[str, pd.DataFrame]
+    findings: Findings
+    draw: Callable[[], Figure | Sequence[Figure]]
+    records: Any = field(default=None, repr=False)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The main table."""
+        return self.tables[""]
+
+    def plot(self) -> Figure | Sequence[Figure]:
+        """Draw the figure, or its pages."""
+        return self.draw()
+
+    def save(self, figure: Figure | Sequence[Figure]) -> list[Path]:
+        """Save a figure with the tables and findings beside it, and return the files."""
+        from idsds import plots
+
+        tables = {name: table for name, table in self.tables.items() if not name or len(table)}
+        files = plots.save(figure, self.stem, tables, finding=self.findings.markdown())
+        print(f"figure: {files[0]}", flush=True)
+        return files
+
+
+class Study(Settings):
+    """Base of all studies: the fields are the notebook's parameters, and what a params file may say."""
+
+    #: The columns of a plan by whose groups its costs are summed.
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("model",)
+
+    output: str
+    columns: Literal[1, 2] = 2
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _output_is_writable(self) -> Self:
+        check_output(self.output)
+        return self
+
+    @property
+    def stem(self) -> Path:
+        """Where figures and tables go: named like the folder of the run, which is named like the params file."""
+        return paths.figures_of(self.output) / Path(self.output).name
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The keyword arguments of :func:`idsds.evaluate` by label, one entry per run; none where a study only trains."""
+        return {}
+
+    def plan(self) -> Plan:
+        """Return what remains to be done and what that costs; a dry run measures it on a few batches. Nothing is computed."""
+        return Plan(self.plan_table(), self.PLAN_BY)
+
+    def plan_table(self) -> pd.DataFrame:
+        """One row per piece of work: the dry runs of :meth:`runs`, with the run's ``label``."""
+        mode: Any = "measure" if self.dry_run else True
+        plans = [evaluate(**run, dry_run=mode, progress=False).assign(label=label) for label, run in self.runs().items()]
+        return pd.concat(plans, ignore_index=True)
+
+    def records(self, progress: bool = True) -> pd.DataFrame:
+        """Evaluate all :meth:`runs`: their records one below the other, with the run's ``label``."""
+        parts = [evaluate(**run, progress=progress).assign(label=label) for label, run in self.runs().items()]
+        return pd.concat(parts, ignore_index=True)
+
+    def run(self, progress: bool = True) -> Result:
+        """Do the study. What is cached is not computed again.
+
+        Raises:
+            SystemExit: with code 0 in a dry run. It ends a notebook without a fault: papermill stops at the cell and reports no error,
+                and the kernel of JupyterLab goes on.
+        """
+        if self.dry_run:
+            print("A dry run: it ends here, nothing was computed.", flush=True)
+            raise SystemExit(0)
+        return self._run(progress)
+
+    def _run(self, progress: bool) -> Result:
+        raise TypeError(f"{type(self).__name__} must define _run")
+
+
+class EvaluationStudy(Study):
+    """A study that judges methods on models: what every notebook that ranks or compares takes, under the same names in all of them."""
+
+    dataset: DatasetName
+    models: Annotated[list[ModelName], Field(min_length=1)]
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    images: PositiveInt
+    grid: PositiveInt = 4
+    baseline: BaselineName = "zeros"
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    device: Device = "auto"
+    precision: Precision = "32-true"
+    checkpoints: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        size = DATASETS[self.dataset].image_size
+        patch_size(size, size, self.grid)
+        check_unique(self, "models", "methods", "seeds")
+        check_precision(self.precision, chosen_device(self.device).type)
+        for name in self.checkpoints:
+            if name not in self.models:
+                raise UnknownNameError("model with a checkpoint", name, self.models)
+        return self
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """The keyword arguments of :func:`idsds.evaluate`, with ``changes``; ``output`` may be a folder below the study's."""
+        names = ("dataset", "models", "methods", "images", "grid", "baseline", "device", "precision", "output", "checkpoints")
+        values = {name: getattr(self, name) for name in names} | {"seed": self.seeds}
+        return values | changes
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run, of the settings as they are."""
+        return {"": self.arguments()}
+
+
+def study_class(name: str) -> type[Study]:
+    """Return the study of a notebook: ``rank_methods`` is :class:`idsds.studies.rank_methods.RankMethods`.
+
+    Raises:
+        UnknownNameError: for a name that is not in :data:`STUDIES`.
+    """
+    if name not in STUDIES:
+        raise UnknownNameError("study", name, STUDIES)
+    return getattr(importlib.import_module(f"idsds.studies.{name}"), name.title().replace("_", ""))
+
+
+def read_params(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the values of a params file, with ``key=value`` changes (values as in YAML).
+
+    Raises:
+        SettingsError: if the file does not hold settings, or a change is not of that form.
+    """
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{str(path)!r} must hold settings (key: value), not a {type(values).__name__}")
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise SettingsError(f"a change is key=value, not {change!r}")
+        values[key] = yaml.safe_load(value)
+    return values
+
+
+def run_file(name: str, path: str | Path, changes: Sequence[str] = ()) -> int:
+    """Run a study from a params file without its notebook: print the plan, the table and the findings, and save the figure."""
+    study = study_class(name)(**read_params(path, changes))
+    if is_main():
+        print(study.plan(), flush=True)
+    result = study.run()
+    if is_main():
+        files = result.save(result.plot())
+        print(result.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        print(f"\n{result.findings.markdown()}\n\nfigure: {files[0]}")
+    return 0
+
+
+# ---- what studies that do not have the form yet still use; goes with the last of them
+
+
+class NotebookSettings(Settings):
+    """What every notebook takes: ``dry_run`` says what the run would cost, measured on a few batches, and stops there."""
+
+    dry_run: bool = False
+
+    @property
+    def planning(self) -> Literal[True, "measure"]:
+        """What :func:`idsds.evaluate` is asked for by ``dry_run=``: to count passes, or in a dry run to time some of them as well."""
+        return "measure" if self.dry_run else True
 
 
 class RunSettings(NotebookSettings):
@@ -93,10 +387,6 @@ class RunSettings(NotebookSettings):
         values = self.model_dump(exclude={"dry_run"})
         values["seed"] = values.pop("seeds")
         return values
-
-
-#: What is summed over the pieces of work, wherever a plan says it.
-SUMS = ("epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
 
 
 def announce(plan: pd.DataFrame, settings: NotebookSettings, by: Sequence[str] = ("model",)) -> None:

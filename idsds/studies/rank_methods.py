@@ -1,26 +1,24 @@
-"""The published findings, put to the test on one's own records, each with its paired interval.
+"""The ranking of attribution methods, and the published findings put to the test on one's own records.
 
-The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910). ``python -m
-idsds.studies.rank_methods`` writes those of the committed run into README.md.
+The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), each with its paired interval.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from idsds.common import paths
+from idsds import plots, published
 from idsds.methods.base import ABSOLUTE
 from idsds.statistics import paired_differences, rank
-from idsds.studies.base import RunSettings
+from idsds.statistics.verdicts import count_verdicts, verdicts
+from idsds.studies.base import EvaluationStudy, Findings, Result
 
 Treatment = tuple[str, str]  # model, method
 COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict", "count", "nan", "interval"]
-START, END = "<!-- findings: start -->", "<!-- findings: end -->"
 
 
 def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -33,24 +31,16 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
     Returns:
         One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second;
         for an intrinsic explanation the best of each model's other methods, picked on these very images, which favours it);
-        ``difference`` of the means on the same images with ``low`` and ``high``, ``verdict``: ``shows`` where the whole interval is above
-        0, ``reversed`` where it is below, else ``undecided``; ``count`` and ``nan`` of the images; ``interval``, what it covers.
+        ``difference`` of the means on the same images with ``low`` and ``high``, ``verdict`` (:mod:`idsds.statistics.verdicts`);
+        ``count`` and ``nan`` of the images; ``interval``, what it covers.
     """
     rows = []
     for finding, first, second in _comparisons(records):
         found = _paired(records, first, second, confidence)
-        verdict = "shows" if found["low"] > 0 else "reversed" if found["high"] < 0 else "undecided"
         names = {"higher": " ".join(first), "lower": " ".join(second)}
-        rows.append({"finding": finding, **names, **found[["difference", "low", "high", "count", "nan", "interval"]], "verdict": verdict})
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def summary(findings: pd.DataFrame) -> pd.DataFrame:
-    """Per finding, in how many comparisons it shows, is undecided and is reversed."""
-    verdicts = ["shows", "undecided", "reversed"]
-    table = pd.crosstab(findings["finding"], findings["verdict"]).reindex(columns=verdicts, fill_value=0)
-    table = table.reindex(dict.fromkeys(findings["finding"])).rename_axis(columns=None)
-    return table.assign(comparisons=table.sum(axis=1)).reset_index()
+        rows.append({"finding": finding, **names, **found[["difference", "low", "high", "count", "nan", "interval"]]})
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.assign(verdict=verdicts(table["low"], table["high"]))
 
 
 def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatment]]:
@@ -102,49 +92,25 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
     return table.iloc[0]
 
 
-def headline(table: pd.DataFrame, findings: pd.DataFrame) -> str:
-    """One sentence: each model's best method with its interval, and how often every published finding shows.
+class RankMethods(EvaluationStudy):
+    """Rank attribution methods on models, with the published findings put to the test."""
 
-    Args:
-        table: from :func:`idsds.rank`.
-        findings: from :func:`published_findings`.
-    """
+    def _run(self, progress: bool) -> Result:
+        records = self.records(progress)
+        table, claims = rank(records), published_findings(records)
+        compared = published.compare(table, self.dataset, self.grid, self.baseline)
+        families = dict(zip(records["method"], records["family"], strict=True))
+
+        def draw() -> Figure:
+            return plots.rank_methods(table, families, n_patches=self.grid**2, columns=self.columns, published=compared)
+
+        tables = {"": table, "findings": claims, "published": compared}
+        return Result(self.stem, tables, Findings(best(table), count_verdicts(claims, "finding")), draw, records)
+
+
+def best(table: pd.DataFrame) -> list[str]:
+    """Name each model's best method with its score and interval, from a table of :func:`idsds.rank`."""
     scored = table[table["mean"].notna()]
-    best = scored.loc[scored.groupby("model", sort=False)["mean"].idxmax()]
-    scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in best.itertuples()]
-    claims = [f"{row.finding} in {row.shows} of {row.comparisons}" for row in summary(findings).itertuples()]
-    return f"Best of each model: {', '.join(scores)}" + (f"; of the published findings {', '.join(claims)} comparisons." if claims else ".")
-
-
-def markdown(findings: pd.DataFrame) -> str:
-    """The findings as a markdown table, with the verdicts counted above it."""
-    lines = []
-    for row in summary(findings).itertuples():
-        counts = f"shows in {row.shows} of {row.comparisons} comparisons, undecided in {row.undecided}, reversed in {row.reversed}"
-        lines.append(f"- *{row.finding}*: {counts}.")
-    lines += ["", "| finding | higher, says the finding | lower | difference [95 % interval] | verdict |", "|---|---|---|---|---|"]
-    for row in findings.itertuples():
-        interval = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-        lines.append(f"| {row.finding} | {row.higher} | {row.lower} | {interval} | {row.verdict} |")
-    return "\n".join(lines)
-
-
-def update_readme(readme: Path, findings: pd.DataFrame) -> None:
-    """Put the findings between the two markers of the README."""
-    text = readme.read_text()
-    before, rest = text.split(START)
-    readme.write_text(f"{before}{START}\n{markdown(findings)}\n{END}{rest.split(END)[1]}")
-
-
-if __name__ == "__main__":
-    update_readme(paths.root() / "README.md", pd.read_csv(paths.root() / "figures" / "mnist5k" / "rank_methods_findings.csv"))
-
-
-class RankingSettings(RunSettings):
-    """What ``params/*/rank_methods.yaml`` may say; ``columns`` is the width of the figure in columns of a paper."""
-
-    columns: Literal[1, 2] = 2
-
-    def run(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`idsds.evaluate`."""
-        return {name: value for name, value in self.evaluate().items() if name != "columns"}
+    rows = scored.loc[scored.groupby("model", sort=False)["mean"].idxmax()]
+    scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
+    return [f"Highest mean of each model: {', '.join(scores)}."]

@@ -12,7 +12,6 @@ was killed goes on from its records and checkpoints.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
@@ -27,26 +26,8 @@ from idsds.common import paths
 from idsds.common.files import atomic
 from idsds.common.hashing import digest, file_digest, versions
 from idsds.common.registry import UnknownNameError
+from idsds.studies.base import STUDIES
 
-# Notebooks that train what others reuse come first; of the rest, those that compute records before those that read the same ones.
-ORDER = (
-    "finetune",
-    "rank_methods",
-    "gallery",
-    "how_idsds_works",
-    "design_choice",
-    "accuracy_tradeoff",
-    "compare_protocols",
-    "stability",
-    "train_fractions",
-    "infidelity_sensitivity",
-    "how_infidelity_works",
-    "augmentation_robustness",
-    "sanity_checks",
-    "hyperparameter_sensitivity",
-    "roar",
-    "metric_sanity",
-)
 STAMP = "idsds"
 
 
@@ -125,8 +106,8 @@ def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:
         if not fitting:
             raise UnknownNameError("notebook", stem, notebooks)
         found.append(Run(files[stem], notebooks[max(fitting, key=len)]))
-    place = {name: number for number, name in enumerate(ORDER)}
-    return sorted(found, key=lambda run: (place.get(run.notebook.stem, len(ORDER)), run.stem))
+    place = {name: number for number, name in enumerate(STUDIES)}
+    return sorted(found, key=lambda run: (place.get(run.notebook.stem, len(STUDIES)), run.stem))
 
 
 def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None, again: bool = False) -> dict[str, str]:
@@ -218,25 +199,25 @@ def page(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 if a run failed."""
-    parser = argparse.ArgumentParser(prog="python -m idsds reproduce", description=__doc__.splitlines()[0])
-    parser.add_argument("profile", nargs="?", default="mnist5k", help="a folder of params/")
-    parser.add_argument("only", nargs="*", help="names of params files; all if none is given")
-    parser.add_argument("--again", action="store_true", help="repeat what is done as well")
-    parser.add_argument("--dry-run", action="store_true", help="say what each run would cost, and compute nothing")
-    given = parser.parse_args(arguments)
-    try:
-        runs = runs_of(given.profile, given.only)
-        everything = runs_of(given.profile)
-    except UnknownNameError as error:
-        parser.error(str(error))
-    if given.dry_run:
+def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, dry_run: bool = False) -> int:
+    """Make the runs of a profile and its overview page; return 1 if a run failed, else 0.
+
+    Args:
+        profile: a folder of ``params/``.
+        only: names of params files; all if none is given.
+        again: whether to repeat what is done as well.
+        dry_run: say what each run would cost, and compute nothing.
+
+    Raises:
+        UnknownNameError: for a profile or a name that is not there.
+    """
+    runs, everything = runs_of(profile, only), runs_of(profile)
+    if dry_run:
         failures = reproduce(runs, cost, again=True)
         print(f"\n{len(runs) - len(failures)} of {len(runs)} runs said what they would cost")
         return _told(failures)
-    failures = reproduce(runs, again=given.again)
-    overview = paths.root() / "figures" / given.profile / "README.md"
+    failures = reproduce(runs, again=again)
+    overview = paths.root() / "figures" / profile / "README.md"
     with atomic(overview) as partial:
         partial.write_text(page(everything))
     print(f"\n{len(runs) - len(failures)} of {len(runs)} runs are there; overview: {overview.relative_to(paths.root())}")

@@ -24,7 +24,7 @@ from idsds.studies import sanity_checks as randomisation
 from idsds.studies.how_idsds_works import WalkthroughSettings
 from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
 from idsds.studies.metric_sanity import study as metric_sanity
-from idsds.studies.rank_methods import RankingSettings
+from idsds.studies.rank_methods import RankMethods
 from idsds.studies.roar import study as retraining
 from tests.models.golden import filled, study_file
 from tests.notebooks.test_notebooks import touched
@@ -77,7 +77,7 @@ def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp
     elif path.stem == "accuracy_tradeoff":
         plan = tradeoff.measure(tradeoff.TradeoffSettings(**{**given, "accuracy_images": 2}), dry_run=True)
     else:
-        plan = evaluate(**RankingSettings(**given).run(), dry_run=True)
+        plan = evaluate(**RankMethods(**given).arguments(), dry_run=True)
     assert set(plan["model"].str.split(",").str[0]) == set(given["models"])
     deletions = plan[plan["work"] == "deletions"]
     assert (deletions["forward"] == 2 * 17).all()

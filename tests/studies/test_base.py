@@ -1,13 +1,21 @@
+import pandas as pd
 import pytest
 import yaml
 
 from idsds.common import paths
 from idsds.common.devices import chosen_device
 from idsds.common.settings import SettingsError
-from idsds.studies.base import RunSettings
+from idsds.studies.base import STUDIES, EvaluationStudy, Findings, Plan, Result, read_params, run_file, study_class
 from idsds.training.recipes import PAPER, Recipe
 
 GOOD = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": ["IG", "IG abs"], "images": 10, "output": "runs/x/y"}
+
+
+class Minimal(EvaluationStudy):
+    def _run(self, progress):
+        records = self.records(progress)
+        table = records.groupby("method", as_index=False)["score"].mean()
+        return Result(self.stem, {"": table, "empty": table.head(0)}, Findings(["One.", "Two."], table), lambda: None, records)
 
 
 @pytest.mark.parametrize(
@@ -34,39 +42,39 @@ GOOD = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": ["IG", "IG 
 )
 def test_each_fault_is_named_with_what_is_allowed(change, message):
     with pytest.raises(SettingsError, match=message):
-        RunSettings(**{**GOOD, **change})
+        Minimal(**{**GOOD, **change})
 
 
 def test_all_faults_are_named_at_once():
     with pytest.raises(SettingsError) as caught:
-        RunSettings(**{**GOOD, "models": ["resnet8"], "images": -1, "bogus": 1})
-    assert str(caught.value).startswith("3 fault(s) in RunSettings")
+        Minimal(**{**GOOD, "models": ["resnet8"], "images": -1, "bogus": 1})
+    assert str(caught.value).startswith("3 fault(s) in Minimal")
 
 
 def test_a_missing_key_is_named():
     with pytest.raises(SettingsError, match="output: missing"):
-        RunSettings(**{key: value for key, value in GOOD.items() if key != "output"})
+        Minimal(**{key: value for key, value in GOOD.items() if key != "output"})
 
 
 def test_an_unwritable_output_is_named(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(SettingsError, match=r"cannot write to the output folder .*file/run"):
-        RunSettings(**{**GOOD, "output": str(blocker / "run")})
+        Minimal(**{**GOOD, "output": str(blocker / "run")})
 
 
 def test_settings_are_frozen():
-    settings = RunSettings(**GOOD)
+    settings = Minimal(**GOOD)
     with pytest.raises(ValueError, match="frozen"):
         settings.images = 3
 
 
 def test_a_params_key_that_papermill_only_warns_of_is_refused_and_other_variables_are_not():
     namespace = {**GOOD, "In": ["", "images: int = 3", "# Parameters\nimages = 10\n"], "Out": {}, "files": ["x"], "paths": paths}
-    assert RunSettings.from_notebook(namespace) == RunSettings(**GOOD)
+    assert Minimal.from_notebook(namespace) == Minimal(**GOOD)
     namespace |= {"In": ["", "# Parameters\nmodles = ['mini_resnet8']\n"], "modles": ["mini_resnet8"]}
     with pytest.raises(SettingsError, match=r"unknown key 'modles'\. Did you mean 'models'"):
-        RunSettings.from_notebook(namespace)
+        Minimal.from_notebook(namespace)
 
 
 def test_yaml_scientific_notation_without_a_point_is_refused():
@@ -81,7 +89,7 @@ def test_the_papers_recipe():
 
 
 def test_evaluate_takes_what_the_settings_give():
-    arguments = RunSettings(**{**GOOD, "seeds": [0, 1]}).evaluate()
+    arguments = Minimal(**{**GOOD, "seeds": [0, 1]}).arguments()
     assert arguments["seed"] == [0, 1]
     assert "seeds" not in arguments
 
@@ -95,3 +103,103 @@ def test_auto_is_a_device_that_is_there():
 def test_figures_go_beside_the_profile_of_the_run(tmp_path):
     assert paths.figures_of("runs/mnist5k/rank_methods") == paths.root() / "figures" / "mnist5k"
     assert paths.figures_of(tmp_path / "a" / "b") == tmp_path / "a" / "b" / "figures"
+
+
+PLAN = pd.DataFrame(
+    {
+        "model": ["a", "a", "b"],
+        "work": ["train", "maps", "maps"],
+        "epochs": [3, None, None],
+        "forward": [None, 10, 2000],
+        "backward": [None, 5, 0],
+        "seconds_left": [30.0, 60.0, 3510.0],
+        "disk_mb": [0.0, 1.0, 2.5],
+    }
+)
+
+
+def test_a_cost_in_words():
+    words = Plan(PLAN).total
+    assert words == "2,010 forward and 5 backward passes, 1 training stage(s) that are not cached, about 1.0 hours left, 3.5 MB on disk"
+    assert Plan(PLAN[["model", "forward", "backward"]]).total == "2,010 forward and 5 backward passes"
+    trained = pd.DataFrame({"model": "a", "images_left": [100, 1000], "hours": [0.5, 1.0], "epochs": [2, 2]})
+    assert Plan(trained).total == "1,100 images forward and backward in training, about 1.5 hours left"
+
+
+def test_a_training_that_several_runs_need_is_planned_once():
+    one = PLAN.assign(checkpoint=["net.safetensors", "", ""], label="first")
+    twice = Plan(pd.concat([one, one.assign(label="second")]))
+    assert twice.total.startswith("4,020 forward and 10 backward passes, 1 training stage(s)")
+    assert twice.table["seconds_left"].sum() == 30 + 2 * (60 + 3510)
+
+
+def test_a_plan_is_shown_with_its_sums_and_its_total(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    Plan(PLAN)._ipython_display_()
+    assert shown[0].loc["b", "forward"] == 2000
+    assert shown[0].loc["a", "epochs"] == 3
+    assert "disk_mb" in shown[0]
+    assert "In all: 2,010 forward" in capsys.readouterr().out
+
+
+@pytest.fixture
+def minimal(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
+
+    def fake(dry_run=False, progress=True, **arguments):
+        assert "columns" not in arguments
+        if dry_run:
+            return pd.DataFrame({"model": arguments["models"], "forward": 3, "backward": 0, "mode": str(dry_run)})
+        return pd.DataFrame({"method": arguments["methods"], "score": 0.5})
+
+    monkeypatch.setattr("idsds.studies.base.evaluate", fake)
+    return Minimal(**GOOD)
+
+
+def test_a_study_plans_runs_and_saves(minimal, tmp_path):
+    assert minimal.plan().total == "3 forward and 0 backward passes"
+    assert set(minimal.plan().table["mode"]) == {"True"}
+    result = minimal.run(progress=False)
+    assert result.table["score"].tolist() == [0.5, 0.5]
+    assert result.findings.markdown() == "- One.\n- Two.\n\n| method | score |\n| --- | --- |\n| IG | 0.50 |\n| IG abs | 0.50 |"
+    from matplotlib.figure import Figure
+
+    names = [path.name for path in result.save(Figure())]
+    assert names == ["y.png", "y.pdf", "y.csv", "y.md"], "an empty table is not saved"
+
+
+def test_a_dry_run_measures_and_ends_before_the_work(minimal, capsys):
+    dry = minimal.model_copy(update={"dry_run": True})
+    assert set(dry.plan().table["mode"]) == {"measure"}
+    with pytest.raises(SystemExit) as end:
+        dry.run()
+    assert end.value.code == 0
+    assert "nothing was computed" in capsys.readouterr().out
+
+
+def test_every_study_is_found_by_the_name_of_its_notebook():
+    assert issubclass(study_class("rank_methods"), EvaluationStudy)
+    with pytest.raises(ValueError, match=r"unknown study 'rank_method'\. Did you mean 'rank_methods'"):
+        study_class("rank_method")
+    assert len(set(STUDIES)) == len(STUDIES)
+
+
+def test_a_params_file_is_read_with_changes(tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump(GOOD))
+    assert read_params(file, ["images=3", "methods=[IG]"]) == GOOD | {"images": 3, "methods": ["IG"]}
+    with pytest.raises(SettingsError, match="a change is key=value, not 'images'"):
+        read_params(file, ["images"])
+    file.write_text("- a\n- b\n")
+    with pytest.raises(SettingsError, match="must hold settings"):
+        read_params(file)
+
+
+def test_a_study_runs_from_a_file_without_its_notebook(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, "models": ["mini_resnet8"], "methods": ["IG", "Random"], "images": 2, "dry_run": True}))
+    with pytest.raises(SystemExit):
+        run_file("rank_methods", file)
+    assert "In all: " in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 
 from idsds.common.registry import UnknownNameError
 from idsds.studies import reproduce as rp
+from idsds.studies.base import STUDIES
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_run_that_fails_is_named_is_not_done_and_does_not_keep_others_from_bei
     assert "too large" in failures["design"]
     assert not runs[2].is_done
     assert runs[1].executed.is_file()
-    assert rp.main(["p", "design"]) == 1
+    assert rp.run_profile("p", ["design"]) == 1
 
 
 def test_the_overview_shows_every_figure_with_its_finding_and_tables(tree):
@@ -106,8 +107,8 @@ def test_the_overview_shows_every_figure_with_its_finding_and_tables(tree):
 
 def test_the_order_knows_every_notebook():
     notebooks = {path.stem for path in (Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb")}
-    assert set(rp.ORDER) == notebooks
-    assert len(rp.ORDER) == len(notebooks)
+    assert set(STUDIES) == notebooks
+    assert len(STUDIES) == len(notebooks)
 
 
 def test_a_dry_run_says_what_it_costs_and_leaves_everything_as_it_is(tree, capsys):
@@ -118,7 +119,7 @@ def test_a_dry_run_says_what_it_costs_and_leaves_everything_as_it_is(tree, capsy
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tree / "notebooks" / "design.ipynb")
     (tree / "params" / "p" / "design.yaml").write_text("dry_run: false\n")
-    assert rp.main(["p", "design", "--dry-run"]) == 0
+    assert rp.run_profile("p", ["design"], dry_run=True) == 0
     printed = capsys.readouterr().out
     assert "In all: 30 forward and 3 backward passes, about 2.0 minutes left." in printed
     assert "nothing was computed" in printed
@@ -132,8 +133,10 @@ def test_a_dry_run_says_what_it_costs_and_leaves_everything_as_it_is(tree, capsy
 
 COST = """
 import pandas as pd
-from idsds.evaluation import costs
-from idsds.studies.base import NotebookSettings
-plan = pd.DataFrame({"model": ["a", "a"], "forward": [10, 20], "backward": [1, 2], "seconds_left": [60.0, 60.0]})
-costs.announce(plan, NotebookSettings(dry_run=dry_run))
+from IPython.display import display
+from idsds.studies.base import Plan
+display(Plan(pd.DataFrame({"model": ["a", "a"], "forward": [10, 20], "backward": [1, 2], "seconds_left": [60.0, 60.0]})))
+if dry_run:
+    print("A dry run: nothing was computed.")
+    raise SystemExit(0)
 """

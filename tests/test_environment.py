@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -45,3 +46,11 @@ def test_no_tracked_file_has_a_path_of_a_machine():
     places = "|".join(["/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/"])
     found = subprocess.run(["git", "grep", "-nIE", places, "--", ":!*.csv"], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (1, "")  # 1: searched, and found nothing
+
+
+def test_import_is_lazy_and_every_public_name_is_there():
+    code = "import sys, idsds; heavy = {'torch', 'pandas', 'captum', 'matplotlib'} & set(sys.modules); "
+    code += "[getattr(idsds, name) for name in idsds.__all__]; print(sorted(heavy), len(idsds.__all__))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("] ")
+    assert found[0] == "["
+    assert int(found[1]) > 30

@@ -87,6 +87,15 @@ def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
     return low, high
 
 
+def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the ends of Wilson's (1927) score interval of a share in [0, 1], such as an accuracy; NaN if ``count`` is 0."""
+    check_options(confidence)
+    if not count:
+        return float("nan"), float("nan")
+    found = stats.binomtest(int(successes), int(count)).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def _group_sums(features: np.ndarray | sparse.csr_array) -> np.ndarray:
     n = features.shape[0]
     groups = min(n, JACKKNIFE_GROUPS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from idsds.datasets.base import ImageDataset, ImageReadError
@@ -17,7 +19,37 @@ from idsds.training.recipes import Deletion
 from idsds.training.steps import delete, loader_of, loss_of, over_processes
 
 
-@torch.inference_mode()
+def outputs(
+    model: nn.Module, loader: DataLoader, deletion: Deletion | None = None, autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Yield logits (B, K) as float32, targets (B,), both on the model's device, and image ids, batch by batch.
+
+    The model is in eval mode and no graph is kept while a batch is computed; the mode is restored afterwards.
+
+    Args:
+        model: returns logits (B, K).
+        loader: batches of (images, targets, image ids); a batch of which no image could be read is left out.
+        deletion: None: intact images; else each image loses one patch, the same one at every call.
+        autocast: makes the context that sets the precision.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        for images, targets, image_ids in loader:
+            if not len(targets):
+                continue
+            images, targets = images.to(device), targets.to(device)
+            with torch.inference_mode():
+                if deletion is not None:
+                    numbers = [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in image_ids]
+                    images = delete(images, torch.tensor([number % deletion.grid**2 for number in numbers]), image_ids, deletion)
+                with autocast():
+                    logits = model(images).float()
+            yield logits, targets, image_ids
+    finally:
+        model.train(training)
+
+
 def accuracy(
     model: nn.Module,
     loader: DataLoader,
@@ -26,42 +58,31 @@ def accuracy(
     loss: Loss = "cross_entropy",
     fabric: Fabric | None = None,
 ) -> tuple[float, float]:
-    """Accuracy (share in [0, 1]) and mean loss on a split.
+    """Return accuracy (share in [0, 1]) and mean loss on a split.
 
     Args:
-        model: returns logits (B, K); is put into eval mode and left as it was.
-        loader: batches of (images, targets, image ids); with several processes, of this one's share.
-        deletion: None: intact images; else each image loses one patch, the same one at every call.
+        model, loader, deletion: as for :func:`outputs`; with several processes, the loader has this one's share.
         loss: which loss to report.
         fabric: sums over its processes and takes its precision.
+
+    Raises:
+        ImageReadError: if no image could be read.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    for images, targets, image_ids in loader:
-        if not len(targets):
-            continue
-        images, targets = images.to(device), targets.to(device)
-        if deletion is not None:
-            numbers = [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in image_ids]
-            images = delete(images, torch.tensor([number % deletion.grid**2 for number in numbers]), image_ids, deletion)
-        with fabric.autocast() if fabric else nullcontext():
-            logits = model(images).float()
+    for logits, targets, _ in outputs(model, loader, deletion, fabric.autocast if fabric else nullcontext):
         correct = (logits.argmax(dim=1) == targets).sum()
         sums += torch.tensor([float(loss_of(logits, targets, loss)) * len(targets), float(correct), len(targets)])
-    model.train(training)
     summed, right, total = over_processes(fabric, sums)
     if not total:
         raise ImageReadError("none of the images could be read")
     return right / total, summed / total
 
 
-@torch.inference_mode()
 def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int = 0, precision: str = "32-true") -> pd.DataFrame:
-    """The most probable class of every image that can be read.
+    """Return the most probable class of every image that can be read.
 
     Args:
-        model: returns logits (B, K), on the device that is to be used; is put into eval mode.
+        model: returns logits (B, K), on the device that is to be used; its mode is restored afterwards.
         data: the images.
         size: of a batch.
         workers: loader processes.
@@ -71,19 +92,15 @@ def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int =
         One row per image, in the order of the data set: ``image_id``, ``target``, ``prediction``.
 
     Raises:
-        ImageReadError: where no image can be read.
+        ImageReadError: if no image can be read.
     """
-    model.eval()
-    device = next(model.parameters()).device
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    autocast = partial(torch.autocast, next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None)
     chosen = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
-    parts = []
-    for images, targets, image_ids in loader_of(data, chosen, workers):
-        if not len(targets):
-            continue
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(images.to(device))  # (B, K)
-        parts.append(pd.DataFrame({"image_id": image_ids, "target": targets.numpy(), "prediction": logits.argmax(dim=1).cpu().numpy()}))
+    parts = [
+        pd.DataFrame({"image_id": image_ids, "target": targets.cpu().numpy(), "prediction": logits.argmax(dim=1).cpu().numpy()})
+        for logits, targets, image_ids in outputs(model, loader_of(data, chosen, workers), autocast=autocast)
+    ]
     if not parts:
         raise ImageReadError(f"none of the {data.split} images of {data.name!r} could be read")
     return pd.concat(parts, ignore_index=True)

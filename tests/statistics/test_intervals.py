@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from idsds.statistics.intervals import jackknife
+from idsds.statistics.intervals import jackknife, wilson
 
 
 def test_the_jackknife_of_a_mean_is_the_t_interval():
@@ -26,3 +26,11 @@ def test_the_jackknife_covers_a_ratio_of_few_units():
 def test_a_few_units_that_agree_are_no_certainty():
     assert all(np.isnan(jackknife(np.mean, np.ones(5))))
     assert jackknife(np.mean, np.ones(64)) == (1, 1)
+
+
+def test_wilson_is_the_closed_form():
+    n, p, z = 200, 0.8, stats.norm.ppf(0.975)
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert wilson(160, n) == pytest.approx(((middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)))
+    assert wilson(0, 5)[0] == 0
+    assert all(np.isnan(wilson(0, 0)))

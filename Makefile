@@ -13,7 +13,7 @@ $(PAPERMILL) notebooks/$(1).ipynb runs/$(PROFILE)/$(1)/$(1).ipynb -f params/$(PR
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rank reproduce test lint bench lab clean
+.PHONY: help setup rank reproduce test lint bench lab docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ setup: .venv/.ready ## make the virtual environment and install the package into
 rank: setup ## rank attribution methods on embedded data: the main job
 	$(call run,rank_methods)
 
-reproduce: setup ## run every notebook of PROFILE (mnist5k), what is there is reused
+reproduce: setup ## run every notebook of PROFILE (mnist5k); what is done is reused
 	$(BIN)/python -m idsds reproduce $(PROFILE)
 
 test: setup lint ## check the style, run the tests and every notebook
@@ -44,6 +44,10 @@ bench: setup ## measure speed and memory, as ratios in one run
 
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+docs: setup ## build the documentation, offline, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/docs/index.html
 
 clean: ## remove the environment, the cache and the runs
 	rm -rf .venv cache runs

@@ -1,4 +1,4 @@
-"""What the site adds to the pages: the README as its front page, the files that pages link to, tables read from CSV files, the API reference.
+"""What the site adds to the pages: the README as its front page, files that pages link to, tables from CSV files, the API reference.
 
 On GitHub the pages read without any of it: a link leads to the file itself.
 """

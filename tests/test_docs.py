@@ -1,11 +1,17 @@
 """README and docs/: links lead somewhere, Python blocks run, and the pages name what the registries hold."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 import idsds
+from idsds.methods.base import METHODS
+from idsds.protocols.base import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,12 +64,13 @@ def test_every_python_block_runs(page, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
     (tmp_path / "params").symlink_to(ROOT / "params")
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))  # what a page registers goes with it
     namespace = {"__name__": "__main__"}
     for line, code in python_blocks(page):
         exec(compile("\n" * line + code, page.name, "exec"), namespace)
 
 
-def first_cells(page, heading="", cells=1):
+def first_cells(page, heading="# ", cells=1):
     """The names in code marks in the first cells of the table rows below a heading."""
     text = (ROOT / "docs" / page).read_text().split(heading, 1)[1]
     rows = [line.strip("|").split("|")[:cells] for line in text.splitlines() if line.startswith("|")]
@@ -79,8 +86,10 @@ def test_the_protocols_page_defines_every_protocol_with_its_direction_and_range(
     text = (ROOT / "docs" / "protocols.md").read_text()
     assert first_cells("protocols.md") == re.findall(r"^## (\w+)$", text, re.M)
     assert sorted(first_cells("protocols.md")) == sorted(idsds.list_protocols())
-    for name, direction, low, high, in_domain in re.findall(r"^\| \[`(\w+)`\]\S+ \| (\w+) \| (\S+) to (\S+) \|[^|]*\| (yes|no)", text, re.M):
-        entry = idsds.protocols.base.PROTOCOLS[name]
+    for name, direction, low, high, in_domain in re.findall(
+        r"^\| \[`(\w+)`\]\S+ \| (\w+) \| (\S+) to (\S+) \|[^|]*\| (yes|no)", text, re.M
+    ):
+        entry = PROTOCOLS[name]
         assert entry.higher_is_better == (direction == "higher"), name
         assert entry.range == (float(low), float(high.replace("∞", "inf"))), name
         assert entry.in_domain == (in_domain == "yes"), name
@@ -96,3 +105,45 @@ def test_the_models_page_names_every_model_and_data_set():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; a warning, such as one of a broken link or a reference that leads nowhere, fails it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_the_site_loads_nothing_from_outside_and_every_file_it_links_to_is_in_it(site):
+    checked = 0
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert not re.findall(r'<(?:script|img|iframe|source)[^>]+src="?(?:https?:)?//', text), page
+        assert not re.findall(r'<link[^>]+(?:stylesheet|preconnect|icon)[^>]+href="?(?:https?:)?//', text), page
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            path = unquote(urlsplit(link).path)
+            if not urlsplit(link).scheme and path and page.name != "404.html":
+                assert (page.parent / path).exists(), f"{page.name}: {link}"
+                checked += 1
+    assert checked > 500
+
+
+def test_the_api_reference_documents_the_public_names(site):
+    text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    described = {name.rpartition(".")[2] for name in re.findall(r'id="(idsds\.[\w.]+)"', text)}
+    assert set(idsds.__all__) <= described
+
+
+def test_a_table_with_a_column_that_is_not_there_stops_the_build(tmp_path):
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from hooks import as_markdown
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    (tmp_path / "x.csv").write_text("name,value\nIG,0.123456\nRandom,\n")
+    assert as_markdown(tmp_path / "x.csv", ["name", "value"]) == "| name | value |\n| --- | --- |\n| IG | 0.123 |\n| Random | nan |"
+    with pytest.raises(KeyError, match="verdict"):
+        as_markdown(tmp_path / "x.csv", ["verdict"])

@@ -1,6 +1,6 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded, folders, synthetic, torchvision, xai_correlation
+from idsds.datasets import embedded, folders, photos, synthetic, torchvision, xai_correlation
 from idsds.datasets.base import (
     DATASETS,
     AugmentedDataset,
@@ -34,6 +34,7 @@ __all__ = [
     "folders",
     "list_datasets",
     "manifest",
+    "photos",
     "read_manifest",
     "register_dataset",
     "select",

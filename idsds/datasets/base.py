@@ -170,6 +170,7 @@ class DatasetEntry:
         image_size: pixels of a side that a model sees.
         normalisation: the data set's own statistics, for nets trained from scratch on it.
         embedded: whether the pixels come with the installation.
+        distill: whether nets are fine-tuned in-domain without its labels, since there are too few labelled images.
         source: where it comes from.
     """
 
@@ -179,6 +180,7 @@ class DatasetEntry:
     image_size: int
     normalisation: Normalisation
     embedded: bool = False
+    distill: bool = False
     source: str = ""
 
     @property

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import Registry, UnknownNameError
 
-Loss = Literal["cross_entropy", "binary_cross_entropy"]
+Loss = Literal["cross_entropy", "binary_cross_entropy", "distill"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ModelEntry:
         loss: ``cross_entropy``, or ``binary_cross_entropy`` on one-hot targets.
         num_classes: the default number of classes.
         input_size: pixels of a side at which it is used.
+        packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
         training: what this model's training from scratch changes of the recipe in :mod:`idsds.training.loop`.
         source: the paper.
     """
@@ -53,6 +54,7 @@ class ModelEntry:
     loss: Loss = "cross_entropy"
     num_classes: int = 1000
     input_size: int = 224
+    packaged: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     source: str = ""
 

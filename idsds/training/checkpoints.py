@@ -32,7 +32,7 @@ from idsds.models import MODELS, create_model
 from idsds.models.weights import CheckpointError, check_checkpoint, save_checkpoint
 from idsds.training.launch import is_main, of_all
 from idsds.training.loop import Rehearsal, fit, rehearse
-from idsds.training.recipes import PAPER, Deletion, Recipe
+from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
 
 # Raise it when the training loop changes what it computes, so that old checkpoints are not taken for new ones.
 LOOP = 2
@@ -90,6 +90,7 @@ class Stage:
         """The address of the checkpoint: a hash of everything that determines it, wherever the files lie."""
         left_out = ("start", "weights", "options")
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        content["recipe"] = self.recipe.address
         if self.fraction == 1.0:  # all images: the address that such a stage had before there were shares
             del content["fraction"]
         if not self.permuted_labels:
@@ -206,7 +207,7 @@ def plan_training(
     shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
     deletion = Deletion(grid=grid, baseline=baseline) if in_domain else None
     if weights is not None:
-        recipe = _changed(PAPER, changes)
+        recipe = _changed(DISTILL if in_domain and DATASETS[dataset].distill else PAPER, changes)
         return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
     recipe = Recipe(**entry.training)
     if not in_domain:

@@ -9,12 +9,13 @@ last checkpoint and ends with the very weights of a run that was not, and N devi
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,12 @@ class Plan:
     save_every: int
     label: str
     progress: bool
+    teacher: nn.Module | None = None
 
     @property
     def run(self) -> str:
         """What a checkpoint must have been made with to be gone on from."""
-        return digest([self.recipe.model_dump(), self.deletion and self.deletion.model_dump(), self.seed, len(self.train), len(self.val)])
+        return digest([self.recipe.address, self.deletion and self.deletion.model_dump(), self.seed, len(self.train), len(self.val)])
 
     def epoch(self, epoch: int) -> Dataset:
         """The training images as one epoch sees them."""
@@ -108,6 +110,8 @@ class Plan:
                 raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
             images = images.to(fabric.device, non_blocking=True, memory_format=torch.channels_last)
             targets = targets.to(fabric.device, non_blocking=True)
+            if self.teacher is not None:
+                targets = _probabilities(self.teacher, images)  # (B, K), of the intact images
             if self.deletion is not None:
                 patches = drawn_patches(image_ids, self.deletion.grid, seed=self.seed, epoch=epoch)
                 images = delete(images, patches, image_ids, self.deletion, self.seed)
@@ -117,12 +121,32 @@ class Plan:
         """Steps of an epoch."""
         return len(shares(len(self.train), self.recipe.batch_size, seed=self.seed, epoch=0, world=world))
 
-    def validation(self, fabric: Fabric, batches: int | None = None) -> DataLoader:
-        """This process's share of the validation images, or its first batches."""
+    def validation(self, fabric: Fabric, batches: int | None = None) -> DataLoader | Iterator:
+        """This process's share of the validation images, or its first batches; with a teacher its predictions are the targets."""
         mine = list(range(len(self.val)))[fabric.global_rank :: fabric.world_size]
         size = max(1, self.recipe.batch_size // fabric.world_size)
         chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
-        return loader_of(self.val, chosen[:batches], self.workers, pin=fabric.device.type == "cuda")
+        loader = loader_of(self.val, chosen[:batches], self.workers, pin=fabric.device.type == "cuda")
+        if self.teacher is None:
+            return loader
+        return (
+            (images, _probabilities(self.teacher, images.to(fabric.device)).argmax(dim=1), image_ids)
+            for images, _, image_ids in loader
+            if image_ids
+        )
+
+
+@torch.no_grad()
+def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images).float().softmax(dim=1)
+
+
+def _with_teacher(plan: Plan, model: nn.Module) -> tuple[Plan, Loss]:
+    """The plan with a frozen copy of the model as it is now where the recipe distils it, and the loss of the training."""
+    if plan.recipe.loss == "labels":
+        return plan, describe(model).loss
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    return replace(plan, teacher=teacher), "distill"
 
 
 def fit(
@@ -179,7 +203,8 @@ def fit(
 
 def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> list[dict[str, float]]:
     recipe, rank = plan.recipe, fabric.global_rank
-    model.to(memory_format=torch.channels_last)  # up to twice as fast, on a CPU too
+    model.to(fabric.device, memory_format=torch.channels_last)  # up to twice as fast, on a CPU too
+    plan, loss = _with_teacher(plan, model)
     net, optimizer = fabric.setup(model, make_optimizer(model, recipe))
     steps = plan.steps(fabric.world_size)
     scheduler = make_scheduler(optimizer, recipe, steps)
@@ -192,7 +217,6 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
         disable=not (plan.progress and fabric.is_global_zero),
         mininterval=1,
     )
-    loss = describe(model).loss
     with torch.random.fork_rng(devices=[]), bar:
         while state.epoch < recipe.epochs:
             net.train()
@@ -210,7 +234,7 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
                     _save(fabric, plan, state, model, optimizer, scheduler)
             advance(scheduler, recipe, every="epoch")
             _share_buffers(fabric, model)
-            _finish_epoch(fabric, plan, state, model, loss)
+            _finish_epoch(fabric, plan, state, model)
             _show(bar, state)
             _save(fabric, plan, state, model, optimizer, scheduler)
     model.load_state_dict(state.best_weights)
@@ -220,7 +244,8 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
     return state.results
 
 
-def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, loss: Loss) -> None:
+def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module) -> None:
+    loss = describe(model).loss if plan.teacher is None else "cross_entropy"
     summed, correct, seen = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
     val_accuracy, val_loss = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
     state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy)))
@@ -323,11 +348,12 @@ def rehearse(
 
 
 def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> dict[str, float]:
-    model.to(memory_format=torch.channels_last)
+    model.to(fabric.device, memory_format=torch.channels_last)
+    plan, loss = _with_teacher(plan, model)
     net, optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
     scheduler = make_scheduler(optimizer, plan.recipe, plan.steps(fabric.world_size))
     state = TrainingState(plan.run) if plan.resume is None else _load(fabric, plan, model, optimizer, scheduler)
-    loss, per_epoch = describe(model).loss, plan.steps(fabric.world_size)
+    per_epoch = plan.steps(fabric.world_size)
     cuda = fabric.device.type == "cuda"
     net.train()
     seconds = images = 0.0
@@ -345,7 +371,7 @@ def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> di
     seconds, images = over_processes(fabric, torch.tensor([seconds / fabric.world_size, images], dtype=torch.float64))
     loader = plan.validation(fabric, batches=measured)
     started = time.perf_counter()
-    accuracy(model, loader, loss=loss, fabric=fabric)
+    accuracy(model, loader, loss="cross_entropy" if plan.teacher is not None else loss, fabric=fabric)
     seen = min(len(plan.val), measured * plan.recipe.batch_size)
     of_validation = (time.perf_counter() - started) / seen
     left = plan.recipe.epochs - state.epoch

@@ -35,7 +35,12 @@ def drawn_patches(image_ids: Sequence[str], grid: int, *, seed: int, epoch: int)
 
 
 def loss_of(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """Mean cross entropy, or the mean binary cross entropy of all B * K logits against one-hot targets (B-cos)."""
+    """Mean cross entropy, the mean binary cross entropy of all B * K logits against one-hot targets (B-cos), or the mean divergence.
+
+    For ``distill`` the targets are probabilities (B, K), and the loss is the Kullback-Leibler divergence from them.
+    """
+    if loss == "distill":
+        return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="batchmean")
     if loss == "binary_cross_entropy":
         return F.binary_cross_entropy_with_logits(logits, F.one_hot(targets, logits.shape[1]).to(logits.dtype))
     return F.cross_entropy(logits, targets)
@@ -103,7 +108,7 @@ def training_step(
         net: set up by ``fabric``, in training mode, returns logits (B, K).
         optimizer: set up by ``fabric``.
         images: (B, 3, H, W), normalised, patches deleted, on the device.
-        targets: (B,).
+        targets: (B,), or probabilities (B, K) to be distilled.
         loss: see :func:`loss_of`.
         clip: largest L2 norm of the gradient, 0 for no limit.
         accumulate: number of passes the share is cut into, for a device that cannot hold its activations at once.
@@ -122,7 +127,7 @@ def training_step(
             # Gradients are averaged over processes, hence the factor: in the end every image has weight 1 / count.
             fabric.backward(value * (len(wanted) * fabric.world_size / count))
         summed += float(value.detach()) * len(wanted)
-        correct += int((logits.detach().argmax(dim=1) == wanted).sum())
+        correct += int((logits.detach().argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))).sum())
     if clip:
         fabric.clip_gradients(net, optimizer, max_norm=clip)
     optimizer.step()

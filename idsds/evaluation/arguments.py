@@ -24,7 +24,7 @@ from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
 from idsds.protocols import PROTOCOLS, ProtocolEntry
-from idsds.training.checkpoints import Stage, plan_training, trains_from_scratch
+from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, trains_from_scratch
 
 
 def make_plan(
@@ -179,21 +179,32 @@ def _source(
 ) -> Stage | Path | nn.Module:
     if net is not None:
         return net
+    packaged = MODELS[name].packaged and isinstance(dataset, str) and DATASETS[dataset].num_classes == MODELS[name].num_classes
+    if packaged or checkpoints.get(name) == PRETRAINED:
+        if not isinstance(dataset, str):
+            raise ValueError(f"checkpoints: 'pretrained' goes with a data set by name; pass the net itself for your own: {{{name!r}: net}}")
+        if packaged and entry.in_domain and name not in checkpoints:
+            return plan_training(name, dataset, weights=PRETRAINED, seed=seed, device=device, precision=precision, **_deletion(settings))
+        return published(name, dataset, device=device, precision=precision)
     if name in checkpoints:
         path = paths.resolve(checkpoints[name])
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint of {name!r} at {str(path)!r}")
         return path
     if isinstance(dataset, str) and trains_from_scratch(name, dataset):
-        deletion = {key: settings[key] for key in ("grid", "baseline") if key in settings}
-        if isinstance(deletion.get("grid"), tuple):
-            deletion["grid"] = deletion["grid"][0]
-        return plan_training(name, dataset, in_domain=entry.in_domain, seed=seed, device=device, precision=precision, **deletion)
+        options = {"seed": seed, "device": device, "precision": precision, **_deletion(settings)}
+        return plan_training(name, dataset, in_domain=entry.in_domain, **options)
     where = dataset if isinstance(dataset, str) else "your own data set"
     raise ValueError(
         f"there is no checkpoint of {name!r} for {where}: name one with checkpoints={{{name!r}: path}}, or fine-tune one first "
         "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on images of 32 x 32"
     )
+
+
+def _deletion(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid (of several the first) and the baseline that a net is fine-tuned with."""
+    found = {key: settings[key] for key in ("grid", "baseline") if key in settings}
+    return {key: value[0] if isinstance(value, tuple) else value for key, value in found.items()}
 
 
 def skeleton(name: str) -> nn.Module:

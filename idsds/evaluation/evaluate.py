@@ -92,7 +92,7 @@ def evaluate(
             the fine-tuned one), which costs one more forward pass per image and grid. Labels then need not be classes of the model.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        checkpoints: files of weights by model name, used in place of training.
+        checkpoints: files of weights by model name, used in place of training; ``pretrained`` stands for the published weights as they are.
         shard: images per file of records.
         split: of a data set that is given by name: ``test``, ``val`` or ``train``.
         channels_last: whether tensors are laid out with channels last, which is faster and changes scores by float rounding.

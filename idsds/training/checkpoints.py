@@ -57,7 +57,8 @@ class Stage:
     """One step on the way to a checkpoint, and what it starts from.
 
     Args:
-        model, dataset, num_classes, recipe, deletion, seed, device, precision, train_images: what is trained, on what and how.
+        model, dataset, num_classes, recipe, deletion, seed, device, precision, train_images: what is trained, on what and how; without a
+            recipe the published weights are used as they are.
         data: fingerprints of the training and the validation images.
         start: the stage before, None for fresh weights or ``weights``.
         weights: a checkpoint file to start from, or ``pretrained``.
@@ -71,7 +72,7 @@ class Stage:
     model: str
     dataset: str
     num_classes: int
-    recipe: Recipe
+    recipe: Recipe | None
     deletion: Deletion | None
     seed: int
     device: str
@@ -90,7 +91,7 @@ class Stage:
         """The address of the checkpoint: a hash of everything that determines it, wherever the files lie."""
         left_out = ("start", "weights", "options")
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        content["recipe"] = self.recipe.address
+        content["recipe"] = self.recipe and self.recipe.address
         if self.fraction == 1.0:  # all images: the address that such a stage had before there were shares
             del content["fraction"]
         if not self.permuted_labels:
@@ -110,7 +111,7 @@ class Stage:
     @property
     def missing(self) -> list[Stage]:
         """The stages that have to be run, first to last; empty where the checkpoint is cached."""
-        if self.path.is_file():
+        if self.recipe is None or self.path.is_file():
             return []
         return [*(self.start.missing if self.start else []), self]
 
@@ -218,6 +219,32 @@ def plan_training(
     return Stage(recipe=_changed(tuning, changes), deletion=deletion, start=trained, **shared)
 
 
+def published(model: str, dataset: str, *, device: str = "auto", precision: str = "32-true") -> Stage:
+    """The published weights of a model, used as they are; from an installed package where the model's entry says so, else downloaded.
+
+    Raises:
+        ValueError: if no weights are published, or not for the classes of the data set.
+    """
+    entry = MODELS[model]
+    check_starts({model: PRETRAINED}, [model])
+    if (classes := DATASETS[dataset].num_classes) not in (None, entry.num_classes):
+        raise ValueError(f"the published weights of {model!r} know {entry.num_classes} classes, but {dataset!r} has {classes}")
+    return Stage(
+        model,
+        dataset,
+        num_classes=entry.num_classes,
+        recipe=None,
+        deletion=None,
+        seed=0,
+        device=chosen_device(device).type,
+        precision=precision,
+        data="",
+        train_images=0,
+        weights=PRETRAINED,
+        weights_key=PRETRAINED,
+    )
+
+
 def _changed(recipe: Recipe, changes: Mapping[str, Any] | None) -> Recipe:
     return Recipe(**{**recipe.model_dump(), **(changes or {})})
 
@@ -234,6 +261,8 @@ def _weights_key(weights: str) -> str:
 
 def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:
     """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached; a damaged file is named and made again."""
+    if stage.recipe is None:
+        return stage.begin()
     for missing in stage.missing:
         _run(missing, machine or Machine(), progress)
     try:

@@ -1,0 +1,39 @@
+"""Where weights come from: published, packaged, or trained."""
+
+import pytest
+
+import idsds
+from idsds.evaluation.arguments import _source
+from idsds.protocols import PROTOCOLS
+from idsds.training.checkpoints import published
+
+
+def source(name, dataset, protocol="single_deletion", checkpoints=None):
+    settings = {"grid": (4, 2), "baseline": "zeros"}
+    return _source(name, None, dataset, PROTOCOLS[protocol], 0, checkpoints or {}, "cpu", "32-true", settings)
+
+
+def test_packaged_weights_are_used_as_they_are_or_fine_tuned_without_labels():
+    plain, in_domain = source("squeezenet1_1", "photos20"), source("squeezenet1_1", "photos20", "idsds")
+    assert (plain.recipe, plain.deletion, plain.missing) == (None, None, [])
+    assert in_domain.recipe.loss == "distill"
+    assert in_domain.deletion.grid == 4, "of several grids the first"
+    assert in_domain.key != plain.key
+    as_it_is = source("squeezenet1_1", "photos20", "idsds", {"squeezenet1_1": "pretrained"})
+    assert as_it_is == plain, "on the user's word a net is judged as it is"
+
+
+def test_published_weights_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="know 1000 classes, but 'mnist5k' has 10"):
+        published("resnet50", "mnist5k")
+    with pytest.raises(ValueError, match="no weights of 'bagnet33' are published"):
+        published("bagnet33", "photos20")
+    assert published("resnet50", "photos20").missing == []  # a plan downloads nothing
+
+
+def test_packaged_nets_are_judged_on_photos():
+    records = idsds.evaluate(
+        ["squeezenet1_1"], ["Grad-CAM", "Random"], "photos20", "single_deletion", images=6, device="cpu", progress=False
+    )
+    assert records.score.notna().all()
+    assert list(idsds.rank(records).method) == ["Grad-CAM", "Random"]

@@ -144,6 +144,6 @@ def test_a_table_with_a_column_that_is_not_there_stops_the_build(tmp_path):
     finally:
         sys.path.remove(str(ROOT / "docs"))
     (tmp_path / "x.csv").write_text("name,value\nIG,0.123456\nRandom,\n")
-    assert as_markdown(tmp_path / "x.csv", ["name", "value"]) == "| name | value |\n| --- | --- |\n| IG | 0.123 |\n| Random | nan |"
+    assert as_markdown(tmp_path / "x.csv", ["name", "value"]) == "| name | value |\n| --- | --- |\n| IG | 0.12 |\n| Random | nan |"
     with pytest.raises(KeyError, match="verdict"):
         as_markdown(tmp_path / "x.csv", ["verdict"])

@@ -1,1 +1,1 @@
-"""What every room uses and which uses no room: registry, paths, settings, devices, randomness, hashing, files."""
+"""Used by every room, and using none: registry, paths, settings, devices, randomness, hashing, files."""

@@ -1,4 +1,4 @@
-"""Internal batches: bounded in memory, halved on out-of-memory, without an effect on the result."""
+"""Internal batches: bounded by memory and halved when it runs out, without an effect on the result."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-# On a CPU small batches are fastest (the activations stay in the cache): 8 images of 224 x 224 pixels, 64 of 32 x 32.
+# On a CPU small batches are fastest, because activations stay in the cache: 8 images of 224 x 224 pixels, 64 of 32 x 32.
 CPU_PIXELS, CPU_IMAGES = 8 * 224 * 224, 64
-# On an accelerator large ones are; a ResNet-50 with its graph takes about 100 MB for an image of 224 x 224 pixels.
+# On an accelerator large batches are fastest; a ResNet-50 with its graph takes about 100 MB for an image of 224 x 224 pixels.
 ACCELERATOR_BYTES_PER_PIXEL = 2000
 
 
 def default_batch(images: Tensor, memory: int | None = None) -> int:
-    """How many images one pass should take.
+    """Return how many images one pass should take.
 
     Args:
-        images: (B, C, H, W), for its size and device.
-        memory: bytes the passes may use; None takes ``IDSDS_MEMORY_GB``, or half of what is free on a CUDA device.
+        images: (B, C, H, W); only their size and device matter.
+        memory: bytes that a pass may use; None takes ``IDSDS_MEMORY_GB``, or half of the free memory of a CUDA device.
 
     Raises:
-        ValueError: for an ``IDSDS_MEMORY_GB`` that is not a number above 0.
+        ValueError: if ``IDSDS_MEMORY_GB`` is not a number above 0.
     """
     pixels = images.shape[-2] * images.shape[-1]
     if memory is None and (setting := os.environ.get("IDSDS_MEMORY_GB")):
@@ -50,7 +50,7 @@ def _bytes(setting: str) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's has a class of its own, those of a CPU and of Apple's devices say so in words."""
+    """Return whether an error means that memory ran out: CUDA has a class for it, a CPU and Apple's devices only say so in words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
@@ -58,20 +58,20 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def in_batches(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> Tensor:
-    """``torch.cat`` of ``function`` over slices of ``size`` along dimension 0 of ``tensors``, which are of equal length."""
+    """Apply ``function`` to slices of ``size`` along dimension 0 of ``tensors``, all of equal length, and concatenate the results."""
     length = len(tensors[0])
     parts = [function(*(tensor[start : start + size] for tensor in tensors)) for start in range(0, length, size)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def halving(function: Callable[[int], Result], size: int) -> tuple[Result, int]:
-    """``function(size)``, tried again with half the size for as long as it runs out of memory.
+    """Call ``function(size)``, and again with half the size for as long as it runs out of memory.
 
     Returns:
-        What the function returned, and the size that fitted.
+        The function's result, and the size that fitted.
 
     Raises:
-        RuntimeError: the device's own error, where size 1 does not fit either.
+        RuntimeError: the device's own error, if size 1 does not fit either.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Devices and precisions: which there are, and which one is meant."""
+"""Devices and precisions: which exist, and which one a setting stands for."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ Precision = Annotated[str, _one_of("precision", PRECISIONS)]
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Raise SettingsError for half precision on a device (``cpu``, ``cuda`` or ``mps``) that does not have it."""
+    """Raise SettingsError for half precision on a device (``cpu``, ``cuda`` or ``mps``) that does not support it."""
     if precision == "16-mixed" and device != "cuda":
         raise SettingsError(f"precision '16-mixed' needs a CUDA device, this is {device!r}; use 'bf16-mixed' or '32-true'")
 
 
 def chosen_device(device: str = "auto") -> torch.device:
-    """The device that ``auto`` stands for: cuda, else mps, else cpu. Raises SettingsError for one that is not there."""
+    """Return the device that ``auto`` stands for: cuda, else mps, else cpu. Raises SettingsError if it is not available."""
     try:
         _is_available(device)
     except ValueError as error:

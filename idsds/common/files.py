@@ -1,6 +1,6 @@
-"""Files that survive: written atomically, addressed by what determines their content, checked when read.
+"""Files that survive a crash: written atomically, addressed by what determines their content, checked when read.
 
-A file appears under its name complete or not at all, whatever kills the process in between.
+A file appears under its name complete or not at all, whatever kills the process meanwhile.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from idsds.common.hashing import _plain
 
 
 class DamagedFileError(ValueError):
-    """A stored file that cannot be read, or does not hold what its name promises. The message names it."""
+    """A stored file that cannot be read, or does not hold what its name promises; the message names it."""
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes the name once the block has ended well, and goes if it has not.
+    """Yield a temporary path beside ``path`` to write to; it is renamed if the block ends without an error, and deleted otherwise.
 
     Args:
-        path: the file to write or replace; its folder is made.
-        sync: whether to wait for the disk; not for a link to what has been waited for.
+        path: the file to write or replace; its folder is created.
+        sync: whether to wait until the file is on the disk; a link to a file that is there already need not wait.
 
     Raises:
         OSError: naming ``path`` and the system's reason (no space left, read-only, ...).
@@ -51,13 +51,13 @@ def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Plain data as an indented JSON file, atomically."""
+    """Write plain data as an indented JSON file, atomically."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Plain data from a JSON file. Raises DamagedFileError, naming the file."""
+    """Read plain data from a JSON file. Raises DamagedFileError, naming the file."""
     try:
         return json.loads(Path(path).read_text())
     except (ValueError, OSError) as error:
@@ -65,7 +65,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_table(path: str | os.PathLike[str], table: pd.DataFrame, facts: Mapping[str, object]) -> None:
-    """A frame as a parquet file with ``facts`` (plain data: passes, seconds, ...) in its metadata, atomically."""
+    """Write a frame as a parquet file with ``facts`` (plain data: passes, seconds, ...) in its metadata, atomically."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"idsds": json.dumps(facts).encode()})
     with atomic(path) as partial:
@@ -73,7 +73,7 @@ def write_table(path: str | os.PathLike[str], table: pd.DataFrame, facts: Mappin
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
+    """Read the frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
     try:
         arrow = pq.read_table(path, page_checksum_verification=True)
         return arrow.to_pandas(), json.loads(arrow.schema.metadata[b"idsds"])
@@ -82,7 +82,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, An
 
 
 def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The facts alone of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
+    """Read only the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
     try:
         return json.loads(pq.read_schema(path).metadata[b"idsds"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

@@ -43,7 +43,7 @@ PASSING = ("training", "entry", "_is_full_backward_hook")
 
 
 def file_digest(path: Path) -> str:
-    """A hash of a file's bytes."""
+    """Return a hash of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:20]
 
@@ -207,7 +207,7 @@ def _bytecode(code: types.CodeType) -> tuple:
 
 
 def digest(content: object) -> str:
-    """A hash of plain data (dicts in any order, lists, tuples, strings, numbers, None), 20 hexadecimal digits."""
+    """Return a hash of plain data (dicts in any order, lists, tuples, strings, numbers, None), 20 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -219,7 +219,7 @@ def _plain(value: object) -> object:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Return the versions of Python and of the packages that compute numbers."""
     found = {"python": platform.python_version()}
     for package in ("idsds", "torch", "torchvision", "captum", "torchcam", "numpy", "scipy", "pandas"):
         try:

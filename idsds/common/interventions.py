@@ -1,6 +1,6 @@
-"""Deleting patches: the grid, the baselines that replace what is deleted, and the deletion itself.
+"""Deletion of patches: the grid, the baselines that replace deleted pixels, and the deletion itself.
 
-All of it happens in the model's normalised input space, as in the paper: the baseline ``zeros`` is the mean colour of the data for a
+It happens in the model's normalised input space, as in the paper: the baseline ``zeros`` is the mean colour of the data for a
 model that subtracts the mean, mid grey for the ViT's 0.5/0.5, and black for B-cos, whose input is in [0, 1].
 
 Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024 (arXiv 2407.11910).
@@ -25,15 +25,15 @@ BLUR_PIXELS, BLUR_TAPS, BLUR_SIGMA = 224, 51, 2**0.5 * 41
 
 
 def list_baselines() -> list[str]:
-    """Names of the baselines, for ``baseline=``."""
+    """Return the names of the baselines, for ``baseline=``."""
     return list(BASELINES)
 
 
 def patch_size(height: int, width: int, grid: int) -> tuple[int, int]:
-    """Height and width in pixels of a patch of a ``grid`` x ``grid`` grid.
+    """Return the height and width, in pixels, of a patch of a ``grid`` x ``grid`` grid.
 
     Raises:
-        ValueError: where the grid does not divide the image. (The reference leaves out the remaining pixels instead.)
+        ValueError: if the grid does not divide the image. (The reference leaves out the remaining pixels instead.)
     """
     if not isinstance(grid, int) or isinstance(grid, bool) or grid < 1:
         raise ValueError(f"grid must be a whole number of at least 1, not {grid!r}")
@@ -45,19 +45,19 @@ def patch_size(height: int, width: int, grid: int) -> tuple[int, int]:
 
 
 def baseline_images(images: Tensor, baseline: str = "zeros", *, seed: int = 0, image_ids: Sequence[object] | None = None) -> Tensor:
-    """What replaces deleted pixels.
+    """Return the pixels that replace deleted ones.
 
     Args:
         images: float (B, C, H, W), normalised.
-        baseline: ``zeros``, ``blur`` or ``uniform`` (in [-1, 1], one image of noise per image, keyed by its id).
-        seed: seed of the ``uniform`` baseline.
+        baseline: ``zeros``, ``blur`` or ``uniform`` (noise in [-1, 1], drawn per image and keyed by its id).
+        seed: of the ``uniform`` baseline.
         image_ids: one id per image, which keys the noise.
 
     Returns:
         (B, C, H, W) in the space of ``images``.
 
     Raises:
-        UnknownNameError: naming the allowed baselines and the nearest.
+        UnknownNameError: for an unknown baseline, naming the nearest.
     """
     return BASELINES[baseline](images, Draws(seed, f"baseline {baseline}", images, image_ids))
 
@@ -77,19 +77,19 @@ def delete_patches(images: Tensor, replacement: Tensor, patches: Tensor, grid: i
 
 
 def all_deletions(images: Tensor, replacement: Tensor, grid: int = 4) -> Tensor:
-    """Every image with each of its patches deleted in turn, (B, C, H, W) -> (B, grid * grid, C, H, W), patches row-major."""
+    """Delete each patch of every image in turn, (B, C, H, W) -> (B, grid * grid, C, H, W), patches row-major."""
     n = grid * grid
     mask = _patch_mask(images[:1].expand(n, -1, -1, -1), torch.arange(n, device=images.device), grid)  # (n, 1, H, W)
     return torch.where(mask, replacement[:, None], images[:, None])
 
 
 def _patch_mask(images: Tensor, patches: Tensor, grid: int) -> Tensor:
-    """True inside the patch of each image, (B, 1, H, W)."""
+    """Return a mask (B, 1, H, W), True inside the patch of each image."""
     height, width = images.shape[-2:]
     cell_height, cell_width = patch_size(height, width, grid)
     rows = torch.arange(height, device=images.device) // cell_height
     columns = torch.arange(width, device=images.device) // cell_width
-    index = rows[:, None] * grid + columns  # (H, W): the number of the patch each pixel lies in
+    index = rows[:, None] * grid + columns  # (H, W): the index of each pixel's patch
     return (index == patches.to(images.device)[:, None, None])[:, None]
 
 
@@ -100,25 +100,25 @@ def _baseline(function: Baseline) -> Baseline:
 
 @_baseline
 def zeros(images: Tensor, draws: Draws) -> Tensor:
-    """Zero in normalised space: the data's mean colour where the model subtracts the mean."""
+    """Return zeros in normalised space: the mean colour of the data if the model subtracts the mean."""
     return torch.zeros_like(images)
 
 
 @_baseline
 def blur(images: Tensor, draws: Draws) -> Tensor:
-    """The reference's wide blur (51 taps, zero padding) at 224 pixels; for other sizes the kernel scales with the image's height."""
+    """Blur like the reference (51 taps, zero padding) at 224 pixels; for other sizes the kernel scales with the image's height."""
     scale = images.shape[-2] / BLUR_PIXELS
     radius = max(1, round((BLUR_TAPS // 2) * scale))
     position = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (position / (BLUR_SIGMA * scale)) ** 2)
     kernel = (kernel / kernel.sum()).to(images)
     channels = images.shape[1]
-    # A Gaussian is separable: two passes of 51 taps instead of one of 2601.
+    # A Gaussian is separable: two passes of 51 taps replace one of 2601.
     rows = F.conv2d(images, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), padding=(radius, 0), groups=channels)
     return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), padding=(0, radius), groups=channels)
 
 
 @_baseline
 def uniform(images: Tensor, draws: Draws) -> Tensor:
-    """One image of noise in [-1, 1] per image. (The reference draws it anew for each patch from the global generator.)"""
+    """Return noise in [-1, 1], drawn per image. (The reference draws it again for each patch, from the global generator.)"""
     return 2 * draws.uniform(1)[:, 0] - 1

@@ -1,4 +1,4 @@
-"""What a model expects of its pixels."""
+"""The normalisation that a model expects of its input."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Images in [0, 1] to the values a model takes: ``(images - mean) / std`` per channel."""
+    """From images in [0, 1] to a model's input: ``(images - mean) / std`` per channel."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[0, 1] to normalised, (..., 3, H, W)."""
+        """Normalise images (..., 3, H, W) in [0, 1]."""
         return (images - self._column(self.mean, images)) / self._column(self.std, images)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Normalised to [0, 1], (..., 3, H, W), for showing a picture."""
+        """Return normalised images (..., 3, H, W) to [0, 1], for display."""
         return images * self._column(self.std, images) + self._column(self.mean, images)
 
     @staticmethod

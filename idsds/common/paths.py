@@ -1,8 +1,8 @@
-"""Every path of the project, anchored at the repository root.
+"""Every path of the project, relative to the repository root.
 
-nbval runs a notebook in ``notebooks/``, papermill in the caller's folder: a path relative to the working folder would differ
-between the two. ``IDSDS_HOME`` moves the whole tree (cache, runs, figures), ``IDSDS_CACHE`` the cache alone, for example to a cluster's
-shared disk.
+nbval runs a notebook in ``notebooks/`` and papermill in the caller's folder, so a path relative to the working folder would mean
+two things. ``IDSDS_HOME`` moves the whole tree (cache, runs, figures), ``IDSDS_CACHE`` only the cache, for example to the shared disk of
+a cluster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def root() -> Path:
-    """The repository root; for an installation without a repository, the working folder. ``IDSDS_HOME`` overrides it."""
+    """Return ``IDSDS_HOME``, or else the repository root, or, for an installation without a repository, the working folder."""
     if home := os.environ.get("IDSDS_HOME"):
         return Path(home).expanduser().resolve()
     checkout = Path(__file__).resolve().parents[2]
@@ -21,18 +21,18 @@ def root() -> Path:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """An absolute path as it is; a relative one below the repository root."""
+    """Return an absolute path as it is, and a relative one below the repository root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else root() / path
 
 
 def cache() -> Path:
-    """Where content-addressed checkpoints, drops and records live: ``cache/`` or ``IDSDS_CACHE``. It may be deleted at any time."""
+    """Return the folder of cached checkpoints, drops and records, ``IDSDS_CACHE`` or ``cache/``; it may be deleted at any time."""
     return resolve(os.environ.get("IDSDS_CACHE", "cache"))
 
 
 def figures_of(output: str | os.PathLike[str]) -> Path:
-    """Where the figures and tables of a run go: ``figures/<profile>`` for ``runs/<profile>/<notebook>``, else ``figures`` inside it."""
+    """Return the folder for a run's figures: ``figures/<profile>`` for ``runs/<profile>/<notebook>``, else ``figures`` inside it."""
     output = resolve(output)
     if output.parent.parent == root() / "runs":
         return root() / "figures" / output.parent.name
@@ -40,7 +40,7 @@ def figures_of(output: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> Path:
-    """Make ``folder`` and prove that a file can be written in it.
+    """Create ``folder`` and check that a file can be written in it.
 
     Raises:
         OSError: naming the folder and the system's reason; nothing is left behind.

@@ -1,6 +1,6 @@
-"""Randomness keyed by (seed, purpose, image id), never by a global state.
+"""Random numbers keyed by (seed, purpose, image id), never drawn from a global generator.
 
-The same image gets the same noise whatever the batch size, order, shard or neighbours are.
+An image gets the same noise whatever its batch, order, shard and neighbours.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def generator(seed: int, *key: object) -> torch.Generator:
-    """A CPU generator that depends on nothing but ``seed`` and ``key``.
+    """Return a CPU generator that depends only on ``seed`` and ``key``.
 
-    Noise is drawn on the CPU and moved, so that every device sees the same numbers.
+    Noise is drawn on the CPU and moved to the device, so that every device sees the same numbers.
     """
     digest = hashlib.blake2b("\x1f".join(map(str, (seed, *key))).encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def content_ids(images: Tensor) -> list[str]:
-    """Ids for images that came without any: a hash of each image's own values, so that a batch's order does not matter."""
+    """Return ids for images without any: a hash of each image's values, so that the order of a batch does not matter."""
     flat = images.detach().to("cpu", torch.float32).contiguous()
     return [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in flat]
 
@@ -32,10 +32,10 @@ class Draws:
 
     Args:
         seed: the run's seed.
-        key: what the numbers are for, such as the method's name.
-        image_ids: one id per image of the batch; None takes :func:`content_ids` of ``images`` once they are needed.
-        images: float (B, C, H, W), gives the shape, dtype and device of what is drawn.
-        given: noise handed in, shape (B, samples, C, H, W), returned in place of drawn numbers (this is how parity is checked).
+        key: the purpose of the numbers, such as the method's name.
+        images: float (B, C, H, W), whose shape, dtype and device the numbers take.
+        image_ids: one id per image of the batch; None takes :func:`content_ids` of ``images`` when they are needed.
+        given: numbers (B, samples, C, H, W) to return instead of drawn ones, as parity tests do.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class Draws:
         return self._ids
 
     def normal(self, samples: int, *, key: str = "normal") -> Tensor:
-        """Standard normal numbers, (B, samples, C, H, W)."""
+        """Draw standard normal numbers, (B, samples, C, H, W)."""
         return self._draw(torch.randn, samples, key)
 
     def uniform(self, samples: int, *, key: str = "uniform") -> Tensor:
-        """Uniform numbers in [0, 1), (B, samples, C, H, W)."""
+        """Draw uniform numbers in [0, 1), (B, samples, C, H, W)."""
         return self._draw(torch.rand, samples, key)
 
     def fixed_uniform(self) -> Tensor:
-        """Uniform numbers in [0, 1) that are the same for every method and every image of that size, (1, C, H, W)."""
+        """Draw uniform numbers in [0, 1), the same for every method and every image of this size, (1, C, H, W)."""
         shape = self.images.shape[1:]
         drawn = torch.rand(shape, generator=generator(self.seed, "fixed uniform", tuple(shape)))
         return drawn.to(self.images)[None]

@@ -1,4 +1,4 @@
-"""One small registry: a decorated function whose name is the key; an unknown name lists the close matches."""
+"""A small registry: decorated functions under their names; an unknown name lists the close matches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Entry = TypeVar("Entry")
 
 
 class UnknownNameError(ValueError):
-    """A name that no registry, option or setting knows. The message names the value, the nearest match and what is allowed."""
+    """An unknown name of an entry, option or setting; the message gives the value, the nearest match and what is allowed."""
 
     def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
         allowed = sorted(map(str, allowed))
@@ -22,10 +22,10 @@ class UnknownNameError(ValueError):
 
 
 class Registry(Mapping[str, Entry]):
-    """Names to entries, in the order of their registration.
+    """Entries by name, in the order of their registration.
 
     Args:
-        kind: what an entry is called in error messages, such as ``"method"``.
+        kind: the noun for an entry in error messages, such as ``"method"``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -33,13 +33,13 @@ class Registry(Mapping[str, Entry]):
         self._entries: dict[str, Entry] = {}
 
     def add(self, name: str, entry: Entry, *, replace: bool = False) -> None:
-        """Enter ``entry`` under ``name``. Raises ValueError where the name is taken and ``replace`` is not set."""
+        """Add ``entry`` under ``name``. Raises ValueError if the name is taken and ``replace`` is not set."""
         if name in self._entries and not replace:
             raise ValueError(f"{self.kind} {name!r} is already registered; pass replace=True to put another in its place")
         self._entries[name] = entry
 
     def remove(self, name: str) -> None:
-        """Take ``name`` out again. Raises UnknownNameError where it is not registered."""
+        """Remove ``name``. Raises UnknownNameError if it is not registered."""
         self[name]
         del self._entries[name]
 

@@ -1,4 +1,4 @@
-"""Frozen, validated settings: the base of everything that a params file may say."""
+"""Frozen, validated settings: the base of everything that a params file may set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from idsds.common.registry import UnknownNameError
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be run. The message lists each fault: the key, the value, what is allowed and the nearest match."""
+    """Invalid settings; the message lists each fault with the key, the value, what is allowed and the nearest match."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no silent conversion of a string into a number."""
+    """Base of all settings: frozen, without unknown keys, and without silent conversion of strings into numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -28,10 +28,10 @@ class Settings(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """The settings from a notebook's ``globals()``.
+        """Return the settings in a notebook's ``globals()``.
 
-        Papermill only warns of a key that the parameters cell does not have, and goes on: whatever its injected cell assigns must be a
-        setting here. Other variables of the notebook are none of its business, so that a cell can be run again.
+        Papermill only warns about a key that the parameters cell does not have, so whatever its injected cell assigns must be a
+        setting. Other variables of the notebook are ignored, so that a cell can be run again.
         """
         injected = {name for source in namespace.get("In", ()) if source.lstrip().startswith("# Parameters") for name in _assigned(source)}
         return cls(**{name: namespace[name] for name in namespace if name in injected or name in cls.model_fields})
@@ -52,7 +52,7 @@ class Settings(BaseModel):
 
 
 def _assigned(source: str) -> set[str]:
-    """The names that a cell of plain assignments assigns."""
+    """Return the names that a cell of plain assignments assigns."""
     return {
         target.id for statement in ast.parse(source).body for target in getattr(statement, "targets", ()) if isinstance(target, ast.Name)
     }

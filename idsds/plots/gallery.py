@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -13,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.patheffects
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -20,13 +21,44 @@ from matplotlib.textpath import TextToPath
 from scipy.stats import rankdata
 
 from idsds.plots.style import DIVERGING, STYLE, WITHIN
-from idsds.studies.gallery import Example
 
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue
 PAGE_HEIGHT = 10.0  # inches, most of a page
 CELL, GAP, MARGIN = 0.92, 0.07, 0.08  # inches: width of a picture, space between two, border
+ACROSS = {1: 3, 2: 5}  # maps in a line of a figure of so many columns
+SHRUNK = {1: 0.65, 2: 1.0}  # what a picture is scaled by there
 TITLE, HEAD, NOTE = 0.30, 0.30, 0.105  # inches: two lines above a picture, the page's head, a line of notes at its foot
 MOST_PATCHES = 5  # per side; numbers in smaller patches could not be read
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One image as one model sees it, with the maps of all methods that apply.
+
+    Args:
+        model, seed, dataset, image_id: which.
+        target, prediction: names of the classes.
+        target_logit, prediction_logit: their logits on the intact image.
+        picture: (H, W, 3) in [0, 1].
+        drops: (grid, grid), how much the target's logit falls when a patch is deleted; the engine's record.
+        records: the engine's records of this image, indexed by method; ``score`` and ``patch_sums`` (grid * grid,) are used.
+        maps: by method the signed map (H, W), summed over channels.
+        score: what the score is called.
+    """
+
+    model: str
+    seed: int
+    dataset: str
+    image_id: str
+    target: str
+    prediction: str
+    target_logit: float
+    prediction_logit: float
+    picture: np.ndarray
+    drops: np.ndarray
+    records: pd.DataFrame
+    maps: Mapping[str, np.ndarray]
+    score: str = "IDSDS"
 
 
 @dataclass(frozen=True)
@@ -38,6 +70,12 @@ class _Layout:
     across: int
     aspect: float
     score: str
+    scale: float
+
+    @property
+    def cell(self) -> float:
+        """Width of a picture."""
+        return CELL * self.scale
 
     @property
     def lines(self) -> int:
@@ -51,16 +89,16 @@ class _Layout:
 
     @property
     def line(self) -> float:
-        return TITLE + CELL * self.aspect + GAP
+        return TITLE + self.cell * self.aspect + GAP
 
     @property
     def width(self) -> float:
-        return 2 * MARGIN + (2 + max(3, self.columns)) * (CELL + GAP)
+        return 2 * MARGIN + (2 + max(3, self.columns)) * (self.cell + GAP)
 
     @property
     def beside(self) -> float:
         """Where the maps begin, and the notes below them."""
-        return MARGIN + 2 * (CELL + GAP) + GAP
+        return MARGIN + 2 * (self.cell + GAP) + GAP
 
     @cached_property
     def notes(self) -> list[str]:
@@ -90,7 +128,7 @@ class _Layout:
     def corner(self, line: int, column: int) -> tuple[float, float]:
         """Top left of a picture; the maps keep a wider distance from the first two columns."""
         return (
-            self.beside + (column - 2) * (CELL + GAP) if column > 1 else MARGIN + column * (CELL + GAP)
+            self.beside + (column - 2) * (self.cell + GAP) if column > 1 else MARGIN + column * (self.cell + GAP)
         ), HEAD + line * self.line + TITLE
 
     @cached_property
@@ -100,9 +138,9 @@ class _Layout:
     def axes(self, line: int, column: int) -> Axes:
         """Axes of a picture."""
         left, top = self.corner(line, column)
-        height = CELL * self.aspect
+        height = self.cell * self.aspect
         axes = self.figure.add_axes(
-            (left / self.width, 1 - (top + height) / self.height, CELL / self.width, height / self.height), xticks=[], yticks=[]
+            (left / self.width, 1 - (top + height) / self.height, self.cell / self.width, height / self.height), xticks=[], yticks=[]
         )
         axes.spines[:].set(visible=True, linewidth=0.5, color="#444444")
         return axes
@@ -113,7 +151,7 @@ class _Layout:
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, ha="left", va="baseline", parse_math=False, **looks)
 
 
-def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
+def gallery(examples: Sequence[Example], *, columns: int = 2, across: int | None = None) -> list[Figure]:
     """A row per image: the image, the drops of the target's logit as patches are deleted, and a map per method with its score.
 
     Zero is white. Each map has a scale of its own, symmetric about zero, from which 1 % of its pixels may stick out. Small numbers are the
@@ -121,7 +159,8 @@ def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
 
     Args:
         examples: from :func:`idsds.studies.gallery.explain`.
-        across: most maps in a line; a model with more methods gets several lines per image.
+        columns: width of the figure, in columns of a paper; numbers that would be too small for one column are left out.
+        across: most maps in a line, None: :data:`ACROSS`; a model with more methods gets several lines per image.
 
     Returns:
         The pages: a new one for each model and training seed, and where one is full.
@@ -131,6 +170,7 @@ def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
     """
     if not examples:
         raise ValueError("there is nothing to draw: examples is empty")
+    across = ACROSS[columns] if across is None else across
     if across < 1:
         raise ValueError(f"across must be at least 1, not {across}")
     pages = []
@@ -138,6 +178,7 @@ def gallery(examples: Sequence[Example], *, across: int = 5) -> list[Figure]:
         for _, group in groupby(examples, key=lambda example: (example.model, example.seed)):
             rows = list(group)
             shape = {"methods": max(len(row.maps) for row in rows), "across": across, "score": rows[0].score}
+            shape["scale"] = SHRUNK[columns]
             shape["aspect"] = max(row.picture.shape[0] / row.picture.shape[1] for row in rows)
             most = _Layout(1, **shape).most_images
             pages += [_page(rows[start : start + most], shape) for start in range(0, len(rows), most)]
@@ -151,19 +192,25 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
     for number, example in enumerate(examples):
         line = number * layout.lines
         left, top = layout.corner(line, 0)
-        layout.text(left, top - 0.17, example.image_id, 2 * CELL + GAP)
-        layout.text(left, top - 0.05, _decision(example), 2 * CELL + GAP)
+        layout.text(left, top - 0.17, example.image_id, 2 * layout.cell + GAP)
+        layout.text(left, top - 0.05, _decision(example), 2 * layout.cell + GAP)
         layout.axes(line, 0).imshow(example.picture, vmin=0, vmax=1, aspect="auto")
-        _draw_drops(layout.axes(line, 1), example)
+        _draw_drops(layout.axes(line, 1), example, layout.scale)
         best = example.records["score"].max()
         for index, (name, values) in enumerate(example.maps.items()):
             below, column = divmod(index, layout.columns)
             left, top = layout.corner(line + below, 2 + column)
             score = example.records.loc[name, "score"]
-            layout.text(left, top - 0.17, name, CELL)
+            layout.text(left, top - 0.17, name, layout.cell)
             weight = "bold" if score == best else "normal"
-            layout.text(left, top - 0.05, f"{example.score} {_number(score, 2)}", CELL, weight=weight)
-            _draw_map(layout.axes(line + below, 2 + column), values, np.asarray(example.records.loc[name, "patch_sums"]), example)
+            layout.text(left, top - 0.05, f"{example.score} {_number(score, 2)}", layout.cell, weight=weight)
+            _draw_map(
+                layout.axes(line + below, 2 + column),
+                values,
+                np.asarray(example.records.loc[name, "patch_sums"]),
+                len(example.drops),
+                layout.scale,
+            )
     _foot(layout)
     return layout.figure
 
@@ -176,7 +223,7 @@ def _decision(example: Example) -> str:
     return f"{target} ({_number(example.target_logit, 1)}) → {prediction} (logit {_number(example.prediction_logit, 1)})"
 
 
-def _draw_drops(axes: Axes, example: Example) -> None:
+def _draw_drops(axes: Axes, example: Example, shrunk: float) -> None:
     drops = example.drops
     grid = len(drops)
     scale = np.nanmax(np.abs(drops), initial=0) or 1.0
@@ -186,25 +233,24 @@ def _draw_drops(axes: Axes, example: Example) -> None:
     colours = DIVERGING((drops / scale + 1) / 2)[..., :3][rows][:, columns]  # (H, W, 3)
     axes.imshow(colours * (0.72 + 0.28 * grey)[..., None], vmin=0, vmax=1, extent=(0, grid, grid, 0), aspect="auto")
     _draw_grid(axes, grid)
-    if grid <= MOST_PATCHES:
+    if grid <= MOST_PATCHES * shrunk:
         digits = 0 if scale >= 99.5 else 1 if scale >= 0.995 else 2
-        size = min(6.0, 25 / grid)
+        size = shrunk * min(6.0, 25 / grid)
         background = DIVERGING((drops / scale + 1) / 2)[..., :3] @ GREY  # (grid, grid)
         for (row, column), drop in np.ndenumerate(drops):
             text = _number(drop, digits).replace("0.", ".") if digits == 2 else _number(drop, digits)
             _label(axes, column + 0.5, row + 0.76, text, size, background[row, column], ha="center")
-        _draw_ranks(axes, drops.ravel(), grid, background)
+        _draw_ranks(axes, drops.ravel(), grid, shrunk, background)
 
 
-def _draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, example: Example) -> None:
-    grid = len(example.drops)
+def _draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, grid: int, shrunk: float) -> None:
     magnitude = np.abs(values[np.isfinite(values)])
     scale = (np.quantile(magnitude, WITHIN) or magnitude.max()) if len(magnitude) else 0.0
     scale = scale or 1.0  # a map of zeros
     axes.imshow(np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-scale, vmax=scale, extent=(0, grid, grid, 0), aspect="auto")
     _draw_grid(axes, grid)
-    if grid <= MOST_PATCHES:
-        _draw_ranks(axes, sums, grid)
+    if grid <= MOST_PATCHES * shrunk:
+        _draw_ranks(axes, sums, grid, shrunk)
 
 
 def _draw_grid(axes: Axes, grid: int) -> None:
@@ -213,14 +259,14 @@ def _draw_grid(axes: Axes, grid: int) -> None:
     axes.hlines(inner, 0, grid, color="#444444", linewidth=0.25)
 
 
-def _draw_ranks(axes: Axes, values: np.ndarray, grid: int, background: np.ndarray | None = None) -> None:
+def _draw_ranks(axes: Axes, values: np.ndarray, grid: int, shrunk: float, background: np.ndarray | None = None) -> None:
     """The rank of each patch in its upper left corner, 1 for the largest; equal values share their mean rank, as in the score."""
     if not np.isfinite(values).all():
         return
     for patch, rank in enumerate(rankdata(-values)):
         row, column = divmod(patch, grid)
         lightness = 1.0 if background is None else background[row, column]
-        _label(axes, column + 0.06, row + 0.32, f"{rank:g}", min(4.6, 19 / grid), lightness, ha="left")
+        _label(axes, column + 0.06, row + 0.32, f"{rank:g}", shrunk * min(4.6, 19 / grid), lightness, ha="left")
 
 
 def _label(axes: Axes, x: float, y: float, text: str, size: float, lightness: float, **looks: Any) -> None:
@@ -244,7 +290,9 @@ def _foot(layout: _Layout) -> None:
     """A colour bar, and what colours and numbers mean."""
     width, height, top = layout.width, layout.height, layout.height - layout.foot + GAP
     inset = 0.06  # inches: half of a tick's label
-    bar = layout.figure.add_axes(((MARGIN + inset) / width, 1 - (top + 0.09) / height, (2 * CELL + GAP - 2 * inset) / width, 0.09 / height))
+    bar = layout.figure.add_axes(
+        ((MARGIN + inset) / width, 1 - (top + 0.09) / height, (2 * layout.cell + GAP - 2 * inset) / width, 0.09 / height)
+    )
     bar.imshow(np.linspace(-1, 1, 256)[None], cmap=DIVERGING, vmin=-1, vmax=1, extent=(-1, 1, 0, 1), aspect="auto")
     bar.set_yticks([])
     bar.set_xticks([-1, 0, 1], ["\N{MINUS SIGN}s", "0", "s"], fontsize=6)

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
+from idsds.plots.gallery import Example
 from idsds.plots.style import COLUMNS, DIVERGING, STYLE, look_of
-from idsds.studies.how_idsds_works import Walkthrough, patch_table, spearman
 
 
-def how_idsds_works(walkthrough: Walkthrough, *, columns: int = 2) -> Figure:
+def how_idsds_works(
+    example: Example, deleted: np.ndarray, patches: Mapping[str, pd.DataFrame], scores: pd.DataFrame, *, columns: int = 2
+) -> Figure:
     """The steps from left to right: first row the deletions, then a row per method.
 
     Args:
-        walkthrough: from :func:`idsds.studies.how_idsds_works.walk`.
+        example: the image with its maps.
+        deleted: (n, H, W, 3) in [0, 1], the image without each of its patches, row-major.
+        patches: by method the steps patch by patch: ``logit``, ``drop``, ``rank of drop``, ``patch sum``, ``rank of sum``.
+        scores: a row per method: ``method`` and ``by_hand``, the rank correlation.
         columns: width of the figure, in columns of a paper.
     """
-    example = walkthrough.example
-    methods, width = list(example.records.index), COLUMNS[columns]
+    width, correlations = COLUMNS[columns], scores.set_index("method")["by_hand"]
     with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(methods)), layout="constrained")
+        figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(patches)), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.015)
-        top, *rest = figure.subfigures(1 + len(methods), 1, height_ratios=[2.75, *[1.95] * len(methods)], squeeze=False)[:, 0]
-        _deletions(top, walkthrough)
-        for method, part in zip(methods, rest, strict=True):
-            _method(part, walkthrough, method)
+        top, *rest = figure.subfigures(1 + len(patches), 1, height_ratios=[2.75, *[1.95] * len(patches)], squeeze=False)[:, 0]
+        _deletions(top, example, deleted, next(iter(patches.values())))
+        for (method, table), part in zip(patches.items(), rest, strict=True):
+            _method(part, example, method, table, correlations[method])
     return figure
 
 
-def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
-    example, drops = walkthrough.example, walkthrough.drops
+def _deletions(figure: mpl.figure.SubFigure, example: Example, deleted: np.ndarray, table: pd.DataFrame) -> None:
     side = len(example.drops)
     left, middle, right = figure.subfigures(1, 3, width_ratios=[1, 1.35, 1])
     axes = left.subplots()
@@ -43,7 +49,7 @@ def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
     axes.set_title(f"1. intact image of {example.target!r}\nlogit of {example.target!r}: {example.target_logit:.2f}", fontsize=7.5)
     middle.suptitle("2. each patch deleted alone\nbelow it: the logit again", fontsize=7.5)
     cells = middle.subplots(side, side, squeeze=False, gridspec_kw={"wspace": 0.0, "hspace": 0.0})
-    for patch, (axes, picture, logit) in enumerate(zip(cells.flat, walkthrough.deleted, walkthrough.logits, strict=True)):
+    for patch, (axes, picture, logit) in enumerate(zip(cells.flat, deleted, table["logit"], strict=True)):
         axes.imshow(picture)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -51,11 +57,10 @@ def _deletions(figure: mpl.figure.SubFigure, walkthrough: Walkthrough) -> None:
         corner = (patch % side * wide - 0.5, patch // side * height - 0.5)
         axes.add_patch(mpl.patches.Rectangle(corner, wide, height, fill=False, edgecolor="#E69F00", linewidth=1.2))
         axes.set_xlabel(f"{logit:.2f}", fontsize=5.5 * min(1.0, 4 / side), labelpad=1)
-    _cells(right.subplots(), drops.reshape(side, side), "3. drop = intact - deleted\nbelow it: rank, 1 is smallest")
+    _cells(right.subplots(), table["drop"].to_numpy().reshape(side, side), "3. drop = intact - deleted\nbelow it: rank, 1 is smallest")
 
 
-def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str) -> None:
-    example, table = walkthrough.example, patch_table(walkthrough, method)
+def _method(figure: mpl.figure.SubFigure, example: Example, method: str, table: pd.DataFrame, correlation: float) -> None:
     side = len(example.drops)
     first, second, third = figure.subplots(1, 3)
     shown = example.maps[method]
@@ -77,7 +82,7 @@ def _method(figure: mpl.figure.SubFigure, walkthrough: Walkthrough, method: str)
     third.set_xticks(ticks)
     third.set_yticks(ticks)
     third.tick_params(labelsize=6)
-    third.set_title(f"6. rank correlation (1 is best): {spearman(table):+.2f}", fontsize=7.5)
+    third.set_title(f"6. rank correlation (1 is best): {correlation:+.2f}", fontsize=7.5)
 
 
 def _lines(axes: Axes, side: int) -> None:

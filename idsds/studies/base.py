@@ -14,6 +14,7 @@ before any work is done.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from idsds.common.interventions import patch_size
 from idsds.common.registry import UnknownNameError
 from idsds.common.settings import Settings, SettingsError
 from idsds.datasets.base import DATASETS
+from idsds.evaluation import plan as engine
+from idsds.evaluation.arguments import as_seeds, make_plan
 from idsds.evaluation.costs import _spell
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import split_name
@@ -298,6 +301,16 @@ class EvaluationStudy(Study):
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run, of the settings as they are."""
         return {"": self.arguments()}
+
+
+def resolve(**arguments: Any) -> engine.Plan:
+    """Resolve the keyword arguments of :func:`idsds.evaluate` into its nets, methods and images, for what its records do not hold."""
+    bound = inspect.signature(evaluate).bind(**arguments)
+    bound.apply_defaults()
+    values = {name: value for name, value in bound.arguments.items() if name not in ("output", "scheduler", "dry_run", "progress")}
+    settings = {name: values.pop(name) for name in ("grid", "baseline")} | values.pop("settings")
+    seeds, checkpoints = as_seeds(values.pop("seed")), values.pop("checkpoints") or {}
+    return make_plan(**values, seeds=seeds, checkpoints=checkpoints, settings=settings)
 
 
 def study_class(name: str) -> type[Study]:

@@ -7,8 +7,6 @@ weights, seeds and image ids; :func:`disagreement` says how far their patch sums
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,50 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from idsds import plots
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.arguments import make_plan
 from idsds.evaluation.evaluate import evaluate
 from idsds.evaluation.plan import Job, Plan
 from idsds.evaluation.run import autocast
 from idsds.evaluation.run import batch_size as batch_size_of
 from idsds.methods.base import shared_maps
 from idsds.models.base import frozen
+from idsds.plots.gallery import Example
 from idsds.protocols.single_deletion import patch_sums
+from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
 from idsds.training.loop import batches
 
 # Protocols whose records hold drops and patch sums, and what their score is called.
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One image as one model sees it, with the maps of all methods that apply.
-
-    Args:
-        model, seed, dataset, image_id: which.
-        target, prediction: names of the classes.
-        target_logit, prediction_logit: their logits on the intact image.
-        picture: (H, W, 3) in [0, 1].
-        drops: (grid, grid), how much the target's logit falls when a patch is deleted; the engine's record.
-        records: the engine's records of this image, indexed by method; ``score`` and ``patch_sums`` (grid * grid,) are used.
-        maps: by method the signed map (H, W), summed over channels.
-        score: what the score is called.
-    """
-
-    model: str
-    seed: int
-    dataset: str
-    image_id: str
-    target: str
-    prediction: str
-    target_logit: float
-    prediction_logit: float
-    picture: np.ndarray
-    drops: np.ndarray
-    records: pd.DataFrame
-    maps: Mapping[str, np.ndarray]
-    score: str = "IDSDS"
 
 
 def explain(
@@ -68,27 +38,18 @@ def explain(
     methods: Sequence[str] | Mapping[str, Any],
     dataset: str | Dataset = "mnist5k",
     images: int = 4,
-    grid: int = 4,
-    baseline: str = "zeros",
-    seed: int | Sequence[int] = 0,
-    output: str | Path | None = None,
     *,
-    protocol: str = "idsds",
     normalisation: Normalisation | None = None,
-    device: str = "auto",
-    precision: str = "32-true",
-    checkpoints: Mapping[str, str | Path] | None = None,
-    batch_size: int | None = None,
     progress: bool = True,
+    **arguments: Any,
 ) -> list[Example]:
     """Score a few images, and keep their maps.
 
     Args:
-        models, methods, dataset, images, grid, baseline, seed, output: as in :func:`idsds.evaluate`, which computes the scores.
-        protocol: ``idsds`` or ``single_deletion``.
+        models, methods, dataset, images, progress: as in :func:`idsds.evaluate`, which computes the scores.
         normalisation: what the images of a data set of your own went through, so that they can be shown; None: its attribute
             ``normalisation``, or nothing where it has none. Its attribute ``classes``, where it has one, gives the names of the classes.
-        device, precision, checkpoints, batch_size, progress: as in :func:`idsds.evaluate`.
+        arguments: further arguments of :func:`idsds.evaluate`; ``protocol`` is one of :data:`SCORES`.
 
     Returns:
         One example per model, training seed and image, the images in their fixed order.
@@ -97,18 +58,14 @@ def explain(
         UnknownNameError: an unknown name, with the nearest match.
         ValueError: images that are not in [0, 1] once the normalisation is undone, and whatever else :func:`idsds.evaluate` refuses.
     """
-    if protocol not in SCORES:
+    if (protocol := arguments.get("protocol", "idsds")) not in SCORES:
         raise UnknownNameError("protocol with deletion drops and patch sums", protocol, SCORES)
-    machine: dict[str, Any] = {"device": device, "precision": precision, "checkpoints": checkpoints or {}, "batch_size": batch_size}
-    deletion = {"grid": grid, "baseline": baseline}
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    plan = make_plan(models, methods, dataset, protocol, images, seeds, shard=images, settings=deletion, **machine)
+    # One shard, so that the batches here are the batches there.
+    arguments |= {"models": models, "methods": methods, "dataset": dataset, "images": images, "shard": images}
+    plan = resolve(**arguments)
     for job in plan.jobs:
         _picture(job, job.dataset[job.indices[0]][0], normalisation)  # a wrong normalisation ends the run before any work is done
-    # One shard, so that the batches here are the batches there.
-    records = evaluate(
-        models, methods, dataset, protocol, images, seed=seeds, output=output, progress=progress, shard=images, **deletion, **machine
-    )
+    records = evaluate(**arguments, progress=progress)
     return [example for job in plan.jobs for example in _examples(plan, job, records, normalisation)]
 
 
@@ -154,17 +111,23 @@ def _told(dataset: Any, name: str) -> Any:
     return None
 
 
+def pictures(images: Tensor, normalisation: Normalisation | None) -> np.ndarray:
+    """Return normalised images (..., 3, H, W) as they were before: (..., H, W, 3) in [0, 1]."""
+    shown = images if normalisation is None else normalisation.invert(images)
+    return shown.clamp(0, 1).movedim(-3, -1).cpu().numpy()
+
+
 def _picture(job: Job, image: Tensor, normalisation: Normalisation | None) -> np.ndarray:
-    """(3, H, W), normalised, as (H, W, 3) in [0, 1]."""
+    """The image (3, H, W) as a picture. Raises ValueError if it leaves [0, 1] once the normalisation is undone."""
     normalisation = normalisation or _told(job.dataset, "normalisation")
-    picture = image if normalisation is None else normalisation.invert(image)
-    low, high = float(picture.min()), float(picture.max())
+    shown = image if normalisation is None else normalisation.invert(image)
+    low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"an image of {getattr(job.dataset, 'name', 'the data set')!r} goes from {low:.3g} to {high:.3g} and not from 0 to 1: "
             "say with normalisation= what it went through"
         )
-    return picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return pictures(shown, None)
 
 
 def score_table(examples: Sequence[Example]) -> pd.DataFrame:
@@ -177,13 +140,12 @@ def score_table(examples: Sequence[Example]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def headline(examples: Sequence[Example]) -> str:
-    """One sentence: how often each method explains an image best, among the images with a defined score."""
-    scores = score_table(examples).pivot(index=["model", "seed", "image_id"], columns="method", values="score")
-    scores = scores.dropna(how="all")
+def best(table: pd.DataFrame) -> str:
+    """Count the images on which each method scores highest, from a table of :func:`score_table`; ties go to the first."""
+    scores = table.pivot(index=["model", "seed", "image_id"], columns="method", values="score").dropna(how="all")
     wins = scores.idxmax(axis=1).value_counts()
-    shares = ", ".join(f"{method} on {count}" for method, count in wins.items())
-    return f"Of {len(scores)} pictures the highest score is that of {shares}."
+    counts = ", ".join(f"{method} on {count}" for method, count in wins.items())
+    return f"Highest score on {len(scores)} images with a defined score: {counts}."
 
 
 def patch_table(examples: Sequence[Example]) -> pd.DataFrame:
@@ -213,3 +175,12 @@ def disagreement(examples: Sequence[Example]) -> float:
             difference = np.abs(mine - recorded)[finite].max(initial=0.0)
             worst = max(worst, float(difference / max(np.abs(shown[np.isfinite(shown)]).sum(), 1e-30)))
     return worst
+
+
+class Gallery(EvaluationStudy):
+    """Show a few images, what the deletions of their patches do, and the maps of many methods side by side."""
+
+    def _run(self, progress: bool) -> Result:
+        examples = explain(**self.arguments(), progress=progress)
+        tables = {"": score_table(examples), "patches": patch_table(examples)}
+        return Result(self.stem, tables, Findings([best(tables[""])]), lambda: plots.gallery(examples, columns=self.columns), examples)

@@ -21,7 +21,7 @@ from idsds.studies import design_choice as designs
 from idsds.studies import finetune, stability
 from idsds.studies import hyperparameter_sensitivity as sensitivity
 from idsds.studies import sanity_checks as randomisation
-from idsds.studies.how_idsds_works import WalkthroughSettings
+from idsds.studies.how_idsds_works import HowIdsdsWorks
 from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
 from idsds.studies.metric_sanity import study as metric_sanity
 from idsds.studies.rank_methods import RankMethods
@@ -87,8 +87,7 @@ def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp
 
 
 def planned_idsds(given):
-    settings = WalkthroughSettings(**{**given, "images": 1})
-    return evaluate(**{**settings.evaluate(), "seed": settings.seeds}, dry_run=True)
+    return HowIdsdsWorks(**{**given, "images": 1}).plan_table()
 
 
 def planned_infidelity(given):

@@ -147,6 +147,14 @@ def test_many_methods_take_several_lines_of_equal_length(count):
     assert overlaps(figure) == []
 
 
+@pytest.mark.parametrize("grid", [2, 4])
+def test_one_column_has_smaller_pictures_and_no_number_that_could_not_be_read(grid):
+    (figure,) = plots.gallery([example(grid=grid)], columns=1)
+    assert figure.get_size_inches()[0] <= plots.COLUMNS[1] + 1e-9
+    assert [bool(axes.texts) for axes in figure.axes[1:6]] == [grid < 4] * 5
+    assert overlaps(figure) == []
+
+
 def test_pictures_keep_the_proportions_of_the_image():
     (figure,) = plots.gallery([example(shape=(48, 24))])
     width, height = figure.get_size_inches()

@@ -114,7 +114,7 @@ def test_a_net_a_method_and_images_of_your_own():
         assert np.isnan(example.records.loc["constant", "score"])
         assert (example.score, example.target) == ("SDS", str(number))
     assert pd.isna(gallery.score_table(examples).query("method == 'constant'").score).all()
-    assert gallery.headline(examples) == "Of 2 pictures the highest score is that of mine on 2."
+    assert gallery.best(gallery.score_table(examples)) == "Highest score on 2 images with a defined score: mine on 2."
 
 
 class Told(Dataset):

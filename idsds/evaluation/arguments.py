@@ -159,8 +159,8 @@ def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
             raise TypeError(f"{what} must be named by strings, not by {name!r}")
         if thing is None and registry is not None:
             registry[name]
-        elif what == "methods" and (thing is None or isinstance(thing, tuple)):
-            split_name(registered(name, thing)[0])  # type: ignore[index]
+        elif what == "methods" and (known := registered(name, thing)) is not None:
+            split_name(known[0])
         elif what == "models" and not isinstance(thing, (nn.Module, Stage)):
             raise TypeError(f"model {name!r} must be a torch.nn.Module, not {type(thing).__name__}")
     return found

@@ -16,7 +16,7 @@ from idsds.evaluation.cache import Shelf, record_cache
 from idsds.evaluation.plan import Job, Plan
 from idsds.evaluation.run import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.models import create_model
-from idsds.models.base import on_loan
+from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage, rehearse_stage
 from idsds.training.loop import batches
 

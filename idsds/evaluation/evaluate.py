@@ -30,7 +30,7 @@ from idsds.evaluation.costs import measure, summary
 from idsds.evaluation.plan import Plan, Target, on_device
 from idsds.evaluation.records import Files, begin_manifest, skipped_images, tidy, write_manifest
 from idsds.evaluation.run import Task, run_task, tasks_of
-from idsds.models.base import on_loan
+from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
 
 Frames = dict[tuple[int, int], pd.DataFrame]

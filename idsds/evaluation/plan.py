@@ -121,7 +121,10 @@ class Job:
 
     def create_methods(self, model: nn.Module, names: Sequence[str]) -> list[Method]:
         """The methods named, on the loaded model."""
-        return [make_method(name, self.methods.get(name), model, self.seed) for name in names]
+        methods = [make_method(name, self.methods.get(name), model, self.seed) for name in names]
+        for method in methods:
+            method.model_name = self.model
+        return methods
 
 
 @dataclass(frozen=True)
@@ -265,15 +268,15 @@ def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:
     """What ``evaluate`` was given under a name, as a method of the registry and its options; None for the user's own.
 
     Raises:
-        TypeError: for a pair that is no (name, options).
+        TypeError: for a tuple that is no pair of a method and its options.
     """
     if given is None:
         return name, {}
     if not isinstance(given, tuple):
         return None
-    if len(given) != 2 or not isinstance(given[0], str) or not isinstance(given[1], Mapping):
+    if len(given) != 2 or not isinstance(given[1], Mapping):
         raise TypeError(f"method {name!r}: a method with options is a pair such as ('IG', {{'steps': 5}}), not {given!r}")
-    return given[0], dict(given[1])
+    return (given[0], dict(given[1])) if isinstance(given[0], str) else None
 
 
 def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:

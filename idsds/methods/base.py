@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idsds.common.batching import default_batch, halving
+from idsds.common.batching import default_batch, halving, out_of_memory
 from idsds.common.randomness import Draws
 from idsds.common.registry import Registry, UnknownNameError
-from idsds.models.base import describe, frozen
+from idsds.models.base import describe, frozen, precision_of
+from idsds.models.isolation import guarded
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
 ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
@@ -171,6 +173,10 @@ def split_name(name: str) -> tuple[str, str]:
     return base, suffix
 
 
+class MethodError(RuntimeError):
+    """A method of the user's raised something. The message names the method, the net, the images and what was raised."""
+
+
 class Method:
     """An attribution method on a model: ``maps = method(images, targets)``.
 
@@ -194,6 +200,17 @@ class Method:
             raise ValueError(f"{name} does not apply to {describe(model).name}: {reason}. Methods that do: {fitting}")
         self.model, self.seed, self.batch = model, seed, batch
         self.options = self.entry.settings(**options)
+        self.model_name = describe(model).name
+
+    @property
+    def is_the_packages(self) -> bool:
+        """Whether the package computes it: not a function of the user's, whether registered or handed in."""
+        return getattr(self.entry.function, "__module__", "").startswith("idsds.")
+
+    @property
+    def explain(self) -> Any:
+        """The user's own object that explains; of the registry's methods the function."""
+        return self.entry.function
 
     @property
     def passes(self) -> Passes | None:
@@ -274,19 +291,36 @@ def shared_passes(methods: Sequence[Method]) -> Passes:
 
 
 def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> object:
-    """What a method's function returns."""
+    """What a method's function returns. One of the user's gets copies, so that what it writes into them reaches nobody else.
+
+    Raises:
+        MethodError: whatever a method of the user's raises, but for a lack of memory.
+    """
     entry, function = method.entry, method.function
     asked = _asked(entry.function)
     draws = Draws(method.seed, entry.noise or entry.name, images, image_ids)
     if "draws" in asked:
         function = partial(function, draws=draws)
-    with frozen(method.model):
-        if "batch" in asked:
-            size = method.batch or default_batch(images)
-            result, method.batch = halving(lambda batch: function(images, targets, batch=batch), size)
-        else:
-            result = function(images, targets)
-    return result
+    if "image_ids" in asked:
+        function = partial(function, image_ids=draws.image_ids)
+
+    def explain(**options: int) -> object:
+        if method.is_the_packages:
+            with frozen(method.model):
+                return function(images, targets, **options)
+        with guarded(method.model, method.name, method.explain):
+            return function(images.to(precision_of(method.model), copy=True), targets.clone(), **options)
+
+    try:
+        if "batch" not in asked:
+            return explain()
+        result, method.batch = halving(lambda batch: explain(batch=batch), method.batch or default_batch(images))
+        return result
+    except Exception as error:
+        if method.is_the_packages or out_of_memory(error):
+            raise
+        where = f"method {method.name!r} on {method.model_name!r} raised {type(error).__name__} for {_listed(draws.image_ids)}"
+        raise MethodError(f"{where}: {error}") from error
 
 
 def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None) -> Tensor:
@@ -305,9 +339,10 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
     Warns:
         RuntimeWarning: a NaN or an infinity in the map of some images, which are named; the values are kept.
     """
+    value = as_tensor(value)
     batch, _, height, width = images.shape
     ids = (draws or Draws(0, name, images)).image_ids if not is_map(value, images) else []
-    explained = f" for the images {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}"
+    explained = f" for {_listed(ids)}"
     if not isinstance(value, Tensor):
         raise TypeError(f"method {name!r} returned {type(value).__name__}{explained}, not a tensor of attributions")
     if value.is_complex() or value.dtype == torch.bool:
@@ -320,9 +355,24 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
     undefined = ~maps.isfinite().flatten(1).all(dim=1)  # (B,)
     if undefined.any():
         ids = [i for i, bad in zip((draws or Draws(0, name, images)).image_ids, undefined.tolist(), strict=True) if bad]
-        listed = f"{', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}"
+        listed = _listed(ids).removeprefix("the images ")
         warnings.warn(f"method {name!r} gave a NaN or an infinity for {len(ids)} of {batch} images: {listed}", RuntimeWarning, stacklevel=2)
     return maps
+
+
+def _listed(image_ids: Sequence[str]) -> str:
+    return f"the images {', '.join(image_ids[:8])}{', ...' if len(image_ids) > 8 else ''}"
+
+
+def as_tensor(value: object) -> object:
+    """A numpy array of numbers, or a list of arrays or tensors of one shape, as a tensor; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, (np.ndarray, Tensor)) for part in value):
+        parts = [as_tensor(part) for part in value]
+        if all(isinstance(part, Tensor) for part in parts) and len({part.shape for part in parts}) == 1:  # type: ignore[attr-defined]
+            return parts[0] if len(parts) == 1 and parts[0].ndim > 3 else torch.stack(parts)  # type: ignore[attr-defined, arg-type]
+    return value
 
 
 def is_map(value: object, images: Tensor) -> bool:

@@ -19,12 +19,17 @@ published weights are g^2 / (2 g^2 + g^3 sum(A)) relu(g); cancelling g^2 keeps t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, XGradCAM
 
 from idsds.common.batching import in_batches
@@ -38,12 +43,21 @@ EPSILON = 1e-8  # torchcam's, in the denominator of SG-CAM++
 EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}
 
 
+Channels = Literal["first", "last"]
+#: Modules that say by their kind where the channels of their output are; a subclass of the latter may do otherwise.
+CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+REARRANGED = {getattr(where, name) for where in (torch, Tensor) for name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes")}
+_KNOWN_CHANNELS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Channels | None]] = weakref.WeakKeyDictionary()
+
+
 def cam_layer(model: nn.Module, layer: str | None = None) -> str:
     """The dotted name of the layer that CAMs read. Raises UnknownNameError, or ValueError where the model has no such layer."""
     name = layer or describe(model).cam_layer
     modules = dict(model.named_modules())
     if name is None:
-        raise ValueError(f"{describe(model).name} has no CAM layer; name one with layer=...")
+        form = '{"Grad-CAM": ("Grad-CAM", {"layer": "' + (_last_features(model) or "layer4") + '"})}'
+        raise ValueError(f"{describe(model).name} has no CAM layer: name one, in create_method with layer=..., in evaluate as {form}")
     if name not in modules:
         raise UnknownNameError("layer", name, filter(None, modules))
     return name
@@ -64,11 +78,21 @@ def no_grad_cam(model: nn.Module) -> str | None:
     return None if is_transformer(model) else no_cam_layer(model)
 
 
+def _last_features(model: nn.Module) -> str:
+    """The name of the last module that says that it gives feature maps; "" where there is none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, CHANNELS_FIRST) and "1d" not in type(module).__name__]
+    return names[-1] if names else ""
+
+
 @contextmanager
 def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
     """Start the autograd graph at the output of ``module``, and append each such output to ``outputs``."""
 
-    def cut(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def cut(_module: nn.Module, _inputs: object, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"CAMs need a layer that gives feature maps; this one, a {type(module).__name__}, gives a {type(output).__name__}"
+            )
         outputs.append(output.detach().requires_grad_())
         return outputs[-1].clone()  # a copy: the next layer may work in place
 
@@ -79,21 +103,123 @@ def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def activations_and_gradients(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def check_channels(channels: object) -> None:
+    """Raise UnknownNameError for an option ``channels`` that is none of ``first``, ``last``, None and a function."""
+    if channels is not None and not callable(channels) and channels not in get_args(Channels):
+        raise UnknownNameError("channels", channels, get_args(Channels))
+
+
+def channels_of(model: nn.Module, layer: str, output: Tensor, images: Tensor) -> Channels:
+    """Where the channels of a layer's output (B, ., ., .) are.
+
+    What the module says by its kind counts first: a convolution gives (B, K, h, w), a linear layer (B, h, w, K). Otherwise h and w are to
+    each other as the image's sides are. Where both readings are possible, the last layer before that says it by its kind decides, unless
+    dimensions were rearranged in between.
+
+    Raises:
+        ValueError: where that does not tell, or the output has another number of dimensions.
+    """
+    module, shape = model.get_submodule(layer), tuple(output.shape)
+    if output.ndim != 4:
+        hint = "a function (B, N, K) -> (B, K, h, w)" if output.ndim == 3 else "a function that brings it to (B, K, h, w)"
+        raise ValueError(f"CAMs need feature maps (B, K, h, w), but layer {layer!r} gives {shape}; name another, or give channels={hint}")
+    if (said := _said_by(module)) is not None:
+        return said
+    height, width = images.shape[-2:]
+    off: dict[Channels, float] = {"first": abs(shape[2] - height * shape[3] / width), "last": abs(shape[1] - height * shape[2] / width)}
+    likely = [name for name, distance in off.items() if distance <= 1]  # strides and borders cost up to a position
+    if len(likely) == 1:
+        return likely[0]
+    known = _KNOWN_CHANNELS.setdefault(module, {})
+    if shape[1:] not in known:
+        known[shape[1:]] = _said_before(model, module, images[:1])
+    if (found := known[shape[1:]]) is None:
+        why = "can be read in both ways" if likely else f"does not have the proportions of the image, {height} x {width}"
+        raise ValueError(
+            f"layer {layer!r} gives {shape}, which {why}: give channels='first' for (B, K, h, w) or channels='last' for (B, h, w, K)"
+        )
+    return found
+
+
+def _said_by(module: nn.Module) -> Channels | None:
+    if isinstance(module, CHANNELS_FIRST):
+        return "first"
+    plain = type(module) is nn.Linear or (type(module) is nn.LayerNorm and len(module.normalized_shape) == 1)
+    return "last" if plain else None
+
+
+class _Order(TorchFunctionMode):
+    """Notes in ``said`` when dimensions are rearranged."""
+
+    def __init__(self, said: list[tuple[tuple[int, ...], Channels | None]]) -> None:
+        super().__init__()
+        self.said = said
+
+    def __torch_function__(self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func in REARRANGED:
+            self.said.clear()
+        return func(*args, **(kwargs or {}))
+
+
+def _said_before(model: nn.Module, module: nn.Module, image: Tensor) -> Channels | None:
+    """What the last module before this one says by its kind of an output of the same shape."""
+    said: list[tuple[tuple[int, ...], Channels | None]] = []
+    answer: list[Channels | None] = []
+
+    def note(each: nn.Module, _inputs: object, output: Any) -> None:
+        if isinstance(output, Tensor):
+            if each is module:
+                answer.append(next((how for shape, how in reversed(said) if shape == tuple(output.shape)), None))
+            elif (how := _said_by(each)) is not None:
+                said.append((tuple(output.shape), how))
+
+    handles = [each.register_forward_hook(note) for each in model.modules()]
+    try:
+        with torch.no_grad(), _Order(said):
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return answer[0] if answer else None
+
+
+Reading = Channels | Callable[[Tensor], Tensor] | None
+
+
+def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
+    """What brings the layer's output, and its gradient, to (B, K, h, w). Raises ValueError, see :func:`channels_of`."""
+    if callable(channels):
+        if (shape := channels(output).shape)[:1] != output.shape[:1] or len(shape) != 4:
+            raise ValueError(
+                f"channels= brings the output of layer {layer!r}, {tuple(output.shape)}, to {tuple(shape)}; wanted (B, K, h, w)"
+            )
+        return channels
+    if channels is None:  # the layer of a registry's entry is known to be one of feature maps
+        channels = "first" if layer == describe(model).cam_layer and output.ndim == 4 else channels_of(model, layer, output, images)
+    elif output.ndim != 4:
+        raise ValueError(f"channels={channels!r} is for outputs of four dimensions, but layer {layer!r} gives {tuple(output.shape)}")
+    return (lambda values: values) if channels == "first" else (lambda values: values.permute(0, 3, 1, 2))
+
+
+def activations_and_gradients(
+    model: nn.Module, layer: str, images: Tensor, targets: Tensor, channels: Reading = None
+) -> tuple[Tensor, Tensor]:
     """A layer's output and the gradient of the target logit there, (B, K, h, w) each, in the precision of the images: weights take powers
     of the gradient, which under autocast would leave the range of 16 bits.
 
     Raises:
-        ValueError: where the layer does not run exactly once, or does not give feature maps.
+        TypeError, ValueError: where the layer does not run exactly once, or does not give feature maps, see :func:`channels_of`.
     """
     outputs: list[Tensor] = []
     with torch.enable_grad(), graph_from(model.get_submodule(layer), outputs):
         scores = model(images)
-        if len(outputs) != 1 or outputs[0].ndim != 4:
+        if len(outputs) != 1:
             shapes = [tuple(output.shape) for output in outputs]
             raise ValueError(f"CAMs need a layer that gives feature maps (B, K, h, w) once per pass; {layer!r} gave {shapes}")
-        gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), outputs)
-    return outputs[0].detach().to(images.dtype), gradients[0].to(images.dtype)
+        (output,) = outputs
+        ordered = channels_first(model, layer, output, images, channels)
+        gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), output)
+    return ordered(output.detach()).to(images.dtype), ordered(gradients[0]).to(images.dtype)
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
@@ -137,7 +263,9 @@ def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Te
     inapplicable=no_cam_layer,
     source="Chattopadhay et al., WACV 2018 (Grad-CAM++); Fu et al., BMVC 2020 (XGrad-CAM); Jiang et al., TIP 2021 (Layer-CAM)",
 )
-def cams(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None = None, batch: int) -> dict[str, Tensor]:
+def cams(
+    model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None = None, channels: Reading = None, batch: int
+) -> dict[str, Tensor]:
     """All CAMs of one layer; on a vision transformer Grad-CAM of the last block's attention.
 
     Args:
@@ -145,15 +273,18 @@ def cams(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None
         images: (B, C, H, W).
         targets: (B,).
         layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
+        channels: where the layer has its channels, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that brings its output to
+            (B, K, h, w), as ``reshape_transform`` does elsewhere; None: see :func:`channels_of`.
         batch: images per pass.
     """
     if is_transformer(model):
         return {"Grad-CAM": in_batches(lambda *some: transformer_grad_cam(model, *some), images, targets, size=batch)}
+    check_channels(channels)
     name = cam_layer(model, layer)
     names: list[str] = []
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
-        activations, gradients = activations_and_gradients(model, name, images, targets)
+        activations, gradients = activations_and_gradients(model, name, images, targets, channels)
         weights = cam_weights(model, name, activations, gradients)
         names[:] = weights
         return torch.stack([weighted(w, activations) for w in weights.values()], dim=1)  # (B, methods, h, w)
@@ -177,6 +308,7 @@ def sg_cam(
     targets: Tensor,
     *,
     layer: str | None = None,
+    channels: Reading = None,
     samples: int = 4,
     sigma: float = 0.3,
     noise: Tensor | None = None,
@@ -197,12 +329,15 @@ def sg_cam(
         images: (B, C, H, W).
         targets: (B,).
         layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
+        channels: where the layer has its channels, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that brings its output to
+            (B, K, h, w), as ``reshape_transform`` does elsewhere; None: see :func:`channels_of`.
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
         noise: standard normal numbers (B, samples, C, H, W) in place of drawn ones.
         draws: the noise.
         batch: images per pass.
     """
+    check_channels(channels)
     draws.given = noise
     drawn, name = draws.normal(samples), cam_layer(model, layer)
 
@@ -210,13 +345,13 @@ def sg_cam(
         outputs: list[Tensor] = []
         with graph_from(model.get_submodule(name), outputs), torch.no_grad():
             model(images)
-        return outputs[0].detach().to(images.dtype)
+        return channels_first(model, name, outputs[0], images, channels)(outputs[0].detach()).to(images.dtype)
 
     def attribute(images: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
         reference = clean(images)
         moments = [torch.zeros_like(reference) for _ in range(3)]
         for sample in range(samples):
-            activations, gradients = activations_and_gradients(model, name, images + sigma * drawn[:, sample], targets)
+            activations, gradients = activations_and_gradients(model, name, images + sigma * drawn[:, sample], targets, channels)
             for power, moment in enumerate(moments, start=1):
                 moment += gradients**power / samples
         first, second, third = moments

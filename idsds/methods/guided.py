@@ -6,9 +6,9 @@ With x the input of a ReLU and d the gradient at its output, it hands down
 * Deconvolution:    relu(d)
 * Guided Backprop:  relu(d) where x > 0
 
-The rule replaces every ReLU while the model runs, whether it is a module, a module that is used several times, a function, or in place.
-(Captum hooks the input tensor of ``nn.ReLU`` modules, and so misses functional ones, and rectifies the gradient of a residual branch
-too, where ReLU and shortcut read the same tensor.)
+(and x < c for a ReLU with a cap c, such as ReLU6). The rule replaces every ReLU while the model runs, whether it is a module, a module that
+is used several times, a function, or in place. (Captum hooks the input tensor of ``nn.ReLU`` modules, and so misses functional ones, and
+rectifies the gradient of a residual branch too, where ReLU and shortcut read the same tensor.)
 """
 
 from __future__ import annotations
@@ -24,57 +24,91 @@ from torch.overrides import TorchFunctionMode
 from idsds.common.batching import in_batches
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Passes, register_method
-from idsds.methods.cam import activations_and_gradients, cam_layer, no_cam_layer, weighted
+from idsds.methods.cam import Reading, activations_and_gradients, cam_layer, check_channels, no_cam_layer, weighted
 from idsds.models.base import describe
 
-OUT_OF_PLACE = {F.relu, torch.relu, Tensor.relu}
-IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
+RELU = (F.relu, torch.relu, Tensor.relu, F.relu_, torch.relu_, Tensor.relu_)
+CLAMP = (torch.clamp, torch.clip, torch.clamp_, torch.clip_, Tensor.clamp, Tensor.clip, Tensor.clamp_, Tensor.clip_)
+CLAMP_MIN = (torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_)
 INTERPOLATIONS = ("nearest", "bilinear")
 
 
 class _Deconvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(min=0)
+    def forward(ctx: Any, x: Tensor, cap: float | None = None) -> Tensor:
+        return x.clamp(min=0, max=cap)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.clamp(min=0)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.clamp(min=0), None
 
 
 class _Guided(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(out := x.clamp(min=0))
+    def forward(ctx: Any, x: Tensor, cap: float | None = None) -> Tensor:
+        ctx.cap = cap
+        ctx.save_for_backward(out := x.clamp(min=0, max=cap))
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (out,) = ctx.saved_tensors
-        return gradient.clamp(min=0) * (out > 0)
+        passing = out > 0 if ctx.cap is None else (out > 0) & (out < ctx.cap)
+        return gradient.clamp(min=0) * passing, None
+
+
+def _as_relu(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, float | None, bool] | None:
+    """The input, the cap (None: none) and whether it is in place of a call of a ReLU; None for any other call."""
+
+    def value(place: int, name: str, default: Any = None) -> Any:
+        return args[place] if len(args) > place else kwargs.get(name, default)
+
+    x, cap = value(0, "input"), None
+    if func is F.relu6:
+        cap = 6.0
+    elif func in (F.hardtanh, F.hardtanh_):
+        if value(1, "min_val", -1.0) != 0:
+            return None
+        cap = value(2, "max_val", 1.0)
+    elif func in CLAMP or func in CLAMP_MIN:
+        low = value(1, "min")
+        cap = value(2, "max") if func in CLAMP else None
+        if isinstance(low, Tensor) or isinstance(cap, Tensor) or low != 0 or not x.is_floating_point():
+            return None
+    elif func in (F.threshold, F.threshold_):
+        if value(1, "threshold") != 0 or value(2, "value") != 0:
+            return None
+    elif func not in RELU:
+        return None
+    in_place = getattr(func, "__name__", "").endswith("_")
+    if func in (F.relu, F.relu6):
+        in_place = bool(value(1, "inplace", False))
+    elif func in (F.hardtanh, F.threshold):
+        in_place = bool(value(3, "inplace", False))
+    return x, cap, in_place
 
 
 class ReluRule(TorchFunctionMode):
-    """Context manager: every ReLU that runs inside is ``rule`` instead; ``count`` says how many did."""
+    """Context manager: every ReLU that runs inside, with or without a cap, is ``rule`` instead; ``count`` says how many did."""
 
-    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, rule: Callable[..., Tensor]) -> None:
         super().__init__()
         self.rule, self.count = rule, 0
 
     def __torch_function__(self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in OUT_OF_PLACE or func in IN_PLACE:
-            self.count += 1
-            x = args[0] if args else kwargs["input"]
-            in_place = func in IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
-            # A ReLU in place may be called for its effect, or have its input read again: the tensor itself must change.
-            return x.copy_(self.rule(x)) if in_place else self.rule(x)
-        return func(*args, **kwargs)
+        relu = _as_relu(func, args, kwargs)
+        if relu is None:
+            return func(*args, **kwargs)
+        self.count += 1
+        x, cap, in_place = relu
+        # A ReLU in place may be called for its effect, or have its input read again: the tensor itself must change.
+        return x.copy_(self.rule(x, cap)) if in_place else self.rule(x, cap)
 
 
 def no_relu(model: nn.Module) -> str | None:
     """Why the rules do not apply to a model. A net of the user's may have functional ReLUs, which show only when it runs."""
-    if describe(model).family == "own" or any(isinstance(module, nn.ReLU) for module in model.modules()):
+    if describe(model).family == "own" or any(isinstance(module, (nn.ReLU, nn.ReLU6)) for module in model.modules()):
         return None
     return "it changes how ReLUs hand gradients down, and this model has none"
 
@@ -125,6 +159,7 @@ def guided_grad_cam(
     targets: Tensor,
     *,
     layer: str | None = None,
+    channels: Reading = None,
     interpolation: str = "nearest",
     batch: int,
 ) -> Tensor:
@@ -135,15 +170,17 @@ def guided_grad_cam(
         images: (B, C, H, W).
         targets: (B,).
         layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
+        channels: where the layer has its channels, see :func:`idsds.methods.cam.cams`.
         interpolation: how the CAM is brought to the image's size: ``nearest``, captum's default, or ``bilinear``, as in the paper.
         batch: images per pass.
     """
     if interpolation not in INTERPOLATIONS:
         raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)
+    check_channels(channels)
     name = cam_layer(model, layer)
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
-        activations, gradients = activations_and_gradients(model, name, images, targets)
+        activations, gradients = activations_and_gradients(model, name, images, targets, channels)
         maps = weighted(gradients.mean(dim=(2, 3), keepdim=True), activations)[:, None]  # (B, 1, h, w)
         options = {} if interpolation == "nearest" else {"align_corners": False}
         return F.interpolate(maps, size=images.shape[-2:], mode=interpolation, **options)

@@ -1,32 +1,48 @@
 """Bring your own: score what is not in the registry.
 
-A captum ``Attribution``, a torchcam extractor, a ready :class:`~idsds.methods.base.Method`, or any callable ``(images, targets) -> maps``::
+An object of captum, torchcam or pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, any callable
+``(images, targets) -> maps``, or maps that were computed elsewhere; each may come with the arguments of its call::
 
     methods = {
         "mine": lambda images, targets: images * 0 + 1,
-        "occlusion": functools.partial(occlude, captum.attr.Occlusion(net)),
         "DeepLift": captum.attr.DeepLift(net),
+        "Occlusion": (captum.attr.Occlusion(net), {"sliding_window_shapes": (3, 8, 8)}),
         "Score-CAM": torchcam.methods.ScoreCAM(net, "layer4"),
+        "Eigen-CAM": pytorch_grad_cam.EigenCAM(net, [net.layer4]),
+        "stored": {"image 1": array, "image 2": another},
+        "a folder of image_id.npy": Path("maps"),
     }
 
-They are given as many images at a time as fit in memory, and are expected to explain each image by itself.
+They are given as many images at a time as fit in memory, and are expected to explain each image by itself. One that takes ``image_ids``
+is given them. The net is in eval mode, its parameters are trainable as the user left them, and whatever a method writes into the images or
+changes of the net reaches nobody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
-from idsds.methods.base import Method, MethodEntry, is_map
+from idsds.common.hashing import digest, file_digest
+from idsds.common.randomness import content_ids
+from idsds.common.registry import UnknownNameError
+from idsds.methods.base import Method, MethodEntry, as_tensor, is_map
+from idsds.methods.binding import bound_elsewhere, library_of
+from idsds.methods.cam import channels_of
+from idsds.models.base import describe
 
-Explain = Callable[[Tensor, Tensor], Any]
+Explain = Callable[..., Any]
 
 
 class OwnMethod(Method):
@@ -34,29 +50,39 @@ class OwnMethod(Method):
 
     Args:
         name: what it is called in records and figures.
-        explain: from images (B, C, H, W) and targets (B,) to maps (B, C, H, W) or (B, H, W).
-        model: the net that it explains, which is kept in eval mode, with no gradient to its parameters, while it runs.
+        explain: from images (B, C, H, W) and targets (B,), and ``image_ids`` if it takes them, to maps (B, C, H, W) or (B, H, W).
+        model: the net that it explains, which is in eval mode while it runs.
         seed: of the run; the randomness of ``explain`` is its own affair.
     """
 
     def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
         self.name, self.transform, self.model, self.seed, self.batch = name, "", model, seed, None
         self.options: dict[str, Any] = {}
+        self.model_name = describe(model).name
+        self._explain = explain
         self.entry = MethodEntry(name=name, function=partial(_in_parts, explain), family="own")
+
+    @property
+    def explain(self) -> Any:
+        """The user's own object."""
+        return getattr(self._explain, "thing", self._explain)
 
     def output_of(self, result: object) -> object:
         """All of it: a dict is no map."""
         return result
 
 
-def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Any:
+def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, *, image_ids: Sequence[str], batch: int) -> Any:
     """What ``explain`` says of ``batch`` images at a time, or the first that is no map at all, for the engine to complain of."""
     parts = []
+    takes_ids = "image_ids" in _parameters(explain)
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
-        parts.append(explain(images[some], targets[some]))
-        if not is_map(parts[-1], images[some]):
-            return parts[-1]
+        ids = {"image_ids": list(image_ids[some])} if takes_ids else {}
+        found = as_tensor(explain(images[some].clone(), targets[some].clone(), **ids))
+        if not is_map(found, images[some]):
+            return found
+        parts.append(found.detach().clone())  # it may be a buffer that the next call writes into
     return torch.cat(parts)
 
 
@@ -66,69 +92,291 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
     Args:
         name: what it is called in records and figures.
         thing: a captum ``Attribution`` (called with ``target=``; its channels are summed, a layer's map is resized to the image), a
-            torchcam extractor (its raw maps are resized bilinearly to the image, several layers fused as torchcam does), a ready
-            :class:`~idsds.methods.base.Method`, or a callable ``(images, targets) -> maps``.
+            torchcam extractor (its raw maps are resized bilinearly to the image, several layers fused as torchcam does), a CAM of
+            pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, a callable ``(images, targets) -> maps``, maps by image id
+            (arrays (H, W) or (C, H, W)), or a folder that has them as ``<image id>.npy``. A pair ``(thing, {argument: value})`` calls it
+            with further arguments.
         model: the net that is evaluated.
         seed: of the run.
 
     Raises:
-        TypeError: for anything else, and for a class in place of an instance.
-        ValueError: for an extractor whose hooks have been removed or that belongs to another net.
+        TypeError: for anything else, for a class in place of an instance, and for arguments that are lacking.
+        UnknownNameError: for arguments that it does not take.
+        ValueError: for an extractor whose hooks have been removed, or for what explains another net.
     """
+    options: dict[str, Any] = {}
+    if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], Mapping):
+        thing, options = thing[0], dict(thing[1])
+    if isinstance(thing, type):
+        raise TypeError(f"method {name!r} is the class {thing.__name__}; pass an instance of it, such as {thing.__name__}(model)")
+    if reason := bound_elsewhere(thing, model):
+        raise ValueError(f"method {name!r} is of another net than the one that is evaluated: {reason}")
     if isinstance(thing, Method):
-        if thing.model is not model:
-            raise ValueError(f"method {name!r} was made for another net than the one that is evaluated")
+        if options:
+            raise TypeError(f"method {name!r} is ready made: give its options to create_method, not {options}")
         renamed = copy(thing)  # its options and seed stay; only what it is called changes
         renamed.name = name
         return renamed
-    if isinstance(thing, type):
-        raise TypeError(f"method {name!r} is the class {thing.__name__}; pass an instance of it, such as {thing.__name__}(model)")
-    if isinstance(thing, Attribution):
-        return OwnMethod(name, partial(_captum, thing), model, seed)
-    if _is_extractor(thing):
-        _check_extractor(name, thing, model)
-        return OwnMethod(name, partial(_torchcam, thing), model, seed)
+    if library := library_of(thing):
+        return OwnMethod(name, _OfLibrary(name, library, thing, options, model), model, seed)
+    if isinstance(thing, Mapping) or (isinstance(thing, (str, Path)) and Path(thing).is_dir()):
+        thing = StoredMaps(name, thing)
+    if isinstance(thing, StoredMaps):
+        return OwnMethod(name, thing.of_one_net(), model, seed)
     if isinstance(thing, nn.Module) or not callable(thing):
-        wanted = "a captum Attribution, a torchcam extractor or a callable (images, targets) -> maps"
-        raise TypeError(f"method {name!r} is a {type(thing).__name__}; wanted {wanted}")
-    return OwnMethod(name, thing, model, seed)
+        wanted = (
+            "a captum Attribution, a torchcam extractor, a CAM of pytorch-grad-cam, a callable (images, targets) -> maps, a mapping from "
+            "image id to map, or a folder of <image id>.npy"
+        )
+        what = f"{str(thing)!r}, which is no folder" if isinstance(thing, (str, Path)) else f"a {type(thing).__name__}"
+        raise TypeError(f"method {name!r} is {what}; wanted {wanted}")
+    _check_arguments(name, getattr(thing, "__name__", type(thing).__name__), thing, options)
+    return OwnMethod(name, _With(thing, options) if options else thing, model, seed)
 
 
-def _captum(attribution: Attribution, images: Tensor, targets: Tensor) -> Any:
+class _With:
+    """A callable with further arguments."""
+
+    def __init__(self, thing: Callable, options: Mapping[str, Any]) -> None:
+        self.thing, self.options = thing, options
+        self.__signature__ = inspect.signature(partial(thing, **options))
+
+    def __call__(self, images: Tensor, targets: Tensor, **ids: Any) -> Any:
+        return self.thing(images, targets, **_moved(self.options, images), **ids)
+
+
+def _moved(options: Mapping[str, Any], images: Tensor) -> dict[str, Any]:
+    """Tensors among the arguments on the images' device."""
+    return {name: value.to(images.device) if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in: nobody knows
+        return {}
+
+
+def _check_arguments(name: str, kind: str, function: Callable, options: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Raise TypeError for arguments that a call lacks, UnknownNameError for those that it does not take.
+
+    Args:
+        name: the method.
+        kind: its class or function, for messages.
+        function: what is called.
+        options: the arguments that are given.
+        known: names of the arguments that the package gives; none: the first two, by position.
+    """
+    parameters = list(_parameters(function).values())
+    if not parameters:
+        return
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not known:
+        if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            takes = ", ".join(p.name for p in parameters)
+            raise TypeError(f"method {name!r} ({kind}) is called with (images, targets), but it takes ({takes})")
+        known = ("image_ids", *(p.name for p in positional[:2]))
+    rest = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in known}
+    for option in options:
+        if option not in rest and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            raise UnknownNameError(f"argument of method {name!r}", option, rest)
+    if lacking := [p.name for p in rest.values() if p.default is p.empty and p.name not in options]:
+        form = "{" + ", ".join(f"{argument!r}: ..." for argument in lacking) + "}"
+        given = f"{{{name!r}: ({kind}(...), {form})}}"
+        raise TypeError(f"method {name!r} ({kind}) needs a value for {', '.join(map(repr, lacking))}: give it in a pair, {given}")
+
+
+class StoredMaps:
+    """Maps that were computed elsewhere, by image id.
+
+    Args:
+        name: the method, for messages.
+        maps: arrays or tensors (H, W) or (C, H, W) by image id, or a folder that has each as ``<image id>.npy``.
+    """
+
+    def __init__(self, name: str, maps: Mapping[Any, Any] | str | Path) -> None:
+        self.name = name
+        self.maps = {str(key): value for key, value in maps.items()} if isinstance(maps, Mapping) else None
+        self.folder = None if isinstance(maps, Mapping) else Path(maps).resolve()
+        # What the files hold is part of what they are: a map that is computed anew is another.
+        self.content = digest(sorted((str(path), file_digest(path)) for path in self.folder.rglob("*.npy"))) if self.folder else ""
+        self._seen: dict[str, str] = {}
+
+    def of_one_net(self) -> StoredMaps:
+        """The same maps, for the images as one net sees them."""
+        own = copy(self)
+        own._seen = {}
+        return own
+
+    def lacking(self, image_ids: Sequence[str]) -> list[str]:
+        """Those of the images that have no map."""
+        if self.maps is not None:
+            return [image_id for image_id in image_ids if image_id not in self.maps]
+        return [image_id for image_id in image_ids if not self._path(image_id).is_file()]
+
+    def check(self, image_ids: Sequence[str]) -> None:
+        """Raise ValueError where images have no map."""
+        if lacking := self.lacking(image_ids):
+            has = f"those of {', '.join(map(repr, list(self.maps)[:3]))}, ..." if self.maps is not None else f"folder {str(self.folder)!r}"
+            raise ValueError(f"method {self.name!r} has no map of {len(lacking)} images, the first is {lacking[0]!r}; there are {has}")
+
+    def _path(self, image_id: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{image_id}.npy"
+
+    def __call__(self, images: Tensor, targets: Tensor, image_ids: Sequence[str]) -> Tensor:
+        """The maps of a batch, (B, 1, H, W). Raises ValueError for images without one, or that are not what they were."""
+        self.check(image_ids)
+        for image_id, content in zip(image_ids, content_ids(images), strict=True):
+            if self._seen.setdefault(image_id, content) != content:
+                raise ValueError(f"stored maps are of the images as they are, but this protocol asks for a map of {image_id!r} changed")
+        return torch.stack([self._map(image_id, images) for image_id in image_ids])
+
+    def _map(self, image_id: str, images: Tensor) -> Tensor:
+        stored = self.maps[image_id] if self.maps is not None else np.load(self._path(image_id), allow_pickle=False)
+        found = as_tensor(stored)
+        if isinstance(found, Tensor):
+            found = found.detach().to(images.device)
+            found = found[None] if found.ndim == 2 else found[0] if found.ndim == 4 and len(found) == 1 else found
+        if not isinstance(found, Tensor) or not is_map(found[None], images[:1]):
+            shape = tuple(getattr(stored, "shape", ())) or type(stored).__name__
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"the map of {image_id!r} is {shape}; wanted real numbers of shape ({height}, {width}) or (C, {height}, {width})"
+            )
+        return found.sum(dim=0, keepdim=True)
+
+
+class _OfLibrary:
+    """An object of captum, torchcam or pytorch-grad-cam as ``(images, targets) -> maps``; its arguments are checked when it is made."""
+
+    def __init__(self, name: str, library: str, thing: Any, options: Mapping[str, Any], model: nn.Module) -> None:
+        self.name, self.thing, self.options, self.model = name, thing, options, model
+        self.run = {"captum": _captum, "torchcam": _torchcam, "pytorch-grad-cam": _grad_cam}[library]
+        self.checked = False
+        kind = type(thing).__name__
+        if library == "captum":
+            known = ("inputs", "target")
+            parameters = _parameters(thing.attribute)
+            if "target" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                raise TypeError(f"method {name!r} ({kind}) explains no class: it takes {', '.join(parameters)}")
+            _check_arguments(name, kind, thing.attribute, options, known)
+            if isinstance(inner := getattr(thing, "attribution_method", None), Attribution):  # a noise tunnel's
+                _check_arguments(
+                    name, kind, inner.attribute, {k: v for k, v in options.items() if k in _parameters(inner.attribute)}, known
+                )
+        elif library == "torchcam":
+            _check_arguments(name, kind, _torchcam_takes_nothing, options)
+            if not getattr(thing, "hook_handles", True):
+                raise ValueError(
+                    f"method {name!r} is a torchcam extractor without hooks: its 'with' block has ended, or remove_hooks() was called"
+                )
+        else:
+            _check_arguments(name, kind, thing.__call__, options, ("input_tensor", "targets"))
+            if not thing.activations_and_grads.handles:
+                raise ValueError(f"method {name!r} is a pytorch-grad-cam object without hooks: its 'with' block has ended")
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Any:
+        if not self.checked:
+            if reason := misread_layer(self.thing, self.model, images[:1]):
+                raise ValueError(reason)
+            self.checked = True
+        return self.run(self.thing, _moved(self.options, images), images, targets)
+
+
+def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
+    """Why an object of a library would misread the layer that it explains, which is not (B, K, h, w); None where it would not.
+
+    Args:
+        thing: the object.
+        model: the net.
+        image: one, (1, C, H, W), which goes through the net.
+    """
+    thing = getattr(thing, "attribution_method", thing)
+    layers = getattr(thing, "layer", None) or getattr(getattr(thing, "grad_cam", None), "layer", None)
+    if library_of(thing) == "torchcam":
+        layers = [] if thing._reshape_transform is not None else [thing.submodule_dict[name] for name in thing.target_names]
+    elif library_of(thing) == "pytorch-grad-cam":
+        layers = [] if thing.reshape_transform is not None else thing.target_layers
+    names = {id(module): name for name, module in model.named_modules()}
+    for layer in layers if isinstance(layers, (list, tuple)) else [layers]:
+        if id(layer) not in names:
+            continue
+        outputs: list[Any] = []
+        handle = layer.register_forward_hook(lambda _module, _inputs, output, outputs=outputs: outputs.append(output))
+        try:
+            with torch.no_grad():
+                model(image)
+        finally:
+            handle.remove()
+        (output,) = outputs[:1] or (None,)
+        if not isinstance(output, Tensor) or output.ndim == 2:
+            continue
+        try:
+            channels = channels_of(model, names[id(layer)], output, image)
+        except ValueError as error:
+            return str(error)
+        if channels == "last":
+            way = "the package's own, such as ('Grad-CAM', {'layer': ..., 'channels': 'last'})"
+            way = way if isinstance(thing, Attribution) else f"reshape_transform=lambda x: x.permute(0, 3, 1, 2), or {way}"
+            return f"its layer {names[id(layer)]!r} gives {tuple(output.shape)}, channels last, which it reads as (B, K, h, w): take {way}"
+    return None
+
+
+def _captum(attribution: Attribution, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
     """A captum attribution of the targets."""
-    with torch.enable_grad():
-        found = attribution.attribute(images.detach().clone().requires_grad_(), target=targets)
+    found = attribution.attribute(images.detach().clone().requires_grad_(), target=targets, **options)
     found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
     if isinstance(attribution, LayerAttribution) and isinstance(found, Tensor) and found.ndim == 4:
         found = _resized(found, images)
     return found
 
 
-def _is_extractor(thing: object) -> bool:
-    """Whether it is a torchcam extractor. Torchcam is imported by who made one."""
-    return any(base.__module__.startswith("torchcam.") for base in type(thing).__mro__)
+def _torchcam_takes_nothing(scores: Tensor, targets: Tensor) -> None:
+    """The signature of a torchcam extractor's call, as far as it is the user's."""
 
 
-def _check_extractor(name: str, extractor: Any, model: nn.Module) -> None:
-    if extractor.model is not model:
-        raise ValueError(f"method {name!r} is a torchcam extractor of another net than the one that is evaluated")
-    if not extractor.hook_handles:
-        raise ValueError(f"method {name!r} is a torchcam extractor without hooks: its 'with' block has ended, or remove_hooks() was called")
-
-
-def _torchcam(extractor: Any, images: Tensor, targets: Tensor) -> Tensor:
+def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Tensor:
     """A torchcam extractor's raw maps, (B, H, W). Its hooks are on for its own pass only and keep nothing afterwards."""
     enabled = extractor._hooks_enabled
     extractor.enable_hooks()
     try:
-        with torch.enable_grad():
-            scores = extractor.model(images.detach().clone().requires_grad_())
-            maps = extractor(targets.tolist(), scores, normalized=False)
+        scores = extractor.model(images.detach().clone().requires_grad_())
+        maps = extractor(targets.tolist(), scores, normalized=False)
         cam = maps[0] if len(maps) == 1 else extractor.fuse_cams(maps)  # (B, h, w)
     finally:
         extractor.reset_hooks()
         extractor._hooks_enabled = enabled
     return _resized(cam[:, None], images)[:, 0]
+
+
+def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
+    """The maps of a CAM of pytorch-grad-cam, (B, H, W), each stretched to [0, 1] as it does."""
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    device, cam.device = cam.device, images.device
+    try:
+        with _listening(cam.activations_and_grads):
+            return cam(input_tensor=images, targets=[ClassifierOutputTarget(target) for target in targets.tolist()], **options)
+    finally:
+        cam.device = device
+
+
+@contextmanager
+def _listening(recorder: Any) -> Iterator[None]:
+    """The hooks of a pytorch-grad-cam object are on its layers; they are off during other passes of an evaluation."""
+    added = []
+    for place, handle in enumerate(recorder.handles):
+        hooks = handle.hooks_dict_ref()
+        if hooks is not None and handle.id not in hooks:
+            hooks[handle.id] = recorder.save_gradient if place % 2 else recorder.save_activation
+            added.append((hooks, handle.id))
+    try:
+        yield
+    finally:
+        recorder.activations, recorder.gradients = [], []
+        for hooks, key in added:
+            hooks.pop(key, None)
 
 
 def _resized(maps: Tensor, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -148,42 +149,69 @@ def describe(model: nn.Module) -> ModelEntry:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
+def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
     """The model in eval mode with no gradient to its parameters; modes and flags are put back afterwards.
 
-    Attribution needs the gradient at the input only, and skipping the parameters' part saves about a third of a backward pass.
+    Attribution needs the gradient at the input only, and skipping the parameters' part saves about a third of a backward pass. A net that
+    is not the package's sees copies of its inputs, in the precision of its weights: what its forward writes into them reaches nobody else.
+
+    Args:
+        model: the net.
+        parameters: whether they are frozen too.
     """
     training = {module: module.training for module in model.modules()}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad] if parameters else []
     model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
+    outermost = parameters and model not in TRAINABLE
+    if outermost:
+        TRAINABLE[model] = trainable
     try:
-        yield model
+        with _own_inputs(model):
+            yield model
     finally:
+        if outermost:
+            del TRAINABLE[model]
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module, mode in training.items():
             module.training = mode
 
 
-@contextmanager
-def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterator[nn.Module]:
-    """A user's net on a device and in a layout; afterwards it has the very tensors, modes and devices that it came with.
+def precision_of(model: nn.Module) -> torch.dtype:
+    """The type of a net's weights, in which images come to it; float32 for a net that has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
-    The tensors that it came with are kept meanwhile: on the CPU its convolutions have their weights twice, on an accelerator the others
-    are where they were.
-    """
-    parameters = [(parameter, parameter.data) for parameter in net.parameters()]
-    gradients = [(parameter.grad, parameter.grad.data) for parameter in net.parameters() if parameter.grad is not None]
-    buffers = [(module, name, buffer) for module in net.modules() for name, buffer in module._buffers.items()]
-    modes = [(module, module.training) for module in net.modules()]
+
+#: By frozen net, the parameters that are trainable otherwise.
+TRAINABLE: weakref.WeakKeyDictionary[nn.Module, list[nn.Parameter]] = weakref.WeakKeyDictionary()
+_HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@contextmanager
+def _own_inputs(model: nn.Module) -> Iterator[None]:
+    """A net of the user's gets a copy of every tensor that goes in."""
+    installed = getattr(describe(model).build, "__module__", "").startswith("idsds.")
+    if installed or model in _HOOKED or isinstance(model, torch.jit.ScriptModule):
+        yield
+        return
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        converted = (
+            value.to(precision_of(model)) if value.is_floating_point() and not torch.is_autocast_enabled(value.device.type) else value
+        )
+        return converted.clone() if converted is value else converted
+
+    def copy(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return tuple(map(own, inputs)), {name: own(value) for name, value in named.items()}
+
+    handle = model.register_forward_pre_hook(copy, prepend=True, with_kwargs=True)
+    _HOOKED.add(model)
     try:
-        yield net.to(device, memory_format=layout)  # type: ignore[call-overload]
+        yield
     finally:
-        for tensor, data in (*parameters, *gradients):
-            tensor.data = data
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
-        for module, mode in modes:
-            module.training = mode
+        _HOOKED.discard(model)
+        handle.remove()

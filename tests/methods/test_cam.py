@@ -102,9 +102,9 @@ def test_layer_must_exist_and_give_feature_maps() -> None:
     model = net()
     with pytest.raises(UnknownNameError, match="Did you mean 'features'"):
         create_method("Grad-CAM", model, layer="featuers")(IMAGES, TARGETS)
-    with pytest.raises(ValueError, match="name one with layer="):
+    with pytest.raises(ValueError, match=r"in evaluate as \{\"Grad-CAM\": \(\"Grad-CAM\", \{\"layer\": \"conv2\"\}\)\}"):
         create_method("Grad-CAM", model)(IMAGES, TARGETS)
-    with pytest.raises(ValueError, match=r"'fc' gave \[\(3, 4\)\]"):
+    with pytest.raises(ValueError, match=r"layer 'fc' gives \(3, 4\)"):
         create_method("Grad-CAM", model, layer="fc")(IMAGES, TARGETS)
     with pytest.raises(ValueError, match="once per pass"):
         create_method("Grad-CAM", model, layer="act")(IMAGES, TARGETS)

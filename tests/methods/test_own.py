@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import captum.attr
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from idsds.common.registry import UnknownNameError
 from idsds.methods import METHODS, Method, as_method, create_method, list_methods, register_method, shared_maps, shared_passes
+from idsds.methods.base import MethodError
 from tests.methods.nets import ConvNet, images_of, seeded
 
 IMAGES, TARGETS, IDS = images_of(5, 8, 12), torch.tensor([0, 3, 1, 1, 2]), ["a", "b", "c", "d", "e"]
@@ -158,7 +161,7 @@ def test_torchcam(model: nn.Module, extractor: str, name: str) -> None:
 
 
 def test_what_is_no_method_is_refused_before_any_work(model: nn.Module) -> None:
-    with pytest.raises(TypeError, match=r"'x' is a str; wanted a captum Attribution"):
+    with pytest.raises(TypeError, match=r"'x' is 'Grad-CAM', which is no folder; wanted a captum Attribution"):
         as_method("x", "Grad-CAM", model)
     with pytest.raises(TypeError, match=r"is the class Saliency; pass an instance"):
         as_method("x", captum.attr.Saliency, model)
@@ -174,7 +177,12 @@ def test_what_is_no_method_is_refused_before_any_work(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("result", "error", "message"),
     [
-        (lambda x: x.numpy(), TypeError, r"method 'mine' returned ndarray for the images a, b, c, d, e, not a tensor"),
+        (lambda x: x.numpy().astype(object), TypeError, r"method 'mine' returned ndarray for the images a, b, c, d, e, not a tensor"),
+        (
+            lambda x: [x.numpy()] * len(x),
+            ValueError,
+            r"returned shape \(\d, \d, 3, 8, 12\) for the images a, b, c, d, e",
+        ),
         (lambda x: None, TypeError, r"'mine' returned NoneType for the images a, b"),
         (lambda x: {"mine": x}, TypeError, r"'mine' returned dict for the images a, b"),
         (lambda x: x > 0, TypeError, r"'mine' returned values of torch.bool for the images a, b"),
@@ -250,11 +258,8 @@ def test_a_net_of_ones_own_is_left_as_it_was(kind: str) -> None:
         return [str(tensors), [module.training for module in model.modules()], hooks, [id(p) for p in model.parameters()]]
 
     before = state()
-    try:
+    with pytest.raises(MethodError, match="division by zero") if kind == "one that raises" else nullcontext():
         method(IMAGES, TARGETS)
-        assert kind != "one that raises"
-    except ZeroDivisionError:
-        assert kind == "one that raises"
     assert state() == before
 
 

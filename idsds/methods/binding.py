@@ -1,0 +1,139 @@
+"""Which net a method of the user's explains, as far as its object shows it: one bound to a net says nothing of another.
+
+An object of captum, torchcam or pytorch-grad-cam holds its net. It is looked for in all that a callable holds: partials, bound methods,
+attributes, containers, closures, defaults and the globals that a function names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import nn
+
+from idsds.methods.base import Method
+
+DEPTH = 8
+LIBRARIES = ("torch.", "torchvision.", "numpy.", "captum.", "torchcam.", "pytorch_grad_cam.", "idsds.")
+
+
+def is_torchcam(thing: object) -> bool:
+    """Whether it is a torchcam extractor. Torchcam is imported by who made one."""
+    return any(base.__module__.startswith("torchcam.") for base in type(thing).__mro__)
+
+
+def is_grad_cam(thing: object) -> bool:
+    """Whether it is a CAM of pytorch-grad-cam."""
+    return any(base.__module__ == "pytorch_grad_cam.base_cam" for base in type(thing).__mro__)
+
+
+def library_of(thing: object) -> str:
+    """``captum``, ``torchcam`` or ``pytorch-grad-cam`` for an object that explains a net, else ""."""
+    if isinstance(thing, Attribution):
+        return "captum"
+    return "torchcam" if is_torchcam(thing) else "pytorch-grad-cam" if is_grad_cam(thing) else ""
+
+
+def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()) -> str | None:
+    """Why a method says nothing of ``net``: it explains another one; None where it may explain this one.
+
+    Args:
+        thing: the user's method.
+        net: the net that is judged.
+        others: nets that are judged beside it. A callable that holds one of them, and not ``net``, explains that one. A net that is not
+            judged may be there for any reason, unless an object of a library explains it.
+    """
+    if isinstance(thing, Method):
+        return None if thing.model is net else f"it was made for another net, {_called(thing.model)}"
+    holders = list(_reachable(thing))
+    for holder in holders:
+        library = library_of(holder)
+        if library and (held := list(_nets(holder))) and not any(_is_of(one, net) for one in held):
+            return f"its {library} object, {type(holder).__name__}, explains another net, {_called(held[0])}"
+    held = [holder for holder in holders if isinstance(holder, nn.Module)]
+    judged = [other for other in others if other is not net and any(_is_of(one, other) for one in held)]
+    if judged and not any(_is_of(one, net) for one in held):
+        return f"it holds another of the nets that are judged, {_called(judged[0])}, and not this one"
+    return None
+
+
+def _called(net: nn.Module) -> str:
+    return f"a {type(net).__name__}"
+
+
+def _nets(holder: Any) -> Iterator[nn.Module]:
+    """The nets that an object of a library explains."""
+    if isinstance(holder, Method) or not isinstance(holder, Attribution):
+        yield holder.model
+    elif isinstance(function := getattr(holder, "forward_func", None), nn.Module):
+        yield function
+    else:
+        yield from (found for found in _reachable(function) if isinstance(found, nn.Module))
+
+
+def _is_of(held: nn.Module, net: nn.Module) -> bool:
+    """Whether one is the other or a part of it. A copy is not: it may be made otherwise in what no weight shows."""
+    return any(module is held for module in net.modules()) or any(module is net for module in held.modules())
+
+
+def _reachable(thing: Any) -> Iterator[Any]:
+    """What explains among all that ``thing`` holds: nets and objects of libraries, the outermost of each."""
+    waiting: list[tuple[Any, int]] = [(thing, 0)]
+    seen: set[int] = set()
+    while waiting:
+        one, depth = waiting.pop()
+        if id(one) in seen or depth > DEPTH:
+            continue
+        seen.add(id(one))
+        if isinstance(one, (nn.Module, Method)) or library_of(one):
+            yield one
+        else:
+            waiting += [(part, depth + 1) for part in _parts(one)]
+
+
+def _parts(one: Any) -> list[Any]:
+    if isinstance(one, functools.partial):
+        return [one.func, *one.args, *one.keywords.values()]
+    if isinstance(one, types.MethodType):
+        return [one.__self__, one.__func__]
+    if isinstance(one, types.FunctionType):
+        return _of_function(one)
+    if isinstance(one, Mapping):
+        return list(one.values()) if len(one) < 1000 else []
+    if isinstance(one, (list, tuple, set)):
+        return list(one)[:1000]
+    if isinstance(one, (str, bytes, int, float, type, types.ModuleType, torch.Tensor)) or _installed(type(one)):
+        return []
+    wrapped = [one.__wrapped__] if isinstance(getattr(one, "__wrapped__", None), Callable) else []  # type: ignore[arg-type]
+    call = getattr(type(one), "__call__", None)  # noqa: B004
+    return [*getattr(one, "__dict__", {}).values(), *wrapped, *([call] if isinstance(call, types.FunctionType) else [])]
+
+
+def _of_function(function: types.FunctionType) -> list[Any]:
+    """Values of the closure, the defaults, and the globals that the function names."""
+    if _installed(function):
+        return []
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    named = _names(function.__code__)
+    used = [value for name, value in function.__globals__.items() if name in named and not isinstance(value, type)]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*cells, *defaults, *used, *([inspect.unwrap(function)] if hasattr(function, "__wrapped__") else [])]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _installed(thing: Any) -> bool:
+    return f"{getattr(thing, '__module__', '') or ''}.".startswith(LIBRARIES)

@@ -1,0 +1,185 @@
+"""Isolation: a net is lent to code of the user's, and whatever that code does to it reaches nobody else.
+
+Two context managers. :func:`on_loan` is around a whole evaluation: the net works on copies of its tensors, and gets back the very tensors,
+hooks, modes and flags that it came with. :func:`guarded` is around one call of a method of the user's: what the method changed is undone
+before anything else sees the net, and redone when the same method is called again, so that the method runs as it would alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from idsds.models.base import TRAINABLE, frozen
+
+HALF = (torch.float16, torch.bfloat16)
+#: By net on loan, its tensors with copies of their values, which are made when the first method of the user's asks for them.
+_VALUES: weakref.WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
+#: By id of what explains: that object, and the net as it left it, where it left one changed.
+_LEFT: dict[int, tuple[Any, Snapshot]] = {}
+
+
+class Snapshot:
+    """What a net is made of at a moment: attributes, children and hooks of its modules, its tensors with their storage and flags."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.attributes: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
+        self.scripted: list[tuple[nn.Module, bool, dict[str, Tensor]]] = []
+        tensors: dict[int, Tensor] = {}
+        for module in net.modules():
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            if isinstance(module, torch.jit.ScriptModule):  # its attributes lie in C++
+                self.scripted.append((module, module.training, dict(module.named_buffers(recurse=False))))
+            else:
+                values = dict(vars(module))
+                own += [value for value in values.values() if isinstance(value, Tensor)]
+                containers = [(value, value.copy()) for value in values.values() if isinstance(value, (dict, list, set))]
+                self.attributes.append((module, values, containers))
+            tensors |= {id(tensor): tensor for tensor in own if not is_lazy(tensor)}
+        self.tensors = list(tensors.values())
+        self.data = [tensor.data for tensor in self.tensors]
+        self.flags = [tensor.requires_grad for tensor in self.tensors]
+        self.gradients = [tensor.grad if tensor.is_leaf else None for tensor in self.tensors]
+
+    def restore(self) -> None:
+        """Make the net what it was; what was written *into* its tensors stays."""
+        self.rebuild()
+        for scripted, mode, buffers in self.scripted:
+            scripted.training = mode
+            for name, buffer in buffers.items():
+                scripted._buffers[name] = buffer
+        for tensor, data, flag, gradient in zip(self.tensors, self.data, self.flags, self.gradients, strict=True):
+            if not _is_in(tensor, data):
+                tensor.data = data
+            if tensor.is_leaf:
+                if tensor.requires_grad != flag:
+                    tensor.requires_grad_(flag)
+                if tensor.grad is not gradient:
+                    tensor.grad = gradient
+
+    def rebuild(self, *, tensors: bool = True) -> None:
+        """Give the modules the attributes, children and hooks that they had, and, if ``tensors``, the parameters and buffers."""
+        for module, values, containers in self.attributes:
+            kept = () if tensors else (vars(module)["_parameters"], vars(module)["_buffers"])
+            vars(module).clear()
+            vars(module).update(values)
+            for container, content in containers:
+                if any(container is one for one in kept):
+                    continue
+                container.clear()
+                if isinstance(container, list):
+                    container.extend(content)
+                else:
+                    container.update(content)
+
+    def differs(self, other: Snapshot) -> bool:
+        """Whether the two are of nets that are made differently; values of tensors and gradients are not compared."""
+        if [id(tensor) for tensor in self.tensors] != [id(tensor) for tensor in other.tensors] or self.flags != other.flags:
+            return True
+        if not all(map(_is_in, self.tensors, other.data)) or len(self.attributes) != len(other.attributes):
+            return True
+        return any(
+            mine is not theirs or not _same(values, others) or any(not _same(a, b) for (_, a), (_, b) in zip(held, kept, strict=False))
+            for (mine, values, held), (theirs, others, kept) in zip(self.attributes, other.attributes, strict=True)
+        )
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    """Whether two dicts, lists or sets hold the same objects in the same order."""
+    if isinstance(mine, dict):
+        return list(mine) == list(theirs) and all(a is b for a, b in zip(mine.values(), theirs.values(), strict=True))
+    return len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
+
+
+def _is_in(tensor: Tensor, data: Tensor) -> bool:
+    """Whether a tensor's values are in the memory of another, in the same form."""
+    where = [(t.dtype, t.device, t.shape, t.layout) for t in (tensor, data)]
+    if where[0] != where[1] or tensor.layout != torch.strided:
+        return where[0] == where[1] and tensor.layout != torch.strided
+    return tensor.data_ptr() == data.data_ptr() and tensor.stride() == data.stride()
+
+
+@contextmanager
+def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterator[nn.Module]:
+    """A net on a device and in a layout; afterwards it is what it was: tensors, gradients, modes, flags, devices, layout and hooks.
+
+    Meanwhile it works on copies of its tensors, those in half precision widened to float32 (in which images come to it).
+    """
+    before = Snapshot(net)
+    for tensor in before.tensors:
+        if tensor.is_leaf:
+            tensor.grad = None
+    try:
+        net.to(device, memory_format=layout)  # type: ignore[call-overload]
+        originals = {data.data_ptr() for data in before.data}
+        for tensor in Snapshot(net).tensors:
+            if tensor.dtype in HALF:
+                tensor.data = tensor.data.float()
+            elif tensor.data_ptr() in originals:
+                tensor.data = tensor.data.clone()
+        _VALUES[net] = []
+        _mute(net)
+        yield net
+    finally:
+        _VALUES.pop(net, None)
+        before.restore()
+
+
+def _mute(net: nn.Module) -> None:
+    """Take off the hooks of pytorch-grad-cam's objects: until one is called it keeps what every pass gives, for RISE thousands."""
+    for module in net.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for key, hook in list(module._forward_hooks.items()):
+            if type(getattr(hook, "__self__", None)).__module__.startswith("pytorch_grad_cam."):
+                del module._forward_hooks[key]
+
+
+@contextmanager
+def guarded(net: nn.Module, name: str, explain: Any = None) -> Iterator[nn.Module]:
+    """Code of the user's runs on a net in eval mode, its parameters trainable as they are; what it changes, it alone sees.
+
+    Args:
+        net: the net.
+        name: the method, for the warning.
+        explain: the user's own object. A net that it left changed, by hooks that it added on its first call, is so again on its next.
+
+    Warns:
+        RuntimeWarning: the values of weights or buffers were other ones afterwards; they are put back.
+    """
+    before = Snapshot(net)
+    values = _VALUES.get(net) or [(tensor, data.clone()) for tensor, data in zip(before.tensors, before.data, strict=True)]
+    if net in _VALUES:
+        _VALUES[net] = values
+    left = _LEFT.get(id(explain))
+    if left is not None and left[1].attributes[0][0] is net:
+        left[1].rebuild(tensors=False)
+    try:
+        for parameter in TRAINABLE.get(net, ()):
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), frozen(net, parameters=False):
+            yield net
+    finally:
+        after = Snapshot(net)
+        if explain is not None and after.differs(before):
+            _LEFT[id(explain)] = (explain, after)
+        before.restore()
+        changed = [(tensor, value) for tensor, value in values if not _equal(tensor, value)]
+        for tensor, value in changed:
+            tensor.data.copy_(value)
+        if changed:
+            what = f"{len(changed)} of {len(values)} weights and buffers of the net that it explains"
+            warnings.warn(f"method {name!r} changed {what}: they are put back", RuntimeWarning, stacklevel=3)
+
+
+def _equal(tensor: Tensor, value: Tensor) -> bool:
+    if torch.equal(tensor, value):
+        return True
+    return tensor.is_floating_point() and bool(torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True))

@@ -11,7 +11,7 @@ from idsds.plots.how_infidelity_works import how_infidelity_works
 from idsds.plots.hyperparameter_sensitivity import hyperparameter_sensitivity
 from idsds.plots.infidelity_sensitivity import infidelity_sensitivity
 from idsds.plots.metric_sanity import metric_sanity
-from idsds.plots.rank_methods import rank_methods
+from idsds.plots.rank_methods import deletion_drops, rank_methods
 from idsds.plots.roar import roar
 from idsds.plots.sanity_checks import sanity_checks
 from idsds.plots.stability import stability
@@ -26,6 +26,7 @@ __all__ = [
     "accuracy_tradeoff",
     "augmentation_robustness",
     "compare_protocols",
+    "deletion_drops",
     "design_choice",
     "finetune",
     "gallery",

@@ -1,14 +1,18 @@
-"""The ranking of attribution methods: an axis per model, a marker per method."""
+"""The ranking of attribution methods, an axis per model and a marker per method; and the drops that it rests on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from idsds.plots.parallel_axes import Join, parallel_axes
+from idsds.plots.style import COLUMNS, STYLE
 
 
 def rank_methods(
@@ -38,3 +42,26 @@ def rank_methods(
         with_it = [model for model in models if model in set(rows["model"])]
         joins += [Join(str(method), first, second) for first, second in pairwise(with_it)]
     return parallel_axes(table, families, models, joins, n_patches=n_patches, score=score, columns=columns, published=published)
+
+
+def deletion_drops(drops: pd.DataFrame, *, columns: int = 2) -> Figure:
+    """Draw the distribution of drops, a curve per model: in logits, and as a share of each image's largest drop.
+
+    Args:
+        drops: one row per model, image and patch: model, drop (logits), share (in [-1, 1]).
+        columns: width of the figure, in columns of a paper.
+    """
+    models = list(dict.fromkeys(drops["model"]))
+    dashes = dict(zip(models, ["-", "--", "-.", ":"] * len(models), strict=False))
+    with mpl.rc_context(STYLE):
+        figure, both = plt.subplots(1, 2, figsize=(COLUMNS[columns], 0.42 * COLUMNS[columns]), sharey=True, layout="constrained")
+        labels = ("drop of the target logit", "drop as a share of the image's largest (-1 to 1)")
+        for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
+            for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
+                rows = drops[drops["model"] == model]
+                sns.ecdfplot(rows, x=name, ax=axes, color=colour, linestyle=dashes[model], label=model)
+            axes.set_xlabel(label)
+            axes.axvline(0, color="#888888", linewidth=0.6, zorder=0)
+        both[0].set_ylabel("share of patches with at most this drop")
+        both[1].legend(loc="upper left", frameon=False)
+    return figure

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from idsds import plots, published
+from idsds.common.devices import _one_of
+from idsds.datasets import DATASETS
 from idsds.methods.base import ABSOLUTE
 from idsds.statistics import paired_differences, rank
-from idsds.statistics.verdicts import count_verdicts, verdicts
+from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result
 
 Treatment = tuple[str, str]  # model, method
+SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
+#: A patch whose drop is below this share of its image's largest absolute drop has no rank worth the name.
+NOISE = 0.05
 COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict", "count", "nan", "interval"]
 
 
@@ -95,22 +102,94 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
 class RankMethods(EvaluationStudy):
     """Rank attribution methods on models, with the published findings put to the test."""
 
+    protocol: Annotated[str, _one_of("protocol of a ranking", SCORES)] = "idsds"
+
+    @property
+    def score(self) -> str:
+        """What the score is called: IDSDS on a net that was fine-tuned without labels says so."""
+        return SCORES[self.protocol] + (" (distilled)" if self.protocol == "idsds" and DATASETS[self.dataset].distill else "")
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run of the protocol."""
+        return {"": self.arguments(protocol=self.protocol)}
+
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
-        table, claims = rank(records), published_findings(records)
+        table, claims, controls, drops = rank(records), published_findings(records), beside_controls(records), drops_of(records)
         compared = published.compare(table, self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
 
-        def draw() -> Figure:
-            return plots.rank_methods(table, families, n_patches=self.grid**2, columns=self.columns, published=compared)
+        def draw() -> list[Figure]:
+            options = {"n_patches": self.grid**2, "score": self.score, "columns": self.columns, "published": compared}
+            return [plots.rank_methods(table, families, **options), plots.deletion_drops(drops, columns=self.columns)]
 
-        tables = {"": table, "findings": claims, "published": compared}
-        return Result(self.stem, tables, Findings(best(table), count_verdicts(claims, "finding")), draw, records)
+        tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
+        findings = Findings([*best(table, self.score), *above(controls)], count_verdicts(claims, "finding"))
+        return Result(self.stem, tables, findings, draw, records)
 
 
-def best(table: pd.DataFrame) -> list[str]:
+def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Compare every method with the best control of its model, on the same images.
+
+    Args:
+        records: from :func:`idsds.evaluate`.
+        confidence: of the intervals, each on its own.
+
+    Returns:
+        One row per model and method that is no control: ``control``, ``difference`` of the means, ``low``, ``high``, ``verdict`` on the
+        claim that the method scores above the control, ``count`` and ``nan`` of the images. Empty without a control.
+    """
+    rows = []
+    families = dict(zip(records["method"], records["family"], strict=True))
+    table = rank(records, resamples=1)
+    for model, scores in table[table["mean"].notna()].groupby("model", sort=False):
+        ordered = [(method, families[method] == "control") for method in scores["method"]]  # best first
+        control = next((method for method, is_control in ordered if is_control), None)
+        for method in [method for method, is_control in ordered if not is_control and control is not None]:
+            found = _paired(records, (str(model), method), (str(model), str(control)), confidence)
+            rows.append({"model": model, "method": method, "control": control, **found[["difference", "low", "high", "count", "nan"]]})
+    found = pd.DataFrame(rows, columns=["model", "method", "control", "difference", "low", "high", "count", "nan"])
+    return found.assign(verdict=verdicts(found["low"], found["high"]))
+
+
+def above(controls: pd.DataFrame) -> list[str]:
+    """Count the methods above and below the controls, from :func:`beside_controls`."""
+    if controls.empty:
+        return []
+    counts = [int((controls["verdict"] == verdict).sum()) for verdict in (SUPPORTED, CONTRADICTED)]
+    return [f"Of {len(controls)} pairs of model and method, {counts[0]} score above every control and {counts[1]} below the best one."]
+
+
+def drops_of(records: pd.DataFrame) -> pd.DataFrame:
+    """The drops of every patch, once per model and image.
+
+    Returns:
+        One row per model, seed, image and patch: ``drop`` (of the target logit) and ``share`` (of the image's largest absolute drop).
+    """
+    images = records.drop_duplicates(["model", "seed", "image_id"])
+    drops = np.stack(images["drops"].to_numpy()).astype(float)  # (images, patches)
+    largest = np.abs(drops).max(axis=1, keepdims=True)
+    shares = np.divide(drops, largest, out=np.full_like(drops, np.nan), where=largest > 0)
+    keys = images[["model", "seed", "image_id"]].loc[images.index.repeat(drops.shape[1])].reset_index(drop=True)
+    return keys.assign(drop=drops.ravel(), share=shares.ravel())
+
+
+def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
+    """Summarise the drops of each model: how much there is to rank.
+
+    Returns:
+        One row per model: ``median_largest``, the median over images of the largest drop (logits), ``share_above_noise``, the share of
+        patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop, ``images`` and ``patches``.
+    """
+    largest = drops.groupby(["model", "seed", "image_id"], sort=False)["drop"].max().groupby("model", sort=False)
+    patches = drops.groupby("model", sort=False)["share"]
+    columns = {"median_largest": largest.median(), "share_above_noise": patches.agg(lambda values: float((values > NOISE).mean()))}
+    return pd.DataFrame({**columns, "images": largest.size(), "patches": patches.size()}).reset_index()
+
+
+def best(table: pd.DataFrame, score: str = "IDSDS") -> list[str]:
     """Name each model's best method with its score and interval, from a table of :func:`idsds.rank`."""
     scored = table[table["mean"].notna()]
     rows = scored.loc[scored.groupby("model", sort=False)["mean"].idxmax()]
     scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
-    return [f"Highest mean of each model: {', '.join(scores)}."]
+    return [f"Highest mean {score} of each model: {', '.join(scores)}."]

@@ -87,5 +87,31 @@ def test_an_intrinsic_explanation_without_a_rival_is_not_compared():
 def test_the_sentence_names_each_models_best():
     table = rank(records({("m", "IG"): 0.5, ("m", "IG abs"): 0.3, ("other", "IG"): 0.1}))
     (text,) = findings.best(table)
-    assert text.startswith(f"Highest mean of each model: IG on m ({table['mean'].max():.2f} [")
+    assert text.startswith(f"Highest mean IDSDS of each model: IG on m ({table['mean'].max():.2f} [")
     assert "IG on other (" in text
+
+
+def test_every_method_is_compared_with_the_best_control():
+    data = records({("m", "IG"): 0.5, ("m", "IG abs"): -0.4, ("m", "Random"): 0.0, ("m", "Center"): 0.2, ("other", "IG"): 0.1})
+    data.loc[data.method == "Center", "family"] = "control"
+    found = findings.beside_controls(data)
+    assert found[["model", "method", "control", "verdict"]].values.tolist() == [
+        ["m", "IG", "Center", "supported"],
+        ["m", "IG abs", "Center", "contradicted"],
+    ]
+    wide = data[data.model == "m"].pivot(index="image_id", columns="method", values="score")
+    assert found.difference[0] == pytest.approx((wide["IG"] - wide["Center"]).mean())
+    assert findings.above(found) == ["Of 2 pairs of model and method, 1 score above every control and 1 below the best one."]
+    assert findings.beside_controls(records({("m", "IG"): 0.5})).empty
+    assert findings.above(found.head(0)) == []
+
+
+def test_the_drops_are_counted_once_per_image():
+    data = pd.DataFrame({"model": "m", "seed": 0, "image_id": ["a", "a", "b"], "method": ["x", "y", "x"]})
+    data["drops"] = [np.array([2.0, 0.05, -1.0, 0.2])] * 2 + [np.zeros(4)]
+    drops = findings.drops_of(data)
+    assert len(drops) == 2 * 4
+    assert drops["share"][:4].tolist() == pytest.approx([1.0, 0.025, -0.5, 0.1])
+    assert drops["share"][4:].isna().all(), "an image that no patch matters for has no shares"
+    row = findings.summary_of(drops).iloc[0]
+    assert (row.median_largest, row.share_above_noise, row.images, row.patches) == (1.0, 2 / 8, 2, 8)

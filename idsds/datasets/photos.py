@@ -40,7 +40,7 @@ PHOTOS = (
 CROPS = ("centre", "top_left", "top_right", "bottom_left", "bottom_right")
 SIZE, RESIZED = 224, 288
 # Random crops of each photo that an epoch of in-domain fine-tuning sees.
-POOL = 16
+POOL = 8
 
 
 class _Crops:

@@ -24,7 +24,7 @@ from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
 from idsds.protocols import PROTOCOLS, ProtocolEntry
-from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, trains_from_scratch
+from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
 
 
 def make_plan(
@@ -179,7 +179,7 @@ def _source(
 ) -> Stage | Path | nn.Module:
     if net is not None:
         return net
-    packaged = MODELS[name].packaged and isinstance(dataset, str) and DATASETS[dataset].num_classes == MODELS[name].num_classes
+    packaged = isinstance(dataset, str) and starts_from_package(name, dataset)
     if packaged or checkpoints.get(name) == PRETRAINED:
         if not isinstance(dataset, str):
             raise ValueError(f"checkpoints: 'pretrained' goes with a data set by name; pass the net itself for your own: {{{name!r}: net}}")

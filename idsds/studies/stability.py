@@ -21,7 +21,7 @@ from idsds.statistics import nested_bootstrap
 from idsds.statistics.intervals import percentile_ends, rng_for
 from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each, spearman, weighted_means
 from idsds.studies.base import ModelName, RunSettings
-from idsds.training.checkpoints import trains_from_scratch
+from idsds.training.checkpoints import starts_from_package, trains_from_scratch
 from idsds.training.recipes import BaselineName
 
 #: The panels: what is varied, and what a variant is called.
@@ -65,7 +65,7 @@ class StabilitySettings(RunSettings):
             if name not in variants:
                 raise UnknownNameError("variant with a checkpoint", name, variants)
         missing = [name for name in variants if name not in self.variant_checkpoints]
-        if missing and not trains_from_scratch(self.models[0], self.dataset):
+        if missing and not (trains_from_scratch(self.models[0], self.dataset) or starts_from_package(self.models[0], self.dataset)):
             raise ValueError(f"variant_checkpoints: no in-domain weights of {self.models[0]!r} for {', '.join(map(repr, missing))}")
         return self
 

@@ -48,5 +48,5 @@ class Recipe(Settings):
 
 
 #: Self-distillation for images whose labels are not at hand.
-DISTILL = Recipe(epochs=6, batch_size=32, optimizer="sgd", lr=3e-3, weight_decay=1e-4, loss="distill")
+DISTILL = Recipe(epochs=4, batch_size=32, optimizer="sgd", lr=3e-3, weight_decay=1e-4, loss="distill")
 PAPER = Recipe(epochs=30, batch_size=256, optimizer="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, schedule="step", clip=0.0)

@@ -1,6 +1,6 @@
-"""What a protocol is: a pure function from a model, methods and a batch to one score per image and method.
+"""Protocols: pure functions from a model, methods and a batch to one score per image and method.
 
-A new protocol is one decorated function; the benchmark engine finds it by name and stores whatever columns it returns::
+A new protocol is one decorated function; the engine finds it by name and stores the columns that it returns::
 
     @register_protocol(higher_is_better=True, range=(-1, 1), in_domain=True)
     def my_protocol(model, methods, batch, prepared, *, grid=4, **_):
@@ -29,7 +29,7 @@ Level = Literal["image", "data set"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W), normalised; targets (B,); one id per image; and how the images were normalised, where it is known."""
+    """Normalised images (B, 3, H, W), targets (B,), one id per image, and the normalisation if it is known."""
 
     images: Tensor
     targets: Tensor
@@ -45,7 +45,7 @@ class ProtocolEntry:
         name: the key.
         function: ``function(model, methods, batch, prepared, **settings)`` returns, by method name, columns of length B; one is
             ``score``.
-        in_domain: whether it wants the model that was fine-tuned on deletions.
+        in_domain: whether it needs the model that was fine-tuned on deletions.
         higher_is_better: the direction of the score.
         range: lowest and highest possible score.
         prepare: ``prepare(model, batch, **settings)`` returns columns that do not depend on the method; computed once for all
@@ -53,8 +53,8 @@ class ProtocolEntry:
         prepare_passes: passes per image of ``prepare``, from the settings.
         passes: passes per image of ``function``, from the methods and the settings.
         source: the paper.
-        level: what it scores: each ``image``, or a method over a whole ``data set``, which the engine of per-image records cannot hold.
-            The function of the latter makes a method's score from its curve; ``call`` is what to call in place of ``evaluate``.
+        level: what it scores: each ``image``, or a method on a whole ``data set``, for which there are no per-image records.
+            The function of the latter makes a method's score from its curve; ``call`` replaces ``evaluate``.
         call: the public function that runs a protocol of level ``data set``.
     """
 
@@ -75,7 +75,7 @@ PROTOCOLS: Registry[ProtocolEntry] = Registry("protocol")
 
 
 def register_protocol(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable], Callable]:
-    """Enter the decorated function under ``name`` or its own name; the other arguments are those of :class:`ProtocolEntry`."""
+    """Register the decorated function under ``name`` or its own name; the other arguments are those of :class:`ProtocolEntry`."""
 
     def decorate(function: Callable) -> Callable:
         key = name or function.__name__
@@ -86,10 +86,10 @@ def register_protocol(name: str | None = None, *, replace: bool = False, **entry
 
 
 def list_protocols(level: Level | None = None) -> list[str]:
-    """Names of all protocols, or of those of one level.
+    """Return the names of all protocols, or of those of one level.
 
-    Those of level ``image`` score every image, and run through ``evaluate(protocol=...)``. Those of level ``data set`` score a method over
-    a whole data set; the entry's ``call`` names the function that runs them.
+    Protocols of level ``image`` score every image and run through ``evaluate(protocol=...)``. Those of level ``data set`` score a method
+    on a whole data set; the entry's ``call`` names the function that runs them.
 
     Raises:
         UnknownNameError: for an unknown level.
@@ -100,18 +100,18 @@ def list_protocols(level: Level | None = None) -> list[str]:
 
 
 def normalisation_of(model: nn.Module, batch: Batch) -> Normalisation:
-    """How the batch was normalised: as it says itself, else as the model's entry does. Raises ValueError where neither knows."""
+    """Return the batch's normalisation, or else that of the model's entry. Raises ValueError if neither is known."""
     found = batch.normalisation or describe(model).normalisation
     if found is None:
-        raise ValueError(f"the normalisation of the images for {describe(model).name} is not known: give it as Batch(normalisation=...)")
+        raise ValueError(f"the normalisation of the images for {describe(model).name} is unknown: pass Batch(normalisation=...)")
     return found
 
 
 def on_model(method: Method, model: nn.Module) -> Method:
-    """The same method, with the same settings and random numbers, on another net.
+    """Return the same method, with the same settings and random numbers, on another net.
 
     Raises:
-        ValueError: for a method of the user's own, which explains the net that it was made with.
+        ValueError: for a user's own method, which explains the net that it was made with.
     """
     if method.entry.family == "own":
         raise ValueError(f"method {method.name!r} cannot be moved to another net: it is a callable of your own, which holds its net")
@@ -122,24 +122,24 @@ def on_model(method: Method, model: nn.Module) -> Method:
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise ValueError, naming the value, for what is not a whole number of at least 1."""
+    """Raise ValueError, naming the value, if it is not a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 class MeanOverImages(Metric):
-    """The mean of a score per image, over batches and processes; a subclass names the pure function that gives the scores (B,)::
+    """Mean of a score per image, over batches and processes; a subclass names the pure function that returns the scores (B,)::
 
         class MyScore(MeanOverImages):
             higher_is_better = True
             function = staticmethod(my_score)
 
     ``update(*tensors, image_ids=None)`` passes the tensors on to the function; ``compute`` returns the mean over images, each counted
-    once: a distributed sampler repeats images to even out its ranks, and ids (integers of 0 or more) tell. ``count`` and ``undefined``
-    say over how many images the mean goes, and for how many the score is NaN (these are left out of the mean, and counted).
+    once: a distributed sampler repeats images to even out its ranks, and ids (integers of 0 or more) identify them. ``count`` is the
+    number of images in the mean, ``undefined`` the number of images left out because their score is NaN.
 
     Args:
-        settings: keyword arguments for the function, such as ``normalise=True``; what torchmetrics itself takes goes there as well.
+        settings: keyword arguments for the function, such as ``normalise=True``, and those of torchmetrics.
     """
 
     full_state_update = False
@@ -154,7 +154,7 @@ class MeanOverImages(Metric):
         self.add_state("ids", default=[], dist_reduce_fx="cat")
 
     def update(self, *tensors: Tensor, image_ids: Tensor | None = None) -> None:
-        """Add a batch: what the function takes, and (B,) integer ids where images may repeat."""
+        """Add a batch: the arguments of the function, and (B,) integer ids if images may repeat."""
         scores = self.function(*tensors, **self.settings)
         if image_ids is None:
             first = -1 - sum(len(part) for part in self.ids)
@@ -163,27 +163,27 @@ class MeanOverImages(Metric):
         self.ids.append(image_ids.to(scores.device, torch.int64))
 
     def per_image(self) -> Tensor:
-        """One score per distinct image, (N,), NaN where undefined."""
+        """Return one score per distinct image, (N,), NaN where undefined."""
         scores, ids = dim_zero_cat(self.scores), dim_zero_cat(self.ids)
         order = ids.argsort(stable=True)
         ordered = ids[order]
         first = torch.ones_like(ordered, dtype=torch.bool)
-        # Negative ids were made up per process: they name no image, and none of them is a repetition.
+        # Negative ids were made up per process: they identify no image, and none of them is a repetition.
         first[1:] = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
         return scores[order][first]
 
     def compute(self) -> Tensor:
-        """The mean over images with a defined score; NaN where there is none."""
+        """Return the mean over images with a defined score; NaN if there is none."""
         return torch.nanmean(self.per_image())
 
     @property
     def count(self) -> int:
-        """Images with a defined score."""
+        """Number of images with a defined score."""
         return int((~self.per_image().isnan()).sum())
 
     @property
     def undefined(self) -> int:
-        """Images whose score is undefined."""
+        """Number of images whose score is undefined."""
         return int(self.per_image().isnan().sum())
 
 

@@ -1,7 +1,7 @@
-"""The photo filters of the augmentation study, by G'MIC itself: an optional extra, ``pip install gmic``.
+"""The photo filters of the augmentation study, run by G'MIC itself: an optional extra, ``pip install gmic``.
 
-The commands and their numbers are the study's. :mod:`idsds.protocols.robustness` has filters of the same names that need nothing beyond
-torchvision, and says how far they do the same: nearly for ``sharpen``, not at all for ``chroma_boost``.
+The commands and their numbers are the study's. :mod:`idsds.protocols.robustness` has filters of the same names that need only
+torchvision, and says how similar they are: nearly the same for ``sharpen``, unrelated for ``chroma_boost``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: The study's commands, by the names that its tables print.
+#: The study's commands, by the names in its tables.
 COMMANDS = {
     "detail": "fx_freaky_details 2,10,1,11,0,32,0",
     "local_normalisation": "normalize_local 8,10",
@@ -24,29 +24,29 @@ COMMANDS = {
 
 
 def load_gmic() -> Any:
-    """The ``gmic`` package.
+    """Import the ``gmic`` package.
 
     Raises:
-        ImportError: where it is not installed, with what to do.
+        ImportError: if it is not installed, with what to do.
     """
     try:
         import gmic
     except ImportError as error:
         raise ImportError(
             "filters='gmic' needs G'MIC: pip install gmic (Linux wheels); "
-            "filters='torchvision' needs nothing, and does other things to colours and details"
+            "filters='torchvision' needs nothing else, but changes colours and details differently"
         ) from error
     return gmic
 
 
 def apply_command(images: Tensor, command: str) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] through a G'MIC command, one by one on the CPU, cut to [0, 1].
+    """Apply a G'MIC command to images (B, 3, H, W) in [0, 1], one by one on the CPU, and clip the result to [0, 1].
 
-    G'MIC works on values from 0 to 255 and lays an image out as width x height x depth x channels.
+    G'MIC works on values from 0 to 255 and stores an image as width x height x depth x channels.
 
     Raises:
         ImportError: without the package.
-        ValueError: for a command that does not give one image of the same size back.
+        ValueError: if the command does not return one image of the same size.
     """
     gmic = load_gmic()
     found = []

@@ -1,7 +1,7 @@
-"""Sensitivity to hyperparameters: how far a method's map depends on settings that its paper leaves to the user.
+"""Sensitivity to hyperparameters: how much a method's map depends on settings that its paper leaves to the user.
 
-One hyperparameter is varied at a time while the others stay as they are; the maps of one image under all its values are compared pair by
-pair. Compare with what the same change does to a score: :mod:`idsds.studies.hyperparameter_sensitivity` runs IDSDS over the same settings.
+One hyperparameter is varied at a time while the others keep their values; the maps of one image are compared over all pairs of
+values. Compare with the effect on a score: :mod:`idsds.studies.hyperparameter_sensitivity` runs IDSDS with the same settings.
 
 Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to Hyperparameters", CVPR 2020 (arXiv 2003.08754).
 """
@@ -37,13 +37,13 @@ MASKS = (250, 500, 1000)  # samples of the perturbation family
 
 
 def cam_layers(model: nn.Module) -> list[str]:
-    """The layers that a CAM of this model could read, from the input on: the stages that end in the model's own CAM layer.
+    """Return the layers that a CAM of this model could read, from the input on, ending in the model's own CAM layer.
 
-    For ``layer3`` these are ``layer1`` to ``layer3``; for a sequence of layers as a whole (VGG's ``features``), the outputs of its
-    poolings, of which the last is the whole's. A layer that is neither is alone.
+    For ``layer3`` these are ``layer1`` to ``layer3``; for a sequence of layers (VGG's ``features``) its pooling layers, the last of which
+    gives the output of the sequence; for any other layer, that layer alone.
 
     Raises:
-        ValueError: for a model without a CAM layer.
+        ValueError: if the model has no CAM layer.
     """
     last = cam_layer(model)
     stem = last.rstrip("0123456789")
@@ -56,7 +56,7 @@ def cam_layers(model: nn.Module) -> list[str]:
 
 
 def sweeps_of(method: Method) -> dict[str, Values]:
-    """The hyperparameters of a method that :data:`SWEEPS` knows, with the values to try; empty for a method that has none."""
+    """Return the hyperparameters of a method that are in :data:`SWEEPS`, with the values to try; empty if it has none."""
     if method.entry.family in ("control", "own"):
         return {}
     found = {name: SWEEPS[name] for name in method.options if name in SWEEPS}
@@ -68,10 +68,10 @@ def sweeps_of(method: Method) -> dict[str, Values]:
 
 
 def with_options(method: Method, **options: Any) -> Method:
-    """The same method of the registry on the same net, with other values for some options, which its new name states.
+    """Return the same method on the same net with other values for some options, which its new name states.
 
     Raises:
-        UnknownNameError: for an option that it does not have.
+        UnknownNameError: for an option that the method does not have.
     """
     changed = copy.copy(method)
     changed.__dict__.pop("function", None)  # bound to the old options, and made anew when it is asked for
@@ -81,21 +81,21 @@ def with_options(method: Method, **options: Any) -> Method:
 
 
 def spread(maps: Tensor) -> dict[str, Tensor]:
-    """How far the maps of one image under several settings differ.
+    """Measure how much the maps of one image differ between settings.
 
-    Each map is first divided by its largest absolute value, which keeps its sign and its zero, so that a scale alone is no difference.
+    Each map is first divided by its largest absolute value, which keeps signs and zeros, so that the scale makes no difference.
 
     Args:
-        maps: (S, B, 1, H, W): S settings of B images, at least 11 pixels a side.
+        maps: (S, B, 1, H, W): S settings of B images of at least 11 x 11 pixels.
 
     Returns:
-        (B,) each: ``spearman`` and ``ssim``, the mean over all S (S - 1) / 2 pairs, in [-1, 1], 1 where the setting does not matter;
-        ``deviation``, the standard deviation over the settings (of S values, not S - 1) at each pixel, averaged over pixels, in [0, 1], 0
-        where the setting does not matter. A single setting is compared with itself. NaN for an image with a map that is constant
-        (the correlation) or not finite (all of them).
+        (B,) each: ``spearman`` and ``ssim``, means over all S (S - 1) / 2 pairs, in [-1, 1], 1 if the setting does not matter;
+        ``deviation``, the standard deviation over settings (divided by S, not S - 1) at each pixel, averaged over pixels, in [0, 1], 0 if
+        the setting does not matter. A single setting is compared with itself. NaN for an image with a constant map (the
+        correlation) or a map that is not finite (all three).
 
     Raises:
-        ValueError: another shape, or no setting.
+        ValueError: for another shape, or without any setting.
     """
     if maps.ndim != 5 or maps.shape[2] != 1 or not len(maps):
         raise ValueError(f"maps must be (S, B, 1, H, W) with S of at least 1, not {tuple(maps.shape)}")
@@ -138,15 +138,15 @@ def parse_values(text: str) -> list[Any]:
 
 
 def settings_of(method: Method, option: str | None = None, values: str = "") -> dict[str, list[Method]]:
-    """By hyperparameter, the method with each value; a method without any appears once, as it is, under ``""``.
+    """Return, by hyperparameter, the method with each value; a method without hyperparameters appears once, unchanged, under ``""``.
 
     Raises:
         UnknownNameError: for an option that the method does not have.
-        ValueError: values without an option, values that are none, or an option that :data:`SWEEPS` has no values for.
+        ValueError: for values without an option, values that cannot be read, or an option without values in :data:`SWEEPS`.
     """
     if option is None:
         if values:
-            raise ValueError(f"values={values!r} needs the option that they are for")
+            raise ValueError(f"values={values!r} needs the option that it belongs to")
         chosen: Mapping[str, Values] = sweeps_of(method)
     elif option not in method.options:
         raise UnknownNameError(f"option of method {method.name!r}", option, method.options)
@@ -182,20 +182,20 @@ def hyperparameter_sensitivity(
     grid: int = 4,
     baseline: str = "zeros",
 ) -> dict[str, dict[str, Tensor]]:
-    """Likeness of a method's maps over the values of its hyperparameters, in [-1, 1], higher (less sensitive) is better.
+    """Score the similarity of a method's maps over the values of its hyperparameters, in [-1, 1]; higher (less sensitive) is better.
 
     ``score`` is the mean Spearman correlation over all pairs of settings; ``ssim`` and ``deviation`` are those of :func:`spread`. Several
     hyperparameters are varied one after the other, each from the method's own settings, and averaged. A method without hyperparameters
-    has the score 1. That a map does not depend on a setting says nothing of whether it is right: compare with the controls.
+    scores 1. A map that does not depend on a setting need not be right: compare with the controls.
 
     Args:
         model: the net.
         methods: of the registry.
         batch: images (B, 3, H, W), targets, ids.
         prepared: not used.
-        option: the hyperparameter; None: all that the method has and :data:`SWEEPS` knows.
-        values: to try for it, such as ``"5, 10, 50"``; empty: those of :data:`SWEEPS`.
-        grid, baseline: of the deletions that the net was fine-tuned on; they decide which net it is, and nothing in here.
+        option: the hyperparameter; None: all hyperparameters of the method in :data:`SWEEPS`.
+        values: values to try, such as ``"5, 10, 50"``; empty: those of :data:`SWEEPS`.
+        grid, baseline: of the deletions that the net was fine-tuned on; they select the net and have no other effect.
 
     Raises:
         UnknownNameError, ValueError: see :func:`settings_of`.

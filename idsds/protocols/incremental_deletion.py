@@ -1,8 +1,8 @@
-"""Incremental deletion and insertion: the target's output while pixels or patches go, or come, in the order of their attribution.
+"""Incremental deletion and insertion: the target's output while pixels or patches are deleted or inserted in the order of attribution.
 
-Three readings of one curve are registered. ``incremental_deletion`` deletes the least attributed first, as the IDSDS paper reports it;
-``incremental_deletion_descending`` the most attributed first (Samek et al., 2017); ``insertion`` starts from the baseline and puts the
-most attributed first back (RISE). With ``update`` the map is computed anew after each step, on the image as it then is.
+Three variants are registered. ``incremental_deletion`` deletes the least attributed first, as reported in the IDSDS paper;
+``incremental_deletion_descending`` the most attributed first (Samek et al., 2017); ``insertion`` starts from the baseline and restores the
+most attributed first (RISE). With ``update`` the map is recomputed after each step, on the modified image.
 
 Sources: Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", TNNLS 2017 (arXiv 1509.06321);
 Petsiuk, Das, Saenko, "RISE", BMVC 2018 (arXiv 1806.07421); Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910).
@@ -30,7 +30,7 @@ Mode = Literal["deletion", "insertion"]
 Units = Literal["pixels", "patches"]
 Rule = Literal["mean", "trapezoid"]
 ORDERS, MODES, UNITS, RULES, QUANTITIES = (get_args(names) for names in (Order, Mode, Units, Rule, Quantity))
-# A method, any callable from (images, targets) to maps, or the maps themselves.
+# A method, a callable from (images, targets) to maps, or the maps themselves.
 Explainer = Method | Callable[[Tensor, Tensor], Tensor] | Tensor
 
 
@@ -47,15 +47,15 @@ def incremental_deletion(
     rule: Rule = "mean",
     **settings: Any,
 ) -> Tensor:
-    """Area under the curve of :func:`incremental_deletion_curve`, which also explains the arguments and the other ``settings``.
+    """Return the area under the curve of :func:`incremental_deletion_curve`, which explains the other arguments and ``settings``.
 
     Args:
-        rule: ``mean`` of the curve's points, the fully deleted image left out, as in the IDSDS paper; or ``trapezoid`` over the curve
-            from the first to the last point, both included, as in RISE.
+        rule: ``mean`` of the curve's points without the fully deleted image, as in the IDSDS paper; or ``trapezoid`` over the whole
+            curve, the last point included, as in RISE.
 
     Returns:
         (B,), in [0, 1] for probabilities. Higher is better for ``ascending`` deletion and for ``descending`` insertion, lower is better
-        for the other two. Not divided by the intact image's output. NaN where the curve has a NaN.
+        for the other two. Not divided by the output for the intact image. NaN where the curve has a NaN.
     """
     _check_names(rule=(rule, RULES))
     curves = incremental_deletion_curve(
@@ -65,7 +65,7 @@ def incremental_deletion(
 
 
 def area_under_curve(curves: Tensor, *, rule: Rule = "mean") -> Tensor:
-    """Area under curves (B, S) whose points lie evenly on [0, 1]: the ``mean`` of the points, or the ``trapezoid`` rule. Returns (B,)."""
+    """Return the area (B,) under curves (B, S) with evenly spaced points on [0, 1]: their ``mean``, or by the ``trapezoid`` rule."""
     _check_names(rule=(rule, RULES))
     if rule == "trapezoid":
         return torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
@@ -91,35 +91,35 @@ def incremental_deletion_curve(
     seed: int = 0,
     batch: int | None = None,
 ) -> Tensor:
-    """The target's output after each step.
+    """Return the target's output after each step.
 
     ``curve[b, k] = f(images[b] with its first floor(k * n / steps) units replaced)[targets[b]]``, k = 0 .. steps - 1, where the n units
-    (pixels, all channels together, or patches) are sorted by attribution; equal ones keep their row-major order.
+    (pixels with all their channels, or patches) are sorted by attribution; equal ones keep their row-major order.
 
     Args:
         model: returns logits (B, K).
         method: an attribution method, a callable ``(images, targets) -> maps``, or the maps themselves, (B, 1, H, W).
-        images: float (B, 3, H, W), normalised as the model wants it.
+        images: float (B, 3, H, W), normalised for the model.
         targets: (B,) class indices.
-        steps: points of the curve.
+        steps: number of points of the curve.
         order: ``ascending``: the least attributed units first; ``descending``: the most attributed first.
-        baseline: what replaces a unit, of the original image: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
-        update: explain the image anew after each step; units that went before stay the first ones.
+        baseline: replaces a unit, always that of the original image: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
+        update: explain the image again after each step; units that were replaced stay replaced.
         mode: ``deletion`` starts from the image and replaces units by the baseline, ``insertion`` starts from the baseline.
         units: ``pixels``, or ``patches`` of a ``grid`` x ``grid`` grid in the order of their sums of attribution.
         grid: patches per side; must divide H and W.
         quantity: ``probability`` (softmax) as in both papers, or ``logit``.
         endpoint: add the last point, k = steps, at which all units are replaced.
-        image_ids: one id per image, which key random numbers.
+        image_ids: one id per image, which keys random numbers.
         seed: of the ``uniform`` baseline.
         batch: images per forward pass; None bounds it by memory.
 
     Returns:
-        (B, steps), or (B, steps + 1) with ``endpoint``; NaN from the step on at which a map has a NaN, everywhere without ``update``.
+        (B, steps), or (B, steps + 1) with ``endpoint``; NaN from the step at which a map has a NaN, everywhere without ``update``.
 
     Raises:
-        UnknownNameError: unknown order, baseline, mode, units or quantity.
-        ValueError: ``steps`` below 1, a grid that does not divide the image, maps where ``update`` needs a method.
+        UnknownNameError: for an unknown order, baseline, mode, unit or quantity.
+        ValueError: if ``steps`` is below 1, the grid does not divide the image, or ``update`` is asked of maps.
     """
     check_batch(images, targets, image_ids)
     _check_names(
@@ -177,7 +177,7 @@ def _updated_curve(
     cell: tuple[int, int],
     size: int,
 ) -> Tensor:
-    """The curve (B, S) where each step sorts by the map of the image as the step before has left it."""
+    """Return the curve (B, S) for which each step sorts by the map of the image that the previous step has left."""
     current, undefined, gone = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
     curve = []
     for count in counts:
@@ -193,25 +193,25 @@ def _updated_curve(
 
 
 def _counts(n: int, steps: int, endpoint: bool) -> list[int]:
-    """How many of n units are replaced at each point of the curve."""
+    """Return how many of n units are replaced at each point of the curve."""
     return [k * n // steps for k in range(steps + endpoint)]
 
 
 def _places(importance: Tensor, order: Order) -> Tensor:
-    """At which place of the order each unit comes, (B, n) -> (B, n); equal units in the order of their index."""
+    """Return the place of each unit in the order, (B, n) -> (B, n); equal units in the order of their index."""
     ordered = importance.argsort(dim=1, descending=order == "descending", stable=True)
     return ordered.argsort(dim=1)
 
 
 def _as_mask(units: Tensor, images: Tensor, cell: tuple[int, int]) -> Tensor:
-    """Units (B, n) as a mask of pixels (B, 1, H, W)."""
+    """Return units (B, n) as a mask of pixels (B, 1, H, W)."""
     rows, columns = images.shape[-2] // cell[0], images.shape[-1] // cell[1]
     mask = units.view(len(units), 1, rows, columns)
     return mask if cell == (1, 1) else mask.repeat_interleave(cell[0], dim=2).repeat_interleave(cell[1], dim=3)
 
 
 def _maps(method: Explainer, images: Tensor, targets: Tensor, image_ids: Sequence[object]) -> Tensor:
-    """(B, 1, H, W), whatever the explainer is."""
+    """Return the maps (B, 1, H, W) of any kind of explainer."""
     if isinstance(method, Tensor):
         return as_map("maps", method, images)
     if isinstance(method, Method):
@@ -245,7 +245,7 @@ def _passes(
 def _columns(
     model: nn.Module, methods: Sequence[Method], batch: Batch, update: bool, rule: Rule, settings: dict[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """``score`` (B,) and ``curve`` (B, S) by method name; the first maps are shared, those after an update cannot be."""
+    """Return ``score`` (B,) and ``curve`` (B, S) by method name; methods can share the first maps, but not those after an update."""
     _check_names(rule=(rule, RULES))
     settings = {**settings, "update": update, "endpoint": rule == "trapezoid", "image_ids": batch.image_ids, "seed": methods[0].seed}
     maps = {} if update else shared_maps(methods, batch.images, batch.targets, batch.image_ids)
@@ -278,7 +278,7 @@ def ascending_deletion(
     grid: int = 4,
     rule: Rule = "mean",
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean probability in [0, 1] while the least attributed pixels go first: higher is better.
+    """Score the mean probability in [0, 1] while the least attributed pixels are deleted first; higher is better.
 
     The arguments are those of :func:`incremental_deletion`. Columns ``score`` and ``curve`` (B, S).
     """
@@ -307,7 +307,7 @@ def descending_deletion(
     grid: int = 4,
     rule: Rule = "mean",
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean probability in [0, 1] while the most attributed pixels go first: lower is better.
+    """Score the mean probability in [0, 1] while the most attributed pixels are deleted first; lower is better.
 
     RISE's deletion is this with ``rule="trapezoid"`` and ``steps=224``. Columns ``score`` and ``curve`` (B, S).
     """
@@ -336,15 +336,15 @@ def insertion(
     grid: int = 4,
     rule: Rule = "mean",
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean probability in [0, 1] while the most attributed pixels come first: higher is better.
+    """Score the mean probability in [0, 1] while the most attributed pixels are inserted first; higher is better.
 
-    RISE's insertion starts from a blurred image too, but from a narrower blur (11 taps, sigma 5). Columns ``score`` and ``curve`` (B, S).
+    RISE's insertion also starts from a blurred image, but with a narrower blur (11 taps, sigma 5). Columns ``score`` and ``curve`` (B, S).
     """
     settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, "order": "descending", "mode": "insertion"}
     return _columns(model, methods, batch, update, rule, settings)
 
 
 class IncrementalDeletionScore(MeanOverImages):
-    """The mean area; ``update(curves, image_ids=None)`` with (B, S). Higher is better for ascending deletion and descending insertion."""
+    """Mean area; ``update(curves, image_ids=None)`` with (B, S). Higher is better for ascending deletion and descending insertion."""
 
     function = staticmethod(area_under_curve)

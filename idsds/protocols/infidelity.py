@@ -1,8 +1,8 @@
 """Infidelity and max-sensitivity, on captum's implementation.
 
-Infidelity asks whether a map foretells how the logit changes under a perturbation; max-sensitivity how much the map itself changes under a
-small one. Both draw their perturbations keyed by the image's id, the same for every method, and the method that is measured is the method
-that explains: same settings, same random numbers.
+Infidelity asks whether a map predicts how the logit changes under a perturbation; max-sensitivity, how much the map itself changes under a
+small one. Both key their perturbations by the image's id, the same for every method, and measure each method with its own
+settings and random numbers.
 
 Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392).
 """
@@ -42,12 +42,13 @@ def infidelity(
     image_ids: Sequence[object] | None = None,
     batch: int | None = None,
 ) -> Tensor:
-    """Mean squared difference between what the map foretells and what the logit does.
+    """Score the mean squared difference between the change that the map predicts and that of the logit.
 
     ``infidelity[b] = mean over samples of (sum(I * maps[b]) - (f(x_b) - f(x_b - d)))^2``
 
-    For ``gaussian`` noise d = I, the same in all channels: a map is read as a gradient. For a removed ``square`` d = I * x_b, where I is 1
-    inside it: a map is read as contributions, such as input times gradient. Each is zero for a linear model that is explained so.
+    For ``gaussian`` noise d = I, equal in all channels: a map is read as a gradient. For a removed ``square`` d = I * x_b, where I is 1
+    inside it: a map is read as contributions, such as input times gradient. For a linear model, the gradient and the contributions
+    have infidelity 0.
 
     Args:
         model: returns logits (B, K); a net is run in eval mode.
@@ -55,10 +56,10 @@ def infidelity(
         images: float (B, 3, H, W), normalised.
         targets: (B,).
         perturbation: ``gaussian`` or ``square``.
-        sigma: standard deviation of the noise, in normalised units; or the side of the square as a share of the image's.
+        sigma: standard deviation of the noise, in normalised units; or the side of the square as a share of the image's side.
         samples: perturbations per image.
-        normalise: multiply each map by the factor that makes its infidelity least, so that the scale of a map does not matter. Nor does its
-            sign: the factor may be negative, and a map and its opposite score alike.
+        normalise: multiply each map by the factor that minimises its infidelity, so that the scale of a map does not matter. Nor does
+            its sign: the factor may be negative, and a map and its opposite get the same score.
         seed, image_ids: key the perturbations.
         batch: images per forward pass; None bounds it by memory.
 
@@ -66,13 +67,13 @@ def infidelity(
         (B,), 0 or more, in squared logits; lower is better. NaN where the map or the logits have a NaN.
 
     Raises:
-        UnknownNameError: unknown perturbation.
-        ValueError: ``samples`` below 1, ``sigma`` not above 0, maps that do not fit the images.
+        UnknownNameError: for an unknown perturbation.
+        ValueError: if ``samples`` is below 1, ``sigma`` is not above 0, or the maps do not fit the images.
     """
     check_batch(images, targets, image_ids)
     weights, changes = perturbations(images, perturbation, sigma, samples, seed=seed, image_ids=image_ids)
     maps = as_map("maps", maps, images).to(images.dtype)
-    # Captum wants a map with the image's channels: each gets its share, and their sum is the map's.
+    # Captum needs a map with the image's channels: each gets an equal share of the map.
     spread = (maps / images.shape[1]).expand_as(images)
 
     size = batch or default_batch(images)
@@ -96,7 +97,7 @@ def infidelity(
 def perturbations(
     images: Tensor, perturbation: Perturbation, sigma: float, samples: int, *, seed: int = 0, image_ids: Sequence[object] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What weighs the map, I, and what is taken from the image, d: (B * samples, C, H, W) each, an image's samples one after another."""
+    """Return the weights I of the map and the changes d of the image, (B * samples, C, H, W) each, samples of an image in a row."""
     if perturbation not in get_args(Perturbation):
         raise UnknownNameError("perturbation", perturbation, get_args(Perturbation))
     check_count("samples", samples)
@@ -120,7 +121,7 @@ def perturbations(
 
 
 class _Replay:
-    """A function whose results are kept in the order of its calls, so that the same calls can be answered again."""
+    """A function whose results are kept in the order of its calls, so that the same calls can be replayed."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.results, self.position = function, [], 0
@@ -146,7 +147,7 @@ def logit_changes(
     seed: int = 0,
     **_: Any,
 ) -> dict[str, Tensor]:
-    """What the target's logit does under each perturbation: ``logit_changes`` (B, samples), f(x) - f(x - d), the same for all methods."""
+    """Compute the change of the target's logit under each perturbation, ``logit_changes`` (B, samples): f(x) - f(x - d)."""
     images, targets = batch.images, batch.targets
     _, changes = perturbations(images, perturbation, sigma, samples, seed=seed, image_ids=batch.image_ids)
     size = default_batch(images)
@@ -160,9 +161,9 @@ def logit_changes(
 
 
 def _from_changes(maps: Tensor, weights: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
-    """The infidelity of maps (B, 1, H, W) under weights (B * samples, 1, H, W), as they are and times their best factor: (B,) each.
+    """Return the infidelity of maps (B, 1, H, W) under weights (B * samples, 1, H, W), unscaled and with the best factor, (B,) each.
 
-    In float64: where a map foretells the change exactly, what is left would otherwise be rounding.
+    In float64, because the infidelity of an exact map would otherwise be rounding error.
     """
     predicted = (weights.view(*changes.shape, -1).double() @ maps.flatten(1).double()[:, :, None])[:, :, 0]  # (B, samples)
     changes = changes.double()
@@ -192,10 +193,10 @@ def infidelity_protocol(
     samples: int = 10,
     normalise: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Infidelity, 0 or more, lower is better; the arguments are those of :func:`infidelity`, ``prepared`` is :func:`logit_changes`'.
+    """Score infidelity, 0 or more, lower is better; arguments as for :func:`infidelity`, ``prepared`` as from :func:`logit_changes`.
 
-    Columns ``score``, and both readings whatever ``normalise`` says: ``raw``, which depends on the scale of a map, and ``normalised``,
-    which does not, and is blind to its sign: the factor may be negative, and a map and its opposite score alike.
+    Columns ``score``, and both versions whatever ``normalise`` is: ``raw``, which depends on the scale of a map, and ``normalised``,
+    which depends on neither its scale nor its sign.
     """
     images, targets, ids = batch.images, batch.targets, batch.image_ids
     weights, _ = perturbations(images, perturbation, sigma, samples, seed=methods[0].seed, image_ids=ids)
@@ -216,25 +217,25 @@ def max_sensitivity(
     seed: int = 0,
     image_ids: Sequence[object] | None = None,
 ) -> Tensor:
-    """The largest change of a map over perturbations drawn from the L-infinity ball of ``radius``.
+    """Score the largest change of a map over perturbations drawn from the L-infinity ball of ``radius``.
 
     ``max_sensitivity[b] = max over samples of |maps(x_b + d) - maps(x_b)| / |maps(x_b)|``, Euclidean norms, d uniform in the ball.
 
     Args:
         method: from images (N, 3, H, W) to maps (N, 1, H, W); first called with the B images, then with the B * samples perturbed ones,
-            an image's samples one after another.
+            the samples of an image in a row.
         images: float (B, 3, H, W), normalised.
         radius: of the ball, in normalised units.
         samples: perturbations per image.
-        normalise: divide by the norm of the intact image's map, as captum does (a norm of zero counts as 1); without, it is the paper's
-            definition, which grows with the scale of a map.
+        normalise: divide by the norm of the intact image's map, as captum does (a norm of zero counts as 1); otherwise the score is
+            as the paper defines it, and grows with the scale of a map.
         seed, image_ids: key the perturbations.
 
     Returns:
         (B,), 0 or more; lower is better. NaN where a map has a NaN.
 
     Raises:
-        ValueError: ``samples`` below 1, ``radius`` not above 0.
+        ValueError: if ``samples`` is below 1 or ``radius`` is not above 0.
     """
     check_count("samples", samples)
     if not radius > 0:
@@ -243,7 +244,7 @@ def max_sensitivity(
     norms: list[Tensor] = []
 
     def explain(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
-        with torch.enable_grad():  # captum runs it without, and a method may need gradients
+        with torch.enable_grad():  # captum disables gradients, and a method may need them
             maps = method(inputs[0] if isinstance(inputs, tuple) else inputs).detach()
         norms.append(maps.flatten(1).norm(dim=1))
         return (maps,)
@@ -270,10 +271,10 @@ def max_sensitivity_protocol(
     samples: int = 10,
     normalise: bool = True,
 ) -> dict[str, dict[str, Tensor]]:
-    """Max-sensitivity, 0 or more, lower is better; the arguments are those of :func:`max_sensitivity`.
+    """Score max-sensitivity, 0 or more, lower is better; arguments as for :func:`max_sensitivity`.
 
     A map that never changes, such as that of a control, is perfectly insensitive. Columns ``score``, ``raw`` and ``normalised``. The
-    perturbed copies of an image keep its id: a method's own noise is the same for all of them, and only the image differs.
+    perturbed copies of an image keep its id, so that a method's own noise is the same for all of them.
     """
 
     def explain(images: Tensor) -> dict[str, Tensor]:
@@ -295,14 +296,14 @@ def max_sensitivity_protocol(
 
 
 class Infidelity(MeanOverImages):
-    """The mean infidelity; ``update(predicted, changes, image_ids=None)`` with (B, N) each: what maps foretell and what logits do."""
+    """Mean infidelity; ``update(predicted, changes, image_ids=None)``: predicted and actual changes of the logit, (B, N) each."""
 
     higher_is_better = False
     function = staticmethod(lambda predicted, changes: (predicted - changes).square().mean(dim=1))
 
 
 class MaxSensitivity(MeanOverImages):
-    """The mean of the largest relative change; ``update(changes, norms, image_ids=None)``: norms of changes (B, N) and of maps (B,)."""
+    """Mean of the largest relative change; ``update(changes, norms, image_ids=None)``: norms of changes (B, N) and of maps (B,)."""
 
     higher_is_better = False
     function = staticmethod(lambda changes, norms: changes.amax(dim=1) / norms.masked_fill(norms == 0, 1))

@@ -1,15 +1,14 @@
-"""ROAR and KAR: remove the pixels that a method calls important, or keep nothing but them, train anew from scratch, and see what is lost.
+"""ROAR and KAR: remove the pixels that a method calls important, or keep only them, retrain from scratch, and measure the accuracy.
 
-For each image the pixels are ranked by the method's map. ROAR replaces the most important share of them in every image of the training, the
-validation and the test split, KAR the least important share; then a fresh net is trained on what is left. Because training and test images
-are modified alike, a drop of the accuracy means that information has gone, not that the net meets images that it has never seen. A method
-that finds the information makes the accuracy fall faster than random ranks do (ROAR), or keeps it up for longer (KAR).
+For each image the pixels are ranked by the method's map. ROAR replaces the most important share of them in every training, validation
+and test image, KAR the least important share; then a fresh net is trained on the result. Because training and test images are modified
+in the same way, a lower accuracy means lost information, not unfamiliar images. A method that finds the information makes the accuracy
+fall faster than random ranks do (ROAR), or keeps it high for longer (KAR).
 
-The score is the area between the two curves. It belongs to a method on a data set, not to an image:
-:func:`idsds.studies.roar.study.roar` does the
-training. What is *replaced*, by its position alone, may tell the class as well (a digit whose strokes are painted grey is still a digit):
-neither protocol can see that, and the accuracy then stays up although the pixels have gone. What can see it is a net that is retrained on
-nothing but the places (:func:`mask_images`).
+The score is the area between the two curves. It belongs to a method on a data set, not to an image;
+:mod:`idsds.studies.roar` does the training. The *positions* of the replaced pixels may reveal the class (a digit whose strokes are painted
+grey is still a digit). Neither protocol notices, and the accuracy then stays high although the pixels are gone. A net that is
+retrained on the positions alone reveals it (:func:`mask_images`).
 
 Source: Hooker, Erhan, Kindermans, Kim, "A Benchmark for Interpretability Methods in Deep Neural Networks", NeurIPS 2019 (arXiv 1806.10758).
 """
@@ -28,7 +27,7 @@ from idsds.protocols.base import register_protocol
 
 Kind = Literal["remove", "keep"]
 KINDS = get_args(Kind)
-#: What a retrained net may be shown: images with pixels replaced, or nothing but which pixels these are.
+#: What a retrained net is shown: images with pixels replaced, or only the positions of these pixels.
 Shown = Literal["remove", "keep", "mask"]
 MASK: Final = "mask"
 SOURCE = "Hooker et al., NeurIPS 2019 (arXiv 1806.10758)"
@@ -36,10 +35,10 @@ CALL = "idsds.studies.roar.study.roar(RoarSettings(...)), or run notebooks/roar.
 
 
 def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Tensor:
-    """The place of each pixel in its image's order, 0 for the largest attribution.
+    """Rank the pixels of each image, 0 for the largest attribution.
 
     Equal values are ordered at random, keyed by (seed, image id), so that neither rows nor columns are preferred: a constant map orders its
-    pixels as ``Random`` does. So does a map with a NaN or an infinity, which is no order at all; :func:`unordered` counts both.
+    pixels as ``Random`` does, and so does a map with a NaN or an infinity, which has no order; :func:`unordered` finds both.
 
     Args:
         maps: (B, 1, H, W), signed.
@@ -50,12 +49,12 @@ def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Ten
         (B, 1, H, W) int64, a permutation of 0 .. H * W - 1 for each image.
 
     Raises:
-        ValueError: for maps of another shape, or another number of ids.
+        ValueError: for maps of another shape, or a different number of ids.
     """
     if maps.ndim != 4 or maps.shape[1] != 1:
         raise ValueError(f"maps must be (B, 1, H, W), not {tuple(maps.shape)}")
     if len(image_ids) != len(maps):
-        raise ValueError(f"{len(maps)} maps with {len(image_ids)} image ids: one id per map, please")
+        raise ValueError(f"there must be one image id per map, not {len(image_ids)} for {len(maps)} maps")
     values = maps.detach().flatten(1)  # (B, n)
     values = values.masked_fill(~values.isfinite().all(dim=1, keepdim=True), 0)
     n = values.shape[1]
@@ -68,14 +67,14 @@ def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Ten
 
 
 def unordered(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Which maps (B, 1, H, W) order nothing, two booleans (B,): those with a value that is not finite, and those of one value alone."""
+    """Return which maps (B, 1, H, W) have no order, two masks (B,): those with a value that is not finite, and constant ones."""
     values = maps.detach().flatten(1)
     undefined = ~values.isfinite().all(dim=1)
     return undefined, ~undefined & (values == values[:, :1]).all(dim=1)
 
 
 def replaced_pixels(share: float, pixels: int) -> int:
-    """How many of ``pixels`` a share in [0, 1] is, rounded to the nearest, a half upwards.
+    """Return the number of pixels in a share in [0, 1] of ``pixels``, rounded to the nearest, halves up.
 
     Raises:
         ValueError: for a share outside [0, 1].
@@ -86,11 +85,11 @@ def replaced_pixels(share: float, pixels: int) -> int:
 
 
 def replacement_mask(ranks: Tensor, share: float, kind: Kind = "remove") -> Tensor:
-    """Which pixels are replaced.
+    """Return which pixels are replaced.
 
     Args:
         ranks: (B, 1, H, W), from :func:`pixel_ranks`.
-        share: of the pixels that are replaced, in [0, 1]: 0 leaves the image as it is, 1 leaves nothing of it.
+        share: share of the pixels to replace, in [0, 1].
         kind: ``remove`` replaces the most important pixels (ROAR), ``keep`` the least important ones, so that the top ``1 - share`` stay
             (KAR).
 
@@ -109,13 +108,13 @@ def replacement_mask(ranks: Tensor, share: float, kind: Kind = "remove") -> Tens
 
 
 def replace_pixels(images: Tensor, ranks: Tensor, share: float, kind: Kind, fill: Tensor) -> Tensor:
-    """The images that a net is trained and tested on.
+    """Replace pixels of the images that a net is trained and tested on.
 
     Args:
         images: (B, C, H, W), in any space.
         ranks: (B, 1, H, W), from :func:`pixel_ranks`.
         share, kind: see :func:`replacement_mask`.
-        fill: (C,), what replaces a pixel, in the space of the images; in the paper the mean of each channel over the training images.
+        fill: (C,), the value of a replaced pixel, in the space of the images; in the paper each channel's mean over the training images.
 
     Returns:
         (B, C, H, W), a new tensor.
@@ -124,14 +123,14 @@ def replace_pixels(images: Tensor, ranks: Tensor, share: float, kind: Kind, fill
 
 
 def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
-    """Images of nothing but which pixels ROAR replaces: white where it does, black elsewhere.
+    """Return images of the positions that ROAR replaces: white where it does, black elsewhere.
 
-    What KAR replaces at a share is the complement of what ROAR replaces at 1 - share (but for one pixel, where a half is rounded), and
-    tells a net just as much.
+    The pixels that KAR replaces at a share are the complement of those that ROAR replaces at 1 - share (up to one pixel, when a half is
+    rounded), and contain the same information.
 
     Args:
         ranks: (B, 1, H, W), from :func:`pixel_ranks`.
-        share: of the pixels that are replaced, the most important ones, in [0, 1].
+        share: share of the pixels, the most important ones, that are replaced, in [0, 1].
         channels: C.
 
     Returns:
@@ -141,40 +140,40 @@ def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
 
 
 def mask_shares(shares: Sequence[float], kinds: Sequence[Kind]) -> list[float]:
-    """The shares of :func:`mask_images` that show what is replaced at ``shares`` under ``kinds``, ascending.
+    """Return the shares of :func:`mask_images` that show the pixels replaced at ``shares`` under ``kinds``, ascending.
 
     Args:
-        shares: of the pixels that are replaced.
-        kinds: of :data:`KINDS`; a share of ``keep`` asks for its complement.
+        shares: shares of the pixels that are replaced.
+        kinds: some of :data:`KINDS`; for ``keep`` the complement of a share is shown.
     """
     wanted = [mask_share(share, kind) for kind in kinds for share in shares]
     return sorted(set(wanted))
 
 
 def mask_share(share: float, kind: Kind) -> float:
-    """The share at which :func:`mask_images` shows what ``kind`` replaces at ``share``, or its complement."""
+    """Return the share at which :func:`mask_images` shows the pixels that ``kind`` replaces at ``share``, or their complement."""
     return share if kind == "remove" else round(1 - share, 12)
 
 
 @register_protocol("roar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
-    """Accuracy that a method's removals cost beyond that of random ones, averaged over shares; in [-1, 1], higher is better.
+    """Score the accuracy lost to a method's removals beyond that lost to random ones, averaged over shares; [-1, 1], higher is better.
 
     ``(integral of (control - accuracy) over the shares) / (last share - first share)``, by the trapezoidal rule.
 
     Args:
         accuracy: (..., S), after retraining, in [0, 1].
         control: (..., S), the same for random ranks.
-        shares: (S,), of the pixels that were removed, ascending, at least two.
+        shares: (S,), at least two shares of removed pixels, ascending.
 
     Returns:
-        (...), NaN where an accuracy is.
+        (...), NaN where an accuracy is NaN.
 
     Raises:
-        ValueError: for shares that do not ascend or do not match.
+        ValueError: if the shares do not ascend or do not match.
     """
     if shares.ndim != 1 or len(shares) < 2 or (shares.diff() <= 0).any():
-        raise ValueError(f"shares must ascend, at least two of them, not {shares.tolist()}")
+        raise ValueError(f"shares must be at least two and ascend, not {shares.tolist()}")
     if accuracy.shape[-1] != len(shares) or control.shape[-1] != len(shares):
         raise ValueError(f"{len(shares)} shares for accuracies {tuple(accuracy.shape)} and {tuple(control.shape)}")
     return torch.trapezoid(control - accuracy, shares, dim=-1) / (shares[-1] - shares[0])
@@ -182,9 +181,9 @@ def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
 
 @register_protocol("kar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def kar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
-    """Accuracy that a method's kept pixels hold beyond random ones, averaged over shares; in [-1, 1], higher is better.
+    """Score the accuracy kept by a method's pixels beyond that kept by random ones, averaged over shares; [-1, 1], higher is better.
 
-    As :func:`roar_score` with the sign turned round; ``shares`` are those of the pixels that were replaced.
+    It is :func:`roar_score` with the opposite sign; ``shares`` are those of the replaced pixels.
     """
     return -roar_score(accuracy, control, shares)
 

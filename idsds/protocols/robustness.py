@@ -1,14 +1,15 @@
-"""Robustness to augmentation: does the map stay the same where the model's answer does?
+"""Robustness to augmentation: does the map stay the same when the model's answer does?
 
-The image is rotated (and its map alike), or goes through a photo filter; only augmentations that move the target's probability by less than
-0.05 count, and that change the image at all: any map would pass a filter that does nothing, such as more colour to a grey image. Where none
-counts, the score is undefined and ``counted`` is 0: the protocol cannot judge maps of a model that every rotation throws off.
+The image is rotated (and its map with it), or goes through a photo filter. An augmentation counts only if it changes the image and
+moves the target's probability by less than 0.05: any map would pass a filter that does nothing, such as more colour in a grey image. If
+none counts, the score is undefined and ``counted`` is 0: the maps of a model that is thrown off by every rotation cannot be judged.
 
-The study's five filters are G'MIC's own, which ``filters="gmic"`` runs where the optional package is installed. The default needs no more
-than torchvision and is not the same: ``detail`` adds back a difference of Gaussians at one scale, ``mighty_detail`` at three,
-``local_normalisation`` brings the luminance half way to one local mean and deviation, ``chroma_boost`` raises the saturation by half, and
-``sharpen`` is a 3 x 3 kernel. On two colour photos of 224 pixels, what ours and G'MIC 3.6's do to the pixels correlates to .94 (sharpen),
-.75 (mighty_detail), .52 (local_normalisation), .40 (detail) and .02 (chroma_boost), at mean changes of .03 to .09 and .03 to .08.
+The study's five filters are those of G'MIC, which ``filters="gmic"`` runs if the optional package is installed. The default filters need
+only torchvision and differ: ``detail`` adds back a difference of Gaussians at one scale, ``mighty_detail`` at three,
+``local_normalisation`` moves the luminance halfway to a common local mean and deviation, ``chroma_boost`` raises the saturation by half,
+and ``sharpen`` is a 3 x 3 kernel. On two colour photos of 224 pixels, the changes of pixels by our filters and by G'MIC 3.6's correlate to
+.94 (sharpen), .75 (mighty_detail), .52 (local_normalisation), .40 (detail) and .02 (chroma_boost), with mean changes of .03 to .09 and .03
+to .08.
 
 Source: the robustness experiment "Don't Augment Me" of the xai-correlation study, for the angles, the filters and the threshold.
 """
@@ -33,7 +34,7 @@ from idsds.protocols.base import Batch, MeanOverImages, normalisation_of, regist
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
 
-# In normalised units. An image that moves by less than this anywhere is the same image: any deterministic map would be robust to that.
+# In normalised units. An image whose pixels all change by less than this counts as unchanged: any deterministic map would be robust.
 CHANGED = 1e-3
 ANGLES = (-30.0, -15.0, 15.0, 30.0)
 Augmentation = Callable[[Tensor], Tensor]
@@ -43,23 +44,23 @@ Similarity = Literal["ssim", "spearman", "top_intersection"]
 
 
 def rotate(images: Tensor, angle: float) -> Tensor:
-    """Turn images or maps (B, C, H, W) by degrees counter-clockwise about the centre, bilinear; what comes into view is zero."""
+    """Rotate images or maps (B, C, H, W) counter-clockwise by degrees about the centre, bilinearly; the uncovered corners are zero."""
     return transforms.rotate(images, angle, interpolation=InterpolationMode.BILINEAR, fill=0.0)
 
 
 def detail(images: Tensor, amount: float = 1.0) -> Tensor:
-    """Images in [0, 1] plus what a Gaussian blur of 1 pixel takes away."""
+    """Add to images in [0, 1] the detail that a Gaussian blur of 1 pixel removes."""
     return (images + amount * (images - _blur(images, 1.0))).clamp(0, 1)
 
 
 def mighty_detail(images: Tensor, amount: float = 1.5) -> Tensor:
-    """Images in [0, 1] plus what blurs of 1, 2 and 4 pixels take away, averaged."""
+    """Add to images in [0, 1] the mean of the details that blurs of 1, 2 and 4 pixels remove."""
     lost = sum(images - _blur(images, sigma) for sigma in (1.0, 2.0, 4.0)) / 3
     return (images + amount * lost).clamp(0, 1)
 
 
 def local_normalisation(images: Tensor, sigma: float = 4.0, strength: float = 0.5) -> Tensor:
-    """Images in [0, 1] mixed half and half with a version whose luminance has local mean 0.5 and deviation 0.2; colours keep their hue."""
+    """Mix images in [0, 1] in equal parts with a version whose luminance has local mean 0.5 and deviation 0.2; hues are kept."""
     luminance = transforms.rgb_to_grayscale(images)
     mean = _blur(luminance, sigma)
     deviation = (_blur(luminance.square(), sigma) - mean.square()).clamp(min=0).sqrt()
@@ -68,12 +69,12 @@ def local_normalisation(images: Tensor, sigma: float = 4.0, strength: float = 0.
 
 
 def chroma_boost(images: Tensor, factor: float = 1.5) -> Tensor:
-    """Images in [0, 1] with their distance from grey raised by ``factor``; a grey image stays as it is."""
+    """Multiply the saturation of images in [0, 1] by ``factor``; a grey image stays unchanged."""
     return transforms.adjust_saturation(images, factor)
 
 
 def sharpen(images: Tensor, factor: float = 3.0) -> Tensor:
-    """Images in [0, 1] through torchvision's sharpening."""
+    """Sharpen images in [0, 1] with torchvision."""
     return transforms.adjust_sharpness(images, factor)
 
 
@@ -87,7 +88,7 @@ FILTERS: dict[str, Augmentation] = {
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
-    # Reflection at the border needs a radius below the image's side.
+    # Reflection at the border needs a radius smaller than the image.
     radius = max(1, min(round(3 * sigma), min(images.shape[-2:]) - 1))
     return transforms.gaussian_blur(images, [2 * radius + 1] * 2, [sigma, sigma])
 
@@ -95,10 +96,10 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
 def augmentations(
     group: Group, normalisation: Normalisation, filters: Filters = "torchvision"
 ) -> dict[str, tuple[Augmentation, Augmentation]]:
-    """By name, what happens to the normalised image and what happens to its map.
+    """Return, by name, what to apply to the normalised image and what to apply to its map.
 
     Raises:
-        UnknownNameError: for an unknown group, or an unknown source of filters.
+        UnknownNameError: for an unknown group or source of filters.
         ImportError: for G'MIC's filters without the package ``gmic``.
     """
     if group not in get_args(Group):
@@ -110,7 +111,7 @@ def augmentations(
         return {name: (turn, turn) for name, turn in turns.items()}
 
     if filters == "gmic":
-        load_gmic()  # its absence is told before any work is done
+        load_gmic()  # fails before any work is done if it is missing
 
     def filtered(images: Tensor, apply: Augmentation) -> Tensor:
         return normalisation(apply(normalisation.invert(images).clamp(0, 1)))
@@ -129,21 +130,21 @@ def robustness(
     top_share: float = 0.05,
     data_range: float | None = None,
 ) -> dict[str, Tensor]:
-    """How alike the maps of augmented images are to the original's map, transformed alike.
+    """Compare the maps of augmented images with the original's map under the same transform.
 
     Args:
         originals: maps of the images, (B, 1, H, W).
         augmented: maps of the augmented images, by augmentation, (B, 1, H, W) each.
-        transform: what each augmentation does to a map.
-        shifts: by how much each augmentation moves the target's probability, (B, A), in [0, 1]; NaN for one that leaves the image as it is.
-        threshold: only augmentations with a shift below it count.
-        top_share: of the pixels that count as top.
-        data_range: of SSIM: a number for the experiment, None for each pair of maps.
+        transform: the transform that each augmentation applies to a map.
+        shifts: change of the target's probability under each augmentation, (B, A), in [0, 1]; NaN if the image stays unchanged.
+        threshold: only augmentations with a smaller shift count.
+        top_share: share of the pixels in the top-k intersection.
+        data_range: range of SSIM: a number for the whole experiment, None for that of each pair of maps.
 
     Returns:
-        ``ssim``, ``spearman`` and ``top_intersection`` (B,): the mean over the augmentations that count, NaN where none does or where one
-        of these is undefined; higher is better. ``counted`` (B,): how many count. ``ssim_each`` and so on, (B, A): all of them, NaN where
-        one does not count.
+        ``ssim``, ``spearman`` and ``top_intersection`` (B,): the mean over the augmentations that count, NaN if none counts or one
+        of their values is undefined; higher is better. ``counted`` (B,): how many count. ``ssim_each`` and so on, (B, A): all values, NaN
+        for augmentations that do not count.
     """
     counts = shifts < threshold  # (B, A)
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -163,10 +164,10 @@ def robustness(
 def probability_shifts(
     model: nn.Module, batch: Batch, *, group: Group = "rotations", filters: Filters = "torchvision", seed: int = 0, **_: Any
 ) -> dict[str, Tensor]:
-    """By how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1].
+    """Compute how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1].
 
-    NaN where the augmentation leaves the image as it is (no pixel moves by more than 0.001), so that it does not count: more colour does
-    nothing to a grey image, and a map that is the same before and after says nothing of the method.
+    NaN, so that it does not count, if the augmentation leaves the image unchanged (no pixel moves by more than 0.001): more colour does
+    nothing to a grey image, and a map that stays the same then says nothing about the method.
     """
 
     def probability(images: Tensor) -> Tensor:
@@ -211,18 +212,18 @@ def augmentation_robustness(
     top_share: float = 0.05,
     data_range: float | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Likeness of maps under rotations or photo filters, in [-1, 1], higher is better.
+    """Score the similarity of maps under rotations or photo filters, in [-1, 1]; higher is better.
 
-    ``score`` is the ``similarity`` asked for; the columns have all three. SSIM favours sparse maps, the top-k intersection does not.
+    ``score`` is the requested ``similarity``; the columns have all three. SSIM favours sparse maps, the top-k intersection does not.
     An image for which no augmentation counts has the score NaN and ``counted`` 0.
 
     Args:
         model: the net.
-        methods: what explains it.
+        methods: methods on that net.
         batch: images (B, 3, H, W), targets, ids.
         prepared: ``shifts``, see :func:`probability_shifts`.
         group: ``rotations`` or ``filters``.
-        filters: whose photo filters: ``torchvision``, or ``gmic`` where that package is installed.
+        filters: the source of the photo filters: ``torchvision``, or ``gmic`` if that package is installed.
         similarity: ``ssim``, ``spearman`` or ``top_intersection``.
         threshold, top_share, data_range: see :func:`robustness`.
     """
@@ -247,7 +248,7 @@ def augmentation_robustness(
 
 
 class MapSimilarity(MeanOverImages):
-    """The mean SSIM of pairs of maps; ``update(first, second, image_ids=None)``. Higher is more alike."""
+    """Mean SSIM of pairs of maps; ``update(first, second, image_ids=None)``. Higher means more similar."""
 
     higher_is_better = True
     function = staticmethod(structural_similarity)

@@ -1,8 +1,8 @@
 """Sanity checks by randomising the model: a map that explains what the model has learned must change when that is destroyed.
 
-Layers are randomised from the output to the input, one after another (``cascading``) or one group alone at a time (``independent``), and
-the maps are compared with those of the intact model at each depth. Lower is better: a map that stays the same shows the image, not the
-model. Compare with the controls: ``Edges`` and ``Center`` know nothing of the model and fail with similarity 1.
+Layers are randomised from the output to the input, one after another (``cascading``) or one group at a time (``independent``), and the
+maps are compared with those of the intact model at each depth. Lower is better: a map that stays the same shows the image, not the
+model. Compare with the controls: ``Edges`` and ``Center`` do not depend on the model and fail with similarity 1.
 
 Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292).
 """
@@ -33,15 +33,15 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def layers_from_the_top(model: nn.Module) -> list[str]:
-    """Names of the modules that have parameters of their own, in the reverse order of their definition: the output's comes first."""
+    """Return the names of the modules with parameters of their own, in reverse order of definition: the output layer comes first."""
     return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][::-1]
 
 
 def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0) -> nn.Module:
-    """A copy of the model in which the parameters of ``layers`` are drawn anew.
+    """Return a copy of the model with new random parameters in ``layers``.
 
-    Each tensor gets normal numbers with its own old mean and standard deviation, keyed by seed and name, so that the signal keeps its
-    magnitude; a tensor of equal values (a norm that was never trained) is left as it is, and so are running statistics.
+    Each tensor gets normal numbers with its previous mean and standard deviation, keyed by seed and name, so that the signal keeps its
+    magnitude; a tensor of equal values (a norm that was never trained) stays unchanged, and so do running statistics.
     """
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -54,17 +54,17 @@ def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0) -> nn.Modu
 
 
 def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 4, seed: int = 0) -> Iterator[nn.Module]:
-    """The model with more and more of its layers randomised, or with one group of layers after another.
+    """Yield the model with more and more of its layers randomised, or with one group of layers after another.
 
     Args:
         model: the intact net, which is not changed.
         mode: ``cascading``: the top 1/depths of the layers, then 2/depths, to all; ``independent``: each of these groups alone.
-        depths: how many groups the layers are divided into; with more of them than layers, some change nothing.
+        depths: number of groups that the layers are divided into; if there are more groups than layers, some change nothing.
         seed: of the new parameters.
 
     Raises:
         UnknownNameError: for an unknown mode.
-        ValueError: ``depths`` below 1, or a model without parameters.
+        ValueError: if ``depths`` is below 1, or the model has no parameters.
     """
     if mode not in get_args(Mode):
         raise UnknownNameError("mode", mode, get_args(Mode))
@@ -95,22 +95,22 @@ def sanity_check(
     depths: int = 4,
     absolute: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Similarity between maps of the intact and of randomised models, in [0, 1], lower is better.
+    """Score the similarity between maps of the intact and of randomised models, in [0, 1]; lower is better.
 
-    ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign has not changed what it shows.
+    ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign still shows the same.
     Columns ``spearman_by_depth``, signed; ``absolute_by_depth`` (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each;
-    SSIM has the range of each pair of maps. A score is NaN where one of its correlations is. A method's own noise stays the same.
+    SSIM takes the range of each pair of maps. A score is NaN if one of its correlations is. A method's own noise stays the same.
 
     Args:
         model: the intact net.
-        methods: registry methods; one of the user's own cannot be moved to another net.
+        methods: methods of the registry; a user's own method cannot be moved to another net.
         batch: images (B, 3, H, W), targets, ids.
         prepared: not used.
         mode, depths: see :func:`randomised_models`.
-        absolute: compare absolute values, which takes the sign of every pixel out of the comparison, and not only that of the whole map.
+        absolute: compare absolute values, so that the sign of each pixel, and not only of the whole map, is ignored.
 
     Raises:
-        ValueError: for a method of the user's own; and see :func:`randomised_models`.
+        ValueError: for a user's own method; and see :func:`randomised_models`.
     """
 
     found: dict[str, dict[str, list[Tensor]]] = {method.name: {name: [] for name in SIMILARITIES} for method in methods}
@@ -128,15 +128,15 @@ def sanity_check(
 
 
 def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method], batch: Batch) -> dict[str, dict[str, Tensor]]:
-    """Similarity between the maps of two nets, such as one trained on true and one on permuted labels, per image; lower is better.
+    """Compare the maps of two nets, such as one trained on true and one on permuted labels, per image; lower is better.
 
-    The label randomisation test: a net that has learned permuted labels by heart has learned nothing that explains a class. A map that
-    stays the same for it does not show what the true net has learned.
+    The label randomisation test: a net that has memorised permuted labels has learned nothing that explains a class. A map that
+    stays the same for it does not show what the other net has learned.
 
     Args:
-        model: the net whose methods these are.
+        model: the net of the methods.
         other: the net to compare with.
-        methods: registry methods on ``model``; one of the user's own cannot be moved to another net.
+        methods: methods of the registry on ``model``; a user's own method cannot be moved to another net.
         batch: images (B, 3, H, W), targets, ids.
 
     Returns:
@@ -148,13 +148,13 @@ def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method]
 
 
 def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, absolute: bool = False) -> dict[str, Tensor]:
-    """The maps of the methods moved to ``net``, (B, 1, H, W) each, or their absolute values."""
+    """Return the maps of the methods moved to ``net``, (B, 1, H, W) each, or their absolute values."""
     maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
     return {name: found.abs() for name, found in maps.items()} if absolute else maps
 
 
 class SanityCheckSimilarity(MeanOverImages):
-    """The mean Spearman correlation of pairs of maps; ``update(intact, randomised, image_ids=None)``. Lower is better."""
+    """Mean Spearman correlation of pairs of maps; ``update(intact, randomised, image_ids=None)``. Lower is better."""
 
     higher_is_better = False
     function = staticmethod(spearman)

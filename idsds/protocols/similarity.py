@@ -1,4 +1,4 @@
-"""How alike two maps are: Spearman correlation, structural similarity and the intersection of the top pixels. Higher is more alike.
+"""Similarity of two maps: Spearman correlation, structural similarity and the intersection of the top pixels. Higher is more similar.
 
 Sources: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (rank correlation and SSIM between maps); Wang et al., "Image
 Quality Assessment: From Error Visibility to Structural Similarity", TIP 2004; Ghorbani, Abid, Zou, "Interpretation of Neural Networks Is
@@ -19,26 +19,26 @@ WINDOW = 11
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman correlation over the pixels of maps (B, 1, H, W), in [-1, 1]; (B,), NaN for a constant map or a value that is not finite."""
+    """Return the Spearman correlation (B,) over the pixels of maps (B, 1, H, W), in [-1, 1]; NaN for constant or non-finite maps."""
     _check(first, second)
     return rank_correlation(first.flatten(1), second.flatten(1))
 
 
 def structural_similarity(first: Tensor, second: Tensor, data_range: float | None = None) -> Tensor:
-    """Structural similarity (SSIM) with a Gaussian window of 11 x 11 pixels, sigma 1.5, averaged over all pixels.
+    """Return the structural similarity (SSIM) with a Gaussian window of 11 x 11 pixels, sigma 1.5, averaged over all pixels.
 
     Computed by torchmetrics, which mirrors a map at its border; scikit-image leaves out a border of 5 pixels instead.
 
     Args:
         first, second: maps (B, 1, H, W), at least 11 pixels a side.
-        data_range: the span of values that the constants (0.01, 0.03) refer to: a number for a whole experiment; None: per pair of maps,
-            from the least to the largest value of either.
+        data_range: the range of values that the constants (0.01, 0.03) refer to: a number for a whole experiment; None: per pair of maps,
+            from the smallest to the largest value of either.
 
     Returns:
-        (B,) in [-1, 1]; NaN for maps with a value that is not finite, and for a pair of constant, equal maps where the range is theirs.
+        (B,) in [-1, 1]; NaN for maps with a value that is not finite, and for two constant, equal maps if the range is taken from them.
 
     Raises:
-        ValueError: maps of different shapes or below 11 pixels, or a range that is not above 0.
+        ValueError: for maps of different shapes or below 11 pixels, or a range that is not above 0.
     """
     _check(first, second)
     if min(first.shape[-2:]) < WINDOW:
@@ -56,20 +56,20 @@ def structural_similarity(first: Tensor, second: Tensor, data_range: float | Non
 
 
 def top_intersection(first: Tensor, second: Tensor, share: float = 0.05) -> Tensor:
-    """The share of the top pixels of one map that are top pixels of the other too.
+    """Return the share of the top pixels of one map that are also top pixels of the other.
 
-    ``sum over pixels of m1 * m2 / k``, where m is 1 above the k-th largest value; the pixels that equal it divide the places that are left
-    among them. A sparse map therefore gains nothing by its zeros, and a constant one gets what chance gets, k / n.
+    ``sum over pixels of m1 * m2 / k``, where m is 1 above the k-th largest value; pixels equal to it share the remaining places. So a
+    sparse map gains nothing by its zeros, and a constant map scores k / n, as chance does.
 
     Args:
         first, second: maps (B, 1, H, W).
-        share: of the pixels that count as top; k = max(1, round(share * H * W)).
+        share: share of the pixels that count as top; k = max(1, round(share * H * W)).
 
     Returns:
         (B,) in [0, 1]; NaN for maps with a NaN.
 
     Raises:
-        ValueError: maps of different shapes, or a share outside (0, 1].
+        ValueError: for maps of different shapes, or a share outside (0, 1].
     """
     _check(first, second)
     if not 0 < share <= 1:
@@ -81,7 +81,7 @@ def top_intersection(first: Tensor, second: Tensor, share: float = 0.05) -> Tens
 
 
 def _membership(values: Tensor, k: int) -> Tensor:
-    """1 for values above the k-th largest, a share of the places left for those that equal it, else 0; (B, n) -> (B, n)."""
+    """Return 1 for values above the k-th largest, a share of the remaining places for those equal to it, else 0; (B, n) -> (B, n)."""
     last = values.topk(k, dim=1).values[:, -1:]
     above, equal = values > last, values == last
     left = (k - above.sum(dim=1, keepdim=True)) / equal.sum(dim=1, keepdim=True)

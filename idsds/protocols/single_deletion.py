@@ -1,8 +1,8 @@
 """The in-domain single deletion score (IDSDS) and its out-of-domain ancestor, the single deletion score (SDS).
 
-Delete each patch of a grid in turn; the Spearman correlation between the drops of the target logit and the sums of attribution over the
-patches is the image's score. SDS takes any model; IDSDS takes one that was fine-tuned on images with a deleted patch, so that a drop
-measures the loss of information and not the strangeness of the hole.
+Each patch of a grid is deleted in turn; an image's score is the Spearman correlation between the drops of the target logit and the sums
+of attribution over the patches. SDS takes any model; IDSDS takes one that was fine-tuned on images with a deleted patch, so that a drop
+measures lost information and not the model's surprise at the hole.
 
 Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024 (arXiv 2407.11910).
 """
@@ -37,16 +37,16 @@ def deletion_drops(
     image_ids: Sequence[object] | None = None,
     batch: int | None = None,
 ) -> Tensor:
-    """How much the target's output falls when each patch is deleted alone.
+    """Return how much the target's output falls when each patch is deleted alone.
 
     ``drop[b, p] = f(images[b])[targets[b]] - f(images[b] without patch p)[targets[b]]``
 
     Args:
         model: returns logits (B, K).
-        images: float (B, 3, H, W), normalised as the model wants it.
-        targets: (B,) class indices: the label in the paper.
+        images: float (B, 3, H, W), normalised for the model.
+        targets: (B,) class indices; in the paper the labels.
         grid: patches per side; must divide H and W.
-        baseline: what replaces the patch: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
+        baseline: replaces the patch: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
         quantity: ``logit`` as in the paper, or ``probability`` (softmax).
         seed: of the ``uniform`` baseline.
         image_ids: one id per image, which keys the ``uniform`` baseline.
@@ -56,8 +56,8 @@ def deletion_drops(
         (B, grid * grid), row-major patches, signed: positive where deleting lowers the output. NaN where the model returns NaN.
 
     Raises:
-        UnknownNameError: unknown baseline or quantity.
-        ValueError: a grid that does not divide the image.
+        UnknownNameError: for an unknown baseline or quantity.
+        ValueError: if the grid does not divide the image.
     """
     intact, deleted = _all_outputs(model, images, targets, grid, baseline, quantity, seed, image_ids, batch)
     return intact.gather(1, targets[:, None]) - deleted
@@ -74,7 +74,7 @@ def _all_outputs(
     image_ids: Sequence[object] | None,
     batch: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of the intact images (B, K), and the target's output for each deletion (B, grid * grid)."""
+    """Return the outputs for the intact images (B, K), and the target's output for each deletion (B, grid * grid)."""
     check_batch(images, targets, image_ids)
     patch_size(*images.shape[-2:], grid)
     if quantity not in ("logit", "probability"):
@@ -93,7 +93,7 @@ def _all_outputs(
         intact = in_batches(outputs, images, size=size)  # (B, K)
         if size >= grid * grid:
             return intact, in_batches(deletions, images, replacement, targets, size=size // (grid * grid))
-        # The deletions of one image exceed the internal batch: cut them too.
+        # The deletions of one image exceed the internal batch: split them too.
         columns = []
         for image, one, target in zip(images, replacement, targets, strict=True):
             deleted = all_deletions(image[None], one[None], grid)[0]  # (n, 3, H, W)
@@ -107,7 +107,7 @@ def _all_outputs(
 
 
 def patch_sums(maps: Tensor, grid: int = 4) -> Tensor:
-    """Sum of attribution over each patch.
+    """Sum attribution over each patch.
 
     Args:
         maps: (B, 1, H, W) or (B, H, W), signed.
@@ -126,12 +126,12 @@ def patch_sums(maps: Tensor, grid: int = 4) -> Tensor:
 
 
 def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "rank"] = "nan") -> Tensor:
-    """Spearman correlation of each row, with average ranks for ties: Pearson's correlation of the ranks.
+    """Return the Spearman correlation of each row, with average ranks for ties: Pearson's correlation of the ranks.
 
     Args:
         sums: (B, n).
         drops: (B, n).
-        infinite: what an infinite value does: ``nan`` makes the row undefined; ``rank`` ranks it as the largest or smallest, as
+        infinite: treatment of infinite values: ``nan`` makes the row undefined; ``rank`` ranks them as the largest or smallest, as
             scipy and the reference do.
 
     Returns:
@@ -139,7 +139,7 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
         that is constant or has a value that is not finite, or n < 2.
 
     Raises:
-        ValueError: shapes that differ or are not (B, n).
+        ValueError: if the shapes differ or are not (B, n).
     """
     if sums.ndim != 2 or sums.shape != drops.shape:
         raise ValueError(f"sums and drops must have one shape (B, n), not {tuple(sums.shape)} and {tuple(drops.shape)}")
@@ -158,7 +158,7 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 along the last dimension; tied values share the mean of their ranks. (B, n) -> (B, n), exact in float64."""
+    """Return ranks from 1 along the last dimension; tied values share their mean rank. (B, n) -> (B, n), exact in float64."""
     dtype = torch.float32 if values.device.type == "mps" else torch.float64
     ordered = values.sort(dim=1).values
     below = torch.searchsorted(ordered, values.contiguous())  # how many are smaller
@@ -169,7 +169,7 @@ def average_ranks(values: Tensor) -> Tensor:
 def deletion_table(
     model: nn.Module, batch: Batch, *, grid: int = 4, baseline: str = "zeros", quantity: Quantity = "logit", seed: int = 0
 ) -> dict[str, Tensor]:
-    """What every method is scored against, from 1 + grid * grid forward passes: ``intact`` (B,), the target's output for the
+    """Compute what every method is scored against, with 1 + grid * grid forward passes: ``intact`` (B,), the target's output for the
     intact image, ``prediction`` (B,), ``drops`` (B, n)."""
     intact, deleted = _all_outputs(model, batch.images, batch.targets, grid, baseline, quantity, seed, batch.image_ids, None)
     target = intact.gather(1, batch.targets[:, None])
@@ -190,9 +190,9 @@ _SHARED: dict[str, Any] = {
 def single_deletion(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, **_: Any
 ) -> dict[str, dict[str, Tensor]]:
-    """Spearman correlation in [-1, 1] between drops and patch sums, higher is better, about 0 for a map that knows nothing.
+    """Score the Spearman correlation between drops and patch sums, in [-1, 1]; higher is better, and a random map scores about 0.
 
-    ``idsds`` is the number on a model fine-tuned with deletions, ``single_deletion`` on the model as it was before.
+    ``idsds`` is the score on a model fine-tuned with deletions, ``single_deletion`` on the model before that.
 
     Returns:
         By method name ``score`` (B,) and ``patch_sums`` (B, n).
@@ -205,7 +205,7 @@ def single_deletion(
 
 
 class SingleDeletionScore(MeanOverImages):
-    """The mean single deletion score; ``update(sums, drops, image_ids=None)`` with (B, n) each. On an in-domain model it is IDSDS."""
+    """Mean single deletion score; ``update(sums, drops, image_ids=None)`` with (B, n) each. On an in-domain model it is IDSDS."""
 
     higher_is_better = True
     function = staticmethod(rank_correlation)

@@ -1,8 +1,8 @@
-"""The way to a model that is ready to be judged: trained from scratch where it is small, fine-tuned in-domain, cached by what made it.
+"""Models that are ready to be judged: trained from scratch if they are small, fine-tuned in-domain, cached by what determines them.
 
 A checkpoint's name is a hash of the model, the data (ids, targets, normalisation), the recipe, the deletion, the seed, the precision, the
-kind of device, the version of torch and the weights that it started from. Whatever changes one of these makes a new file. While a stage
-runs, its state is kept beside the checkpoint in ``*.resume.pt``; the same call goes on from there after a kill.
+kind of device, the version of torch and the initial weights. A change of any of these makes a new file. While a stage runs, its state is
+kept beside the checkpoint in ``*.resume.pt``; after a kill the same call continues from there.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from idsds.training.launch import is_main, of_all
 from idsds.training.loop import Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
 
-# Raise it when the training loop changes what it computes, so that old checkpoints are not taken for new ones.
+# Raise it when the training loop computes something else, so that old checkpoints are not mistaken for new ones.
 LOOP = 2
-# Weights to start from that a model's own package publishes.
+# Initial weights that a model's own package publishes.
 PRETRAINED = "pretrained"
-# Pixels of a side up to which training from scratch takes minutes on a CPU.
+# Up to this many pixels per side, training from scratch takes minutes on a CPU.
 SMALL = 32
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a stage runs on; apart from ``devices``, whose batch statistics differ, it does not change the result."""
+    """What a stage runs on; only ``devices`` changes the result, through the statistics of its batches."""
 
     devices: int = 1
     workers: int = 0
@@ -54,19 +54,19 @@ class Machine:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step on the way to a checkpoint, and what it starts from.
+    """One training stage, and the stage or weights that it starts from.
 
     Args:
         model, dataset, num_classes, recipe, deletion, seed, device, precision, train_images: what is trained, on what and how; without a
             recipe the published weights are used as they are.
         data: fingerprints of the training and the validation images.
-        start: the stage before, None for fresh weights or ``weights``.
+        start: the previous stage; None for fresh weights or ``weights``.
         weights: a checkpoint file to start from, or ``pretrained``.
         weights_key: a hash of that file.
         options: options of the data set, such as ``root``.
-        fraction: the share of the training images that is used, see :func:`idsds.datasets.splits.nested_share`.
-        permuted_labels: whether the labels of the training images are permuted; the epoch is then chosen on these very images, as what is
-            wanted is a net that has learned them by heart, and nothing can be learned for others.
+        fraction: the share of the training images to use, see :func:`idsds.datasets.splits.nested_share`.
+        permuted_labels: whether to permute the labels of the training images; the epoch is then chosen on these very images, since the
+            net is meant to memorise them and cannot generalise to others.
     """
 
     model: str
@@ -92,7 +92,7 @@ class Stage:
         left_out = ("start", "weights", "options")
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         content["recipe"] = self.recipe and self.recipe.address
-        if self.fraction == 1.0:  # all images: the address that such a stage had before there were shares
+        if self.fraction == 1.0:  # keeps the addresses from before there were shares
             del content["fraction"]
         if not self.permuted_labels:
             del content["permuted_labels"]
@@ -105,18 +105,18 @@ class Stage:
 
     @property
     def resume(self) -> Path:
-        """Where the state is kept while it is being made."""
+        """Where the state of the run is kept until the checkpoint is complete."""
         return self.path.with_suffix(".resume.pt")
 
     @property
     def missing(self) -> list[Stage]:
-        """The stages that have to be run, first to last; empty where the checkpoint is cached."""
+        """The stages to run, first to last; empty if the checkpoint is cached."""
         if self.recipe is None or self.path.is_file():
             return []
         return [*(self.start.missing if self.start else []), self]
 
     def split(self, split: str) -> ImageDataset:
-        """One split of the data, in the space that the model wants; of the training images the stage's share."""
+        """Return one split of the data, normalised for the model; of the training images, the stage's share."""
         found = _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
         if self.permuted_labels and split == "val":
             return self.split("train")
@@ -127,7 +127,7 @@ class Stage:
         return permuted(found, self.seed) if self.permuted_labels else found
 
     def arguments(self, machine: Machine) -> dict[str, Any]:
-        """What :func:`fit` and :func:`rehearse` take beyond the model, its label and the progress bar."""
+        """Return the arguments of :func:`fit` and :func:`rehearse`, apart from the model, its label and the progress bar."""
         return {
             "train": self.split("train"),
             "val": self.split("val"),
@@ -141,14 +141,14 @@ class Stage:
         }
 
     def check_weights(self) -> None:
-        """Raise CheckpointError where the file to start from cannot be read or does not fit the model."""
+        """Raise CheckpointError if the file of initial weights cannot be read or does not fit the model."""
         if self.weights not in (None, PRETRAINED):
-            with torch.device("meta"):  # shapes without numbers
+            with torch.device("meta"):  # shapes without values
                 model = create_model(self.model, self.num_classes)
             check_checkpoint(model, self.weights)
 
     def begin(self) -> nn.Module:
-        """The model before the stage, with fresh classifiers and weights drawn by the seed."""
+        """Return the model before the stage, with fresh classifiers and weights drawn by the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(self.seed, "weights", self.model).initial_seed())
             if self.weights == PRETRAINED:
@@ -159,7 +159,7 @@ class Stage:
 
 @lru_cache(maxsize=8)
 def _split(dataset: str, split: str, normalisation: Normalisation | None, options: tuple[tuple[str, Any], ...]) -> ImageDataset:
-    # Listing 1.3 million files takes minutes on a network disk: once for each model is enough.
+    # Listing 1.3 million files takes minutes on a network disk: do it once per model.
     return create_dataset(dataset, split, normalisation, **dict(options))
 
 
@@ -179,26 +179,26 @@ def plan_training(
     fraction: float = 1.0,
     permuted_labels: bool = False,
 ) -> Stage:
-    """The stage whose checkpoint is the model for a data set: trained, or after that fine-tuned in-domain if ``in_domain``.
+    """Return the stage that makes the model for a data set: trained and, if ``in_domain``, then fine-tuned in-domain.
 
     Args:
         model: a name of :func:`idsds.list_models`.
         dataset: a name of :func:`idsds.list_datasets`.
-        in_domain: whether patches are deleted.
+        in_domain: whether to fine-tune on deleted patches.
         grid: patches per side.
         baseline: what replaces a deleted patch.
-        seed: of everything that is drawn.
+        seed: of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        weights: a checkpoint file to start from, or ``pretrained``; None trains a small net from scratch first.
-        changes: what is changed of the recipe of the last stage (the model's own, or the paper's with ``weights``).
+        weights: a checkpoint file to start from, or ``pretrained``; None first trains a small net from scratch.
+        changes: changes to the recipe of the last stage (the model's own, or the paper's with ``weights``).
         options: options of the data set.
         fraction: share of the training images, in (0, 1], stratified by class and drawn by ``seed``.
-        permuted_labels: whether the labels of the training images are permuted among them, keyed by ``seed``.
+        permuted_labels: whether to permute the labels among the training images, keyed by ``seed``.
 
     Raises:
-        FileNotFoundError: for weights that are not there.
-        ValueError: for a ``fraction`` that is none.
+        FileNotFoundError: if the file of weights does not exist.
+        ValueError: if ``fraction`` is not in (0, 1].
     """
     entry = MODELS[model]
     shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": dict(options or {})}
@@ -213,7 +213,7 @@ def plan_training(
     recipe = Recipe(**entry.training)
     if not in_domain:
         return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
-    # Less of everything: the weights are to adapt to holes, not to be found again.
+    # Shorter and gentler than training: the weights should adapt to holes, not be learned again.
     tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
     trained = Stage(recipe=recipe, deletion=None, **shared)
     return Stage(recipe=_changed(tuning, changes), deletion=deletion, start=trained, **shared)
@@ -260,7 +260,7 @@ def _weights_key(weights: str) -> str:
 
 
 def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:
-    """The model of a stage, in eval mode on the CPU: from the cache, or trained now and cached; a damaged file is named and made again."""
+    """Return the model of a stage, in eval mode on the CPU: from the cache, or trained and cached now; a damaged file is made again."""
     if stage.recipe is None:
         return stage.begin()
     for missing in stage.missing:
@@ -271,7 +271,7 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
         warnings.warn(f"{error}; it is made again", stacklevel=2)
         stage.path.unlink(missing_ok=True)
         if stage.start is not None:
-            obtain(stage.start, machine=machine, progress=progress)  # it may be damaged as well
+            obtain(stage.start, machine=machine, progress=progress)  # it may be damaged too
         _run(stage, machine or Machine(), progress)
     return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
 
@@ -299,15 +299,15 @@ def _run(stage: Stage, machine: Machine, progress: bool) -> None:
 
 
 def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
-    """Measure three batches of a stage that has not been run; see :func:`idsds.training.loop.rehearse`. Weights play no part in it."""
+    """Measure three batches of a stage that has not been run, with any weights; see :func:`idsds.training.loop.rehearse`."""
     return rehearse(create_model(stage.model, stage.num_classes), **stage.arguments(machine or Machine()))
 
 
 def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
-    """Check what models are to start from: a file that is there, or ``pretrained`` where weights are published.
+    """Check the initial weights of models: an existing file, or ``pretrained`` if weights are published.
 
     Raises:
-        ValueError: naming the model or the file, for settings to pass on.
+        ValueError: naming the model or the file.
     """
     for name, start in checkpoints.items():
         if name not in models:
@@ -319,7 +319,7 @@ def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
 
 
 def trains_from_scratch(model: str, dataset: str) -> bool:
-    """Whether the package trains this pair itself: a small net on small images, which an embedded data set holds, or one like it."""
+    """Return whether the package trains this pair itself: a small net on images of at most 32 x 32 pixels."""
     return DATASETS[dataset].image_size == MODELS[model].input_size <= SMALL
 
 
@@ -329,5 +329,5 @@ def starts_from_package(model: str, dataset: str) -> bool:
 
 
 def normalised_dataset(model: str, dataset: str, split: str) -> ImageDataset:
-    """A split in the space that a model wants."""
+    """Return a split, normalised for a model."""
     return create_dataset(dataset, split, MODELS[model].normalisation)

@@ -1,6 +1,6 @@
-"""Run a function on 1..N devices: in this process, in processes forked from it, or as one of those that torchrun or Slurm started.
+"""Run a function on 1..N devices: in this process, in forked processes, or in those that torchrun or Slurm has started.
 
-The same call serves a notebook, a script and a cluster: who started the processes is read from the environment.
+The same call serves a notebook, a script and a cluster: the environment tells who started the processes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from idsds.common.devices import PRECISIONS, chosen_device
 from idsds.common.registry import UnknownNameError
 from idsds.common.settings import SettingsError
 
-# A process that has talked to the CUDA driver cannot fork workers that use it. This lets torch count devices without the driver.
+# A process that has used the CUDA driver cannot fork workers that use it. This lets torch count devices without the driver.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 def started_outside() -> tuple[int, int] | None:
-    """(processes of a node, nodes) where torchrun or srun started this process as one of several; None otherwise."""
+    """Return (processes per node, nodes) if torchrun or srun started this process as one of several, else None."""
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
@@ -34,32 +34,32 @@ def started_outside() -> tuple[int, int] | None:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes: the only one, or rank 0 of those started outside."""
+    """Return whether this process is the one that prints and writes: the only one, or rank 0 of several."""
     if started_outside() is None:
         return True
     return os.environ["RANK" if TorchElasticEnvironment.detect() else "SLURM_PROCID"] == "0"
 
 
 def forks(devices: int) -> bool:
-    """Whether :func:`launch` runs the function in other processes, whose memory is not this one's."""
+    """Return whether :func:`launch` runs the function in other processes, which do not share this one's memory."""
     return devices > 1 and started_outside() is None
 
 
 def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devices: int = 1, precision: str = "32-true") -> Any:
-    """``function(fabric, *args)`` on every device.
+    """Run ``function(fabric, *args)`` on every device.
 
     Args:
-        function: takes a launched ``Fabric`` first; in forked processes its result must be small, and tensors it changes stay there.
-        args: what else it takes.
+        function: takes a launched ``Fabric`` first; in forked processes its result must be small, and changes to tensors stay there.
+        args: its other arguments.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: how many of this machine; under torchrun or Slurm their number of processes counts, and ``devices`` must be 1 or agree.
+        devices: number of devices of this machine; under torchrun or Slurm it must be 1 or equal the number of processes.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, which needs a CUDA device.
 
     Returns:
-        What rank 0 returned (under torchrun or Slurm: what this rank returned).
+        The result of rank 0 (under torchrun or Slurm, of this rank).
 
     Raises:
-        SettingsError: for devices that are not there, or fp16 without CUDA.
+        SettingsError: for devices that do not exist, or fp16 without CUDA.
     """
     check_machine(device, devices, precision)
     kind, outside = chosen_device(device).type, started_outside()
@@ -69,7 +69,7 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
     elif devices > 1:
         setup |= {"strategy": "ddp_fork", "plugins": [LightningEnvironment()]}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*srun.*")  # an allocation of one task, in which we start the processes ourselves
+        warnings.filterwarnings("ignore", message=".*srun.*")  # one task is allocated, and we start the processes ourselves
         fabric = Fabric(**setup)
     if not forks(devices):
         fabric.launch()
@@ -85,13 +85,13 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
 
 
 def _forked(fabric: Fabric, function: Callable[..., Any], *args: Any) -> Any:
-    # GNU OpenMP's threads do not survive a fork: a second thread would be waited for without end.
+    # GNU OpenMP's threads do not survive a fork: waiting for a second one would never end.
     torch.set_num_threads(1)
     return function(fabric, *args)
 
 
 def of_all(names: Sequence[str]) -> list[str]:
-    """The names that this process or any other of those started outside has, sorted; every one of them must call this."""
+    """Return the sorted union of the names that all processes have; under torchrun and Slurm every process must call this."""
     if not torch.distributed.is_initialized():
         return sorted(names)
     found: list[list[str]] = [[]] * torch.distributed.get_world_size()
@@ -100,7 +100,7 @@ def of_all(names: Sequence[str]) -> list[str]:
 
 
 def check_machine(device: str, devices: int, precision: str) -> None:
-    """Raise SettingsError for devices that are not there, or fp16 without CUDA; see :func:`launch`."""
+    """Raise SettingsError for devices that do not exist, or fp16 without CUDA; see :func:`launch`."""
     kind = chosen_device(device).type
     if precision not in PRECISIONS:
         raise SettingsError(str(UnknownNameError("precision", precision, PRECISIONS)))

@@ -1,10 +1,10 @@
-"""One training loop for everything that is trained: ordinary training and in-domain fine-tuning, on 1..N devices.
+"""The training loop of ordinary training and in-domain fine-tuning, on 1..N devices.
 
 In-domain fine-tuning (Hesse, Schaub-Meyer, Roth, NeurIPS 2024): half of the images keep all patches, the others lose exactly one random
 patch of the grid, replaced by the baseline.
 
-Whatever is drawn depends on (seed, epoch, image id), or for dropout on (seed, epoch, step, rank): a run that was killed goes on from its
-last checkpoint and ends with the very weights of a run that was not, and N devices see the images that one would.
+Random numbers depend on (seed, epoch, image id), for dropout on (seed, epoch, step, rank): a run that was killed continues from its
+last checkpoint and ends with exactly the weights of an uninterrupted run, and N devices see the same images as one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from idsds.training.steps import (
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch ended with: mean loss and accuracy (share in [0, 1]) in training, and on intact validation images."""
+    """Mean loss and accuracy (share in [0, 1]) of one epoch, in training and on intact validation images."""
 
     epoch: int
     train_loss: float
@@ -59,7 +59,7 @@ class EpochResult:
 
 @dataclass
 class TrainingState:
-    """Where a run is: everything that, with the keyed randomness, determines the rest of it."""
+    """The state of a run: together with the keyed randomness it determines the rest of the run."""
 
     run: str
     epoch: int = 0
@@ -72,7 +72,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run of the loop needs, apart from the model; :func:`fit` explains each."""
+    """Everything that a run of the loop needs, apart from the model; see :func:`fit`."""
 
     train: Any
     val: Any
@@ -89,23 +89,23 @@ class Plan:
 
     @property
     def run(self) -> str:
-        """What a checkpoint must have been made with to be gone on from."""
+        """The settings that a checkpoint must share for a run to continue from it."""
         return digest([self.recipe.address, self.deletion and self.deletion.model_dump(), self.seed, len(self.train), len(self.val)])
 
     def epoch(self, epoch: int) -> Dataset:
-        """The training images as one epoch sees them."""
+        """Return the training images as one epoch sees them."""
         if isinstance(self.train, ImageDataset) and self.train.augment is not None:
             return self.train.augmented(self.seed, epoch)
         return self.train
 
     def batches(self, fabric: Fabric, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each step from ``first`` on: images (B, 3, H, W) with their patches deleted, targets (B,)."""
+        """Yield this process's share of each step from ``first`` on: images (B, 3, H, W) with patches deleted, targets (B,)."""
         chosen = shares(
             len(self.train), self.recipe.batch_size, seed=self.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size
         )
         loader = loader_of(self.epoch(epoch), chosen[first:], self.workers, pin=fabric.device.type == "cuda")
         for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
-            if not len(targets):  # without one there is no loss, and other processes wait for its gradient
+            if not len(targets):  # without an image there is no loss, and other processes wait for its gradient
                 names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
                 raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
             images = images.to(fabric.device, non_blocking=True, memory_format=torch.channels_last)
@@ -118,7 +118,7 @@ class Plan:
             yield images, targets
 
     def steps(self, world: int) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return len(shares(len(self.train), self.recipe.batch_size, seed=self.seed, epoch=0, world=world))
 
     def validation(self, fabric: Fabric, batches: int | None = None) -> DataLoader | Iterator:
@@ -167,24 +167,24 @@ def fit(
     label: str = "training",
     progress: bool = True,
 ) -> list[EpochResult]:
-    """Train in place; the weights left in ``model`` are those of the epoch with the best accuracy on intact validation images.
+    """Train ``model`` in place, and leave it with the weights of the epoch that was most accurate on intact validation images.
 
     Args:
         model: made by ``create_model``; its entry decides the loss.
-        train: items (image, target, image_id); a data set with an augmentation is augmented.
-        val: as ``train``; it chooses the epoch, so it must not be the test split.
+        train: items (image, target, image_id); augmented if the data set has an augmentation.
+        val: as ``train``; the epoch is chosen on it, so it must not be the test split.
         recipe: optimiser, schedule, epochs, and the batch size over all devices together.
         deletion: grid and baseline of in-domain fine-tuning; None: ordinary training.
         seed: of the order of the images, the augmentation, the deletions and dropout.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: how many, see :func:`idsds.training.launch.launch`.
+        devices: number of devices, see :func:`idsds.training.launch.launch`.
         precision: as lightning-fabric names it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
         workers: loader processes of each device.
-        accumulate: passes that each device's share of a batch is cut into.
-        resume: file that the run's state is kept in, and gone on from where it exists. Remove it once the result is safe.
-        save_every: steps between two writes of it; it is also written after each epoch.
-        label: what the progress bar says.
-        progress: whether to show it.
+        accumulate: number of passes that each device's share of a batch is split into.
+        resume: file for the state of the run, which continues from there if it exists. Remove it once the result is safe.
+        save_every: steps between two writes of that file; it is also written after each epoch.
+        label: text of the progress bar.
+        progress: whether to show the bar.
 
     Returns:
         One result per epoch.
@@ -256,7 +256,7 @@ def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Mo
 
 
 def _show(bar: tqdm, state: TrainingState) -> None:
-    """Loss and accuracy of the epoch so far, or of the last one; tqdm itself shows the time left."""
+    """Show loss and accuracy of the epoch so far, or of the last one; tqdm itself shows the time left."""
     last = state.results[-1] if state.results else {}
     shown = {"loss": last.get("train_loss"), "accuracy": last.get("train_accuracy"), "val_accuracy": last.get("val_accuracy")}
     if state.sums[2]:
@@ -265,14 +265,14 @@ def _show(bar: tqdm, state: TrainingState) -> None:
 
 
 def _share_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Rank 0's running statistics for everyone, as data parallel training keeps them."""
+    """Give every process the running statistics of rank 0, as data parallel training does."""
     if fabric.world_size > 1:
         for buffer in model.buffers():
             buffer.data.copy_(fabric.broadcast(buffer.data, src=0))
 
 
 def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
-    """Write the state, atomically and by rank 0 alone, which from then on holds the sums of all."""
+    """Write the state atomically, on rank 0 only, which from then on holds the sums of all processes."""
     if plan.resume is None:
         return
     sums = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
@@ -291,17 +291,17 @@ def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, op
 
 
 def _load(fabric: Fabric, plan: Plan, model: nn.Module, optimizer: Any, scheduler: Any) -> TrainingState:
-    """The state of a run that was stopped, put into the model and the rest; a fresh one where there is none."""
+    """Restore the state of a run that was stopped, and return it; a fresh state if there is none."""
     if plan.resume is None or not plan.resume.is_file():
         return TrainingState(plan.run)
     try:
         content = torch.load(plan.resume, map_location="cpu", weights_only=True)
         state = TrainingState(**content["state"])
-    except Exception as error:  # whatever a damaged or foreign file leads to
-        raise DamagedFileError(f"cannot go on from {str(plan.resume)!r}: {error}; remove it to start again") from error
+    except Exception as error:  # a damaged or foreign file may raise anything
+        raise DamagedFileError(f"cannot continue from {str(plan.resume)!r}: {error}; remove it to start again") from error
     if state.run != plan.run:
         raise DamagedFileError(
-            f"{str(plan.resume)!r} is of another run (recipe, deletion, seed or number of images); remove it to start again"
+            f"{str(plan.resume)!r} belongs to another run (recipe, deletion, seed or number of images); remove it to start again"
         )
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
@@ -314,7 +314,7 @@ def _load(fabric: Fabric, plan: Plan, model: nn.Module, optimizer: Any, schedule
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a dry run measured: what is left of a run, and what it takes."""
+    """The measurements of a dry run: what is left of a run, and what it takes."""
 
     steps: int
     images_per_second: float
@@ -334,9 +334,10 @@ def rehearse(
     measured: int = 3,
     **options: Any,
 ) -> Rehearsal:
-    """Measure ``measured`` batches of training and of validation, after one that is not, and reckon the rest from them.
+    """Time ``measured`` batches of training and of validation, after a warm-up batch each, and extrapolate.
 
-    Takes what :func:`fit` takes. The model's weights are changed, nothing is written; ``hours`` counts what a state in ``resume`` has left.
+    Takes the arguments of :func:`fit`. The model's weights change, nothing is written; ``hours`` leaves out what a state in ``resume``
+    has done.
 
     Returns:
         Steps and hours left, training images per second over all devices, and the largest memory of a device in GB (10^9 bytes; for a
@@ -362,7 +363,7 @@ def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> di
         training_step(fabric, net, optimizer, part, targets, loss=loss, clip=plan.recipe.clip, accumulate=plan.accumulate)
         if cuda:
             torch.cuda.synchronize()
-        if number == 0 and per_epoch > 1:  # the first one also starts the loader and chooses kernels
+        if number == 0 and per_epoch > 1:  # the first batch also starts the loader and chooses kernels
             started = time.perf_counter()
             continue
         seconds, images = time.perf_counter() - started, images + len(targets)
@@ -390,6 +391,6 @@ def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> di
 
 
 def batches(dataset: Dataset, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Batches of (images (B, 3, H, W), targets (B,), image ids) in the order of ``indices``."""
+    """Yield batches of (images (B, 3, H, W), targets (B,), image ids) in the order of ``indices``."""
     for start in range(0, len(indices), size):
         yield collate([dataset[index] for index in indices[start : start + size]])

@@ -1,4 +1,4 @@
-"""How models are trained, and what in-domain fine-tuning deletes."""
+"""Recipes of training, and the deletions of in-domain fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BaselineName = Annotated[str, _one_of("baseline", BASELINES)]
 
 
 class Deletion(Settings):
-    """What is deleted: one patch of a ``grid`` x ``grid`` grid, replaced by ``baseline``."""
+    """Deletion of one patch of a ``grid`` x ``grid`` grid, which is replaced by ``baseline``."""
 
     grid: PositiveInt = 4
     baseline: BaselineName = "zeros"
 
 
 class Recipe(Settings):
-    """How a model is trained.
+    """Optimiser, schedule, epochs and batch size of a training.
 
     The defaults train a ``mini_*`` net from scratch; the paper's recipe for fine-tuning at full size is :data:`PAPER`. With ``loss:
     distill`` no label is used: the net with a hole in its input learns to say what it said of the intact image before the training (KL

@@ -1,4 +1,4 @@
-"""The engine of the training loop: one step, one pass over the validation images, and what is drawn for them.
+"""The engine of the training loop: one step, one pass over the validation images, and their random numbers.
 
 Nothing here starts processes or writes files; :mod:`idsds.training.loop` does.
 """
@@ -25,7 +25,7 @@ from idsds.training.recipes import Deletion, Recipe
 
 
 def drawn_patches(image_ids: Sequence[str], grid: int, *, seed: int, epoch: int) -> Tensor:
-    """Which patch each image loses, (B,): -1 (none) for half of them, else a number in [0, grid * grid)."""
+    """Return the patch that each image loses, (B,): -1 (none) for half of them, else an index in [0, grid * grid)."""
     patches = []
     for image_id in image_ids:
         word = hashlib.blake2b(f"deletion {seed} {epoch} {image_id}".encode(), digest_size=8).digest()
@@ -47,41 +47,41 @@ def loss_of(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all parameters in one group: biases and norms decay as well, as in the reference."""
+    """Return the recipe's optimiser over all parameters in one group: biases and norms decay too, as in the reference."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The recipe's schedule for epochs of ``steps`` steps."""
+    """Return the recipe's schedule for epochs of ``steps`` steps."""
     if recipe.schedule == "one_cycle":
-        # Of 4 steps the first quarter is the single step 0, by whose number torch divides.
+        # With 4 steps the first quarter is step 0 alone, and torch divides by its number.
         total = max(8, recipe.epochs * steps)
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=0.25)
     return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs, recipe.step_factor)
 
 
 def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, recipe: Recipe, every: str) -> None:
-    """One-cycle schedules go by the step, step schedules by the epoch."""
+    """Advance the schedule: one-cycle schedules after each step, step schedules after each epoch."""
     if (recipe.schedule == "one_cycle") == (every == "step"):
         with warnings.catch_warnings():
-            # With fp16 the scaler may skip the first optimiser step, which torch warns about.
+            # With fp16 the scaler may skip the first step of the optimiser, and torch warns about it.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             scheduler.step()
 
 
 def shares(count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-    """The images of each step that one of ``world`` processes takes, in the keyed order of the epoch.
+    """Return the images that one of ``world`` processes takes in each step, in the keyed order of the epoch.
 
-    The batches, before they are shared out, are the same for any ``world``. A last batch with fewer images than processes is joined to
-    the one before, so that no process is ever without.
+    The batches themselves do not depend on ``world``. A last batch with fewer images than processes is joined to the previous
+    one, so that every process has an image.
 
     Raises:
-        ValueError: for fewer images than processes.
+        ValueError: if there are fewer images than processes.
     """
     if count < world or batch_size < world:
-        raise ValueError(f"{count} images in batches of {batch_size} do not suffice for {world} processes")
+        raise ValueError(f"{count} images in batches of {batch_size} are too few for {world} processes")
     whole = list(torch.randperm(count, generator=generator(seed, "order", epoch)).split(batch_size))
     if len(whole[-1]) < world:
         whole[-2:] = [torch.cat(whole[-2:])]
@@ -99,9 +99,9 @@ def training_step(
     clip: float = 0.0,
     accumulate: int = 1,
 ) -> tuple[float, int]:
-    """One step of the optimiser on this process's share of a batch.
+    """Take one step of the optimiser on this process's share of a batch.
 
-    Each image weighs the same in the gradient, however unevenly the batch is shared out.
+    Every image has the same weight in the gradient, however unevenly the batch is divided.
 
     Args:
         fabric: launched.
@@ -111,7 +111,7 @@ def training_step(
         targets: (B,), or probabilities (B, K) to be distilled.
         loss: see :func:`loss_of`.
         clip: largest L2 norm of the gradient, 0 for no limit.
-        accumulate: number of passes the share is cut into, for a device that cannot hold its activations at once.
+        accumulate: number of passes that the share is split into, for a device that cannot hold its activations at once.
 
     Returns:
         The share's summed loss and its number of correct predictions.
@@ -124,7 +124,7 @@ def training_step(
         with fabric.no_backward_sync(net, enabled=number < len(parts)) if fabric.world_size > 1 else nullcontext():
             logits = net(part)
             value = loss_of(logits.float(), wanted, loss)
-            # Gradients are averaged over processes, hence the factor: in the end every image has weight 1 / count.
+            # Gradients are averaged over processes, hence the factor: every image ends up with weight 1 / count.
             fabric.backward(value * (len(wanted) * fabric.world_size / count))
         summed += float(value.detach()) * len(wanted)
         correct += int((logits.detach().argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))).sum())
@@ -135,13 +135,13 @@ def training_step(
 
 
 def delete(images: Tensor, patches: Tensor, image_ids: list[str], deletion: Deletion, seed: int = 0) -> Tensor:
-    """The images (B, 3, H, W) with one patch each replaced by the deletion's baseline; ``patches`` (B,), -1 for none."""
+    """Return the images (B, 3, H, W) with one patch each replaced by the baseline; ``patches`` (B,), -1 for none."""
     replacement = baseline_images(images, deletion.baseline, seed=seed, image_ids=image_ids)
     return delete_patches(images, replacement, patches, deletion.grid)
 
 
 def over_processes(fabric: Fabric | None, sums: Tensor) -> list[float]:
-    """Each number summed over all processes."""
+    """Sum each number over all processes."""
     if fabric is None or fabric.world_size == 1:
         return sums.tolist()
     reduced = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")
@@ -150,5 +150,5 @@ def over_processes(fabric: Fabric | None, sums: Tensor) -> list[float]:
 
 
 def loader_of(dataset: Dataset, chosen: Sequence[Sequence[int]], workers: int = 0, *, pin: bool = False) -> DataLoader:
-    """Batches of (images, targets, image ids) of the given indices."""
+    """Return a loader of batches (images, targets, image ids) of the given indices."""
     return DataLoader(dataset, batch_sampler=[list(batch) for batch in chosen], collate_fn=collate, num_workers=workers, pin_memory=pin)

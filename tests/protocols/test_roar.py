@@ -124,7 +124,7 @@ def test_mistakes_are_named():
         pixel_ranks(torch.rand(2, 3, 4), "ab")
     with pytest.raises(ValueError, match="2 maps with 3 image ids"):
         pixel_ranks(torch.rand(2, 1, 3, 4), "abc")
-    with pytest.raises(ValueError, match=r"shares must ascend, at least two of them, not \[0.5\]"):
+    with pytest.raises(ValueError, match=r"shares must be at least two and ascend, not \[0.5\]"):
         roar_score(torch.ones(1), torch.ones(1), torch.tensor([0.5]))
     with pytest.raises(ValueError, match="2 shares for accuracies"):
         roar_score(torch.ones(3), torch.ones(3), torch.tensor([0.1, 0.9]))

@@ -122,7 +122,7 @@ def test_mistakes_are_named():
         replacement_mask(ranks, 0.5, "removed")
     with pytest.raises(ValueError, match=r"maps must be \(B, 1, H, W\), not \(2, 3, 4\)"):
         pixel_ranks(torch.rand(2, 3, 4), "ab")
-    with pytest.raises(ValueError, match="2 maps with 3 image ids"):
+    with pytest.raises(ValueError, match="one image id per map, not 3 for 2 maps"):
         pixel_ranks(torch.rand(2, 1, 3, 4), "abc")
     with pytest.raises(ValueError, match=r"shares must be at least two and ascend, not \[0.5\]"):
         roar_score(torch.ones(1), torch.ones(1), torch.tensor([0.5]))

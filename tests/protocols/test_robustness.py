@@ -224,5 +224,5 @@ def test_mistakes_are_named(net, batch):
     with pytest.raises(ValueError, match="unknown similarity 'SSIM'"):
         augmentation_robustness(net, [create_method("IxG", net)], batch, {}, similarity="SSIM")
     unknown = Batch(batch.images, batch.targets, batch.image_ids)
-    with pytest.raises(ValueError, match="normalisation of the images for ConvNet is not known"):
+    with pytest.raises(ValueError, match="normalisation of the images for ConvNet is unknown"):
         probability_shifts(net, unknown, group="filters")

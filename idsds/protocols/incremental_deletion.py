@@ -11,6 +11,7 @@ Petsiuk, Das, Saenko, "RISE", BMVC 2018 (arXiv 1806.07421); Hesse, Schaub-Meyer,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +23,7 @@ from idsds.common.randomness import content_ids
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
+from idsds.protocols.base import Batch, check_count, register_protocol
 from idsds.protocols.single_deletion import Quantity, patch_sums
 
 Order = Literal["ascending", "descending"]
@@ -82,14 +83,8 @@ def incremental_deletion_curve(
     baseline: str = "zeros",
     update: bool = False,
     *,
-    mode: Mode = "deletion",
-    units: Units = "pixels",
-    grid: int = 4,
-    quantity: Quantity = "probability",
-    endpoint: bool = False,
     image_ids: Sequence[object] | None = None,
-    seed: int = 0,
-    batch: int | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Return the target's output after each step.
 
@@ -101,6 +96,49 @@ def incremental_deletion_curve(
         method: an attribution method, a callable ``(images, targets) -> maps``, or the maps themselves, (B, 1, H, W).
         images: float (B, 3, H, W), normalised for the model.
         targets: (B,) class indices.
+        steps, order, baseline, update: see :class:`Schedule`.
+        image_ids: one id per image, which keys random numbers.
+        settings: the other fields of :class:`Schedule`.
+
+    Returns:
+        (B, steps), or (B, steps + 1) with ``endpoint``; NaN from the step at which a map has a NaN, everywhere without ``update``.
+
+    Raises:
+        UnknownNameError: for an unknown order, baseline, mode, unit or quantity.
+        ValueError: if ``steps`` is below 1, the grid does not divide the image, or ``update`` is asked of maps.
+    """
+    schedule = Schedule(steps, order, baseline, update, **settings)
+    check_batch(images, targets, image_ids)
+    if update and isinstance(method, Tensor):
+        raise ValueError("update=True explains the image after each step: give the method, not its maps")
+    schedule.check_image(images)
+    image_ids = content_ids(images) if image_ids is None else image_ids
+
+    def explained(images: Tensor) -> Tensor:
+        maps = _maps(method, images, targets, image_ids)
+        return maps.flatten(1) if schedule.units == "pixels" else patch_sums(maps, schedule.grid)  # (B, n)
+
+    def outputs(images: Tensor, targets: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = model(images)
+            return (logits.softmax(dim=1) if schedule.quantity == "probability" else logits).gather(1, targets[:, None])[:, 0]
+
+    def everything(size: int) -> Tensor:
+        replacement = baseline_images(images, baseline, seed=schedule.seed, image_ids=image_ids)
+        ends = (images, replacement) if schedule.mode == "deletion" else (replacement, images)
+        curve = _updated_curve if update else _curve
+        return curve(schedule, explained, outputs, images, ends, targets, size)
+
+    with frozen(model):
+        found, _ = halving(everything, schedule.batch or default_batch(images))
+    return found
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is replaced, in which order, and what is read off.
+
+    Args:
         steps: number of points of the curve.
         order: ``ascending``: the least attributed units first; ``descending``: the most attributed first.
         baseline: replaces a unit, always that of the original image: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
@@ -110,84 +148,92 @@ def incremental_deletion_curve(
         grid: patches per side; must divide H and W.
         quantity: ``probability`` (softmax) as in both papers, or ``logit``.
         endpoint: add the last point, k = steps, at which all units are replaced.
-        image_ids: one id per image, which keys random numbers.
         seed: of the ``uniform`` baseline.
         batch: images per forward pass; None bounds it by memory.
-
-    Returns:
-        (B, steps), or (B, steps + 1) with ``endpoint``; NaN from the step at which a map has a NaN, everywhere without ``update``.
-
-    Raises:
-        UnknownNameError: for an unknown order, baseline, mode, unit or quantity.
-        ValueError: if ``steps`` is below 1, the grid does not divide the image, or ``update`` is asked of maps.
     """
-    check_batch(images, targets, image_ids)
-    _check_names(
-        order=(order, ORDERS), mode=(mode, MODES), units=(units, UNITS), quantity=(quantity, QUANTITIES), baseline=(baseline, BASELINES)
-    )
-    check_count("steps", steps)
-    if update and isinstance(method, Tensor):
-        raise ValueError("update=True explains the image after each step: give the method, not its maps")
-    height, width = images.shape[-2:]
-    cell = (1, 1) if units == "pixels" else patch_size(height, width, grid)
-    n = height * width if units == "pixels" else grid * grid
-    counts = _counts(n, steps, endpoint)
-    image_ids = content_ids(images) if image_ids is None else image_ids
 
-    def explained(images: Tensor) -> Tensor:
-        maps = _maps(method, images, targets, image_ids)
-        return maps.flatten(1) if units == "pixels" else patch_sums(maps, grid)  # (B, n)
+    steps: int = 32
+    order: Order = "ascending"
+    baseline: str = "zeros"
+    update: bool = False
+    mode: Mode = "deletion"
+    units: Units = "pixels"
+    grid: int = 4
+    quantity: Quantity = "probability"
+    endpoint: bool = False
+    seed: int = 0
+    batch: int | None = None
 
-    def outputs(images: Tensor, targets: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits = model(images)
-            return (logits.softmax(dim=1) if quantity == "probability" else logits).gather(1, targets[:, None])[:, 0]
+    def __post_init__(self) -> None:
+        _check_names(
+            order=(self.order, ORDERS),
+            mode=(self.mode, MODES),
+            units=(self.units, UNITS),
+            quantity=(self.quantity, QUANTITIES),
+            baseline=(self.baseline, BASELINES),
+        )
+        check_count("steps", self.steps)
 
-    def everything(size: int) -> Tensor:
-        replacement = baseline_images(images, baseline, seed=seed, image_ids=image_ids)
-        start, end = (images, replacement) if mode == "deletion" else (replacement, images)
-        if update:
-            return _updated_curve(explained, outputs, start, end, targets, counts, order, cell, size)
-        importance = explained(images)
-        place = _places(importance, order)
-        distinct, index = torch.tensor(counts, device=images.device).unique(return_inverse=True)  # few patches, many steps: once each
+    def check_image(self, images: Tensor) -> None:
+        """Raise ValueError if the grid does not divide the images (B, 3, H, W)."""
+        if self.units == "patches":
+            patch_size(*images.shape[-2:], self.grid)
 
-        def points(pairs: Tensor) -> Tensor:
-            image, count = pairs // len(distinct), distinct[pairs % len(distinct)]
-            replaced = _as_mask(place[image] < count[:, None], images, cell)
-            return outputs(torch.where(replaced, end[image], start[image]), targets[image])
+    def counts(self, images: Tensor) -> list[int]:
+        """Return how many of the images' units are replaced at each point of the curve."""
+        return _counts(images[0, 0].numel() if self.units == "pixels" else self.grid**2, self.steps, self.endpoint)
 
-        pairs = torch.arange(len(images) * len(distinct), device=images.device)
-        curves = in_batches(points, pairs, size=size).view(len(images), -1)[:, index]  # (B, steps)
-        return curves.masked_fill(importance.isnan().any(dim=1, keepdim=True), torch.nan)
+    def places(self, importance: Tensor) -> Tensor:
+        """Return the place of each unit in the order, (B, n) -> (B, n); equal units in the order of their index."""
+        ordered = importance.argsort(dim=1, descending=self.order == "descending", stable=True)
+        return ordered.argsort(dim=1)
 
-    with frozen(model):
-        found, _ = halving(everything, batch or default_batch(images))
-    return found
+    def as_mask(self, units: Tensor, images: Tensor) -> Tensor:
+        """Return units (B, n) as a mask of pixels (B, 1, H, W)."""
+        height, width = images.shape[-2:]
+        if self.units == "pixels":
+            return units.view(len(units), 1, height, width)
+        mask = units.view(len(units), 1, self.grid, self.grid)
+        return mask.repeat_interleave(height // self.grid, dim=2).repeat_interleave(width // self.grid, dim=3)
+
+
+Explained = Callable[[Tensor], Tensor]
+Outputs = Callable[[Tensor, Tensor], Tensor]
+Ends = tuple[Tensor, Tensor]
+
+
+def _curve(schedule: Schedule, explained: Explained, outputs: Outputs, images: Tensor, ends: Ends, targets: Tensor, size: int) -> Tensor:
+    """Return the curve (B, S) of one map per image."""
+    (start, end), importance = ends, explained(images)
+    place = schedule.places(importance)
+    # Few patches and many steps: each distinct image once.
+    distinct, index = torch.tensor(schedule.counts(images), device=images.device).unique(return_inverse=True)
+
+    def points(pairs: Tensor) -> Tensor:
+        image, count = pairs // len(distinct), distinct[pairs % len(distinct)]
+        replaced = schedule.as_mask(place[image] < count[:, None], images)
+        return outputs(torch.where(replaced, end[image], start[image]), targets[image])
+
+    pairs = torch.arange(len(images) * len(distinct), device=images.device)
+    curves = in_batches(points, pairs, size=size).view(len(images), -1)[:, index]  # (B, steps)
+    return curves.masked_fill(importance.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
 def _updated_curve(
-    explained: Callable[[Tensor], Tensor],
-    outputs: Callable[[Tensor, Tensor], Tensor],
-    start: Tensor,
-    end: Tensor,
-    targets: Tensor,
-    counts: Sequence[int],
-    order: Order,
-    cell: tuple[int, int],
-    size: int,
+    schedule: Schedule, explained: Explained, outputs: Outputs, images: Tensor, ends: Ends, targets: Tensor, size: int
 ) -> Tensor:
     """Return the curve (B, S) for which each step sorts by the map of the image that the previous step has left."""
+    start, end = ends
     current, undefined, gone = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
     curve = []
-    for count in counts:
+    for count in schedule.counts(images):
         if count:  # the first point is the start itself
             importance = explained(current)  # (B, n)
             undefined = undefined | importance.isnan().any(dim=1)
             if gone is not None:
-                importance = importance.masked_fill(gone, -torch.inf if order == "ascending" else torch.inf)
-            gone = _places(importance, order) < count
-            current = torch.where(_as_mask(gone, start, cell), end, start)
+                importance = importance.masked_fill(gone, -torch.inf if schedule.order == "ascending" else torch.inf)
+            gone = schedule.places(importance) < count
+            current = torch.where(schedule.as_mask(gone, start), end, start)
         curve.append(in_batches(outputs, current, targets, size=size).masked_fill(undefined, torch.nan))
     return torch.stack(curve, dim=1)
 
@@ -195,19 +241,6 @@ def _updated_curve(
 def _counts(n: int, steps: int, endpoint: bool) -> list[int]:
     """Return how many of n units are replaced at each point of the curve."""
     return [k * n // steps for k in range(steps + endpoint)]
-
-
-def _places(importance: Tensor, order: Order) -> Tensor:
-    """Return the place of each unit in the order, (B, n) -> (B, n); equal units in the order of their index."""
-    ordered = importance.argsort(dim=1, descending=order == "descending", stable=True)
-    return ordered.argsort(dim=1)
-
-
-def _as_mask(units: Tensor, images: Tensor, cell: tuple[int, int]) -> Tensor:
-    """Return units (B, n) as a mask of pixels (B, 1, H, W)."""
-    rows, columns = images.shape[-2] // cell[0], images.shape[-1] // cell[1]
-    mask = units.view(len(units), 1, rows, columns)
-    return mask if cell == (1, 1) else mask.repeat_interleave(cell[0], dim=2).repeat_interleave(cell[1], dim=3)
 
 
 def _maps(method: Explainer, images: Tensor, targets: Tensor, image_ids: Sequence[object]) -> Tensor:
@@ -257,94 +290,51 @@ def _columns(
     return columns
 
 
-@register_protocol(
-    "incremental_deletion",
-    in_domain=False,
-    higher_is_better=True,
-    range=(0, 1),
-    passes=_passes,
-    source="Samek et al., TNNLS 2017; Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
-)
-def ascending_deletion(
-    model: nn.Module,
-    methods: Sequence[Method],
-    batch: Batch,
-    prepared: dict[str, Tensor],
-    *,
-    steps: int = 32,
-    baseline: str = "zeros",
-    update: bool = False,
-    units: Units = "pixels",
-    grid: int = 4,
-    rule: Rule = "mean",
-) -> dict[str, dict[str, Tensor]]:
-    """Score the mean probability in [0, 1] while the least attributed pixels are deleted first; higher is better.
+def _register(name: str, what: str, higher_is_better: bool, source: str, default_baseline: str = "zeros", **fixed: Any) -> None:
+    @register_protocol(name, in_domain=False, higher_is_better=higher_is_better, range=(0, 1), passes=_passes, source=source)
+    def protocol(
+        model: nn.Module,
+        methods: Sequence[Method],
+        batch: Batch,
+        prepared: dict[str, Tensor],
+        *,
+        steps: int = 32,
+        baseline: str = default_baseline,
+        update: bool = False,
+        units: Units = "pixels",
+        grid: int = 4,
+        rule: Rule = "mean",
+    ) -> dict[str, dict[str, Tensor]]:
+        settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, **fixed}
+        return _columns(model, methods, batch, update, rule, settings)
+
+    protocol.__doc__ = f"""Score {what}.
 
     The arguments are those of :func:`incremental_deletion`. Columns ``score`` and ``curve`` (B, S).
     """
-    settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid}
-    return _columns(model, methods, batch, update, rule, settings)
 
 
-@register_protocol(
+_register(
+    "incremental_deletion",
+    "the mean probability in [0, 1] while the least attributed pixels are deleted first; higher is better",
+    True,
+    "Samek et al., TNNLS 2017; Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
+)
+# RISE's deletion is this with rule="trapezoid" and steps=224.
+_register(
     "incremental_deletion_descending",
-    in_domain=False,
-    higher_is_better=False,
-    range=(0, 1),
-    passes=_passes,
-    source="Samek et al., TNNLS 2017; Petsiuk et al., BMVC 2018 (deletion)",
+    "the mean probability in [0, 1] while the most attributed pixels are deleted first; lower is better",
+    False,
+    "Samek et al., TNNLS 2017; Petsiuk et al., BMVC 2018 (deletion)",
+    order="descending",
 )
-def descending_deletion(
-    model: nn.Module,
-    methods: Sequence[Method],
-    batch: Batch,
-    prepared: dict[str, Tensor],
-    *,
-    steps: int = 32,
-    baseline: str = "zeros",
-    update: bool = False,
-    units: Units = "pixels",
-    grid: int = 4,
-    rule: Rule = "mean",
-) -> dict[str, dict[str, Tensor]]:
-    """Score the mean probability in [0, 1] while the most attributed pixels are deleted first; lower is better.
-
-    RISE's deletion is this with ``rule="trapezoid"`` and ``steps=224``. Columns ``score`` and ``curve`` (B, S).
-    """
-    settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, "order": "descending"}
-    return _columns(model, methods, batch, update, rule, settings)
-
-
-@register_protocol(
+# RISE's insertion also starts from a blurred image, but with a narrower blur (11 taps, sigma 5).
+_register(
     "insertion",
-    in_domain=False,
-    higher_is_better=True,
-    range=(0, 1),
-    passes=_passes,
-    source="Petsiuk et al., BMVC 2018 (insertion)",
+    "the mean probability in [0, 1] while the most attributed pixels are inserted first; higher is better",
+    True,
+    "Petsiuk et al., BMVC 2018 (insertion)",
+    default_baseline="blur",
+    order="descending",
+    mode="insertion",
 )
-def insertion(
-    model: nn.Module,
-    methods: Sequence[Method],
-    batch: Batch,
-    prepared: dict[str, Tensor],
-    *,
-    steps: int = 32,
-    baseline: str = "blur",
-    update: bool = False,
-    units: Units = "pixels",
-    grid: int = 4,
-    rule: Rule = "mean",
-) -> dict[str, dict[str, Tensor]]:
-    """Score the mean probability in [0, 1] while the most attributed pixels are inserted first; higher is better.
-
-    RISE's insertion also starts from a blurred image, but with a narrower blur (11 taps, sigma 5). Columns ``score`` and ``curve`` (B, S).
-    """
-    settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, "order": "descending", "mode": "insertion"}
-    return _columns(model, methods, batch, update, rule, settings)
-
-
-class IncrementalDeletionScore(MeanOverImages):
-    """Mean area; ``update(curves, image_ids=None)`` with (B, S). Higher is better for ascending deletion and descending insertion."""
-
-    function = staticmethod(area_under_curve)

@@ -23,7 +23,7 @@ from idsds.common.randomness import Draws
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, MeanOverImages, check_count, register_protocol
+from idsds.protocols.base import Batch, check_count, register_protocol
 
 Perturbation = Literal["gaussian", "square"]
 
@@ -40,7 +40,6 @@ def infidelity(
     normalise: bool = False,
     seed: int = 0,
     image_ids: Sequence[object] | None = None,
-    batch: int | None = None,
 ) -> Tensor:
     """Score the mean squared difference between the change that the map predicts and that of the logit.
 
@@ -61,7 +60,6 @@ def infidelity(
         normalise: multiply each map by the factor that minimises its infidelity, so that the scale of a map does not matter. Nor does
             its sign: the factor may be negative, and a map and its opposite get the same score.
         seed, image_ids: key the perturbations.
-        batch: images per forward pass; None bounds it by memory.
 
     Returns:
         (B,), 0 or more, in squared logits; lower is better. NaN where the map or the logits have a NaN.
@@ -76,14 +74,11 @@ def infidelity(
     # Captum needs a map with the image's channels: each gets an equal share of the map.
     spread = (maps / images.shape[1]).expand_as(images)
 
-    size = batch or default_batch(images)
-
-    def outputs(images: Tensor) -> Tensor:
-        return in_batches(model, images, size=size)
+    size = default_batch(images)
 
     with torch.inference_mode(), frozen(model) if isinstance(model, nn.Module) else nullcontext():
         found = captum_infidelity(
-            outputs,
+            lambda repeated: in_batches(model, repeated, size=size),
             lambda repeated: (weights, repeated - changes),
             images,
             spread,
@@ -293,17 +288,3 @@ def max_sensitivity_protocol(
             )
         columns[method.name] = {"score": found["normalised" if normalise else "raw"], **found}
     return columns
-
-
-class Infidelity(MeanOverImages):
-    """Mean infidelity; ``update(predicted, changes, image_ids=None)``: predicted and actual changes of the logit, (B, N) each."""
-
-    higher_is_better = False
-    function = staticmethod(lambda predicted, changes: (predicted - changes).square().mean(dim=1))
-
-
-class MaxSensitivity(MeanOverImages):
-    """Mean of the largest relative change; ``update(changes, norms, image_ids=None)``: norms of changes (B, N) and of maps (B,)."""
-
-    higher_is_better = False
-    function = staticmethod(lambda changes, norms: changes.amax(dim=1) / norms.masked_fill(norms == 0, 1))

@@ -30,7 +30,7 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, MeanOverImages, normalisation_of, register_protocol
+from idsds.protocols.base import Batch, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
 
@@ -245,10 +245,3 @@ def augmentation_robustness(
         )
         columns[method.name] = {"score": likeness[similarity], **likeness}
     return columns
-
-
-class MapSimilarity(MeanOverImages):
-    """Mean SSIM of pairs of maps; ``update(first, second, image_ids=None)``. Higher means more similar."""
-
-    higher_is_better = True
-    function = staticmethod(structural_similarity)

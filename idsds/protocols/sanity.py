@@ -21,7 +21,7 @@ from idsds.common.randomness import generator
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, MeanOverImages, check_count, on_model, register_protocol
+from idsds.protocols.base import Batch, check_count, on_model, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
 
 Mode = Literal["cascading", "independent"]
@@ -151,10 +151,3 @@ def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, absolute: b
     """Return the maps of the methods moved to ``net``, (B, 1, H, W) each, or their absolute values."""
     maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
     return {name: found.abs() for name, found in maps.items()} if absolute else maps
-
-
-class SanityCheckSimilarity(MeanOverImages):
-    """Mean Spearman correlation of pairs of maps; ``update(intact, randomised, image_ids=None)``. Lower is better."""
-
-    higher_is_better = False
-    function = staticmethod(spearman)

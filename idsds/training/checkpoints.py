@@ -326,8 +326,3 @@ def trains_from_scratch(model: str, dataset: str) -> bool:
 def starts_from_package(model: str, dataset: str) -> bool:
     """Whether the weights of the model for the classes of the data set come inside an installed package."""
     return MODELS[model].packaged and DATASETS[dataset].num_classes == MODELS[model].num_classes
-
-
-def normalised_dataset(model: str, dataset: str, split: str) -> ImageDataset:
-    """Return a split, normalised for a model."""
-    return create_dataset(dataset, split, MODELS[model].normalisation)

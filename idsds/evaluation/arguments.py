@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from idsds.common import paths
@@ -19,10 +19,12 @@ from idsds.common.interventions import BASELINES, patch_size
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
+from idsds.evaluation.checks import Facts, as_net, check_stored, examined, not_in_domain, two_images, unfit
 from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make_method, named_dataset, registered
 from idsds.methods import METHODS, Method, Passes, split_name
+from idsds.methods.binding import bound_elsewhere
+from idsds.methods.own import as_stored
 from idsds.models import MODELS, create_model
-from idsds.models.base import frozen
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
 
@@ -64,8 +66,9 @@ def make_plan(
     device = chosen_device(device).type
     if not elsewhere:
         check_precision(precision, device)
-    nets = _as_mapping("models", models, MODELS)
+    nets = {name: as_net(name, net) for name, net in _as_mapping("models", models, MODELS).items()}
     wanted = _as_mapping("methods", methods, None)
+    wanted = {name: as_stored(name, thing) for name, thing in wanted.items()}
     own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
     if not isinstance(dataset, str):
         dataset = as_image_dataset(dataset)
@@ -82,14 +85,28 @@ def make_plan(
         raise UnknownNameError("model with a checkpoint", unused[0], nets)
 
     jobs = []
+    own = {name: net for name, net in nets.items() if isinstance(net, nn.Module)}
+    looked_at: dict[str, tuple[Facts, dict[str, str]]] = {}
+    notes: dict[str, None] = {}
     for seed in seeds:
         for name, net in nets.items():
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
             built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
-            fitting, excluded = _applicable(wanted, skeleton(built) if built else net, seed)
             where = (dataset, split, MODELS[built].normalisation if built else None) if isinstance(dataset, str) else dataset
             data = named_dataset(*where) if isinstance(where, tuple) else where
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
+            indices = tuple(fixed_order(ordered)[:images])
+            fitting, excluded, bound = _applicable(wanted, skeleton(built) if built else net, seed, own.values())
+            if name in own:
+                if name not in looked_at:
+                    pair = two_images(data, indices)
+                    facts = examined(name, net, pair, device, channels_last)
+                    looked_at[name] = facts, unfit(fitting, wanted, facts, net, pair, device)
+                    notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, entry, settings)])])
+                bound |= {m: reason for m, reason in looked_at[name][1].items() if m in fitting}
+                fitting = {m: method for m, method in fitting.items() if m not in bound}
+            excluded |= bound
+            notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
             groups, passes = _groups(fitting, entry, settings)
             jobs.append(
                 Job(
@@ -100,11 +117,12 @@ def make_plan(
                     methods={m: wanted[m] for m in fitting},
                     excluded=excluded,
                     data=where,
-                    indices=tuple(fixed_order(ordered)[:images]),
+                    indices=indices,
                     groups=groups,
                     passes=passes,
                     own_keys=own_keys,
                     own_images=own_images,
+                    facts=looked_at[name][0] if name in own else None,
                 )
             )
     left_out = [name for name in wanted if not any(name in job.methods for job in jobs)]
@@ -113,7 +131,9 @@ def make_plan(
     if images > (available := max(len(job.dataset) for job in jobs)):
         raise ValueError(f"images={images}, but this split has {available}")
     data_name = dataset if isinstance(dataset, str) else getattr(dataset, "name", "own")
-    return Plan(tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled, target)
+    return Plan(
+        tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled, target, tuple(notes)
+    )
 
 
 def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,16 +236,31 @@ def skeleton(name: str) -> nn.Module:
         return create_model(name)
 
 
-def _applicable(wanted: Methods, model: nn.Module, seed: int) -> tuple[dict[str, Method], dict[str, str]]:
-    fitting, excluded = {}, {}
+def _applicable(
+    wanted: Methods, model: nn.Module, seed: int, judged: Iterable[nn.Module]
+) -> tuple[dict[str, Method], dict[str, str], dict[str, str]]:
+    """The methods that apply to a model; the reasons why others do not; and why those of the user's do not that explain another net."""
+    fitting, excluded, bound = {}, {}, {}
     for name, given in wanted.items():
         found = registered(name, given)
-        reason = None if found is None else METHODS[split_name(found[0])[0]].inapplicable(model)
+        if found is None:
+            reason = bound_elsewhere(given, model, judged)
+            if reason:
+                bound[name] = reason
+                continue
+        else:
+            reason = METHODS[split_name(found[0])[0]].inapplicable(model) or _no_layer(model, found[1].get("layer"))
         if reason:
             excluded[name] = reason
         else:
             fitting[name] = make_method(name, given, model, seed)
-    return fitting, excluded
+    return fitting, excluded, bound
+
+
+def _no_layer(model: nn.Module, layer: object) -> str | None:
+    """Why a layer that an option names cannot be read; None where it is there, or none is named."""
+    modules = [name for name, _ in model.named_modules() if name]
+    return None if layer is None or layer in modules else str(UnknownNameError("layer", layer, modules))
 
 
 def _groups(
@@ -255,6 +290,8 @@ def as_seeds(seed: int | Sequence[int]) -> list[int]:
 def check_images(plan: Plan) -> None:
     """Raise ValueError for a user's data set in which two of the images asked for have one id: their records would be one."""
     for job in _once(plan.jobs, lambda job: id(job.data)):
+        for name, given in job.methods.items():
+            check_stored(name, given, (_id(job, index) for index in job.indices))
         if job.own_images is None:
             continue
         if isinstance(job.dataset, ImageDataset):
@@ -270,11 +307,11 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
 
     Args:
         plan: the whole evaluation.
-        numbers: the jobs that have something to compute. A net of the user's sees one image.
+        numbers: the jobs that have something to compute.
 
     Raises:
         CheckpointError: a file that does not fit its model, naming both.
-        ValueError: a net that does not return logits (B, K), or a label to explain that is not below K.
+        ValueError: a label to explain that is not below K.
     """
     jobs = [plan.jobs[number] for number in numbers]
     for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
@@ -295,16 +332,8 @@ def _classes(job: Job) -> int:
     if isinstance(job.source, Path):
         job.load()  # does it fit?
         return getattr(job.dataset, "num_classes", None) or MODELS[job.model].num_classes
-    item = next((item for item in map(job.dataset.__getitem__, job.indices) if item is not None), None)
-    if item is None:
-        raise ValueError(f"none of the {len(job.indices)} images can be read")
-    where = next((tensor.device for tensor in (*job.source.parameters(), *job.source.buffers())), torch.device("cpu"))
-    with frozen(job.source), torch.no_grad():
-        logits = job.source(item[0][None].to(where))
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{job.model!r} must return logits (B, K); for a batch of one image it returns {given}")
-    return logits.shape[1]
+    assert job.facts is not None  # of every net of the user's
+    return job.facts.classes
 
 
 def _id(job: Job, index: int) -> str:

@@ -23,9 +23,10 @@ from idsds.common import paths
 from idsds.common.devices import DEVICES, chosen_device
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.cache import SWITCH
-from idsds.evaluation.plan import Plan
+from idsds.evaluation.plan import Job, Plan
 from idsds.evaluation.run import Task, run_task
 from idsds.methods import METHODS
+from idsds.models.isolation import widen
 from idsds.training.checkpoints import Stage
 
 if TYPE_CHECKING:
@@ -220,6 +221,13 @@ def _opened(content: bytes) -> Plan:
     return plan
 
 
+def _model(plan: Plan, job: Job) -> nn.Module:
+    """The net of a job, which is this worker's own."""
+    net = job.load().to(plan.device, memory_format=plan.layout_of(job))  # type: ignore[call-overload]
+    widen(net)
+    return net
+
+
 def _train(content: bytes, number: int) -> None:
     with _turn:
         _opened(content).jobs[number].prepare(progress=False)
@@ -230,5 +238,5 @@ def _work(content: bytes, task: Task, _trained: None) -> dict[int, pd.DataFrame]
         plan = _opened(content)
         if not _last or _last[0][0] is not plan or _last[0][1] != task.job:
             _last.clear()
-            _last.append((plan, task.job, plan.jobs[task.job].load().to(plan.device, memory_format=plan.layout)))
+            _last.append((plan, task.job, _model(plan, plan.jobs[task.job])))
         return run_task(plan, task, _last[0][2])

@@ -84,7 +84,7 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     """By computation: images left, images per second, bytes per image."""
-    with on_loan(_model(job), plan.device, plan.layout) as model:
+    with on_loan(_model(job), plan.device, plan.layout_of(job)) as model:
         return _timed_on(model, plan, job, tasks)
 
 

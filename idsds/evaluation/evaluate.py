@@ -134,6 +134,8 @@ def evaluate(
         target=target,
         elsewhere=scheduler is not None,
     )
+    for note in plan.notes:
+        warnings.warn(note, stacklevel=2)
     folder = None if output is None else paths.resolve(output) if dry_run else paths.check_writable(output)
     if dry_run is not True:
         check_images(plan)
@@ -209,7 +211,7 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> F
     for number, some in groupby(enumerate(tasks), key=lambda numbered: numbered[1].job):
         job = plan.jobs[number]
         bar.set_postfix_str(job.model)
-        with on_loan(job.load(), plan.device, plan.layout) as model:
+        with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
             for place, task in some:
                 frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
     return frames

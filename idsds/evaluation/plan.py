@@ -20,6 +20,7 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
+from idsds.evaluation.checks import Facts
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
@@ -50,6 +51,7 @@ class Job:
         passes: passes per image of each group.
         own_keys: hashes of the user's own methods.
         own_images: what is known of the user's own images, None for a data set of the registry.
+        facts: what is known of the user's own net, None for one of the registry.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Job:
     passes: tuple[Passes | None, ...]
     own_keys: Mapping[str, str] = field(default_factory=dict)
     own_images: OwnImages | None = None
+    facts: Facts | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -138,6 +141,7 @@ class Plan:
         dataset: the data set's name.
         device, precision, channels_last, compiled, batch_size, shard: how it is computed.
         target: the class that is explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
+        notes: what the user should be told before the work begins, a sentence each.
     """
 
     jobs: tuple[Job, ...]
@@ -151,6 +155,7 @@ class Plan:
     channels_last: bool = True
     compiled: bool = False
     target: Target = "label"
+    notes: tuple[str, ...] = ()
 
     @property
     def shared_work(self) -> str:
@@ -163,9 +168,10 @@ class Plan:
         grid = self.settings.get("grid")
         return [{**self.settings, "grid": each} for each in grid] if isinstance(grid, tuple) else [dict(self.settings)]
 
-    @property
-    def layout(self) -> torch.memory_format:
-        """How tensors lie in memory."""
+    def layout_of(self, job: Job) -> torch.memory_format:
+        """How tensors lie in memory for a job's net."""
+        if job.facts is not None:
+            return job.facts.layout
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def prepare_passes(self, settings: Mapping[str, Any]) -> Passes:
@@ -201,7 +207,7 @@ class Plan:
             "block": [start, self.shard],
             "seed": job.seed,
             "settings": own_digest(sorted(settings.items())),
-            "numerics": [self.device, self.precision, self.channels_last, self.compiled],
+            "numerics": [self.device, self.precision, self.layout_of(job) == torch.channels_last, self.compiled],
             "versions": self._versions,
         }
         # Only where it is not the label: what was computed before there was a choice keeps its address.

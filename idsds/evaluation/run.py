@@ -302,7 +302,8 @@ def held(methods: Sequence[Method], batch: Batch) -> list[Method]:
 def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Sequence[str]) -> Batch:
     """A batch on the plan's device, in its layout, with what its pixels were normalised by where that is known."""
     normalisation = getattr(job.dataset, "normalisation", None)
-    return Batch(images.to(plan.device).contiguous(memory_format=plan.layout), targets.to(plan.device), image_ids, normalisation)
+    images = images.to(plan.device, job.facts.dtype if job.facts else torch.float32)
+    return Batch(images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device), image_ids, normalisation)
 
 
 def batch_size(plan: Plan, job: Job) -> int:

@@ -119,8 +119,7 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
         return renamed
     if library := library_of(thing):
         return OwnMethod(name, _OfLibrary(name, library, thing, options, model), model, seed)
-    if isinstance(thing, Mapping) or (isinstance(thing, (str, Path)) and Path(thing).is_dir()):
-        thing = StoredMaps(name, thing)
+    thing = as_stored(name, thing)
     if isinstance(thing, StoredMaps):
         return OwnMethod(name, thing.of_one_net(), model, seed)
     if isinstance(thing, nn.Module) or not callable(thing):
@@ -245,6 +244,12 @@ class StoredMaps:
                 f"the map of {image_id!r} is {shape}; wanted real numbers of shape ({height}, {width}) or (C, {height}, {width})"
             )
         return found.sum(dim=0, keepdim=True)
+
+
+def as_stored(name: str, thing: Any) -> Any:
+    """A mapping from image id to map, or a folder of them, as :class:`StoredMaps`; anything else as it is."""
+    stored = isinstance(thing, Mapping) or (isinstance(thing, (str, Path)) and Path(thing).is_dir())
+    return StoredMaps(name, thing) if stored else thing
 
 
 class _OfLibrary:

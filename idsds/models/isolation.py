@@ -120,16 +120,22 @@ def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterato
         net.to(device, memory_format=layout)  # type: ignore[call-overload]
         originals = {data.data_ptr() for data in before.data}
         for tensor in Snapshot(net).tensors:
-            if tensor.dtype in HALF:
-                tensor.data = tensor.data.float()
-            elif tensor.data_ptr() in originals:
+            if tensor.data_ptr() in originals:
                 tensor.data = tensor.data.clone()
+        widen(net)
         _VALUES[net] = []
         _mute(net)
         yield net
     finally:
         _VALUES.pop(net, None)
         before.restore()
+
+
+def widen(net: nn.Module) -> None:
+    """Tensors in half precision to float32: a CPU rounds otherwise, and ties of drops would come of it."""
+    for tensor in Snapshot(net).tensors:
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
 
 
 def _mute(net: nn.Module) -> None:

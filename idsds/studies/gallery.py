@@ -24,6 +24,7 @@ from idsds.evaluation.run import autocast
 from idsds.evaluation.run import batch_size as batch_size_of
 from idsds.methods.base import shared_maps
 from idsds.models.base import frozen
+from idsds.models.isolation import on_loan
 from idsds.plots.gallery import Example
 from idsds.protocols.single_deletion import patch_sums
 from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
@@ -70,14 +71,18 @@ def explain(
 
 
 def _examples(plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
-    model = job.load().to(plan.device, memory_format=plan.layout)
+    with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
+        yield from _examples_on(model, plan, job, records, normalisation)
+
+
+def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
     methods = job.create_methods(model, list(job.methods))
     mine = records[(records["model"] == job.model) & (records["seed"] == job.seed)]
     by_image = {image_id: rows.set_index("method") for image_id, rows in mine.groupby("image_id", sort=False)}
     names = _told(job.dataset, "classes")
     grid = plan.settings["grid"]
     for pixels, targets, image_ids in batches(job.dataset, job.indices, batch_size_of(plan, job)):
-        images = pixels.to(plan.device).contiguous(memory_format=plan.layout)  # (B, 3, H, W)
+        images = pixels.to(plan.device).contiguous(memory_format=plan.layout_of(job))  # (B, 3, H, W)
         with autocast(plan):
             maps = shared_maps(methods, images, targets.to(plan.device), image_ids)
             with torch.inference_mode(), frozen(model):

@@ -1,15 +1,16 @@
-"""What an attribution method is, and how methods that share a computation share it.
+"""Attribution methods, and the computations that they share.
 
 A method is a plain function ``(model, images, targets, *, draws, **options)`` that returns signed maps: (B, C, H, W) of any number of
-channels, which are summed, or (B, H, W). One function may yield several methods at once, as a dict from name to map. Beyond its own options
-it may ask for ``draws`` (keyed random numbers) and ``batch`` (images per internal pass, halved on out-of-memory). A new one is::
+channels, which are summed, or (B, H, W). One function may return several methods at once, as a dict from name to map. Besides its own
+options it may take ``draws`` (keyed random numbers) and ``batch`` (images per internal pass, halved when memory runs out). A new
+method is::
 
     @register_method(family="gradient", passes=Passes(1, 1))
     def Mine(model, images, targets): ...
 
-or a class that is made once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; ``@register_method`` alone will do
-too. ``NAME abs``, ``NAME relu`` and ``NAME x10`` exist for every name: the absolute value, the positive part, and ten times the
-channel-summed map (the reference applies the first two to captum's methods alone). How to score a method without registering it is told in
+or a class that is instantiated once, ``Mine(model, **options)``, and then called, ``mine(images, targets)``; a bare ``@register_method``
+works too. ``NAME abs``, ``NAME relu`` and ``NAME x10`` exist for every name: the absolute value, the positive part, and ten times the
+channel-summed map (the reference applies the first two only to captum's methods). For methods that are not registered see
 :mod:`idsds.methods.own`.
 """
 
@@ -34,14 +35,14 @@ from idsds.models.isolation import guarded
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
 ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
-#: What a name may end in: the map is computed as ever, its channels are summed, then this is done to it. A map times ten orders the pixels
-#: alike: it tells which metrics go by the scale of a map.
+#: Suffixes of a name: the function is applied to the channel-summed map. A map times ten has the same order of pixels, and so shows
+#: which metrics depend on the scale of a map.
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu, TENFOLD: lambda maps: 10 * maps}
-ENGINE = ("draws", "batch")  # what a method may ask of the engine, no option of its own
+ENGINE = ("draws", "batch")  # arguments that the engine provides, not options of the method
 
 
 class Passes(NamedTuple):
-    """Passes through the model per image. A backward pass is one from the logits, to the input or to an inner layer."""
+    """Passes through the model per image. A backward pass goes from the logits to the input or to an inner layer."""
 
     forward: int
     backward: int = 0
@@ -51,7 +52,7 @@ class Passes(NamedTuple):
         return Passes(self.forward + other.forward, self.backward + other.backward)
 
     def times(self, factor: int) -> Passes:
-        """So many passes for ``factor`` images or samples."""
+        """Return the passes for ``factor`` images or samples."""
         return Passes(self.forward * factor, self.backward * factor)
 
 
@@ -60,7 +61,7 @@ def _applies_to_all(model: nn.Module) -> str | None:
 
 
 def _asked(function: Callable) -> Mapping[str, inspect.Parameter]:
-    """The parameters that a method is called with; those of a class are its instances'."""
+    """Return the parameters of a method's call; for a class, those of its instances."""
     return inspect.signature(function.__call__ if isinstance(function, type) else function).parameters  # type: ignore[operator]
 
 
@@ -76,7 +77,7 @@ class MethodEntry:
         options: values of the function's options that make this method.
         passes: passes per image, or a function ``(model, **options)``; None: unknown.
         noise: key of the random numbers; methods with the same key see the same noise. "": the first name of the function.
-        inapplicable: the reason why the method does not apply to a model, or None where it does.
+        inapplicable: the reason why the method does not apply to a model, or None if it does.
         source: the paper.
     """
 
@@ -91,7 +92,7 @@ class MethodEntry:
     source: str = ""
 
     def settings(self, **given: Any) -> dict[str, Any]:
-        """The function's options with their defaults, those of this entry and the given ones. Raises UnknownNameError."""
+        """Return the function's options: defaults, replaced by those of this entry and then by ``given``. Raises UnknownNameError."""
         parameters = inspect.signature(self.function).parameters.values()
         known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ENGINE}
         for option in given:
@@ -110,18 +111,18 @@ METHODS: Registry[MethodEntry] = Registry("method")
 def register_method(
     *names: Any, family: str = "own", variants: Mapping[str, Mapping[str, Any]] | None = None, replace: bool = False, **entry: Any
 ) -> Any:
-    """Enter the decorated function or class under ``names``, or under its own name.
+    """Register the decorated function or class under ``names``, or under its own name.
 
     Args:
-        names: none, one or several; with the function itself in their place (``@register_method`` without brackets) all is default.
+        names: none, one or several; for ``@register_method`` without brackets, the function itself.
         family: one of :data:`FAMILIES`.
-        variants: more names, each with values of its own for some options.
-        replace: whether to put it in the place of a method of that name.
+        variants: more names, each with its own values for some options.
+        replace: whether to replace a method of that name.
         entry: the other fields of :class:`MethodEntry`.
 
     Raises:
         UnknownNameError: for an unknown family.
-        ValueError: where a name is taken, or ends in `` abs`` or `` relu``, which is what a version of another is called.
+        ValueError: if a name is taken, or ends in `` abs`` or `` relu``, which denotes a version of another method.
     """
     if family not in FAMILIES:
         raise UnknownNameError("method family", family, FAMILIES)
@@ -132,7 +133,7 @@ def register_method(
         given = {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}
         shared = entry
         if "draws" in _asked(function) and not entry.get("noise"):
-            # All names of a function share their noise: what falls out of one computation must not depend on which name asks for it.
+            # All names of a function share their noise: the result of a computation must not depend on the name it is asked for by.
             before = [known.noise for known in METHODS.values() if known.function is function]
             shared = {**entry, "noise": (before or list(given))[0]}
         for name, options in given.items():
@@ -147,7 +148,7 @@ def register_method(
 
 
 class MethodNames(list[str]):
-    """Names of methods; ``excluded`` says of every other one why it does not apply."""
+    """Names of methods; ``excluded`` gives the reason why each of the others does not apply."""
 
     def __init__(self, names: Sequence[str], excluded: Mapping[str, str]) -> None:
         super().__init__(names)
@@ -155,7 +156,7 @@ class MethodNames(list[str]):
 
 
 def list_methods(model: nn.Module | None = None) -> MethodNames:
-    """Names of all methods, or of those that apply to ``model``; ``.excluded`` gives the reason for each of the others.
+    """Return the names of all methods, or of those that apply to ``model``; ``.excluded`` gives the reason for each of the others.
 
     Every name also exists as ``NAME abs`` and ``NAME relu``.
     """
@@ -165,7 +166,7 @@ def list_methods(model: nn.Module | None = None) -> MethodNames:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """``"IG abs"`` to ``("IG", " abs")``, ``"IG"`` to ``("IG", "")``. Raises UnknownNameError, with the nearest match."""
+    """Split ``"IG abs"`` into ``("IG", " abs")`` and ``"IG"`` into ``("IG", "")``. Raises UnknownNameError, with the nearest match."""
     suffix = next((suffix for suffix in TRANSFORMS if str(name).endswith(suffix)), "")
     base = str(name).removesuffix(suffix)
     if base not in METHODS:
@@ -174,7 +175,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 class MethodError(RuntimeError):
-    """A method of the user's raised something. The message names the method, the net, the images and what was raised."""
+    """An exception inside a user's method; the message names the method, the net, the images and the exception."""
 
 
 class Method:
@@ -183,13 +184,13 @@ class Method:
     Args:
         name: one of :func:`list_methods`, with or without `` abs`` or `` relu``.
         model: a net that returns logits (B, K).
-        seed: of the method's random numbers, which depend on nothing else but the method and the image's id.
+        seed: of the method's random numbers, which otherwise depend only on the method and the image's id.
         batch: images per internal pass; None bounds it by memory.
         options: the method's own settings.
 
     Raises:
-        UnknownNameError: unknown method or option.
-        ValueError: where the method does not apply to the model, with the reason.
+        UnknownNameError: for an unknown method or option.
+        ValueError: if the method does not apply to the model, with the reason.
     """
 
     def __init__(self, name: str, model: nn.Module, *, seed: int = 0, batch: int | None = None, **options: Any) -> None:
@@ -204,35 +205,35 @@ class Method:
 
     @property
     def is_the_packages(self) -> bool:
-        """Whether the package computes it: not a function of the user's, whether registered or handed in."""
+        """Whether the package computes it, and not a user's function, registered or passed in."""
         return getattr(self.entry.function, "__module__", "").startswith("idsds.")
 
     @property
     def explain(self) -> Any:
-        """The user's own object that explains; of the registry's methods the function."""
+        """The user's own object that explains; for methods of the registry, the function."""
         return self.entry.function
 
     @property
     def passes(self) -> Passes | None:
-        """Forward and backward passes per image, None where they are not known."""
+        """Forward and backward passes per image, None if they are unknown."""
         passes = self.entry.passes
         return passes(self.model, **self.options) if callable(passes) else passes
 
     @cached_property
     def function(self) -> Callable[..., Tensor | dict[str, Tensor]]:
-        """What computes the maps of ``(images, targets)``; a class of the user's is made here, once."""
+        """The function that computes the maps of ``(images, targets)``; a user's class is instantiated here, once."""
         if isinstance(self.entry.function, type):
             return self.entry.function(self.model, **self.options)
         return partial(self.entry.function, self.model, **self.options)
 
     @property
     def computation(self) -> Hashable:
-        """Equal for methods that fall out of one computation."""
+        """A key that is equal for methods that share a computation."""
         options = tuple((key, id(value) if isinstance(value, Tensor) else repr(value)) for key, value in self.options.items())
         return id(self.model), self.entry.function, self.entry.noise, self.seed, options
 
     def output_of(self, result: object) -> object:
-        """This method's part of what its function returned. Raises UnknownNameError for a dict without it."""
+        """Return this method's part of its function's result. Raises UnknownNameError for a dict without it."""
         if not isinstance(result, dict):
             return result
         output = self.entry.output or self.entry.name
@@ -244,7 +245,7 @@ class Method:
         """Explain a batch.
 
         Args:
-            images: float (B, 3, H, W), normalised as the model wants it.
+            images: float (B, 3, H, W), normalised for the model.
             targets: (B,) class indices.
             image_ids: one id per image, which keys random numbers; None: a hash of the image.
 
@@ -255,15 +256,15 @@ class Method:
 
 
 def create_method(name: str, model: nn.Module, *, seed: int = 0, **options: Any) -> Method:
-    """An attribution method on a model, see :class:`Method`."""
+    """Return an attribution method on a model, see :class:`Method`."""
     return Method(name, model, seed=seed, **options)
 
 
 def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> dict[str, Tensor]:
-    """The maps of several methods by their names, (B, 1, H, W) each, with every distinct computation done once.
+    """Return the maps of several methods by name, (B, 1, H, W) each; every distinct computation is done once.
 
     Raises:
-        ValueError: where two methods that differ have one name.
+        ValueError: if two different methods have the same name.
     """
     check_batch(images, targets, image_ids)
     groups: dict[Hashable, list[Method]] = {}
@@ -273,7 +274,7 @@ def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, imag
             raise ValueError(f"two methods with different settings are called {method.name!r}: ask for one at a time")
         groups.setdefault(method.computation, []).append(method)
     maps: dict[str, Tensor] = {}
-    with torch.inference_mode(False):  # the caller may have switched gradients off
+    with torch.inference_mode(False):  # the caller may have disabled gradients
         images, targets = (value.clone() if value.is_inference() else value for value in (images, targets))
         images, targets = images.detach() if images.requires_grad else images, targets.long()
         for group in groups.values():
@@ -285,16 +286,16 @@ def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, imag
 
 
 def shared_passes(methods: Sequence[Method]) -> Passes:
-    """Passes per image of :func:`shared_maps`; those of methods whose passes are unknown are not in it."""
+    """Return the passes per image of :func:`shared_maps`; methods whose passes are unknown are left out."""
     distinct = {method.computation: method.passes or Passes(0, 0) for method in methods}
     return sum(distinct.values(), Passes(0, 0))
 
 
 def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> object:
-    """What a method's function returns. One of the user's gets copies, so that what it writes into them reaches nobody else.
+    """Call a method's function. A user's function gets copies, so that it can write into them without affecting anything else.
 
     Raises:
-        MethodError: whatever a method of the user's raises, but for a lack of memory.
+        MethodError: for any exception of a user's method, except when memory runs out.
     """
     entry, function = method.entry, method.function
     asked = _asked(entry.function)
@@ -324,20 +325,20 @@ def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequenc
 
 
 def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None) -> Tensor:
-    """Whatever a method returned as (B, 1, H, W): channels summed, detached, in the images' precision or a higher one, on their device.
+    """Return a method's result as (B, 1, H, W): channels summed, detached, on the images' device, in their precision or a higher one.
 
     Args:
         name: the method, for messages.
-        value: what it returned.
-        images: (B, C, H, W), what it explained.
-        draws: knows the image ids, for messages.
+        value: its result.
+        images: (B, C, H, W), the explained images.
+        draws: holds the image ids, for messages.
 
     Raises:
-        TypeError: not a tensor, or not one of real numbers.
-        ValueError: a shape that does not match the images.
+        TypeError: if it is not a tensor of real numbers.
+        ValueError: if its shape does not match the images.
 
     Warns:
-        RuntimeWarning: a NaN or an infinity in the map of some images, which are named; the values are kept.
+        RuntimeWarning: for a NaN or an infinity in the maps of some images, which are named; the values are kept.
     """
     value = as_tensor(value)
     batch, _, height, width = images.shape
@@ -365,7 +366,7 @@ def _listed(image_ids: Sequence[str]) -> str:
 
 
 def as_tensor(value: object) -> object:
-    """A numpy array of numbers, or a list of arrays or tensors of one shape, as a tensor; anything else as it is."""
+    """Return a numpy array of numbers, or a list of arrays or tensors of one shape, as a tensor, and anything else unchanged."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, (np.ndarray, Tensor)) for part in value):
@@ -376,7 +377,7 @@ def as_tensor(value: object) -> object:
 
 
 def is_map(value: object, images: Tensor) -> bool:
-    """Whether a value has the shape and type of attributions of these images."""
+    """Return whether a value has the shape and type of attributions of these images."""
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
         return False
     spatial = value.ndim == 3 or (value.ndim == 4 and value.shape[1] > 0)
@@ -384,7 +385,7 @@ def is_map(value: object, images: Tensor) -> bool:
 
 
 def check_batch(images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> None:
-    """Raise TypeError or ValueError, naming what was given, for a batch that is no batch of images with one target each."""
+    """Raise TypeError or ValueError, naming the input, if it is not a batch of images with one target each."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
         given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a float tensor (B, C, H, W), not {given}")

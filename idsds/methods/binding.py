@@ -1,7 +1,7 @@
-"""Which net a method of the user's explains, as far as its object shows it: one bound to a net says nothing of another.
+"""The net that a user's method explains, as far as its object shows it: a method bound to one net says nothing about another.
 
-An object of captum, torchcam or pytorch-grad-cam holds its net. It is looked for in all that a callable holds: partials, bound methods,
-attributes, containers, closures, defaults and the globals that a function names.
+An object of captum, torchcam or pytorch-grad-cam holds its net. It is searched for in everything that a callable holds: partials, bound
+methods, attributes, containers, closures, defaults and the globals that a function names.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ LIBRARIES = ("torch.", "torchvision.", "numpy.", "captum.", "torchcam.", "pytorc
 
 
 def is_torchcam(thing: object) -> bool:
-    """Whether it is a torchcam extractor. Torchcam is imported by who made one."""
+    """Return whether it is a torchcam extractor; whoever made one has imported torchcam."""
     return any(base.__module__.startswith("torchcam.") for base in type(thing).__mro__)
 
 
 def is_grad_cam(thing: object) -> bool:
-    """Whether it is a CAM of pytorch-grad-cam."""
+    """Return whether it is a CAM of pytorch-grad-cam."""
     return any(base.__module__ == "pytorch_grad_cam.base_cam" for base in type(thing).__mro__)
 
 
 def library_of(thing: object) -> str:
-    """``captum``, ``torchcam`` or ``pytorch-grad-cam`` for an object that explains a net, else ""."""
+    """Return ``captum``, ``torchcam`` or ``pytorch-grad-cam`` for an object that explains a net, else ""."""
     if isinstance(thing, Attribution):
         return "captum"
     return "torchcam" if is_torchcam(thing) else "pytorch-grad-cam" if is_grad_cam(thing) else ""
 
 
 def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()) -> str | None:
-    """Why a method says nothing of ``net``: it explains another one; None where it may explain this one.
+    """Return why a method says nothing about ``net``, because it explains another net; None if it may explain this one.
 
     Args:
         thing: the user's method.
@@ -67,7 +67,7 @@ def _called(net: nn.Module) -> str:
 
 
 def _nets(holder: Any) -> Iterator[nn.Module]:
-    """The nets that an object of a library explains."""
+    """Yield the nets that an object of a library explains."""
     if isinstance(holder, Method) or not isinstance(holder, Attribution):
         yield holder.model
     elif isinstance(function := getattr(holder, "forward_func", None), nn.Module):
@@ -77,12 +77,12 @@ def _nets(holder: Any) -> Iterator[nn.Module]:
 
 
 def _is_of(held: nn.Module, net: nn.Module) -> bool:
-    """Whether one is the other or a part of it. A copy is not: it may be made otherwise in what no weight shows."""
+    """Return whether one is the other or a part of it. A copy is not: it may differ in something that no weight shows."""
     return any(module is held for module in net.modules()) or any(module is net for module in held.modules())
 
 
 def _reachable(thing: Any) -> Iterator[Any]:
-    """What explains among all that ``thing`` holds: nets and objects of libraries, the outermost of each."""
+    """Yield the nets and objects of libraries that ``thing`` holds, the outermost of each."""
     waiting: list[tuple[Any, int]] = [(thing, 0)]
     seen: set[int] = set()
     while waiting:
@@ -115,7 +115,7 @@ def _parts(one: Any) -> list[Any]:
 
 
 def _of_function(function: types.FunctionType) -> list[Any]:
-    """Values of the closure, the defaults, and the globals that the function names."""
+    """Return the values of the closure, the defaults, and the globals that the function names."""
     if _installed(function):
         return []
     cells = []

@@ -1,12 +1,12 @@
 """Class activation maps: weighted sums of the activations A of one layer, with weights from their gradient g = d logit / dA.
 
-All CAMs of a layer come out of one forward pass and one backward pass; the graph begins at the layer, so that the backward pass costs no
-more than the classifier. Maps are rectified but not rescaled (the reference stretches each to [0, 1] first, which moves no rank of a map's
+All CAMs of a layer come from one forward pass and one backward pass; the graph begins at the layer, so that the backward pass costs no
+more than the classifier. Maps are rectified but not rescaled (the reference first stretches each to [0, 1], which changes no rank of its
 pixels), and resized bilinearly to the image. With sums over positions,
 
 ==================  ==================================================  ==========================================
 Grad-CAM            relu(sum_k mean(g) A)                               Selvaraju et al., ICCV 2017
-Grad-CAM++          relu(sum_k sum(relu(g)^3) A)                        what the published numbers were made with
+Grad-CAM++          relu(sum_k sum(relu(g)^3) A)                        as in the published numbers
 Grad-CAM++ (paper)  relu(sum_k sum(relu(g) / (2 + g sum(A))) A)         Chattopadhay et al., WACV 2018
 XGrad-CAM           relu(sum_k sum(g A) / sum(A) A)                     Fu et al., BMVC 2020
 Layer-CAM           relu(sum_k relu(g) A)                               Jiang et al., TIP 2021
@@ -44,7 +44,7 @@ EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCA
 
 
 Channels = Literal["first", "last"]
-#: Modules that say by their kind where the channels of their output are; a subclass of the latter may do otherwise.
+#: Modules whose type tells where the channels of their output are; a subclass of the latter may differ.
 CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 REARRANGED = {getattr(where, name) for where in (torch, Tensor) for name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes")}
@@ -52,7 +52,7 @@ _KNOWN_CHANNELS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Chan
 
 
 def cam_layer(model: nn.Module, layer: str | None = None) -> str:
-    """The dotted name of the layer that CAMs read. Raises UnknownNameError, or ValueError where the model has no such layer."""
+    """Return the dotted name of the layer that CAMs read. Raises UnknownNameError, or ValueError if the model has no such layer."""
     name = layer or describe(model).cam_layer
     modules = dict(model.named_modules())
     if name is None:
@@ -64,7 +64,7 @@ def cam_layer(model: nn.Module, layer: str | None = None) -> str:
 
 
 def no_cam_layer(model: nn.Module) -> str | None:
-    """Why CAMs do not apply to a model."""
+    """Return why CAMs do not apply to a model, None if they do."""
     entry = describe(model)
     if is_transformer(model):
         return "it reads a convolutional layer; of the CAMs, only Grad-CAM is defined on attention"
@@ -74,12 +74,12 @@ def no_cam_layer(model: nn.Module) -> str | None:
 
 
 def no_grad_cam(model: nn.Module) -> str | None:
-    """Why Grad-CAM does not apply to a model: it has a version for attention as well."""
+    """Return why Grad-CAM does not apply to a model, None if it does: it also has a version for attention."""
     return None if is_transformer(model) else no_cam_layer(model)
 
 
 def _last_features(model: nn.Module) -> str:
-    """The name of the last module that says that it gives feature maps; "" where there is none."""
+    """Return the name of the last module whose type gives feature maps; "" if there is none."""
     names = [name for name, module in model.named_modules() if isinstance(module, CHANNELS_FIRST) and "1d" not in type(module).__name__]
     return names[-1] if names else ""
 
@@ -104,20 +104,20 @@ def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
 
 
 def check_channels(channels: object) -> None:
-    """Raise UnknownNameError for an option ``channels`` that is none of ``first``, ``last``, None and a function."""
+    """Raise UnknownNameError if ``channels`` is not ``first``, ``last``, None or a function."""
     if channels is not None and not callable(channels) and channels not in get_args(Channels):
         raise UnknownNameError("channels", channels, get_args(Channels))
 
 
 def channels_of(model: nn.Module, layer: str, output: Tensor, images: Tensor) -> Channels:
-    """Where the channels of a layer's output (B, ., ., .) are.
+    """Determine where the channels of a layer's output (B, ., ., .) are.
 
-    What the module says by its kind counts first: a convolution gives (B, K, h, w), a linear layer (B, h, w, K). Otherwise h and w are to
-    each other as the image's sides are. Where both readings are possible, the last layer before that says it by its kind decides, unless
+    The type of the module counts first: a convolution gives (B, K, h, w), a linear layer (B, h, w, K). Otherwise h and w have the
+    proportions of the image. If both readings are possible, the last previous layer whose type tells decides, unless
     dimensions were rearranged in between.
 
     Raises:
-        ValueError: where that does not tell, or the output has another number of dimensions.
+        ValueError: if that is not conclusive, or the output has another number of dimensions.
     """
     module, shape = model.get_submodule(layer), tuple(output.shape)
     if output.ndim != 4:
@@ -149,7 +149,7 @@ def _said_by(module: nn.Module) -> Channels | None:
 
 
 class _Order(TorchFunctionMode):
-    """Notes in ``said`` when dimensions are rearranged."""
+    """Record in ``said`` when dimensions are rearranged."""
 
     def __init__(self, said: list[tuple[tuple[int, ...], Channels | None]]) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _Order(TorchFunctionMode):
 
 
 def _said_before(model: nn.Module, module: nn.Module, image: Tensor) -> Channels | None:
-    """What the last module before this one says by its kind of an output of the same shape."""
+    """Return the layout of the last module before this one whose type tells it for an output of the same shape."""
     said: list[tuple[tuple[int, ...], Channels | None]] = []
     answer: list[Channels | None] = []
 
@@ -187,14 +187,14 @@ Reading = Channels | Callable[[Tensor], Tensor] | None
 
 
 def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
-    """What brings the layer's output, and its gradient, to (B, K, h, w). Raises ValueError, see :func:`channels_of`."""
+    """Return a function that brings the layer's output, and its gradient, to (B, K, h, w). Raises ValueError, see :func:`channels_of`."""
     if callable(channels):
         if (shape := channels(output).shape)[:1] != output.shape[:1] or len(shape) != 4:
             raise ValueError(
                 f"channels= brings the output of layer {layer!r}, {tuple(output.shape)}, to {tuple(shape)}; wanted (B, K, h, w)"
             )
         return channels
-    if channels is None:  # the layer of a registry's entry is known to be one of feature maps
+    if channels is None:  # the CAM layer of a registered model is known to give feature maps
         channels = "first" if layer == describe(model).cam_layer and output.ndim == 4 else channels_of(model, layer, output, images)
     elif output.ndim != 4:
         raise ValueError(f"channels={channels!r} is for outputs of four dimensions, but layer {layer!r} gives {tuple(output.shape)}")
@@ -204,11 +204,11 @@ def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor,
 def activations_and_gradients(
     model: nn.Module, layer: str, images: Tensor, targets: Tensor, channels: Reading = None
 ) -> tuple[Tensor, Tensor]:
-    """A layer's output and the gradient of the target logit there, (B, K, h, w) each, in the precision of the images: weights take powers
-    of the gradient, which under autocast would leave the range of 16 bits.
+    """Return a layer's output and the gradient of the target logit there, (B, K, h, w) each, in the precision of the images: the weights
+    are powers of the gradient, which under autocast would leave the range of 16 bits.
 
     Raises:
-        TypeError, ValueError: where the layer does not run exactly once, or does not give feature maps, see :func:`channels_of`.
+        TypeError, ValueError: if the layer does not run exactly once, or does not give feature maps, see :func:`channels_of`.
     """
     outputs: list[Tensor] = []
     with torch.enable_grad(), graph_from(model.get_submodule(layer), outputs):
@@ -223,7 +223,7 @@ def activations_and_gradients(
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """relu(sum_k weights A), (B, K, h or 1, w or 1) and (B, K, h, w) -> (B, h, w)."""
+    """Return relu(sum_k weights A), (B, K, h or 1, w or 1) and (B, K, h, w) -> (B, h, w)."""
     return (weights * activations).sum(dim=1).relu()
 
 
@@ -233,16 +233,16 @@ def total(values: Tensor) -> Tensor:
 
 
 def resized(maps: Tensor, images: Tensor) -> Tensor:
-    """(B, M, h, w) -> (B, M, H, W), bilinear with half-pixel centres."""
+    """Resize (B, M, h, w) -> (B, M, H, W), bilinearly with half-pixel centres."""
     return F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
-    """The weights of each method, (B, K, h or 1, w or 1); formulas in this module's docstring."""
+    """Return the weights of each method, (B, K, h or 1, w or 1); see the formulas in this module's docstring."""
     weights = {}
     for name, extractor_class in EXTRACTORS.items():
         with extractor_class(model, layer, enable_hooks=False) as extractor:
-            # Torchcam would do a backward pass of its own for each method: hand it the one that they share.
+            # Torchcam would run a backward pass for each method: give it the one that they share.
             extractor._backprop = lambda *args, **kwargs: None
             extractor.hook_a, extractor.hook_g = [activations], [gradients]
             (found,) = extractor._get_weights(0, None)
@@ -266,7 +266,7 @@ def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Te
 def cams(
     model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None = None, channels: Reading = None, batch: int
 ) -> dict[str, Tensor]:
-    """All CAMs of one layer; on a vision transformer Grad-CAM of the last block's attention.
+    """Compute all CAMs of one layer; on a vision transformer, Grad-CAM of the last block's attention.
 
     Args:
         model: returns logits.
@@ -315,14 +315,14 @@ def sg_cam(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """Grad-CAM++ with gradients averaged over noisy copies of the image.
+    """Compute Grad-CAM++ with gradients averaged over noisy copies of the image.
 
-    With Dp the mean over the samples of g^p, and A the activations of the clean image, the paper has
+    With Dp the mean over samples of g^p, and A the activations of the clean image, the paper defines
 
         alpha = D1 / (2 D2 + D3 sum(A)),  weights = sum(alpha relu(D1)),  map = relu(sum_k weights A).
 
-    ``SG-CAM++`` is what the published numbers were made with, torchcam's version: alpha = D2 / (2 D2 + sum(D3 A) + 1e-8); relu takes the
-    gradient, and the map the activations, of the last noisy copy alone.
+    ``SG-CAM++`` is torchcam's version, with which the published numbers were made: alpha = D2 / (2 D2 + sum(D3 A) + 1e-8); relu takes the
+    gradient, and the map the activations, of the last noisy copy only.
 
     Args:
         model: returns logits.

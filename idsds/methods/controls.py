@@ -1,4 +1,4 @@
-"""Controls that know nothing of the model. Whatever they score, a method must beat."""
+"""Controls that do not look at the model. A method must score above them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from idsds.methods.base import Passes, register_method
 
 @register_method("Random", family="control", passes=Passes(0), source="this package")
 def random(model: nn.Module, images: Tensor, targets: Tensor, *, noise: Tensor | None = None, draws: Draws) -> Tensor:
-    """Standard normal numbers, keyed by the image's id; ``noise`` (B, 1, C, H, W) takes their place."""
+    """Draw standard normal numbers, keyed by the image's id; ``noise`` (B, 1, C, H, W) replaces them."""
     draws.given = noise
     return draws.normal(1)[:, 0, :1]
 
 
 @register_method("Edges", family="control", passes=Passes(0), source="Sobel and Feldman, 1968; as a control: Adebayo et al., NeurIPS 2018")
 def edges(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """How much the image changes at each pixel: the length of its Sobel gradient over both directions and all channels, (B, H, W).
+    """Return the magnitude of the image's Sobel gradient over both directions and all channels, (B, H, W).
 
-    The filter is [1, 2, 1] / 4 across and [-1, 0, 1] / 2 along, in the image's units per pixel; the border's pixels are repeated outwards.
+    The filter is [1, 2, 1] / 4 across and [-1, 0, 1] / 2 along, in the image's units per pixel; border pixels are repeated outwards.
     """
     smooth = torch.tensor([1.0, 2.0, 1.0], dtype=images.dtype, device=images.device) / 4
     slope = torch.tensor([-1.0, 0.0, 1.0], dtype=images.dtype, device=images.device) / 2
@@ -34,7 +34,7 @@ def edges(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 @register_method("Center", family="control", passes=Passes(0), source="this package")
 def center(model: nn.Module, images: Tensor, targets: Tensor, *, sigma: float = 0.25) -> Tensor:
-    """A Gaussian bump in the middle of the image, 1 at its top, ``sigma`` heights high and ``sigma`` widths wide, (B, H, W)."""
+    """Return a Gaussian bump in the middle of the image, (B, H, W): 1 at its peak, of ``sigma`` heights by ``sigma`` widths."""
     height, width = images.shape[-2:]
     sides = []
     for pixels in (height, width):

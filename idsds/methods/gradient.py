@@ -1,8 +1,8 @@
-"""The gradient family: the gradient, input times gradient, integrated gradients, GradientSHAP, and SmoothGrad over each of the first three.
+"""The gradient family: the gradient, input times gradient, integrated gradients, GradientSHAP, and SmoothGrad over the first three.
 
-Captum computes gradients and integrated gradients. Its NoiseTunnel and GradientShap are not used: they draw from global generators, so that
-a batch would not give what its images give alone. The noise here is keyed per image, and one set of noisy passes yields the mean, the mean
-square and the variance.
+Captum computes gradients and integrated gradients. Its NoiseTunnel and GradientShap are not used, because they draw from global
+generators: an image's map would depend on its batch. The noise here is keyed per image, and one set of noisy passes yields the mean, the
+mean square and the variance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from idsds.methods.base import Passes, register_method
 from idsds.models.base import describe
 
 STEPS = 50
-# The reference runs captum's NoiseTunnel with 4 samples and leaves the noise at its default, 1.0 in normalised units.
+# The reference runs captum's NoiseTunnel with 4 samples and the default noise, 1.0 in normalised units.
 SAMPLES, SIGMA = 4, 1.0
 # Smilkov et al. recommend 50 samples, and a sigma of 10 to 20 % of the range of the image's values.
 PAPER_SMOOTHGRAD = {"samples": 50, "sigma": 0.15, "relative": True}
@@ -33,11 +33,11 @@ SMOOTHGRAD = {
 
 
 def gradients(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> Tensor:
-    """The gradient of the target logit at the input, (B, C, H, W)."""
+    """Return the gradient of the target logit at the input, (B, C, H, W)."""
     saliency = Saliency(model)
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
-        # A copy: captum marks the tensor that it is given as requiring a gradient.
+        # A copy, because captum makes the tensor that it gets require a gradient.
         return saliency.attribute(images.clone().requires_grad_(), target=targets, abs=False).detach()
 
     with torch.enable_grad():
@@ -45,30 +45,30 @@ def gradients(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> 
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, baseline: Tensor, steps: int, batch: int) -> Tensor:
-    """(input - baseline) times the mean gradient on the straight path between them, (B, C, H, W); Gauss-Legendre with ``steps`` points."""
+    """Return (input - baseline) times the mean gradient on the straight path between them, by Gauss-Legendre with ``steps`` points."""
     method = IntegratedGradients(model)
 
     def attribute(images: Tensor, targets: Tensor, baseline: Tensor) -> Tensor:
         found = method.attribute(images, baselines=baseline, target=targets, n_steps=steps, internal_batch_size=batch)
         return found.detach().to(images.dtype)
 
-    # Captum cuts its internal batch along the steps only: one step of all images must fit.
+    # Captum splits its internal batch along the steps only: one step of all images must fit.
     with torch.enable_grad():
         return in_batches(attribute, images.detach(), targets, baseline.expand_as(images), size=batch)
 
 
 def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor:
-    """Where the path of integrated gradients starts, (1 or B, C, H, W).
+    """Return the start of the path of integrated gradients, (1 or B, C, H, W).
 
     Args:
         baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference, whatever values the model
-            takes; ``uniform per image``: noise of each image's own over the colours that there are, [0, 1] before the model's
-            normalisation ([-1, 1] after it where the normalisation is not known); or a tensor that broadcasts to the images.
-        model: knows its normalisation.
+            takes; ``uniform per image``: noise drawn for each image over all colours, [0, 1] before the model's normalisation
+            ([-1, 1] after it if the normalisation is unknown); or a tensor that broadcasts to the images.
+        model: the net, for its normalisation.
         draws: the noise.
 
     Raises:
-        UnknownNameError: for any other word.
+        UnknownNameError: for any other name.
     """
     match baseline:
         case Tensor():
@@ -85,7 +85,7 @@ def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor
 
 
 def part(draws: Draws, start: int, stop: int) -> Draws:
-    """The random numbers of some of the images of a batch."""
+    """Return the random numbers of some of the images of a batch."""
     given = None if draws.given is None else draws.given[start:stop]
     return Draws(draws.seed, draws.key, draws.images[start:stop], draws.image_ids[start:stop], given=given)
 
@@ -101,19 +101,19 @@ def smoothed(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """Mean (``-SG``), mean square (``-SG-SQ``) and variance (``-SG-VG``) of attributions over noisy copies, before channels are summed.
+    """Return the mean (``-SG``), mean square (``-SG-SQ``) and variance (``-SG-VG``) of attributions over noisy copies, per channel.
 
     Args:
-        attribute: from noisy images (B * samples, C, H, W), their targets and which images of the batch they are to attributions of that
+        attribute: from noisy images (B * samples, C, H, W), their targets and their slice of the batch to attributions of that
             shape, by method name.
         images: (B, C, H, W).
         targets: (B,).
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
-        relative: whether sigma counts in ranges (largest less smallest value) of each image instead.
-        noise: standard normal numbers (B, samples, C, H, W) to use in place of drawn ones.
+        relative: whether sigma is a share of each image's range (largest minus smallest value) instead.
+        noise: standard normal numbers (B, samples, C, H, W) to use instead of drawn ones.
         draws: the noise.
-        batch: images per pass, which also bounds how many noisy copies exist at a time.
+        batch: images per pass, which also bounds the number of noisy copies at a time.
     """
     draws = Draws(draws.seed, draws.key, images, draws.image_ids, given=noise)
     if noise is not None and tuple(noise.shape) != (wanted := (len(images), samples, *images.shape[1:])):
@@ -144,7 +144,7 @@ def smoothed(
     source="Simonyan et al., 2014 (Gradient, Saliency); Shrikumar et al., 2016 (IxG)",
 )
 def gradient(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> dict[str, Tensor]:
-    """The gradient, signed; its product with the normalised input; and its absolute value per channel: summed, or the largest (paper)."""
+    """Return the signed gradient, its product with the normalised input, and its absolute value, summed or the largest channel (paper)."""
     found = gradients(model, images, targets, batch)
     size = found.abs()
     return {"Gradient": found, "IxG": found * images, "Saliency": size, "Saliency (paper)": size.amax(dim=1)}
@@ -162,7 +162,7 @@ def gradient_smoothed(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """SmoothGrad over the gradient and over input times gradient, where the input is the noisy one; the options are :func:`smoothed`'s."""
+    """Apply SmoothGrad to the gradient and to (noisy) input times gradient; for the options see :func:`smoothed`."""
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         found = gradients(model, noisy, targets, batch)
@@ -181,7 +181,7 @@ def ig(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """Integrated gradients; for the baseline see :func:`path_start`."""
+    """Compute integrated gradients; for the baseline see :func:`path_start`."""
     return {"IG": integrated_gradients(model, images, targets, path_start(baseline, model, draws), steps, batch)}
 
 
@@ -199,7 +199,7 @@ def ig_smoothed(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """SmoothGrad over integrated gradients, each sample multiplied by (noisy input - baseline)."""
+    """Apply SmoothGrad to integrated gradients, each sample multiplied by (noisy input - baseline)."""
     starts = path_start(baseline, model, draws).expand_as(images)
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
@@ -225,15 +225,15 @@ def gradient_shap(
     draws: Draws,
     batch: int,
 ) -> Tensor:
-    """Mean over random baselines b and positions a in [0, 1] of (x - b) * gradient at b + a (x - b).
+    """Return the mean over random baselines b and positions a in [0, 1] of (x - b) * gradient at b + a (x - b).
 
     Args:
         model: returns logits.
         images: (B, C, H, W).
         targets: (B,).
         samples: baselines per image; 5 is captum's default.
-        baselines: the distribution that they are drawn from, (N, C, H, W), each with the same chance; None: uniform in [-1, 1].
-        positions: a, (B, samples), in place of drawn numbers.
+        baselines: images to draw from with equal probability, (N, C, H, W); None: noise, uniform in [-1, 1].
+        positions: a, (B, samples), instead of drawn numbers.
         draws: keyed random numbers.
         batch: images per pass.
     """
@@ -246,10 +246,10 @@ def gradient_shap(
     for start in range(0, len(images), step):
         some, noise = slice(start, start + step), part(draws, start, start + step)
         starts = noise.uniform(samples, key="baselines")  # (b, samples, C, H, W)
-        # From a given distribution, one number of each sample's noise picks the baseline.
+        # One number of each sample's noise selects the baseline.
         if baselines is None:
             starts = 2 * starts - 1
-        else:  # rounding may take a number below 1 times N up to N
+        else:  # rounding may turn a number below 1, times N, into N
             starts = baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long().clamp(max=len(baselines) - 1)]
         difference = images[some, None] - starts
         share = noise.uniform(samples, key="positions")[..., 0, 0, 0] if positions is None else positions[some].to(images)

@@ -1,6 +1,6 @@
-"""Backpropagation with another rule at ReLUs: Deconvolution, Guided Backprop and Guided Grad-CAM.
+"""Backpropagation with a different rule at ReLUs: Deconvolution, Guided Backprop and Guided Grad-CAM.
 
-With x the input of a ReLU and d the gradient at its output, it hands down
+With x the input of a ReLU and d the gradient at its output, the gradient at its input is
 
 * the gradient:     d where x > 0
 * Deconvolution:    relu(d)
@@ -8,7 +8,7 @@ With x the input of a ReLU and d the gradient at its output, it hands down
 
 (and x < c for a ReLU with a cap c, such as ReLU6). The rule replaces every ReLU while the model runs, whether it is a module, a module that
 is used several times, a function, or in place. (Captum hooks the input tensor of ``nn.ReLU`` modules, and so misses functional ones, and
-rectifies the gradient of a residual branch too, where ReLU and shortcut read the same tensor.)
+also rectifies the gradient of a residual branch if ReLU and shortcut read the same tensor.)
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Guided(torch.autograd.Function):
 
 
 def _as_relu(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, float | None, bool] | None:
-    """The input, the cap (None: none) and whether it is in place of a call of a ReLU; None for any other call."""
+    """Return the input of a call of a ReLU, its cap (None: none) and whether it works in place; None for any other call."""
 
     def value(place: int, name: str, default: Any = None) -> Any:
         return args[place] if len(args) > place else kwargs.get(name, default)
@@ -89,7 +89,7 @@ def _as_relu(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tenso
 
 
 class ReluRule(TorchFunctionMode):
-    """Context manager: every ReLU that runs inside, with or without a cap, is ``rule`` instead; ``count`` says how many did."""
+    """Context manager that replaces every ReLU that runs inside, with or without a cap, by ``rule``; ``count`` counts them."""
 
     def __init__(self, rule: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -102,24 +102,24 @@ class ReluRule(TorchFunctionMode):
             return func(*args, **kwargs)
         self.count += 1
         x, cap, in_place = relu
-        # A ReLU in place may be called for its effect, or have its input read again: the tensor itself must change.
+        # An in-place ReLU may be called for its effect, or its input read again: the tensor itself must change.
         return x.copy_(self.rule(x, cap)) if in_place else self.rule(x, cap)
 
 
 def no_relu(model: nn.Module) -> str | None:
-    """Why the rules do not apply to a model. A net of the user's may have functional ReLUs, which show only when it runs."""
+    """Return why the rules do not apply to a model, None if they do. A user's net may have functional ReLUs, seen only when it runs."""
     if describe(model).family == "own" or any(isinstance(module, (nn.ReLU, nn.ReLU6)) for module in model.modules()):
         return None
-    return "it changes how ReLUs hand gradients down, and this model has none"
+    return "it changes the backward pass of ReLUs, and this model has none"
 
 
 def no_relu_or_cam_layer(model: nn.Module) -> str | None:
-    """Why Guided Grad-CAM does not apply to a model."""
+    """Return why Guided Grad-CAM does not apply to a model, None if it does."""
     return no_relu(model) or no_cam_layer(model)
 
 
 def ruled_gradients(model: nn.Module, images: Tensor, targets: Tensor, rule: type[torch.autograd.Function], batch: int) -> Tensor:
-    """The gradient of the target logit at the input with ``rule`` at every ReLU, (B, C, H, W). Raises ValueError where no ReLU runs."""
+    """Return the gradient of the target logit at the input with ``rule`` at every ReLU, (B, C, H, W). Raises ValueError if no ReLU runs."""
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         images = images.clone().requires_grad_()
@@ -135,13 +135,13 @@ def ruled_gradients(model: nn.Module, images: Tensor, targets: Tensor, rule: typ
 
 @register_method("Deconvolution", family="gradient", passes=Passes(1, 1), inapplicable=no_relu, source="Zeiler and Fergus, ECCV 2014")
 def deconvolution(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """The gradient, with only the gradients rectified at ReLUs."""
+    """Return the gradient, with only the gradients rectified at ReLUs."""
     return ruled_gradients(model, images, targets, _Deconvolution, batch)
 
 
 @register_method("Guided Backprop", family="gradient", passes=Passes(1, 1), inapplicable=no_relu, source="Springenberg et al., 2015")
 def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """The gradient, with activations and gradients rectified at ReLUs."""
+    """Return the gradient, with activations and gradients rectified at ReLUs."""
     return ruled_gradients(model, images, targets, _Guided, batch)
 
 
@@ -163,7 +163,7 @@ def guided_grad_cam(
     interpolation: str = "nearest",
     batch: int,
 ) -> Tensor:
-    """Guided Backprop times Grad-CAM.
+    """Return Guided Backprop times Grad-CAM.
 
     Args:
         model: returns logits.
@@ -171,7 +171,7 @@ def guided_grad_cam(
         targets: (B,).
         layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
         channels: where the layer has its channels, see :func:`idsds.methods.cam.cams`.
-        interpolation: how the CAM is brought to the image's size: ``nearest``, captum's default, or ``bilinear``, as in the paper.
+        interpolation: how the CAM is resized to the image: ``nearest``, captum's default, or ``bilinear``, as in the paper.
         batch: images per pass.
     """
     if interpolation not in INTERPOLATIONS:

@@ -15,48 +15,48 @@ from idsds.models.bagnet import BagNet
 
 @runtime_checkable
 class BcosNet(Protocol):
-    """What a B-cos net offers: see :mod:`idsds.models.bcos`; a net of the user's that has these three is explained as well."""
+    """The interface of a B-cos net, see :mod:`idsds.models.bcos`; a user's net with these three methods is explained too."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 6, H, W)."""
+        """Encode images, (B, 3, H, W) -> (B, 6, H, W)."""
 
     def classify(self, encoded: Tensor) -> Tensor:
-        """(B, 6, H, W) -> logits (B, K)."""
+        """Classify encoded images, (B, 6, H, W) -> logits (B, K)."""
 
     def explanation_mode(self) -> AbstractContextManager[Any]:
-        """Within it the gradient at the encoded image is the net's dynamic linear map."""
+        """Return a context in which the gradient at the encoded image is the net's dynamic linear map."""
 
 
 def no_bagnet(model: nn.Module) -> str | None:
-    """Why the BagNet explanation does not apply to a model."""
+    """Return why the BagNet explanation does not apply to a model, None if it does."""
     return None if isinstance(model, BagNet) else "it is the intrinsic explanation of BagNet models"
 
 
 def no_bcos(model: nn.Module) -> str | None:
-    """Why the B-cos explanation does not apply to a model."""
+    """Return why the B-cos explanation does not apply to a model, None if it does."""
     return None if isinstance(model, BcosNet) else "it is the intrinsic explanation of B-cos models"
 
 
 def dense_batch(model: BagNet, batch: int) -> int:
-    """How many dense maps take the memory of so many ordinary passes: their features have the size of the image, four tensors at a time."""
+    """Return how many dense maps fit into the memory of ``batch`` ordinary passes: their features are four tensors of the image's size."""
     return -(-batch * ACCELERATOR_BYTES_PER_PIXEL // (4 * 4 * model.fc.in_features))
 
 
 @register_method("BagNet", family="intrinsic", passes=Passes(1), inapplicable=no_bagnet, source="Brendel and Bethge, ICLR 2019")
 @torch.inference_mode()
 def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """The target logit of the window around each pixel, bias included, as the reference takes it, (B, 1, H, W).
+    """Return the target logit of the window around each pixel, bias included, as in the reference, (B, 1, H, W).
 
-    The windows are not cut out: one evaluation of the fully convolutional net, with strides turned into dilations, gives all of them.
+    The windows are not cut out: one pass of the fully convolutional net, with strides turned into dilations, gives all of them.
     """
     return in_batches(lambda images, targets: model(images, window_targets=targets), images, targets, size=dense_batch(model, batch))
 
 
 @register_method("B-cos", family="intrinsic", passes=Passes(1, 1), inapplicable=no_bcos, source="Böhle et al., CVPR 2022")
 def bcos(model: BcosNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """w * x of the dynamic linear map w that the net is for each image x, over its six channels (colours and their inverses), (B, 6, H, W).
+    """Return w * x with w the dynamic linear map of the net for image x, over six channels (colours and their inverses), (B, 6, H, W).
 
-    Its sum is the target logit, less the logits' constant.
+    It sums to the target logit minus the constant of the logits.
     """
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Bring your own: score what is not in the registry.
+"""Bring your own: score methods that are not in the registry.
 
-An object of captum, torchcam or pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, any callable
-``(images, targets) -> maps``, or maps that were computed elsewhere; each may come with the arguments of its call::
+A method may be an object of captum, torchcam or pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, any callable
+``(images, targets) -> maps``, or maps that were computed elsewhere, each with further arguments of its call::
 
     methods = {
         "mine": lambda images, targets: images * 0 + 1,
@@ -13,9 +13,9 @@ An object of captum, torchcam or pytorch-grad-cam, a ready :class:`~idsds.method
         "a folder of image_id.npy": Path("maps"),
     }
 
-They are given as many images at a time as fit in memory, and are expected to explain each image by itself. One that takes ``image_ids``
-is given them. The net is in eval mode, its parameters are trainable as the user left them, and whatever a method writes into the images or
-changes of the net reaches nobody else.
+They get as many images at a time as fit in memory, and are expected to explain each image by itself. One that takes ``image_ids``
+gets them too. The net is in eval mode, its parameters keep ``requires_grad`` as the user left it, and nothing that a method writes into
+the images or changes in the net affects anything else.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ Explain = Callable[..., Any]
 
 
 class OwnMethod(Method):
-    """A method of the user's with the interface of :class:`~idsds.methods.base.Method`; its passes are unknown.
+    """A user's method with the interface of :class:`~idsds.methods.base.Method`; its passes are unknown.
 
     Args:
-        name: what it is called in records and figures.
+        name: its name in records and figures.
         explain: from images (B, C, H, W) and targets (B,), and ``image_ids`` if it takes them, to maps (B, C, H, W) or (B, H, W).
         model: the net that it explains, which is in eval mode while it runs.
-        seed: of the run; the randomness of ``explain`` is its own affair.
+        seed: of the run; it does not control random numbers that ``explain`` draws itself.
     """
 
     def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
@@ -68,12 +68,12 @@ class OwnMethod(Method):
         return getattr(self._explain, "thing", self._explain)
 
     def output_of(self, result: object) -> object:
-        """All of it: a dict is no map."""
+        """Return the whole result: a dict is not a map."""
         return result
 
 
 def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, *, image_ids: Sequence[str], batch: int) -> Any:
-    """What ``explain`` says of ``batch`` images at a time, or the first that is no map at all, for the engine to complain of."""
+    """Explain ``batch`` images at a time; a result that is not a map is returned as it is, for the engine to report."""
     parts = []
     takes_ids = "image_ids" in _parameters(explain)
     for start in range(0, len(images), batch):
@@ -87,10 +87,10 @@ def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tenso
 
 
 def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
-    """Anything that explains, as a method.
+    """Turn anything that explains into a method.
 
     Args:
-        name: what it is called in records and figures.
+        name: its name in records and figures.
         thing: a captum ``Attribution`` (called with ``target=``; its channels are summed, a layer's map is resized to the image), a
             torchcam extractor (its raw maps are resized bilinearly to the image, several layers fused as torchcam does), a CAM of
             pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, a callable ``(images, targets) -> maps``, maps by image id
@@ -100,9 +100,9 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
         seed: of the run.
 
     Raises:
-        TypeError: for anything else, for a class in place of an instance, and for arguments that are lacking.
+        TypeError: for anything else, a class instead of an instance, or missing arguments.
         UnknownNameError: for arguments that it does not take.
-        ValueError: for an extractor whose hooks have been removed, or for what explains another net.
+        ValueError: for an extractor whose hooks have been removed, or an object that explains another net.
     """
     options: dict[str, Any] = {}
     if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], Mapping):
@@ -114,7 +114,7 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
     if isinstance(thing, Method):
         if options:
             raise TypeError(f"method {name!r} is ready made: give its options to create_method, not {options}")
-        renamed = copy(thing)  # its options and seed stay; only what it is called changes
+        renamed = copy(thing)  # its options and seed stay; only its name changes
         renamed.name = name
         return renamed
     if library := library_of(thing):
@@ -145,26 +145,26 @@ class _With:
 
 
 def _moved(options: Mapping[str, Any], images: Tensor) -> dict[str, Any]:
-    """Tensors among the arguments on the images' device."""
+    """Return the arguments with tensors on the images' device."""
     return {name: value.to(images.device) if isinstance(value, Tensor) else value for name, value in options.items()}
 
 
 def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built in: nobody knows
+    except (TypeError, ValueError):  # a built-in without a signature
         return {}
 
 
 def _check_arguments(name: str, kind: str, function: Callable, options: Mapping[str, Any], known: Sequence[str] = ()) -> None:
-    """Raise TypeError for arguments that a call lacks, UnknownNameError for those that it does not take.
+    """Raise TypeError for missing arguments of a call, UnknownNameError for arguments that it does not take.
 
     Args:
         name: the method.
         kind: its class or function, for messages.
         function: what is called.
-        options: the arguments that are given.
-        known: names of the arguments that the package gives; none: the first two, by position.
+        options: the arguments that the user passes.
+        known: names of the arguments that the package passes; none: the first two, by position.
     """
     parameters = list(_parameters(function).values())
     if not parameters:
@@ -197,24 +197,24 @@ class StoredMaps:
         self.name = name
         self.maps = {str(key): value for key, value in maps.items()} if isinstance(maps, Mapping) else None
         self.folder = None if isinstance(maps, Mapping) else Path(maps).resolve()
-        # What the files hold is part of what they are: a map that is computed anew is another.
+        # The content of the files counts: a map that has been computed again is a different one.
         self.content = digest(sorted((str(path), file_digest(path)) for path in self.folder.rglob("*.npy"))) if self.folder else ""
         self._seen: dict[str, str] = {}
 
     def of_one_net(self) -> StoredMaps:
-        """The same maps, for the images as one net sees them."""
+        """Return the same maps, for the images as one net sees them."""
         own = copy(self)
         own._seen = {}
         return own
 
     def lacking(self, image_ids: Sequence[str]) -> list[str]:
-        """Those of the images that have no map."""
+        """Return the ids of the images that have no map."""
         if self.maps is not None:
             return [image_id for image_id in image_ids if image_id not in self.maps]
         return [image_id for image_id in image_ids if not self._path(image_id).is_file()]
 
     def check(self, image_ids: Sequence[str]) -> None:
-        """Raise ValueError where images have no map."""
+        """Raise ValueError if images have no map."""
         if lacking := self.lacking(image_ids):
             has = f"those of {', '.join(map(repr, list(self.maps)[:3]))}, ..." if self.maps is not None else f"folder {str(self.folder)!r}"
             raise ValueError(f"method {self.name!r} has no map of {len(lacking)} images, the first is {lacking[0]!r}; there are {has}")
@@ -224,7 +224,7 @@ class StoredMaps:
         return self.folder / f"{image_id}.npy"
 
     def __call__(self, images: Tensor, targets: Tensor, image_ids: Sequence[str]) -> Tensor:
-        """The maps of a batch, (B, 1, H, W). Raises ValueError for images without one, or that are not what they were."""
+        """Return the maps of a batch, (B, 1, H, W). Raises ValueError for images without a map, and for modified images."""
         self.check(image_ids)
         for image_id, content in zip(image_ids, content_ids(images), strict=True):
             if self._seen.setdefault(image_id, content) != content:
@@ -290,12 +290,12 @@ class _OfLibrary:
 
 
 def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
-    """Why an object of a library would misread the layer that it explains, which is not (B, K, h, w); None where it would not.
+    """Return why an object of a library would misread its layer, which is not (B, K, h, w); None if it would not.
 
     Args:
         thing: the object.
         model: the net.
-        image: one, (1, C, H, W), which goes through the net.
+        image: an image (1, C, H, W) to pass through the net.
     """
     thing = getattr(thing, "attribution_method", thing)
     layers = getattr(thing, "layer", None) or getattr(getattr(thing, "grad_cam", None), "layer", None)
@@ -329,7 +329,7 @@ def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
 
 
 def _captum(attribution: Attribution, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
-    """A captum attribution of the targets."""
+    """Return a captum attribution of the targets."""
     found = attribution.attribute(images.detach().clone().requires_grad_(), target=targets, **options)
     found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
     if isinstance(attribution, LayerAttribution) and isinstance(found, Tensor) and found.ndim == 4:
@@ -338,11 +338,11 @@ def _captum(attribution: Attribution, options: Mapping[str, Any], images: Tensor
 
 
 def _torchcam_takes_nothing(scores: Tensor, targets: Tensor) -> None:
-    """The signature of a torchcam extractor's call, as far as it is the user's."""
+    """Stand for the call of a torchcam extractor, whose other arguments the package passes."""
 
 
 def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Tensor:
-    """A torchcam extractor's raw maps, (B, H, W). Its hooks are on for its own pass only and keep nothing afterwards."""
+    """Return a torchcam extractor's raw maps, (B, H, W). Its hooks are active during its own pass only, and keep nothing afterwards."""
     enabled = extractor._hooks_enabled
     extractor.enable_hooks()
     try:
@@ -356,7 +356,7 @@ def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, target
 
 
 def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
-    """The maps of a CAM of pytorch-grad-cam, (B, H, W), each stretched to [0, 1] as it does."""
+    """Return the maps of a CAM of pytorch-grad-cam, (B, H, W), each stretched to [0, 1] as it does."""
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     device, cam.device = cam.device, images.device
@@ -369,7 +369,7 @@ def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Ten
 
 @contextmanager
 def _listening(recorder: Any) -> Iterator[None]:
-    """The hooks of a pytorch-grad-cam object are on its layers; they are off during other passes of an evaluation."""
+    """Activate the hooks of a pytorch-grad-cam object, which are inactive during other passes of an evaluation."""
     added = []
     for place, handle in enumerate(recorder.handles):
         hooks = handle.hooks_dict_ref()
@@ -385,5 +385,5 @@ def _listening(recorder: Any) -> Iterator[None]:
 
 
 def _resized(maps: Tensor, images: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), bilinear with half-pixel centres."""
+    """Resize (B, C, h, w) -> (B, C, H, W), bilinearly with half-pixel centres."""
     return F.interpolate(maps.detach(), size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,24 +1,24 @@
-"""CheferLRP: relevance propagated through a vision transformer, and joined with the gradient of its attention.
+"""CheferLRP: relevance propagated through a vision transformer, combined with the gradient of its attention.
 
-Relevance R starts as 1 at the target logit and is handed down layer by layer (Chefer, Gur and Wolf, "Transformer Interpretability Beyond
-Attention Visualization", CVPR 2021). A layer that computes z from x hands
+Relevance R starts as 1 at the target logit and is propagated layer by layer (Chefer, Gur and Wolf, "Transformer Interpretability Beyond
+Attention Visualization", CVPR 2021). A layer that computes z from x passes
 
 * linear layer, z = W x (+ b):   R_x = x+ W+^T s + x- W-^T s,  with s = R_z / (W+ x+ + W- x-): contributions that raise z, in proportion
 * product, z = a b:              R_a = a (s b^T) / 2, R_b = b (a^T s) / 2,  with s = R_z / z
 * sum, z = a + b:                R_a = a R_z / z and R_b = b R_z / z, both rescaled so that they carry |sum R_a| : |sum R_b| of sum R_z
 * LayerNorm, GELU, softmax:      R_x = R_z
-* a value that is used twice:    the sum of what its users hand back
+* a value that is used twice:    the sum over its uses
 
 to its input, where W+ and W- are the positive and the negative part. Each block's map is the mean over heads of relu(g R_A), with R_A the
 relevance of the attention A and g the target logit's gradient there; these are rolled out with shortcuts, without normalised rows.
 
-Denominators get 1e-9 added, as in the paper's code. The sum's rule divides by values near 0, which multiplies rounding errors from block
-to block: with the weights of our parity check, two float32 runs whose weights differ by 1e-7 give maps that differ by half of their
-largest value, and the reference's float32 map is as far from the float64 one. Hence float64 is the default here, so that an image's map
+As in the paper's code, 1e-9 is added to denominators. The rule for sums divides by values near 0, which multiplies rounding errors from
+block to block: with the weights of our parity check, two float32 runs whose weights differ by 1e-7 give maps that differ by half of their
+largest value, and the reference's float32 map is as far from the float64 map. Hence float64 is the default here, so that an image's map
 does not depend on its batch; ``double=False`` is the reference's precision, and about twice as fast on a CPU.
 
-For this method alone the reference takes a net whose last LayerNorm has an epsilon of 1e-5 in place of 1e-6, which moves its logits by
-2e-6; here it is the net that is judged.
+For this method alone the reference uses a net whose last LayerNorm has an epsilon of 1e-5 instead of 1e-6, which moves its logits by
+2e-6; here the net itself is used.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ EPSILON = 1e-9
 
 
 def share(relevance: Tensor, z: Tensor) -> Tensor:
-    """relevance / z, and 0 where z is 0."""
+    """Return relevance / z, and 0 where z is 0."""
     return torch.where(z == 0, 0, relevance / torch.where(z == -EPSILON, EPSILON, z + EPSILON))
 
 
 def linear_rule(relevance: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """(..., out), (..., in) and (out, in) -> (..., in)."""
+    """Propagate through a linear layer, (..., out), (..., in) and (out, in) -> (..., in)."""
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
     raised = F.linear(x.clamp(min=0), positive) + F.linear(x.clamp(max=0), negative)  # (..., out)
     s = share(relevance, raised)
@@ -52,13 +52,13 @@ def linear_rule(relevance: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def product_rule(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """For z = a @ b, (..., n, m), (..., n, k) and (..., k, m) -> (..., n, k) and (..., k, m)."""
+    """Propagate through z = a @ b, (..., n, m), (..., n, k) and (..., k, m) -> (..., n, k) and (..., k, m)."""
     s = share(relevance, a @ b)
     return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
 
 
 def sum_rule(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """For z = a + b, all (B, ...); sums run over an image, never over a batch."""
+    """Propagate through z = a + b, all (B, ...); sums run over an image, never over a batch."""
     s = share(relevance, a + b)
     a, b = a * s, b * s
     over = tuple(range(1, a.ndim))
@@ -69,7 +69,7 @@ def sum_rule(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collect what goes into each of ``modules``."""
+    """Collect the input of each of ``modules``."""
     inputs: dict[nn.Module, Tensor] = {}
 
     def reader(module: nn.Module) -> Callable[..., None]:
@@ -86,7 +86,7 @@ def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
 
 @contextmanager
 def in_double(model: nn.Module) -> Iterator[None]:
-    """The model's floating-point weights and statistics in float64; afterwards the very same ones as before are back."""
+    """Convert the model's floating-point weights and statistics to float64; the original tensors are restored afterwards."""
     saved = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     try:
         for tensor, data in saved:
@@ -98,7 +98,7 @@ def in_double(model: nn.Module) -> Iterator[None]:
 
 
 def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[nn.Module, Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Through one block.
+    """Propagate through one block.
 
     Args:
         block: a pre-norm block.
@@ -107,7 +107,7 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
         inputs: of its ``norm1``, ``norm2``, ``attn.qkv``, ``attn.proj``, ``mlp.fc1`` and ``mlp.fc2``.
 
     Returns:
-        The relevance of the attention, and a function that goes on to the relevance of the block's input, (B, 1 + N, D).
+        The relevance of the attention, and a function that returns the relevance of the block's input, (B, 1 + N, D).
     """
     attn, mlp = block.attn, block.mlp
     x, middle = inputs[block.norm1], inputs[block.norm2]
@@ -125,7 +125,7 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
     of_attention, of_v = product_rule(heads(through), attention, v)
 
     def onward() -> Tensor:
-        # The softmax and the scale of the logits hand their relevance on as it is.
+        # The softmax and the scale of the logits pass relevance on unchanged.
         of_q, of_k = product_rule(of_attention, q, k.mT)
         joined = [values.transpose(1, 2).flatten(2) for values in (of_q, of_k.mT, of_v)]
         return kept + linear_rule(torch.cat(joined, dim=2), inputs[attn.qkv], attn.qkv.weight)
@@ -134,7 +134,7 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
 
 
 def propagated(model: VisionTransformer, images: Tensor, targets: Tensor, start: int) -> list[tuple[Tensor, Tensor]]:
-    """Relevance of the attention and the target logit's gradient there, for the blocks from ``start`` on."""
+    """Return the relevance of the attention and the target logit's gradient there, for the blocks from ``start`` on."""
     blocks = list(model.blocks)[start:]
     modules = [
         module for block in blocks for module in (block.norm1, block.norm2, block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
@@ -172,13 +172,13 @@ def chefer_lrp(
     double: bool = True,
     batch: int,
 ) -> Tensor:
-    """Rollout of the mean over heads of relu(gradient * relevance) of the attention, in float64 (this module says why).
+    """Roll out the mean over heads of relu(gradient * relevance) of the attention, in float64 (see this module's docstring).
 
     Args:
         model: a timm ViT.
         images: (B, C, H, W).
         targets: (B,).
-        start_block: the first block that counts; None: 1 as in the reference, or 0 where there is but one block. The paper takes all.
+        start_block: the first block to use; None: 1 as in the reference, or 0 if there is only one block. The paper uses all.
         double: whether to compute in float64 (never on Apple's devices, which have none).
         batch: images per pass.
     """

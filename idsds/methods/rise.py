@@ -1,7 +1,7 @@
-"""RISE: how probable the target stays under random masks (Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", BMVC 2018).
+"""RISE: the probability of the target under random masks (Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", BMVC 2018).
 
-Masks are drawn on a coarse grid, shown with probability p, upsampled, shifted, and the same for all images of one size, as in the paper's
-and the reference's code; here they depend on nothing but the seed. The mask of a chunk is made when it is needed, so that memory does not
+Masks are drawn on a coarse grid whose cells are shown with probability p, upsampled and shifted. They are the same for all images of one
+size, as in the paper's and the reference's code; here they depend only on the seed. They are made in chunks, so that memory does not
 grow with their number.
 """
 
@@ -19,7 +19,7 @@ from idsds.methods.gradient import path_start
 
 
 def interpolation(cells: int, pixels: int) -> Tensor:
-    """Weights of linear interpolation, (pixels, cells), float64.
+    """Return the weights of linear interpolation, (pixels, cells), float64.
 
     Pixel i reads the grid at u = (i + 1/2) cells / pixels - 1/2. Outside the centres of the border cells u is mirrored about them, as in
     scikit-image's ``resize(order=1, mode="reflect")``, which the paper's code uses; torch would repeat the border instead.
@@ -36,12 +36,12 @@ def interpolation(cells: int, pixels: int) -> Tensor:
 
 
 def cell_size(height: int, width: int, cells: int) -> tuple[int, int]:
-    """Height and width of a cell in pixels: the side over the number of cells, rounded up."""
+    """Return the height and width of a cell in pixels: the side over the number of cells, rounded up."""
     return -(-height // cells), -(-width // cells)
 
 
 def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor:
-    """Grids of zeros and ones as smooth masks.
+    """Turn grids of zeros and ones into smooth masks.
 
     Args:
         grids: (N, s, s), 1 where the image is shown.
@@ -50,7 +50,7 @@ def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor
         width: of the image.
 
     Returns:
-        (N, 1, height, width) float32 in [0, 1]: each grid upsampled to (s + 1) cells a side, cut out at its shift.
+        (N, 1, height, width) float32 in [0, 1]: each grid upsampled to (s + 1) cells a side and cropped at its shift.
     """
     cells = grids.shape[-1]
     sides = []
@@ -62,7 +62,7 @@ def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor
 
 
 def random_masks(seed: int, samples: int, cells: int, probability: float, images: Tensor) -> Callable[[int, int], Tensor]:
-    """A function that gives the masks from one number to another, on the device and in the type of ``images``."""
+    """Return a function that makes masks number ``start`` to ``stop``, on the device and in the dtype of ``images``."""
     height, width = images.shape[-2:]
     source = generator(seed, "RISE", samples, cells, probability, height, width)
     grids = (torch.rand(samples, cells, cells, generator=source) < probability).to(images.device)
@@ -72,7 +72,7 @@ def random_masks(seed: int, samples: int, cells: int, probability: float, images
 
 
 def handed_in(masks: Tensor, images: Tensor) -> Tensor:
-    """Masks of the user's as (N, 1, H, W). Raises ValueError naming the shape that is wanted."""
+    """Return a user's masks as (N, 1, H, W). Raises ValueError naming the required shape."""
     masks = masks[:, None] if masks.ndim == 3 else masks
     if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[-2:] != images.shape[-2:]:
         raise ValueError(
@@ -110,7 +110,7 @@ def rise(
     draws: Draws,
     batch: int,
 ) -> Tensor:
-    """sum_n P(target | m_n x + (1 - m_n) baseline) m_n / (N p), with softmax probabilities P.
+    """Return sum_n P(target | m_n x + (1 - m_n) baseline) m_n / (N p), with softmax probabilities P.
 
     The defaults are the reference's: one cell in ten is shown, where the paper shows half of 7 x 7 cells (``RISE (paper)``).
 
@@ -120,10 +120,10 @@ def rise(
         targets: (B,).
         samples: number of masks, N.
         cells: cells per side of the grid.
-        probability: p, the chance that a cell is shown.
-        baseline: what hidden pixels become, see :func:`idsds.methods.gradient.path_start`; ``RISE-U``: one fixed image, uniform in [-1, 1].
-        masks: (N, 1, H, W) or (N, H, W) in place of drawn ones.
-        draws: knows the seed.
+        probability: p, the probability that a cell is shown.
+        baseline: replaces hidden pixels, see :func:`idsds.methods.gradient.path_start`; ``RISE-U``: one fixed image, uniform in [-1, 1].
+        masks: (N, 1, H, W) or (N, H, W) instead of drawn ones.
+        draws: holds the seed.
         batch: masked images per pass.
     """
     if masks is None:
@@ -133,10 +133,10 @@ def rise(
         count, masks_of = len(given), lambda start, stop: given[start:stop]
     hidden = path_start(baseline, model, draws).expand_as(images)
     maps = torch.zeros_like(images[:, 0]).flatten(1)  # (B, H * W)
-    # Few images: many masks of each in one pass. Many images: one mask of as many as fit.
+    # Few images: many masks of each in one pass. Many images: one mask on as many as fit.
     together = min(len(images), batch)
     step = max(1, batch // together)
-    # Under autocast the model alone runs in 16 bits: they would round the masks, and the map to two or three digits.
+    # Under autocast only the model runs in 16 bits, which would round the masks and leave the map two or three digits.
     exact = partial(torch.autocast, images.device.type, enabled=False)
     for start in range(0, count, step):
         with exact():

@@ -1,8 +1,8 @@
 """Attention-based maps of vision transformers: Grad-CAM on attention, Rollout, and relevance propagation (CheferLRP), for timm's ViTs.
 
-Each gives a value per token, (B, N) with N = h w tokens beside the class token, drawn as blocks of the token's own pixels as in the
-reference (nearest neighbour; where a patch of the grid cuts through a token, part of its block counts for either side). The attention
-maps A, (B, heads, 1 + N, 1 + N), are read after the softmax, for which timm's fused attention is switched off meanwhile.
+Each gives a value per token, (B, N) with N = h w tokens besides the class token, drawn as blocks of the token's pixels as in the
+reference (nearest neighbour; if the border of a patch cuts through a token, its block counts in part for either side). The attention
+maps A, (B, heads, 1 + N, 1 + N), are read after the softmax, with timm's fused attention disabled meanwhile.
 
 Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (Rollout); Chefer, Gur and Wolf, "Transformer
 Interpretability Beyond Attention Visualization", CVPR 2021 (CheferLRP, and Grad-CAM as its comparison).
@@ -24,7 +24,7 @@ from idsds.methods.base import Passes, register_method
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Whether the attention of a model can be read here: a timm ViT of plain blocks, classified by its class token alone."""
+    """Return whether the attention of a model can be read: a timm ViT of plain blocks that classifies by its class token alone."""
     if not isinstance(model, VisionTransformer) or not len(model.blocks):
         return False
     blocks = all(isinstance(block, Block) and isinstance(block.attn, Attention) for block in model.blocks)
@@ -32,14 +32,14 @@ def is_transformer(model: nn.Module) -> bool:
 
 
 def no_attention(model: nn.Module) -> str | None:
-    """Why methods that read attention do not apply to a model."""
+    """Return why methods that read attention do not apply to a model, None if they do."""
     if is_transformer(model):
         return None
     return "it reads the attention of a timm VisionTransformer with plain blocks and a class token"
 
 
 def no_relevance(model: nn.Module) -> str | None:
-    """Why relevance propagation does not apply to a model."""
+    """Return why relevance propagation does not apply to a model, None if it does."""
     if reason := no_attention(model):
         return reason
     for block in model.blocks:
@@ -51,7 +51,7 @@ def no_relevance(model: nn.Module) -> str | None:
 
 @contextmanager
 def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Tensor]]:
-    """Collect the attention of the blocks from number ``first`` on; gradients, where they are enabled, begin at the first of them."""
+    """Collect the attention of the blocks from ``first`` on; gradients, if enabled, begin at the first of them."""
     maps: list[Tensor] = []
 
     def read(_module: nn.Module, _inputs: object, attention: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Te
 
 
 def attention_and_gradients(model: VisionTransformer, images: Tensor, targets: Tensor, first: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Attention of the blocks from ``first`` on, and the gradient of the target logit there, (B, heads, 1 + N, 1 + N) each."""
+    """Return the attention of the blocks from ``first`` on, and the target logit's gradient there, (B, heads, 1 + N, 1 + N) each."""
     with torch.enable_grad(), attention_maps(model, first) as maps:
         scores = model(images).gather(1, targets[:, None]).sum()
         gradients = torch.autograd.grad(scores, maps)
@@ -82,17 +82,17 @@ def attention_and_gradients(model: VisionTransformer, images: Tensor, targets: T
 
 
 def drawn(tokens: Tensor, model: VisionTransformer, images: Tensor) -> Tensor:
-    """A value per token as a map, (B, N) -> (B, H, W)."""
+    """Draw a value per token as a map, (B, N) -> (B, H, W)."""
     size = model.patch_embed.dynamic_feat_size(images.shape[-2:])
     return F.interpolate(tokens.unflatten(1, size)[:, None], size=images.shape[-2:], mode="nearest")[:, 0]
 
 
 def rolled_out(matrices: Sequence[Tensor], normalised: bool) -> Tensor:
-    """How much of each token reaches the class token through all blocks and their shortcuts.
+    """Return how much of each token reaches the class token through all blocks and their shortcuts.
 
     Args:
         matrices: (B, 1 + N, 1 + N) per block, first block first: how much each token (row) takes from each (column).
-        normalised: whether the rows of matrix + identity are brought to a sum of 1.
+        normalised: whether to normalise the rows of matrix + identity to a sum of 1.
 
     Returns:
         (B, N): the class token's row of the product of all (matrix + identity), the last block on the left.
@@ -102,7 +102,7 @@ def rolled_out(matrices: Sequence[Tensor], normalised: bool) -> Tensor:
         matrix = matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
         if normalised:
             matrix = matrix / matrix.sum(dim=-1, keepdim=True)
-        # One row of the product is all that is wanted: a vector times a matrix per block, not a matrix times a matrix.
+        # Only one row of the product is needed: a vector times a matrix per block, not a matrix times a matrix.
         with torch.autocast(matrix.device.type, enabled=False):  # not in 16 bits, whatever the model runs in
             row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, 1 + N)
     if row is None:
@@ -117,10 +117,10 @@ def check_start(model: VisionTransformer, start_block: int) -> None:
 
 
 def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
-    """relu(mean over heads of A * mean(g)) of the last block, from the class token to the others, (B, H, W).
+    """Return relu(mean over heads of A * mean(g)) of the last block, from the class token to the others, (B, H, W).
 
-    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which moves no rank;
-    it makes NaN of a map that is zero throughout, where ours stays zero: the rank correlation is undefined for either.
+    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which changes no rank;
+    a zero map becomes NaN there and stays zero here: the rank correlation is undefined for both.
     """
     maps, gradients = attention_and_gradients(model, images, targets, len(model.blocks) - 1)
     attention, gradient = (values[0][:, :, 0, 1:].to(images.dtype) for values in (maps, gradients))  # (B, heads, N)
@@ -137,13 +137,13 @@ def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tens
 )
 @torch.inference_mode()
 def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_block: int | None = None, batch: int) -> Tensor:
-    """Attention, averaged over heads, multiplied through the blocks; the same for every class.
+    """Multiply the attention, averaged over heads, through the blocks; the map is the same for every class.
 
     Args:
         model: a timm ViT.
         images: (B, C, H, W).
-        targets: (B,), without effect.
-        start_block: the first block that counts; None: 1 as in the reference, or 0 where there is but one block. The paper takes all.
+        targets: (B,), ignored.
+        start_block: the first block to use; None: 1 as in the reference, or 0 if there is only one block. The paper uses all.
         batch: images per pass.
     """
     start = min(1, len(model.blocks) - 1) if start_block is None else start_block

@@ -239,19 +239,18 @@ def skeleton(name: str) -> nn.Module:
 def _applicable(
     wanted: Methods, model: nn.Module, seed: int, judged: Iterable[nn.Module]
 ) -> tuple[dict[str, Method], dict[str, str], dict[str, str]]:
-    """The methods that apply to a model; the reasons why others do not; and why those of the user's do not that explain another net."""
+    """The methods that apply to a model; why others never do; and why others do not as they are asked for, which is to be said."""
     fitting, excluded, bound = {}, {}, {}
     for name, given in wanted.items():
         found = registered(name, given)
         if found is None:
-            reason = bound_elsewhere(given, model, judged)
-            if reason:
-                bound[name] = reason
-                continue
+            unasked = bound_elsewhere(given, model, judged)
         else:
-            reason = METHODS[split_name(found[0])[0]].inapplicable(model) or _no_layer(model, found[1].get("layer"))
-        if reason:
+            unasked = _no_layer(model, found[1].get("layer"))
+        if found is not None and (reason := METHODS[split_name(found[0])[0]].inapplicable(model)):
             excluded[name] = reason
+        elif unasked:
+            bound[name] = unasked
         else:
             fitting[name] = make_method(name, given, model, seed)
     return fitting, excluded, bound

@@ -243,10 +243,7 @@ def _applicable(
     fitting, excluded, bound = {}, {}, {}
     for name, given in wanted.items():
         found = registered(name, given)
-        if found is None:
-            unasked = bound_elsewhere(given, model, judged)
-        else:
-            unasked = _no_layer(model, found[1].get("layer"))
+        unasked = bound_elsewhere(given, model, judged) if found is None else _no_layer(model, found[1].get("layer"))
         if found is not None and (reason := METHODS[split_name(found[0])[0]].inapplicable(model)):
             excluded[name] = reason
         elif unasked:

@@ -275,10 +275,9 @@ class TestBinding:
         assert set(records[records.method == "Random"].model) == {"a", "b"}
 
     def test_it_is_refused_where_its_net_is_not_judged_at_all(self, nets: dict[str, nn.Module]) -> None:
-        for thing in (captum.attr.Saliency(nets["a"]), captum.attr.Saliency(lambda x: nets["a"](x))):
-            with pytest.raises(
-                ValueError, match="method 'mine' applies to none of the models: its captum object, Saliency, explains another"
-            ):
+        a = nets["a"]
+        for thing in (captum.attr.Saliency(a), captum.attr.Saliency(lambda x: a(x))):
+            with pytest.raises(ValueError, match="'mine' applies to none of the models: its captum object, Saliency, explains another"):
                 idsds.evaluate({"b": nets["b"]}, {"mine": thing}, own_data(), images=2, grid=2, progress=False)
         with pytest.raises(ValueError, match="explains another"):
             idsds.evaluate(["mini_resnet8"], {"mine": captum.attr.Saliency(a)}, "digits", images=2, dry_run=True)

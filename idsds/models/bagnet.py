@@ -1,7 +1,7 @@
 """BagNets (Brendel and Bethge, "Approximating CNNs with Bag-of-local-Features models works surprisingly well on ImageNet", ICLR 2019).
 
-A ResNet whose 3 x 3 convolutions have been turned into 1 x 1 ones until every output position sees a window of 33 pixels only; no
-convolution pads, and the logits are the mean of the windows' logits. The windows' logits are its intrinsic explanation.
+A ResNet in which most 3 x 3 convolutions are replaced by 1 x 1 ones, so that every output position sees a window of only 33 pixels. No
+convolution pads, and the logits are the mean of the windows' logits, which are the intrinsic explanation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide))
 
     def forward(self, x: Tensor, dilation: int | None = None) -> Tensor:
-        """With a ``dilation``, every stride is 1 and the k x k convolution is dilated: the same windows, at every pixel."""
+        """Apply the block; with a ``dilation``, strides are 1 and the k x k convolution is dilated: the same windows, at every pixel."""
         stride = self.conv2.stride if dilation is None else (1, 1)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(F.conv2d(out, self.conv2.weight, stride=stride, dilation=dilation or 1)))
@@ -58,7 +58,7 @@ class BagNet(nn.Module):
         kernels: the kernel of the first block of each stage, 3 or 1 (the other blocks have 1); this sets the window.
         strides: stride per stage.
         width: channels of the stem.
-        stem_momentum: of the stem's running statistics; the published nets' 0.001 is too slow for a short training.
+        stem_momentum: momentum of the stem's running statistics; the published nets' 0.001 is too slow for a short training.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class BagNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor, window_targets: Tensor | None = None) -> Tensor:
-        """Logits (B, K), the mean over the windows; with ``window_targets`` (B,) that logit of each pixel's window, (B, 1, H, W).
+        """Return logits (B, K), the mean over windows; with ``window_targets`` (B,) the target logit of each pixel's window, (B, 1, H, W).
 
-        That dense map pads the image with zeros by half a window, so that pixel (r, c) is the window centred there, and evaluates the
-        fully convolutional net once with strides turned into dilations. It equals cutting out and classifying H * W windows.
+        For this dense map the image is padded with zeros by half a window, so that pixel (r, c) stands for the window centred there,
+        and the fully convolutional net runs once, with strides turned into dilations. It equals classifying H * W separate windows.
         """
         dense = window_targets is not None
         if dense:

@@ -1,4 +1,4 @@
-"""What the package knows of a model: how to build it, its input normalisation, its CAM layer, its intrinsic explanation and its loss.
+"""Entries of models: how to build them, their input normalisation, CAM layer, intrinsic explanation and loss.
 
 A new model is one decorated function::
 
@@ -33,16 +33,16 @@ class ModelEntry:
 
     Args:
         name: the key.
-        build: ``build(num_classes=..., **options)`` gives the net with fresh weights; it takes (B, 3, H, W) and returns logits (B, K).
+        build: ``build(num_classes=..., **options)`` returns the net with fresh weights; the net maps (B, 3, H, W) to logits (B, K).
         family: the architecture's family, which also names its file.
-        normalisation: what its input must have gone through; None: the statistics of the data set it is trained on.
-        cam_layer: dotted name of the module whose output the CAM methods read, None where CAMs do not apply.
+        normalisation: normalisation of its input; None: the statistics of the data set it is trained on.
+        cam_layer: dotted name of the module whose output the CAM methods read, None if CAMs do not apply.
         intrinsic: the name of its built-in explanation in the method registry.
         loss: ``cross_entropy``, or ``binary_cross_entropy`` on one-hot targets.
         num_classes: the default number of classes.
-        input_size: pixels of a side at which it is used.
+        input_size: pixels per side of its input.
         packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
-        training: what this model's training from scratch changes of the recipe in :mod:`idsds.training.loop`.
+        training: changes to the recipe in :mod:`idsds.training.loop` for training this model from scratch.
         source: the paper.
     """
 
@@ -68,7 +68,7 @@ class ModelEntry:
         return self
 
     def __reduce__(self) -> tuple[Callable[[str], ModelEntry], tuple[str]]:
-        # By name, so that a model can be sent to another process although its builder may be a local function.
+        # By name, so that a model can be sent to another process even if its builder is a local function.
         return _registered, (self.name,)
 
 
@@ -80,7 +80,7 @@ def _registered(name: str) -> ModelEntry:
 
 
 def register_model(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable[..., nn.Module]], Any]:
-    """Enter the decorated builder under ``name`` or its own name; the other arguments are those of :class:`ModelEntry`."""
+    """Register the decorated builder under ``name`` or its own name; the other arguments are those of :class:`ModelEntry`."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         key = name or build.__name__
@@ -91,12 +91,12 @@ def register_model(name: str | None = None, *, replace: bool = False, **entry: A
 
 
 def list_models() -> list[str]:
-    """Names of all models, for :func:`create_model`."""
+    """Return the names of all models, for :func:`create_model`."""
     return list(MODELS)
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Within it no tensor is filled with random numbers: drawing 138 million weights of a VGG only to replace them takes ten seconds."""
+    """Skip filling tensors with random numbers: drawing 138 million weights of a VGG only to replace them takes ten seconds."""
 
     RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
@@ -114,14 +114,14 @@ def create_model(name: str, num_classes: int | None = None, checkpoint: str | os
         name: one of :func:`list_models`.
         num_classes: K; None takes the entry's own (1000 for the ImageNet models, 10 for the ``mini_*`` family).
         checkpoint: path of the authors' ``.pth.tar``, a plain state_dict, or our own ``.safetensors``; None leaves fresh weights.
-        options: what the model's builder takes beyond that; ``pretrained=True``, where it is offered, downloads published weights.
+        options: further options of the model's builder; ``pretrained=True``, if offered, downloads published weights.
 
     Returns:
         A module that takes float (B, 3, H, W), normalised as ``describe(model).normalisation`` says, and returns logits (B, K).
 
     Raises:
         UnknownNameError: for an unknown model or option, naming the nearest.
-        ValueError: for a ``num_classes`` below 1, or a checkpoint together with ``pretrained``.
+        ValueError: if ``num_classes`` is below 1, or both a checkpoint and ``pretrained`` are passed.
         CheckpointError: for a checkpoint that does not fit, naming the file and the first differences.
     """
     entry = MODELS[name]
@@ -143,21 +143,21 @@ def create_model(name: str, num_classes: int | None = None, checkpoint: str | os
 
 
 def describe(model: nn.Module) -> ModelEntry:
-    """The entry of a model made by :func:`create_model`; for any other net an entry that knows nothing of it."""
+    """Return the entry of a model made by :func:`create_model`; for any other net, an empty entry."""
     entry = getattr(model, "entry", None)
     return entry if isinstance(entry, ModelEntry) else ModelEntry(name=type(model).__name__, build=type(model), family="own")
 
 
 @contextmanager
 def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
-    """The model in eval mode with no gradient to its parameters; modes and flags are put back afterwards.
+    """Put the model into eval mode and freeze its parameters; modes and flags are restored afterwards.
 
-    Attribution needs the gradient at the input only, and skipping the parameters' part saves about a third of a backward pass. A net that
-    is not the package's sees copies of its inputs, in the precision of its weights: what its forward writes into them reaches nobody else.
+    Attribution needs the gradient at the input only, and skipping that of the parameters saves about a third of a backward pass. A user's
+    net sees copies of its inputs, in the precision of its weights, so that its forward may write into them without affecting others.
 
     Args:
         model: the net.
-        parameters: whether they are frozen too.
+        parameters: whether to freeze the parameters too.
     """
     training = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad] if parameters else []
@@ -180,7 +180,7 @@ def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
 
 
 def precision_of(model: nn.Module) -> torch.dtype:
-    """The type of a net's weights, in which images come to it; float32 for a net that has none."""
+    """Return the dtype of a net's weights, in which it gets images; float32 for a net without weights."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
@@ -191,7 +191,7 @@ _HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 @contextmanager
 def _own_inputs(model: nn.Module) -> Iterator[None]:
-    """A net of the user's gets a copy of every tensor that goes in."""
+    """Give a user's net a copy of every input tensor."""
     installed = getattr(describe(model).build, "__module__", "").startswith("idsds.")
     if installed or model in _HOOKED or isinstance(model, torch.jit.ScriptModule):
         yield

@@ -3,9 +3,9 @@
 
 A B-cos layer scales each output by how well its input aligns with its weight, ``|cos(x, w)| w^T x / |w|``. The whole net is therefore a
 matrix that depends on the input, ``f(x) = W(x) x + b`` with the constant ``b`` of the logit layer, and ``W(x)`` is its explanation. The
-nets are those of the authors' ``bcos`` package; what is added is the encoding of the input.
+nets are those of the authors' ``bcos`` package, with the encoding of the input added.
 
-An intrinsic explanation, batched, needs four names of :class:`BcosResNet`::
+A batched intrinsic explanation takes four members of :class:`BcosResNet`::
 
     encoded = model.encode(images).detach().requires_grad_()          # (B, 6, H, W)
     with model.explanation_mode():                                    # the scaling is constant, so that the gradient is W(x)
@@ -34,7 +34,7 @@ SOURCE = "Böhle et al., TPAMI 2024"
 
 
 def norm_without_bias(channels: int) -> nn.Module:
-    """BatchNorm that neither subtracts a mean nor adds a bias, so that the layer stays linear."""
+    """Return a BatchNorm that neither subtracts a mean nor adds a bias, so that the layer stays linear."""
     norm = BatchNormUncentered2d(channels)
     norm.bias = None
     return norm
@@ -48,7 +48,7 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
         blocks: blocks per stage, for three or four stages.
         num_classes: K.
         width: channels of the first stage.
-        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
+        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, instead of 7 x 7 with stride 2 and a pooling.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
     @property
     def logit_bias(self) -> float:
-        """The constant that is added to every logit, -log(K - 1): untrained, each class starts out with a probability of 1 / K."""
+        """The constant that is added to every logit, -log(K - 1): in an untrained net each class has probability 1 / K."""
         return self.logit_layer.logit_bias
 
     @staticmethod
     def encode(images: Tensor) -> Tensor:
-        """Images in [0, 1] with their inverse as three more channels, (B, 3, H, W) -> (B, 6, H, W), so that black has a direction, too."""
+        """Append the inverse of images in [0, 1] as three channels, (B, 3, H, W) -> (B, 6, H, W), so that black has a direction too."""
         return torch.cat([images, 1 - images], dim=1)
 
     def classify(self, encoded: Tensor) -> Tensor:
-        """Encoded images to logits, (B, 6, H, W) -> (B, K)."""
+        """Return the logits of encoded images, (B, 6, H, W) -> (B, K)."""
         return super().forward(encoded)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
     @contextmanager
     def explanation_mode(self) -> Iterator[None]:
-        """Within it the gradient at the encoded input is ``W(x)``: the scaling by the alignment counts as constant. Logits stay the same.
+        """Make the gradient at the encoded input ``W(x)``, by treating the scaling as constant. Logits stay the same.
 
-        The modes are put back on leaving, whatever happened inside.
+        The modes are restored on leaving, also after an exception.
         """
         layers = {module: module.detach for module in self.modules() if hasattr(module, "set_explanation_mode")}
         try:
@@ -93,7 +93,7 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
                 layer.set_explanation_mode(mode)
 
     def own_key(self, key: str) -> str:
-        """The key under which this net holds what a checkpoint calls ``key``.
+        """Return this net's name for a checkpoint's ``key``.
 
         The study's files name the weight of a B-cos layer ``X.weight``, the package's ``X.linear.weight``.
         """
@@ -104,7 +104,7 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
 @register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
 def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """``pretrained`` downloads the weights that the ``bcos`` package names."""
+    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links."""
     net = BcosResNet(Bottleneck, (3, 4, 6, 3), num_classes)
     if pretrained:
         from bcos.models.pretrained import resnet50

@@ -1,6 +1,6 @@
 """EfficientNets (Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019).
 
-The nets are of torchvision's class.
+The nets are of torchvision's class, changed only in their sizes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Residual networks without normalisation layers.
 
 Fixup (Zhang, Dauphin and Ma, "Fixup Initialization: Residual Learning Without Normalization", ICLR 2019) gives every block scalar biases
-and one scalar multiplier in place of BatchNorm. The X-ResNet (Hesse, Schaub-Meyer and Roth, "Fast Axiomatic Attribution for Neural
-Networks", NeurIPS 2021) drops every bias of such a net, so that it becomes homogeneous, f(a x) = a f(x) for a > 0, and input x gradient
-equals integrated gradients from zero. Both are one class here; keys and shapes are those of the authors' checkpoints.
+and one scalar multiplier instead of BatchNorm. The X-ResNet (Hesse, Schaub-Meyer and Roth, "Fast Axiomatic Attribution for Neural
+Networks", NeurIPS 2021) drops every bias of such a net, so that it is homogeneous, f(a x) = a f(x) for a > 0, and input x gradient
+equals integrated gradients from zero. One class serves both; keys and shapes are those of the authors' checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Block(nn.Module):
         width: of the inner convolutions.
         stride: of the first 3 x 3 convolution.
         scalars: whether it has Fixup's biases and multiplier; without them it is bias-free.
-        bottleneck: 1 x 1, 3 x 3, 1 x 1 convolutions with four times the channels at the end; else two 3 x 3 ones.
+        bottleneck: 1 x 1, 3 x 3 and 1 x 1 convolutions with four times the channels at the end; otherwise two 3 x 3 ones.
     """
 
     def __init__(self, channels: int, width: int, stride: int, *, scalars: bool, bottleneck: bool) -> None:
@@ -48,14 +48,14 @@ class Block(nn.Module):
             self.add_module(f"conv{index + 1}", convolution)
             for name in (f"bias{index + 1}a", *(["scale"] if last else []), f"bias{index + 1}b"):
                 self.register_parameter(name, nn.Parameter(torch.full((1,), float(name == "scale"))) if scalars else None)
-        # One ReLU module per use: methods that hook ReLUs need to tell them apart.
+        # One ReLU module per use, because methods that hook ReLUs must tell them apart.
         self.relus = nn.ModuleList(nn.ReLU(inplace=True) for _ in self.kernels)
         self.downsample = None
         if stride != 1 or channels != out:
             self.downsample = nn.Conv2d(channels, out, 1, stride=stride, bias=False)
 
     def convolutions(self) -> list[nn.Conv2d]:
-        """Those of the residual branch, in order."""
+        """The convolutions of the residual branch, in order."""
         return [self.get_submodule(f"conv{index + 1}") for index in range(len(self.kernels))]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 def add(x: Tensor, bias: Tensor | None) -> Tensor:
-    """``x + bias``, or ``x`` where there is none."""
+    """Return ``x + bias``, or ``x`` without a bias."""
     return x if bias is None else x + bias
 
 
@@ -84,7 +84,7 @@ class NormFreeResNet(nn.Module):
         scalars: Fixup's scalar biases and multipliers, and a bias in the classifier; without them the net is bias-free.
         bottleneck: bottleneck blocks instead of basic ones.
         width: channels of the first stage.
-        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, in place of 7 x 7 with stride 2 and a pooling.
+        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, instead of 7 x 7 with stride 2 and a pooling.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class NormFreeResNet(nn.Module):
         self._initialise(sum(blocks))
 
     def _initialise(self, total: int) -> None:
-        """He's standard deviation, in a branch of m convolutions times L^(-1 / (2 m - 2)) for L blocks; the last of a branch is zero.
+        """Initialise with He's deviation, in a branch of m convolutions times L^(-1 / (2 m - 2)) for L blocks, the last one with zeros.
 
-        The paper starts the classifier at zero, too. It keeps torch's default here, so that an untrained net depends on its input.
+        The paper also starts the classifier at zero. Here it keeps torch's default, so that an untrained net depends on its input.
         """
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         for block in (module for module in self.modules() if isinstance(module, Block)):
@@ -165,5 +165,5 @@ def mini_fixup_resnet8(num_classes: int) -> nn.Module:
 
 @register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=X_DNN, training={"epochs": 8})
 def mini_x_resnet8(num_classes: int) -> nn.Module:
-    """mini_resnet8 without BatchNorm and without any bias."""
+    """Build mini_resnet8 without BatchNorm and without any bias."""
     return _mini(num_classes, scalars=False)

@@ -1,8 +1,8 @@
-"""Isolation: a net is lent to code of the user's, and whatever that code does to it reaches nobody else.
+"""Isolation of a net from users' code: nothing that such code does to the net affects anything else.
 
-Two context managers. :func:`on_loan` is around a whole evaluation: the net works on copies of its tensors, and gets back the very tensors,
-hooks, modes and flags that it came with. :func:`guarded` is around one call of a method of the user's: what the method changed is undone
-before anything else sees the net, and redone when the same method is called again, so that the method runs as it would alone.
+:func:`on_loan` surrounds a whole evaluation: the net works on copies of its tensors, and its original tensors, hooks, modes and flags are
+restored afterwards. :func:`guarded` surrounds one call of a user's method: its changes are undone before anything else sees the net, and
+redone when the same method is called again, so that the method runs as it would alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEFT: dict[int, tuple[Any, Snapshot]] = {}
 
 
 class Snapshot:
-    """What a net is made of at a moment: attributes, children and hooks of its modules, its tensors with their storage and flags."""
+    """The state of a net: attributes, children and hooks of its modules, its tensors with their storage and flags."""
 
     def __init__(self, net: nn.Module) -> None:
         self.attributes: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
@@ -35,7 +35,7 @@ class Snapshot:
         tensors: dict[int, Tensor] = {}
         for module in net.modules():
             own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            if isinstance(module, torch.jit.ScriptModule):  # its attributes lie in C++
+            if isinstance(module, torch.jit.ScriptModule):  # its attributes are in C++
                 self.scripted.append((module, module.training, dict(module.named_buffers(recurse=False))))
             else:
                 values = dict(vars(module))
@@ -49,7 +49,7 @@ class Snapshot:
         self.gradients = [tensor.grad if tensor.is_leaf else None for tensor in self.tensors]
 
     def restore(self) -> None:
-        """Make the net what it was; what was written *into* its tensors stays."""
+        """Restore the net; values that were written *into* its tensors stay."""
         self.rebuild()
         for scripted, mode, buffers in self.scripted:
             scripted.training = mode
@@ -65,7 +65,7 @@ class Snapshot:
                     tensor.grad = gradient
 
     def rebuild(self, *, tensors: bool = True) -> None:
-        """Give the modules the attributes, children and hooks that they had, and, if ``tensors``, the parameters and buffers."""
+        """Restore the attributes, children and hooks of the modules and, if ``tensors``, their parameters and buffers."""
         for module, values, containers in self.attributes:
             kept = () if tensors else (vars(module)["_parameters"], vars(module)["_buffers"])
             vars(module).clear()
@@ -80,7 +80,7 @@ class Snapshot:
                     container.update(content)
 
     def differs(self, other: Snapshot) -> bool:
-        """Whether the two are of nets that are made differently; values of tensors and gradients are not compared."""
+        """Return whether the two nets are built differently; values of tensors and gradients are not compared."""
         if [id(tensor) for tensor in self.tensors] != [id(tensor) for tensor in other.tensors] or self.flags != other.flags:
             return True
         if not all(map(_is_in, self.tensors, other.data)) or len(self.attributes) != len(other.attributes):
@@ -92,14 +92,14 @@ class Snapshot:
 
 
 def _same(mine: Any, theirs: Any) -> bool:
-    """Whether two dicts, lists or sets hold the same objects in the same order."""
+    """Return whether two dicts, lists or sets hold the same objects in the same order."""
     if isinstance(mine, dict):
         return list(mine) == list(theirs) and all(a is b for a, b in zip(mine.values(), theirs.values(), strict=True))
     return len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
 
 
 def _is_in(tensor: Tensor, data: Tensor) -> bool:
-    """Whether a tensor's values are in the memory of another, in the same form."""
+    """Return whether a tensor's values are in the memory of another, in the same layout."""
     where = [(t.dtype, t.device, t.shape, t.layout) for t in (tensor, data)]
     if where[0] != where[1] or tensor.layout != torch.strided:
         return where[0] == where[1] and tensor.layout != torch.strided
@@ -108,9 +108,9 @@ def _is_in(tensor: Tensor, data: Tensor) -> bool:
 
 @contextmanager
 def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterator[nn.Module]:
-    """A net on a device and in a layout; afterwards it is what it was: tensors, gradients, modes, flags, devices, layout and hooks.
+    """Put a net on a device and into a layout, and restore its tensors, gradients, modes, flags, devices, layout and hooks afterwards.
 
-    Meanwhile it works on copies of its tensors, those in half precision widened to float32 (in which images come to it).
+    Meanwhile it works on copies of its tensors, with half precision widened to float32, the precision of its images.
     """
     before = Snapshot(net)
     for tensor in before.tensors:
@@ -139,7 +139,7 @@ def widen(net: nn.Module) -> None:
 
 
 def _mute(net: nn.Module) -> None:
-    """Take off the hooks of pytorch-grad-cam's objects: until one is called it keeps what every pass gives, for RISE thousands."""
+    """Remove the hooks of pytorch-grad-cam's objects, which keep the output of every pass until they are called, thousands for RISE."""
     for module in net.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -150,15 +150,15 @@ def _mute(net: nn.Module) -> None:
 
 @contextmanager
 def guarded(net: nn.Module, name: str, explain: Any = None) -> Iterator[nn.Module]:
-    """Code of the user's runs on a net in eval mode, its parameters trainable as they are; what it changes, it alone sees.
+    """Let users' code run on a net in eval mode, with trainable parameters as they are; its changes are visible to itself only.
 
     Args:
         net: the net.
         name: the method, for the warning.
-        explain: the user's own object. A net that it left changed, by hooks that it added on its first call, is so again on its next.
+        explain: the user's own object. Changes that it left in the net, such as hooks added by its first call, are redone for its next.
 
     Warns:
-        RuntimeWarning: the values of weights or buffers were other ones afterwards; they are put back.
+        RuntimeWarning: if values of weights or buffers have changed; they are restored.
     """
     before = Snapshot(net)
     values = _VALUES.get(net) or [(tensor, data.clone()) for tensor, data in zip(before.tensors, before.data, strict=True)]

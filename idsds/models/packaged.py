@@ -32,7 +32,7 @@ CAFFE_MEANS = (103.939, 116.779, 123.68)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and nothing else."""
+    """Unpickles numpy arrays and nothing else."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): lambda: np.empty(0).__reduce__()[0],

@@ -2,8 +2,8 @@
 "Wide Residual Networks", BMVC 2016).
 
 The ``mini_*`` nets are the first paper's own 32 x 32 variant (its section 4.2): a 3 x 3 stem, three stages of 16, 32 and 64 channels with
-n basic blocks each, 6 n + 2 layers, built from torchvision's blocks. The stem has stride 2 here, as that of the large nets: a quarter of
-the cost, and a CAM layer of 4 x 4 positions.
+n basic blocks each, 6 n + 2 layers, built from torchvision's blocks. The stem has stride 2 here, like that of the large nets, which
+takes a quarter of the time and gives a CAM layer of 4 x 4 positions.
 """
 
 from __future__ import annotations
@@ -79,5 +79,5 @@ for _depth in (8, 14, 20, 32):
 
 @register_model(family="resnet", cam_layer="layer3", num_classes=10, input_size=32, source=WIDE_RESNET)
 def mini_wide_resnet8(num_classes: int) -> nn.Module:
-    """Twice the channels of mini_resnet8."""
+    """Build mini_resnet8 with twice the channels."""
     return MiniResNet(num_classes, blocks=1, width=32)

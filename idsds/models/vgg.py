@@ -17,9 +17,9 @@ from idsds.models.pretrained import from_torchvision
 
 VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
 
-# Dropout slows the training down: more epochs than the recipe's.
+# Dropout slows training down, so it takes more epochs than the recipe's.
 MINI_TRAINING = {"epochs": 4}
-# As many convolutions as the large net of that name, with fewer poolings.
+# As many convolutions as the large net of the same name, with fewer poolings.
 MINI_LAYERS: dict[int, list[str | int]] = {
     11: [16, "M", 32, "M", 48, 48, "M", 64, 64, 64, 64],
     13: [16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, 64, 64],
@@ -50,7 +50,7 @@ class MiniVGG(VGG):
 
 
 def without_bias(net: nn.Module) -> nn.Module:
-    """The net with no bias in any convolution or linear layer; a ReLU net with zero padding becomes homogeneous by it."""
+    """Remove the bias of every convolution and linear layer, which makes a ReLU net with zero padding homogeneous."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_parameter("bias", None)
@@ -90,5 +90,5 @@ def mini_vgg11_bn(num_classes: int) -> nn.Module:
 
 @register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=X_DNN, training=MINI_TRAINING)
 def mini_x_vgg11(num_classes: int) -> nn.Module:
-    """mini_vgg11 without any bias."""
+    """Build mini_vgg11 without any bias."""
     return without_bias(MiniVGG(11, num_classes))

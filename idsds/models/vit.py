@@ -1,7 +1,7 @@
 """The vision transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021), as timm builds it.
 
-``model.blocks[i].attn.fused_attn`` says whether a block computes its attention in one fused kernel, which hides the attention map; a method
-that reads the maps sets it to False for as long as it runs. Both ways give the same logits.
+``model.blocks[i].attn.fused_attn`` says whether a block computes its attention in one fused kernel, which hides the attention map; a
+method that reads the maps sets it to False while it runs. The logits are the same either way.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from idsds.common.normalisation import HALF
 from idsds.models.base import register_model
 
 SOURCE = "Dosovitskiy et al., ICLR 2021"
-# timm's tag of the file jx_vit_base_p16_224-80ecf9dd.pth, which the study's code names.
+# timm's tag for the file jx_vit_base_p16_224-80ecf9dd.pth, which the study's code uses.
 PUBLISHED = "orig_in21k_ft_in1k"
 
 
 @register_model(family="vit", normalisation=HALF, source=SOURCE)
 def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """12 blocks of 12 heads on 14 x 14 patches; input of 224 x 224 pixels only.
+    """Build 12 blocks of 12 heads on 14 x 14 patches, for inputs of 224 x 224 pixels.
 
-    ``pretrained`` downloads the weights of the first paper (ImageNet-21k, then ImageNet), which the study starts from too, and not the
-    more strongly augmented ones that timm has made its default since.
+    ``pretrained`` downloads the weights of the original paper (ImageNet-21k, then ImageNet), from which the study starts too, and not the
+    more strongly augmented ones that are timm's default now.
     """
     return timm.create_model(f"vit_base_patch16_224.{PUBLISHED}", pretrained=pretrained, num_classes=num_classes)
 
@@ -38,12 +38,12 @@ def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Modul
     training={"epochs": 8, "batch_size": 32},
 )
 def mini_vit(num_classes: int) -> nn.Module:
-    """3 blocks of 4 heads on 8 x 8 tokens; input of 32 x 32 pixels only.
+    """Build 3 blocks of 4 heads on 8 x 8 tokens, for inputs of 32 x 32 pixels.
 
-    A few thousand images do not teach a transformer what a neighbour is, so that it starts out with that knowledge: the tokens come from
-    convolutions, the stem of Xiao et al., "Early Convolutions Help Transformers See Better", and the position embedding starts as waves of
-    the size of a token in place of noise of 0.02, by which a token cannot be told from the others. The weights start at the scale of
-    the layers' width (Glorot and Bengio, AISTATS 2010); timm's 0.02 is for 768 channels.
+    A few thousand images do not teach a transformer which tokens are neighbours, so it starts with that knowledge: the tokens come from
+    convolutions, the stem of Xiao et al., "Early Convolutions Help Transformers See Better", and the position embedding starts as waves
+    of the scale of a token instead of noise of 0.02, which does not distinguish tokens. The weights start at the scale of the layers'
+    width (Glorot and Bengio, AISTATS 2010); timm's 0.02 suits 768 channels.
     """
     side, width = 8, 48
     net = VisionTransformer(

@@ -16,28 +16,28 @@ from idsds.common.files import atomic
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or does not fit the model. The message names the file and the first differences."""
+    """A checkpoint that is missing, damaged or does not fit the model; the message names the file and the first differences."""
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Load weights strictly, onto the device the model is on.
+    """Load weights strictly, onto the device of the model.
 
     Args:
         model: the bare net.
         path: our own ``.safetensors``; a state_dict written by ``torch.save``; or a dict that holds one under ``state_dict``, such as the
             ``.pth.tar`` of the study's training script with its epoch, accuracy, optimiser, schedule and ``argparse.Namespace``.
-            The prefixes of DataParallel (``module.``) and of the study's B-cos wrapper (``model.``) are taken off.
+            The prefixes of DataParallel (``module.``) and of the study's B-cos wrapper (``model.``) are removed.
 
     Raises:
-        CheckpointError: missing, unreadable or truncated file; a file that holds more than tensors and plain values; missing or
-            unexpected keys; wrong shapes. The model is left as it was.
+        CheckpointError: for a missing, unreadable or truncated file, a file that holds more than tensors and plain values, missing or
+            unexpected keys, or wrong shapes. The model is left unchanged.
     """
     model.load_state_dict(check_checkpoint(model, path))
     return model
 
 
 def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights of a file under the model's own keys. The model, which may be on the meta device, stays as it is.
+    """Return the weights of a file under the model's own keys. The model, which may be on the meta device, is left unchanged.
 
     Raises:
         CheckpointError: as :func:`load_checkpoint`.
@@ -53,21 +53,21 @@ def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str
 def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:
     """Write the weights of a model, or a state_dict, as safetensors.
 
-    The file appears under its name once it is complete: whoever reads it, or a kill, never meets half of it.
+    The file appears under its name once it is complete: neither a reader nor a kill ever leaves half of it.
 
     Args:
         model: a net or its state_dict, on any device.
-        path: the file to write or replace; its folder is made.
+        path: the file to write or replace; its folder is created.
 
     Returns:
         The path.
 
     Raises:
-        OSError: where the file cannot be written, naming it.
+        OSError: if the file cannot be written, naming it.
     """
     path = Path(path)
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         safetensors.torch.save_file(tensors, partial)
@@ -75,13 +75,13 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, on the CPU, under the keys that it has. Raises CheckpointError."""
+    """Read the tensors of a checkpoint file onto the CPU, under the keys of the file. Raises CheckpointError."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        # weights_only: an unpickler that makes tensors and plain values and calls nothing. The study's files also hold the training
-        # script's options; a Namespace carries no code, and is allowed here only, not for the whole process.
+        # weights_only: an unpickler that makes tensors and plain values and calls nothing. The study's files also hold the options of the
+        # training script; a Namespace carries no code, and is allowed only here, not in the whole process.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may break the reader at any point
@@ -99,10 +99,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the model's own keys, as far as taking off a wrapper's prefix does it.
+    """Return the state under the model's own keys, as far as removing a wrapper's prefix achieves that.
 
-    Of the ways to read the keys the one is taken that finds most of the model's; where two find as many, the one that changes less. A
-    model whose weights have had other names may offer ``own_key(key) -> str``.
+    Of several ways to read the keys, the one that finds most of the model's keys is chosen, and of equals the one that changes less. A
+    model whose weights have other names in files may define ``own_key(key) -> str``.
     """
     own_key = getattr(model, "own_key", lambda key: key)
     wanted = model.state_dict().keys()
@@ -112,13 +112,13 @@ def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
         lambda key: _without_module(key).removeprefix("model."),
     )
     candidates = [{own_key(read(key)): value for key, value in state.items()} for read in readings]
-    # Two keys that become one would hide a tensor: such a reading is none.
+    # Two keys that become one would hide a tensor: such a reading is dropped.
     candidates = [found for found in candidates if len(found) == len(state)]
     return max(candidates, key=lambda found: len(wanted & found.keys()), default=dict(state))
 
 
 def _without_module(key: str) -> str:
-    """Without the ``module.`` that DataParallel puts around a net, or around a part of it (``features.module.0.weight``)."""
+    """Remove the ``module.`` that DataParallel adds around a net, or around a part of it (``features.module.0.weight``)."""
     return ".".join(part for part in key.split(".") if part != "module")
 
 

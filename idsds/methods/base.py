@@ -310,7 +310,7 @@ def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequenc
             with frozen(method.model):
                 return function(images, targets, **options)
         with guarded(method.model, method.name, method.explain):
-            return function(images.to(precision_of(method.model), copy=True), targets.clone(), **options)
+            return function(images.to(precision_of(method.model, images.dtype), copy=True), targets.clone(), **options)
 
     try:
         if "batch" not in asked:

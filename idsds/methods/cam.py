@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 from torch.overrides import TorchFunctionMode
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, XGradCAM
 
@@ -45,7 +46,7 @@ EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCA
 
 Channels = Literal["first", "last"]
 #: Modules whose type tells where the channels of their output are; a subclass of the latter may differ.
-CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
+CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd, nn.Upsample)
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 REARRANGED = {getattr(where, name) for where in (torch, Tensor) for name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes")}
 _KNOWN_CHANNELS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Channels | None]] = weakref.WeakKeyDictionary()

@@ -179,9 +179,9 @@ def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def precision_of(model: nn.Module) -> torch.dtype:
-    """Return the dtype of a net's weights, in which it gets images; float32 for a net without weights."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+def precision_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the type of a net's weights, in which images come to it; ``otherwise`` for a net that has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), otherwise)
 
 
 #: By frozen net, the parameters that are trainable otherwise.
@@ -200,9 +200,8 @@ def _own_inputs(model: nn.Module) -> Iterator[None]:
     def own(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        converted = (
-            value.to(precision_of(model)) if value.is_floating_point() and not torch.is_autocast_enabled(value.device.type) else value
-        )
+        convert = value.is_floating_point() and not torch.is_autocast_enabled(value.device.type)
+        converted = value.to(precision_of(model, value.dtype)) if convert else value
         return converted.clone() if converted is value else converted
 
     def copy(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

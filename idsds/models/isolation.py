@@ -20,9 +20,9 @@ from torch.nn.parameter import is_lazy
 from idsds.models.base import TRAINABLE, frozen
 
 HALF = (torch.float16, torch.bfloat16)
-#: By net on loan, its tensors with copies of their values, which are made when the first method of the user's asks for them.
+#: By net in use, its tensors with copies of their values, which are made when the first user's method runs.
 _VALUES: weakref.WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
-#: By id of what explains: that object, and the net as it left it, where it left one changed.
+#: By id of a method's object: that object, and the state of the net that it left, if it left the net changed.
 _LEFT: dict[int, tuple[Any, Snapshot]] = {}
 
 

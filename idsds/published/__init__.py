@@ -1,7 +1,7 @@
-"""Published numbers, under our names, to draw beside our own: of the IDSDS paper's poster, and of the xai-correlation study.
+"""Published numbers under our names, to draw beside our own: of the IDSDS paper's poster and of the xai-correlation study.
 
-Where each number was read, and how sure it is, stands in ``README.md`` beside the files. ``inferred`` marks a value whose label the figure
-does not print.
+The source and reliability of each number are in ``README.md`` beside the files. ``inferred`` marks a value whose label is not printed in
+the figure.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from importlib import resources
 
 import pandas as pd
 
-# What was published with which setting; elsewhere there is nothing to compare with.
+# The settings of the published numbers; for others there is nothing to compare with.
 DATASET, GRID, BASELINE = "imagenet", 4, "zeros"
-# Readings from a figure are this close to what it was drawn from.
+# Readings from a figure are this close to the values behind it.
 SCORE_READING, ACCURACY_READING = 0.003, 0.001
 
 AXES = "poster, parallel IDSDS axes"
 SCATTER = "poster, accuracy against IDSDS"
-# The study's names for what has another one here.
+# The study's names for things that have other names here.
 STUDY_MODELS = {"resnet18": "resnet18", "densenet": "densenet121", "efficientnet": "efficientnet_b0"}
 STUDY_DATASETS = {
     "edible-plants": "edible_plants",
@@ -45,13 +45,13 @@ STUDY_FILTERS = {
 
 
 def idsds_scores() -> pd.DataFrame:
-    """IDSDS on ImageNet (validation images, grid of 4, zero baseline), read from the poster's figure to about +-0.003.
+    """Return IDSDS on ImageNet (validation images, grid of 4, zero baseline), read from the poster's figure to about +-0.003.
 
     Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision Models*, NeurIPS 2024, arXiv 2407.11910.
 
     Returns:
         One row per model and method: ``score`` (mean rank correlation in [-1, 1], higher is better), ``inferred`` (whether the value's
-        label was inferred and not printed), ``how_read``, ``figure``.
+        label was inferred because it is not printed), ``how_read``, ``figure``.
     """
     table = _read("idsds_poster").rename(columns={"idsds": "score"})
     return table.assign(inferred=~table["how_read"].str.startswith("labelled"), figure=AXES)[
@@ -60,7 +60,7 @@ def idsds_scores() -> pd.DataFrame:
 
 
 def accuracies() -> pd.DataFrame:
-    """Top-1 accuracy on ImageNet of the poster's models, read from its scatter to about +-0.001; most likely after fine-tuning.
+    """Return the top-1 accuracy on ImageNet of the poster's models, read from its scatter to about +-0.001; most likely after fine-tuning.
 
     Returns:
         One row per model: ``accuracy`` (a share in [0, 1], higher is better), ``figure``.
@@ -69,7 +69,7 @@ def accuracies() -> pd.DataFrame:
 
 
 def xai_correlation_models() -> pd.DataFrame:
-    """The study's 75 models (3 architectures x 5 data sets x 5 shares of the training images), as its notebooks print them.
+    """Return the study's 75 models (3 architectures x 5 data sets x 5 shares of the training images), as its notebooks print them.
 
     Returns:
         One row per model, data set and share: ``train_fraction`` (in (0, 1]), ``method`` (Guided Backprop), ``weighted_precision`` (what
@@ -85,14 +85,14 @@ def xai_correlation_models() -> pd.DataFrame:
 
 
 def xai_correlation_ssim() -> pd.DataFrame:
-    """Structural similarity of the maps before and after an augmentation, as the study "Don't Augment Me" prints it.
+    """Return the structural similarity of maps before and after an augmentation, as the study "Don't Augment Me" prints it.
 
     The names of the augmentations are those of :func:`idsds.protocols.robustness.augmentations`; our filters are close equivalents of
     the study's. Rows over several augmentations are ``all rotations``, ``all filters`` and ``all``.
 
     Returns:
         One row per method and augmentation: ``group`` (``rotations``, ``filters``, ``all``), ``ssim`` (mean in [-1, 1], higher is more
-        robust), ``sd`` over images, ``sd_reused`` (whether the study printed the filters' deviation in its place).
+        robust), ``sd`` over images, ``sd_reused`` (whether the study printed the filters' deviation instead).
     """
     table = _read("xai_correlation_ssim").rename(columns={"ssim_mean": "ssim", "ssim_std": "sd"})
     named = table["augmentation"].map(_augmentation)
@@ -102,19 +102,19 @@ def xai_correlation_ssim() -> pd.DataFrame:
 
 
 def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, baseline: str = BASELINE) -> pd.DataFrame:
-    """Our scores beside the published ones, where model and method match.
+    """Put our scores beside the published ones for matching models and methods.
 
     Args:
         table: from :func:`idsds.rank`: model, method, mean, low, high.
-        dataset, grid, baseline: how the scores were made. Published are those on ImageNet with a grid of 4 and the zero baseline; for any
-            other setting nothing matches.
+        dataset, grid, baseline: the settings of the scores. Those on ImageNet with a grid of 4 and the zero baseline are published; for
+            any other setting nothing matches.
 
     Returns:
         One row per match: ``model``, ``method``, ``ours``, ``low``, ``high``, ``published``, ``difference`` (ours minus published),
-        ``inferred`` (of the published value's label). Empty where nothing matches.
+        ``inferred`` (of the published value's label). Empty if nothing matches.
 
     Raises:
-        ValueError: where the table lacks a column.
+        ValueError: if the table lacks a column.
     """
     columns = ["model", "method", "mean", "low", "high"]
     if missing := [name for name in columns if name not in table.columns]:
@@ -127,7 +127,7 @@ def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, basel
 
 
 def _augmentation(name: str) -> str:
-    """The study's name of an augmentation as ours; a row over several keeps its name."""
+    """Return our name of the study's augmentation; a row over several keeps its name."""
     if name.endswith("° rotation"):
         return f"{int(name.removesuffix('° rotation')):+d} degrees"
     return STUDY_FILTERS.get(name, name)

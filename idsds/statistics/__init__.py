@@ -1,7 +1,7 @@
-"""From records to numbers one can trust: means with intervals, paired comparisons, rankings with ties, agreement between images.
+"""From records to results with their uncertainty: means, paired comparisons, rankings with ties, agreement between images.
 
 Every function takes records (a tidy pandas frame, one row per image, model, method and setting) and returns a tidy frame. Each interval
-says in its ``interval`` column what it covers: images alone, or training seeds and images. An undefined (NaN) score is counted, never lost.
+says in its ``interval`` column what it covers: images alone, or training seeds and images. Undefined (NaN) scores are counted, never lost.
 """
 
 from idsds.statistics.agreement import kendalls_w, krippendorffs_alpha

@@ -1,4 +1,4 @@
-"""How far the images agree on the ranking of the methods: Kendall's W and Krippendorff's alpha, with intervals over images."""
+"""Agreement of images on the ranking of methods: Kendall's W and Krippendorff's alpha, with intervals over images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scipy.stats import rankdata
 from idsds.statistics.intervals import Statistic, bca, check_options, covers, rng_for
 from idsds.statistics.scores import ScoreTable, score_table
 
-#: From the ranks (images, methods): what is to be summed over images, and the coefficient as a function of the sums.
+#: From the ranks (images, methods) to the features to sum over images, and the coefficient as a function of the sums.
 Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]
 
 
 def kendalls_w(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """Kendall's coefficient of concordance, per model and setting: 1 where all images rank the methods alike, near 0 where they do not.
+    """Compute Kendall's coefficient of concordance, per model and setting: 1 if all images rank the methods alike, near 0 if unrelated.
 
     W = 12 sum_j (R_j - mean R)^2 / (m^2 (k^3 - k) - m sum T), with R_j the rank sums of k methods over m images and T = sum (t^3 - t) over
     an image's ties. Kendall and Babington Smith, Annals of Mathematical Statistics 1939. Its mean for unrelated rankings is 1 / m.
@@ -47,17 +47,17 @@ def kendalls_w(records: pd.DataFrame, confidence: float = 0.95, resamples: int =
 
 
 def krippendorffs_alpha(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """Krippendorff's ordinal alpha of the ranks that the images give the methods: 1 is full agreement, 0 what chance gives.
+    """Compute Krippendorff's ordinal alpha of the ranks that images give the methods: 1 is full agreement, 0 chance.
 
-    alpha = 1 - D_o / D_e, images as coders and methods as units. The ordinal distance of two ranks is the difference of their midranks
-    among all values given, so that both disagreements are variances and nothing grows with the square of the values. Krippendorff,
+    alpha = 1 - D_o / D_e, with images as coders and methods as units. The ordinal distance of two ranks is the difference of their midranks
+    among all values, so that both disagreements are variances and no memory grows with the square of the values. Krippendorff,
     "Content Analysis", 4th edition, 2018, chapter 12.
 
     Args:
         records, confidence, resamples, seed: as for :func:`kendalls_w`.
 
     Returns:
-        As :func:`kendalls_w`, with ``alpha`` in place of ``w``.
+        As :func:`kendalls_w`, with ``alpha`` instead of ``w``.
     """
 
     def prepare(ranks: np.ndarray) -> tuple[sparse.csr_array, Statistic]:
@@ -99,7 +99,7 @@ def _agreement(name: str, prepare: Prepare, records: pd.DataFrame, confidence: f
 
 
 def _ranks(part: ScoreTable) -> tuple[np.ndarray, int]:
-    """Midranks of the methods within each complete image (images, methods), and the number of incomplete images."""
+    """Return the midranks of the methods within each complete image (images, methods), and the number of incomplete images."""
     images, start = np.unique(part.image, return_index=True)
     finite = np.isfinite(part.scores)
     count = np.add.reduceat(finite.astype(np.int64), start, axis=0)

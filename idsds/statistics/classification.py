@@ -10,7 +10,7 @@ from idsds.statistics.intervals import check_options, rng_for
 
 #: The measures, in the order of the columns.
 QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
-#: How far weighted precision is above accuracy on the same images, in [-1, 1]: the study prints the one under the name of the other.
+#: Weighted precision minus accuracy on the same images, in [-1, 1]: the study prints the first under the name of the second.
 EXCESS = "precision_excess"
 
 
@@ -51,7 +51,7 @@ def classification_scores(
 
 
 def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
-    """The measures and the excess (rows, 4) from how often each pair occurs, (rows, P)."""
+    """Return the measures and the excess (rows, 4) from the counts of the pairs, (rows, P)."""
     of_target, of_prediction = (np.eye(classes)[codes] for codes in pairs)  # (P, K) each
     support, predicted = counts @ of_target, counts @ of_prediction  # (rows, K)
     right = (counts * (pairs[0] == pairs[1])) @ of_target

@@ -1,4 +1,4 @@
-"""The bootstrap underneath every interval: resampled sums over images, and the BCa interval of anything computed from such sums."""
+"""The bootstrap behind every interval: resampled sums over images, and the BCa interval of statistics computed from such sums."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 Ends = tuple[np.ndarray, np.ndarray]
-#: Numbers per chunk of resampling weights, whatever the number of images: 1e6 float64 are 8 MB and stay in the cache.
+#: Numbers per chunk of resampling weights, for any number of images: 1e6 float64 are 8 MB and stay in the cache.
 CHUNK = 1_000_000
-#: The acceleration needs a leave-one-out value per image; beyond this many images they are left out in groups.
+#: The acceleration needs a leave-one-out value per image; beyond this many images, groups of images are left out.
 JACKKNIFE_GROUPS = 2_000
-#: Among fewer units than these, a spread of 0 says nothing of the next one.
+#: For fewer units than these, a spread of 0 says nothing about the next unit.
 FEW = 10
 
 
 def rng_for(seed: int, *key: object) -> np.random.Generator:
-    """A numpy generator that depends on nothing but ``seed`` and ``key``."""
+    """Return a numpy generator that depends only on ``seed`` and ``key``."""
     digest = hashlib.blake2b("\x1f".join(map(str, (seed, *key))).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def check_options(confidence: float, **counts: int) -> None:
-    """Raise ValueError where a confidence or a named count (``resamples``, ``permutations``) makes no sense."""
+    """Raise ValueError for a confidence or a named count (``resamples``, ``permutations``) out of range."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence!r}; 0.95 is usual")
     for name, count in counts.items():
@@ -36,13 +36,13 @@ def check_options(confidence: float, **counts: int) -> None:
 
 
 def covers(confidence: float, seeds: int) -> str:
-    """What a BCa interval over images covers, in words: other images, but not other training seeds than the ``seeds`` at hand."""
+    """Say in words what a BCa interval over images covers: other images, but no other training seeds than these ``seeds``."""
     over = "images" if seeds == 1 else f"images, {seeds} training seeds held fixed"
     return f"{100 * confidence:g} % BCa bootstrap over {over}"
 
 
 def weights(rng: np.random.Generator, n: int, resamples: int, draws: int | None = None) -> Iterator[np.ndarray]:
-    """How often each of ``n`` units occurs in each resample of ``draws`` (default ``n``) units, in chunks (chunk, n) of float64."""
+    """Yield how often each of ``n`` units occurs in each resample of ``draws`` (default ``n``) units, in chunks (chunk, n) of float64."""
     draws = n if draws is None else draws
     step = max(1, CHUNK // n)
     for start in range(0, resamples, step):
@@ -53,20 +53,20 @@ def weights(rng: np.random.Generator, n: int, resamples: int, draws: int | None 
 
 
 def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
-    """The bias-corrected and accelerated bootstrap interval of a statistic of sums over units.
+    """Compute the bias-corrected and accelerated bootstrap interval of a statistic of sums over units.
 
-    A mean, a ratio or a coefficient of agreement depends on the units through sums alone. A resample is then a vector of weights, and all
+    A mean, a ratio or a coefficient of agreement depends on the units only through sums. A resample is then a vector of weights, and all
     resamples are one matrix product, shared by all columns. Efron, "Better bootstrap confidence intervals", JASA 1987.
 
     Args:
-        features: (units, F), what is summed.
-        statistic: sums (..., F) to values (..., columns).
+        features: (units, F), the summands.
+        statistic: from sums (..., F) to values (..., columns).
         confidence: such as 0.95.
-        resamples: how many.
+        resamples: number of resamples.
         rng: draws the units.
 
     Returns:
-        The low and high ends, each (columns,); NaN for fewer than two units or where the statistic is undefined.
+        The low and high ends, each (columns,); NaN for fewer than two units or if the statistic is undefined.
     """
     n = features.shape[0]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -80,7 +80,7 @@ def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidenc
 
 
 def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
-    """The plain percentile interval of resampled values (resamples, columns)."""
+    """Return the plain percentile interval of resampled values (resamples, columns)."""
     tail = (1 - confidence) / 2
     ends = [np.quantile(d[np.isfinite(d)], [tail, 1 - tail]) if np.isfinite(d).any() else np.full(2, np.nan) for d in drawn.T]
     low, high = np.array(ends).T
@@ -115,7 +115,7 @@ def _bca_ends(observed: np.ndarray, drawn: np.ndarray, left_out: np.ndarray, con
         resampled, jackknife = resampled[np.isfinite(resampled)], jackknife[np.isfinite(jackknife)]
         if not np.isfinite(value) or len(jackknife) < 2 or not len(resampled):
             continue
-        # Values that differ by rounding alone count as equal, or ties would be split by the order of the sums.
+        # Values that differ only by rounding count as equal; otherwise the order of the sums would split ties.
         close = 1e-12 * max(np.abs(resampled - value).max(), np.finfo(float).tiny)
         below, equal = np.mean(resampled < value - close), np.mean(np.abs(resampled - value) <= close)
         bias = ndtri(np.clip(below + equal / 2, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
@@ -128,19 +128,19 @@ def _bca_ends(observed: np.ndarray, drawn: np.ndarray, left_out: np.ndarray, con
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """An interval for any smooth statistic of independent units: Student's t around it, with the jackknife's standard error.
+    """Compute an interval for a smooth statistic of independent units: Student's t with the jackknife's standard error.
 
-    For a mean it is the ordinary t interval. It holds for a handful of units, of which a bootstrap would be far too narrow. Tukey, "Bias
-    and confidence in not-quite large samples", 1958.
+    For a mean it is the ordinary t interval. It also holds for a handful of units, for which a bootstrap would be far too narrow. Tukey,
+    "Bias and confidence in not-quite large samples", 1958.
 
     Args:
-        statistic: of (units, ...), a number.
+        statistic: from values (units, ...) to a number.
         values: (units, ...).
         confidence: such as 0.95.
 
     Returns:
-        The ends; NaN for fewer than two units, where the statistic is undefined, and where fewer than :data:`FEW` units leave it without
-        any spread, which is no certainty.
+        The ends; NaN for fewer than two units, if the statistic is undefined, and if it does not vary over fewer than :data:`FEW` units,
+        which does not mean certainty.
     """
     check_options(confidence)
     n = len(values)
@@ -156,19 +156,19 @@ def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, conf
 
 
 def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """The mean over training seeds with Student's t interval: mean, low, high.
+    """Return the mean over training seeds with Student's t interval: mean, low, high.
 
-    A bootstrap of two to five seeds is far too narrow; the t interval is exact for normal values. It holds for the images at hand.
+    A bootstrap of two to five seeds is far too narrow; the t interval is exact for normal values. It holds for these images only.
 
     Args:
         values: (n,), one number per seed.
         confidence: such as 0.95.
 
     Returns:
-        The ends are NaN for a single seed, and all three where a value is NaN.
+        The ends are NaN for a single seed, and all three if a value is NaN.
 
     Raises:
-        ValueError: for no values, or a confidence that makes no sense.
+        ValueError: without values, or for a confidence out of range.
     """
     check_options(confidence)
     values = np.asarray(values, float)
@@ -182,5 +182,5 @@ def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
 
 
 def covers_seeds(seeds: int, confidence: float = 0.95) -> str:
-    """What :func:`seed_interval` covers, in words."""
+    """Say in words what :func:`seed_interval` covers."""
     return "one training seed: no interval" if seeds == 1 else f"{100 * confidence:g} % t interval over {seeds} training seeds"

@@ -1,4 +1,4 @@
-"""Mean scores with intervals, and the band in which the mean of a map that knows nothing lies."""
+"""Mean scores with intervals, and the null band of random maps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from idsds.statistics.scores import ScoreTable, score_table
 
 
 def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """The mean score of every model and method, best first, with a BCa bootstrap interval over images.
+    """Return the mean score of every model and method, best first, with a BCa bootstrap interval over images.
 
-    The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Where an image has
-    several scores (one per training seed) they are drawn together: the interval then holds for these seeds and says so;
+    The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Several scores of
+    an image (one per training seed) are drawn together: the interval then holds for these seeds and says so;
     :func:`nested_bootstrap` covers other seeds too. Higher is better for ``rank_correlation``.
 
     Args:
@@ -24,12 +24,12 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
         seed: of the resamples.
 
     Returns:
-        One row per model, setting (where several occur) and method: ``mean`` of the defined scores, ``low`` and ``high``, ``count`` of the
+        One row per model, setting (if there are several) and method: ``mean`` of the defined scores, ``low`` and ``high``, ``count`` of the
         defined scores, ``nan`` the number of undefined ones, ``interval`` what the interval covers. Sorted by model and setting, then by
-        mean descending. The ends are NaN for fewer than two images and equal the mean where all scores are equal.
+        mean descending. The ends are NaN for fewer than two images and equal the mean if all scores are equal.
 
     Raises:
-        TypeError, ValueError: where ``records`` or an option is not usable; the message names what is wrong.
+        TypeError, ValueError: for unusable ``records`` or options, naming the fault.
     """
     check_options(confidence, resamples=resamples)
     table = score_table(records)
@@ -42,12 +42,12 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
 
 
 def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """The mean score of every model and method with an interval over training seeds and images.
+    """Return the mean score of every model and method with an interval over training seeds and images.
 
-    Each resample draws training seeds and, within them, images. All seeds are judged on the same images, so one draw of images serves all
-    drawn seeds (Owen, "The pigeonhole bootstrap", 2007); drawing other images for each seed would average the images' share away.
-    One seed fewer than there are is drawn: with the usual number the variance between n seeds comes out too small by (n - 1) / n, which
-    matters for three of them (Rao and Wu, JASA 1988). The interval is that of the percentiles.
+    Each resample draws training seeds and, within them, images. All seeds are scored on the same images, so one draw of images serves all
+    drawn seeds (Owen, "The pigeonhole bootstrap", 2007); drawing other images for each seed would average out the variance of images.
+    Of n seeds, n - 1 are drawn: drawing n would underestimate the variance between seeds by (n - 1) / n, which
+    matters for three of them (Rao and Wu, JASA 1988). It is a percentile interval.
 
     Args:
         records: as for :func:`rank`, with a column ``seed`` that holds at least two training seeds.
@@ -57,7 +57,7 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
         As :func:`rank`, with ``seeds`` (how many) and ``seed_sd``, the standard deviation of the seeds' means.
 
     Raises:
-        ValueError: where a model and method has fewer than two seeds.
+        ValueError: if a model and method has fewer than two seeds.
     """
     check_options(confidence, resamples=resamples)
     table = score_table(records)
@@ -82,18 +82,18 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
 
 
 def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95) -> float | np.ndarray | pd.Series:
-    """Half the width of the band, around 0, of the mean rank correlation of a map that knows nothing of the model.
+    """Return half the width of the band around 0 that holds the mean rank correlation of random maps.
 
     Against any fixed order of the drops, a random order of n patches has a Spearman correlation of mean 0 and variance 1 / (n - 1). The
     mean of ``count`` images then lies within z / sqrt(n - 1) / sqrt(count) of 0 with probability ``confidence``.
 
     Args:
         n_patches: patches per image, 16 for a grid of 4.
-        count: images in the mean; an array or a column gives one half-width each.
+        count: number of images in the mean; for an array or a column, one half-width each.
         confidence: such as 0.95.
 
     Returns:
-        The half-width, in units of the score; NaN where ``count`` is 0.
+        The half-width, in units of the score; NaN if ``count`` is 0.
     """
     check_options(confidence)
     if n_patches < 2:
@@ -106,10 +106,10 @@ def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: f
 
 
 def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
-    """BCa ends of the mean of the finite ``scores`` (rows, columns) when images (their rows together) are drawn anew.
+    """Return the BCa ends of the mean of the finite ``scores`` (rows, columns), resampling images with all their rows.
 
-    The mean is a ratio of two sums over images, of the finite scores and of their number, so that an undefined score and several
-    scores per image need no case of their own.
+    The mean is a ratio of two sums over images, of the finite scores and of their number, so that undefined scores and several
+    scores per image need no special case.
 
     Args:
         scores: (rows, columns).
@@ -123,7 +123,7 @@ def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resa
     count = finite.sum(0)
     centre = np.divide(np.where(finite, scores, 0).sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
     constant = np.where(finite, scores, -np.inf).max(0) == np.where(finite, scores, np.inf).min(0)
-    # Deviations from the mean are summed, not scores: equal scores then give an interval of exactly no width.
+    # Sum deviations from the mean instead of scores: equal scores then give an interval of width exactly 0.
     deviation = per_image(np.where(finite & ~constant, scores - np.nan_to_num(centre), 0.0), image)
     defined = per_image(finite.astype(np.float64), image)
     columns = scores.shape[1]
@@ -141,13 +141,13 @@ def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resa
 
 
 def per_image(values: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Sums of the rows of ``values`` (rows, columns) that belong to one image (ascending): (images, columns)."""
+    """Sum the rows of ``values`` (rows, columns) that belong to one image (ascending): (images, columns)."""
     starts = np.flatnonzero(np.diff(image, prepend=image[0] - 1))
     return values if len(starts) == len(values) else np.add.reduceat(values, starts, axis=0)
 
 
 def _drawn_means(sums: np.ndarray, defined: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means (resamples, columns) of drawn seeds on drawn images, from sums and counts of the defined scores (images, seeds, columns)."""
+    """Return means (resamples, columns) of drawn seeds on drawn images, from sums and counts of scores (images, seeds, columns)."""
     images, seeds, columns = sums.shape
     seed_draws = np.concatenate(list(weights(rng, seeds, resamples, draws=seeds - 1)))  # (resamples, seeds)
     drawn = []

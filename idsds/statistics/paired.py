@@ -15,7 +15,7 @@ from idsds.statistics.scores import ScoreTable, known, one_of, score_table
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
-#: Differences are formed for this many pairs at a time, which bounds the memory: 64 x 50,000 images are 26 MB. No number depends on it.
+#: Differences are formed for this many pairs at a time, which bounds memory: 64 x 50,000 images are 26 MB. No result depends on it.
 PAIRS_AT_ONCE = 64
 
 
@@ -28,18 +28,18 @@ def paired_differences(
     permutations: int = 9_999,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Any two methods (of one model) or any two models (under one method), image by image.
+    """Compare any two methods (of one model) or any two models (under one method), image by image.
 
     Only images on which both scores are defined are compared. ``p`` is that of the two-sided sign-flip test (:func:`sign_flip_test`),
-    ``p_holm`` is corrected for all rows of the table that is returned: ask for fewer pairs to correct for fewer. The interval of each
-    row is on its own, not simultaneous.
+    ``p_holm`` is corrected for all rows of the returned table: ask for fewer pairs to correct for fewer. Intervals are not
+    simultaneous: each row's holds on its own.
 
     Args:
         records: columns model, method, image_id, score; optionally seed (its scores are paired too) and settings.
-        by: ``"method"`` or ``"model"``, what is compared.
+        by: what to compare, ``"method"`` or ``"model"``.
         pairs: (a, b) names; None takes every pair.
         confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
-        permutations: random sign flips, used where there are too many images for all of them.
+        permutations: number of random sign flips, if there are too many images for all flips.
 
     Returns:
         One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,
@@ -48,7 +48,7 @@ def paired_differences(
 
     Raises:
         UnknownNameError: for a name in ``pairs`` that the records do not hold, or an unknown ``by``.
-        TypeError, ValueError: where ``records`` or an option is not usable.
+        TypeError, ValueError: for unusable ``records`` or options.
     """
     check_options(confidence, resamples=resamples, permutations=permutations)
     one_of("comparison", by, COMPARED)
@@ -71,18 +71,18 @@ def paired_differences(
 def ranking_with_ties(
     records: pd.DataFrame, alpha: float = 0.05, resamples: int = 2_000, permutations: int = 9_999, seed: int = 0
 ) -> pd.DataFrame:
-    """The ranking of the methods of each model, and for every neighbour whether the images tell the two apart.
+    """Rank the methods of each model, and test whether neighbours in the ranking differ.
 
     Args:
         records: as for :func:`idsds.statistics.rank`.
-        alpha: two neighbours count as told apart where their sign-flip p, corrected by Holm for all neighbours of the table, is at
+        alpha: neighbours differ if their sign-flip p, corrected by Holm for all neighbours of the table, is at
             most this.
         resamples, permutations, seed: as for :func:`paired_differences`.
 
     Returns:
         The table of :func:`idsds.statistics.rank` (confidence 1 - alpha) with ``place`` (1 is best), ``next`` (the method below),
-        ``difference`` to it, ``p_holm``, ``told_apart`` (from the next; missing for the last) and ``tie``: neighbours with the same number
-        cannot be told apart from each other, one after the other.
+        ``difference`` to it, ``p_holm``, ``told_apart`` (whether it differs from the next; missing for the last) and ``tie``: methods with
+        the same number form a chain of neighbours that do not differ.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha!r}; 0.05 is usual")
@@ -98,7 +98,7 @@ def ranking_with_ties(
         ranking = ranking.merge(pairs, how="left", on=[*keys, "method", "next"])
     else:
         ranking = ranking.assign(difference=np.nan, p=np.nan)
-    # Holm's family is the neighbours alone: a pair that is adjacent under one model only is not a comparison under another.
+    # Holm's family is the neighbours alone: a pair that is adjacent for one model only is not compared for another.
     ranking["p_holm"] = holm(ranking.pop("p").to_numpy())
     told_apart = (ranking["p_holm"] <= alpha).astype("boolean").mask(ranking["next"].isna())
     step = (told_apart.fillna(True)).groupby([ranking[k] for k in keys], sort=False, dropna=False).shift(1, fill_value=False)
@@ -107,7 +107,7 @@ def ranking_with_ties(
 
 
 def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", power: float = 0.8, alpha: float = 0.05) -> pd.DataFrame:
-    """How many images it takes to tell ``a`` from ``b``, were the difference and its spread those of the records.
+    """Return how many images it takes to tell ``a`` from ``b``, if the true difference and its spread are those of the records.
 
     n = ((z_(1 - alpha / 2) + z_power) sd / difference)^2 + z_(1 - alpha / 2)^2 / 2: the two-sided paired test, with Guenther's (1981) term
     for the unknown standard deviation.
@@ -115,16 +115,16 @@ def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", pow
     Args:
         records: as for :func:`paired_differences`; scores of several seeds are averaged per image.
         a, b: two names.
-        by: ``"method"`` or ``"model"``, what they are.
-        power: the probability of telling them apart that is wanted.
+        by: what they are, ``"method"`` or ``"model"``.
+        power: the desired probability of telling them apart.
         alpha: the level of the (uncorrected) test.
 
     Returns:
         One row per model (or method) and setting that holds both: ``a``, ``b``, ``difference``, ``sd`` (of the difference over images),
-        ``count`` (images at hand), ``images`` (needed; inf where the means are equal, NaN for fewer than two images at hand).
+        ``count`` (images in the records), ``images`` (needed; inf if the means are equal, NaN for fewer than two images).
 
     Raises:
-        UnknownNameError: where the records do not hold ``a`` or ``b``.
+        UnknownNameError: if the records do not hold ``a`` or ``b``.
         ValueError: for a power or alpha outside (0, 1) or a power below alpha.
     """
     one_of("comparison", by, COMPARED)
@@ -147,15 +147,15 @@ def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", pow
 
 
 def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Generator) -> np.ndarray:
-    """Two-sided p of the mean of paired differences, were the sign of each image's difference a fair coin.
+    """Return the two-sided p of the mean of paired differences, if the sign of each image's difference were a fair coin.
 
-    All 2^n flips where there are no more of them than ``permutations``; else random ones, p = (1 + as extreme) / (1 + permutations).
-    Such a p cannot fall below its floor, which would hide every difference once hundreds of pairs are corrected for. Where Hoeffding's
-    bound on the very same probability, 2 exp(-(sum d)^2 / (2 sum d^2)), is below the floor, it is returned: the exact p is no larger.
+    All 2^n flips are used if there are at most ``permutations`` of them; otherwise random ones, p = (1 + as extreme) / (1 + permutations).
+    Such a p has a floor, which would hide every difference once hundreds of pairs are corrected for. If Hoeffding's
+    bound on the same probability, 2 exp(-(sum d)^2 / (2 sum d^2)), is below the floor, it is returned: the exact p is no larger.
 
     Args:
-        differences: (images, pairs), 0 where undefined (a difference of 0 takes no part).
-        permutations: random flips.
+        differences: (images, pairs), 0 where undefined (a difference of 0 has no effect).
+        permutations: number of random flips.
         rng: draws them.
 
     Returns:
@@ -167,7 +167,7 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
     np.divide(observed**2, 2 * squares, out=p, where=squares > 0)
     p = np.where(squares > 0, np.clip(2 * np.exp(-p), np.finfo(float).tiny, 1.0), 1.0)
     taking_part = (differences != 0).sum(0)
-    slack = 1e-12 * np.abs(differences).sum(0)  # flips that tie with what was observed count, whatever the order of the sums
+    slack = 1e-12 * np.abs(differences).sum(0)  # flips that tie with the observed sum count, whatever the order of summation
     exact = taking_part <= np.log2(permutations)
     for column in np.flatnonzero(exact & (taking_part > 0)):
         d = differences[differences[:, column] != 0, column]
@@ -186,7 +186,7 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's (1979) step-down correction: the i-th smallest of m becomes max over j <= i of (m - j + 1) p_j, at most 1; NaN stay out."""
+    """Apply Holm's (1979) step-down correction: the i-th smallest of m becomes max over j <= i of (m - j + 1) p_j, at most 1; NaN stay."""
     p = np.asarray(p, dtype=np.float64)
     corrected = np.full(p.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(p))
@@ -198,7 +198,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def _compare(
     part: ScoreTable, first: list[int], second: list[int], confidence: float, resamples: int, permutations: int, seed: int
 ) -> dict[str, object]:
-    """The columns of :func:`paired_differences` for the pairs of columns (first, second) of one table."""
+    """Return the columns of :func:`paired_differences` for the pairs of columns (first, second) of one table."""
     difference = part.scores[:, first] - part.scores[:, second]  # (rows, pairs)
     both = part.present[:, first] & part.present[:, second]
     finite = np.isfinite(difference)
@@ -219,7 +219,7 @@ def _compare(
 
 
 def _image_sums(difference: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per image the sum of the defined differences and their number; an image's seeds flip sign together."""
+    """Return per image the sum of the defined differences and their number; an image's seeds flip sign together."""
     finite = np.isfinite(difference)
     return per_image(np.where(finite, difference, 0.0), image), per_image(finite.astype(np.int64), image)
 
@@ -232,7 +232,7 @@ def _check_pairs(by: str, pairs: Pairs | None, table: ScoreTable) -> None:
 
 
 def _pairs_in(table: ScoreTable, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:
-    """Per model (or method) and setting: which one, its table, and the columns to compare as two lists."""
+    """Yield per model (or method) and setting: its name, its table, and the columns to compare as two lists."""
     keys = [name for name in table.treatments.columns if name != by]
     for where, part in table.groups(keys):
         place = {name: column for column, name in enumerate(part.treatments[by])}

@@ -1,7 +1,7 @@
-"""Rankings of methods under several conditions (protocols, seeds, baselines, ...), and how far the rankings agree.
+"""Rankings of methods under several conditions (protocols, seeds, baselines, ...), and the agreement of rankings.
 
-A ranking is that of the methods' mean scores. Its uncertainty is that of the images: each resample draws images with replacement, the same
-draw for all methods and, where two conditions are compared, for both of them.
+Methods are ranked by their mean scores. The uncertainty is that over images: each resample draws images with replacement, the same
+draw for all methods and, if two conditions are compared, for both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from idsds.statistics.means import rank
 
 
 def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """:func:`idsds.rank` under each condition, with the rank of each method among the methods and its interval.
+    """Apply :func:`idsds.rank` under each condition, and add each method's place among the methods with its interval.
 
     Args:
         records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart; higher scores must be better in all.
@@ -53,15 +53,15 @@ def rank_agreement(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Kendall's tau-b and Spearman's rho between the rankings of the methods under each two conditions.
+    """Return Kendall's tau-b and Spearman's rho between the rankings of methods under each two conditions.
 
-    A resample's rankings are noisier than the rankings themselves, so where the means of methods lie close together the interval reaches
-    below the observed value rather than above it. What noise alone does to a ranking stands on the diagonal: the agreement of a condition
+    A resample's rankings are noisier than the rankings themselves, so if the means of methods are close the interval extends
+    below the observed value rather than above it. The diagonal shows the effect of noise alone: the agreement of a condition
     with itself between two random halves of the images.
 
     Args:
         records, by: as for :func:`rank_each`.
-        methods: which; None takes those that every condition has. A control that is last under every condition agrees with itself for free.
+        methods: names; None takes those that every condition has. A control that is last under every condition raises agreement for free.
         confidence, resamples, seed: as for :func:`idsds.rank`.
 
     Returns:
@@ -93,7 +93,7 @@ def rank_agreement(
 
 
 def kendall(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b between rows of two arrays (R, methods); NaN where a row is constant or has a NaN. Returns (R,)."""
+    """Return Kendall's tau-b (R,) between rows of two arrays (R, methods); NaN if a row is constant or has a NaN."""
     one, other = np.triu_indices(first.shape[1], k=1)
     signs = [np.sign(values[:, one] - values[:, other]) for values in (first, second)]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -101,7 +101,7 @@ def kendall(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rho between rows of two arrays (R, methods), ties at their mean rank; NaN as in :func:`kendall`. Returns (R,)."""
+    """Return Spearman's rho (R,) between rows of two arrays (R, methods), ties at their mean rank; NaN as in :func:`kendall`."""
     centred = []
     for values in (first, second):
         ranks = rankdata(values, axis=1, nan_policy="propagate")
@@ -110,13 +110,13 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
 
 
-# Resamples that are drawn at a time.
+# Number of resamples drawn at a time.
 CHUNK = 100
 Found = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
 
 
 def _resampled(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> Found:
-    """Tau and rho of the means of two score matrices (images, methods) of the same images, and their resampled values."""
+    """Return tau and rho of the means of two score matrices (images, methods) of the same images, and their resampled values."""
     nothing = float("nan"), np.full(1, np.nan)
     if len(first) < 2 or first.shape[1] < 2:
         return nothing, nothing
@@ -126,7 +126,7 @@ def _resampled(first: np.ndarray, second: np.ndarray, resamples: int, seed: int)
 
 
 def _halves(scores: np.ndarray, resamples: int, seed: int) -> Found:
-    """Mean tau and rho between random halves of the images, and all of them."""
+    """Return the mean tau and rho between random halves of the images, and all values."""
     images, methods = scores.shape
     if images < 2 or methods < 2:
         return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
@@ -142,25 +142,25 @@ def _halves(scores: np.ndarray, resamples: int, seed: int) -> Found:
 
 
 def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Scores of each model (images, methods), averaged over training seeds; methods in order of appearance, images sorted."""
+    """Yield the scores of each model (images, methods), averaged over training seeds; methods in order of appearance, images sorted."""
     for model, rows in records.groupby("model", sort=False):
         table = rows.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False, observed=True)
         yield str(model), table.sort_index()[list(dict.fromkeys(rows["method"]))]
 
 
 def _drawn_means(scores: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means (resamples, methods) over images drawn with replacement; equal draws for equal numbers of images."""
+    """Return means (resamples, methods) over images drawn with replacement; equal draws for equal numbers of images."""
     rng = rng_for(seed, "images", len(scores))
     return np.concatenate([weighted_means(scores, drawn) for drawn in weights(rng, len(scores), resamples)])
 
 
 def weighted_means(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Means (R, methods) of the defined scores (images, methods), for weights (R, images)."""
+    """Return means (R, methods) of the defined scores (images, methods), for weights (R, images)."""
     defined = np.isfinite(scores)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (weight @ np.where(defined, scores, 0.0)) / (weight @ defined)
 
 
 def _places(means: np.ndarray) -> np.ndarray:
-    """Rank of each column within its row, 1 for the highest; NaN stays NaN and takes no place."""
+    """Rank each column within its row, 1 for the highest; NaN stays NaN and takes no place."""
     return rankdata(-means, axis=1, nan_policy="omit")

@@ -1,4 +1,4 @@
-"""Records as a matrix: one row per image (and training seed), one column per model, setting and method."""
+"""Scores as a matrix: one row per image (and training seed), one column per model, setting and method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from idsds.common.registry import UnknownNameError
 
 REQUIRED = ("model", "method", "image_id", "score")
-#: Columns that tell one protocol setting from another; those that hold more than one value split every table.
+#: Columns of protocol settings; those that hold more than one value split every table.
 SETTINGS = ("dataset", "protocol", "grid", "baseline", "steps", "order", "update")
 
 
@@ -35,16 +35,16 @@ class ScoreTable:
 
     @property
     def seeds(self) -> int:
-        """How many training seeds the rows hold."""
+        """Number of training seeds in the rows."""
         return len(np.unique(self.seed))
 
     @property
     def images(self) -> int:
-        """How many images the rows belong to."""
+        """Number of images in the rows."""
         return len(np.unique(self.image))
 
     def select(self, columns: Sequence[int] | np.ndarray) -> ScoreTable:
-        """The columns asked for, with the rows for which any of them has a record."""
+        """Return these columns, with the rows for which any of them has a record."""
         columns = np.asarray(columns)
         present = self.present[:, columns]
         rows = present.any(1)
@@ -52,13 +52,13 @@ class ScoreTable:
         return ScoreTable(self.scores[np.ix_(rows, columns)], present[rows], self.image[rows], self.seed[rows], kept)
 
     def groups(self, keys: Sequence[str]) -> Iterator[tuple[dict[str, object], ScoreTable]]:
-        """One table per combination of the treatment columns ``keys``, with that combination."""
+        """Yield one table per combination of the treatment columns ``keys``, with that combination."""
         for values, rows in self.treatments.groupby(list(keys), sort=True, dropna=False).indices.items():
             values = values if isinstance(values, tuple) else (values,)
             yield dict(zip(keys, values, strict=True)), self.select(rows)
 
     def same_rows(self) -> Iterator[tuple[np.ndarray, ScoreTable]]:
-        """Columns that have records for exactly the same rows, together with their indices: these can share their resamples."""
+        """Yield columns with records for exactly the same rows, and their indices: these can share their resamples."""
         alike: dict[bytes, list[int]] = {}
         for column, mask in enumerate(np.packbits(self.present, axis=0).T):
             alike.setdefault(mask.tobytes(), []).append(column)
@@ -73,8 +73,8 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
         records: columns model, method, image_id, score; optionally seed (of the training) and those of :data:`SETTINGS`.
 
     Raises:
-        TypeError: where ``records`` is no data frame or the scores are no numbers.
-        ValueError: where there are no rows, a column is missing, or a row occurs twice.
+        TypeError: if ``records`` is not a data frame or the scores are not numbers.
+        ValueError: if there are no rows, a column is missing, or a row occurs twice.
     """
     if not isinstance(records, pd.DataFrame):
         raise TypeError(f"records must be a pandas DataFrame, got {type(records).__name__}")
@@ -110,12 +110,12 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
 
 
 def varying_settings(records: pd.DataFrame) -> list[str]:
-    """The setting columns of ``records`` that hold more than one value."""
+    """Return the setting columns of ``records`` that hold more than one value."""
     return [name for name in SETTINGS if name in records.columns and records[name].nunique(dropna=False) > 1]
 
 
 def known(kind: str, names: Sequence[object], table: ScoreTable) -> None:
-    """Raise UnknownNameError for the first of ``names`` that the column ``kind`` of the treatments does not hold."""
+    """Raise UnknownNameError for the first of ``names`` that is not in the column ``kind`` of the treatments."""
     allowed = set(table.treatments[kind])
     for name in names:
         if name not in allowed:
@@ -123,13 +123,13 @@ def known(kind: str, names: Sequence[object], table: ScoreTable) -> None:
 
 
 def one_of(kind: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise UnknownNameError where ``value`` is none of ``allowed``."""
+    """Raise UnknownNameError if ``value`` is not one of ``allowed``."""
     if value not in allowed:
         raise UnknownNameError(kind, value, allowed)
 
 
 def _codes(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """A code per row for the combination of its values in ``columns`` (in sorted order), and the first row of each code."""
+    """Return a code per row for the combination of its values in ``columns`` (in sorted order), and the first row of each code."""
     code = np.zeros(len(frame), dtype=np.int64)
     for name in columns:
         values, uniques = pd.factorize(frame[name], sort=True, use_na_sentinel=False)

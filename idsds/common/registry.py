@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
+#: An error message lists no more names than this: a library may have a thousand.
+MOST_LISTED = 200
 
 
 class UnknownNameError(ValueError):
@@ -14,15 +16,19 @@ class UnknownNameError(ValueError):
 
     def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
         allowed = sorted(map(str, allowed))
+        listed = ", ".join(allowed) if len(allowed) <= MOST_LISTED else f"{len(allowed)} names, such as {', '.join(allowed[:5])}"
         by_folded = {candidate.casefold(): candidate for candidate in allowed}
         close = [by_folded[c] for c in difflib.get_close_matches(str(name).casefold(), by_folded, n=3, cutoff=0.5)]
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {', '.join(allowed)}.")
+        super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {listed}.")
         self.kind, self.name, self.close = kind, name, close
 
 
 class Registry(Mapping[str, Entry]):
     """Entries by name, in the order of their registration.
+
+    Two kinds of names are known but not iterated over: those registered with ``listed=False``, which need an optional library, and
+    ``library/Name`` of the libraries that were added, whose entries are made when they are asked for.
 
     Args:
         kind: the noun for an entry in error messages, such as ``"method"``.
@@ -31,26 +37,70 @@ class Registry(Mapping[str, Entry]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
+        self._unlisted: dict[str, Entry] = {}
+        self._libraries: dict[str, tuple[Callable[[], Iterable[str]], Callable[[str], Entry]]] = {}
 
-    def add(self, name: str, entry: Entry, *, replace: bool = False) -> None:
+    def add(self, name: str, entry: Entry, *, replace: bool = False, listed: bool = True) -> None:
         """Add ``entry`` under ``name``. Raises ValueError if the name is taken and ``replace`` is not set."""
-        if name in self._entries and not replace:
+        if (name in self._entries or name in self._unlisted) and not replace:
             raise ValueError(f"{self.kind} {name!r} is already registered; pass replace=True to put another in its place")
-        self._entries[name] = entry
+        self._unlisted.pop(name, None)
+        (self._entries if listed else self._unlisted)[name] = entry
+
+    def add_library(self, library: str, names: Callable[[], Iterable[str]], make: Callable[[str], Entry]) -> None:
+        """Make every ``library/Name`` known.
+
+        Args:
+            library: what stands before the slash.
+            names: lists what may stand behind it.
+            make: gives the entry of a whole name. It must not import an optional library: to name a thing is free.
+        """
+        self._libraries[library] = (names, make)
 
     def remove(self, name: str) -> None:
         """Remove ``name``. Raises UnknownNameError if it is not registered."""
         self[name]
-        del self._entries[name]
+        self._entries.pop(name, None)
+        self._unlisted.pop(name, None)
+
+    @property
+    def libraries(self) -> list[str]:
+        """The libraries whose names are known as ``library/Name``."""
+        return list(self._libraries)
+
+    def names_of(self, library: str) -> list[str]:
+        """All ``library/Name`` of a library. Raises UnknownNameError for a library that is not known."""
+        if library not in self._libraries:
+            raise UnknownNameError(f"library of {self.kind}s", library, self._libraries)
+        return [f"{library}/{name}" for name in self._libraries[library][0]()]
+
+    @property
+    def unlisted(self) -> dict[str, Entry]:
+        """The names that need an optional library, and their entries."""
+        return dict(self._unlisted)
+
+    def unknown(self, name: object) -> UnknownNameError:
+        """The error for a name that is not known: it names the nearest match among the library's names, or among all others."""
+        library = str(name).partition("/")[0]
+        if "/" in str(name) and library in self._libraries:
+            return UnknownNameError(self.kind, name, self.names_of(library))
+        return UnknownNameError(self.kind, name, [*self._entries, *self._unlisted, *(f"{known}/..." for known in self._libraries)])
 
     def __getitem__(self, name: str) -> Entry:
-        try:
-            return self._entries[name]
-        except (KeyError, TypeError):
-            raise UnknownNameError(self.kind, name, self._entries) from None
+        if name not in self:
+            raise self.unknown(name)
+        for entries in (self._entries, self._unlisted):
+            if name in entries:
+                return entries[name]
+        return self._libraries[name.partition("/")[0]][1](name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        if not isinstance(name, str):
+            return False
+        if name in self._entries or name in self._unlisted:
+            return True
+        library, slash, local = name.partition("/")
+        return bool(slash) and library in self._libraries and local in self._libraries[library][0]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -1,0 +1,215 @@
+"""A net as a graph in which every nonlinearity, and on request every sum, is a module of its own.
+
+Rules that are written for modules (DeepLIFT's, LRP's) miss what a net calls as a function, and fail on a module that it calls twice, as
+every torchvision ResNet does with its ReLUs. ``torch.fx`` rewrites the net: the graph shares the net's weights, the net itself stays as it
+is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+#: Functions, and methods of tensors, that exist as modules: the module, and the names of the arguments behind the first.
+MODULES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), (nn.ReLU, ("inplace",))),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), (nn.Sigmoid, ())),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), (nn.Tanh, ())),
+    F.gelu: (nn.GELU, ("approximate",)),
+    F.silu: (nn.SiLU, ("inplace",)),
+    F.hardswish: (nn.Hardswish, ("inplace",)),
+    F.leaky_relu: (nn.LeakyReLU, ("negative_slope", "inplace")),
+    F.elu: (nn.ELU, ("alpha", "inplace")),
+    F.max_pool2d: (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+}
+IN_PLACE = (F.relu_, torch.relu_, "relu_")
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+#: Products of two values that both depend on the image, by the function's name.
+PRODUCTS = frozenset("mul imul mul_ truediv div div_ matmul bmm baddbmm einsum pow scaled_dot_product_attention".split())
+#: Other functions that are not linear, unless they are among :data:`MODULES`.
+NONLINEAR = frozenset(
+    "abs adaptive_max_pool2d celu clamp exp gelu group_norm hardsigmoid hardtanh instance_norm layer_norm log log_softmax max min mish "
+    "norm normalize prelu relu6 rms_norm rsqrt selu sigmoid silu softmax softplus sqrt square tanh".split()
+)
+#: What says no more of a tensor than its shape.
+SHAPE = frozenset(("size", "dim", "shape", "ndim", "device", "dtype"))
+#: A graph runs in the net's place: hooks on the net are its hooks.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+Predicate = Callable[[nn.Module], bool]
+
+
+class NotTraceableError(ValueError):
+    """A net that ``torch.fx`` cannot write as a graph; the message gives fx's reason."""
+
+
+class _Tracer(fx.Tracer):
+    """Stops at what timm says is not to be traced, as timm's own tracing does."""
+
+    def __init__(self) -> None:
+        from timm.layers import get_notrace_functions, get_notrace_modules
+
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.leaves = tuple(get_notrace_modules())
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Return the net in eval mode as a graph over its own modules, which runs the net's hooks. Raises NotTraceableError."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        optional = {p.name: p.default for p in inspect.signature(model.forward).parameters.values() if p.default is not p.empty}
+        graph = fx.GraphModule(model, _Tracer().trace(model, concrete_args=optional or None))
+    except Exception as error:  # whatever a net's own code raises when it meets a tensor without numbers
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise NotTraceableError(f"torch.fx cannot write this net as a graph ({type(error).__name__}: {reason})") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    for name in HOOKS:
+        setattr(graph, name, getattr(model, name))
+    return graph.eval()
+
+
+def separate(model: nn.Module, is_nonlinear: Predicate, sums: Callable[[], nn.Module] | None = None) -> fx.GraphModule:
+    """Return the net as a graph in which each call of a nonlinearity is a module of its own, none of which works in place.
+
+    Args:
+        model: the net, which stays as it is.
+        is_nonlinear: which modules get a twin per call.
+        sums: makes the module that takes the place of each sum of two values that depend on the image; it gets them stacked behind the
+            last dimension. None: sums stay.
+
+    Raises:
+        NotTraceableError: with fx's reason.
+    """
+    traced = trace(model)
+    depends = dependent(traced)
+    for number, node in enumerate(list(traced.graph.nodes)):
+        module, in_place = _as_module(traced, node, is_nonlinear)
+        name = f"separate_{number}"
+        if module is not None:
+            traced.add_module(name, module)
+            with traced.graph.inserting_before(node):
+                twin = traced.graph.call_module(name, (_first(node),))
+            if in_place:  # who reads the input later on reads what the nonlinearity has left there
+                later = set(_after(traced, node))
+                _first(node).replace_all_uses_with(twin, delete_user_cb=lambda user, later=later: user in later)
+        elif sums is not None and node.target in SUMS and not node.kwargs and sum(arg in depends for arg in node.args) == 2:
+            traced.add_module(name, sums())
+            with traced.graph.inserting_before(node):
+                stacked = traced.graph.call_function(torch.stack, (list(node.args),), {"dim": -1})
+                twin = traced.graph.call_module(name, (stacked,))
+        else:
+            continue
+        node.replace_all_uses_with(twin)
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
+
+
+def unruled(model: nn.Module, has_rule: Predicate) -> str | None:
+    """Why rules for linear layers, sums and the nonlinearities that ``has_rule`` names do not cover a net; None where they do.
+
+    Raises:
+        NotTraceableError: with fx's reason.
+    """
+    traced = trace(model)
+    depends = dependent(traced)
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            module = traced.get_submodule(node.target)
+            if is_nonlinear(module) and not has_rule(module):
+                return f"it has no rule for the {type(module).__name__} of this net"
+        elif node.op in ("call_function", "call_method"):
+            name = name_of(node)
+            if node.target in MODULES:
+                if not has_rule(MODULES[node.target][0].__new__(MODULES[node.target][0])):
+                    return f"it has no rule for the {name} of this net"
+            elif name in PRODUCTS and sum(node_arg in depends for node_arg in node.all_input_nodes) > 1:
+                return f"it has no rule for the products of activations ({name}) in this net"
+            elif name in NONLINEAR and node in depends:
+                return f"it has no rule for the {name} of this net"
+    return None
+
+
+def is_nonlinear(module: nn.Module) -> bool:
+    """Whether a module of torch's is a nonlinearity; a layer of a library of its own is taken for one."""
+    home = type(module).__module__
+    return not home.startswith("torch.nn.") or (
+        home.endswith((".activation", ".normalization", ".instancenorm")) or "MaxPool" in type(module).__name__ or "LPPool" in type(module).__name__
+    )
+
+
+def dependent(traced: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values depend on the image's."""
+    found: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        shape = name_of(node) in SHAPE or (node.target is getattr and node.args[1] in SHAPE)
+        if node.op == "placeholder" or (not shape and any(before in found for before in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def directly_followed(traced: fx.GraphModule, first: tuple[type, ...], second: tuple[type, ...]) -> list[tuple[list[str], str]]:
+    """Names of pairs of modules of which the second alone reads the output of the first, each called once: ([first], second)."""
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    pairs = []
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or not isinstance(traced.get_submodule(node.target), second):
+            continue
+        before = _first(node)
+        if before.op == "call_module" and len(before.users) == 1 and calls[before.target] == calls[node.target] == 1:
+            if isinstance(traced.get_submodule(before.target), first):
+                pairs.append(([before.target], node.target))
+    return pairs
+
+
+def name_of(node: fx.Node) -> str:
+    """The plain name of the function or method that a node calls."""
+    return node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
+def _first(node: fx.Node) -> fx.Node:
+    return node.args[0] if node.args else node.kwargs["input"]  # type: ignore[return-value]
+
+
+def _after(traced: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    nodes = list(traced.graph.nodes)
+    return nodes[nodes.index(node) + 1 :]
+
+
+def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: Predicate) -> tuple[nn.Module | None, bool]:
+    """The module that takes the place of a node's call, None where it stays; and whether the call worked in place."""
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        if not is_nonlinear(module):
+            return None, False
+        twin = copy.copy(module)
+        vars(twin).update({name: OrderedDict() for name in vars(module) if name.endswith("hooks") or "_hooks_" in name})
+        in_place = getattr(module, "inplace", False)
+        if in_place:
+            twin.inplace = False
+        return twin, in_place
+    if node.op not in ("call_function", "call_method") or node.target not in MODULES:
+        return None, False
+    made, names = MODULES[node.target]
+    options = dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
+    in_place = bool(options.pop("inplace", False)) or node.target in IN_PLACE
+    return made(**options), in_place

@@ -83,14 +83,18 @@ def all_deletions(images: Tensor, replacement: Tensor, grid: int = 4) -> Tensor:
     return torch.where(mask, replacement[:, None], images[:, None])
 
 
-def _patch_mask(images: Tensor, patches: Tensor, grid: int) -> Tensor:
-    """Return a mask (B, 1, H, W), True inside the patch of each image."""
+def patch_numbers(images: Tensor, grid: int) -> Tensor:
+    """The number of the patch that each pixel lies in, row-major, (H, W). Raises ValueError where the grid does not divide the image."""
     height, width = images.shape[-2:]
     cell_height, cell_width = patch_size(height, width, grid)
     rows = torch.arange(height, device=images.device) // cell_height
     columns = torch.arange(width, device=images.device) // cell_width
-    index = rows[:, None] * grid + columns  # (H, W): the index of each pixel's patch
-    return (index == patches.to(images.device)[:, None, None])[:, None]
+    return rows[:, None] * grid + columns
+
+
+def _patch_mask(images: Tensor, patches: Tensor, grid: int) -> Tensor:
+    """True inside the patch of each image, (B, 1, H, W)."""
+    return (patch_numbers(images, grid) == patches.to(images.device)[:, None, None])[:, None]
 
 
 def _baseline(function: Baseline) -> Baseline:

@@ -6,8 +6,11 @@ An image gets the same noise whatever its batch, order, shard and neighbours.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +22,26 @@ def generator(seed: int, *key: object) -> torch.Generator:
     """
     digest = hashlib.blake2b("\x1f".join(map(str, (seed, *key))).encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@contextmanager
+def seeded(seed: int, *key: object, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within it the global generators of torch, numpy and Python depend on ``seed`` and ``key``; their states are restored afterwards.
+
+    This is for libraries that draw from global generators; whatever can take a generator of its own gets :func:`generator`.
+    """
+    number = int(torch.randint(2**31, (), generator=generator(seed, *key)))
+    states = np.random.get_state(), random.getstate()
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])
 
 
 def content_ids(images: Tensor) -> list[str]:

@@ -1,6 +1,6 @@
 """Attribution methods by family. Importing this package fills the registry."""
 
-from idsds.methods import cam, controls, gradient, guided, intrinsic, relevance, rise, transformer
+from idsds.methods import cam, controls, gradient, guided, intrinsic, libraries, relevance, rise, transformer
 from idsds.methods.base import (
     FAMILIES,
     METHODS,
@@ -32,6 +32,7 @@ __all__ = [
     "gradient",
     "guided",
     "intrinsic",
+    "libraries",
     "list_methods",
     "register_method",
     "relevance",

@@ -155,14 +155,35 @@ class MethodNames(list[str]):
         self.excluded = dict(excluded)
 
 
-def list_methods(model: nn.Module | None = None) -> MethodNames:
+def list_methods(model: nn.Module | None = None, library: str | None = None) -> MethodNames:
     """Return the names of all methods, or of those that apply to ``model``; ``.excluded`` gives the reason for each of the others.
 
     Every name also exists as ``NAME abs`` and ``NAME relu``.
+
+    Args:
+        model: a net; None lists every name.
+        library: one of captum, torchcam, zennit, gradcam and saliency: its methods, as ``library/Name`` and by their plain names, those
+            included that need an extra of this package. None: the package's own, and the plain names that need no extra.
+
+    Raises:
+        UnknownNameError: for a library that is not known, with the nearest match.
     """
-    reasons = {} if model is None else {name: entry.inapplicable(model) for name, entry in METHODS.items()}
+    entries = dict(METHODS)
+    if library is not None:
+        plain = {**METHODS, **METHODS.unlisted}
+        entries = {name: METHODS[name] for name in METHODS.names_of(library)}
+        entries |= {name: entry for name, entry in plain.items() if getattr(entry.function, "library", None) == library}
+    reasons = {} if model is None else {name: _reason(entry, model) for name, entry in entries.items()}
     excluded = {name: reason for name, reason in reasons.items() if reason}
-    return MethodNames([name for name in METHODS if name not in excluded], excluded)
+    return MethodNames([name for name in entries if name not in excluded], excluded)
+
+
+def _reason(entry: MethodEntry, model: nn.Module) -> str | None:
+    """Why a method does not apply to a model, be it that its library is not installed."""
+    try:
+        return entry.inapplicable(model)
+    except ModuleNotFoundError as error:
+        return str(error)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -170,7 +191,7 @@ def split_name(name: str) -> tuple[str, str]:
     suffix = next((suffix for suffix in TRANSFORMS if str(name).endswith(suffix)), "")
     base = str(name).removesuffix(suffix)
     if base not in METHODS:
-        raise UnknownNameError("method", name, [*METHODS, *(n + suffix for n in METHODS if suffix)])
+        raise METHODS.unknown(name)
     return base, suffix
 
 

@@ -22,6 +22,8 @@ from idsds.models.base import describe
 STEPS = 50
 # The reference runs captum's NoiseTunnel with 4 samples and the default noise, 1.0 in normalised units.
 SAMPLES, SIGMA = 4, 1.0
+# The xai-correlation study runs its methods in NoiseTunnel with 8 samples.
+STUDY_SMOOTHGRAD = {"samples": 8}
 # Smilkov et al. recommend 50 samples, and a sigma of 10 to 20 % of the range of the image's values.
 PAPER_SMOOTHGRAD = {"samples": 50, "sigma": 0.15, "relative": True}
 
@@ -162,11 +164,11 @@ def gradient_smoothed(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """Apply SmoothGrad to the gradient and to (noisy) input times gradient; for the options see :func:`smoothed`."""
+    """Apply SmoothGrad to the gradient, its absolute value, and (noisy) input times gradient; for the options see :func:`smoothed`."""
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         found = gradients(model, noisy, targets, batch)
-        return {"Gradient": found, "IxG": found * noisy}
+        return {"Gradient": found, "IxG": found * noisy, "Saliency": found.abs()}
 
     return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
 
@@ -204,6 +206,31 @@ def ig_smoothed(
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         return {"IG": integrated_gradients(model, noisy, targets, starts[some].repeat_interleave(samples, dim=0), steps, batch)}
+
+    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
+
+
+def gradient_shap_smoothed(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 8,
+    sigma: float = SIGMA,
+    relative: bool = False,
+    noise: Tensor | None = None,
+    baseline_samples: int = 5,
+    baselines: Tensor | None = None,
+    draws: Draws,
+    batch: int,
+) -> dict[str, Tensor]:
+    """SmoothGrad over :func:`gradient_shap`, each noisy copy with baselines and positions of its own."""
+
+    def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
+        ids = [f"{image_id} {sample}" for image_id in draws.image_ids[some] for sample in range(samples)]
+        drawn = Draws(draws.seed, draws.key, noisy, ids)
+        found = gradient_shap(model, noisy, targets, samples=baseline_samples, baselines=baselines, draws=drawn, batch=batch)
+        return {"GradientSHAP": found}
 
     return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
 
@@ -271,6 +298,21 @@ def _register() -> None:
         noise="uniform baseline",
         source=f"{ig_source}; Sturmfels et al., Distill 2020 (uniform baseline)",
     )(ig)
+    register_method(
+        "Saliency-SG",
+        family="gradient",
+        options=STUDY_SMOOTHGRAD,
+        passes=lambda model, samples, **_: Passes(1, 1).times(samples),
+        noise="SmoothGrad",
+        source=f"Simonyan et al., 2014; {SMOOTHGRAD['-SG']}",
+    )(gradient_smoothed)
+    register_method(
+        "GradientSHAP-SG",
+        family="gradient",
+        passes=lambda model, samples, baseline_samples, **_: Passes(1, 1).times(samples * baseline_samples),
+        noise="SmoothGrad",
+        source=f"Lundberg and Lee, NeurIPS 2017; {SMOOTHGRAD['-SG']}",
+    )(gradient_shap_smoothed)
     for suffix, source in SMOOTHGRAD.items():
         paper = suffix + " (paper)"
         for name in ("Gradient", "IxG"):

@@ -33,11 +33,16 @@ MODULES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 IN_PLACE = (F.relu_, torch.relu_, "relu_")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 #: Products of two values that both depend on the image, by the function's name.
-PRODUCTS = frozenset("mul imul mul_ truediv div div_ matmul bmm baddbmm einsum pow scaled_dot_product_attention".split())
+PRODUCTS = frozenset(
+    ("mul", "imul", "mul_", "truediv", "div", "div_", "matmul", "bmm", "baddbmm", "einsum", "pow", "scaled_dot_product_attention")
+)
 #: Other functions that are not linear, unless they are among :data:`MODULES`.
 NONLINEAR = frozenset(
-    "abs adaptive_max_pool2d celu clamp exp gelu group_norm hardsigmoid hardtanh instance_norm layer_norm log log_softmax max min mish "
-    "norm normalize prelu relu6 rms_norm rsqrt selu sigmoid silu softmax softplus sqrt square tanh".split()
+    (
+        *("abs", "adaptive_max_pool2d", "celu", "clamp", "exp", "gelu", "group_norm", "hardsigmoid", "hardtanh", "instance_norm"),
+        *("layer_norm", "log", "log_softmax", "max", "min", "mish", "norm", "normalize", "prelu", "relu6", "rms_norm", "rsqrt", "selu"),
+        *("sigmoid", "silu", "softmax", "softplus", "sqrt", "square", "tanh"),
+    )
 )
 #: What says no more of a tensor than its shape.
 SHAPE = frozenset(("size", "dim", "shape", "ndim", "device", "dtype"))
@@ -49,7 +54,7 @@ HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-Predicate = Callable[[nn.Module], bool]
+OfType = Callable[[type[nn.Module]], bool]
 
 
 class NotTraceableError(ValueError):
@@ -87,12 +92,12 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return graph.eval()
 
 
-def separate(model: nn.Module, is_nonlinear: Predicate, sums: Callable[[], nn.Module] | None = None) -> fx.GraphModule:
+def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Module] | None = None) -> fx.GraphModule:
     """Return the net as a graph in which each call of a nonlinearity is a module of its own, none of which works in place.
 
     Args:
         model: the net, which stays as it is.
-        is_nonlinear: which modules get a twin per call.
+        is_nonlinear: which types of modules get a twin per call.
         sums: makes the module that takes the place of each sum of two values that depend on the image; it gets them stacked behind the
             last dimension. None: sums stay.
 
@@ -124,8 +129,8 @@ def separate(model: nn.Module, is_nonlinear: Predicate, sums: Callable[[], nn.Mo
     return traced
 
 
-def unruled(model: nn.Module, has_rule: Predicate) -> str | None:
-    """Why rules for linear layers, sums and the nonlinearities that ``has_rule`` names do not cover a net; None where they do.
+def unruled(model: nn.Module, has_rule: OfType) -> str | None:
+    """Why rules for linear layers, sums and the types of nonlinearities that ``has_rule`` names do not cover a net; None where they do.
 
     Raises:
         NotTraceableError: with fx's reason.
@@ -134,13 +139,13 @@ def unruled(model: nn.Module, has_rule: Predicate) -> str | None:
     depends = dependent(traced)
     for node in traced.graph.nodes:
         if node.op == "call_module":
-            module = traced.get_submodule(node.target)
-            if is_nonlinear(module) and not has_rule(module):
-                return f"it has no rule for the {type(module).__name__} of this net"
+            kind = type(traced.get_submodule(node.target))
+            if is_nonlinear(kind) and not has_rule(kind):
+                return f"it has no rule for the {kind.__name__} of this net"
         elif node.op in ("call_function", "call_method"):
             name = name_of(node)
             if node.target in MODULES:
-                if not has_rule(MODULES[node.target][0].__new__(MODULES[node.target][0])):
+                if not has_rule(MODULES[node.target][0]):
                     return f"it has no rule for the {name} of this net"
             elif name in PRODUCTS and sum(node_arg in depends for node_arg in node.all_input_nodes) > 1:
                 return f"it has no rule for the products of activations ({name}) in this net"
@@ -149,12 +154,21 @@ def unruled(model: nn.Module, has_rule: Predicate) -> str | None:
     return None
 
 
-def is_nonlinear(module: nn.Module) -> bool:
-    """Whether a module of torch's is a nonlinearity; a layer of a library of its own is taken for one."""
-    home = type(module).__module__
-    return not home.startswith("torch.nn.") or (
-        home.endswith((".activation", ".normalization", ".instancenorm")) or "MaxPool" in type(module).__name__ or "LPPool" in type(module).__name__
-    )
+def is_nonlinear(kind: type[nn.Module]) -> bool:
+    """Whether a type of layer is not linear; one that is not torch's own is taken for such."""
+    home = kind.__module__
+    if not home.startswith("torch.nn."):
+        return True
+    return home.endswith((".activation", ".normalization", ".instancenorm")) or "MaxPool" in kind.__name__ or "LPPool" in kind.__name__
+
+
+def has_module(traced: fx.GraphModule, of_type: OfType) -> bool:
+    """Whether a graph calls a module of such a type, or a function that stands for one."""
+    for node in traced.graph.nodes:
+        kind = type(traced.get_submodule(node.target)) if node.op == "call_module" else MODULES.get(node.target, (nn.Module, ()))[0]
+        if of_type(kind):
+            return True
+    return False
 
 
 def dependent(traced: fx.GraphModule) -> set[fx.Node]:
@@ -175,9 +189,9 @@ def directly_followed(traced: fx.GraphModule, first: tuple[type, ...], second: t
         if node.op != "call_module" or not isinstance(traced.get_submodule(node.target), second):
             continue
         before = _first(node)
-        if before.op == "call_module" and len(before.users) == 1 and calls[before.target] == calls[node.target] == 1:
-            if isinstance(traced.get_submodule(before.target), first):
-                pairs.append(([before.target], node.target))
+        alone = before.op == "call_module" and len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
+        if alone and isinstance(traced.get_submodule(before.target), first):
+            pairs.append(([before.target], node.target))
     return pairs
 
 
@@ -195,11 +209,11 @@ def _after(traced: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return nodes[nodes.index(node) + 1 :]
 
 
-def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: Predicate) -> tuple[nn.Module | None, bool]:
+def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: OfType) -> tuple[nn.Module | None, bool]:
     """The module that takes the place of a node's call, None where it stays; and whether the call worked in place."""
     if node.op == "call_module":
         module = traced.get_submodule(node.target)
-        if not is_nonlinear(module):
+        if not is_nonlinear(type(module)):
             return None, False
         twin = copy.copy(module)
         vars(twin).update({name: OrderedDict() for name in vars(module) if name.endswith("hooks") or "_hooks_" in name})

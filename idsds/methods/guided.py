@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from idsds.common.batching import in_batches
+from idsds.common.randomness import Draws
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Passes, register_method
 from idsds.methods.cam import Reading, activations_and_gradients, cam_layer, check_channels, no_cam_layer, weighted
+from idsds.methods.gradient import SIGMA, SMOOTHGRAD, STUDY_SMOOTHGRAD, smoothed
 from idsds.models.base import describe
 
 RELU = (F.relu, torch.relu, Tensor.relu, F.relu_, torch.relu_, Tensor.relu_)
@@ -187,3 +189,41 @@ def guided_grad_cam(
 
     maps = in_batches(attribute, images, targets, size=batch)
     return maps * ruled_gradients(model, images, targets, _Guided, batch)
+
+
+def guided_smoothed(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    of: str,
+    samples: int = STUDY_SMOOTHGRAD["samples"],
+    sigma: float = SIGMA,
+    relative: bool = False,
+    noise: Tensor | None = None,
+    draws: Draws,
+    batch: int,
+) -> Tensor:
+    """SmoothGrad over one of the methods of this module, ``of``; the other options are :func:`idsds.methods.gradient.smoothed`'s."""
+    explain = {"Deconvolution": deconvolution, "Guided Backprop": guided_backprop, "Guided Grad-CAM": guided_grad_cam}[of]
+
+    def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
+        return {of: explain(model, noisy, targets, batch=batch)}
+
+    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)[f"{of}-SG"]
+
+
+for _name, _passes, _reason, _source in (
+    ("Deconvolution", Passes(1, 1), no_relu, "Zeiler and Fergus, ECCV 2014"),
+    ("Guided Backprop", Passes(1, 1), no_relu, "Springenberg et al., 2015"),
+    ("Guided Grad-CAM", Passes(2, 2), no_relu_or_cam_layer, "Selvaraju et al., ICCV 2017"),
+):
+    register_method(
+        f"{_name}-SG",
+        family="gradient",
+        options={"of": _name},
+        passes=lambda model, samples, passes=_passes, **_: passes.times(samples),
+        noise="SmoothGrad",
+        inapplicable=_reason,
+        source=f"{_source}; {SMOOTHGRAD['-SG']}",
+    )(guided_smoothed)

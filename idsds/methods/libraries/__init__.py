@@ -1,0 +1,88 @@
+"""Methods of captum, torchcam, zennit, pytorch-grad-cam and saliency by name, such as ``captum/DeepLift`` or ``gradcam/EigenCAM``.
+
+A name stands for the library's own class; its options are those of the class and of the call that explains. What is added here:
+
+* ``layer``: the CAM layer of the model's entry where none is named;
+* ``grid``: for perturbations, the patches of a grid as features, in place of a feature mask or a sliding window;
+* ``baselines`` may be the name of one of :func:`idsds.common.interventions.list_baselines`;
+* random numbers are keyed by (seed, method, image id): the libraries draw from global generators, so that these methods explain one image
+  at a time, with the generators seeded for each;
+* rules for modules (DeepLIFT's, LRP's, captum's guided ones) see each call of a nonlinearity as a module (:mod:`idsds.methods.graphs`).
+
+The most asked for have plain names. A library is imported when one of its methods is used, never to list names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from idsds.methods.base import METHODS, MethodEntry
+from idsds.methods.libraries.base import SOURCES, LibraryMethod, MissingLibraryError
+from idsds.methods.libraries.captum import Captum
+from idsds.methods.libraries.gradcam import GradCam
+from idsds.methods.libraries.saliency import Saliency
+from idsds.methods.libraries.torchcam import Torchcam
+from idsds.methods.libraries.zennit import Zennit
+
+__all__ = ["ADAPTERS", "PLAIN", "MissingLibraryError", "entry_of", "names_of"]
+
+ADAPTERS: dict[str, type[LibraryMethod]] = {kind.library: kind for kind in (Captum, Torchcam, Zennit, GradCam, Saliency)}
+FAMILIES = {"captum": "gradient", "torchcam": "CAM", "zennit": "gradient", "gradcam": "CAM", "saliency": "gradient"}
+
+
+def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None, source: str = "") -> MethodEntry:
+    """The entry of ``library/Name``, or of a plain name that stands for it with some options."""
+    home, _, local = key.partition("/")
+    method = ADAPTERS[home](local)
+    family = FAMILIES[home]
+    if local in Captum.PERTURBING or local in (*Torchcam.SCORING, "AblationCAM"):
+        family = "CAM" if local.endswith("CAM") else "perturbation"
+    elif home == "captum" and method.of_layer:  # type: ignore[attr-defined]
+        family = "CAM"
+    return MethodEntry(
+        name=name or key,
+        function=method,
+        family=family,
+        options=dict(options or {}),
+        passes=method.passes,
+        noise=key,
+        inapplicable=method.inapplicable,
+        source=source or f"{SOURCES[home][1]}: {local}",
+    )
+
+
+#: Plain names: what each stands for, with which options, and the paper.
+PLAIN: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
+    "DeepLIFT": ("captum/DeepLift", {}, "Shrikumar et al., ICML 2017 (rescale rule)"),
+    "DeepSHAP": ("captum/DeepLiftShap", {}, "Lundberg and Lee, NeurIPS 2017; Chen et al., Nature Communications 2022"),
+    "Occlusion": ("captum/Occlusion", {"grid": 4, "baselines": "zeros"}, "Zeiler and Fergus, ECCV 2014"),
+    "KernelSHAP": ("captum/KernelShap", {"grid": 4, "baselines": "zeros", "n_samples": 100}, "Lundberg and Lee, NeurIPS 2017"),
+    "LIME": ("captum/Lime", {"grid": 4, "baselines": "zeros", "n_samples": 100}, "Ribeiro et al., KDD 2016"),
+    "Shapley": ("captum/ShapleyValueSampling", {"grid": 4, "baselines": "zeros", "n_samples": 10}, "Strumbelj and Kononenko, 2010"),
+    "Score-CAM": ("torchcam/ScoreCAM", {}, "Wang et al., CVPR Workshops 2020"),
+    "SS-CAM": ("torchcam/SSCAM", {}, "Wang et al., 2020 (SS-CAM)"),
+    "IS-CAM": ("torchcam/ISCAM", {}, "Naidu et al., 2020 (IS-CAM)"),
+    "LRP": ("zennit/EpsilonPlus", {}, "Bach et al., PLoS ONE 2015; Montavon et al., Pattern Recognition 2017"),
+    "Ablation-CAM": ("gradcam/AblationCAM", {}, "Desai and Ramaswamy, WACV 2020"),
+    "Eigen-CAM": ("gradcam/EigenCAM", {}, "Muhammad and Yeasin, IJCNN 2020"),
+    "HiRes-CAM": ("gradcam/HiResCAM", {}, "Draelos and Carin, 2020 (HiResCAM)"),
+    "FullGrad": ("gradcam/FullGrad", {}, "Srinivas and Fleuret, NeurIPS 2019"),
+    "Guided IG": ("saliency/GuidedIG", {}, "Kapishnikov et al., CVPR 2021"),
+}
+
+
+def names_of(home: str) -> Sequence[str]:
+    """The classes of a library that are methods here."""
+    return ADAPTERS[home].NAMES  # type: ignore[attr-defined]
+
+
+def _register() -> None:
+    for home in ADAPTERS:
+        METHODS.add_library(home, lambda home=home: names_of(home), entry_of)  # type: ignore[misc]
+    for name, (key, options, source) in PLAIN.items():
+        extra = SOURCES[key.partition("/")[0]][2]
+        METHODS.add(name, entry_of(key, name, options, source), listed=not extra)
+
+
+_register()

@@ -1,0 +1,147 @@
+"""What the adapters of all libraries share: importing them, their options, their random numbers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from idsds.common.randomness import Draws, seeded
+from idsds.methods import graphs
+from idsds.methods.base import Passes
+from idsds.methods.cam import no_cam_layer
+
+#: By library: what to import, the distribution that has it, and the extra of this package that installs it ("": always installed).
+SOURCES = {
+    "captum": ("captum.attr", "captum", ""),
+    "torchcam": ("torchcam.methods", "torchcam", ""),
+    "zennit": ("zennit.composites", "zennit", "zennit"),
+    "gradcam": ("pytorch_grad_cam", "grad-cam", "gradcam"),
+    "saliency": ("saliency.core", "saliency", "saliency"),
+}
+
+
+class MissingLibraryError(ModuleNotFoundError):
+    """An optional library that is not installed; the message names the extra that installs it."""
+
+
+@cache
+def library(name: str) -> ModuleType:
+    """Import one of :data:`SOURCES`. Raises MissingLibraryError."""
+    module, distribution, extra = SOURCES[name]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise MissingLibraryError(f"{distribution} is not installed: pip install 'idsds[{extra}]'", name=error.name) from error
+
+
+@dataclass(frozen=True)
+class LibraryMethod(ABC):
+    """A class of a library as a method of the registry: called as ``(model, images, targets, *, draws, batch, **options)``.
+
+    Args:
+        name: of the class in the library.
+    """
+
+    name: str
+    library: ClassVar[str]
+    #: Parameters of the library's calls that are not the user's to set.
+    GIVEN: ClassVar[frozenset[str]] = frozenset()
+    #: Options that are added to the library's, with their defaults.
+    ADDED: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def key(self) -> str:
+        """``library/Name``."""
+        return f"{self.library}/{self.name}"
+
+    def __getattr__(self, name: str) -> str:
+        if name == "__qualname__":  # what a record's address is made of, together with the source of this module
+            return f"{self.key} {version(SOURCES[self.library][1])}"
+        raise AttributeError(name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        options = {**{p.name: p.default for p in self.parameters() if self.is_option(p)}, **self.added()}
+        given = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "images", "targets")]
+        own = [inspect.Parameter(name, kind, default=default) for name, default in options.items()]
+        return inspect.Signature([*given, *own, *(inspect.Parameter(name, kind) for name in ("draws", "batch"))])
+
+    @property
+    def cls(self) -> type:
+        """The library's class."""
+        return getattr(library(self.library), self.name)
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """The parameters of the library's calls."""
+        return list(inspect.signature(self.cls).parameters.values())
+
+    def is_option(self, parameter: inspect.Parameter) -> bool:
+        """Whether a parameter is the user's to set."""
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        return not variadic and parameter.name not in self.GIVEN
+
+    def added(self) -> dict[str, Any]:
+        """Options that are added to the library's, or have another default here."""
+        return dict(self.ADDED)
+
+    def passes(self, model: nn.Module, **options: Any) -> Passes | None:
+        """Passes per image, None where they are not known."""
+        return None
+
+    def inapplicable(self, model: nn.Module) -> str | None:
+        """Why it does not apply to a model. Raises MissingLibraryError."""
+        library(self.library)
+        return self.refuses(model)
+
+    def refuses(self, model: nn.Module) -> str | None:
+        """Why it does not apply to a model."""
+        return None
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
+        """Maps (B, C, H, W) or (B, H, W)."""
+
+
+def one_by_one(explain: Callable[[Tensor, Tensor, Draws], Tensor], images: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+    """Explain each image alone, with the global generators seeded by (seed, method, image id)."""
+    maps = []
+    for number, image_id in enumerate(draws.image_ids):
+        some = slice(number, number + 1)
+        with seeded(draws.seed, draws.key, image_id, device=images.device):
+            maps.append(explain(images[some], targets[some], Draws(draws.seed, draws.key, images[some], [image_id])))
+    return torch.cat(maps)
+
+
+def gradients_needed(images: Tensor) -> Tensor:
+    """A copy of images that requires a gradient: libraries mark or change what they are given."""
+    return images.detach().clone().requires_grad_()
+
+
+def without_rules(model: nn.Module, has_rule: graphs.OfType) -> str | None:
+    """Why rules for modules do not apply to a model."""
+    try:
+        return graphs.unruled(model, has_rule)
+    except graphs.NotTraceableError as error:
+        return str(error)
+
+
+class CamMethod(LibraryMethod):
+    """What the CAMs of torchcam and pytorch-grad-cam share: they read a layer."""
+
+    ADDED = {"layer": None}
+
+    def refuses(self, model: nn.Module) -> str | None:
+        return no_cam_layer(model)

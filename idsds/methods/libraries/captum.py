@@ -1,0 +1,222 @@
+"""Attributions of captum's."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idsds.common.interventions import baseline_images, patch_numbers, patch_size
+from idsds.common.randomness import Draws, generator
+from idsds.methods import graphs
+from idsds.methods.base import Passes
+from idsds.methods.cam import cam_layer, no_cam_layer, resized
+from idsds.methods.libraries.base import LibraryMethod, gradients_needed, one_by_one, without_rules
+
+
+@cache
+def deeplift_rules() -> frozenset[type]:
+    """The types of layers for which captum's DeepLift has a rule."""
+    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
+
+    return frozenset(SUPPORTED_NON_LINEAR)
+
+
+def is_relu(kind: type) -> bool:
+    """Whether a type of layer is a ReLU."""
+    return issubclass(kind, nn.ReLU)
+
+
+class Captum(LibraryMethod):
+    """An attribution of captum's."""
+
+    library = "captum"
+    GIVEN = frozenset(
+        (
+            *("self", "model", "forward_func", "layer", "device_ids", "inputs", "target", "additional_forward_args", "show_progress"),
+            *("return_convergence_delta", "return_input_shape", "perturbations_per_eval", "internal_batch_size"),
+            *("custom_attribution_func", "grad_kwargs"),
+        )
+    )
+    RANDOM = ("KernelShap", "Lime", "ShapleyValueSampling", "GradientShap")
+    PERTURBING = ("Occlusion", "KernelShap", "Lime", "ShapleyValueSampling", "FeatureAblation")
+    RESCALING = ("DeepLift", "DeepLiftShap")
+    GUIDED = ("GuidedBackprop", "Deconvolution")
+    DISTRIBUTION = ("DeepLiftShap", "GradientShap")  # explained against several baselines
+    NAMES = (
+        *RESCALING,
+        *PERTURBING,
+        *GUIDED,
+        *("GradientShap", "InputXGradient", "IntegratedGradients", "Saliency"),
+        *("LayerGradCam", "LayerGradientXActivation"),
+    )
+
+    def parameters(self) -> list[inspect.Parameter]:
+        calls = (self.cls.__init__, self.cls.attribute)
+        return [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
+
+    def added(self) -> dict[str, Any]:
+        added: dict[str, Any] = {}
+        if self.name in self.PERTURBING:
+            added["grid"] = None
+        if self.name == "Occlusion":
+            added["sliding_window_shapes"] = None
+        if self.name in self.DISTRIBUTION:
+            added |= {"baselines": None, "baseline_samples": 5}
+        if self.of_layer:
+            added["layer"] = None
+        return added
+
+    @property
+    def of_layer(self) -> bool:
+        """Whether it explains by a layer."""
+        return self.name.startswith("Layer")
+
+    def passes(self, model: nn.Module, **options: Any) -> Passes | None:
+        patches = (options.get("grid") or 0) ** 2
+        match self.name:
+            case "DeepLift":
+                return Passes(2, 2)
+            case "DeepLiftShap":
+                given = options["baselines"]
+                return Passes(2, 2).times(options["baseline_samples"] if given is None else len(given))
+            case "Occlusion" | "FeatureAblation":
+                return Passes(1 + patches) if patches else None
+            case "ShapleyValueSampling":
+                return Passes(1 + options["n_samples"] * patches) if patches else None
+            case "KernelShap" | "Lime":
+                return Passes(options["n_samples"])
+            case "IntegratedGradients":
+                return Passes(1, 1).times(options["n_steps"])
+            case "GradientShap":
+                return Passes(1, 1).times(options["n_samples"])
+        return Passes(1, 1)
+
+    def refuses(self, model: nn.Module) -> str | None:
+        if self.name in self.RESCALING:
+            return without_rules(model, deeplift_rules().__contains__)
+        if self.of_layer:
+            return no_cam_layer(model)
+        if self.name in self.GUIDED:
+            try:
+                traced = graphs.trace(model)
+            except graphs.NotTraceableError as error:
+                return str(error)
+            return None if graphs.has_module(traced, is_relu) else "it changes how ReLUs hand gradients down, and this model has none"
+        return None
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
+        def explain(images: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+            return self.explain(model, images, targets, draws, batch, dict(options))
+
+        if self.name in self.RANDOM:
+            return one_by_one(explain, images, targets, draws)
+        # Captum runs images and baselines in one pass.
+        size = max(1, batch // self.passes(model, **options).forward) if self.name in self.RESCALING else batch  # type: ignore[union-attr]
+        ids = draws.image_ids
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
+        some = (Draws(draws.seed, draws.key, images[part], ids[part]) for part in parts)
+        return torch.cat([explain(images[part], targets[part], drawn) for part, drawn in zip(parts, some, strict=True)])
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor, draws: Draws, batch: int, options: dict[str, Any]) -> Tensor:
+        """Maps of some images in one call of captum's."""
+        made = {name: options.pop(name) for name in inspect.signature(self.cls.__init__).parameters if name in options and name != "layer"}
+        asked = inspect.signature(self.cls.attribute).parameters
+        if "grid" in options and (grid := options.pop("grid")) is not None:
+            options |= features(images, grid, "sliding_window_shapes" in asked)
+        if self.name == "Occlusion" and options["sliding_window_shapes"] is None:
+            raise TypeError("captum/Occlusion needs a value for its option 'grid' or 'sliding_window_shapes'")
+        samples = options.pop("baseline_samples", 0)
+        if "baselines" in options:
+            options["baselines"] = self.baselines(options["baselines"], images, draws, samples)
+        if "perturbations_per_eval" in asked:
+            options["perturbations_per_eval"] = max(1, batch // len(images))
+        if "internal_batch_size" in asked:
+            options["internal_batch_size"] = batch
+        net, layer = self.net(model), options.pop("layer", None)
+        attribution = self.cls(net, model.get_submodule(cam_layer(model, layer)), **made) if self.of_layer else self.cls(net, **made)
+        with torch.set_grad_enabled(self.name not in self.PERTURBING), outputs_of(net) as outputs, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
+            warnings.filterwarnings("ignore", message="Input Tensor .* did not already require gradients")
+            found = attribution.attribute(gradients_needed(images), target=targets, **options).detach()
+        if self.name in self.RESCALING and made["multiply_by_inputs"]:
+            pooled = any("MaxPool" in type(module).__name__ for module in net.modules())
+            check_complete(self.key, found, outputs[0], targets, exact=not pooled)
+        return resized(found, images) if self.of_layer else found
+
+    def net(self, model: nn.Module) -> nn.Module:
+        """What captum is given: the net, or its graph for rules that hook modules."""
+        if self.name in self.RESCALING:
+            return graphs.separate(model, deeplift_rules().__contains__)
+        return graphs.separate(model, is_relu) if self.name in self.GUIDED else model
+
+    def baselines(self, given: Any, images: Tensor, draws: Draws, samples: int) -> Any:
+        """Baselines by name, as they are, or for methods that take a distribution uniform noise in [-1, 1], one for all images."""
+        if given is None and self.name in self.DISTRIBUTION:
+            shape = (samples, *images.shape[1:])
+            return (2 * torch.rand(shape, generator=generator(draws.seed, "baselines", shape)) - 1).to(images)
+        if isinstance(given, str):
+            return baseline_images(images, given, seed=draws.seed, image_ids=draws.image_ids)
+        return given.to(images) if isinstance(given, Tensor) else given
+
+
+def features(images: Tensor, grid: int, sliding: bool) -> dict[str, Any]:
+    """The patches of a grid as captum's features: a window that moves by its own size, or a mask."""
+    if sliding:
+        window = (images.shape[1], *patch_size(*images.shape[-2:], grid))
+        return {"sliding_window_shapes": window, "strides": window}
+    return {"feature_mask": patch_numbers(images, grid)[None, None]}
+
+
+@contextmanager
+def outputs_of(net: nn.Module) -> Iterator[list[Tensor]]:
+    """What a net returns while it runs inside."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output.detach())
+
+    handle = net.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def check_complete(name: str, attributions: Tensor, outputs: Tensor, targets: Tensor, exact: bool) -> None:
+    """Check that DeepLIFT's attributions sum to what they are to explain, which an operation without a rule breaks.
+
+    Args:
+        name: of the method.
+        attributions: (B, C, H, W).
+        outputs: logits of the images, each as often as there are baselines, and then of the baselines, (2 B n, K).
+        targets: (B,).
+        exact: whether they must. Captum's rule for max pooling leaves out what a position wins where image and baseline agree.
+
+    Raises:
+        ValueError: naming both values, where they must.
+
+    Warns:
+        RuntimeWarning: where they need not.
+    """
+    intact, baseline = outputs.chunk(2)
+    times = len(intact) // len(targets)
+    moved = (intact - baseline).gather(1, targets.repeat_interleave(times)[:, None]).view(-1, times).mean(1)
+    total, size = attributions.flatten(1).sum(1), attributions.flatten(1).abs().sum(1)
+    wrong = (total - moved).abs() > 0.05 * moved.abs() + 1e-3 * size
+    if outputs.dtype not in (torch.float32, torch.float64) or not wrong.any():
+        return
+    first = int(wrong.nonzero()[0])
+    sums = (
+        f"for {int(wrong.sum())} of {len(targets)} images its attributions do not sum to what the logit moves by (the first: "
+        f"{total[first]:.4g}, not {moved[first]:.4g})"
+    )
+    if exact:
+        raise ValueError(f"{name} does not hold on this net: {sums}; the net has an operation that DeepLIFT has no rule for")
+    warnings.warn(f"{name}: {sums}; captum's rule for max pooling is not exact", RuntimeWarning, stacklevel=2)

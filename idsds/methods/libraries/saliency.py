@@ -1,0 +1,64 @@
+"""Methods of the saliency package (PAIR)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from idsds.common.randomness import Draws
+from idsds.methods.base import Passes
+from idsds.methods.libraries.base import LibraryMethod, library
+
+
+class Saliency(LibraryMethod):
+    """A method of the saliency package, which explains one image at a time, in numpy."""
+
+    library = "saliency"
+    GIVEN = frozenset(("self", "x_value", "call_model_function", "call_model_args", "batch_size"))
+    NAMES = ("GuidedIG", "BlurIG")
+    STEPS: ClassVar[Mapping[str, str]] = {"GuidedIG": "x_steps", "BlurIG": "steps"}
+
+    def parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.cls.GetMask).parameters.values())
+
+    def passes(self, model: nn.Module, **options: Any) -> Passes:
+        return Passes(1, 1).times(options[self.STEPS[self.name]])
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
+        with_numpy_2()
+        maps = []
+        for image, target in zip(images, targets, strict=True):
+
+            def gradient(values: np.ndarray, call_model_args: object, expected_keys: object, target: Tensor = target) -> dict[str, Any]:
+                inputs = torch.from_numpy(values).to(images).permute(0, 3, 1, 2).requires_grad_()
+                with torch.enable_grad():
+                    (found,) = torch.autograd.grad(model(inputs)[:, target].sum(), inputs)
+                return {library("saliency").INPUT_OUTPUT_GRADIENTS: found.permute(0, 2, 3, 1).cpu().numpy()}
+
+            values = image.permute(1, 2, 0).detach().cpu().numpy()  # (H, W, C)
+            found = self.cls().GetMask(values, gradient, **options)
+            maps.append(torch.from_numpy(np.asarray(found)).to(images).permute(2, 0, 1))
+        return torch.stack(maps)
+
+
+@cache
+def with_numpy_2() -> None:
+    """Let saliency 0.2.1 find the argument of ``numpy.quantile`` by the name that numpy 2.4 took away."""
+    from saliency.core import guided_ig
+
+    class Numpy(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(np, name)
+
+        @staticmethod
+        def quantile(values: np.ndarray, q: float, interpolation: str) -> np.ndarray:
+            return np.quantile(values, q, method=interpolation)
+
+    guided_ig.np = Numpy("numpy")

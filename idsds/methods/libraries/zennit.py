@@ -1,0 +1,82 @@
+"""Layer-wise relevance propagation by zennit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idsds.common.batching import in_batches
+from idsds.common.randomness import Draws
+from idsds.methods import graphs
+from idsds.methods.base import Passes
+from idsds.methods.libraries.base import LibraryMethod, gradients_needed, without_rules
+from idsds.models.base import describe
+
+
+class Zennit(LibraryMethod):
+    """Layer-wise relevance propagation by a composite of zennit's, of the target logit itself.
+
+    Batch norms are merged into the convolution before them, and sums of branches share out relevance in proportion, as zennit's canonizers
+    for torchvision's ResNets do; here on any net that torch.fx can trace.
+    """
+
+    library = "zennit"
+    GIVEN = frozenset(("layer_map", "first_map", "canonizers"))
+    GRADIENTS = ("DeconvNet", "GuidedBackprop")
+    NAMES = (
+        *("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat"),
+        *("ExcitationBackprop", "BetaSmooth", *GRADIENTS),
+    )
+
+    def added(self) -> dict[str, Any]:
+        return {"low": None, "high": None} if self.name == "EpsilonGammaBox" else {}
+
+    def passes(self, model: nn.Module, **options: Any) -> Passes:
+        return Passes(1, 1)
+
+    def refuses(self, model: nn.Module) -> str | None:
+        def has_rule(kind: type) -> bool:
+            activation = kind.__module__.endswith(".activation") and not issubclass(kind, (nn.MultiheadAttention, nn.Softmax, nn.GLU))
+            return activation or "MaxPool" in kind.__name__
+
+        return without_rules(model, has_rule)
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
+        from zennit.attribution import Gradient
+        from zennit.canonizers import NamedMergeBatchNorm
+        from zennit.layer import Sum
+
+        if "low" in options:
+            options |= box(model, images, options)
+        linear = (nn.Conv2d, nn.Linear)
+        net = graphs.separate(model, lambda kind: kind.__module__.endswith(".activation"), None if self.name in self.GRADIENTS else Sum)
+        pairs = [] if self.name in self.GRADIENTS else graphs.directly_followed(net, linear, (nn.BatchNorm2d, nn.BatchNorm1d))
+        composite = self.cls(**options, canonizers=[NamedMergeBatchNorm(pairs)])
+
+        def explain(images: Tensor, targets: Tensor) -> Tensor:
+            def relevance(output: Tensor) -> Tensor:
+                start = torch.ones_like(output) if self.name in self.GRADIENTS else output.detach()
+                return start * nn.functional.one_hot(targets, output.shape[1]).to(output)
+
+            with torch.enable_grad(), Gradient(net, composite) as attributor:
+                return attributor(gradients_needed(images), relevance)[1].detach()
+
+        return in_batches(explain, images, targets, size=batch)
+
+
+def box(model: nn.Module, images: Tensor, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The lowest and highest values that pixels can have. Raises ValueError where the normalisation is not known, nor they."""
+    ends: dict[str, Tensor] = {}
+    for name, value in (("low", 0.0), ("high", 1.0)):
+        if isinstance(given[name], Tensor):
+            ends[name] = given[name].to(images)
+        elif given[name] is not None:
+            ends[name] = torch.full_like(images[:1], given[name])
+        elif (normalisation := describe(model).normalisation) is not None:
+            ends[name] = normalisation(torch.full_like(images[:1], value))
+        else:
+            raise ValueError(f"zennit/EpsilonGammaBox needs {name}=: the normalisation of {describe(model).name} is not known")
+    return ends

@@ -12,7 +12,9 @@ import inspect
 import operator
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,31 @@ HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 OfType = Callable[[type[nn.Module]], bool]
+Result = TypeVar("Result")
+
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[Any, tuple[tuple[int, ...], Any]]] = WeakKeyDictionary()
+
+
+def kept(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep what a function of a net returns or raises for as long as the net has the same modules, parameters and buffers."""
+
+    @wraps(function)
+    def lookup(model: nn.Module, *options: Any) -> Result:
+        parts = tuple(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
+        results = _KEPT.setdefault(model, {})
+        known, result = results.get((function, *options), ((), None))
+        if known != parts:
+            try:
+                result = function(model, *options)
+            except NotTraceableError as error:
+                result = error.with_traceback(None)
+            results[function, *options] = parts, result
+        if isinstance(result, NotTraceableError):
+            raise result
+        return result
+
+    return lookup
 
 
 class NotTraceableError(ValueError):
@@ -92,6 +119,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return graph.eval()
 
 
+@kept
 def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Module] | None = None) -> fx.GraphModule:
     """Return the net as a graph in which each call of a nonlinearity is a module of its own, none of which works in place.
 
@@ -123,12 +151,14 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
                 twin = traced.graph.call_module(name, (stacked,))
         else:
             continue
+        depends.add(twin)
         node.replace_all_uses_with(twin)
         traced.graph.erase_node(node)
     traced.recompile()
     return traced
 
 
+@kept
 def unruled(model: nn.Module, has_rule: OfType) -> str | None:
     """Why rules for linear layers, sums and the types of nonlinearities that ``has_rule`` names do not cover a net; None where they do.
 
@@ -162,8 +192,10 @@ def is_nonlinear(kind: type[nn.Module]) -> bool:
     return home.endswith((".activation", ".normalization", ".instancenorm")) or "MaxPool" in kind.__name__ or "LPPool" in kind.__name__
 
 
-def has_module(traced: fx.GraphModule, of_type: OfType) -> bool:
-    """Whether a graph calls a module of such a type, or a function that stands for one."""
+@kept
+def has_module(model: nn.Module, of_type: OfType) -> bool:
+    """Whether a net calls a module of such a type, or a function that stands for one. Raises NotTraceableError with fx's reason."""
+    traced = trace(model)
     for node in traced.graph.nodes:
         kind = type(traced.get_submodule(node.target)) if node.op == "call_module" else MODULES.get(node.target, (nn.Module, ()))[0]
         if of_type(kind):

@@ -14,6 +14,7 @@ also rectifies the gradient of a residual branch if ReLU and shortcut read the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -197,6 +198,7 @@ def guided_smoothed(
     targets: Tensor,
     *,
     of: str,
+    layer: str | None = None,
     samples: int = STUDY_SMOOTHGRAD["samples"],
     sigma: float = SIGMA,
     relative: bool = False,
@@ -204,8 +206,10 @@ def guided_smoothed(
     draws: Draws,
     batch: int,
 ) -> Tensor:
-    """SmoothGrad over one of the methods of this module, ``of``; the other options are :func:`idsds.methods.gradient.smoothed`'s."""
-    explain = {"Deconvolution": deconvolution, "Guided Backprop": guided_backprop, "Guided Grad-CAM": guided_grad_cam}[of]
+    """SmoothGrad over one of the methods of this module, ``of``; ``layer`` is Guided Grad-CAM's, the other options are those of
+    :func:`idsds.methods.gradient.smoothed`."""
+    cam = partial(guided_grad_cam, layer=layer)
+    explain = {"Deconvolution": deconvolution, "Guided Backprop": guided_backprop, "Guided Grad-CAM": cam}[of]
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         return {of: explain(model, noisy, targets, batch=batch)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -105,10 +105,10 @@ class Captum(LibraryMethod):
             return no_cam_layer(model)
         if self.name in self.GUIDED:
             try:
-                traced = graphs.trace(model)
+                found = graphs.has_module(model, is_relu)
             except graphs.NotTraceableError as error:
                 return str(error)
-            return None if graphs.has_module(traced, is_relu) else "it changes how ReLUs hand gradients down, and this model has none"
+            return None if found else "it changes how ReLUs hand gradients down, and this model has none"
         return None
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
@@ -141,7 +141,9 @@ class Captum(LibraryMethod):
             options["internal_batch_size"] = batch
         net, layer = self.net(model), options.pop("layer", None)
         attribution = self.cls(net, model.get_submodule(cam_layer(model, layer)), **made) if self.of_layer else self.cls(net, **made)
-        with torch.set_grad_enabled(self.name not in self.PERTURBING), outputs_of(net) as outputs, warnings.catch_warnings():
+        # DeepLIFT divides differences by differences: in 16 bits little would be left of them.
+        exact = torch.autocast(images.device.type, enabled=False) if self.name in self.RESCALING else nullcontext()
+        with torch.set_grad_enabled(self.name not in self.PERTURBING), exact, outputs_of(net) as outputs, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
             warnings.filterwarnings("ignore", message="Input Tensor .* did not already require gradients")
             found = attribution.attribute(gradients_needed(images), target=targets, **options).detach()

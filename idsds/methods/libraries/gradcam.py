@@ -52,12 +52,15 @@ class GradCam(CamMethod):
         if self.name == "AblationCAM":
             options |= {"ablation_layer": library("gradcam").AblationLayer(), "batch_size": batch}
 
+        def precise(values: Tensor) -> Tensor:  # under autocast the model alone runs in 16 bits
+            return values.to(images.dtype)
+
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
             layers = [model.get_submodule(name)] if name else []
             with (
                 torch.enable_grad(),
                 untouched(model, name, second_order=self.name == "ShapleyCAM"),
-                self.cls(model, layers, **options) as cam,
+                self.cls(model, layers, reshape_transform=precise, **options) as cam,
             ):
                 if hasattr(cam, "batch_size"):
                     cam.batch_size = batch

@@ -43,8 +43,11 @@ class Torchcam(CamMethod):
         if self.name == "CAM" and options["fc_layer"] is None:
             options["fc_layer"] = next(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
+        def precise(values: Tensor) -> Tensor:  # under autocast the model alone runs in 16 bits
+            return values.to(images.dtype)
+
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
-            with torch.enable_grad(), self.cls(model, cam_layer(model, layer), **options) as extractor:
+            with torch.enable_grad(), self.cls(model, cam_layer(model, layer), **options, reshape_transform=precise) as extractor:
                 scores = model(gradients_needed(images))
                 (cam,) = extractor(targets.tolist(), scores, normalized=False)  # (B, h, w)
             return resized(cam.detach()[:, None], images)[:, 0]

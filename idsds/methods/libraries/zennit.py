@@ -16,6 +16,11 @@ from idsds.methods.libraries.base import LibraryMethod, gradients_needed, withou
 from idsds.models.base import describe
 
 
+def is_activation(kind: type) -> bool:
+    """Whether a type of layer is one of torch's activations."""
+    return kind.__module__.endswith(".activation")
+
+
 class Zennit(LibraryMethod):
     """Layer-wise relevance propagation by a composite of zennit's, of the target logit itself.
 
@@ -39,7 +44,7 @@ class Zennit(LibraryMethod):
 
     def refuses(self, model: nn.Module) -> str | None:
         def has_rule(kind: type) -> bool:
-            activation = kind.__module__.endswith(".activation") and not issubclass(kind, (nn.MultiheadAttention, nn.Softmax, nn.GLU))
+            activation = is_activation(kind) and not issubclass(kind, (nn.MultiheadAttention, nn.Softmax, nn.GLU))
             return activation or "MaxPool" in kind.__name__
 
         return without_rules(model, has_rule)
@@ -52,7 +57,7 @@ class Zennit(LibraryMethod):
         if "low" in options:
             options |= box(model, images, options)
         linear = (nn.Conv2d, nn.Linear)
-        net = graphs.separate(model, lambda kind: kind.__module__.endswith(".activation"), None if self.name in self.GRADIENTS else Sum)
+        net = graphs.separate(model, is_activation, None if self.name in self.GRADIENTS else Sum)
         pairs = [] if self.name in self.GRADIENTS else graphs.directly_followed(net, linear, (nn.BatchNorm2d, nn.BatchNorm1d))
         composite = self.cls(**options, canonizers=[NamedMergeBatchNorm(pairs)])
 
@@ -61,7 +66,8 @@ class Zennit(LibraryMethod):
                 start = torch.ones_like(output) if self.name in self.GRADIENTS else output.detach()
                 return start * nn.functional.one_hot(targets, output.shape[1]).to(output)
 
-            with torch.enable_grad(), Gradient(net, composite) as attributor:
+            exact = torch.autocast(images.device.type, enabled=False)  # relevance is divided by values near 0
+            with torch.enable_grad(), exact, Gradient(net, composite) as attributor:
                 return attributor(gradients_needed(images), relevance)[1].detach()
 
         return in_batches(explain, images, targets, size=batch)

@@ -1,0 +1,319 @@
+"""Methods of libraries by name: what the library gives when it is called directly, for a batch as one by one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+import torchcam.methods
+from torch import Tensor, nn
+
+import idsds
+from idsds.common.randomness import seeded as generators
+from idsds.common.registry import UnknownNameError
+from idsds.methods import METHODS, create_method, libraries, list_methods
+from idsds.methods.libraries import PLAIN, MissingLibraryError, base
+from tests.methods.nets import ConvNet, Linear, images_of, mini, seeded
+
+EXTRAS = {"zennit": "zennit", "gradcam": "pytorch_grad_cam", "saliency": "saliency"}
+# What these ask for beside a model; few samples, so that the tests are fast.
+OPTIONS = {
+    **{f"captum/{name}": {"grid": 4} for name in ("Occlusion", "FeatureAblation")},
+    **{f"captum/{name}": {"grid": 4, "n_samples": 20} for name in ("KernelShap", "Lime")},
+    "captum/ShapleyValueSampling": {"grid": 4, "n_samples": 2},
+    "captum/IntegratedGradients": {"n_steps": 3},
+    "torchcam/SSCAM": {"num_samples": 1},
+    "torchcam/ISCAM": {"num_samples": 1},
+    "zennit/EpsilonGammaBox": {"low": -1.0, "high": 1.0},
+    "saliency/GuidedIG": {"x_steps": 4},
+    "saliency/BlurIG": {"steps": 4},
+}
+NETS = ("mini_resnet8", "mini_vgg11_bn", "mini_densenet")
+TARGETS = torch.tensor([1, 7])
+
+
+def needs(library: str) -> None:
+    if library in EXTRAS:
+        pytest.importorskip(EXTRAS[library])
+
+
+def net_of_modules() -> nn.Sequential:
+    """Every ReLU is a module of its own, as captum wants it; the weights are those of :func:`seeded` ``ConvNet``."""
+    net = seeded(ConvNet)
+    return nn.Sequential(net.conv1, nn.ReLU(), net.conv2, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc).eval()
+
+
+NAMES = [f"{library}/{name}" for library in libraries.ADAPTERS for name in libraries.names_of(library)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_its_images_one_by_one_and_leaves_the_net_as_it_was(name: str) -> None:
+    needs(name.partition("/")[0])
+    images, ids, ran = images_of(2, 32, 32), ["a", "b"], 0
+    for net in NETS:
+        model = mini(net)
+        if METHODS[name].inapplicable(model):
+            continue
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        kinds = {key: type(module) for key, module in model.named_modules()}
+        gradient = torch.ones_like(next(model.parameters()))
+        next(model.parameters()).grad = gradient
+        method = create_method(name, model, seed=3, **OPTIONS.get(name, {}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*max pooling")
+            maps = method(images, TARGETS, ids)
+            alone = torch.cat([method(images[i : i + 1], TARGETS[i : i + 1], ids[i : i + 1]) for i in (1, 0)]).flip(0)
+        # pytorch-grad-cam works in float32; LRP divides by values near 0.
+        tolerance = 1e-4 if name.startswith(("gradcam", "zennit")) else 1e-8
+        assert ((maps - alone).abs() <= tolerance * maps.abs().amax((1, 2, 3), keepdim=True)).all()
+        assert maps.shape == (2, 1, 32, 32)
+        assert maps.isfinite().all()
+        assert next(model.parameters()).grad is gradient
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert {key: type(module) for key, module in model.named_modules()} == kinds
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules())
+        ran += 1
+    assert ran
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "options"),
+    [
+        ("captum/DeepLift", captum.attr.DeepLift, {}),
+        ("captum/InputXGradient", captum.attr.InputXGradient, {}),
+        ("captum/Saliency", captum.attr.Saliency, {}),
+        ("captum/IntegratedGradients", captum.attr.IntegratedGradients, {"n_steps": 7}),
+        ("captum/GuidedBackprop", captum.attr.GuidedBackprop, {}),
+        ("captum/Deconvolution", captum.attr.Deconvolution, {}),
+        ("captum/Occlusion", captum.attr.Occlusion, {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 2)}),
+        ("captum/FeatureAblation", captum.attr.FeatureAblation, {"feature_mask": torch.arange(48).view(1, 1, 6, 8) // 7}),
+    ],
+)
+def test_captum_called_directly_gives_the_same(name: str, make: type, options: dict) -> None:
+    net, images, targets = net_of_modules(), images_of(3, 6, 8), torch.tensor([0, 3, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = make(net).attribute(images.clone().requires_grad_(), target=targets, **options).sum(1, keepdim=True)
+        found = create_method(name, net, **options)(images, targets)
+    tolerance = 1e-10 if wanted.dtype == torch.float64 else 1e-6  # captum sums windows in float32
+    assert torch.allclose(found, wanted.detach().double(), rtol=tolerance, atol=tolerance / 100)
+
+
+@pytest.mark.parametrize("name", ["KernelShap", "Lime", "ShapleyValueSampling"])
+def test_captums_random_methods_with_the_same_generator(name: str) -> None:
+    net, images, targets = net_of_modules(), images_of(2, 6, 8), torch.tensor([0, 3])
+    mask = (torch.arange(6)[:, None] // 3 * 2 + torch.arange(8) // 4)[None, None]
+    found = create_method(f"captum/{name}", net, seed=5, grid=2, n_samples=12)(images, targets, ["x", "y"])
+    for number, image_id in enumerate(("x", "y")):
+        some = slice(number, number + 1)
+        with generators(5, f"captum/{name}", image_id), torch.no_grad():
+            wanted = getattr(captum.attr, name)(net).attribute(images[some], target=targets[some], feature_mask=mask, n_samples=12)
+        assert torch.allclose(found[some], wanted.sum(1, keepdim=True).double(), rtol=1e-6, atol=1e-8)
+
+
+def test_random_methods_are_keyed_and_leave_the_global_generators_alone() -> None:
+    net, image, target = net_of_modules(), images_of(1, 6, 8), torch.tensor([1])
+    torch.manual_seed(4)
+    np.random.seed(4)
+    first = create_method("Shapley", net, grid=2, n_samples=1)(image, target, ["a"])
+    drawn = torch.rand(()), np.random.rand()
+    torch.manual_seed(4)
+    np.random.seed(4)
+    assert drawn == (torch.rand(()), np.random.rand())
+    assert torch.equal(first, create_method("Shapley", net, grid=2, n_samples=1)(image, target, ["a"]))
+    others = [create_method("Shapley", net, seed=seed, grid=2, n_samples=1)(image, target, [i]) for seed, i in ((1, "a"), (0, "b"))]
+    assert any(not torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("name", ["ScoreCAM", "GradCAM", "LayerCAM", "ISCAM", "CAM"])
+def test_torchcam_called_directly_gives_the_same(name: str) -> None:
+    model, images = mini("mini_resnet8"), images_of(2, 16, 24)
+    options = {"num_samples": 2} if name == "ISCAM" else {"fc_layer": "fc"} if name == "CAM" else {}
+    with getattr(torchcam.methods, name)(model, "layer3", **options) as extractor:
+        (cam,) = extractor(TARGETS.tolist(), model(images.clone().requires_grad_()), normalized=False)
+    wanted = nn.functional.interpolate(cam.detach()[:, None], size=(16, 24), mode="bilinear", align_corners=False)
+    found = create_method(f"torchcam/{name}", model, layer="layer3", **options)(images, TARGETS)
+    assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "HiResCAM", "AblationCAM", "FullGrad"])
+def test_pytorch_grad_cam_called_directly_gives_the_same(name: str) -> None:
+    grad_cam = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, images = mini("mini_resnet8", torch.float32), images_of(2, 32, 32, torch.float32)
+    with getattr(grad_cam, name)(model=model, target_layers=[] if name == "FullGrad" else [model.layer3]) as cam:
+        wanted = torch.from_numpy(cam(images, [ClassifierOutputTarget(t) for t in TARGETS.tolist()]))[:, None]
+    assert torch.allclose(create_method(f"gradcam/{name}", model)(images, TARGETS), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1"])
+def test_zennit_with_its_own_canonizer_for_resnets_gives_the_same(name: str) -> None:
+    pytest.importorskip("zennit")
+    from zennit import composites
+    from zennit.attribution import Gradient
+    from zennit.torchvision import ResNetCanonizer
+
+    model, images = mini("mini_resnet8"), images_of(2, 32, 32)
+    found = create_method(f"zennit/{name}", model)(images, TARGETS)
+    with Gradient(model, getattr(composites, name)(canonizers=[ResNetCanonizer()])) as attributor:
+        _, wanted = attributor(images.clone(), lambda output: output.detach() * nn.functional.one_hot(TARGETS, 10))
+    assert torch.allclose(found, wanted.sum(1, keepdim=True).detach(), rtol=1e-6, atol=1e-9 * float(wanted.detach().abs().max()))
+
+
+def test_lrp_shares_out_the_logit_of_a_net_without_biases() -> None:
+    pytest.importorskip("zennit")
+    model, images = mini("mini_x_resnet8"), images_of(2, 32, 32)
+    logits = model(images).gather(1, TARGETS[:, None])[:, 0]
+    assert torch.allclose(create_method("LRP", model)(images, TARGETS).sum((1, 2, 3)), logits.detach(), rtol=1e-3)
+
+
+def test_guided_ig_called_directly_gives_the_same() -> None:
+    pytest.importorskip("saliency")
+    import saliency.core
+
+    net, images, targets = net_of_modules(), images_of(2, 6, 8), torch.tensor([0, 3])
+    found = create_method("Guided IG", net, x_steps=5)(images, targets)
+
+    def gradient(values: np.ndarray, call_model_args: int, expected_keys: list) -> dict:
+        inputs = torch.from_numpy(values).requires_grad_()
+        return {expected_keys[0]: torch.autograd.grad(net(inputs)[:, call_model_args].sum(), inputs)[0].numpy()}
+
+    for image, target, one in zip(images, targets, found, strict=True):
+        wanted = saliency.core.GuidedIG().GetMask(image.numpy(), gradient, int(target), x_steps=5)
+        assert np.allclose(one[0], wanted.sum(0))
+
+
+@pytest.mark.parametrize("relu", ["module", "in place", "functional"])
+def test_deeplift_on_reused_and_functional_relus_is_deeplift_on_modules(relu: str) -> None:
+    images, targets = images_of(3, 6, 8), torch.tensor([0, 3, 1])
+    wanted = create_method("DeepLIFT", net_of_modules())(images, targets)
+    found = create_method("DeepLIFT", seeded(ConvNet, relu=relu))(images, targets)
+    assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-14)
+
+
+def test_deeplift_of_a_linear_net_is_weight_times_difference() -> None:
+    net, images = seeded(Linear), images_of(2, 6, 4)
+    found = create_method("DeepLIFT", net, baselines=0.25)(images, TARGETS % 3)
+    wanted = net.fc.weight[TARGETS % 3].view_as(images) * (images - 0.25)
+    assert torch.allclose(found, wanted.sum(1, keepdim=True))
+
+
+def test_deepshap_is_deeplift_averaged_over_baselines() -> None:
+    net, images, targets = seeded(ConvNet), images_of(2, 6, 8), torch.tensor([0, 3])
+    baselines = images_of(3, 6, 8, seed=5)
+    each = [create_method("DeepLIFT", net, baselines=baseline[None])(images, targets) for baseline in baselines]
+    assert torch.allclose(create_method("DeepSHAP", net, baselines=baselines)(images, targets), torch.stack(each).mean(0))
+
+
+class Wave(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.erf(self.conv(3 * x)).mean((2, 3)))
+
+
+def test_deeplift_that_does_not_sum_to_what_the_logit_moves_by_is_an_error() -> None:
+    with pytest.raises(ValueError, match="do not sum to what the logit moves by"):
+        create_method("DeepLIFT", seeded(Wave))(images_of(2, 6, 8), torch.tensor([0, 2]))
+
+
+def test_deeplift_warns_where_captums_rule_for_pooling_is_not_exact() -> None:
+    with pytest.warns(RuntimeWarning, match="max pooling is not exact"):
+        create_method("DeepLIFT", mini("mini_vgg11_bn"), baselines=images_of(1, 32, 32, seed=9))(images_of(2, 32, 32), TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "net", "reason"),
+    [
+        ("DeepLIFT", "mini_efficientnet", "no rule for the SiLU"),
+        ("DeepLIFT", "mini_vit", "no rule for"),
+        ("DeepLIFT", "mini_bcos", "cannot write this net as a graph"),
+        ("Score-CAM", "mini_vit", "convolutional layer"),
+        ("torchcam/CAM", "mini_vgg11", "only linear layer"),
+    ],
+)
+def test_a_method_says_why_it_does_not_apply(name: str, net: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        create_method(name, mini(net))
+
+
+def test_ablation_cam_gives_the_layer_back_when_it_fails() -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    model, calls = mini("mini_resnet8"), []
+    layer = model.layer3
+
+    def fail(_module: nn.Module, _inputs: object) -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyError("simulated")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(KeyError):
+        create_method("Ablation-CAM", model)(images_of(2, 32, 32), TARGETS)
+    assert model.layer3 is layer
+
+
+def test_names_are_listed_without_importing_the_optional_libraries() -> None:
+    code = (
+        "import sys, idsds; names = [n for l in ('zennit', 'gradcam', 'saliency') for n in idsds.list_methods(library=l)];"
+        "assert {'LRP', 'zennit/EpsilonPlus', 'Eigen-CAM', 'Guided IG'} <= set(names);"
+        "assert not {'LRP', 'zennit/EpsilonPlus'} & set(idsds.list_methods());"
+        "assert {'DeepLIFT', 'KernelSHAP', 'Score-CAM'} <= set(idsds.list_methods());"
+        "assert not {'zennit', 'pytorch_grad_cam', 'saliency'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_library_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(base.SOURCES, "zennit", ("there_is_no_zennit", "zennit", "zennit"))
+    base.library.cache_clear()
+    try:
+        model = mini("mini_resnet8")
+        with pytest.raises(MissingLibraryError, match=r"pip install 'idsds\[zennit\]'"):
+            create_method("LRP", model)
+        with pytest.raises(MissingLibraryError, match=r"idsds\[zennit\]"):
+            idsds.evaluate(["mini_resnet8"], ["zennit/EpsilonPlus"], "digits", images=2, progress=False)
+        assert "idsds[zennit]" in list_methods(model, library="zennit").excluded["LRP"]
+    finally:
+        base.library.cache_clear()
+
+
+def test_unknown_names_and_options_name_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"'captum/DeepLfit'. Did you mean 'captum/DeepLift'"):
+        create_method("captum/DeepLfit", mini("mini_resnet8"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'KernelSHAP'"):
+        create_method("KernelShap", mini("mini_resnet8"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'n_samples'"):
+        create_method("KernelSHAP", mini("mini_resnet8"), nsamples=5)
+    with pytest.raises(TypeError, match="'grid' or 'sliding_window_shapes'"):
+        create_method("captum/Occlusion", mini("mini_resnet8"))(images_of(1, 32, 32), TARGETS[:1])
+    with pytest.raises(UnknownNameError, match="library"):
+        list_methods(library="captun")
+
+
+def test_plain_names_are_known_and_have_a_source() -> None:
+    for name in PLAIN:
+        assert METHODS[name].source
+        assert METHODS[name].family in ("gradient", "CAM", "perturbation")
+
+
+def test_evaluate_takes_them_by_name(checkpoint) -> None:
+    wanted = {"DeepLIFT": None, "captum/InputXGradient": None, "small": ("KernelSHAP", {"n_samples": 30}), "Occlusion abs": None}
+    records = idsds.evaluate(
+        ["mini_resnet8"], wanted, "digits", images=3, checkpoints={"mini_resnet8": checkpoint}, device="cpu", progress=False
+    )
+    assert set(records["method"]) == set(wanted)
+    assert records["score"].notna().all()
+    again = idsds.evaluate(
+        ["mini_resnet8"], ["IxG"], "digits", images=3, checkpoints={"mini_resnet8": checkpoint}, device="cpu", progress=False
+    )
+    assert np.allclose(records[records["method"] == "captum/InputXGradient"]["score"], again["score"])

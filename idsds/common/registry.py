@@ -8,7 +8,7 @@ from typing import TypeVar
 
 Entry = TypeVar("Entry")
 #: An error message lists no more names than this: a library may have a thousand.
-MOST_LISTED = 200
+MOST_LISTED = 300
 
 
 class UnknownNameError(ValueError):
@@ -79,12 +79,18 @@ class Registry(Mapping[str, Entry]):
         """The names that need an optional library, and their entries."""
         return dict(self._unlisted)
 
-    def unknown(self, name: object) -> UnknownNameError:
-        """The error for a name that is not known: it names the nearest match among the library's names, or among all others."""
+    def unknown(self, name: object, suffix: str = "") -> UnknownNameError:
+        """Return the error for an unknown name: it gives the nearest match among its library's names, or among all others.
+
+        Args:
+            name: what was asked for.
+            suffix: what may stand behind every name as well.
+        """
         library = str(name).partition("/")[0]
-        if "/" in str(name) and library in self._libraries:
-            return UnknownNameError(self.kind, name, self.names_of(library))
-        return UnknownNameError(self.kind, name, [*self._entries, *self._unlisted, *(f"{known}/..." for known in self._libraries)])
+        own = "/" not in str(name) or library not in self._libraries
+        known = [*self._entries, *self._unlisted] if own else self.names_of(library)
+        versions = [each + suffix for each in known if suffix]
+        return UnknownNameError(self.kind, name, [*known, *versions, *(f"{each}/..." for each in self._libraries if own)])
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self:

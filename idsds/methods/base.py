@@ -191,7 +191,7 @@ def split_name(name: str) -> tuple[str, str]:
     suffix = next((suffix for suffix in TRANSFORMS if str(name).endswith(suffix)), "")
     base = str(name).removesuffix(suffix)
     if base not in METHODS:
-        raise METHODS.unknown(name)
+        raise METHODS.unknown(name, suffix)
     return base, suffix
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from idsds.common.randomness import Draws, seeded
 from idsds.methods import graphs
 from idsds.methods.base import Passes
-from idsds.methods.cam import no_cam_layer
+from idsds.methods.cam import Reading, channels_first, graph_from, no_cam_layer
+from idsds.models.base import describe
 
 #: By library: what to import, the distribution that has it, and the extra of this package that installs it ("": always installed).
 SOURCES = {
@@ -141,7 +142,17 @@ def without_rules(model: nn.Module, has_rule: graphs.OfType) -> str | None:
 class CamMethod(LibraryMethod):
     """What the CAMs of torchcam and pytorch-grad-cam share: they read a layer."""
 
-    ADDED = {"layer": None}
+    ADDED = {"layer": None, "channels": None}
 
     def refuses(self, model: nn.Module) -> str | None:
         return no_cam_layer(model)
+
+    def reading(self, model: nn.Module, layer: str, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
+        """Return what brings the layer's values to (B, K, h, w) in the precision of the images: autocast is for the model alone."""
+        ordered: Callable[[Tensor], Tensor] = lambda values: values  # noqa: E731
+        if channels is not None or layer != describe(model).cam_layer:
+            outputs: list[Tensor] = []
+            with torch.no_grad(), graph_from(model.get_submodule(layer), outputs):
+                model(images[:1])
+            ordered = channels_first(model, layer, outputs[0].detach(), images, channels)
+        return lambda values: ordered(values).to(images.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import Passes
-from idsds.methods.cam import cam_layer
+from idsds.methods.cam import Reading, cam_layer
 from idsds.methods.libraries.base import CamMethod, gradients_needed, library, one_by_one
 
 
@@ -44,16 +44,23 @@ class GradCam(CamMethod):
         return None if any(module.bias is not None for module in layers) else "it reads the biases of convolutions, and this model has none"
 
     def __call__(
-        self, model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None, draws: Draws, batch: int, **options: Any
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        layer: str | None,
+        channels: Reading,
+        draws: Draws,
+        batch: int,
+        **options: Any,
     ) -> Tensor:
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
         name = "" if self.name == "FullGrad" else cam_layer(model, layer)
+        precise = self.reading(model, name, images, channels) if name else None
         if self.name == "AblationCAM":
             options |= {"ablation_layer": library("gradcam").AblationLayer(), "batch_size": batch}
-
-        def precise(values: Tensor) -> Tensor:  # under autocast the model alone runs in 16 bits
-            return values.to(images.dtype)
 
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
             layers = [model.get_submodule(name)] if name else []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import Passes
-from idsds.methods.cam import cam_layer, resized
+from idsds.methods.cam import Reading, cam_layer, resized
 from idsds.methods.libraries.base import CamMethod, gradients_needed, one_by_one
 
 
@@ -36,18 +36,26 @@ class Torchcam(CamMethod):
         return super().refuses(model)
 
     def __call__(
-        self, model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None, draws: Draws, batch: int, **options: Any
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        layer: str | None,
+        channels: Reading,
+        draws: Draws,
+        batch: int,
+        **options: Any,
     ) -> Tensor:
+        name = cam_layer(model, layer)
+        precise = self.reading(model, name, images, channels)
         if self.name in self.SCORING:
             options["batch_size"] = batch
         if self.name == "CAM" and options["fc_layer"] is None:
             options["fc_layer"] = next(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
-        def precise(values: Tensor) -> Tensor:  # under autocast the model alone runs in 16 bits
-            return values.to(images.dtype)
-
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
-            with torch.enable_grad(), self.cls(model, cam_layer(model, layer), **options, reshape_transform=precise) as extractor:
+            with torch.enable_grad(), self.cls(model, name, **options, reshape_transform=precise) as extractor:
                 scores = model(gradients_needed(images))
                 (cam,) = extractor(targets.tolist(), scores, normalized=False)  # (B, h, w)
             return resized(cam.detach()[:, None], images)[:, 0]

@@ -87,22 +87,25 @@ def _agreement(name: str, prepare: Prepare, records: pd.DataFrame, confidence: f
     table = score_table(records)
     rows = []
     for where, part in table.groups([key for key in table.treatments.columns if key != "method"]):
-        ranks, left_out = _ranks(part)
+        ranks, left_out, group = _ranks(part)
         row = {**where, name: np.nan, "low": np.nan, "high": np.nan, "methods": ranks.shape[1], "count": len(ranks), "nan": left_out}
         if min(ranks.shape) > 1:
             features, statistic = prepare(ranks)
+            if part.unit != "images":
+                features = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group))))) @ features  # (groups, F)
             with np.errstate(divide="ignore", invalid="ignore"):
                 row[name] = statistic(np.asarray(features.sum(0)).reshape(-1))[0]
-            (row["low"],), (row["high"],) = bca(features, statistic, confidence, resamples, rng_for(seed, "images", len(ranks)))
-        rows.append({**row, "interval": covers(confidence, part.seeds)})
+            (row["low"],), (row["high"],) = bca(features, statistic, confidence, resamples, rng_for(seed, "images", features.shape[0]))
+        rows.append({**row, "interval": covers(confidence, part.seeds, part.unit)})
     return pd.DataFrame(rows)
 
 
-def _ranks(part: ScoreTable) -> tuple[np.ndarray, int]:
-    """Return the midranks of the methods within each complete image (images, methods), and the number of incomplete images."""
+def _ranks(part: ScoreTable) -> tuple[np.ndarray, int, np.ndarray]:
+    """Return the midranks of the methods within each complete image (images, methods), how many images are incomplete, and their groups."""
     images, start = np.unique(part.image, return_index=True)
     finite = np.isfinite(part.scores)
     count = np.add.reduceat(finite.astype(np.int64), start, axis=0)
     sums = np.add.reduceat(np.where(finite, part.scores, 0.0), start, axis=0)
     complete = (count > 0).all(1)
-    return rankdata(sums[complete] / count[complete], axis=1), len(images) - int(complete.sum())
+    group = np.unique(part.group[start][complete], return_inverse=True)[1]
+    return rankdata(sums[complete] / count[complete], axis=1), len(images) - int(complete.sum()), group

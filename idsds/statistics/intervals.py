@@ -35,9 +35,9 @@ def check_options(confidence: float, **counts: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
-def covers(confidence: float, seeds: int) -> str:
-    """Say in words what a BCa interval over images covers: other images, but no other training seeds than these ``seeds``."""
-    over = "images" if seeds == 1 else f"images, {seeds} training seeds held fixed"
+def covers(confidence: float, seeds: int, unit: str = "images") -> str:
+    """Say what a BCa interval over images, or groups of them, covers: other images, but not other training seeds than the ones at hand."""
+    over = unit if seeds == 1 else f"{unit}, {seeds} training seeds held fixed"
     return f"{100 * confidence:g} % BCa bootstrap over {over}"
 
 

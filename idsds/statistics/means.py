@@ -7,26 +7,27 @@ import pandas as pd
 from scipy.special import ndtri
 
 from idsds.statistics.intervals import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
-from idsds.statistics.scores import ScoreTable, score_table
+from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, score_table
 
 
 def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Return the mean score of every model and method, best first, with a BCa bootstrap interval over images.
 
-    The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Several scores of
-    an image (one per training seed) are drawn together: the interval then holds for these seeds and says so;
-    :func:`nested_bootstrap` covers other seeds too. Higher is better for ``rank_correlation``.
+    The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Where an image has
+    several scores (one per training seed) they are drawn together: the interval then holds for these seeds and says so;
+    :func:`nested_bootstrap` covers other seeds too. Images of one ``group``, such as crops of a photo, are drawn together too.
 
     Args:
-        records: columns model, method, image_id, score; optionally seed and settings (grid, baseline, protocol, ...).
+        records: columns model, method, image_id, score; optionally seed, group, direction and settings (grid, baseline, protocol, ...).
         confidence: such as 0.95.
         resamples: bootstrap resamples. 2,000 place a 95 % end within about 3 % of the interval's width.
         seed: of the resamples.
 
     Returns:
-        One row per model, setting (if there are several) and method: ``mean`` of the defined scores, ``low`` and ``high``, ``count`` of the
-        defined scores, ``nan`` the number of undefined ones, ``interval`` what the interval covers. Sorted by model and setting, then by
-        mean descending. The ends are NaN for fewer than two images and equal the mean if all scores are equal.
+        One row per model, setting (where several occur) and method: ``mean`` of the defined scores, ``low`` and ``high``, ``count`` of the
+        defined scores, ``nan`` the number of undefined ones, ``interval`` what the interval covers, ``direction`` of the score. Sorted by
+        model and setting, then by mean, the best first by the direction. The ends are NaN for fewer than two images and equal the mean
+        where all scores are equal.
 
     Raises:
         TypeError, ValueError: for unusable ``records`` or options, naming the fault.
@@ -35,9 +36,9 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
     table = score_table(records)
     ends, interval = np.full((len(table.treatments), 2), np.nan), np.empty(len(table.treatments), dtype=object)
     for columns, part in table.same_rows():
-        interval[columns] = covers(confidence, part.seeds)
-        rng = rng_for(seed, "images", part.images)
-        ends[columns] = np.stack(mean_interval(part.scores, part.image, confidence, resamples, rng), axis=1)
+        interval[columns] = covers(confidence, part.seeds, part.unit)
+        rng = rng_for(seed, "images", part.units)
+        ends[columns] = np.stack(mean_interval(part.scores, part.group, confidence, resamples, rng), axis=1)
     return _sorted(_means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=interval))
 
 
@@ -66,15 +67,16 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
         if part.seeds < 2:
             where = ", ".join(f"{name}={value}" for name, value in part.treatments.iloc[0].items())
             raise ValueError(f"an interval over training seeds needs at least two of them; {where} has one (column 'seed')")
-        image, which = np.unique(part.image, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
-        sums, defined = np.zeros((2, part.images, part.seeds, len(columns)))
-        sums[image, which], defined[image, which] = np.nan_to_num(part.scores), np.isfinite(part.scores)
-        rng = rng_for(seed, "seeds and images", part.images, part.seeds)
+        unit, which = np.unique(part.group, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
+        sums, defined = np.zeros((2, part.units, part.seeds, len(columns)))
+        np.add.at(sums, (unit, which), np.nan_to_num(part.scores))
+        np.add.at(defined, (unit, which), np.isfinite(part.scores))
+        rng = rng_for(seed, "seeds and images", part.units, part.seeds)
         with np.errstate(invalid="ignore"):
             drawn = _drawn_means(sums, defined, resamples, rng)
             of_seeds = pd.DataFrame(sums.sum(0) / defined.sum(0))  # (seeds, columns)
         seeds[columns], spread[columns] = part.seeds, of_seeds.std(ddof=1)
-        if part.images > 1:
+        if part.units > 1:
             ends[columns] = np.stack(percentile_ends(drawn, confidence), axis=1)
     label = f"{100 * confidence:g} % percentile bootstrap over training seeds and images"
     result = _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=label)
@@ -163,11 +165,13 @@ def _means(table: ScoreTable) -> pd.DataFrame:
     finite = np.isfinite(table.scores)
     count = finite.sum(0)
     mean = np.divide(np.where(finite, table.scores, 0).sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
-    return table.treatments.assign(mean=mean, count=count, nan=table.present.sum(0) - count)
+    direction = np.where(table.lower, LOWER, HIGHER)
+    return table.treatments.assign(mean=mean, count=count, nan=table.present.sum(0) - count, direction=direction)
 
 
 def _sorted(result: pd.DataFrame, **more: np.ndarray) -> pd.DataFrame:
-    keys = [name for name in result.columns if name not in ("mean", "low", "high", "count", "nan", "interval")]
-    ordered = [*keys, "mean", "low", "high", "count", "nan", "interval", *more]
-    by = [*keys[:-1], "mean", "method"]
-    return result.assign(**more)[ordered].sort_values(by, ascending=[n != "mean" for n in by], ignore_index=True)
+    last = ["mean", "low", "high", "count", "nan", "interval", "direction"]
+    keys = [name for name in result.columns if name not in last]
+    best_first = result["mean"].where(result["direction"] == LOWER, -result["mean"])
+    by = [*keys[:-1], "best_first", "method"]
+    return result.assign(**more, best_first=best_first).sort_values(by, ignore_index=True)[[*keys, *last, *more]]

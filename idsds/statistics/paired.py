@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from idsds.statistics.intervals import CHUNK, check_options, covers, rng_for
 from idsds.statistics.means import mean_interval, per_image, rank
-from idsds.statistics.scores import ScoreTable, known, one_of, score_table
+from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, known, one_of, score_table
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
@@ -43,8 +43,9 @@ def paired_differences(
 
     Returns:
         One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,
-        ``a_beats_b`` (the share of images where a scores higher, ties count half), ``p``, ``p_holm``, ``count`` (scores compared), ``nan``
-        (scores that both have but one of them undefined), ``interval``.
+        ``a_beats_b`` (the share of images where a scores better, ties count half), ``p``, ``p_holm``, ``count`` (scores compared), ``nan``
+        (scores that both have but one of them undefined), ``interval``, ``direction`` (of the scores: with ``lower is better`` a is
+        better where the difference is negative).
 
     Raises:
         UnknownNameError: for a name in ``pairs`` that the records do not hold, or an unknown ``by``.
@@ -64,7 +65,7 @@ def paired_differences(
         raise ValueError(f"no two {by}s have records of the same setting, there is nothing to compare")
     result = pd.concat(found, ignore_index=True)
     result = result.assign(p_holm=holm(result["p"].to_numpy()))
-    last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval"]
+    last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval", "direction"]
     return result[[name for name in result.columns if name not in last] + last]
 
 
@@ -121,7 +122,8 @@ def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", pow
 
     Returns:
         One row per model (or method) and setting that holds both: ``a``, ``b``, ``difference``, ``sd`` (of the difference over images),
-        ``count`` (images in the records), ``images`` (needed; inf if the means are equal, NaN for fewer than two images).
+        ``count`` (images, or groups of images, at hand), ``images`` (needed; inf where the means are equal, NaN for fewer than two
+        images at hand).
 
     Raises:
         UnknownNameError: if the records do not hold ``a`` or ``b``.
@@ -134,12 +136,13 @@ def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", pow
     _check_pairs(by, [(a, b)], table)
     z, rows = ndtri(1 - alpha / 2), []
     for where, part, first, second in _pairs_in(table, by, [(a, b)]):
-        sums, counts = _image_sums(part.scores[:, first] - part.scores[:, second], part.image)
+        sums, counts = _unit_sums(part.scores[:, first] - part.scores[:, second], part.group)
         each = sums[counts > 0] / counts[counts > 0]
+        per_unit = counts[counts > 0].mean() if part.unit != "images" else 1.0  # images that come with a further group
         difference, sd, images = each.mean() if len(each) else np.nan, np.nan, np.nan
         if len(each) > 1:
             sd = each.std(ddof=1)
-            images = np.inf if difference == 0 else np.ceil(((z + ndtri(power)) * sd / difference) ** 2 + z**2 / 2)
+            images = np.inf if difference == 0 else np.ceil(((z + ndtri(power)) * sd / difference) ** 2 + z**2 / 2) * per_unit
         rows.append({**where, "a": a, "b": b, "difference": difference, "sd": sd, "count": len(each), "images": images})
     if not rows:
         raise ValueError(f"no setting holds records of both {a!r} and {b!r}")
@@ -203,9 +206,10 @@ def _compare(
     both = part.present[:, first] & part.present[:, second]
     finite = np.isfinite(difference)
     count = finite.sum(0)
-    beats = ((difference > 0).sum(0) + 0.5 * (difference == 0).sum(0)) / np.where(count, count, np.nan)
-    low, high = mean_interval(difference, part.image, confidence, resamples, rng_for(seed, "images", part.images))
-    sums = _image_sums(difference, part.image)[0]
+    lower = part.lower[first]
+    beats = ((np.where(lower, -difference, difference) > 0).sum(0) + 0.5 * (difference == 0).sum(0)) / np.where(count, count, np.nan)
+    low, high = mean_interval(difference, part.group, confidence, resamples, rng_for(seed, "images", part.units))
+    sums = _unit_sums(difference, part.group)[0]
     return {
         "difference": sums.sum(0) / np.where(count, count, np.nan),
         "low": low,
@@ -214,14 +218,15 @@ def _compare(
         "p": np.where(count, sign_flip_test(sums, permutations, rng_for(seed, "signs", len(sums))), np.nan),
         "count": count,
         "nan": both.sum(0) - count,
-        "interval": covers(confidence, part.seeds),
+        "interval": covers(confidence, part.seeds, part.unit),
+        "direction": np.where(lower, LOWER, HIGHER),
     }
 
 
-def _image_sums(difference: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return per image the sum of the defined differences and their number; an image's seeds flip sign together."""
+def _unit_sums(difference: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per group (or image) the sum of the defined differences and their number; its images and seeds flip sign together."""
     finite = np.isfinite(difference)
-    return per_image(np.where(finite, difference, 0.0), image), per_image(finite.astype(np.int64), image)
+    return per_image(np.where(finite, difference, 0.0), group), per_image(finite.astype(np.int64), group)
 
 
 def _check_pairs(by: str, pairs: Pairs | None, table: ScoreTable) -> None:

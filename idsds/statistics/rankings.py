@@ -14,29 +14,32 @@ from scipy.stats import rankdata
 
 from idsds.statistics.intervals import check_options, percentile_ends, rng_for, weights
 from idsds.statistics.means import rank
+from idsds.statistics.scores import LOWER
 
 
 def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Apply :func:`idsds.rank` under each condition, and add each method's place among the methods with its interval.
 
     Args:
-        records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart; higher scores must be better in all.
+        records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart.
         by: name of that column.
         confidence, resamples, seed: as for :func:`idsds.rank`.
 
     Returns:
         Per model, condition and method, in the order in which conditions first appear: ``mean``, ``low``, ``high``, ``count``, ``nan``,
-        ``interval`` of the mean as :func:`idsds.rank` gives them; ``place`` (1 is best, ties share the mean), ``place_low`` and
-        ``place_high``, percentiles of the bootstrap over images. Places are NaN for a method without any defined score.
+        ``interval``, ``direction`` of the mean as :func:`idsds.rank` gives them; ``place`` (1 is best, ties share the mean),
+        ``place_low`` and ``place_high``, percentiles of the bootstrap over images. Places are NaN for a method without any defined score.
     """
     check_options(confidence, resamples=resamples)
     parts = []
     for condition in dict.fromkeys(records[by]):
         found = records[records[by] == condition]
-        table = rank(found, confidence, resamples, seed)[["model", "method", "mean", "low", "high", "count", "nan", "interval"]]
+        table = rank(found, confidence, resamples, seed)[
+            ["model", "method", "mean", "low", "high", "count", "nan", "interval", "direction"]
+        ]
         places = []
-        for model, scores in _by_model(found):
-            drawn = _drawn_means(scores.to_numpy(), resamples, seed)
+        for model, scores, group in _by_model(found):
+            drawn = _drawn_means(scores.to_numpy(), group, resamples, seed)
             low, high = percentile_ends(_places(drawn), confidence) if len(scores) > 1 else np.full((2, scores.shape[1]), np.nan)
             place = _places(weighted_means(scores.to_numpy(), np.ones((1, len(scores)))))[0]
             places.append(pd.DataFrame({"model": model, "method": scores.columns, "place": place, "place_low": low, "place_high": high}))
@@ -73,15 +76,19 @@ def rank_agreement(
     conditions = list(dict.fromkeys(records[by]))
     rows = []
     for model, rows_of_model in records.groupby("model", sort=False):
-        tables = {c: next(_by_model(rows_of_model[rows_of_model[by] == c]))[1] for c in conditions if (rows_of_model[by] == c).any()}
+        found_of = {c: next(_by_model(rows_of_model[rows_of_model[by] == c])) for c in conditions if (rows_of_model[by] == c).any()}
+        tables = {c: scores for c, (_, scores, _) in found_of.items()}
+        groups = {image: group for _, scores, codes in found_of.values() for image, group in zip(scores.index, codes, strict=True)}
         shared = [m for m in (methods or next(iter(tables.values())).columns) if all(m in table.columns for table in tables.values())]
         for number, first in enumerate(tables):
             for second in list(tables)[number:]:
                 facts = {"model": model, "first": first, "second": second, "methods": len(shared)}
                 images = tables[first].index.intersection(tables[second].index, sort=True)
                 pair = [tables[c].loc[images, shared].to_numpy() for c in (first, second)]
-                found = _halves(pair[0], resamples, seed) if first == second else _resampled(*pair, resamples, seed)
-                over = "random halves of the images" if first == second else "images"
+                group = np.unique([groups[image] for image in images], return_inverse=True)[1]
+                unit = "images" if len(np.unique(group)) == len(group) else "groups of images"
+                found = _halves(pair[0], group, resamples, seed) if first == second else _resampled(*pair, group, resamples, seed)
+                over = f"random halves of the {unit}" if first == second else unit
                 kind = "percentiles over" if first == second else "percentile bootstrap over"
                 facts |= {"count": len(images), "interval": f"{100 * confidence:g} % {kind} {over}"}
                 for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
@@ -115,43 +122,55 @@ CHUNK = 100
 Found = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
 
 
-def _resampled(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> Found:
-    """Return tau and rho of the means of two score matrices (images, methods) of the same images, and their resampled values."""
+def _resampled(first: np.ndarray, second: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Found:
+    """Tau and rho of the means of two score matrices (images, methods) of the same images, and their resampled values."""
     nothing = float("nan"), np.full(1, np.nan)
     if len(first) < 2 or first.shape[1] < 2:
         return nothing, nothing
     seen = [weighted_means(scores, np.ones((1, len(scores)))) for scores in (first, second)]
-    drawn = [_drawn_means(scores, resamples, seed) for scores in (first, second)]
+    drawn = [_drawn_means(scores, group, resamples, seed) for scores in (first, second)]
     return (float(kendall(*seen)[0]), kendall(*drawn)), (float(spearman(*seen)[0]), spearman(*drawn))
 
 
-def _halves(scores: np.ndarray, resamples: int, seed: int) -> Found:
-    """Return the mean tau and rho between random halves of the images, and all values."""
-    images, methods = scores.shape
+def _halves(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Found:
+    """Mean tau and rho between random halves of the images (or groups of them), and all of them."""
+    images, methods = int(group.max(initial=-1)) + 1, scores.shape[1]
     if images < 2 or methods < 2:
         return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
     rng, found = rng_for(seed, "halves", images), []
     for start in range(0, resamples, CHUNK):  # all at once would take gigabytes for 50,000 images
         order = rng.random((min(CHUNK, resamples - start), images)).argsort(1)
-        half = (order < images // 2).astype(float)  # (CHUNK, images)
-        other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)
+        half = (order < images // 2).astype(float)[:, group]  # (CHUNK, images)
+        other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)[:, group]
         found.append((weighted_means(scores, half), weighted_means(scores, other)))
     pair = [np.concatenate(side) for side in zip(*found, strict=True)]
     tau, rho = kendall(*pair), spearman(*pair)
     return (float(np.nanmean(tau)), tau), (float(np.nanmean(rho)), rho)
 
 
-def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the scores of each model (images, methods), averaged over training seeds; methods in order of appearance, images sorted."""
+def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
+    """Scores of each model (images, methods), higher is better, averaged over training seeds, and the group of each image.
+
+    Methods are in order of appearance, images sorted. Where lower is better the sign is changed.
+    """
+    if "direction" in records.columns:
+        sign = np.where(records["direction"] == LOWER, -1.0, 1.0)
+        records = records.assign(score=records["score"].to_numpy(dtype=float) * sign)
     for model, rows in records.groupby("model", sort=False):
         table = rows.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False, observed=True)
-        yield str(model), table.sort_index()[list(dict.fromkeys(rows["method"]))]
+        table = table.sort_index()[list(dict.fromkeys(rows["method"]))]
+        group = np.arange(len(table))
+        if "group" in rows.columns and rows["group"].notna().all():
+            of_image = rows.drop_duplicates("image_id").set_index("image_id")["group"]
+            group = np.unique(of_image.loc[table.index].to_numpy(dtype=str), return_inverse=True)[1]
+        yield str(model), table, group
 
 
-def _drawn_means(scores: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return means (resamples, methods) over images drawn with replacement; equal draws for equal numbers of images."""
-    rng = rng_for(seed, "images", len(scores))
-    return np.concatenate([weighted_means(scores, drawn) for drawn in weights(rng, len(scores), resamples)])
+def _drawn_means(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means (resamples, methods) over groups of images drawn with replacement; equal draws for equal numbers of groups."""
+    units = int(group.max()) + 1
+    rng = rng_for(seed, "images", units)
+    return np.concatenate([weighted_means(scores, drawn[:, group]) for drawn in weights(rng, units, resamples)])
 
 
 def weighted_means(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:

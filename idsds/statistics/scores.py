@@ -10,6 +10,8 @@ import pandas as pd
 
 from idsds.common.registry import UnknownNameError
 
+#: What the column ``direction`` of records and tables says; records without it are read as the first.
+HIGHER, LOWER = "higher is better", "lower is better"
 REQUIRED = ("model", "method", "image_id", "score")
 #: Columns of protocol settings; those that hold more than one value split every table.
 SETTINGS = ("dataset", "protocol", "grid", "baseline", "steps", "order", "update")
@@ -23,15 +25,19 @@ class ScoreTable:
         scores: float64 (rows, treatments); NaN where the score is undefined or no record exists.
         present: bool (rows, treatments); True where a record exists.
         image: int (rows,), ascending; which image a row belongs to.
+        group: int (rows,), ascending; images that belong together, such as crops of a photo, share one. Elsewhere each image is its own.
         seed: int (rows,); which training seed a row belongs to.
         treatments: one row per column of ``scores``: model, the settings that vary, method.
+        lower: bool (treatments,); whether a lower score is better.
     """
 
     scores: np.ndarray
     present: np.ndarray
     image: np.ndarray
+    group: np.ndarray
     seed: np.ndarray
     treatments: pd.DataFrame
+    lower: np.ndarray
 
     @property
     def seeds(self) -> int:
@@ -43,13 +49,24 @@ class ScoreTable:
         """Number of images in the rows."""
         return len(np.unique(self.image))
 
+    @property
+    def units(self) -> int:
+        """How many units are drawn anew in a resample: groups of images, or images."""
+        return len(np.unique(self.group))
+
+    @property
+    def unit(self) -> str:
+        """What a unit is, in words."""
+        return "images" if self.units == self.images else "groups of images"
+
     def select(self, columns: Sequence[int] | np.ndarray) -> ScoreTable:
         """Return these columns, with the rows for which any of them has a record."""
         columns = np.asarray(columns)
         present = self.present[:, columns]
         rows = present.any(1)
         kept = self.treatments.iloc[columns].reset_index(drop=True)
-        return ScoreTable(self.scores[np.ix_(rows, columns)], present[rows], self.image[rows], self.seed[rows], kept)
+        scores = self.scores[np.ix_(rows, columns)]
+        return ScoreTable(scores, present[rows], self.image[rows], self.group[rows], self.seed[rows], kept, self.lower[columns])
 
     def groups(self, keys: Sequence[str]) -> Iterator[tuple[dict[str, object], ScoreTable]]:
         """Yield one table per combination of the treatment columns ``keys``, with that combination."""
@@ -70,7 +87,8 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     """Check ``records`` and lay them out as a matrix; the order of their rows does not matter.
 
     Args:
-        records: columns model, method, image_id, score; optionally seed (of the training) and those of :data:`SETTINGS`.
+        records: columns model, method, image_id, score; optionally seed (of the training), group (of the image), direction (of the score),
+            and those of :data:`SETTINGS`.
 
     Raises:
         TypeError: if ``records`` is not a data frame or the scores are not numbers.
@@ -90,8 +108,9 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
 
     keys = ["model", *varying_settings(records), "method"]
     treatment, first = _codes(records, keys)
-    seeded = ["image_id", "seed"] if "seed" in records.columns else ["image_id"]
-    row, first_of_row = _codes(records, seeded)  # sorted by image, then seed
+    grouped = ["group"] if "group" in records.columns and records["group"].notna().all() else []
+    seeded = [*grouped, "image_id", *(["seed"] if "seed" in records.columns else [])]
+    row, first_of_row = _codes(records, seeded)  # sorted by group, then image, then seed
     cell = row.astype(np.int64) * len(first) + treatment
     if np.bincount(cell).max() > 1:
         twice = records[pd.Series(cell).duplicated().to_numpy()].iloc[0]
@@ -102,11 +121,20 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     present = np.zeros(matrix.shape, dtype=bool)
     matrix[row, treatment], present[row, treatment] = scores, True
     rows = records.iloc[first_of_row]
-    image = _codes(rows, ["image_id"])[0]
+    image = _codes(rows, [*grouped, "image_id"])[0]
+    group = _codes(rows, grouped)[0] if grouped else image
+    if grouped and len(np.unique(image)) > rows["image_id"].nunique():
+        raise ValueError("an image of the records belongs to several groups (column 'group')")
     seed = _codes(rows, ["seed"])[0] if "seed" in records.columns else np.zeros_like(image)
     treatments = records[keys].iloc[first].reset_index(drop=True)
     plain = {name: dtype.categories.dtype for name, dtype in treatments.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
-    return ScoreTable(matrix, present, image, seed, treatments.astype(plain))
+    lower = np.zeros(len(first), dtype=bool)
+    if "direction" in records.columns:
+        directions = records["direction"].iloc[first].to_numpy(dtype=object)
+        for direction in set(directions):
+            one_of("direction", direction, (HIGHER, LOWER))
+        lower = directions == LOWER
+    return ScoreTable(matrix, present, image, group, seed, treatments.astype(plain), lower)
 
 
 def varying_settings(records: pd.DataFrame) -> list[str]:

@@ -38,7 +38,7 @@ def test_bca_with_undefined_scores_is_scipys_without_them_up_to_monte_carlo():
 
 def test_rank_counts_sorts_and_labels(records):
     table = rank(records, resamples=200)
-    assert list(table.columns) == ["model", "method", "mean", "low", "high", "count", "nan", "interval"]
+    assert list(table.columns) == ["model", "method", "mean", "low", "high", "count", "nan", "interval", "direction"]
     assert table["model"].tolist() == ["narrow"] * 3 + ["wide"] * 3
     assert table["method"].tolist() == ["IG", "IxG", "Random"] * 2
     expected = records.groupby(["model", "method"])["score"].agg(["mean", "count", "size"]).reset_index()

@@ -1,0 +1,108 @@
+"""Images that belong together are drawn together, and the direction of a score decides which is best."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from idsds.statistics import (
+    images_needed,
+    kendalls_w,
+    nested_bootstrap,
+    paired_differences,
+    rank,
+    rank_agreement,
+    rank_each,
+    ranking_with_ties,
+)
+
+
+def crops(photos: int, each: int, effect: float = 0.3, rng: np.random.Generator | None = None, methods=("a", "b"), within: float = 0.1):
+    """Crops of a photo that share most of their score; ``a`` is better by ``effect``, which varies from photo to photo."""
+    rng = rng or np.random.default_rng(0)
+    rows = []
+    for photo in range(photos):
+        shared = {method: rng.normal(effect * (method == "a"), 0.3) for method in methods}
+        for crop in range(each):
+            for method in methods:
+                rows.append((f"{photo:03d}", f"{photo:03d}/{crop}", method, shared[method] + rng.normal(0, within)))
+    return pd.DataFrame(rows, columns=["group", "image_id", "method", "score"]).assign(model="m")
+
+
+def test_an_interval_over_groups_is_that_of_the_groups_means():
+    records = crops(20, 5)
+    grouped = rank(records, resamples=4000)
+    means = records.groupby(["group", "method"], as_index=False)["score"].mean().rename(columns={"group": "image_id"}).assign(model="m")
+    pd.testing.assert_frame_equal(grouped[["mean", "low", "high"]], rank(means, resamples=4000)[["mean", "low", "high"]], rtol=1e-9)
+    assert set(grouped["interval"]) == {"95 % BCa bootstrap over groups of images"}
+    alone = rank(records.drop(columns="group"))
+    assert (grouped["high"] - grouped["low"] > 1.5 * (alone["high"] - alone["low"])).all(), "crops of a photo are not independent"
+
+
+def test_a_group_per_image_changes_nothing():
+    records = crops(20, 1)
+    for function in (rank, paired_differences, kendalls_w):
+        pd.testing.assert_frame_equal(function(records), function(records.drop(columns="group")))
+
+
+def test_coverage_over_groups_is_what_it_says():
+    """500 samples of 20 photos with 5 crops: the share of 95 % intervals that hold the truth, and that of intervals over single crops."""
+    rng, held, naive = np.random.default_rng(1), 0, 0
+    for _ in range(500):
+        records = crops(20, 5, rng=rng)
+        for grouped in (True, False):
+            table = paired_differences(records if grouped else records.drop(columns="group"), resamples=400, permutations=1).iloc[0]
+            inside = table["low"] <= 0.3 <= table["high"]
+            held, naive = held + (inside and grouped), naive + (inside and not grouped)
+    # The standard error of a share of .95 among 500 is .01; BCa over 20 units is a little too narrow.
+    assert 0.91 <= held / 500 <= 0.98
+    assert naive / 500 < 0.75
+
+
+def test_signs_flip_with_the_group():
+    """Under no difference a p over single crops is far too small; over groups it is that of the groups' sums."""
+    records = crops(8, 5, effect=0.0)
+    p = paired_differences(records)["p"].iloc[0]
+    sums = records.groupby(["group", "method"])["score"].sum().unstack()
+    differences = (sums["a"] - sums["b"]).to_numpy()
+    signs = 1 - 2 * ((np.arange(2**8)[:, None] >> np.arange(8)) & 1)
+    assert p == pytest.approx(np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9))
+
+
+def test_other_statistics_draw_groups_too():
+    records = crops(12, 4, methods=("a", "b", "c"))
+    assert kendalls_w(records)["interval"].iloc[0].endswith("groups of images")
+    seeded = pd.concat([records.assign(seed=0), records.assign(seed=1, score=records["score"] + 0.01)])
+    nested = nested_bootstrap(seeded)
+    assert (nested["high"] - nested["low"] > 0.2).all()
+    conditions = pd.concat([records.assign(label="x"), records.assign(label="y", score=-records["score"])])
+    agreed = rank_agreement(conditions, "label")
+    assert agreed.loc[agreed["first"] != agreed["second"], "interval"].iloc[0].endswith("groups of images")
+    assert rank_each(conditions, "label")["place"].between(1, 3).all()
+    needed = images_needed(records, "a", "b").iloc[0]
+    assert needed["count"] == 12
+    assert needed["images"] % 4 == 0, "a further photo comes with four crops"
+
+
+def test_an_image_in_two_groups_is_refused():
+    records = crops(3, 2)
+    records.loc[(records["method"] == "a") & (records["image_id"] == "000/0"), "group"] = "other"
+    with pytest.raises(ValueError, match="belongs to several groups"):
+        rank(records)
+
+
+def test_the_best_comes_first_where_lower_is_better():
+    records = crops(10, 1).assign(direction="lower is better")
+    assert rank(records)["method"].tolist() == ["b", "a"]
+    assert set(rank(records)["direction"]) == {"lower is better"}
+    assert ranking_with_ties(records)[["method", "place"]].values.tolist() == [["b", 1], ["a", 2]]
+    both = [paired_differences(part, pairs=[("a", "b")]).iloc[0] for part in (records, records.assign(direction="higher is better"))]
+    assert both[0]["difference"] == both[1]["difference"] > 0
+    assert both[0]["a_beats_b"] == pytest.approx(1 - both[1]["a_beats_b"])
+    assert both[0]["direction"] == "lower is better"
+    places = rank_each(records.assign(label="x"), "label").set_index("method")["place"]
+    assert places["b"] == 1
+    opposite = pd.concat([records.assign(label="x"), records.assign(label="y", direction="higher is better", score=-records["score"])])
+    agreed = rank_agreement(opposite, "label").set_index(["first", "second"])["tau"]
+    assert agreed["x", "y"] == pytest.approx(1), "both put b first"
+    with pytest.raises(ValueError, match=r"unknown direction 'up'"):
+        rank(records.assign(direction="up"))

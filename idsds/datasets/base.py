@@ -1,7 +1,7 @@
-"""What a data set is: images with a target and a stable id, in one fixed order.
+"""Data sets: images with a target and a stable id, in one fixed order.
 
-A loader knows files and pixels in [0, 1]; the normalisation comes from the model's entry (or, for a net trained from scratch, from the
-data set's own statistics), never from a model's name.
+A loader deals with files and pixels in [0, 1]; the normalisation comes from the model's entry (or, for a net trained from scratch, from
+the data set's own statistics), never from a model's name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ON_ERROR = ("raise", "skip")
 
 
 class ImageReadError(RuntimeError):
-    """An image that cannot be read. The message names the data set, the image and the reason."""
+    """An image that cannot be read; the message names the data set, the image and the reason."""
 
 
 class ImageDataset(Dataset):
@@ -37,11 +37,11 @@ class ImageDataset(Dataset):
         split: ``train``, ``val`` or ``test``.
         image_ids: one stable id per image.
         targets: one class index per image.
-        read: from an index to the image, float (3, H, W) in [0, 1]. A function that can be pickled: loader processes may be spawned.
+        read: from an index to the image, float (3, H, W) in [0, 1]. It must be picklable, since loader processes may be spawned.
         classes: names of the classes, in the order of their indices.
-        normalisation: applied to what ``read`` gives.
+        normalisation: applied to the result of ``read``.
         augment: from an index and a generator to a randomly changed image for training, float (3, H, W) in [0, 1]; None: ``read``.
-        on_error: what an unreadable image does: ``raise`` stops with an :class:`ImageReadError`, ``skip`` gives None as the item, which
+        on_error: treatment of unreadable images: ``raise`` stops with an :class:`ImageReadError`, ``skip`` returns None as the item, which
             :func:`collate` leaves out, and counts it in :attr:`skipped`.
     """
 
@@ -64,7 +64,7 @@ class ImageDataset(Dataset):
         self.name, self.split, self.classes, self.normalisation = name, split, list(classes), normalisation
         self.image_ids, self.targets, self.read = list(image_ids), [int(t) for t in targets], read
         self.augment, self.on_error = augment, on_error
-        # In shared memory, so that what a loader's worker process marks is seen by the process that counts.
+        # In shared memory, so that marks set by a loader's worker processes are seen by the process that counts.
         self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class ImageDataset(Dataset):
         return self.item(index)
 
     def item(self, index: int, generator: torch.Generator | None = None) -> Any:
-        """The item at ``index``, augmented by ``generator`` where one is given; None for an unreadable image under ``on_error="skip"``."""
+        """Return the item at ``index``, augmented by ``generator`` if given; None for an unreadable image if ``on_error="skip"``."""
         try:
             image = self.read(index) if generator is None or self.augment is None else self.augment(index, generator)
         except ImageReadError as error:
@@ -85,7 +85,7 @@ class ImageDataset(Dataset):
         return self.normalisation(image), self.targets[index], self.image_ids[index]
 
     def augmented(self, seed: int, epoch: int) -> AugmentedDataset:
-        """The same images as training sees them in one epoch."""
+        """Return the same images as training sees them in one epoch."""
         return AugmentedDataset(self, seed, epoch)
 
     @property
@@ -95,11 +95,11 @@ class ImageDataset(Dataset):
 
     @property
     def skipped(self) -> list[str]:
-        """Ids of the images that could not be read so far and were left out."""
+        """Ids of the images that could not be read so far and were skipped."""
         return [self.image_ids[i] for i in self._unreadable.nonzero().flatten().tolist()]
 
     def subset(self, indices: Sequence[int]) -> ImageDataset:
-        """The images at ``indices``, in that order, as a data set of their own."""
+        """Return the images at ``indices``, in that order, as a data set."""
         indices = list(indices)
         return ImageDataset(
             self.name,
@@ -115,7 +115,7 @@ class ImageDataset(Dataset):
 
 
 class _Picked:
-    """``function`` seen through a list of indices. (A class and not a closure: it can be pickled.)"""
+    """``function`` applied through a list of indices; a class, because a closure cannot be pickled."""
 
     def __init__(self, function: Callable[..., Tensor], indices: list[int]) -> None:
         self.function, self.indices = function, indices
@@ -127,7 +127,7 @@ class _Picked:
 class AugmentedDataset(Dataset):
     """A data set as training sees it in one epoch: each image changed at random, keyed by (seed, epoch, image id).
 
-    The stream is the same whatever the order, the number of loader processes or devices, and after a resume.
+    The stream does not depend on the order, on the number of loader processes or devices, or on a resume.
     """
 
     def __init__(self, dataset: ImageDataset, seed: int, epoch: int) -> None:
@@ -141,20 +141,20 @@ class AugmentedDataset(Dataset):
 
 
 def hashed(text: str) -> bytes:
-    """A stable hash, by which orders and splits are made."""
+    """Return a stable hash, from which orders and splits are made."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def fixed_order(image_ids: Sequence[str]) -> list[int]:
-    """The one order in which a data set is evaluated: by the hash of the image id.
+    """Return the one order in which a data set is evaluated: by the hash of the image id.
 
-    It mixes the classes, is the same for every model, method and seed, and does not change for the other images when some are added.
+    It mixes the classes, is the same for every model, method and seed, and keeps the order of the other images when some are added.
     """
     return sorted(range(len(image_ids)), key=lambda index: (hashed(image_ids[index]), image_ids[index]))
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """A hash of name, split, ids, targets and normalisation: what a result depends on, apart from the pixels themselves."""
+    """Return a hash of name, split, ids, targets and normalisation: everything a result depends on, apart from the pixels."""
     parts = (dataset.name, dataset.split, dataset.image_ids, dataset.targets, dataset.normalisation)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -165,9 +165,9 @@ class DatasetEntry:
 
     Args:
         name: the key.
-        load: ``load(split, normalisation, **options)`` gives an :class:`ImageDataset`.
-        num_classes: K, None where the folder decides.
-        image_size: pixels of a side that a model sees.
+        load: ``load(split, normalisation, **options)`` returns an :class:`ImageDataset`.
+        num_classes: K; None if the folder decides.
+        image_size: pixels per side that a model sees.
         normalisation: the data set's own statistics, for nets trained from scratch on it.
         embedded: whether the pixels come with the installation.
         distill: whether nets are fine-tuned in-domain without its labels, since there are too few labelled images.
@@ -194,7 +194,7 @@ SPLITS = ("train", "val", "test")
 
 
 def register_dataset(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable], Callable]:
-    """Enter the decorated loader under ``name`` or its own name; the other arguments are those of :class:`DatasetEntry`."""
+    """Register the decorated loader under ``name`` or its own name; the other arguments are those of :class:`DatasetEntry`."""
 
     def decorate(load: Callable) -> Callable:
         key = name or load.__name__
@@ -205,7 +205,7 @@ def register_dataset(name: str | None = None, *, replace: bool = False, **entry:
 
 
 def list_datasets() -> list[str]:
-    """Names of all data sets, for :func:`create_dataset`."""
+    """Return the names of all data sets, for :func:`create_dataset`."""
     return list(DATASETS)
 
 
@@ -221,13 +221,13 @@ def create_dataset(
     Args:
         name: one of :func:`list_datasets`.
         split: ``train``, ``val`` or ``test``.
-        normalisation: what the model wants; None: the data set's own statistics.
-        manifest: a file of :func:`idsds.datasets.write_manifest`; the data set then holds just its images, in its order.
-        options: what the loader takes beyond that, such as ``root``.
+        normalisation: that of the model; None: the data set's own statistics.
+        manifest: a file from :func:`idsds.datasets.write_manifest`; the data set then holds only its images, in its order.
+        options: further options of the loader, such as ``root``.
 
     Raises:
         UnknownNameError: for an unknown data set, split or option, naming the nearest.
-        FileNotFoundError: where the images are not on this disk, naming the folder looked at and the files it should hold.
+        FileNotFoundError: if the images are not on this disk, naming the folder and the files it should hold.
     """
     entry = DATASETS[name]
     if split not in SPLITS:
@@ -280,9 +280,9 @@ class _WithIds(Dataset):
 
 
 def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Tensor, list[str]]:
-    """Items to a batch: images (B, 3, H, W), targets (B,), image ids.
+    """Collate items into a batch: images (B, 3, H, W), targets (B,), image ids.
 
-    Images that were skipped as unreadable are left out; where none remains, the batch is (0, 3, 1, 1), (0,), [].
+    Images that were skipped as unreadable are left out; if none remains, the batch is (0, 3, 1, 1), (0,), [].
     """
     kept = [item for item in items if item is not None]
     if not kept:
@@ -292,5 +292,5 @@ def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Te
 
 
 def first(dataset: ImageDataset, images: int) -> ImageDataset:
-    """The first so many images of the fixed order, all of them where there are fewer."""
+    """Return the first ``images`` images in the fixed order, or all of them if there are fewer."""
     return dataset.subset(fixed_order(dataset.image_ids)[:images])

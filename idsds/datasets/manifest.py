@@ -1,4 +1,4 @@
-"""The list of a data set's images: what a subset of N images is, for every model, method and machine."""
+"""Manifests: the list of a data set's images, which defines a subset of N images for every model, method and machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COLUMNS = ["image_id", "target", "class"]
 
 
 def manifest(dataset: ImageDataset, images: int | None = None) -> pd.DataFrame:
-    """The first ``images`` of a data set in its one fixed order, all for None: one row each of ``image_id``, ``target``, ``class``.
+    """Return a table of the first ``images`` of a data set in its fixed order, all for None: ``image_id``, ``target``, ``class``.
 
     Raises:
-        ValueError: for a number below 1 or above what the data set has.
+        ValueError: if ``images`` is below 1 or above the number of images.
     """
     if images is not None and not 1 <= images <= len(dataset):
         raise ValueError(f"images must be in 1..{len(dataset)} for {dataset.name!r} ({dataset.split}), not {images}")
@@ -28,7 +28,7 @@ def manifest(dataset: ImageDataset, images: int | None = None) -> pd.DataFrame:
 
 
 def first_images(dataset: ImageDataset, images: int) -> ImageDataset:
-    """The first ``images`` of a data set in its fixed order: the same ones for every model, method and seed."""
+    """Return the first ``images`` of a data set in its fixed order: the same for every model, method and seed."""
     return _by_ids(dataset, manifest(dataset, images)["image_id"].tolist(), "the manifest")
 
 
@@ -49,10 +49,10 @@ def write_manifest(dataset: ImageDataset, path: str | os.PathLike[str], images: 
 
 
 def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The table of a file of :func:`write_manifest`.
+    """Read a file from :func:`write_manifest`.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file and the columns it lacks.
+        FileNotFoundError, ValueError: naming the file and the missing columns.
     """
     path = _checked(path)
     table = (
@@ -66,10 +66,10 @@ def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def select(dataset: ImageDataset, path: str | os.PathLike[str]) -> ImageDataset:
-    """The images that a manifest lists, in its order.
+    """Select the images that a manifest lists, in its order.
 
     Raises:
-        ValueError: for images that the data set does not have or has another target for, naming the first.
+        ValueError: for images that the data set lacks or gives another target, naming the first.
     """
     table = read_manifest(path)
     chosen = _by_ids(dataset, table["image_id"].tolist(), f"manifest {str(path)!r}")

@@ -1,9 +1,9 @@
-"""Images whose class evidence sits in known patches, and models in closed form for which each patch's importance is known exactly.
+"""Images with class evidence in known patches, and closed-form models for which the importance of each patch is known exactly.
 
 An image is a 4 x 4 grid of patches of 8 x 8 pixels. A patch holds evidence for a class (its stripes, at some strength), a distractor
-(stripes that no class listens to), or background, which is made orthogonal to all stripes and so tells nothing. The idea of judging
-explanations by images with known parts is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); nothing is
-downloaded here, and the importances are formulas and not measurements.
+(stripes that no class uses), or background, which is orthogonal to all stripes and so carries no evidence. The idea of judging
+explanations by images with known parts is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); here nothing is
+downloaded, and the importances are formulas, not measurements.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Importance = Literal["deletion", "shapley"]
 
 @cache
 def stripes() -> Tensor:
-    """Six patterns of +1 and -1, orthogonal to each other and of zero mean, (6, 8, 8): one per class, then two that no class listens to."""
+    """Return six patterns of +1 and -1, mutually orthogonal and of zero mean, (6, 8, 8): one per class, then two that no class uses."""
     steps = torch.arange(PIXELS)
     flat, wide, narrow = torch.ones(PIXELS), 1.0 - 2 * (steps // 4 % 2), 1.0 - 2 * (steps // 2 % 2)
     pairs = [(wide, flat), (flat, wide), (wide, wide), (narrow, flat), (flat, narrow), (narrow, narrow)]
@@ -39,11 +39,11 @@ def stripes() -> Tensor:
 
 
 def synthetic_image(target: int, image_id: str) -> tuple[Tensor, Tensor]:
-    """One image and what is in it.
+    """Make one image, and return its content.
 
     Args:
         target: the class whose stripes are in six patches, with strengths spread evenly over (0.1, 0.6].
-        image_id: keys everything else: which patches, the strengths of the rest, the background.
+        image_id: keys everything else: the choice of patches, the strengths of the others, the background.
 
     Returns:
         The image (3, 32, 32) in [-1, 1], and the strength of each pattern in each patch, (16, 6).
@@ -74,7 +74,7 @@ def synthetic_image(target: int, image_id: str) -> tuple[Tensor, Tensor]:
     source="made by this package, nothing to download",
 )
 def synthetic(split: str, normalisation: Normalisation) -> ImageDataset:
-    """32 x 32 images of four classes with known evidence; 1,200 / 200 / 300 images."""
+    """Make 32 x 32 images of four classes with known evidence; 1,200 / 200 / 300 images."""
     image_ids = [f"synthetic/{split}/{index:04d}" for index in range(SIZES[split])]
     targets = [index % len(CLASSES) for index in range(SIZES[split])]
     return ImageDataset(
@@ -95,8 +95,8 @@ class PatchModel(nn.Module):
 
     where ``e_pk`` is the strength of class k's stripes in patch p, a linear function of its pixels; g is the identity, or a saturating
     ``tanh(saturation * e) / saturation``; and (p, q) are the left and right neighbours of each pair of columns. A patch of zeros has e = 0,
-    and so, exactly, has one without the class's stripes: g(e) is rounded to steps of 2^-20 (about 1e-6), its gradient is not. In float64
-    the drop of a patch without evidence is then 0 as well; in float32 the sum over patches may round.
+    and so has, exactly, a patch without the class's stripes: g(e), but not its gradient, is rounded to steps of 2^-20 (about 1e-6). In
+    float64 the drop of a patch without evidence is then also 0; in float32 the sum over patches may round.
 
     Args:
         interaction: weight of the products; 0 gives a purely additive model.
@@ -113,19 +113,19 @@ class PatchModel(nn.Module):
         self.eval()
 
     def _terms(self, images: Tensor) -> Tensor:
-        """g(e), (B, K, rows, columns), in whole steps of 2^-20."""
+        """Return g(e), (B, K, rows, columns), in steps of 2^-20."""
         return self._saturated(self.evidence(images))
 
     def _saturated(self, strengths: Tensor) -> Tensor:
         terms = torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
-        # A patch without evidence is an inner product that rounds to 1e-8 and not to 0: over most of the patches, ranks of importance would
-        # then be ranks of rounding errors. Steps make it 0; straight through, as a step has no gradient.
+        # For a patch without evidence the inner product rounds to 1e-8 and not to 0: the ranks of most patches would then be ranks of
+        # rounding errors. Steps make it 0; the gradient passes straight through, since a step has none.
         exact = (terms * 2**20).round() / 2**20
         return terms + (exact - terms).detach()
 
     @staticmethod
     def _partner(terms: Tensor) -> Tensor:
-        """The other patch of each pair, (B, K, rows, columns)."""
+        """Return the other patch of each pair, (B, K, rows, columns)."""
         return terms.unflatten(3, (-1, 2)).flip(4).flatten(3)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,20 +133,20 @@ class PatchModel(nn.Module):
         return self.readout(self.evidence(images))
 
     def readout(self, strengths: Tensor) -> Tensor:
-        """Logits (B, K) from the strength e of each class's stripes in each patch, (B, K, rows, columns)."""
+        """Return logits (B, K) from the strength e of each class's stripes in each patch, (B, K, rows, columns)."""
         terms = self._saturated(strengths)
-        products = terms * self._partner(terms) / 2  # each pair is met twice
+        products = terms * self._partner(terms) / 2  # each pair occurs twice
         return self.gain * (terms + self.interaction * products).sum(dim=(2, 3))
 
     @torch.no_grad()
     def importance(self, images: Tensor, targets: Tensor, kind: Importance = "deletion") -> Tensor:
-        """The exact importance of each patch for the target's logit, against a baseline of zeros.
+        """Return the exact importance of each patch for the target's logit, against a baseline of zeros.
 
         Args:
             images: (B, 3, H, W), normalised.
             targets: (B,).
-            kind: ``deletion``: the drop of the logit when the patch alone is replaced by zeros, so that both patches of a product are
-                charged with all of it; ``shapley``: the Shapley value, which shares each product equally.
+            kind: ``deletion``: the drop of the logit when the patch alone is replaced by zeros, which attributes a product fully to
+                both of its patches; ``shapley``: the Shapley value, which divides each product equally.
 
         Returns:
             (B, n), row-major patches.
@@ -159,7 +159,7 @@ class PatchModel(nn.Module):
         return values[torch.arange(len(images), device=images.device), targets].flatten(1)
 
     def exact_maps(self, images: Tensor, targets: Tensor, kind: Importance = "deletion") -> Tensor:
-        """:meth:`importance` spread evenly over the pixels of each patch, (B, 1, H, W): patch sums give it back."""
+        """Spread :meth:`importance` evenly over the pixels of each patch, (B, 1, H, W), so that patch sums return it."""
         values = self.importance(images, targets, kind)
         rows, columns = images.shape[-2] // PIXELS, images.shape[-1] // PIXELS
         return F.interpolate(values.view(-1, 1, rows, columns), scale_factor=PIXELS, mode="nearest") / PIXELS**2

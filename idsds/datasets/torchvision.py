@@ -1,7 +1,7 @@
-"""Data sets in the layouts that torchvision's classes of the same name read; nothing is downloaded.
+"""Data sets in the layouts of torchvision's classes of the same name; nothing is downloaded.
 
 ``val`` is a keyed, stratified share ``held_out`` of the official training images, ``test`` the official test (or validation) images; see
-:mod:`idsds.datasets.folders` for where files are looked for and what ``held_out=0`` does.
+:mod:`idsds.datasets.folders` for the location of files and the effect of ``held_out=0``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from idsds.datasets.images import TensorImages
 from idsds.datasets.splits import VALIDATION, official_half, within_half
 
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-# Where Debian's package dataset-fashion-mnist puts the files.
+# The folder of Debian's package dataset-fashion-mnist.
 FASHION_PACKAGE = "/usr/share/datasets/fashion-mnist"
 
 
 def _small(
     name: str, split: str, half: str, normalisation: Normalisation, held_out: float, classes: list[str], data: tuple
 ) -> ImageDataset:
-    """A data set of 32 x 32 images in memory, ``data`` = pixels (N, C, 32, 32) uint8 and targets."""
+    """Return a data set of 32 x 32 images in memory, ``data`` = pixels (N, C, 32, 32) uint8 and targets."""
     pixels, targets = data
     ids = [f"{name}/{half}/{index:05d}" for index in range(len(targets))]
     chosen = within_half(ids, targets, split, held_out)
@@ -41,10 +41,10 @@ def _small(
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of unsigned bytes, plain or gzipped: two zero bytes, type 8, number of dimensions, their sizes, the values.
+    """Read an IDX file of unsigned bytes, plain or gzipped: two zero bytes, type 8, number of dimensions, their sizes, the values.
 
     Raises:
-        ImageReadError: for a file that is not of that form or ends early, naming it.
+        ImageReadError: for a file of another form or a truncated one, naming it.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
@@ -83,7 +83,7 @@ def _fashion(root: Path, half: str) -> tuple[Tensor, list[int]]:
     source="Fashion-MNIST (Xiao et al., arXiv 1708.07747): the four IDX files, or Debian's package dataset-fashion-mnist",
 )
 def fashion_mnist(split: str, normalisation: Normalisation, root: Root = None, held_out: float = VALIDATION) -> ImageDataset:
-    """28 x 28 photos of clothing zero-padded to 32 x 32, three equal channels; 55,200 / 4,800 / 10,000 images."""
+    """Load 28 x 28 photos of clothing zero-padded to 32 x 32, with three equal channels; 55,200 / 4,800 / 10,000 images."""
     wanted = "the IDX files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz)"
     folder, half = data_root("fashion_mnist", root, wanted, fallbacks=[FASHION_PACKAGE]), official_half(split, held_out)
     return _small("fashion_mnist", split, half, normalisation, held_out, FASHION, _fashion(folder, half))
@@ -96,7 +96,7 @@ def fashion_mnist(split: str, normalisation: Normalisation, root: Root = None, h
     source="CIFAR-10 (Krizhevsky, 2009): cifar-10-python.tar.gz, unpacked",
 )
 def cifar10(split: str, normalisation: Normalisation, root: Root = None, held_out: float = VALIDATION) -> ImageDataset:
-    """32 x 32 photos in ``cifar-10-batches-py/``, read and checksummed by torchvision; 46,000 / 4,000 / 10,000 images."""
+    """Load 32 x 32 photos from ``cifar-10-batches-py/``, read and checksummed by torchvision; 46,000 / 4,000 / 10,000 images."""
     from torchvision.datasets import CIFAR10
 
     wanted = "the folder cifar-10-batches-py of cifar-10-python.tar.gz"
@@ -124,9 +124,9 @@ def imagenette(
     on_error: OnError = "raise",
     imagenet_labels: bool = False,
 ) -> ImageDataset:
-    """Ten easy classes of ImageNet in ``imagenette2/{train,val}/<wnid>`` (or ``imagenette2-320``, ``imagenette2-160``).
+    """Load ten easy classes of ImageNet from ``imagenette2/{train,val}/<wnid>`` (or ``imagenette2-320``, ``imagenette2-160``).
 
-    With ``imagenet_labels`` the targets are ImageNet's 1,000 indices, for models with 1,000 logits; else 0 to 9.
+    With ``imagenet_labels`` the targets are ImageNet's 1,000 indices, for models with 1,000 logits; otherwise 0 to 9.
     """
     bases = ("imagenette2", "imagenette2-320", "imagenette2-160", "")
     layout = Layout("imagenette2/{train,val}/<wnid>/*.JPEG", bases=bases)
@@ -159,7 +159,7 @@ def food101(
     held_out: float = VALIDATION,
     on_error: OnError = "raise",
 ) -> ImageDataset:
-    """101,000 photos of dishes in ``food-101/images/<class>/*.jpg`` with ``meta/{train,test}.json`` (Kaggle: ``meta/meta``)."""
+    """Load 101,000 photos of dishes from ``food-101/images/<class>/*.jpg`` with ``meta/{train,test}.json`` (Kaggle: ``meta/meta``)."""
     wanted = "the folder food-101 with images/<class>/*.jpg and meta/train.json, meta/test.json"
     folder, half = data_root("food101", root, wanted), official_half(split, held_out)
     for base in (folder, folder / "food-101"):

@@ -1,6 +1,6 @@
-"""The data sets of the study "Don't Augment Me" (xai-correlation) in the folder layouts that their downloads have.
+"""The data sets of the study "Don't Augment Me" (xai-correlation) in the folder layouts of their downloads.
 
-The study sorted its classes by the order of a folder listing, which differs between machines; here they are sorted by name. Its fifth
+The study takes its classes in the order of a folder listing, which differs between machines; here they are sorted by name. Its fifth
 data set, Food-101, is in :mod:`idsds.datasets.torchvision`.
 """
 
@@ -18,12 +18,12 @@ DOG_LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
 
 
 def folded(name: str) -> str:
-    """A class name whose case and spaces do not matter: the study's downloads spell some differently in their parts."""
+    """Return a class name without case and spaces, which differ between the parts of the study's downloads."""
     return "-".join(name.split()).lower()
 
 
 def _dogs_listed(root: Path, split: str, held_out: float) -> list[str] | None:
-    """The images of a split by the official lists, as ``<class>/<file>``; None where the lists are not there."""
+    """Return the images of a split by the official lists, as ``<class>/<file>``; None without the lists."""
     found = [folder for folder in (root, root / "lists") if all((folder / name).is_file() for name in DOG_LISTS.values())]
     if not found:
         return None
@@ -48,10 +48,10 @@ def stanford_dogs(
     held_out: float = VALIDATION,
     on_error: OnError = "raise",
 ) -> ImageDataset:
-    """20,580 photos of 120 breeds in ``Images/n02085620-Chihuahua/*.jpg`` (official) or ``images/Images/...`` (Kaggle).
+    """Load 20,580 photos of 120 breeds from ``Images/n02085620-Chihuahua/*.jpg`` (official) or ``images/Images/...`` (Kaggle).
 
     With ``train_list.mat`` and ``test_list.mat`` beside ``Images`` (or in ``lists/``) the official 12,000 and 8,580 images are ``train``
-    and ``test``, and ``val`` is the share ``held_out`` of the former; without them all three are cut by the keyed, stratified rule.
+    and ``test``, and ``val`` is the share ``held_out`` of the former; without them all three follow the keyed, stratified rule.
     """
     wanted = "Images/<wnid>-<breed>/*.jpg, and for the official split train_list.mat and test_list.mat"
     layout = Layout(wanted, bases=("images/Images", "Images", "images", ""), names={})
@@ -70,19 +70,19 @@ def stanford_dogs(
 
 @register_folders(num_classes=99, source="Plants_Dataset[99 classes], Kaggle muhammadjawad1998/plants-dataset99-classes")
 def plants99() -> Layout:
-    """Photos of 99 plants in ``Plant_Data/Plant_Data/{train,valid,test}/<class>`` (or in one of the folders above)."""
+    """Describe photos of 99 plants in ``Plant_Data/Plant_Data/{train,valid,test}/<class>`` (or in one of the folders above)."""
     bases = ("Plant_Data/Plant_Data", "Plant_Data", "")
     return Layout("Plant_Data/Plant_Data/{train,valid,test}/<class>/*.jpg", bases=bases, key=folded)
 
 
 @register_folders(num_classes=62, source="Edible wild plants, Kaggle gverzea/edible-wild-plants")
 def edible_plants() -> Layout:
-    """Photos of 62 plants in ``datasets/dataset/<class>`` for training and ``datasets/dataset-test``; ``dataset-val`` is taken if there."""
+    """Describe photos of 62 plants in ``datasets/dataset/<class>`` (training), ``datasets/dataset-test`` and optionally ``dataset-val``."""
     names = {"train": ("dataset",), "val": ("dataset-val", "dataset-valid"), "test": ("dataset-test",)}
     return Layout("datasets/{dataset,dataset-test}/<class>/*.jpg", bases=("datasets", ""), names=names, key=folded)
 
 
 @register_folders(num_classes=8, source="Marvel Heroes, Kaggle hchen13/marvel-heroes")
 def marvel() -> Layout:
-    """Pictures of 8 heroes in ``marvel/{train,valid}/<class>``; ``valid`` is the test, as in the study."""
+    """Describe pictures of 8 heroes in ``marvel/{train,valid}/<class>``; ``valid`` is the test split, as in the study."""
     return Layout("marvel/{train,valid}/<class>/*.jpg", bases=("marvel/marvel", "marvel", ""), key=folded)

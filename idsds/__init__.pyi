@@ -21,6 +21,7 @@ from .statistics import (
     rank,
     ranking_with_ties,
 )
+from .training.own import finetune
 
 __all__ = [
     "SettingsError",
@@ -33,6 +34,7 @@ __all__ = [
     "deletion_drops",
     "describe",
     "evaluate",
+    "finetune",
     "images_needed",
     "incremental_deletion",
     "kendalls_w",

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python -m idsds run rank_methods params/mnist5k/rank_methods.yaml images=64
                                                                     one study without its notebook: tables, figure, findings
   python -m idsds finetune params/imagenet/finetune.yaml devices=4  in-domain fine-tuning on four GPUs (also under torchrun, Slurm)
+  python -m idsds finetune mine.yaml                                a net of your own, "net: my_code:net", on images of your own
 """
 
 
@@ -45,8 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from idsds.studies.reproduce import run_profile
 
             return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
-        from idsds.studies.base import run_file
+        from idsds.studies.base import read_params, run_file
 
+        if given.command == "finetune" and "net" in (values := read_params(given.params, given.changes)):
+            from idsds.training.own import FineTuning
+
+            FineTuning(**values).run()
+            return 0
         return run_file(given.study if given.command == "run" else "finetune", given.params, given.changes)
     except (SettingsError, UnknownNameError) as error:
         parser.error(str(error))

@@ -19,12 +19,13 @@ from idsds.common.interventions import BASELINES, patch_size
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
-from idsds.evaluation.checks import Facts, as_net, check_stored, examined, not_in_domain, two_images, unfit
+from idsds.evaluation.checks import check_stored, not_in_domain, unfit
 from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make_method, named_dataset, registered
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.methods.binding import bound_elsewhere
 from idsds.methods.own import as_stored
 from idsds.models import MODELS, create_model
+from idsds.models.inspection import Facts, as_net, examined, two_images
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
 

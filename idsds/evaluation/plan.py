@@ -20,10 +20,10 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
-from idsds.evaluation.checks import Facts
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
+from idsds.models.inspection import Facts
 from idsds.protocols import ProtocolEntry
 from idsds.training.checkpoints import Stage, obtain
 

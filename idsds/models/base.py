@@ -168,7 +168,7 @@ def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
     if outermost:
         TRAINABLE[model] = trainable
     try:
-        with _own_inputs(model):
+        with own_inputs(model):
             yield model
     finally:
         if outermost:
@@ -190,7 +190,7 @@ _HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
-def _own_inputs(model: nn.Module) -> Iterator[None]:
+def own_inputs(model: nn.Module) -> Iterator[None]:
     """Give a user's net a copy of every input tensor."""
     installed = getattr(describe(model).build, "__module__", "").startswith("idsds.")
     if installed or model in _HOOKED or isinstance(model, torch.jit.ScriptModule):

@@ -86,6 +86,7 @@ class Plan:
     label: str
     progress: bool
     teacher: nn.Module | None = None
+    layout: torch.memory_format = torch.channels_last  # up to twice as fast, on a CPU too
 
     @property
     def run(self) -> str:
@@ -108,7 +109,7 @@ class Plan:
             if not len(targets):  # without an image there is no loss, and other processes wait for its gradient
                 names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
                 raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
-            images = images.to(fabric.device, non_blocking=True, memory_format=torch.channels_last)
+            images = images.to(fabric.device, non_blocking=True, memory_format=self.layout)
             targets = targets.to(fabric.device, non_blocking=True)
             if self.teacher is not None:
                 targets = _probabilities(self.teacher, images)  # (B, K), of the intact images
@@ -166,6 +167,7 @@ def fit(
     save_every: int = 1000,
     label: str = "training",
     progress: bool = True,
+    channels_last: bool = True,
 ) -> list[EpochResult]:
     """Train ``model`` in place, and leave it with the weights of the epoch that was most accurate on intact validation images.
 
@@ -185,11 +187,13 @@ def fit(
         save_every: steps between two writes of that file; it is also written after each epoch.
         label: text of the progress bar.
         progress: whether to show the bar.
+        channels_last: whether images and weights lie so in memory, which not every net runs with.
 
     Returns:
         One result per epoch.
     """
     plan = Plan(train, val, recipe, deletion, seed, workers, accumulate, resume, save_every, label, progress)
+    plan = plan if channels_last else replace(plan, layout=torch.contiguous_format)
     setup: dict[str, Any] = {"device": device, "devices": devices, "precision": precision}
     if not forks(devices):
         return [EpochResult(**result) for result in launch(_fit, model, plan, None, **setup)]
@@ -203,7 +207,7 @@ def fit(
 
 def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> list[dict[str, float]]:
     recipe, rank = plan.recipe, fabric.global_rank
-    model.to(fabric.device, memory_format=torch.channels_last)  # up to twice as fast, on a CPU too
+    model.to(fabric.device, memory_format=plan.layout)  # type: ignore[call-overload]
     plan, loss = _with_teacher(plan, model)
     net, optimizer = fabric.setup(model, make_optimizer(model, recipe))
     steps = plan.steps(fabric.world_size)
@@ -349,7 +353,7 @@ def rehearse(
 
 
 def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> dict[str, float]:
-    model.to(fabric.device, memory_format=torch.channels_last)
+    model.to(fabric.device, memory_format=plan.layout)  # type: ignore[call-overload]
     plan, loss = _with_teacher(plan, model)
     net, optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
     scheduler = make_scheduler(optimizer, plan.recipe, plan.steps(fabric.world_size))

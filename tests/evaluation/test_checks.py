@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import idsds
-from idsds.evaluation.checks import as_net
+from idsds.models.inspection import as_net
 from idsds.training.recipes import Deletion
 
 COUNT, CLASSES, SIDE = 6, 4, 16

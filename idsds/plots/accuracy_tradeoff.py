@@ -19,7 +19,7 @@ SIZE = 6.5  # points
 
 
 def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = None, columns: int = 2) -> Figure:
-    """A point per model with intervals on both axes; models that none is better than in both are filled and joined.
+    """Draw a point per model with intervals on both axes; models on the Pareto front are filled and joined.
 
     Args:
         table: from :func:`idsds.studies.accuracy_tradeoff.tradeoff`.
@@ -74,9 +74,9 @@ def _legend(figure: Figure, table: pd.DataFrame, published: bool, columns: int) 
 
 
 def place_labels(figure: Figure, axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write each text beside its point (x, y, text, colour), where it covers neither another text nor a point.
+    """Write each text beside its point (x, y, text, colour) without covering another text or point.
 
-    Places are tried in growing distance all round, within the axes; a thin line leads back to the point from afar.
+    Positions are tried at growing distances all around, within the axes; a thin line leads back to a distant point.
     """
     figure.canvas.draw()
     figure.set_layout_engine("none")  # the axes stay where they are from here on

@@ -13,7 +13,7 @@ ARCHITECTURES = [("o", "#0072B2", "-"), ("s", "#D55E00", "--"), ("^", "#009E73",
 
 
 def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Marker, colour and line by architecture; a small net looks like the large one of its family."""
+    """Return marker, colour and line by architecture; a small net looks like the large one of its family."""
     models = list(dict.fromkeys(models))
     families = {model: MODELS[model].family if model in MODELS else model for model in models}
     sizes = {model: model.startswith("mini_") for model in models}
@@ -38,5 +38,5 @@ def architecture_handles(models: Sequence[str], *, lines: bool = True) -> list[L
 
 
 def _face(marker: str, colour: str) -> str:
-    """The filling of a mark: squares are hollow, told from dots without colour."""
+    """Return the filling of a mark: squares are hollow, so that they differ from dots without colour."""
     return "white" if marker == "s" else colour

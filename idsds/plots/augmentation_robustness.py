@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from idsds.plots.style import COLUMNS, STYLE, look_of
 from idsds.studies.augmentation_robustness import plain, unchanging
 
-# measure: (label, how far its marks are moved from the middle, its mark). A panel has one method and one ink: the shape tells the measure.
+# measure: (label, offset of its marks from the middle, its mark). A panel has one method and one colour: the shape shows the measure.
 MEASURES: dict[str, tuple[str, float, dict[str, Any]]] = {
     "ssim": ("SSIM", -0.26, {"marker": "o", "markersize": 4}),
     "spearman": ("Spearman correlation", 0.0, {"marker": "D", "markersize": 3.8, "markerfacecolor": "white", "markeredgewidth": 0.9}),
@@ -25,7 +25,7 @@ ACROSS = 3
 
 
 def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None = None, columns: int = 2) -> list[Figure]:
-    """One page per model, one panel per method.
+    """Draw one page per model, with one panel per method.
 
     Args:
         table: the means of :func:`idsds.studies.augmentation_robustness.measure`. An augmentation that changes no image is not drawn,
@@ -61,7 +61,7 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
             labels = [f"{plain(name)} ({row.stayed} of {row.changed})" for name, row in zip(names, counts, strict=True)]
             axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
         middle = (foot + panel * down / 2) / height
-        figure.text(0.006, middle, "likeness of maps (1: the same), higher is better →", rotation=90, va="center", ha="left", fontsize=7.5)
+        figure.text(0.006, middle, "similarity of maps (1: equal), higher is better →", rotation=90, va="center", ha="left", fontsize=7.5)
         title = f"{model}: maps before and after an augmentation that changes the image and keeps its target's probability"
         figure.text(0.5, 1 - 0.10 / height, title, ha="center", va="top", fontsize=8)
         figure.text(0.01, 0.04 / height, _note(idle), ha="left", va="bottom", fontsize=6.5)
@@ -95,7 +95,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: list[str], published: pd.DataF
 
 
 def _note(idle: list[str]) -> str:
-    """What may be compared, and what is not drawn."""
+    """Say what may be compared, and what is not drawn."""
     left_out = f" Not drawn: {', '.join(map(plain, idle))}, which changes no image." if idle else ""
     return (
         f"In brackets: images whose target's probability stays, of those that the augmentation changes.{left_out}\n"

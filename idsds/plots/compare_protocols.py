@@ -1,4 +1,4 @@
-"""Protocols against one another: the places they give the methods, how far they agree, and the nets that they judge on."""
+"""Comparison of protocols: the places that they give the methods, their agreement, and the accuracy of their nets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00",
 def compare_protocols(
     places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2
 ) -> Figure:
-    """One row per model: (a) the methods' places by protocol as parallel axes, (b) Kendall's tau between protocols, (c) accuracies.
+    """Draw one row per model: (a) methods' places by protocol as parallel axes, (b) Kendall's tau between protocols, (c) accuracies.
 
     Args:
         places: from :func:`idsds.statistics.rank_each` by ``label``: model, label, method, place, place_low, place_high.
@@ -62,7 +62,7 @@ def compare_protocols(
 
 
 def short(label: str) -> str:
-    """A protocol's name on two or three lines."""
+    """Return a protocol's name on two or three lines."""
     return label.replace(", updated", ",\nupd.").replace(" first", "\nfirst")
 
 
@@ -71,7 +71,7 @@ def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> Non
     for number, method in enumerate(methods):
         look = look_of(method, families[method])
         rows = table[table["method"] == method].set_index("label").reindex(labels)
-        # Beside one another, or intervals of one colour would hide each other.
+        # Side by side, because intervals of one colour would hide each other.
         x = np.arange(len(labels)) + (number - (len(methods) - 1) / 2) * 0.07
         axes.plot(x, rows["place"], color=look.colour, linewidth=0.7, alpha=0.5, zorder=1)
         axes.vlines(x, rows["place_low"], rows["place_high"], color=look.colour, linewidth=1.0, zorder=2)

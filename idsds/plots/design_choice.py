@@ -1,4 +1,4 @@
-"""A design choice: parallel axes of the models that differ in it, and lines that say for each method whether the claim holds."""
+"""A design choice: parallel axes of the models that differ in it, and lines that show for each method whether the claim holds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def design_choice(
     columns: int = 2,
     published: pd.DataFrame | None = None,
 ) -> Figure:
-    """One axis per model of a chain, the highest by the claim at the top, joined by a line per method within the chain.
+    """Draw one axis per model of a chain, the highest by the claim at the top, joined by a line per method within the chain.
 
-    A line that leans to the left on its way down agrees with the claim. It is solid where the difference is told apart from 0, dotted
-    where it is not, dashed where the opposite shows; lines of controls are dotted.
+    A line that leans to the left on its way down agrees with the claim. It is solid if the claim is supported, dotted if it is not,
+    dashed if it is contradicted; lines of controls are dotted.
 
     Args:
         table: from :func:`idsds.studies.design_choice.ranked`.

@@ -1,4 +1,4 @@
-"""What in-domain fine-tuning did to the accuracies."""
+"""Accuracies before and after in-domain fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from idsds.plots.style import COLUMNS, STYLE
 
 
 def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figure:
-    """One panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
+    """Draw one panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
 
     Args:
         table: from :func:`idsds.studies.finetune.finetune`: model, seed, stage, images, accuracy, low, high, count.
-        panels: most panels in a row.
+        panels: maximal number of panels in a row.
         columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(table["model"]))

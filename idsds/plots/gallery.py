@@ -152,18 +152,18 @@ class _Layout:
 
 
 def gallery(examples: Sequence[Example], *, columns: int = 2, across: int | None = None) -> list[Figure]:
-    """A row per image: the image, the drops of the target's logit as patches are deleted, and a map per method with its score.
+    """Draw a row per image: the image, the drops of the target's logit as patches are deleted, and a map per method with its score.
 
-    Zero is white. Each map has a scale of its own, symmetric about zero, from which 1 % of its pixels may stick out. Small numbers are the
-    ranks of the patches, whose agreement is the score.
+    Zero is white. Each map has its own scale, symmetric about zero, which 1 % of its pixels may exceed. Small numbers are the ranks of the
+    patches, whose agreement is the score.
 
     Args:
         examples: from :func:`idsds.studies.gallery.explain`.
         columns: width of the figure, in columns of a paper; numbers that would be too small for one column are left out.
-        across: most maps in a line, None: :data:`ACROSS`; a model with more methods gets several lines per image.
+        across: maximal number of maps in a line, None: :data:`ACROSS`; a model with more methods gets several lines per image.
 
     Returns:
-        The pages: a new one for each model and training seed, and where one is full.
+        The pages: a new one for each model and training seed, and whenever one is full.
 
     Raises:
         ValueError: without examples.

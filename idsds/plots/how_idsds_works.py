@@ -19,7 +19,7 @@ from idsds.plots.style import COLUMNS, DIVERGING, STYLE, look_of
 def how_idsds_works(
     example: Example, deleted: np.ndarray, patches: Mapping[str, pd.DataFrame], scores: pd.DataFrame, *, columns: int = 2
 ) -> Figure:
-    """The steps from left to right: first row the deletions, then a row per method.
+    """Draw the steps from left to right: first row the deletions, then a row per method.
 
     Args:
         example: the image with its maps.

@@ -1,4 +1,4 @@
-"""One image's infidelity step by step: the maps, and for each perturbation what it takes, what maps foretell and what the model does."""
+"""One image's infidelity step by step: the maps, and for each perturbation the change, the predictions and the model's response."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FLOOR = {"color": "#444444", "linewidth": 1.2, "linestyle": ":"}
 NOTE = (
     "d, maps and products: orange is positive, blue negative, white 0; each has a scale of its own, stated below it, which {within:.0%} of "
     "its pixels other than 0 do not exceed. d is in normalised units, the mean over channels; the noises are one draw, times sigma. A "
-    "product's sum is what the map foretells. Whiskers: {intervals}. By construction: the optimal map was fitted to no more different "
-    "perturbations than it has unknowns, and those that judge it are among these."
+    "product's sum is the map's prediction. Whiskers: {intervals}. By construction: the optimal map was fitted to at most as many "
+    "different perturbations as it has unknowns, and those that judge it are among them."
 )
 
 
 def how_infidelity_works(walk: InfidelityWalk, table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """Above, the image, two maps and the optimal maps; below, a row per perturbation, from what it takes to how wrong each map is.
+    """Draw the image, two maps and the optimal maps; below, a row per perturbation, from the change to the error of each map.
 
     Args:
         walk: from :func:`idsds.studies.how_infidelity_works.study.explain_infidelity`.
@@ -108,7 +108,7 @@ def _pictures(row: np.ndarray, step: Step) -> None:
 
 
 def _signed(axes: Axes, values: np.ndarray, more: str = "", *, first: bool = False) -> None:
-    """A picture of signed values (H, W) on its own scale, white at 0, which is told below it with ``more``."""
+    """Draw signed values (H, W) on their own scale, white at 0, with the scale and ``more`` below."""
     magnitude = np.abs(values[values != 0])
     scale = float(np.quantile(magnitude, WITHIN)) if len(magnitude) else 1.0
     axes.imshow(values, cmap=DIVERGING, vmin=-scale, vmax=scale)
@@ -123,23 +123,23 @@ def _caption(axes: Axes, *lines: str) -> None:
 
 
 def _number(value: float, form: str = ".2g") -> str:
-    """With a true minus sign."""
+    """Format with a true minus sign."""
     return f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def _foretold(axes: Axes, step: Step) -> None:
-    """A mark per perturbation and map: what the map foretells of it over what comes of it; on the line the two are the same."""
+    """Draw a mark per perturbation and map: the predicted over the actual change; on the line they are equal."""
     for look, name in zip(MARKS, step.products, strict=False):
         axes.plot(step.changes, step.foretold[name], linestyle="", markersize=2.2, **look)
     ends = [step.changes.min(), step.changes.max()]
     axes.plot(ends, ends, **RIGHT)
     axes.locator_params(axis="x", nbins=3)
-    axes.set_ylabel("map foretells", fontsize=SMALL, labelpad=1)
+    axes.set_ylabel("map predicts", fontsize=SMALL, labelpad=1)
     axes.tick_params(labelsize=SMALL)
 
 
 def _infidelities(axes: Axes, rows: pd.DataFrame, step: Step) -> None:
-    """Two dots per map, as it is above and scaled to its best below, beside the line of a map of zeros."""
+    """Draw two dots per map, unscaled above and optimally scaled below, beside the line of a zero map."""
     zero, floor = rows["map_of_zeros"].iloc[0], rows["floor"].iloc[0]
     shown = rows.iloc[:-1] if step.by_construction else rows
     values = shown[["infidelity", "normalised"]].to_numpy()
@@ -170,13 +170,13 @@ def _infidelities(axes: Axes, rows: pd.DataFrame, step: Step) -> None:
 
 
 def _explain(figure: SubFigure, drawn: list[str], table: pd.DataFrame, columns: int) -> None:
-    """What the marks and colours mean, below the panels, where it covers nothing."""
+    """Explain marks and colours below the panels."""
     handles = [Line2D([], [], linestyle="", markersize=3, label=name, **look) for look, name in zip(MARKS, drawn, strict=False)]
     handles += [
-        Line2D([], [], label="rightly foretold", **RIGHT),
+        Line2D([], [], label="correct prediction", **RIGHT),
         Line2D([], [], label="as it is", **FILLED),
-        Line2D([], [], label="scaled to its best", **HOLLOW),
-        Line2D([], [], label="map of zeros", **ZEROS),
+        Line2D([], [], label="optimally scaled", **HOLLOW),
+        Line2D([], [], label="zero map", **ZEROS),
     ]
     if table["floor"].notna().any():
         handles.append(Line2D([], [], label="floor of every map: squared mean change", **FLOOR))

@@ -1,4 +1,4 @@
-"""Sensitivity to hyperparameters: IDSDS at every setting beside the likeness of the maps, a block per method and hyperparameter."""
+"""Sensitivity to hyperparameters: IDSDS at every setting beside the similarity of maps, a block per method and hyperparameter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOLLOW = {"markerfacecolor": "white"}
 
 
 def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 2) -> Figure:
-    """What each hyperparameter does to the IDSDS of a method (left) and to its maps (right).
+    """Draw the effect of each hyperparameter on the IDSDS of a method (left) and on its maps (right).
 
     Args:
         scores, spreads: the tables of :func:`idsds.studies.hyperparameter_sensitivity.measure`.
@@ -49,7 +49,7 @@ def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, colu
         left.set_yticks(middles, names, fontsize=7)
         left.set_ylim(tops[-1], 0)
         left.set_xlabel("IDSDS at each setting (-1 to 1)\nhigher is better →", fontsize=7.5)
-        right.set_xlabel("likeness of maps (1: the same)\nless sensitive →", fontsize=7.5)
+        right.set_xlabel("similarity of maps (1: identical)\nless sensitive →", fontsize=7.5)
         right.set_xlim(min(0.0, spreads[["low", "ssim_low"]].min().min()) - 0.03, 1.03)
         for axes, handles in zip((left, right), _legends(spreads["interval"].iloc[0]), strict=True):
             for top in tops[1:-1]:
@@ -62,7 +62,7 @@ def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, colu
 
 
 def _setting(axes: Axes, row: Any, lane: float, marker: str, colour: str) -> Annotation:
-    """Mark, interval and, to their right, the value of one setting."""
+    """Draw mark, interval and, to their right, the value of one setting."""
     value = _short(str(row.value))
     mean, low, high = row.mean, row.low, row.high
     looks = {"fontsize": 6.5, "va": "center", "textcoords": "offset points"}
@@ -74,7 +74,7 @@ def _setting(axes: Axes, row: Any, lane: float, marker: str, colour: str) -> Ann
 
 
 def _make_room(figure: Figure, axes: Axes, texts: list[Annotation]) -> None:
-    """Widen the axis to the right until no value ends beyond it: each is as wide as it is, whatever the scale."""
+    """Widen the axis to the right until every value fits: a text's width does not depend on the scale."""
     for text in texts:
         text.set_in_layout(False)
     figure.draw_without_rendering()
@@ -88,7 +88,7 @@ def _make_room(figure: Figure, axes: Axes, texts: list[Annotation]) -> None:
 
 
 def _likeness(axes: Axes, spread: Any, middle: float, marker: str, colour: str) -> None:
-    """Likeness by Spearman, by SSIM, and how much the maps deviate, from above, each with its interval."""
+    """Draw, from above, the similarity by Spearman, by SSIM, and the deviation of the maps, each with its interval."""
     looks: list[tuple[str, str, str, dict[str, Any]]] = [
         ("spearman", "", colour, {"marker": marker, "markersize": 4.5}),
         ("ssim", "ssim_", colour, {"marker": marker, "markersize": 4.5, **HOLLOW}),

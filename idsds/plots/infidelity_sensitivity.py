@@ -29,7 +29,7 @@ FOREST = [
     ("relative", "accuracy", "relative infidelity: both scales taken out"),
     ("sensitivity", "accuracy", "max-sensitivity"),
 ]
-# A logarithmic axis ends so many times below the median: a model that never changes its mind has next to no infidelity.
+# A logarithmic axis ends at the median over this factor: a model that never changes its answer has next to no infidelity.
 BELOW = 1e3
 CROWDED = 30  # points of a panel
 STUDY = "#000000"
@@ -89,13 +89,13 @@ def infidelity_sensitivity(
 
 
 def _shown(table: pd.DataFrame) -> str:
-    """The method of the upper panels: what stands beside the study is its own method, where it applies to all models."""
+    """Return the method of the upper panels: the study's, if it applies to all models."""
     most = table["method"].value_counts()
     return THEIRS if most.get(THEIRS, 0) == most.max() else str(table["method"].iloc[0])
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame, quality: str, measure: str, looks: dict[str, tuple[str, str, str]], logarithmic: bool) -> None:
-    """A point per model, with a thin bar where the table has an interval."""
+    """Draw a point per model, with a thin bar if the table has an interval."""
     floor = rows[measure].median() / BELOW if logarithmic else -np.inf
     for row in rows.itertuples():
         marker, colour, _ = looks[row.model]
@@ -112,7 +112,7 @@ def _scatter(axes: Axes, rows: pd.DataFrame, quality: str, measure: str, looks: 
 
 
 def _control_line(axes: Axes, rows: pd.DataFrame) -> bool:
-    """Draw where a map that knows nothing is, in the mean of the models; whether there is one."""
+    """Draw the mean of random maps over the models, and return whether there is one."""
     control = rows.loc[rows["method"] == CONTROL, "relative"]
     if len(control):
         axes.axhline(control.mean(), color=STYLES["control"][2], linewidth=0.7)
@@ -120,7 +120,7 @@ def _control_line(axes: Axes, rows: pd.DataFrame) -> bool:
 
 
 def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.DataFrame) -> None:
-    """A panel per level, a block per pair that is correlated: each method's coefficient, and the study's."""
+    """Draw a panel per level, with a block per correlated pair: each method's coefficient, and the study's."""
     families = dict(zip(table["method"], table["family"], strict=True))
     methods = list(dict.fromkeys(ours["method"]))
     grid = figure.subplots(1, len(LEVELS), sharey=True, squeeze=False)[0]
@@ -166,7 +166,7 @@ def _rows(found: pd.DataFrame, measure: str, quality: str) -> pd.DataFrame:
 
 
 def _of_study(quality: str) -> str:
-    """What the study has in place of our accuracy."""
+    """Return the study's counterpart of our accuracy."""
     return quality.replace("accuracy", "weighted_precision")
 
 
@@ -188,7 +188,7 @@ def _name_lanes(figure: Figure, axes: Axes, tops: list[float], methods: list[str
 
 
 def _numbered(method: str, measure: str, ours: pd.DataFrame) -> str:
-    """The method, with the number of its models where others have more."""
+    """Return the method, with the number of its models if others have more."""
     mine = ours.loc[(ours["method"] == method) & (ours["measure"] == measure), "models"].max()
     return method if mine == ours["models"].max() else f"{method} ({mine:.0f} models)"
 

@@ -13,7 +13,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1
 
 
 def line_looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of ``Axes.plot`` for each method: those of one family differ by their dashes, so that grey will do.
+    """Return keyword arguments of ``Axes.plot`` for each method: those of one family differ by dashes, so that grey suffices.
 
     Args:
         families: family by method, in the order of the legend.
@@ -27,5 +27,5 @@ def line_looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def line_handles(looks: Mapping[str, dict[str, Any]]) -> list[Line2D]:
-    """Entries of a legend, one per method."""
+    """Return the entries of a legend, one per method."""
     return [Line2D([], [], label=method, **look) for method, look in looks.items()]

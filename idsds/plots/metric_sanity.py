@@ -1,4 +1,4 @@
-"""The table metric x property as a heat map with numbers and their intervals: the darker, the better, and readable in grey."""
+"""Metrics against properties as a heat map with numbers and their intervals: darker is better, and it is readable in grey."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROPERTIES: dict[str, tuple[str, Text, Callable[[float], float]]] = {
     "shapley_first": ("Shapley values\nfirst ↑", PER_CENT, lambda x: x),
     "random_last": ("random map\nlast ↑", PER_CENT, lambda x: x),
     "resolution": (
-        "least noise that\nis seen ↓",
+        "least noise\ndetected ↓",
         lambda x: "none" if np.isnan(x) else "only noise" if np.isinf(x) else f"{x:g}",
         lambda x: 1 / (1 + 2 * x) if x == x else 0,
     ),
@@ -61,7 +61,7 @@ LEFT, RIGHT = 1.22, 0.98  # inches for the names and the verdicts
 
 
 def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
-    """One row per reading of a protocol, one column per property; a white cell with a dash: does not apply, or is not known.
+    """Draw one row per variant of a protocol and one column per property; a white cell with a dash does not apply or is unknown.
 
     Args:
         table: from :func:`idsds.studies.metric_sanity.study.measure`.
@@ -103,12 +103,12 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
 
 
 def known(record: dict[str, Any], name: str, value: float) -> bool:
-    """Whether there is something to print: a resolution of none is a result, an unknown share is not."""
+    """Return whether there is something to print: an infinite resolution is a result, an unknown share is not."""
     return record["applies"] and (name == "resolution" or bool(np.isfinite(value)))
 
 
 def _ends(record: dict[str, Any], name: str, text: Text) -> str:
-    """The interval beside a value, where it has one that says more than the value."""
+    """Return the interval beside a value, if it says more than the value."""
     low, high = record.get(f"{name}_low", np.nan), record.get(f"{name}_high", np.nan)
     if not (np.isfinite(low) and np.isfinite(high)):
         return ""
@@ -131,6 +131,6 @@ def _note(rows: pd.DataFrame) -> str:
             f"Known truth, {' (of retrainings '.join(counted)}{')' * (len(counted) > 1)}: the first eight columns.",
             f"Trained nets{nets}: Random's shift, and methods whose paired 95 % interval against a control leaves 0 out",
             "(of retrainings: by Holm, where leakage alone cannot be the reason). Verdict: ranks methods on one model (ranks), comparable",
-            "between models too, or neither; a test asks something else than whether a map is right, and is to be passed.",
+            "between models too, or neither; a test does not ask whether a map is right: it is passed or failed.",
         ]
     )

@@ -1,7 +1,7 @@
-"""Parallel axes: one horizontal axis per model with a marker per method, what rankings and design choices are drawn with.
+"""Parallel axes: one horizontal axis per model with a marker per method, as in rankings and design choices.
 
-Everything is laid out in inches, so that no name covers another whatever the width: names stand at 55 degrees, upright where that takes too
-much room, and where even that does not fit the figure grows wider than it was asked to be, with a warning.
+Everything is laid out in inches, so that no name covers another at any width: names are drawn at 55 degrees, upright if that takes too
+much room, and if even that does not fit, the figure becomes wider than requested, with a warning.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def parallel_axes(
         families: family of each method that is not in the registry.
         models: axes from top to bottom.
         joins: lines between axes; those without a mean at both ends are left out.
-        n_patches: patches per image, which gives the band of a map that knows nothing.
-        score: what the axis is called.
+        n_patches: patches per image, which determines the null band of random maps.
+        score: name of the axis.
         columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`: model, method, published, inferred.
         notes: further handles for the legend.
@@ -265,7 +265,7 @@ def _handles(
     """Entries of the two legends: what markers mean, what lines and bands mean."""
     upper: list[Artist] = [*handles_of(dict.fromkeys(shown["method"]), families)]
     lower: list[Artist] = [Line2D([], [], color="#444444", linewidth=1.2, label=table["interval"].iloc[0])]
-    lower.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band: a map that knows nothing"))
+    lower.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band of random maps"))
     if published is not None and len(published):
         looks = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
         dotted = " (dot: its label was inferred)" if published["inferred"].any() else ""

@@ -30,8 +30,8 @@ def rank_methods(
     Args:
         table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval.
         families: family of each method, for its marker.
-        n_patches: patches per image, which gives the band of a map that knows nothing.
-        score: what the axis is called.
+        n_patches: patches per image, which determines the null band of random maps.
+        score: name of the axis.
         models: order of the axes, top to bottom; None: as they appear.
         columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`, drawn below each axis in grey and hollow; None or empty: nothing.

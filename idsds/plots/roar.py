@@ -1,4 +1,4 @@
-"""ROAR and KAR: accuracy after retraining against the share of the pixels that were replaced, and what the places of these tell alone."""
+"""ROAR and KAR: accuracy after retraining against the share of replaced pixels, and the accuracy from their positions alone."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from idsds.plots.style import COLUMNS, STYLE, look_of
 TITLES = {
     "remove": ("ROAR: the most important removed", "lower is better"),
     "keep": ("KAR: the least important removed", "higher is better"),
-    "mask": ("masks alone: no image, only places", "above chance, places tell the class"),
+    "mask": ("masks alone: positions, no image", "above chance: positions reveal the class"),
 }
-# Where nothing is replaced it is one net, whatever the method: one mark that is no method's.
+# If nothing is replaced, all methods share one net: one mark that belongs to no method.
 UNTOUCHED = {"marker": "o", "color": "#222222", "markerfacecolor": "white", "markersize": 5, "linestyle": "", "zorder": 5}
 GROUND = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
-# What holds for a whole panel: the net that is explained, and a net that is told nothing.
+# Lines across a whole panel: the explained net, and a net without information.
 LEVELS = {"explained_accuracy": ("explained net", "-"), "chance": ("chance", (0, (1, 2)))}
 
 
 def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """A row of panels per model, ROAR, KAR and masks alone, a line per method.
+    """Draw a row of panels per model, for ROAR, KAR and masks alone, with a line per method.
 
-    Lines of methods that coincide stay visible: those listed first are broader and lie below, and marks and intervals stand side by side.
+    Lines that coincide stay visible: those listed first are wider and lie below, and marks and intervals are drawn side by side.
 
     Args:
         table: from :func:`idsds.statistics.retraining_curves`: model, method, family, kind, share, mean, low, high, interval, count;

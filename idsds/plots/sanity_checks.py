@@ -1,4 +1,4 @@
-"""Sanity checks: how alike the maps stay when the model's layers, or its labels, are randomised."""
+"""Sanity checks: the similarity of maps when the model's layers, or its labels, are randomised."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Looks = Mapping[str, dict[str, Any]]
 
 
 def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities: Sequence[str] | None = None, columns: int = 2) -> Figure:
-    """A row per similarity, a panel per check. Groups of layers that are randomised alone have no order: their points are not joined.
+    """Draw a row per similarity and a panel per check. Groups of layers that are randomised alone have no order: points are not joined.
 
-    A small number beside a point is that of the maps with a value, where some are undefined.
+    A small number beside a point is the number of defined values, if some are undefined.
 
     Args:
         table: from :func:`idsds.studies.sanity_checks.similarity_table`: model, method, family, check, depth, layers, similarity, mean,

@@ -1,4 +1,4 @@
-"""Four panels: what IDSDS does when the training seed, the baseline, the grid or the number of images changes."""
+"""Four panels: IDSDS as the training seed, the baseline, the grid or the number of images changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMES = {
 
 
 def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2) -> Figure:
-    """Mean IDSDS of every method, a panel for each thing that is varied, with Kendall's tau to the reference above.
+    """Draw the mean IDSDS of every method, a panel for each varied setting, with Kendall's tau to the reference above.
 
     Args:
         table: from :func:`idsds.studies.stability.means`.

@@ -1,8 +1,8 @@
-"""What all figures share: sizes, type, the look of each method, and how a figure is saved with its table.
+"""Shared by all figures: sizes, fonts, the look of each method, and saving a figure with its table.
 
-A method looks the same in every figure. The marker's shape and the hue tell its family, so that the figures read in black and white;
-colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family the lightness tells the method, and which
-part of the marker is filled tells what was done to it: SmoothGrad and its kin fill a half, absolute values leave it hollow.
+A method looks the same in every figure. The marker's shape and the hue show its family, so that the figures read in black and white;
+colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family the lightness shows the method, and the
+filled part of the marker shows its version: SmoothGrad and its relatives fill a half, absolute values leave it hollow.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ STYLE = {
 
 
 def style_of(method: str, family: str) -> str:
-    """The key of :data:`STYLES` for a method: its family, or ``absolute`` or ``positive`` for that version of any."""
+    """Return the key of :data:`STYLES` for a method: its family, or ``absolute`` or ``positive`` for such a version."""
     return next((key for suffix, key in VERSIONS.items() if method.endswith(suffix)), family)
 
 
@@ -144,7 +144,7 @@ class Look:
 
 
 def look_of(method: str, family: str = "") -> Look:
-    """The look of a method, by its name alone.
+    """Return the look of a method, by its name alone.
 
     Args:
         method: a name, with or without what asks for absolute values or the positive part; ten times a map looks like the map.
@@ -171,19 +171,19 @@ def look_of(method: str, family: str = "") -> Look:
 
 
 def family_of(method: str, families: Mapping[str, str]) -> str:
-    """The family of a method: the registry's, else that in ``families``, else ``own``."""
+    """Return the family of a method: the registry's, else that in ``families``, else ``own``."""
     base = next((method.removesuffix(suffix) for suffix in TRANSFORMS if method.endswith(suffix)), method)
     return METHODS[base].family if base in METHODS else families.get(method, "own")
 
 
 def mixed(colour: str, share: float) -> str:
-    """A colour moved towards white by ``share``, or towards black by its absolute value where it is negative."""
+    """Mix a colour with white by ``share``, or with black by its absolute value if it is negative."""
     end = 1.0 if share > 0 else 0.0
     return to_hex([(1 - abs(share)) * value + abs(share) * end for value in to_rgb(colour)])
 
 
 def contrast(colour: str, ground: str = "white") -> float:
-    """Contrast of two colours by the Web Content Accessibility Guidelines: 1 of a colour with itself, 21 of black with white."""
+    """Return the contrast of two colours by the Web Content Accessibility Guidelines: from 1 (equal) to 21 (black and white)."""
     darker, lighter = sorted(_luminance(value) for value in (colour, ground))
     return (lighter + 0.05) / (darker + 0.05)
 
@@ -194,13 +194,13 @@ def _luminance(colour: str) -> float:
 
 
 def legible(colour: str) -> str:
-    """A colour moved towards black until its contrast with white is at least :data:`LEGIBLE`; one that has it stays as it is."""
+    """Darken a colour until its contrast with white is at least :data:`LEGIBLE`."""
     shades = (mixed(colour, -step / 50) for step in range(51))
     return next(shade for shade in shades if contrast(shade) >= LEGIBLE)
 
 
 def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line2D]:
-    """Entries of a legend: the families of the methods, and what half-filled markers stand for."""
+    """Return the entries of a legend: the families of the methods, and the meaning of half-filled markers."""
     methods = list(methods)
     used = {style_of(method, family_of(method, families)) for method in methods}
     found = [handle(key) for key in STYLES if key in used and key != "positive"]
@@ -221,7 +221,7 @@ def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line
 
 
 def handle(key: str) -> Line2D:
-    """The entry of a family in a legend."""
+    """Return the entry of a family in a legend."""
     label, marker, colour, filled = STYLES[key]
     face = colour if filled else "white"
     return Line2D(
@@ -236,7 +236,7 @@ def save(
     formats: Iterable[str] = ("png", "pdf"),
     finding: str | Sequence[str] | None = None,
 ) -> list[Path]:
-    """A figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
+    """Save a figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
 
     ``finding`` is what the figure shows in sentences of computed numbers, kept as ``stem.md`` for the profile's overview; several become a
     list.
@@ -272,5 +272,5 @@ COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5
 DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
 
 
-# Share of a map's pixels within the colour scale: a single pixel of a gradient may be a hundred times the others.
+# Share of a map's pixels within the colour scale: one pixel of a gradient may be a hundred times larger than the others.
 WITHIN = 0.99

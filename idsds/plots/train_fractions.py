@@ -1,4 +1,4 @@
-"""How good models are that were trained on shares of the training images."""
+"""The quality of models that were trained on shares of the training images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BETWEEN, BESIDE = 4.0, 1.1
 
 
 def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """A column of panels per data set: accuracy, macro F1, and how far weighted precision is above accuracy, by share of the images.
+    """Draw a column of panels per data set: accuracy, macro F1, and weighted precision minus accuracy, by share of the images.
 
     Args:
         table: from :func:`idsds.studies.train_fractions.quality`: dataset, model, fraction, seed, accuracy, macro_f1,

@@ -82,7 +82,7 @@ def test_nothing_is_covered(walk, names):
     (legend,) = [part.legends[0] for part in figure.subfigs if part.legends]
     assert not any(legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figure.axes)
     assert [text.get_text() for text in legend.get_texts()] == [
-        *("Gradient", "IxG", "rightly foretold", "as it is", "scaled to its best", "map of zeros"),
+        *("Gradient", "IxG", "correct prediction", "as it is", "optimally scaled", "zero map"),
         "floor of every map: squared mean change",
     ]
 

@@ -60,47 +60,75 @@ class Layout:
     """The layout of a data set's files.
 
     Args:
-        wanted: the required content of the folder, in words.
-        bases: folders below the root that may hold the split or class folders; the first match is used, so the deepest comes first.
-        names: the possible names of the folder of each split.
-        key: from the name of a class folder to the name by which classes are sorted and matched between splits.
+        wanted: what the folder must hold, in words.
+        bases: folders below the root that may hold the split or class folders; the first that does is taken, so the deepest comes first.
+        names: the names that the folder of each split may have.
+        key: from the name of a class folder to the name by which classes are sorted and matched between the splits.
+        upright: whether pictures are turned as their cameras say, as people see them; torchvision, and so published numbers, do not.
     """
 
     wanted: str
     bases: tuple[str, ...] = ("",)
     names: dict[str, tuple[str, ...]] = field(default_factory=lambda: NAMES)
     key: Callable[[str], str] = str
+    upright: bool = False
 
     def find(self, root: Path, name: str) -> tuple[Path, dict[str, Path]]:
-        """The base folder below ``root``, and the folders of the splits found in it, none where the class folders lie in the base."""
+        """Return the base folder below ``root`` and the folders of the splits in it, none if the class folders lie in the base.
+
+        A folder that is called like a split but holds images itself is a class of that name.
+
+        Raises:
+            FileNotFoundError: if there are no images.
+            ValueError: if folders of classes lie beside a single folder that could be a split as well as a class.
+        """
         for base in self.bases:
             folder = root / base
             if not folder.is_dir():
                 continue
-            present = {entry.name.casefold(): entry for entry in folder.iterdir() if entry.is_dir()}
-            found = {split: present[option] for split, options in self.names.items() for option in options if option in present}
-            if found or any(_holds_images(entry) for entry in present.values()):
-                return folder, found
+            present = {entry.name.casefold(): entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)}
+            named = {split: present[option] for split, options in self.names.items() for option in options if option in present}
+            classes = [entry for entry in present.values() if _holds_images(entry)]
+            splits = {split: entry for split, entry in named.items() if entry not in classes}
+            if len(splits) == 1 and classes:
+                (split, entry), beside = next(iter(splits.items())), classes[0].name
+                raise ValueError(
+                    f"data set {name!r}: {entry.name!r} in {str(folder)!r} may be the {split} split or a class with subfolders, since"
+                    f" {beside!r} beside it holds images; move one of them elsewhere"
+                )
+            if splits or classes:
+                return folder, splits
         raise FileNotFoundError(f"data set {name!r}: {str(root)!r} does not hold {self.wanted}")
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is of an editor, an archiver or the system, and not of the data set."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _images(folder: Path) -> list[str]:
-    """The image files of a class folder, with those in folders below it, sorted; hidden files do not count.
+    """Return the image files of a class folder and of the folders below it, sorted; what is hidden does not count, links are followed.
 
     Text and not ``Path`` objects: ImageNet has 1.3 million, and each loader process holds them all.
     """
-    found = (os.path.join(top, file) for top, _, files in os.walk(folder) for file in files if not file.startswith("."))
-    return sorted(path for path in found if path.lower().endswith(EXTENSIONS))
+    found: list[str] = []
+    seen: set[str] = set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(top))
+        # A link that leads back would be walked for ever.
+        folders[:] = [name for name in folders if not _is_hidden(name) and os.path.realpath(os.path.join(top, name)) not in seen]
+        found += [os.path.join(top, file) for file in files if not _is_hidden(file) and file.lower().endswith(EXTENSIONS)]
+    return sorted(found)
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".") for entry in folder.iterdir())
+    return any(entry.suffix.lower() in EXTENSIONS and not _is_hidden(entry.name) for entry in folder.iterdir() if not entry.is_dir())
 
 
 def _class_folders(folder: Path, layout: Layout, name: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
-        if not entry.is_dir() or entry.name.startswith("."):
+        if not entry.is_dir() or _is_hidden(entry.name):
             continue
         if (key := layout.key(entry.name)) in found:
             raise ValueError(f"data set {name!r}: the folders {str(found[key])!r} and {str(entry)!r} are of the same class {key!r}")
@@ -141,28 +169,16 @@ def folder_dataset(
         FileNotFoundError: for a missing folder or an empty class, naming it and the required content.
         UnknownNameError: for a class folder that training does not have.
     """
-    root = data_root(name, root, layout.wanted)
-    base, folders = layout.find(root, name)
+    base, folders = layout.find(data_root(name, root, layout.wanted), name)
     if folders and "test" not in folders and "val" in folders:
         folders["test"] = folders.pop("val")
     cut = folders.get("train") if split != "test" and "val" not in folders and (held_out or split == "train") else None
     source = base if not folders else cut or folders.get(split) or (folders.get("test") if split == "val" else None)
     if source is None:
         raise FileNotFoundError(f"data set {name!r} has no folder for {split!r} in {str(base)!r}: wanted is {layout.wanted}")
-
     if classes is None:
         classes = list(_class_folders(folders.get("train", source), layout, name))
-    index = {key: number for number, key in enumerate(classes)}
-    files: list[str] = []
-    targets: list[int] = []
-    for key, folder in _class_folders(source, layout, name).items():
-        if key not in index:
-            raise UnknownNameError(f"class folder {str(folder)!r} of data set {name!r}", key, index)
-        images = _images(folder)
-        if not images and split == "train":
-            raise FileNotFoundError(f"data set {name!r}: no image in {str(folder)!r}; files that count end in {', '.join(EXTENSIONS)}")
-        files += images
-        targets += [index[key]] * len(images)
+    files, targets = _labelled(source, layout, name, classes)
     below = len(str(base)) + 1
     ids = [f"{name}/{file[below:].replace(os.sep, '/')}" for file in files]
     if not folders:
@@ -181,7 +197,24 @@ def folder_dataset(
         class_names or classes,
         image_size,
         on_error,
+        layout.upright,
     )
+
+
+def _labelled(source: Path, layout: Layout, name: str, classes: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return all files below the class folders of ``source``, and the index of the class of each."""
+    index = {key: number for number, key in enumerate(classes)}
+    files: list[str] = []
+    targets: list[int] = []
+    for key, folder in _class_folders(source, layout, name).items():
+        if key not in index:
+            raise UnknownNameError(f"class folder {str(folder)!r} of data set {name!r}", key, index)
+        images = _images(folder)
+        if not images:
+            raise FileNotFoundError(f"data set {name!r}: no image in {str(folder)!r}; files that count end in {', '.join(EXTENSIONS)}")
+        files += images
+        targets += [index[key]] * len(images)
+    return files, targets
 
 
 def file_dataset(
@@ -194,9 +227,10 @@ def file_dataset(
     classes: Sequence[str],
     image_size: int,
     on_error: OnError,
+    upright: bool = False,
 ) -> ImageDataset:
-    """Return a data set of files, with the evaluation and the training crop of :mod:`idsds.datasets.images`."""
-    images = FileImages(files, image_size)
+    """A data set of the given files, with the evaluation and the training crop of :mod:`idsds.datasets.images`."""
+    images = FileImages(files, image_size, upright)
     return ImageDataset(name, split, image_ids, targets, images.read, classes, normalisation, images.augment, on_error)
 
 
@@ -265,8 +299,8 @@ def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]
 
 @register_folders(num_classes=None, source="a folder of your own: train/<class>/*.jpg and so on")
 def image_folder() -> Layout:
-    """Describe any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
-    return Layout("one folder of images per class, or such folders in train/, val/ and test/")
+    """Any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
+    return Layout("one folder of images per class, or such folders in train/, val/ and test/", upright=True)
 
 
 @register_dataset(

@@ -1,8 +1,9 @@
 """From an image file to pixels: reading, the evaluation crop and the training crop.
 
-Evaluation, for every model: the shorter side is resized to 256/224 of the final size (bilinear, antialiased by PIL), then the centre is
-cropped. Training: a random crop of 8 to 100 % of the area and of aspect 3/4 to 4/3, resized, and mirrored half the time (torchvision's
-defaults, as in the recipe of Hesse et al., NeurIPS 2024). Orientation tags of cameras are not applied, as in torchvision.
+Evaluation, for every model: the shorter side is resized to 256 of 224 parts of the wanted size (bilinear, antialiased by PIL), then the
+centre is cropped. Training: a random crop of 8 to 100 % of the area and of aspect 3/4 to 4/3, resized, and mirrored half the time
+(torchvision's defaults, as in the recipe of Hesse et al., NeurIPS 2024). Orientation tags of cameras are applied to a user's own folders
+(``image_folder``); for published data sets they are not, as in torchvision.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -20,6 +22,8 @@ from idsds.datasets.base import ImageReadError
 # The endings of torchvision.datasets.ImageFolder, and GIF, of which the first frame counts.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 RESIZE = 256 / 224
+#: Pixels above which a picture is scaled down while it is read; the largest of ImageNet has 44 million.
+LARGE = 50_000_000
 
 
 def to_unit(picture: Image.Image) -> Tensor:
@@ -27,22 +31,45 @@ def to_unit(picture: Image.Image) -> Tensor:
     return v2.functional.pil_to_tensor(picture).float() / 255
 
 
-def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
+def read_rgb(path: str | os.PathLike[str], upright: bool = False) -> Image.Image:
     """Read a file as an 8-bit RGB picture; grey ones get three equal channels, transparency is dropped.
 
+    Args:
+        path: the file.
+        upright: whether to turn it as the camera's orientation tag says.
+
+    Pictures of more than :data:`LARGE` pixels are scaled down to 4,096 pixels of a side while they are read, so that one image does not
+    take gigabytes.
+
     Raises:
-        ImageReadError: naming the file and the reason, also for a truncated picture.
+        ImageReadError: naming the file and the reason, also for a picture that ends before its last row, and for numbers that are no
+            pixel values.
     """
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > LARGE:
+                picture.thumbnail((4096, 4096))
             picture.load()
-            if picture.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
-                return picture.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
-            if picture.mode == "P" and "transparency" in picture.info:
-                return picture.convert("RGBA").convert("RGB")  # PIL warns if it drops a palette's transparency directly
-            return picture.convert("RGB")
-    except Exception as error:  # PIL's decoders may raise anything on a damaged file
+            if upright:
+                ImageOps.exif_transpose(picture, in_place=True)
+            return _as_rgb(picture)
+    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise ImageReadError(f"cannot read {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Convert any kind of picture to 8-bit RGB."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # PIL would clip what is above 255
+        values = np.asarray(picture, dtype=np.float64)
+        low, high = float(values.min()), float(values.max())
+        scale = (255 if high <= 1 else 1) if picture.mode == "F" else 1 / 256
+        if not np.isfinite(values).all() or low < 0 or high * scale >= 256:
+            allowed = "[0, 1] or [0, 255]" if picture.mode == "F" else "[0, 65535]"
+            raise ValueError(f"its values go from {low:g} to {high:g}, but a picture of mode {picture.mode!r} must lie in {allowed}")
+        return Image.fromarray((values * scale).astype(np.uint8)).convert("RGB")
+    if picture.mode == "P" and "transparency" in picture.info:
+        return picture.convert("RGBA").convert("RGB")  # PIL warns if it is to drop a palette's transparency directly
+    return picture.convert("RGB")
 
 
 def evaluation_crop(size: int) -> v2.Transform:
@@ -86,20 +113,21 @@ class FileImages:
 
     Args:
         paths: one file per image.
-        size: pixels per side of the result.
+        size: pixels of a side of what is returned.
+        upright: see :func:`read_rgb`.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int) -> None:
-        self.paths, self.size = list(paths), size
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int, upright: bool = False) -> None:
+        self.paths, self.size, self.upright = list(paths), size, upright
         self._evaluation, self._training = evaluation_crop(size), training_crop(size)
 
     def read(self, index: int) -> Tensor:
-        """Read the evaluation crop, float (3, size, size) in [0, 1]."""
-        return self._evaluation(read_rgb(self.paths[index]))
+        """The evaluation crop, float (3, size, size) in [0, 1]."""
+        return self._evaluation(read_rgb(self.paths[index], self.upright))
 
     def augment(self, index: int, generator: torch.Generator) -> Tensor:
-        """Read a training crop, float (3, size, size) in [0, 1]."""
-        return keyed(self._training, read_rgb(self.paths[index]), generator)
+        """A training crop, float (3, size, size) in [0, 1]."""
+        return keyed(self._training, read_rgb(self.paths[index], self.upright), generator)
 
 
 class TensorImages:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -43,6 +45,7 @@ class ImageDataset(Dataset):
         augment: from an index and a generator to a randomly changed image for training, float (3, H, W) in [0, 1]; None: ``read``.
         on_error: treatment of unreadable images: ``raise`` stops with an :class:`ImageReadError`, ``skip`` returns None as the item, which
             :func:`collate` leaves out, and counts it in :attr:`skipped`.
+        groups: one per image where images belong together, such as crops of a photo; intervals then draw groups.
     """
 
     def __init__(
@@ -56,14 +59,18 @@ class ImageDataset(Dataset):
         normalisation: Normalisation,
         augment: Callable[[int, torch.Generator], Tensor] | None = None,
         on_error: OnError = "raise",
+        groups: Sequence[str] | None = None,
     ) -> None:
         if len(image_ids) != len(targets):
             raise ValueError(f"{name}: {len(image_ids)} image ids for {len(targets)} targets")
         if on_error not in ON_ERROR:
             raise UnknownNameError(f"on_error of {name!r}", on_error, ON_ERROR)
         self.name, self.split, self.classes, self.normalisation = name, split, list(classes), normalisation
-        self.image_ids, self.targets, self.read = list(image_ids), [int(t) for t in targets], read
-        self.augment, self.on_error = augment, on_error
+        self.image_ids, self.read = list(image_ids), read
+        self.targets = [class_index(target, image_id) for target, image_id in zip(targets, image_ids, strict=True)]
+        self.augment, self.on_error, self.groups = augment, on_error, groups and list(map(str, groups))
+        if self.groups and len(self.groups) != len(self.image_ids):
+            raise ValueError(f"{name}: {len(self.groups)} groups for {len(self.image_ids)} images")
         # In shared memory, so that marks set by a loader's worker processes are seen by the process that counts.
         self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()
 
@@ -111,6 +118,7 @@ class ImageDataset(Dataset):
             normalisation=self.normalisation,
             augment=None if self.augment is None else _Picked(self.augment, indices),
             on_error=self.on_error,
+            groups=self.groups and [self.groups[i] for i in indices],
         )
 
 
@@ -243,11 +251,41 @@ def create_dataset(
     return select(dataset, manifest)
 
 
-def as_image_dataset(dataset: object, name: str = "own") -> Dataset:
-    """A data set of items ``(image, target)`` or ``(image, target, image_id)`` as one whose items have all three.
+# Rounding of float16 images.
+RANGE_TOLERANCE = 1e-2
+#: The target of an image without a label.
+UNLABELLED = -1
+WRAPPER = """class Wrapped(torch.utils.data.Dataset):
+    def __len__(self): return len(data)
+    def __getitem__(self, index):
+        item = data[index]
+        return {image}, {label}"""
+
+
+def class_index(label: object, image_id: str) -> int:
+    """Return a label as an integer. Raises TypeError, naming the image, for anything that is not an integer class."""
+    if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0:
+        label = label.item()
+    if isinstance(label, numbers.Integral) and not isinstance(label, (bool, np.bool_)):
+        return int(label)
+    if isinstance(label, (Tensor, np.ndarray, list, tuple)):
+        what = f"{type(label).__name__} of shape {np.shape(label)}; of one-hot or soft labels pass the index of the class, such as argmax()"
+    else:
+        what = f"{label!r}"
+    raise TypeError(f"the label of image {image_id!r} must be an integer class, not {what}; target='prediction' needs no labels")
+
+
+def as_image_dataset(dataset: object, name: str = "own", labels: bool = True) -> Dataset:
+    """Wrap a data set of items ``(image, target)`` or ``(image, target, image_id)`` as one whose items have all three.
+
+    Args:
+        dataset: the user's. Its attribute ``normalisation``, a :class:`Normalisation` or (mean, std), says how its pixels were normalised;
+            its attribute ``groups``, one per image, says which images belong together.
+        name: what it is called in records.
+        labels: whether labels are read; without, every target is :data:`UNLABELLED`.
 
     Raises:
-        TypeError, ValueError: naming what the first item is instead.
+        TypeError, ValueError: naming what an item is instead, and the wrapper to write.
     """
     if isinstance(dataset, ImageDataset):
         return dataset
@@ -255,28 +293,61 @@ def as_image_dataset(dataset: object, name: str = "own") -> Dataset:
         raise TypeError(f"dataset must be a name or a data set with __len__ and __getitem__, not {type(dataset).__name__}")
     if not len(dataset):
         raise ValueError("the data set is empty")
-    first = dataset[0]
-    if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
-        raise TypeError(f"an item must be (image, target) or (image, target, image_id), not {type(first).__name__}")
-    image = first[0]
-    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
-        given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"an image must be a float tensor (C, H, W), not {given}")
-    return _WithIds(dataset, name)
+    wrapped = _WithIds(dataset, name, labels)
+    for index in range(len(dataset)):
+        if wrapped[index] is not None:  # the first item that can be read stands for all
+            return wrapped
+    raise ValueError(f"none of the {len(dataset)} images of the data set can be read: every item is None")
+
+
+def _wrapper(item: Any) -> str:
+    """Say how to wrap a data set with such an item."""
+    if isinstance(item, Mapping):
+        keys = list(map(str, item))
+        image = next((key for key in keys if key in ("image", "img", "pixel_values", "images")), keys[0] if keys else "image")
+        label = next((key for key in keys if key in ("label", "labels", "target", "fine_label")), keys[-1] if keys else "label")
+        code = WRAPPER.format(image=f"to_tensor(item[{image!r}])", label=f"int(item[{label!r}])")
+    else:
+        code = WRAPPER.format(image="to_tensor(item[0])", label="int(item[1])")
+    return f"; with data your data set and to_tensor what turns an image into a float tensor (3, H, W), wrap it:\n{code}"
 
 
 class _WithIds(Dataset):
-    """A user's data set; an item without an id gets its index."""
+    """A user's data set; an item without an id gets its index, an item that is None stays None."""
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        self.dataset, self.name, self.split = dataset, name, "test"
+    def __init__(self, dataset: Any, name: str, labels: bool) -> None:
+        self.dataset, self.name, self.split, self.labels = dataset, name, "test", labels
+        said = getattr(dataset, "normalisation", None)
+        self.normalisation = said if said is None or isinstance(said, Normalisation) else Normalisation(*map(tuple, said))
+        self.groups = getattr(dataset, "groups", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        image, target, *rest = self.dataset[index]
-        return image, int(target), str(rest[0] if rest else index)
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str] | None:
+        item = self.dataset[index]
+        if item is None:
+            return None
+        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+            given = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
+            raise TypeError(f"an item must be (image, target) or (image, target, image_id), not a {given}{_wrapper(item)}")
+        image, label, *rest = item
+        image_id = str(rest[0] if rest else index)
+        self._check(image, image_id, item)
+        return image, class_index(label, image_id) if self.labels else UNLABELLED, image_id
+
+    def _check(self, image: object, image_id: str, item: Any) -> None:
+        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+            given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(f"image {image_id!r} must be a float tensor (C, H, W), not {given}{_wrapper(item)}")
+        if self.normalisation is not None:
+            pixels = self.normalisation.invert(image)
+            low, high = float(pixels.min()), float(pixels.max())
+            if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+                raise ValueError(
+                    f"image {image_id!r} goes from {low:.3g} to {high:.3g} and not from 0 to 1 once the data set's normalisation is undone:"
+                    " is it normalised as its attribute `normalisation` says?"
+                )
 
 
 def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Tensor, list[str]]:
@@ -288,6 +359,12 @@ def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Te
     if not kept:
         return torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long), []
     images, targets, image_ids = zip(*kept, strict=True)
+    for image, image_id in zip(images, image_ids, strict=True):
+        if image.shape != images[0].shape:
+            shapes = f"{tuple(images[0].shape)} ({image_ids[0]!r}) and {tuple(image.shape)} ({image_id!r})"
+            raise ValueError(f"images of one data set must be of one size, not {shapes}: resize and crop them in the data set")
+        if image.isnan().any():
+            raise ValueError(f"image {image_id!r} has NaN pixels")
     return torch.stack(images), torch.tensor(targets), list(image_ids)
 
 

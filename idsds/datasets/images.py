@@ -23,7 +23,7 @@ from idsds.datasets.base import ImageReadError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 RESIZE = 256 / 224
 #: Pixels above which a picture is scaled down while it is read; the largest of ImageNet has 44 million.
-LARGE = 50_000_000
+LARGE, LARGE_SIDE = 50_000_000, 4096
 
 
 def to_unit(picture: Image.Image) -> Tensor:
@@ -48,7 +48,7 @@ def read_rgb(path: str | os.PathLike[str], upright: bool = False) -> Image.Image
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > LARGE:
-                picture.thumbnail((4096, 4096))
+                picture.thumbnail((LARGE_SIDE, LARGE_SIDE))
             picture.load()
             if upright:
                 ImageOps.exif_transpose(picture, in_place=True)

@@ -102,4 +102,5 @@ def photos20(split: str, normalisation: Normalisation) -> ImageDataset:
         classes=[str(index) for index in range(1000)],
         normalisation=normalisation,
         augment=images.augment,
+        groups=[f"photo {number:02d}" for number, _ in crops],
     )

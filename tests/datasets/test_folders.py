@@ -255,3 +255,65 @@ def test_hidden_and_other_files_do_not_count(photos):
     (photos / "val" / "a" / "notes.txt").write_text("x")
     (photos / "val" / ".ipynb_checkpoints").mkdir()
     assert len(create_dataset("image_folder", root=photos)) == 12
+
+
+def tree(root, *files):
+    for number, file in enumerate(files):
+        write_image(root / file, number)
+    return root
+
+
+def test_what_editors_and_archivers_leave_is_not_counted(tmp_path):
+    root = tree(tmp_path, *(f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind in ("cat", "dog") for i in range(4)))
+    for extra in (
+        "test/cat/.ipynb_checkpoints/1-checkpoint.png",
+        "test/__MACOSX/cat/1.png",
+        "test/cat/._1.png",
+        "test/.hidden/1.png",
+        "__MACOSX/x.png",
+        ".cache/1.png",
+    ):
+        write_image(root / extra, 1)
+    assert len(create_dataset("image_folder", "test", root=root)) == 8
+    assert create_dataset("image_folder", "test", root=root).classes == ["cat", "dog"]
+
+
+def test_nested_and_linked_folders_are_counted_once(tmp_path):
+    root = tree(tmp_path / "data", *(f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind in ("cat", "dog") for i in range(3)))
+    write_image(root / "test/cat/more/deep/9.png", 9)
+    elsewhere = tree(tmp_path / "elsewhere", "a.png", "b.png").resolve()
+    (root / "test/dog/linked").symlink_to(elsewhere, target_is_directory=True)
+    (root / "test/dog/back").symlink_to(root / "test", target_is_directory=True)
+    dogs = [i for i in create_dataset("image_folder", "test", root=root).image_ids if "/dog/" in i.split("test", 1)[1][:5]]
+    assert len([i for i in dogs if "linked" in i]) == 2
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_a_class_may_be_called_like_a_split(tmp_path, name):
+    root = tree(tmp_path, *(f"{kind}/{i}.png" for kind in ("bus", "car", name) for i in range(20)))
+    found = {split: create_dataset("image_folder", split, root=root) for split in ("train", "val", "test")}
+    assert sum(map(len, found.values())) == 60
+    assert found["train"].classes == sorted(["bus", "car", name])
+
+
+def test_a_folder_that_may_be_a_split_or_a_class_is_named(tmp_path):
+    root = tree(tmp_path, "bus/1.png", "train/steam/1.png")
+    with pytest.raises(ValueError, match=r"'train' in .* may be the train split or a class"):
+        create_dataset("image_folder", "train", root=root)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_is_named(tmp_path, split):
+    root = tree(tmp_path, *(f"{part}/cat/{i}.png" for part in ("train", "test") for i in range(4)))
+    for part in ("train", "test"):
+        (root / part / "dog").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no image in .*dog"):
+        create_dataset("image_folder", split, root=root)
+
+
+def test_the_first_image_may_be_unreadable(tmp_path):
+    root = tree(tmp_path, *(f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind in ("cat", "dog") for i in range(2)))
+    (root / "test/cat/0.png").write_bytes(b"no image")
+    found = create_dataset("image_folder", "test", root=root, on_error="skip")
+    assert found[0] is None
+    assert found.skipped == [found.image_ids[0]]

@@ -101,3 +101,40 @@ def test_shift_and_mirror_moves_the_whole_picture():
     images = TensorImages(pixels, shift=2)
     seen = {tuple(images.augment(0, generator(seed, "s"))[0].nonzero()[0].tolist()) for seed in range(400)}
     assert seen == {(row, column) for row in range(2, 7) for column in range(1, 6)}
+
+
+def test_pictures_of_unusual_kinds(tmp_path):
+    grey = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    Image.fromarray(grey).save(tmp_path / "unit.tif")
+    Image.fromarray(255 * grey).save(tmp_path / "bytes.tif")
+    for name in ("unit", "bytes"):
+        found = np.asarray(read_rgb(tmp_path / f"{name}.tif"))
+        assert np.abs(found[..., 0] / 255 - grey).max() < 1 / 255
+    Image.fromarray(1000 * grey).save(tmp_path / "other.tif")
+    with pytest.raises(ImageReadError, match=r"go from 0 to 1000, but a picture of mode 'F' must lie in \[0, 1\] or \[0, 255\]"):
+        read_rgb(tmp_path / "other.tif")
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    red, green, blue = np.asarray(read_rgb(tmp_path / "cmyk.jpg"))[0, 0].astype(int)
+    assert red > 200
+    assert max(green, blue) < 60
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "alpha.png")
+    assert np.asarray(read_rgb(tmp_path / "alpha.png"))[0, 0].tolist() == [10, 20, 30]
+
+
+def test_orientation_is_applied_where_it_is_asked_for(tmp_path):
+    picture = Image.new("RGB", (6, 4))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_rgb(tmp_path / "turned.jpg").size == (6, 4)
+    assert read_rgb(tmp_path / "turned.jpg", upright=True).size == (4, 6)
+
+
+def test_a_huge_picture_is_scaled_down_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("idsds.datasets.images.LARGE", 50 * 50)
+    monkeypatch.setattr("idsds.datasets.images.LARGE_SIDE", 32)
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (80, 60), (200, 100, 50)).save(tmp_path / name)
+        found = read_rgb(tmp_path / name)
+        assert found.size == (32, 24)
+        assert np.abs(np.asarray(found)[12, 16].astype(int) - [200, 100, 50]).max() < 4

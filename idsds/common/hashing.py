@@ -1,21 +1,16 @@
 """What determines a record, as hashes: code, weights, pixels, and whatever a user hands in.
 
 The same thing gets the same hash in another process, on another day and on another machine; a thing that would give other numbers gets
-another. A notebook's function is hashed by its source and by the values it refers to, not by its name, its line or its kernel.
+another. What is the user's is hashed with all that it reaches: see :mod:`idsds.common.reach`.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
-import io
 import json
-import pickle
 import platform
 import sys
-import sysconfig
-import types
 import uuid
 from collections.abc import Callable
 from functools import lru_cache
@@ -24,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
-LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+from idsds.common.reach import Unknown, digest_of
+
 PACKAGE = Path(__file__).resolve().parents[1]
 # Modules of the package in which no number is computed.
 INDIFFERENT = (
     "idsds.common.hashing",
+    "idsds.common.reach",
     "idsds.common.paths",
     "idsds.common.registry",
     "idsds.common.settings",
     "idsds.common.devices",
     "idsds.common.files",
 )
-# What a module carries that says nothing of what it computes: its mode (always eval here), and hooks, whose ids count up in a process.
-PASSING = ("training", "entry", "_is_full_backward_hook")
 
 
 def file_digest(path: Path) -> str:
@@ -119,91 +114,39 @@ class OwnImages:
         if item is None:
             return self.dataset.image_ids[index], self.dataset.targets[index], ""  # type: ignore[attr-defined]
         image, target, image_id = item
-        found = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id)).encode())
+        # Some protocols take a normalisation back.
+        normalisation = getattr(self.dataset, "normalisation", None)
+        found = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id, normalisation)).encode())
         found.update(_bytes(image))
         return image_id, int(target), found.hexdigest()[:20]
 
 
-def own_digest(thing: Any) -> str:
-    """A hash of something of the user's: source, weights, closure, options.
+class Digest(str):
+    """A hash; with a ``reason`` where it is none, but a number that is new each time."""
 
-    Something that cannot be pickled gets a number of its own, so that its records are never taken for those of another.
+    reason: str = ""
+
+
+def own_digest(thing: Any, *, judged: bool = False) -> Digest:
+    """Return a hash of something of the user's and of all that it reaches, by the rule of :mod:`idsds.common.reach`.
+
+    Args:
+        thing: a net, a method, a value of a setting.
+        judged: a net that is put into eval mode before it is used: its modes do not count.
+
+    Returns:
+        20 hexadecimal digits. Where it cannot be established what the thing computes, they are new each time, and ``reason`` says why.
     """
-    # Without pickle's memo first: with it the bytes depend on which equal strings happen to be one object. It is needed for cycles.
-    for fast in (True, False):
-        stream = io.BytesIO()
-        try:
-            _Pickler(stream, fast).dump(thing)
-            return hashlib.sha256(stream.getvalue()).hexdigest()[:20]
-        except Exception:  # whatever a user's object raises when it is pickled
-            continue
-    return uuid.uuid4().hex[:20]
+    try:
+        return Digest(digest_of(thing, judged=judged))
+    except Unknown as error:
+        new = Digest(uuid.uuid4().hex[:20])
+        new.reason = str(error)
+        return new
 
 
 def _bytes(values: Tensor) -> bytes:
     return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-class _Pickler(pickle.Pickler):
-    """Writes what is hashed: tensors by value whatever their strides, a user's code by its source, what is installed by its name."""
-
-    def __init__(self, stream: io.BytesIO, fast: bool) -> None:
-        super().__init__(stream, protocol=5)
-        self.fast = fast
-        self.open: set[int] = set()
-
-    def reducer_override(self, thing: Any) -> Any:
-        if isinstance(thing, Tensor):
-            return tuple, ((str(thing.dtype), tuple(thing.shape), _bytes(thing) if thing.layout == torch.strided else thing.to_dense()),)
-        if isinstance(thing, types.ModuleType):
-            return str, (thing.__name__,)
-        if thing is str or thing is tuple:  # what the others are written with
-            return NotImplemented
-        if isinstance(thing, (type, types.FunctionType)):
-            if _is_installed(thing) and "<" not in thing.__qualname__:
-                return str, (f"{thing.__module__}.{thing.__qualname__}",)
-            if id(thing) in self.open:  # it refers to itself
-                return str, (thing.__qualname__,)
-            self.open.add(id(thing))
-            return tuple, (_code_of(thing),)
-        if isinstance(thing, nn.Module):
-            kept = {name: value for name, value in vars(thing).items() if name not in PASSING and "_hooks" not in name}
-            kept["_non_persistent_buffers_set"] = sorted(kept.get("_non_persistent_buffers_set", ()))
-            return tuple, ((type(thing), *((name, kept[name]) for name in sorted(kept))),)
-        return NotImplemented
-
-
-def _is_installed(thing: Any) -> bool:
-    file = getattr(sys.modules.get(thing.__module__ or ""), "__file__", None)
-    if file is None:  # built in, or the main program of a kernel
-        return thing.__module__ != "__main__"
-    return file.startswith(LIBRARIES)
-
-
-def _code_of(thing: Any) -> tuple:
-    """Source, or bytecode where there is no source, and for a function the values that it refers to."""
-    try:
-        source: object = inspect.getsource(thing)
-    except (OSError, TypeError):
-        source = _bytecode(thing.__code__) if isinstance(thing, types.FunctionType) else _members(thing)
-    if not isinstance(thing, types.FunctionType):
-        return thing.__qualname__, source, [base for base in thing.__bases__ if base is not object]
-    used = inspect.getclosurevars(thing)
-    values = sorted({**used.globals, **used.nonlocals}.items())
-    return thing.__qualname__, source, thing.__defaults__, thing.__kwdefaults__, values
-
-
-def _members(thing: type) -> list:
-    kinds = (types.FunctionType, int, float, str, tuple)
-    return [(name, value) for name, value in sorted(vars(thing).items()) if isinstance(value, kinds) and name != "__firstlineno__"]
-
-
-def _bytecode(code: types.CodeType) -> tuple:
-    constants = tuple(
-        _bytecode(value) if isinstance(value, types.CodeType) else sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
-        for value in code.co_consts
-    )
-    return code.co_code, code.co_names, constants
 
 
 def digest(content: object) -> str:
@@ -218,10 +161,15 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot address content by a {type(value).__name__}: {value!r}")
 
 
+# What computes numbers or makes images; the last two store them.
+VERSIONED = ("idsds", "torch", "torchvision", "captum", "torchcam", "numpy", "scipy", "timm", "bcos", "torchmetrics", "lightning-fabric")
+VERSIONED += ("mlxtend", "scikit-learn", "pillow", "pandas", "pyarrow")
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that compute numbers."""
     found = {"python": platform.python_version()}
-    for package in ("idsds", "torch", "torchvision", "captum", "torchcam", "numpy", "scipy", "pandas"):
+    for package in VERSIONED:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.hashing import OwnImages, code_digest, digest, file_digest, own_digest, versions
 from idsds.common.normalisation import Normalisation
+from idsds.common.reach import switches
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
@@ -30,7 +32,9 @@ from idsds.training.checkpoints import Stage, obtain
 Methods = Mapping[str, Any]
 
 # Raise it when the engine changes what a file of records holds, so that old files are not taken for new ones.
-FORMAT = 2
+FORMAT = 3
+# Versions of what stores numbers, and computes none.
+RECORDED_ONLY = ("pandas", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ class Job:
     def model_key(self) -> str:
         """The address of the net: its weights and the code that it is built by."""
         if isinstance(self.source, nn.Module):
-            return own_digest(self.source)
+            return own_digest(self.source, judged=True)
         weights = self.source.key if isinstance(self.source, Stage) else file_digest(self.source)
-        return digest([weights, code_digest(MODELS[self.built].build)])
+        return digest([weights, code_digest(MODELS[self.built].build), own_digest(MODELS[self.built])])
 
     @property
     def built(self) -> str:
@@ -107,6 +111,12 @@ class Job:
         base, options = found
         entry = METHODS[split_name(base)[0]]
         return digest([code_digest(entry.function), own_digest(entry.settings(**options)), entry.noise])
+
+    def unsure(self, group: Sequence[str]) -> Iterator[str]:
+        """Why records of a group of methods cannot be found again, if so."""
+        for what, key in ((f"model {self.model!r}", self.model_key), *((f"method {name!r}", self.own_keys.get(name)) for name in group)):
+            if reason := getattr(key, "reason", ""):
+                yield f"{what} is computed anew in every call: it cannot be established that it is the same as before ({reason})"
 
     def prepare(self, progress: bool = True) -> None:
         """Train what is not cached."""
@@ -185,6 +195,10 @@ class Plan:
         content |= {"name": job.model, "dataset": self.dataset}
         content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)]}
         content["computation"] = job.method_key(group[0])
+        if self.protocol.prepare:
+            content["prepare"] = code_digest(self.protocol.prepare)
+        for reason in job.unsure(group):
+            warnings.warn(reason, stacklevel=2)
         # Two of the user's methods may be one thing under two names: each has records of its own.
         content["own"] = [name for name in group if name in job.own_keys]
         return digest(content)
@@ -208,15 +222,15 @@ class Plan:
             "seed": job.seed,
             "settings": own_digest(sorted(settings.items())),
             "numerics": [self.device, self.precision, self.layout_of(job) == torch.channels_last, self.compiled],
-            "versions": self._versions,
+            "versions": {name: version for name, version in versions().items() if name not in RECORDED_ONLY},
+            "switches": self._switches,
         }
         # Only where it is not the label: what was computed before there was a choice keeps its address.
         return content if self.target == "label" else {**content, "target": [self.target, code_digest(predictions)]}
 
     @cached_property
-    def _versions(self) -> dict[str, str]:
-        found = versions()
-        return {name: found[name] for name in ("idsds", "torch", "captum", "torchcam")}
+    def _switches(self) -> str:
+        return own_digest(switches())
 
     def table(self) -> pd.DataFrame:
         """What will be done, one row per model, seed and shared computation.

@@ -1,0 +1,620 @@
+"""All that a net, a method or a setting of the user's can reach, as one hash: the rule by which numbers are reused.
+
+The rule. Two things have the same hash only if all of this is the same:
+
+- the code of every function on the way, as it is loaded, with its defaults, closure, attributes, and the globals and attributes of
+  modules that its code names; of every class all its members, its bases and its metaclass; of an object all its attributes;
+- the source text of every module of the user's on the way, and of the user's modules that these import (the main program, a notebook's
+  cells among it, is followed function by function, so that a cell or a line that was added elsewhere changes nothing);
+- tensors and arrays by content, hooks, plain values by value;
+- what is installed by its name and its version, the package's own code by its source, and a function of the user's that was put in
+  the place of a library's by its code.
+
+Whatever cannot be established is new each time: objects of C code that cannot be pickled, generators, open files, locks, and code that
+looks elsewhere while it runs: it opens files, reads the environment or the clock, or imports by a computed name. The last does not count
+in a constructor, whose work can be seen in the object. It is computed again, and its records are never taken for those of another.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import collections
+import contextlib
+import dis
+import enum
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import pathlib
+import site
+import sys
+import sysconfig
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Unknown(Exception):  # noqa: N818
+    """What something computes cannot be established; the message says why."""
+
+
+ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented), range, slice)
+ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+# What C code defines, known by its place.
+BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
+BUILT_IN += (types.MethodWrapperType, types.GetSetDescriptorType, types.MemberDescriptorType)
+# Of the standard library, the modules that look at nothing but their arguments.
+PURE = """__future__ _abc _bisect _collections _collections_abc _decimal _functools _heapq _operator _pydecimal _struct _warnings
+abc array bisect builtins cmath collections contextlib copy copyreg dataclasses decimal enum fractions functools heapq itertools
+logging math numbers operator re statistics string struct textwrap types typing warnings weakref""".split()  # noqa: SIM905
+# Builtins, and names in a library, that look further.
+IMPURE = {"open", "eval", "exec", "compile", "input", "globals", "locals", "vars", "__import__", "breakpoint"}
+READERS = {"load", "open", "fromfile", "from_file", "memmap", "loadtxt", "genfromtxt", "imread", "load_file", "safe_open", "hub", "File"}
+# Attributes that look further, whatever they are taken from.
+OUTWARD = {"read_text", "read_bytes", "getenv", "environ", "import_module", "imread", "fromfile", "loadtxt", "genfromtxt", "load_file"}
+# Libraries that are there to read what is elsewhere.
+ELSEWHERE = {"h5py", "zarr", "lmdb", "requests", "httpx", "urllib3", "fsspec", "boto3", "sqlalchemy", "yaml", "joblib", "datasets"}
+# Packages in which a function of the user's may have been put in place of their own.
+PATCHED = {"torch", "torchvision", "timm", "captum", "torchcam", "numpy", "bcos", "idsds"}
+CONTAINERS = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes)
+# Members of a class that say nothing of what it computes; annotations are in the text of the module.
+UNTOLD = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate__", "__annotate_func__"}
+UNTOLD |= {"__annotations_cache__", "_abc_impl", "__firstlineno__", "__static_attributes__", "__abstractmethods__"}
+UNTOLD |= {"__orig_bases__", "__parameters__"}
+# Members of a module that the import system sets.
+IMPORTED = {"__builtins__", "__loader__", "__spec__", "__cached__", "__file__", "__path__", "__doc__", "__warningregistry__"}
+GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    folders = [sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders += [*site.getsitepackages(), site.getusersitepackages()]
+    return tuple({f"{path}{os.sep}" for folder in folders for path in (folder, os.path.realpath(folder))})
+
+
+def is_users(module: str | None) -> bool:
+    """Whether a module is neither installed, nor the standard library's, nor the package's own."""
+    top = (module or "__main__").split(".")[0]
+    if top == "idsds":
+        return False
+    if top == "__main__":
+        return True
+    found = sys.modules.get(top)
+    places = [getattr(found, "__file__", None), *list(getattr(found, "__path__", None) or [])]
+    places = [place for place in places if isinstance(place, str)]
+    if not places:
+        return top not in sys.stdlib_module_names
+    return not any(os.path.abspath(place).startswith(_libraries()) for place in places)
+
+
+@functools.cache
+def _version(module: str) -> str:
+    """What tells an installed module from another version of it."""
+    top = module.split(".")[0]
+    if top == "idsds":
+        from idsds.common.hashing import _sources
+
+        return _sources(module)
+    if top in sys.stdlib_module_names:
+        return ""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(top)
+    if names := importlib.metadata.packages_distributions().get(top):  # slow
+        return importlib.metadata.version(names[0])
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if not isinstance(version, str):
+        raise Unknown(f"the version of {top!r} is not known")
+    return version
+
+
+def digest_of(thing: object, *, judged: bool = False) -> str:
+    """A hash of something and all that it reaches, 20 hexadecimal digits.
+
+    Args:
+        thing: anything.
+        judged: a net that is put into eval mode before it is used, so that its modes do not count.
+
+    Raises:
+        Unknown: saying what could not be established.
+    """
+    walk = _Walk(thing if judged and isinstance(thing, nn.Module) else None)
+    try:
+        return walk.run(thing)
+    except Unknown:
+        raise
+    except Exception as error:  # whatever a user's object raises when it is looked at
+        raise Unknown(f"{type(error).__name__}: {error}") from error
+
+
+class _Walk:
+    """Goes from thing to thing, breadth first: each is written once, and referred to by its number."""
+
+    def __init__(self, judged: nn.Module | None) -> None:
+        self.numbers: dict[tuple[int, bool, bool], int] = {}
+        self.waiting: collections.deque[tuple[Any, bool, bool]] = collections.deque()
+        self.kept: list[Any] = []  # so that no id is given twice
+        self.texts: set[str] = set()
+        self.lenient = False
+        self.moded: set[int] = set()
+        if judged is not None:
+            nets = list(judged.modules())
+            if all(type(net).train is nn.Module.train and type(net).eval is nn.Module.eval for net in nets):
+                self.moded = {id(net) for net in nets}
+
+    def run(self, thing: Any) -> str:
+        found = hashlib.sha256(self._write(thing))
+        while self.waiting:
+            node, self.lenient, as_type = self.waiting.popleft()
+            content = self._class(node, as_type) if isinstance(node, type) else self._content(node)
+            found.update(b"\0node" + b"\0".join(self._write(part) for part in content))
+        for name in sorted(self._all_texts()):
+            found.update(f"\0text {name} ".encode() + _text(name))
+        return found.hexdigest()[:20]
+
+    # ---- how a thing is written where it is met: atoms and tuples in place, all else by its number
+
+    def _write(self, thing: Any) -> bytes:
+        kind = type(thing)
+        if kind is _Lenient:
+            return self._refer(thing.function, lenient=True)
+        if kind is _Type:
+            return self._refer(thing.kind, as_type=True)
+        if kind in ATOMS:
+            return _framed(kind.__name__, repr(thing).encode("utf-8", "surrogatepass"))
+        if kind is tuple or kind is torch.Size:
+            return _framed("tuple", *map(self._write, thing))
+        if kind in (set, frozenset):
+            return _framed("set", *self._unordered(thing))
+        if kind is types.CodeType:
+            return _framed("code", *map(self._write, _code(thing)))
+        if isinstance(thing, (type, types.FunctionType, types.ModuleType, *BUILT_IN)):
+            self._check(thing)
+        return self._refer(thing)
+
+    def _refer(self, thing: Any, lenient: bool | None = None, as_type: bool = False) -> bytes:
+        lenient = (self.lenient if lenient is None else lenient) and not isinstance(thing, (Tensor, np.ndarray))
+        key = id(thing), lenient, as_type
+        if key not in self.numbers:
+            self.numbers[key] = len(self.numbers)
+            self.kept.append(thing)
+            self.waiting.append((thing, lenient, as_type))
+        return f"#{self.numbers[key]}".encode()
+
+    def _unordered(self, things: Any) -> list[bytes]:
+        """Elements in an order that does not depend on the process. Of those that are no plain values, names decide."""
+        plain = [thing for thing in things if _is_plain(thing)]
+        others = [thing for thing in things if not _is_plain(thing)]
+        names = [f"{getattr(each, '__module__', '')}.{getattr(each, '__qualname__', '')}" for each in others]
+        if len(set(names)) < len(others) or any(name.endswith(".") for name in names):
+            raise Unknown("a set of objects has no order")
+        return sorted(map(self._write, plain)) + [self._write(thing) for _, thing in sorted(zip(names, others, strict=True))]
+
+    # ---- what a thing consists of
+
+    def _content(self, thing: Any) -> tuple:
+        for kinds, content in self.KNOWN:
+            if isinstance(thing, kinds):
+                return content(self, thing)
+        return self._object(thing)
+
+    def _function(self, thing: types.FunctionType) -> tuple:
+        home = thing.__globals__.get("__name__", "")
+        cells = [_cell(cell) for cell in thing.__closure__ or ()]
+        shape = ("function", home, thing.__qualname__)
+        if not is_users(home):
+            if _at(home, thing.__qualname__) is thing:
+                return (*shape, _version(home))
+            return (*shape, _version(home), thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing))
+        self.texts.add(home)
+        used = [(name, *self._used(thing, name, chain)) for name, chain in sorted(set(_globals_of(thing.__code__)))]
+        used += [(name, *self._imported(thing, name, *how)) for name, *how in sorted(set(_imports_of(thing.__code__)), key=repr)]
+        self._check_attributes(thing)
+        return (*shape, thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing), used)
+
+    def _used(self, function: types.FunctionType, name: str, chain: tuple[str, ...]) -> tuple:
+        """What a global name and the attributes that are taken of it lead to."""
+        if name in function.__globals__:
+            value = function.__globals__[name]
+        elif hasattr(builtins, name):
+            if name in IMPURE and not self.lenient:
+                raise Unknown(f"{function.__qualname__} uses {name}()")
+            value = getattr(builtins, name)
+        else:
+            return ("undefined",)
+        path = name
+        for attribute in chain:
+            if not isinstance(value, types.ModuleType):
+                break
+            if not self.lenient and not is_users(value.__name__) and (attribute in READERS or attribute.startswith("read_")):
+                raise Unknown(f"{function.__qualname__} uses {path}.{attribute}")
+            if not hasattr(value, attribute):
+                return path, attribute, "undefined"
+            value, path = getattr(value, attribute), f"{path}.{attribute}"
+        try:
+            self._check(value)
+        except Unknown:
+            raise Unknown(f"{function.__qualname__} uses {path}") from None
+        return path, value
+
+    def _imported(self, function: types.FunctionType, name: str, level: int, names: tuple[str, ...] | None) -> tuple:
+        """What an import within a function leads to; it is carried out, as the function would do it."""
+        package = function.__globals__.get("__package__") or ""
+        full = importlib.util.resolve_name("." * level + name, package) if level else name
+        try:
+            module = importlib.import_module(full)
+        except ImportError:
+            return (full, "absent")
+        if not is_users(full):
+            taken = [getattr(module, each, None) for each in names or ()]
+            for each in taken if names else [module]:
+                self._check(each)
+            return full, _version(full), [] if names is None else taken
+        self.texts.add(full)
+        if names is None or "*" in names:
+            return full, module, sys.modules[full.split(".")[0]]
+        parts = []
+        for each in names:
+            if not hasattr(module, each):
+                try:
+                    importlib.import_module(f"{full}.{each}")
+                except ImportError:
+                    continue
+            parts.append((each, getattr(module, each)))
+        return full, parts
+
+    def _check_attributes(self, function: types.FunctionType) -> None:
+        """Raise Unknown for a name that looks elsewhere whatever it is taken from; for more of them where it may be a module's."""
+        imports = any(True for _ in _imports_of(function.__code__))
+        taken = set(_attributes_of(function.__code__)) & (OUTWARD | READERS if imports else OUTWARD)
+        if taken and not self.lenient:
+            raise Unknown(f"{function.__qualname__} uses {min(taken)}()")
+
+    def _check(self, thing: Any) -> None:
+        """Raise Unknown for what is installed and looks elsewhere while it runs."""
+        if self.lenient:
+            return
+        home = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+        if not isinstance(home, str) or is_users(home):
+            return
+        top, name = home.split(".")[0], getattr(thing, "__name__", "")
+        if isinstance(thing, types.FunctionType) and is_users(thing.__globals__.get("__name__")):
+            return
+        if top in ELSEWHERE or (top in sys.stdlib_module_names and top not in PURE):
+            raise Unknown(f"{home}.{name} may look at what is elsewhere")
+        impure = name in IMPURE if top == "builtins" else name in READERS or name.startswith("read_")
+        if impure and isinstance(thing, (types.FunctionType, *BUILT_IN)):
+            raise Unknown(f"{home}.{name} may look at what is elsewhere")
+
+    def _class(self, thing: type, as_type: bool) -> tuple:
+        home = _home(thing)
+        shape = ("class", home, thing.__qualname__)
+        if not is_users(home) and _at(home, thing.__qualname__) is thing:
+            patches = [(name, value) for name, value in sorted(vars(thing).items()) if _is_patch(value)]
+            bases = [_Type(base) for base in thing.__bases__ if base is not object]
+            return (*shape, _version(home), patches, bases)
+        if is_users(home):
+            self.texts.add(home)
+        members = []
+        for name, value in sorted(vars(thing).items()):
+            if name in UNTOLD or isinstance(value, (types.GetSetDescriptorType, types.MemberDescriptorType)):
+                continue
+            made = as_type and name in ("__init__", "__new__", "__post_init__") and isinstance(value, types.FunctionType)
+            members.append((name, _Lenient(value) if made else value))
+        bases = [_Type(base) if as_type else base for base in thing.__bases__ if base is not object]
+        return (*shape, _Type(type(thing)), bases, members)
+
+    def _module(self, thing: types.ModuleType) -> tuple:
+        name = thing.__name__
+        if not is_users(name):
+            return ("module", name, _version(name))
+        if name == "__main__":
+            raise Unknown("the main program is used as a whole")
+        self.texts.add(name)
+        members = [(key, value) for key, value in vars(thing).items() if key not in IMPORTED]
+        return ("module", name, [pair for pair in members if not _is_installed(pair[1])])
+
+    def _tensor(self, thing: Tensor) -> tuple:
+        if type(thing) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise Unknown(f"a tensor is a {type(thing).__name__}")
+        if thing.layout != torch.strided:
+            thing = thing.to_dense()
+        values = thing.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        hooks = list((thing._backward_hooks or {}).values())
+        content = hashlib.sha256(values.flatten().view(torch.uint8).numpy()).hexdigest()
+        return ("tensor", type(thing).__name__, thing.dtype, tuple(thing.shape), thing.requires_grad, content, hooks, vars(thing))
+
+    def _array(self, thing: np.ndarray) -> tuple:
+        if type(thing) not in (np.ndarray, np.memmap):
+            raise Unknown(f"an array is a {type(thing).__name__}")
+        if thing.dtype.hasobject:
+            return ("array", str(thing.dtype), thing.shape, thing.tolist())
+        return ("array", str(thing.dtype), thing.shape, hashlib.sha256(np.ascontiguousarray(thing).view(np.uint8)).hexdigest())
+
+    def _net(self, thing: nn.Module) -> tuple:
+        state = dict(vars(thing))
+        if id(thing) in self.moded and isinstance(state.get("training"), bool):
+            del state["training"]
+        hooks = {name: each for name, each in state.items() if "_hooks" in name and isinstance(each, dict) and _has_numbers(each)}
+        # Hooks go by numbers that count up in a process: what counts is their order.
+        numbers = {number: place for place, number in enumerate(sorted({key for each in hooks.values() for key in each}))}
+        state |= {name: [(numbers[key], value) for key, value in each.items()] for name, each in hooks.items()}
+        return ("object", _Type(type(thing)), sorted(state.items()))
+
+    def _object(self, thing: Any) -> tuple:
+        kind = type(thing)
+        base = next((each for each in CONTAINERS if isinstance(thing, each)), object)
+        if _holds_more(kind, base):
+            return self._reduced(thing)
+        state = [(name, getattr(thing, name)) for each in kind.__mro__ for name in _slots(each) if hasattr(thing, name)]
+        with contextlib.suppress(AttributeError):
+            state += list(object.__getattribute__(thing, "__dict__").items())
+        items: Any = None
+        if base is dict:
+            items = tuple(dict.items(thing))
+        elif base in (list, tuple):
+            items = tuple(base.__iter__(thing))
+        elif base in (set, frozenset):
+            items = frozenset(base.__iter__(thing))
+        elif base is not object:
+            items = base.__repr__(thing)
+        return ("object", _Type(kind), tuple(state), items)
+
+    def _reduced(self, thing: Any) -> tuple:
+        kind = type(thing)
+        for name in ("__reduce_ex__", "__reduce__", "__getstate__"):
+            if isinstance(reducer := getattr(kind, name, None), types.FunctionType) and is_users(reducer.__globals__.get("__name__")):
+                raise Unknown(f"what a {kind.__name__} holds cannot be seen")
+        try:
+            reduced = thing.__reduce_ex__(4)
+        except Exception as error:
+            raise Unknown(f"a {kind.__name__} cannot be looked into: {error}") from error
+        if isinstance(reduced, str):
+            return ("object", _Type(kind), reduced)
+        content, rest = reduced[:3], reduced[3:5]  # the rest are iterators
+        return ("reduced", _Type(kind), *content, *(None if each is None else list(each) for each in rest))
+
+    def _cached(self, thing: Any) -> tuple:
+        if thing.cache_info().currsize and is_users(getattr(thing.__wrapped__, "__module__", None)):
+            raise Unknown(f"{thing.__wrapped__.__qualname__} remembers results")
+        return ("cached", thing.__wrapped__)
+
+    def _built_in(self, thing: Any) -> tuple:
+        owner = getattr(thing, "__objclass__", None) or getattr(thing, "__self__", None)
+        if isinstance(owner, (types.ModuleType, type)) or owner is None:
+            where = getattr(owner, "__name__", "") if owner is not None else ""
+            return ("built in", where, getattr(thing, "__module__", None) or "", thing.__name__)
+        return ("built in", thing.__name__, owner)
+
+    def _enum(self, thing: enum.Enum) -> tuple:
+        return ("enum", _Type(type(thing)), thing.name, thing.value)
+
+    def _generator(self, thing: torch.Generator) -> tuple:
+        return ("generator", thing.device, thing.get_state())
+
+    KNOWN: tuple[tuple[Any, Callable[[_Walk, Any], tuple]], ...] = (
+        (Tensor, _tensor),
+        (np.ndarray, _array),
+        (nn.Module, _net),
+        (types.FunctionType, _function),
+        (types.ModuleType, _module),
+        (types.MethodType, lambda self, thing: ("bound", thing.__func__, thing.__self__)),
+        (functools.partial, lambda self, thing: ("partial", thing.func, thing.args, thing.keywords, vars(thing))),
+        (type(functools.lru_cache(int)), _cached),
+        ((classmethod, staticmethod), lambda self, thing: (type(thing).__name__, thing.__func__)),
+        (property, lambda self, thing: ("property", thing.fget, thing.fset, thing.fdel)),
+        (BUILT_IN, _built_in),
+        (enum.Enum, _enum),
+        (torch.Generator, _generator),
+        (types.MappingProxyType, lambda self, thing: ("mapping", dict(thing))),
+        (collections.OrderedDict, lambda self, thing: ("ordered", _Type(type(thing)), list(thing.items()), vars(thing))),
+        (weakref.ref, lambda self, thing: ("weak", thing())),
+        (RemovableHandle, lambda self, thing: ("handle",)),
+        (logging.Logger, lambda self, thing: ("logger",)),
+        (pathlib.PurePath, lambda self, thing: ("path", str(thing))),
+    )
+
+    # ---- the text of modules
+
+    def _all_texts(self) -> set[str]:
+        """The user's modules on the way, and those of the user's that they import, as their sources say."""
+        found: set[str] = set()
+        waiting = list(self.texts - {"__main__"})
+        while waiting:
+            name = waiting.pop()
+            if name in found or name not in sys.modules or not is_users(name) or name == "__main__":
+                continue
+            found.add(name)
+            waiting += _imported_by(name)
+        return found
+
+
+class _Lenient:
+    """A constructor: it has run already."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+
+
+class _Type:
+    """The class of an object that is there: it is not about to be made."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+
+def _framed(kind: str, *parts: bytes) -> bytes:
+    return kind.encode() + b"(" + b",".join(str(len(part)).encode() + b":" + part for part in parts) + b")"
+
+
+def _is_plain(thing: Any) -> bool:
+    if type(thing) in (tuple, frozenset):
+        return all(map(_is_plain, thing))
+    return type(thing) in ATOMS
+
+
+def _code(code: types.CodeType) -> tuple:
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return code.co_code, code.co_exceptiontable, *counts, *names, code.co_consts
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from _codes(value)
+
+
+def _globals_of(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Global names that code uses, each with the attributes that are taken of it at once: ``(np, (linalg, norm))``."""
+    for each in _codes(code):
+        chain: list[str] | None = None
+        for step in dis.get_instructions(each):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain is not None:
+                chain.append(step.argval)
+            elif step.opname != "EXTENDED_ARG":
+                if chain is not None:
+                    yield chain[0], tuple(chain[1:])
+                chain = [step.argval] if step.opname in GLOBAL else None
+
+
+def _imports_of(code: types.CodeType) -> Iterator[tuple[str, int, tuple[str, ...] | None]]:
+    """Imports within code: name, level and what is taken from the module."""
+    for each in _codes(code):
+        last: list[Any] = [0, None]
+        for step in dis.get_instructions(each):
+            if step.opname == "IMPORT_NAME":
+                yield step.argval, last[0], last[1]
+            elif step.opname != "EXTENDED_ARG":
+                last = [last[1], step.argval]
+
+
+def _attributes_of(code: types.CodeType) -> Iterator[str]:
+    for each in _codes(code):
+        for step in dis.get_instructions(each):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                yield step.argval
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return ("cell", cell.cell_contents)
+    except ValueError:
+        return ("empty cell",)
+
+
+def _at(module: str, path: str) -> Any:
+    """What stands at a place, or None."""
+    found: Any = sys.modules.get(module)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _home(kind: type) -> str:
+    home = kind.__module__
+    return home if isinstance(home, str) else repr(kind).split("'")[1].rpartition(".")[0]  # Cython hides it behind a property
+
+
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    private = f"_{kind.__name__.lstrip('_')}"
+    names = [f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _holds_more(kind: type, base: type) -> bool:
+    """Whether an object has memory beyond its attributes and those of a plain container, which only C code can see."""
+    if kind is base:
+        return False
+    size = base.__basicsize__ + sum(8 for offset in (kind.__dictoffset__, kind.__weakrefoffset__) if offset > 0)
+    size += 8 * sum(len(_slots(each)) for each in kind.__mro__)
+    return kind.__basicsize__ > size or kind.__itemsize__ != base.__itemsize__
+
+
+def _has_numbers(hooks: dict) -> bool:
+    return all(type(key) is int for key in hooks)
+
+
+def _is_patch(value: Any) -> bool:
+    # type(): some libraries warn where isinstance() asks a deprecated member for its class
+    return type(value) is types.FunctionType and is_users(value.__globals__.get("__name__"))
+
+
+def _is_installed(value: Any) -> bool:
+    if isinstance(value, types.ModuleType):
+        return not is_users(value.__name__)
+    if isinstance(value, (type, types.FunctionType, *BUILT_IN)):
+        return not is_users(getattr(value, "__module__", None)) and not _is_patch(value)
+    return False
+
+
+def _text(module: str) -> bytes:
+    file = getattr(sys.modules[module], "__file__", None)
+    if not file or not os.path.isfile(file):
+        return b""  # made while the program ran: followed by its functions
+    with open(file, "rb") as stream:
+        return hashlib.sha256(stream.read()).digest()
+
+
+def _imported_by(module: str) -> list[str]:
+    """The loaded modules of the user's that a module's source imports, anywhere in it."""
+    found = sys.modules[module]
+    file = getattr(found, "__file__", None)
+    if not file or not file.endswith(".py") or not os.path.isfile(file):
+        return []
+    with open(file, "rb") as stream:
+        tree = ast.parse(stream.read())
+    package = getattr(found, "__package__", "") or ""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            names += [name, *(f"{name}.{alias.name}" for alias in node.names)]
+    parts = {".".join(name.split(".")[:count]) for name in names for count in range(1, len(name.split(".")) + 1)}
+    return [name for name in sorted(parts) if isinstance(sys.modules.get(name), types.ModuleType) and is_users(name)]
+
+
+def switches() -> tuple:
+    """What changes numbers without being an argument: torch's global switches, hooks on all modules, functions put in a library's place."""
+    hooks = [value for name, value in sorted(vars(nn.modules.module).items()) if name.startswith("_global_") and isinstance(value, dict)]
+    states = (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.mkldnn.enabled,
+        [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
+        [type(mode) for mode in torch.overrides._get_current_function_mode_stack()],
+    )
+    return states, [list(each.values()) for each in hooks], list(patches())
+
+
+def patches() -> Iterator[tuple[str, str, Any]]:
+    """Functions of the user's that stand where a library had one of its own: (module, name, function)."""
+    for name, module in sorted(sys.modules.items()):
+        if name.split(".")[0] not in PATCHED or not isinstance(module, types.ModuleType):
+            continue
+        for key, value in list(vars(module).items()):
+            if _is_patch(value):
+                yield name, key, value
+            elif issubclass(type(value), type) and value.__module__ == name:
+                yield from ((name, f"{key}.{inner}", member) for inner, member in list(vars(value).items()) if _is_patch(member))

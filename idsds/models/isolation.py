@@ -113,9 +113,7 @@ def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterato
     Meanwhile it works on copies of its tensors, with half precision widened to float32, the precision of its images.
     """
     before = Snapshot(net)
-    for tensor in before.tensors:
-        if tensor.is_leaf:
-            tensor.grad = None
+    _without_gradients(before.tensors)
     try:
         net.to(device, memory_format=layout)  # type: ignore[call-overload]
         originals = {data.data_ptr() for data in before.data}
@@ -129,6 +127,13 @@ def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterato
     finally:
         _VALUES.pop(net, None)
         before.restore()
+
+
+def _without_gradients(tensors: list[Tensor]) -> None:
+    """Set the gradients aside, so that a backward pass does not add to them."""
+    for tensor in tensors:
+        if tensor.is_leaf:
+            tensor.grad = None
 
 
 def widen(net: nn.Module) -> None:
@@ -164,6 +169,7 @@ def guarded(net: nn.Module, name: str, explain: Any = None) -> Iterator[nn.Modul
     values = _VALUES.get(net) or [(tensor, data.clone()) for tensor, data in zip(before.tensors, before.data, strict=True)]
     if net in _VALUES:
         _VALUES[net] = values
+    _without_gradients(before.tensors)
     left = _LEFT.get(id(explain))
     if left is not None and left[1].attributes[0][0] is net:
         left[1].rebuild(tensors=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import captum.attr
 import pytest
 import torch
 import torch.nn.functional as F
 import torchcam.methods
+import torchvision
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from idsds.common.registry import UnknownNameError
-from idsds.methods import create_method, list_methods
+from idsds.methods import as_method, create_method, list_methods
+from idsds.methods.base import MethodError
 from tests.methods.nets import ConvNet, images_of, seeded
 
 IMAGES, TARGETS = images_of(3, 8, 12), torch.tensor([0, 3, 1])
@@ -112,3 +115,112 @@ def test_layer_must_exist_and_give_feature_maps() -> None:
 
 def test_a_net_of_ones_own_has_cams_by_its_layer() -> None:
     assert set(TORCHCAM) <= set(list_methods(net()))
+
+
+class ChannelsLast(nn.Module):
+    """Patches to tokens on a grid, (B, h, w, K), as in Swin; ``tokens`` gives them as (B, N, K), as in a ViT."""
+
+    def __init__(self, width: int = 10, tokens: bool = False) -> None:
+        super().__init__()
+        self.patches, self.mix, self.act = nn.Conv2d(3, width, 2, 2), nn.Linear(width, width), nn.GELU()
+        self.block, self.tokens, self.fc = nn.Identity(), nn.Identity() if tokens else None, nn.Linear(width, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.block(self.act(self.mix(self.patches(images).permute(0, 2, 3, 1))))
+        if self.tokens is not None:
+            return self.fc(self.tokens(x.flatten(1, 2)).mean(1))
+        return self.fc(x.mean((1, 2)))
+
+
+def by_hand(model: nn.Module, layer: str, rearrange=lambda x: x.permute(0, 3, 1, 2)) -> Tensor:
+    """Grad-CAM of a layer that is brought to (B, K, h, w)."""
+    kept = {}
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: kept.update(a=output))
+    scores = model(IMAGES)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(scores.gather(1, TARGETS[:, None]).sum(), kept["a"])
+    maps = (rearrange(gradient).mean((2, 3), keepdim=True) * rearrange(kept["a"])).sum(1, keepdim=True).relu()
+    return F.interpolate(maps.detach(), IMAGES.shape[-2:], mode="bilinear")
+
+
+HEIGHT = IMAGES.shape[-2] // 2
+
+
+@pytest.mark.parametrize("width", [10, HEIGHT, IMAGES.shape[-1] // 2])
+@pytest.mark.parametrize("layer", ["mix", "act", "block"])
+def test_channels_last_are_recognised(width: int, layer: str) -> None:
+    model = seeded(lambda: ChannelsLast(width))
+    assert torch.allclose(create_method("Grad-CAM", model, layer=layer)(IMAGES, TARGETS), by_hand(model, layer))
+    assert torch.allclose(create_method("Grad-CAM", model, layer=layer, channels="last")(IMAGES, TARGETS), by_hand(model, layer))
+    assert torch.allclose(create_method("Grad-CAM", model, layer="patches")(IMAGES, TARGETS), by_hand(model, "patches", lambda x: x))
+
+
+def test_a_layer_that_can_be_read_in_both_ways_is_refused() -> None:
+    class Turned(nn.Module):
+        """Square features with as many channels, turned by hand."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.block, self.fc = nn.Conv2d(3, 4, 2, 2), nn.Identity(), nn.Linear(4, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.fc(self.block(self.conv(images).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model, images = seeded(Turned), IMAGES[..., :8, :8]
+    with pytest.raises(ValueError, match=r"layer 'block' gives \(\d, 4, 4, 4\), which can be read in both ways: give channels='first'"):
+        create_method("Grad-CAM", model, layer="block")(images, TARGETS)
+    assert create_method("Grad-CAM", model, layer="block", channels="last")(images, TARGETS).any()
+    with pytest.raises(UnknownNameError, match=r"channels 'lst'.*'last'"):
+        create_method("Grad-CAM", model, layer="block", channels="lst")(images, TARGETS)
+
+
+def test_tokens_need_a_function() -> None:
+    model = seeded(lambda: ChannelsLast(tokens=True))
+    with pytest.raises(ValueError, match=r"layer 'tokens' gives \(\d, \d+, 10\).*channels=a function"):
+        create_method("Grad-CAM", model, layer="tokens")(IMAGES, TARGETS)
+
+    def grid(x: Tensor) -> Tensor:
+        return x.unflatten(1, (HEIGHT, -1)).permute(0, 3, 1, 2)
+
+    for name in ("Grad-CAM", "SG-CAM++", "Guided Grad-CAM"):
+        if name != "Guided Grad-CAM":  # this net has no ReLU
+            assert create_method(name, model, layer="tokens", channels=grid)(IMAGES, TARGETS).any()
+    assert torch.allclose(create_method("Grad-CAM", model, layer="tokens", channels=grid)(IMAGES, TARGETS), by_hand(model, "tokens", grid))
+
+
+def swin() -> nn.Module:
+    return torchvision.models.SwinTransformer([2, 2], 12, [2, 2], [2, 2], [2, 2], num_classes=4)
+
+
+def convnext() -> nn.Module:
+    block = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([block(8, 12, 2), block(12, None, 1)], num_classes=4)
+
+
+@pytest.mark.parametrize(
+    ("make", "layers"),
+    [
+        (swin, {"features.1": "last", "norm": "last"}),
+        (convnext, {"features.1": "first", "features.1.0.block.0": "first", "features.1.0.block.3": "last"}),
+    ],
+)
+def test_layers_of_swin_and_convnext(make, layers: dict[str, str]) -> None:
+    model = seeded(make)
+    images, targets = torch.randn(2, 3, 64, 64, dtype=torch.double), torch.tensor([1, 2])
+    for layer, channels in layers.items():
+        found = create_method("Grad-CAM", model, layer=layer)(images, targets)
+        assert torch.equal(found, create_method("Grad-CAM", model, layer=layer, channels=channels)(images, targets)), layer
+
+
+def test_objects_of_libraries_do_not_misread_channels_last() -> None:
+    model = seeded(ChannelsLast).float()
+    images = IMAGES.float()
+    way = "reads as \\(B, K, h, w\\)"
+    with torchcam.methods.GradCAM(model, "block") as thing, pytest.raises(MethodError, match=way):
+        as_method("x", thing, model)(images, TARGETS)
+    for attribution in (captum.attr.LayerGradCam, captum.attr.GuidedGradCam):
+        with pytest.raises(MethodError, match=way):
+            as_method("x", attribution(model, model.block), model)(images, TARGETS)
+    with torchcam.methods.GradCAM(model, "block", reshape_transform=lambda x: x.permute(0, 3, 1, 2)) as thing:
+        found = as_method("x", thing, model)(images, TARGETS)
+    assert torch.allclose(found, create_method("Grad-CAM", model, layer="block")(images, TARGETS), atol=1e-5)

@@ -129,3 +129,30 @@ def test_relus_are_themselves_again_afterwards() -> None:
     x = torch.tensor([1.0, -1.0], requires_grad=True)
     F.relu(x).backward(torch.tensor([-2.0, 3.0]))
     assert x.grad.tolist() == [-2.0, 0.0]
+
+
+@pytest.mark.parametrize("cap", [nn.ReLU6(), nn.Hardtanh(0, 6), nn.Hardtanh(0, 6, inplace=True)])
+def test_a_relu_with_a_cap_by_matrices(cap: nn.Module) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 9), cap, nn.Linear(9, 3)))
+    model[1].weight.data *= 20
+    first, second = model[1].weight.detach(), model[3].weight.detach()[TARGETS]
+    hidden = model[1](IMAGES.flatten(1)).detach()
+    active = (hidden > 0) & (hidden < 6)
+    assert (hidden > 6).any()
+    wanted = {"Gradient": second * active, "Deconvolution": second.relu(), "Guided Backprop": second.relu() * active}
+    for name, gradient in wanted.items():
+        found = create_method(name, model)(IMAGES, TARGETS)
+        assert torch.allclose(found, (gradient @ first).view(3, 3, 6, 4).sum(dim=1, keepdim=True), rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("clip", [lambda x: x.clamp(min=0), lambda x: x.clamp_min(0), lambda x: F.threshold(x, 0, 0), lambda x: x.clip_(0)])
+def test_a_clip_at_zero_is_a_relu(clip) -> None:
+    class Clipped(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = type("Clip", (nn.Module,), {"forward": lambda _self, x: clip(x)})()
+
+    model, reference = seeded(Clipped), seeded(ConvNet)
+    for name in CAPTUM:
+        found = create_method(name, model)(IMAGES, TARGETS)
+        assert torch.equal(found, create_method(name, reference)(IMAGES, TARGETS))

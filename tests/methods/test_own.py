@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import captum.attr
+import numpy as np
 import pytest
 import torch
 import torchcam.methods
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from idsds.common.registry import UnknownNameError
 from idsds.methods import METHODS, Method, as_method, create_method, list_methods, register_method, shared_maps, shared_passes
 from idsds.methods.base import MethodError
+from idsds.methods.own import StoredMaps
+from idsds.models.base import frozen
+from idsds.models.isolation import on_loan
 from tests.methods.nets import ConvNet, images_of, seeded
 
 IMAGES, TARGETS, IDS = images_of(5, 8, 12), torch.tensor([0, 3, 1, 1, 2]), ["a", "b", "c", "d", "e"]
@@ -277,3 +281,162 @@ def test_batches_are_checked(model: nn.Module) -> None:
         create_method("GradCAM", model)
     with pytest.raises(UnknownNameError, match="'IG-U abs'"):
         create_method("IGU abs", model)
+
+
+def cams(model: nn.Module, **options: object):
+    return pytest.importorskip("pytorch_grad_cam").GradCAM(model, [model.features], **options)
+
+
+class TestAsOutside:
+    """A method that is correct runs here as it does alone."""
+
+    def test_pytorch_grad_cam(self, model: nn.Module) -> None:
+        model = model.float()
+        images, thing = IMAGES.float(), cams(model)
+        target = pytest.importorskip("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        alone = torch.from_numpy(thing(images, [target(t) for t in TARGETS.tolist()]))
+        model.zero_grad(set_to_none=True)
+        found = as_method("theirs", thing, model)(images, TARGETS, IDS)
+        assert torch.equal(found[:, 0], alone)
+        assert all(parameter.grad is None for parameter in model.parameters())
+        smooth = as_method("theirs", (thing, {"eigen_smooth": True}), model)(images, TARGETS, IDS)
+        assert not torch.equal(smooth, found)
+        with pytest.raises(UnknownNameError, match="argument of method 'theirs'"):
+            as_method("theirs", (thing, {"eigen_smoth": True}), model)
+
+    def test_pytorch_grad_cam_keeps_nothing_of_other_passes(self, model: nn.Module) -> None:
+        thing = cams(model := model.float())
+        with on_loan(model, "cpu", torch.contiguous_format):
+            method = as_method("theirs", thing, model)
+            model(IMAGES.float())
+            assert not thing.activations_and_grads.activations
+            assert method(IMAGES.float(), TARGETS).any()
+        assert len(model.features._forward_hooks) == 2
+
+    def test_a_hand_written_cam(self, model: nn.Module) -> None:
+        def cam(images: Tensor, targets: Tensor) -> Tensor:
+            kept = {}
+            handle = model.features.register_forward_hook(lambda _module, _inputs, output: kept.update(a=output))
+            scores = model(images)
+            handle.remove()
+            (gradient,) = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), kept["a"])
+            maps = (gradient.mean((2, 3), keepdim=True) * kept["a"]).sum(1, keepdim=True).relu()
+            return torch.nn.functional.interpolate(maps, images.shape[-2:], mode="bilinear")
+
+        with torch.no_grad(), frozen(model):  # as some protocols do
+            found = as_method("mine", cam, model)(IMAGES, TARGETS)
+        assert torch.allclose(found, ours("Grad-CAM", model, layer="features"))
+
+    def test_gradients_of_the_parameters(self, model: nn.Module) -> None:
+        def explain(images: Tensor, targets: Tensor) -> Tensor:
+            model(images).sum().backward()
+            return images * model.conv1.weight.grad.abs().sum()
+
+        assert as_method("mine", explain, model)(IMAGES, TARGETS).any()
+        assert model.conv1.weight.grad is None
+
+    def test_the_registrys_noise_tunnel_of_captum(self, model: nn.Module) -> None:
+        tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
+        assert as_method("x", (tunnel, {"nt_samples": 2, "abs": False}), model)(IMAGES, TARGETS).shape == (5, 1, 8, 12)
+        with pytest.raises(TypeError, match=r"'x' \(NoiseTunnel\) needs a value for 'baselines'"):
+            as_method("x", captum.attr.NoiseTunnel(captum.attr.GradientShap(model)), model)
+
+    def test_ids(self, model: nn.Module) -> None:
+        seen = []
+
+        def explain(images: Tensor, targets: Tensor, image_ids: list[str]) -> Tensor:
+            seen.append(image_ids)
+            return images
+
+        method = as_method("mine", explain, model)
+        method.batch = 2
+        method(IMAGES, TARGETS, IDS)
+        assert seen == [["a", "b"], ["c", "d"], ["e"]]
+
+    def test_a_buffer_that_is_returned_again_and_again(self, model: nn.Module) -> None:
+        buffer = torch.zeros(2, 8, 12)
+
+        def explain(images: Tensor, targets: Tensor) -> Tensor:
+            return buffer[: len(images)].copy_(images.sum(1))
+
+        method = as_method("mine", explain, model)
+        method.batch = 2
+        assert torch.allclose(method(IMAGES, TARGETS)[:, 0], IMAGES.sum(1).float().double())
+
+
+RESULTS = {
+    "numpy": lambda m: m.numpy(),
+    "float32 numpy": lambda m: m.numpy().astype("float32"),
+    "big endian": lambda m: m.numpy().astype(">f8"),
+    "(B, H, W)": lambda m: m.sum(1),
+    "(B, 1, H, W)": lambda m: m.sum(1, keepdim=True),
+    "a list": lambda m: [one.numpy() for one in m],
+    "a tuple of one": lambda m: (m,),
+    "with a graph": lambda m: m.clone().requires_grad_() * 1,
+    "not contiguous": lambda m: m.flip(-1).contiguous().flip(-1).permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_results_of_many_kinds(model: nn.Module, kind: str) -> None:
+    found = as_method("mine", lambda images, targets: RESULTS[kind](images**3), model)(IMAGES, TARGETS)
+    assert torch.allclose(found, (IMAGES**3).sum(1, keepdim=True), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("thing", "error", "message"),
+    [
+        (lambda m: captum.attr.GradientShap(m), TypeError, r"\(GradientShap\) needs a value for 'baselines': .*'x': \(GradientShap"),
+        (lambda m: captum.attr.Occlusion(m), TypeError, "needs a value for 'sliding_window_shapes'"),
+        (lambda m: (captum.attr.Occlusion(m), {"strides": 2}), TypeError, "needs a value for 'sliding_window_shapes'"),
+        (lambda m: (captum.attr.Saliency(m), {"abss": False}), UnknownNameError, "argument of method 'x' 'abss'. .*'abs'"),
+        (lambda m: captum.attr.NeuronGradient(m, m.conv1), TypeError, r"\(NeuronGradient\) explains no class"),
+        (lambda m: lambda images: images, TypeError, r"is called with \(images, targets\), but it takes \(images\)"),
+        (lambda m: lambda images, targets, width: images, TypeError, "needs a value for 'width'"),
+        (lambda m: (lambda images, targets, width=1: images, {"wdith": 2}), UnknownNameError, "'width'"),
+        (lambda m: (create_method("IG", m), {"steps": 2}), TypeError, "give its options to create_method"),
+    ],
+)
+def test_a_call_that_cannot_work_is_known_before_any_work(model: nn.Module, thing, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        as_method("x", thing(model), model)
+
+
+def test_arguments_reach_the_call(model: nn.Module) -> None:
+    found = as_method("x", (lambda images, targets, factor, power=1: factor * images**power, {"factor": 3, "power": 2}), model)
+    assert torch.allclose(found(IMAGES, TARGETS), 3 * IMAGES.square().sum(1, keepdim=True))
+    occlusion = (captum.attr.Occlusion(model), {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)})
+    assert as_method("x", occlusion, model)(IMAGES, TARGETS).any()
+
+
+class TestStoredMaps:
+    """Maps that were computed elsewhere are found by image id, or the image that lacks one is named."""
+
+    def test_by_id(self, model: nn.Module) -> None:
+        kinds = [IMAGES[0].numpy(), IMAGES[1], IMAGES[2].sum(0), IMAGES[3].sum(0, keepdim=True).numpy(), IMAGES[4:5]]
+        found = as_method("stored", dict(zip(reversed(IDS), reversed(kinds), strict=True)), model)(IMAGES, TARGETS, IDS)
+        assert torch.allclose(found, IMAGES.sum(1, keepdim=True))
+
+    def test_a_folder(self, model: nn.Module, tmp_path) -> None:
+        ids = [f"class {i % 2}/{i}.jpg" for i in range(5)]
+        for image_id, image in zip(ids, IMAGES, strict=True):
+            (path := tmp_path / f"{image_id}.npy").parent.mkdir(exist_ok=True)
+            np.save(path, image.numpy())
+        for folder in (tmp_path, str(tmp_path)):
+            assert torch.allclose(as_method("stored", folder, model)(IMAGES, TARGETS, ids), IMAGES.sum(1, keepdim=True))
+        before = StoredMaps("stored", tmp_path).content
+        np.save(tmp_path / f"{ids[0]}.npy", -IMAGES[0].numpy())
+        assert StoredMaps("stored", tmp_path).content != before
+
+    def test_what_lacks_is_named(self, model: nn.Module) -> None:
+        method = as_method("stored", {"a": IMAGES[0], "b": IMAGES[1][..., :5]}, model)
+        with pytest.raises(MethodError, match="method 'stored' has no map of 3 images, the first is 'c'"):
+            method(IMAGES, TARGETS, IDS)
+        with pytest.raises(MethodError, match=r"the map of 'b' is \(3, 8, 5\); wanted real numbers of shape \(8, 12\)"):
+            method(IMAGES[:2], TARGETS[:2], IDS[:2])
+
+    def test_changed_images_have_none(self, model: nn.Module) -> None:
+        method = as_method("stored", dict(zip(IDS, IMAGES, strict=True)), model)
+        method(IMAGES, TARGETS, IDS)
+        with pytest.raises(MethodError, match="asks for a map of 'a' changed"):
+            method(IMAGES + 0.1, TARGETS, IDS)

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.parallel_axes import Join, parallel_axes
+from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
 
 # How a line is drawn by the verdict on the pair of axes that it joins: style, width.
-VERDICTS = {"holds": ("-", 1.0), "undecided": (":", 0.8), "reversed": ("--", 1.3)}
+LINES = {SUPPORTED: ("-", 1.0), NOT_SUPPORTED: (":", 0.8), CONTRADICTED: ("--", 1.3)}
 
 
 def design_choice(
@@ -45,9 +46,11 @@ def design_choice(
         for method, rows in table[table["mean"].notna()].groupby("method", sort=False):
             axes = [axis for axis in chain if axis in set(rows["model"])]
             for first, second in pairwise(axes):
-                style, width = VERDICTS[verdicts.get((first, second, str(method)), "undecided")]
+                style, width = LINES[verdicts.get((first, second, str(method)), NOT_SUPPORTED)]
                 joins.append(Join(str(method), first, second, style, width))
-    labels = {"holds": "line between axes: claim holds", "undecided": "line: undecided", "reversed": "line: opposite shows (Holm, 5 %)"}
-    notes = [Line2D([], [], color="#444444", linestyle=VERDICTS[key][0], linewidth=VERDICTS[key][1], label=labels[key]) for key in VERDICTS]
+    notes = [
+        Line2D([], [], color="#444444", linestyle=style, linewidth=width, label=f"line: claim {verdict}")
+        for verdict, (style, width) in LINES.items()
+    ]
     models = [axis for chain in chains for axis in chain]
     return parallel_axes(table, families, models, joins, n_patches=n_patches, columns=columns, published=published, notes=notes)

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
+import idsds.published
+from idsds import plots
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.evaluate import evaluate
 from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
-from idsds.studies.base import ModelName, RunSettings
+from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
+from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result
 
 POSTER = "Hesse, Schaub-Meyer, Roth, NeurIPS 2024, arXiv 2407.11910, poster"
 QUANTITIES = ("logit", "probability")
@@ -51,8 +54,69 @@ def _known(choice: str) -> str:
     return choice
 
 
-class DesignSettings(RunSettings):
-    """What ``params/*/design_choice_*.yaml`` may say.
+def axis_of(model: str, quantity: str) -> str:
+    """Name the axis of a model where the drops of two quantities are compared."""
+    return f"{model}, {quantity}"
+
+
+def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confidence: float = 0.95) -> pd.DataFrame:
+    """Every pair of axes of a chain under every method that both have, on the same images; controls are left out.
+
+    Args:
+        records: of all axes; ``model`` is the axis.
+        chains: axes, the highest by the claim first.
+        confidence: of the intervals, each on its own; verdicts are at its complement, corrected by Holm for all rows.
+
+    Returns:
+        One row per pair and method: ``higher``, ``lower`` (as the claim has it), ``method``, ``difference`` (mean of higher minus lower),
+        ``low``, ``high``, ``p_holm``, ``verdict`` (:mod:`idsds.statistics.verdicts`, by ``p_holm``), ``count``, ``nan``, ``interval``.
+
+    Raises:
+        ValueError: where no two axes of a chain have a method in common.
+    """
+    pairs = [pair for chain in chains for pair in combinations(chain, 2)]
+    table = paired_differences(records[records["family"] != "control"], by="model", pairs=pairs, confidence=confidence)
+    told_apart = table["p_holm"] <= 1 - confidence
+    verdict = (table["difference"] > 0).map({True: SUPPORTED, False: CONTRADICTED}).where(told_apart, NOT_SUPPORTED)
+    table = table.rename(columns={"a": "higher", "b": "lower"}).assign(verdict=verdict)
+    place = {pair: number for number, pair in enumerate(pairs)}
+    order = [place[pair] for pair in zip(table["higher"], table["lower"], strict=True)]
+    table = table.assign(order=order).sort_values(["order", "method"], kind="stable", ignore_index=True)
+    return table[["higher", "lower", "method", "difference", "low", "high", "p_holm", "verdict", "count", "nan", "interval"]]
+
+
+def findings(choice: str, table: pd.DataFrame) -> Findings:
+    """State how many comparisons of a table of :func:`differences` support the claim; the verdicts are counted per pair of axes."""
+    counts = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    said = f"supported by {counts[SUPPORTED]} of {len(table)} comparisons, contradicted by {counts[CONTRADICTED]}"
+    sentences = [
+        f"{CHOICES[choice].claim}: {said} (sign-flip tests, 5 %, corrected by Holm for all {len(table)}).",
+        f"Source of the claim: {CHOICES[choice].source}.",
+    ]
+    return Findings(sentences, count_verdicts(table, ["higher", "lower"]))
+
+
+def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """The same comparisons of the published values, where both models of a pair are there: higher, lower, method, difference, inferred."""
+    scores = idsds_scores().set_index(["model", "method"])
+    rows = []
+    for higher, lower in (pair for chain in chains for pair in combinations(chain, 2)):
+        for method in idsds_scores().query("model == @higher")["method"]:
+            if (lower, method) in scores.index:
+                both = scores.loc[[(higher, method), (lower, method)]]
+                difference, inferred = both["score"].iloc[0] - both["score"].iloc[1], bool(both["inferred"].any())
+                rows.append({"higher": higher, "lower": lower, "method": method, "difference": difference, "inferred": inferred})
+    return pd.DataFrame(rows, columns=["higher", "lower", "method", "difference", "inferred"])
+
+
+def ranked(records: pd.DataFrame, chains: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """:func:`idsds.rank` with the axes in the order of the chains."""
+    order = {axis: number for number, axis in enumerate(axis for chain in chains for axis in chain)}
+    return rank(records).sort_values("model", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+
+
+class DesignChoice(EvaluationStudy):
+    """Compare models that differ in one design choice, method by method on the same images.
 
     ``chains`` are lists of models, the highest by the claim first; none: ``models`` are one chain. For ``softmax`` each model is
     compared with itself.
@@ -60,7 +124,6 @@ class DesignSettings(RunSettings):
 
     choice: Annotated[str, AfterValidator(_known)]
     chains: list[Annotated[list[ModelName], Field(min_length=2)]] = []
-    columns: Literal[1, 2] = 2
 
     @model_validator(mode="after")
     def _chains_are_of_the_models(self) -> Self:
@@ -87,97 +150,30 @@ class DesignSettings(RunSettings):
             return [[axis_of(model, quantity) for quantity in QUANTITIES] for model in self.models]
         return self.chains or [self.models]
 
-    def runs(self) -> list[dict[str, Any]]:
-        """The keyword arguments of :func:`idsds.evaluate`, one run or, for ``softmax``, one for each quantity."""
-        values = self.evaluate()
-        for name in ("choice", "chains", "columns"):
-            values.pop(name)
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run or, for ``softmax``, one for each quantity."""
         if self.choice != "softmax":
-            return [values]
-        return [{**values, "quantity": quantity, "output": f"{self.output}/{quantity}"} for quantity in QUANTITIES]
+            return super().runs()
+        return {quantity: self.arguments(quantity=quantity, output=f"{self.output}/{quantity}") for quantity in QUANTITIES}
 
+    def records(self, progress: bool = True) -> pd.DataFrame:
+        """The records of all axes; ``model`` is the axis, for ``softmax`` the model and what its drops are of."""
+        records = super().records(progress)
+        if self.choice != "softmax":
+            return records
+        return records.assign(model=[axis_of(*pair) for pair in zip(records["model"], records["label"], strict=True)])
 
-def axis_of(model: str, quantity: str) -> str:
-    """What the axis of a model is called where settings are compared."""
-    return f"{model}, {quantity}"
+    def _run(self, progress: bool) -> Result:
+        records = self.records(progress)
+        table, compared = ranked(records, self.axes), differences(records, self.axes)
+        published = idsds.published.compare(table, self.dataset, self.grid, self.baseline)
+        families = dict(zip(records["method"], records["family"], strict=True))
 
+        def draw() -> Figure:
+            looks = {"n_patches": self.grid**2, "columns": self.columns, "published": published}
+            return plots.design_choice(table, compared, self.axes, families, **looks)
 
-def measure(settings: DesignSettings, **options: Any) -> pd.DataFrame:
-    """The records of all axes; ``model`` is the axis, for ``softmax`` the model and what its drops are of.
-
-    Args:
-        settings: validated.
-        options: further arguments of :func:`idsds.evaluate`, such as ``progress`` and ``dry_run`` (then: the plans of all runs).
-    """
-    parts = []
-    for run in settings.runs():
-        found = evaluate(**run, **options)
-        if settings.choice == "softmax":
-            found = found.assign(model=[axis_of(model, run["quantity"]) for model in found["model"]])
-        parts.append(found)
-    return pd.concat(parts, ignore_index=True)
-
-
-def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confidence: float = 0.95) -> pd.DataFrame:
-    """Every pair of axes of a chain under every method that both have, on the same images; controls are left out.
-
-    Args:
-        records: from :func:`measure`.
-        chains: axes, the highest by the claim first.
-        confidence: of the intervals, each on its own; verdicts are at its complement, corrected by Holm for all rows.
-
-    Returns:
-        One row per pair and method: ``higher``, ``lower`` (as the claim has it), ``method``, ``difference`` (mean of higher minus lower),
-        ``low``, ``high``, ``p_holm``, ``verdict`` (``holds``, ``reversed``, ``undecided``), ``count``, ``nan``, ``interval``.
-
-    Raises:
-        ValueError: where no two axes of a chain have a method in common.
-    """
-    pairs = [pair for chain in chains for pair in combinations(chain, 2)]
-    table = paired_differences(records[records["family"] != "control"], by="model", pairs=pairs, confidence=confidence)
-    told_apart = table["p_holm"] <= 1 - confidence
-    verdict = (table["difference"] > 0).map({True: "holds", False: "reversed"}).where(told_apart, "undecided")
-    table = table.rename(columns={"a": "higher", "b": "lower"}).assign(verdict=verdict)
-    place = {pair: number for number, pair in enumerate(pairs)}
-    order = [place[pair] for pair in zip(table["higher"], table["lower"], strict=True)]
-    table = table.assign(order=order).sort_values(["order", "method"], kind="stable", ignore_index=True)
-    return table[["higher", "lower", "method", "difference", "low", "high", "p_holm", "verdict", "count", "nan", "interval"]]
-
-
-def sentence(choice: str, table: pd.DataFrame) -> str:
-    """What the data say of the claim, in one sentence with computed numbers."""
-    counts = table["verdict"].value_counts()
-    told = ", ".join(f"{word} {counts.get(key, 0)}" for key, word in (("undecided", "undecided for"), ("reversed", "reversed for")))
-    intro = f"{CHOICES[choice].claim}: holds for {counts.get('holds', 0)} of {len(table)} comparisons, {told}"
-    return f"{intro} (sign-flip tests, 5 %, corrected by Holm for all {len(table)})"
-
-
-def sentences(choice: str, table: pd.DataFrame) -> str:
-    """:func:`sentence`, then a line for each pair of axes with the methods for which the opposite shows."""
-    lines = [f"{sentence(choice, table)}. Source of the claim: {CHOICES[choice].source}."]
-    for (higher, lower), rows in table.groupby(["higher", "lower"], sort=False):
-        counts = rows["verdict"].value_counts()
-        against = ", ".join(rows.loc[rows["verdict"] == "reversed", "method"])
-        opposite = f", reversed for {counts['reversed']}: {against}" if against else ", reversed for none"
-        undecided = f"undecided for {counts.get('undecided', 0)}"
-        lines.append(f"- {higher} above {lower}: holds for {counts.get('holds', 0)} of {len(rows)} methods, {undecided}{opposite}")
-    return "\n".join(lines)
-
-
-def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """The same comparisons of the published values, where both models of a pair are there: higher, lower, method, difference, inferred."""
-    scores = idsds_scores().set_index(["model", "method"])
-    rows = []
-    for higher, lower in (pair for chain in chains for pair in combinations(chain, 2)):
-        for method in idsds_scores().query("model == @higher")["method"]:
-            if (lower, method) in scores.index:
-                both = scores.loc[[(higher, method), (lower, method)]]
-                difference, inferred = both["score"].iloc[0] - both["score"].iloc[1], bool(both["inferred"].any())
-                rows.append({"higher": higher, "lower": lower, "method": method, "difference": difference, "inferred": inferred})
-    return pd.DataFrame(rows, columns=["higher", "lower", "method", "difference", "inferred"])
-
-
-def ranked(records: pd.DataFrame, chains: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """:func:`idsds.rank` with the axes in the order of the chains."""
-    order = {axis: number for number, axis in enumerate(axis for chain in chains for axis in chain)}
-    return rank(records).sort_values("model", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+        tables = {"": table, "differences": compared, "published": published}
+        if len(published):
+            tables["published_differences"] = published_differences(self.axes)
+        return Result(self.stem, tables, findings(self.choice, compared), draw, records)

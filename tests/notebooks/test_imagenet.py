@@ -73,7 +73,7 @@ def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp
         assert {stage.train_images for stage in stages} == {len(WNIDS) * (2 if path.parent.name == "imagenet" else 7)}
         return
     if path.stem.startswith("design_choice"):
-        plan = designs.measure(designs.DesignSettings(**given), dry_run=True)
+        plan = designs.DesignChoice(**given).plan_table()
     elif path.stem == "accuracy_tradeoff":
         plan = tradeoff.measure(tradeoff.TradeoffSettings(**{**given, "accuracy_images": 2}), dry_run=True)
     else:

@@ -11,7 +11,6 @@ from idsds.studies.accuracy_tradeoff import TradeoffSettings
 from idsds.studies.augmentation_robustness import AugmentationSettings
 from idsds.studies.base import STUDIES, study_class
 from idsds.studies.compare_protocols import CompareSettings
-from idsds.studies.design_choice import DesignSettings
 from idsds.studies.finetune import FineTuneSettings
 from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
 from idsds.studies.hyperparameter_sensitivity import SensitivitySettings
@@ -29,7 +28,6 @@ SETTINGS = {
     "accuracy_tradeoff": TradeoffSettings,
     "augmentation_robustness": AugmentationSettings,
     "compare_protocols": CompareSettings,
-    "design_choice": DesignSettings,
     "finetune": FineTuneSettings,
     "how_infidelity_works": InfidelityStepsSettings,
     "hyperparameter_sensitivity": SensitivitySettings,
@@ -41,7 +39,7 @@ SETTINGS = {
     "train_fractions": TrainFractionSettings,
 }
 # Notebooks in the common form; all others are to follow.
-CONVERTED = {"rank_methods", "gallery", "how_idsds_works"}
+CONVERTED = {"rank_methods", "gallery", "how_idsds_works", "design_choice"}
 DRAWN = "figure = result.plot()\nfiles = result.save(figure)"
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -17,7 +17,7 @@ def test_design_choices_join_within_a_chain_by_their_verdicts(columns):
     models = ("top", "middle", "bottom", "other", "another")
     table = ranked(models=models)
     chains = [["top", "middle", "bottom"], ["other", "another"]]
-    rows = [("top", "middle", "IG", "holds"), ("middle", "bottom", "IG", "reversed"), ("top", "bottom", "IG", "holds")]
+    rows = [("top", "middle", "IG", "supported"), ("middle", "bottom", "IG", "contradicted"), ("top", "bottom", "IG", "supported")]
     differences = pd.DataFrame(rows, columns=["higher", "lower", "method", "verdict"])
     figure = plots.design_choice(table, differences, chains, FAMILIES, columns=columns)
     (axes,) = figure.axes

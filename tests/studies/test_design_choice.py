@@ -7,7 +7,7 @@ import pytest
 from idsds.common.settings import SettingsError
 from idsds.statistics import holm
 from idsds.studies import design_choice as designs
-from idsds.studies.design_choice import CHOICES, DesignSettings
+from idsds.studies.design_choice import CHOICES, DesignChoice
 
 GIVEN = {"dataset": "mnist5k", "methods": ["IG"], "images": 4}
 
@@ -33,19 +33,20 @@ MEANS = {
 }
 
 
-def test_verdicts_counts_and_sentences():
+def test_verdicts_and_their_counts():
     table = designs.differences(records(MEANS), [["shallow", "deep", "deeper"]])
     found = {(row.higher, row.lower, row.method): row.verdict for row in table.itertuples()}
     assert found == {
-        ("shallow", "deep", "IG"): "holds",
-        ("shallow", "deep", "IxG"): "reversed",
-        ("shallow", "deep", "RISE"): "undecided",
-        ("shallow", "deeper", "IG"): "holds",
-        ("deep", "deeper", "IG"): "holds",
+        ("shallow", "deep", "IG"): "supported",
+        ("shallow", "deep", "IxG"): "contradicted",
+        ("shallow", "deep", "RISE"): "not supported",
+        ("shallow", "deeper", "IG"): "supported",
+        ("deep", "deeper", "IG"): "supported",
     }
-    said = designs.sentence("depth", table)
-    assert said.startswith("deeper is lower: holds for 3 of 5 comparisons, undecided for 1, reversed for 1")
-    assert "- shallow above deep: holds for 1 of 3 methods, undecided for 1, reversed for 1: IxG" in designs.sentences("depth", table)
+    found = designs.findings("depth", table)
+    assert found.sentences[0].startswith("deeper is lower: supported by 3 of 5 comparisons, contradicted by 1")
+    counts = found.verdicts.set_index(["higher", "lower"]).loc[("shallow", "deep")]
+    assert counts.to_dict() == {"comparisons": 3, "supported": 1, "not supported": 1, "contradicted": 1}
 
 
 def test_differences_are_paired_and_corrected_for_all_of_them():
@@ -87,11 +88,11 @@ def test_published_differences_of_a_chain():
 def test_settings_that_make_no_sense_are_refused(changes, message, tmp_path):
     given = {**GIVEN, "models": ["mini_resnet8", "mini_vgg11"], "output": str(tmp_path), **changes}
     with pytest.raises(SettingsError, match=message):
-        DesignSettings(**given)
+        DesignChoice(**given)
 
 
 def test_the_softmax_compares_each_model_with_itself(tmp_path, checkpoint):
-    settings = DesignSettings(
+    settings = DesignChoice(
         **{**GIVEN, "methods": ["IxG", "Random"]},
         choice="softmax",
         models=["mini_resnet8"],
@@ -99,7 +100,7 @@ def test_the_softmax_compares_each_model_with_itself(tmp_path, checkpoint):
         checkpoints={"mini_resnet8": str(checkpoint)},
     )
     assert settings.axes == [["mini_resnet8, logit", "mini_resnet8, probability"]]
-    found = designs.measure(settings, progress=False)
+    found = settings.records(progress=False)
     assert designs.ranked(found, settings.axes)["model"].unique().tolist() == settings.axes[0]
     drops = found[found["method"] == "IxG"].groupby("model", sort=False)["drops"].agg(list)
     assert np.abs(np.array(drops.iloc[1][0])).max() <= 1, "drops of a probability"

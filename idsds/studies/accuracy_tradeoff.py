@@ -7,78 +7,20 @@ half and judged on the other, and the score is the mean over all images.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import numpy as np
 import pandas as pd
-import torch
+from matplotlib.figure import Figure
 from pydantic import PositiveInt
 from scipy import stats
-from torch import nn
 
-from idsds.common.batching import default_batch, in_batches
-from idsds.datasets import fixed_order
-from idsds.evaluation.arguments import make_plan
-from idsds.evaluation.evaluate import evaluate
-from idsds.models.base import frozen
+from idsds import plots
+from idsds.datasets.base import first
 from idsds.published import BASELINE, DATASET, GRID, accuracies, idsds_scores
 from idsds.statistics import rank
-from idsds.statistics.intervals import rng_for
-from idsds.studies.base import RunSettings
-from idsds.training.loop import batches
-
-
-class TradeoffSettings(RunSettings):
-    """What ``params/*/accuracy_tradeoff.yaml`` may say; ``accuracy_images`` are the test images on which accuracy is measured."""
-
-    accuracy_images: PositiveInt
-    columns: Literal[1, 2] = 2
-
-    def run(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`idsds.evaluate`."""
-        values = self.evaluate()
-        for name in ("accuracy_images", "columns"):
-            values.pop(name)
-        return values
-
-
-def measure(settings: TradeoffSettings, **options: Any) -> pd.DataFrame:
-    """The records of all models and methods; ``options`` are further arguments of :func:`idsds.evaluate`."""
-    return evaluate(**settings.run(), **options)
-
-
-def correct(settings: TradeoffSettings) -> pd.DataFrame:
-    """Whether each in-domain model is right on each of the first ``accuracy_images`` intact test images.
-
-    Returns:
-        One row per model, seed and image: ``image_id``, ``correct`` (bool).
-    """
-    run = settings.run()
-    seeds, output = run.pop("seed"), run.pop("output")
-    assert output
-    shared = {name: run[name] for name in ("device", "precision", "checkpoints")}
-    where = {"grid": settings.grid, "baseline": settings.baseline}
-    plan = make_plan(settings.models, ["Random"], settings.dataset, "idsds", 1, seeds, batch_size=None, shard=256, settings=where, **shared)
-    parts = []
-    for job in plan.jobs:
-        data = job.dataset
-        chosen = fixed_order(data.image_ids)[: settings.accuracy_images]  # type: ignore[attr-defined]
-        job.prepare(progress=False)
-        found = _right(job.load().to(plan.device), data, chosen, plan.device)
-        parts.append(pd.DataFrame({"model": job.model, "seed": job.seed, **found}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _right(model: nn.Module, data: Any, chosen: list[int], device: str) -> dict[str, list]:
-    ids: list[str] = []
-    right: list[bool] = []
-    with torch.inference_mode(), frozen(model):
-        for images, targets, image_ids in batches(data, chosen, 256):
-            images = images.to(device)
-            logits = in_batches(model, images, size=default_batch(images))  # (B, K)
-            right += (logits.argmax(dim=1).cpu() == targets).tolist()
-            ids += image_ids
-    return {"image_id": ids, "correct": right}
+from idsds.statistics.intervals import rng_for, wilson
+from idsds.statistics.verdicts import verdicts
+from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
+from idsds.training.predict import predicted
 
 
 def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -86,8 +28,8 @@ def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     rows = []
     for model, found in correct.groupby("model", sort=False):
         hits, count = int(found["correct"].sum()), len(found)
-        interval = stats.binomtest(hits, count).proportion_ci(confidence, method="wilson")
-        rows.append({"model": model, "accuracy": hits / count, "low": interval.low, "high": interval.high, "count": count})
+        low, high = wilson(hits, count, confidence)
+        rows.append({"model": model, "accuracy": hits / count, "low": low, "high": high, "count": count})
     return pd.DataFrame(rows)
 
 
@@ -95,7 +37,7 @@ def best(records: pd.DataFrame) -> pd.DataFrame:
     """The records of each model's best method, picked on one half of the images and taken from the other; controls take no part.
 
     Args:
-        records: from :func:`measure`.
+        records: of :func:`idsds.evaluate`.
 
     Returns:
         Records with one row per model, seed and image: ``method`` is the one that was picked for the image's half.
@@ -115,8 +57,8 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     """Both axes of each model, and whether another model is at least as good in both.
 
     Args:
-        records: from :func:`measure`.
-        correct: from the function of that name.
+        records: of :func:`idsds.evaluate`.
+        correct: one row per model, seed and image: ``image_id``, ``correct`` (bool).
         resamples, seed: of the bootstrap over images behind ``front_share``.
 
     Returns:
@@ -191,14 +133,50 @@ def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     return both.rename(columns={"method": "published_method"})
 
 
-def sentence(table: pd.DataFrame, found: dict[str, float]) -> str:
-    """What the data say of the claim, in one sentence with computed numbers."""
-    if found["high"] < 0:
-        verdict = "holds on these images"
-    else:
-        verdict = "is reversed on these images" if found["low"] > 0 else "is undecided on these images"
-    front = ", ".join(table.loc[table["front"], "model"])
-    numbers = (
-        f"Spearman {found['rho']:+.2f} over {found['models']} models, 95 % interval over images [{found['low']:+.2f}, {found['high']:+.2f}]"
-    )
-    return f"accuracy and IDSDS trade off: {verdict} ({numbers}; p over models {found['p']:.2f}); Pareto front: {front}"
+def findings(table: pd.DataFrame, correlated: dict[str, float]) -> Findings:
+    """Judge the claim by the interval of the correlation, and name the Pareto front.
+
+    Args:
+        table: from :func:`tradeoff`.
+        correlated: from :func:`correlation`.
+    """
+    claim = {"claim": "accuracy and IDSDS trade off", **{f"Spearman {name}": correlated[name] for name in ("rho", "low", "high")}}
+    claim |= {"p over models": correlated["p"], "verdict": str(verdicts(-correlated["high"], -correlated["low"]))}
+    ends = f"95 % interval over images [{correlated['low']:+.2f}, {correlated['high']:+.2f}]"
+    sentences = [
+        f"Accuracy and best IDSDS correlate by {correlated['rho']:+.2f} (Spearman over {correlated['models']} models, {ends}).",
+        f"Pareto front: {', '.join(table.loc[table['front'], 'model'])}.",
+        "The interval holds for these models on other images; p asks whether as many other models would show it.",
+    ]
+    return Findings(sentences, pd.DataFrame([claim]))
+
+
+class AccuracyTradeoff(EvaluationStudy):
+    """Hold the accuracy of models against their best IDSDS; ``accuracy_images`` are the test images on which accuracy is measured."""
+
+    accuracy_images: PositiveInt
+
+    def correct(self) -> pd.DataFrame:
+        """Return whether each in-domain model is right on each of the first ``accuracy_images`` intact test images.
+
+        Returns:
+            One row per model, seed and image: ``image_id``, ``correct`` (bool).
+        """
+        plan, parts = resolve(**self.arguments(methods=["Random"], images=1)), []
+        for job in plan.jobs:
+            job.prepare(progress=False)
+            test = first(job.dataset, self.accuracy_images)
+            table = predicted(job.load().to(plan.device), test, size=64, precision=self.precision)
+            right = (table["prediction"] == table["target"]).to_numpy()
+            parts.append(pd.DataFrame({"model": job.model, "seed": job.seed, "image_id": table["image_id"], "correct": right}))
+        return pd.concat(parts, ignore_index=True)
+
+    def _run(self, progress: bool) -> Result:
+        records, correct = self.records(progress), self.correct()
+        table, points = tradeoff(records, correct), published_points(self.dataset, self.grid, self.baseline)
+
+        def draw() -> Figure:
+            return plots.accuracy_tradeoff(table, published=points, columns=self.columns)
+
+        tables = {"": table, "published": compare(table, points)}
+        return Result(self.stem, tables, findings(table, correlation(records, correct)), draw, records)

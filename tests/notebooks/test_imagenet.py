@@ -75,7 +75,7 @@ def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp
     if path.stem.startswith("design_choice"):
         plan = designs.DesignChoice(**given).plan_table()
     elif path.stem == "accuracy_tradeoff":
-        plan = tradeoff.measure(tradeoff.TradeoffSettings(**{**given, "accuracy_images": 2}), dry_run=True)
+        plan = tradeoff.AccuracyTradeoff(**{**given, "accuracy_images": 2}).plan_table()
     else:
         plan = evaluate(**RankMethods(**given).arguments(), dry_run=True)
     assert set(plan["model"].str.split(",").str[0]) == set(given["models"])

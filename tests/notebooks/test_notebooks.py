@@ -7,7 +7,6 @@ import nbformat
 import pytest
 import yaml
 
-from idsds.studies.accuracy_tradeoff import TradeoffSettings
 from idsds.studies.augmentation_robustness import AugmentationSettings
 from idsds.studies.base import STUDIES, study_class
 from idsds.studies.compare_protocols import CompareSettings
@@ -25,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What validates the parameters of notebooks that are not in the common form yet.
 SETTINGS = {
-    "accuracy_tradeoff": TradeoffSettings,
     "augmentation_robustness": AugmentationSettings,
     "compare_protocols": CompareSettings,
     "finetune": FineTuneSettings,
@@ -39,7 +37,7 @@ SETTINGS = {
     "train_fractions": TrainFractionSettings,
 }
 # Notebooks in the common form; all others are to follow.
-CONVERTED = {"rank_methods", "gallery", "how_idsds_works", "design_choice"}
+CONVERTED = {"rank_methods", "gallery", "how_idsds_works", "design_choice", "accuracy_tradeoff"}
 DRAWN = "figure = result.plot()\nfiles = result.save(figure)"
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -8,7 +8,7 @@ import torch
 from idsds import create_dataset, create_model
 from idsds.datasets import fixed_order
 from idsds.studies import accuracy_tradeoff as tradeoff
-from idsds.studies.accuracy_tradeoff import TradeoffSettings
+from idsds.studies.accuracy_tradeoff import AccuracyTradeoff
 
 
 def noise(models=("a",), methods=20, n=60, family="gradient"):
@@ -66,11 +66,21 @@ def test_table_and_correlation():
     found = tradeoff.correlation(records, correct, resamples=50)
     assert found["rho"] == pytest.approx(-0.4)
     assert found["low"] <= found["rho"] <= found["high"]
-    assert tradeoff.sentence(table.reset_index(), found).startswith("accuracy and IDSDS trade off: ")
+    said = tradeoff.findings(table.reset_index(), found)
+    assert said.sentences[0].startswith("Accuracy and best IDSDS correlate by -0.40 (Spearman over 4 models")
+    assert said.sentences[1] == "Pareto front: a, b, c."
+    assert said.verdicts["verdict"].item() == ("supported" if found["high"] < 0 else "not supported")
+
+
+@pytest.mark.parametrize(("ends", "verdict"), [((-0.9, -0.1), "supported"), ((-0.9, 0.1), "not supported"), ((0.1, 0.9), "contradicted")])
+def test_the_verdict_is_that_of_the_interval(ends, verdict):
+    table = pd.DataFrame({"model": ["a"], "front": [True]})
+    found = tradeoff.findings(table, {"rho": 0.0, "low": ends[0], "high": ends[1], "p": 0.5, "models": 4})
+    assert found.verdicts["verdict"].tolist() == [verdict]
 
 
 def test_accuracy_is_that_of_the_net_on_intact_test_images(tmp_path, checkpoint):
-    settings = TradeoffSettings(
+    study = AccuracyTradeoff(
         dataset="mnist5k",
         models=["mini_resnet8"],
         methods=["IxG"],
@@ -80,7 +90,7 @@ def test_accuracy_is_that_of_the_net_on_intact_test_images(tmp_path, checkpoint)
         checkpoints={"mini_resnet8": str(checkpoint)},
         device="cpu",
     )
-    found = tradeoff.correct(settings)
+    found = study.correct()
     data = create_dataset("mnist5k", "test")
     chosen = fixed_order(data.image_ids)[:30]
     model = create_model("mini_resnet8", checkpoint=checkpoint)

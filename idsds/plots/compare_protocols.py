@@ -8,12 +8,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from idsds.plots.finetune import draw_accuracies, kind_handles
 from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of
-
-_KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
 
 
 def compare_protocols(
@@ -23,8 +23,8 @@ def compare_protocols(
 
     Args:
         places: from :func:`idsds.statistics.rank_each` by ``label``: model, label, method, place, place_low, place_high.
-        agreed: from :func:`idsds.studies.compare_protocols.agreement`: model, first, second, tau, tau_low, tau_high.
-        shares: from :func:`idsds.studies.compare_protocols.accuracies`: model, stage, images, accuracy, low, high, count.
+        agreed: from :func:`idsds.statistics.rank_agreement`: model, first, second, tau, tau_low, tau_high.
+        shares: model, seed, stage, images, accuracy, low, high, count.
         families: family of each method, for its marker.
         columns: width of the figure, in columns of a paper.
     """
@@ -90,38 +90,24 @@ def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> Non
 
 def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
     labels = list(dict.fromkeys([*agreed["first"], *agreed["second"]]))
-    n = len(labels)
-    values = np.full((n, n), np.nan)
-    for row in agreed.itertuples():
-        i, j = labels.index(row.first), labels.index(row.second)
-        values[j, i] = row.tau
-        if not np.isfinite(row.tau):
-            continue
-        axes.text(i, j - 0.14, f"{row.tau:.2f}", ha="center", va="center", fontsize=7, style="italic" if i == j else "normal")
-        interval = f"{row.tau_low:.2f}, {row.tau_high:.2f}".replace("0.", ".").replace("-.00", ".00")
-        axes.text(i, j + 0.24, interval, ha="center", va="center", fontsize=5)
-    axes.imshow(values, cmap="Greys", vmin=-1, vmax=3, aspect="auto")
-    axes.set_xticks(range(n), [short(label) for label in labels], fontsize=5.5, rotation=90)
-    axes.set_yticks(range(n), [short(label) for label in labels], fontsize=5.5)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    values = agreed.pivot(index="second", columns="first", values="tau").reindex(index=labels, columns=labels)
+    intervals = [f"{row.tau_low:.2f}, {row.tau_high:.2f}".replace("0.", ".").replace("-.00", ".00") for row in agreed.itertuples()]
+    texts = agreed.assign(text=[f"{tau:.2f}\n{interval}" for tau, interval in zip(agreed["tau"], intervals, strict=True)])
+    texts = texts.pivot(index="second", columns="first", values="text").reindex(index=labels, columns=labels)
+    names = [short(label) for label in labels]
+    looks = {"cmap": "Greys", "vmin": -1, "vmax": 3, "cbar": False, "annot_kws": {"fontsize": 5.2, "color": "black"}}
+    sns.heatmap(values, annot=texts, fmt="", xticklabels=names, yticklabels=names, ax=axes, **looks)
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(length=0, labelsize=5.5)
+    axes.tick_params(axis="x", rotation=90)
+    axes.tick_params(axis="y", rotation=0)
     axes.set_title("Kendall's tau, higher agrees more;\ndiagonal: with itself, halves of the images", fontsize=6.5)
 
 
 def _accuracies(axes: Axes, shares: pd.DataFrame) -> None:
-    for shift, (kind, (marker, colour, line)) in zip((-0.05, 0.05), _KINDS.items(), strict=True):
-        for _, rows in shares[shares["images"] == kind].groupby("seed"):
-            rows = rows.set_index("stage").loc[["before", "after"]]
-            errors = [100 * (rows["accuracy"] - rows["low"]), 100 * (rows["high"] - rows["accuracy"])]
-            face = colour if kind == "intact" else "white"
-            look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "markerfacecolor": face, "linewidth": 1}
-            axes.errorbar(np.arange(2) + shift, 100 * rows["accuracy"], errors, label=kind, **look)
-    axes.set_xticks([0, 1], ["before", "after"], fontsize=6.5)
-    axes.set_xlim(-0.4, 1.4)
+    draw_accuracies(axes, shares, 100, 4.5)
+    axes.tick_params(axis="x", labelsize=6.5)
     axes.set_xlabel("in-domain fine-tuning", fontsize=6.5)
     axes.set_ylabel("accuracy in %, higher is better ↑", fontsize=7)
-    handles, names = axes.get_legend_handles_labels()
-    unique = dict(zip(names, handles, strict=True))
-    axes.legend(
-        unique.values(), unique, fontsize=5.5, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.2, borderpad=0
-    )
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "handlelength": 2.2, "borderpad": 0}
+    axes.legend(handles=kind_handles(4.5), fontsize=5.5, frameon=False, **place)

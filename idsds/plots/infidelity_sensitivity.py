@@ -13,7 +13,6 @@ from matplotlib.transforms import blended_transform_factory
 
 from idsds.plots.architectures import architecture_handles, looks_of
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, handle, look_of, mixed, style_of
-from idsds.studies.infidelity_sensitivity.correlations import CONTROL, GIVEN, LEVELS
 
 # Measure, its axis, whether that is logarithmic.
 SCATTER = [
@@ -25,12 +24,13 @@ SCATTER = [
 FOREST = [
     ("raw", "accuracy", "infidelity"),
     ("raw", "change", "infidelity, here with the logit's squared change"),
-    ("raw", f"accuracy{GIVEN}", "infidelity, that change held fixed (partial)"),
+    ("raw", "accuracy given change", "infidelity, that change held fixed (partial)"),
     ("relative", "accuracy", "relative infidelity: both scales taken out"),
     ("sensitivity", "accuracy", "max-sensitivity"),
 ]
 # A logarithmic axis ends at the median over this factor: a model that never changes its answer has next to no infidelity.
 BELOW = 1e3
+CONTROL = "Random"
 CROWDED = 30  # points of a panel
 STUDY = "#000000"
 THEIRS = "Guided Backprop"  # the method of the study's 75 rows
@@ -51,10 +51,10 @@ def infidelity_sensitivity(
     """Above, metrics of one method against accuracy, a column of panels per data set and one for the study; below, all correlations.
 
     Args:
-        table: from :func:`idsds.studies.infidelity_sensitivity.study.judge`.
-        correlations: of it, from :func:`idsds.studies.infidelity_sensitivity.correlations.correlations`.
-        study: from :func:`idsds.studies.infidelity_sensitivity.correlations.study_table`.
-        study_correlations: of that.
+        table: one row per model and method: dataset, model, fraction, method, family, accuracy, the measures.
+        correlations: of it: method, measure, quality, level, spearman, low, high, models, groups.
+        study: the study's printed rows, with weighted_precision in place of accuracy.
+        study_correlations: of those.
         shown: the method of the upper panels; None: the study's where every model has it, else the first.
         columns: width of the figure, in columns of a paper.
     """
@@ -123,9 +123,10 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
     """Draw a panel per level, with a block per correlated pair: each method's coefficient, and the study's."""
     families = dict(zip(table["method"], table["family"], strict=True))
     methods = list(dict.fromkeys(ours["method"]))
-    grid = figure.subplots(1, len(LEVELS), sharey=True, squeeze=False)[0]
+    levels = list(dict.fromkeys(ours["level"]))
+    grid = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
     tops = [place * (len(methods) + BEYOND) for place in range(len(FOREST))]
-    for axes, level in zip(grid, LEVELS, strict=True):
+    for axes, level in zip(grid, levels, strict=True):
         for (measure, quality, _), top in zip(FOREST, tops, strict=True):
             mine = _rows(ours[ours["level"] == level], measure, quality)
             for row in mine.itertuples():

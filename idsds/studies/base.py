@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,8 @@ from idsds.evaluation.costs import _spell
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
-from idsds.training.launch import is_main
+from idsds.training.checkpoints import PRETRAINED, Machine, Stage, check_starts, plan_training, trains_from_scratch
+from idsds.training.launch import check_machine, is_main
 from idsds.training.recipes import BaselineName
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ STUDIES = (
 )
 #: The columns of a plan that are summed over the pieces of work.
 SUMS = ("epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
+#: The columns of a plan of which a group has the least or the most.
+EXTREMES = {"images_per_second": "min", "memory_gb": "max"}
+#: The settings that change the recipe.
+RECIPE = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "step_epochs", "step_factor")
 
 
 def _is_method(value: str) -> str:
@@ -72,6 +78,7 @@ def _is_method(value: str) -> str:
 
 ModelName = Annotated[str, _one_of("model", MODELS)]
 MethodName = Annotated[str, AfterValidator(_is_method)]
+Positive = Annotated[float, Field(gt=0)]
 DatasetName = Annotated[str, _one_of("data set", DATASETS)]
 
 
@@ -110,9 +117,10 @@ class Plan:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """The sums per group of ``by``."""
-        sums = [name for name in SUMS if name in self.table]
-        return self.table.groupby(list(self.by), sort=False)[sums].sum(min_count=1).dropna(axis=1, how="all")
+        """The sums per group of ``by``, and the lowest speed and the largest memory where they were measured."""
+        groups = self.table.groupby(list(self.by), sort=False)
+        sums = groups[[name for name in SUMS if name in self.table]].sum(min_count=1)
+        return sums.join([groups[name].agg(how) for name, how in EXTREMES.items() if name in self.table]).dropna(axis=1, how="all")
 
     @property
     def total(self) -> str:
@@ -259,7 +267,8 @@ class Study(Settings):
                 and the kernel of JupyterLab goes on.
         """
         if self.dry_run:
-            print("A dry run: it ends here, nothing was computed.", flush=True)
+            if is_main():
+                print("A dry run: it ends here, nothing was computed.", flush=True)
             raise SystemExit(0)
         return self._run(progress)
 
@@ -303,6 +312,60 @@ class EvaluationStudy(Study):
         return {"": self.arguments()}
 
 
+class TrainingStudy(Study):
+    """A study that trains models; None leaves a value of the recipe as it is.
+
+    ``checkpoints`` names per model what it starts from: a file, or ``pretrained`` for published weights; the small nets on small images
+    need none. ``batch_size`` is that of all devices together.
+    """
+
+    models: Annotated[list[ModelName], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    device: Device = "auto"
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    checkpoints: dict[str, str] = {}
+    workers: Annotated[int, Field(ge=0)] = 0
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    lr: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    step_epochs: PositiveInt | None = None
+    step_factor: Positive | None = None
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Self:
+        check_machine(self.device, self.devices, self.precision)
+        check_unique(self, "models", "seeds")
+        check_starts(self.checkpoints, self.models)
+        for name, dataset in itertools.product(self.models, self.trained_on):
+            if name not in self.checkpoints and not trains_from_scratch(name, dataset):
+                raise ValueError(
+                    f"checkpoints: {name!r} needs weights to start from on {dataset!r}, a file or 'pretrained'; "
+                    "only mini_* models on images of 32 x 32 are trained from scratch"
+                )
+        return self
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The data sets."""
+        raise TypeError(f"{type(self).__name__} must define trained_on")
+
+    @property
+    def machine(self) -> Machine:
+        """What the models are trained on."""
+        return Machine(self.devices, self.workers)
+
+    def stage(self, model: str, dataset: str, seed: int, **options: Any) -> Stage:
+        """The stage of training of one model; ``options`` are those of :func:`idsds.training.checkpoints.plan_training`."""
+        start = self.checkpoints.get(model)
+        weights = start if start in (None, PRETRAINED) else str(paths.resolve(start))
+        changes = {name: value for name in RECIPE if (value := getattr(self, name)) is not None}
+        machine = {"device": self.device, "precision": self.precision}
+        return plan_training(model, dataset, seed=seed, weights=weights, changes=changes, **machine, **options)
+
+
 def resolve(**arguments: Any) -> engine.Plan:
     """Resolve the keyword arguments of :func:`idsds.evaluate` into its nets, methods and images, for what its records do not hold."""
     bound = inspect.signature(evaluate).bind(**arguments)
@@ -344,8 +407,9 @@ def read_params(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]
 def run_file(name: str, path: str | Path, changes: Sequence[str] = ()) -> int:
     """Run a study from a params file without its notebook: print the plan, the table and the findings, and save the figure."""
     study = study_class(name)(**read_params(path, changes))
+    plan = study.plan()  # in every process: a plan of training measures batches on all devices
     if is_main():
-        print(study.plan(), flush=True)
+        print(plan, flush=True)
     result = study.run()
     if is_main():
         files = result.save(result.plot())

@@ -7,20 +7,22 @@ consistent results.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from functools import partial
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 
+from idsds import plots
 from idsds.common.interventions import patch_size
 from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import DATASETS
-from idsds.evaluation.evaluate import evaluate
 from idsds.statistics import nested_bootstrap
 from idsds.statistics.intervals import percentile_ends, rng_for
 from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each, spearman, weighted_means
-from idsds.studies.base import ModelName, RunSettings
+from idsds.statistics.verdicts import verdicts
+from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique
 from idsds.training.checkpoints import starts_from_package, trains_from_scratch
 from idsds.training.recipes import BaselineName
 
@@ -29,100 +31,11 @@ KINDS = ("seed", "baseline", "grid", "images")
 REFERENCE = "reference"
 
 
-class StabilitySettings(RunSettings):
-    """What ``params/*/stability.yaml`` may say.
-
-    ``grid``, ``baseline`` and the first of ``seeds`` are the reference, from which one thing at a time is varied. ``variant_checkpoints``
-    are in-domain weights of the variants, ``seed 1``, ``baseline blur`` or ``grid 8``, where the package does not train the net itself;
-    ``checkpoints`` are those of the reference.
-    """
-
-    columns: Literal[1, 2] = 2  # width of the figure in columns of a paper
-    models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
-    seeds: Annotated[list[int], Field(min_length=2)]
-    baselines: Annotated[list[BaselineName], Field(min_length=1)]
-    grids: Annotated[list[PositiveInt], Field(min_length=1)]
-    counts: Annotated[list[PositiveInt], Field(min_length=1)]
-    variant_checkpoints: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _variants_can_be_had(self) -> Self:
-        side = DATASETS[self.dataset].image_size
-        for grid in self.grids:
-            patch_size(side, side, grid)
-            if grid < 2:
-                raise ValueError("grids: a rank correlation needs a grid of at least 2")
-        for key, reference in (("baselines", self.baseline), ("grids", self.grid)):
-            values = getattr(self, key)
-            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(f"{key} lists {', '.join(twice)} more than once")
-            if reference not in values:
-                raise ValueError(f"{key} lacks the reference {reference!r}: {values}")
-        if too_many := [count for count in self.counts if not 2 <= count <= self.images]:
-            raise ValueError(f"counts must lie between 2 and images={self.images}, not {too_many}")
-        variants = [name for name in self.variants() if name != REFERENCE]
-        for name in self.variant_checkpoints:
-            if name not in variants:
-                raise UnknownNameError("variant with a checkpoint", name, variants)
-        missing = [name for name in variants if name not in self.variant_checkpoints]
-        if missing and not (trains_from_scratch(self.models[0], self.dataset) or starts_from_package(self.models[0], self.dataset)):
-            raise ValueError(f"variant_checkpoints: no in-domain weights of {self.models[0]!r} for {', '.join(map(repr, missing))}")
-        return self
-
-    def variants(self) -> dict[str, dict[str, Any]]:
-        """By name what differs from the reference."""
-        found: dict[str, dict[str, Any]] = {REFERENCE: {}}
-        found |= {f"seed {seed}": {"seed": [seed]} for seed in self.seeds[1:]}
-        found |= {f"baseline {name}": {"baseline": name} for name in self.baselines if name != self.baseline}
-        return found | {f"grid {grid}": {"grid": grid} for grid in self.grids if grid != self.grid}
-
-    def arguments(self, variant: str) -> dict[str, Any]:
-        """The keyword arguments of :func:`idsds.evaluate` for one of :meth:`variants`."""
-        values = {name: value for name, value in self.evaluate().items() if name in {*RunSettings.model_fields, "seed"}}
-        values["seed"] = self.seeds[:1]
-        if variant != REFERENCE:
-            given = self.variant_checkpoints.get(variant)
-            values["checkpoints"] = {self.models[0]: given} if given else {}
-        return {**values, **self.variants()[variant], "output": f"{self.output}/{variant.replace(' ', '_')}"}
-
-
-def vary(settings: StabilitySettings, *, progress: bool = True) -> pd.DataFrame:
-    """Score the reference and every variant.
-
-    Returns:
-        Records of :func:`idsds.evaluate` with ``kind``, one of :data:`KINDS`, and ``variant``, the value it has: the reference is in all of
-        the kinds, and of kind ``images`` are its first so many images.
-    """
-    found = {name: evaluate(**settings.arguments(name), progress=progress) for name in settings.variants()}
-    parts = []
-    for kind, values, reference in (
-        ("seed", settings.seeds, settings.seeds[0]),
-        ("baseline", settings.baselines, settings.baseline),
-        ("grid", settings.grids, settings.grid),
-    ):
-        # The reference comes first, so that agreement is with it.
-        for value in sorted(values, key=lambda value, reference=reference: value != reference):
-            parts.append(found[REFERENCE if value == reference else f"{kind} {value}"].assign(kind=kind, variant=str(value)))
-    order = list(dict.fromkeys(found[REFERENCE]["image_id"]))
-    for count in sorted(settings.counts):
-        parts.append(found[REFERENCE][found[REFERENCE]["image_id"].isin(order[:count])].assign(kind="images", variant=str(count)))
-    return pd.concat(parts, ignore_index=True)
-
-
-def cost(settings: StabilitySettings) -> pd.DataFrame:
-    """What :func:`vary` will do: :func:`idsds.evaluate`'s plan for the reference and every variant."""
-    plans = [
-        evaluate(**settings.arguments(name), dry_run=settings.planning, progress=False).assign(variant=name) for name in settings.variants()
-    ]
-    table = pd.concat(plans, ignore_index=True)
-    return table[["variant", *(name for name in table.columns if name != "variant")]]
-
-
 def means(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Mean IDSDS of every method under every variant, with an interval over images; for kind ``seed`` also over seeds and images.
 
     Args:
-        records: from :func:`vary`.
+        records: from :meth:`Stability.records`.
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.rank`.
 
     Returns:
@@ -142,7 +55,7 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
     For the number of images it is the agreement of random subsets of that size with the images that are not in them.
 
     Args:
-        records: from :func:`vary`.
+        records: from :meth:`Stability.records`.
         draws: random subsets for each number of images.
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.statistics.rank_agreement`.
 
@@ -182,50 +95,117 @@ def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 
     return pd.DataFrame([row])
 
 
-def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> list[str]:
-    """What the numbers say about each panel; each number is computed.
+def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
+    """Judge each pair of variants by whether their rankings agree beyond chance, and say how much training seeds matter.
 
     Args:
         table: from :func:`means`.
         agreed: from :func:`agreement`.
     """
-    lines = []
-    for kind in KINDS[:3]:
-        rows = table[(table["kind"] == kind) & (table["variant"] != "all")]
-        pairs = agreed[(agreed["kind"] == kind) & (agreed["first"] != agreed["second"])]
-        if pairs.empty:
-            continue
-        means_of = rows.pivot(index="method", columns="variant", values="mean")
-        spread = means_of.max(axis=1) - means_of.min(axis=1)
-        consistent, worst = int((pairs["tau_low"] > 0).sum()), pairs.loc[pairs["tau"].idxmin()]
-        alone = agreed[(agreed["kind"] == kind) & (agreed["first"] == agreed["second"])].set_index("first")["tau"]
-        changed = int((pairs["tau_high"] < np.minimum(pairs["first"].map(alone), pairs["second"].map(alone))).sum())
-        lines.append(
-            f"{kind.capitalize()}s ({', '.join(dict.fromkeys(rows['variant']))}): in {consistent} of {len(pairs)} pairs the rankings agree"
-            f" beyond chance, in {changed} less than two halves of the same images do; least for"
-            f" {worst['first']} and {worst['second']}, Kendall's tau {worst['tau']:+.2f}"
-            f" [{worst['tau_low']:+.2f}, {worst['tau_high']:+.2f}]. The mean IDSDS moves by up to {spread.max():.2f} ({spread.idxmax()}),"
-            f" in the median by {spread.median():.2f}."
-        )
-    nested = table[table["variant"] == "all"].set_index("method")
-    one = table[(table["kind"] == "seed") & (table["variant"] != "all")]
-    first = one[one["variant"] == one["variant"].iloc[0]].set_index("method")
-    ratio = ((nested["high"] - nested["low"]) / (first["high"] - first["low"])).median()
-    lines.append(f"An interval that covers training seeds too is {ratio:.1f} times as wide as one over images alone (median over methods).")
-    few = agreed[(agreed["kind"] == "images") & agreed["tau"].notna()]
-    if len(few):
-        ends = [f"{row['tau']:+.2f} [{row['tau_low']:+.2f}, {row['tau_high']:+.2f}] with {row['count']}" for _, row in few.iterrows()]
-        lines.append(f"Images: a random subset ranks as the remaining images do with tau {'; '.join(ends)} images.")
-    return lines
-
-
-def headline(table: pd.DataFrame, agreed: pd.DataFrame) -> str:
-    """What the figure shows, in a sentence of computed numbers."""
-    pairs = agreed[(agreed["first"] != agreed["second"]) & agreed["kind"].isin(KINDS[:3])]
+    agreed = agreed[agreed["kind"].isin(KINDS[:3])]
+    pairs = agreed[agreed["first"] != agreed["second"]].rename(columns={"tau_low": "low", "tau_high": "high"})
     least = pairs.loc[pairs.groupby("kind", sort=False)["tau"].idxmin()]
-    listed = "; ".join(f"{row.kind}s {row.tau:+.2f} [{row.tau_low:+.2f}, {row.tau_high:+.2f}]" for row in least.itertuples())
-    spread = table[table["variant"] == "all"]["seed_sd"].max()
-    return (
-        f"Least Kendall's tau between two rankings of {table['model'].iloc[0]}: {listed} (95 % over images)."
-        f" Largest SD of a method's mean over training seeds: {spread:.3f}."
-    )
+    lowest = "; ".join(f"{row.kind}s {row.tau:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in least.itertuples())
+    halves = agreed[agreed["first"] == agreed["second"]].set_index(["kind", "first"])["tau"]
+    alone = [min(halves[row.kind, row.first], halves[row.kind, row.second]) for row in pairs.itertuples()]
+    claims = pairs.assign(verdict=verdicts(pairs["low"], pairs["high"]), below_halves=pairs["high"] < np.array(alone))
+    every = table[table["variant"] == "all"].set_index("method")
+    one = table[(table["kind"] == "seed") & (table["variant"] == table["variant"].iloc[0])].set_index("method")
+    ratio = ((every["high"] - every["low"]) / (one["high"] - one["low"])).median()
+    sentences = [
+        f"Least Kendall's tau between two rankings of {table['model'].iloc[0]}: {lowest} (95 % over images).",
+        f"Between training seeds a method's mean has a standard deviation of at most {every['seed_sd'].max():.3f}.",
+        f"An interval that covers training seeds too is {ratio:.1f} times as wide as one over images alone (median over methods).",
+    ]
+    names = {"kind": "varied", "first": "ranking with", "second": "ranks alike with", "below_halves": "less than halves of the images do"}
+    columns = ["kind", "first", "second", "tau", "low", "high", "verdict", "below_halves"]
+    return Findings(sentences, claims[columns].rename(columns=names))
+
+
+def spreads(table: pd.DataFrame) -> pd.DataFrame:
+    """How far the mean of each method moves (highest minus lowest) between the variants of each kind, from a table of :func:`means`."""
+    rows = table[table["kind"].isin(KINDS[:3]) & (table["variant"] != "all")]
+    mean = rows.groupby(["kind", "method"], sort=False)["mean"]
+    return (mean.max() - mean.min()).rename("spread").reset_index()
+
+
+class Stability(EvaluationStudy):
+    """Vary one thing at a time: the training seed, the baseline, the grid or the number of images.
+
+    ``grid``, ``baseline`` and the first of ``seeds`` are the reference, from which one thing at a time is varied. ``variant_checkpoints``
+    are in-domain weights of the variants, ``seed 1``, ``baseline blur`` or ``grid 8``, where the package does not train the net itself;
+    ``checkpoints`` are those of the reference.
+    """
+
+    PLAN_BY = ("label",)
+
+    models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
+    seeds: Annotated[list[int], Field(min_length=2)]
+    baselines: Annotated[list[BaselineName], Field(min_length=1)]
+    grids: Annotated[list[PositiveInt], Field(min_length=1)]
+    counts: Annotated[list[PositiveInt], Field(min_length=1)]
+    variant_checkpoints: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _variants_can_be_had(self) -> Self:
+        side = DATASETS[self.dataset].image_size
+        for grid in self.grids:
+            patch_size(side, side, grid)
+            if grid < 2:
+                raise ValueError("grids: a rank correlation needs a grid of at least 2")
+        check_unique(self, "baselines", "grids")
+        for key, reference in (("baselines", self.baseline), ("grids", self.grid)):
+            if reference not in (values := getattr(self, key)):
+                raise ValueError(f"{key} lacks the reference {reference!r}: {values}")
+        if too_many := [count for count in self.counts if not 2 <= count <= self.images]:
+            raise ValueError(f"counts must lie between 2 and images={self.images}, not {too_many}")
+        variants = [name for name in self.variants() if name != REFERENCE]
+        for name in self.variant_checkpoints:
+            if name not in variants:
+                raise UnknownNameError("variant with a checkpoint", name, variants)
+        missing = [name for name in variants if name not in self.variant_checkpoints]
+        if missing and not (trains_from_scratch(self.models[0], self.dataset) or starts_from_package(self.models[0], self.dataset)):
+            raise ValueError(f"variant_checkpoints: no in-domain weights of {self.models[0]!r} for {', '.join(map(repr, missing))}")
+        return self
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """By name what differs from the reference."""
+        found: dict[str, dict[str, Any]] = {REFERENCE: {}}
+        found |= {f"seed {seed}": {"seed": [seed]} for seed in self.seeds[1:]}
+        found |= {f"baseline {name}": {"baseline": name} for name in self.baselines if name != self.baseline}
+        return found | {f"grid {grid}": {"grid": grid} for grid in self.grids if grid != self.grid}
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The reference and each variant."""
+        return {name: self._vary(name, **changes) for name, changes in self.variants().items()}
+
+    def _vary(self, variant: str, **changes: Any) -> dict[str, Any]:
+        if variant != REFERENCE:
+            given = self.variant_checkpoints.get(variant)
+            changes["checkpoints"] = {self.models[0]: given} if given else {}
+        return self.arguments(**{"seed": self.seeds[:1], **changes, "output": f"{self.output}/{variant.replace(' ', '_')}"})
+
+    def records(self, progress: bool = True) -> pd.DataFrame:
+        """Score the reference and every variant.
+
+        Returns:
+            Records of :func:`idsds.evaluate` with ``kind``, one of :data:`KINDS`, and ``variant``, the value it has: the reference is in
+            all of the kinds, and of kind ``images`` are its first so many images.
+        """
+        found = {name: rows.drop(columns="label") for name, rows in super().records(progress).groupby("label", sort=False)}
+        reference, parts = found[REFERENCE], []
+        chosen = {"seed": (self.seeds, self.seeds[0]), "baseline": (self.baselines, self.baseline), "grid": (self.grids, self.grid)}
+        for kind, (values, own) in chosen.items():
+            for value in (own, *(value for value in values if value != own)):  # the reference first, so that agreement is with it
+                parts.append(found[REFERENCE if value == own else f"{kind} {value}"].assign(kind=kind, variant=str(value)))
+        order = list(dict.fromkeys(reference["image_id"]))
+        for count in sorted(self.counts):
+            parts.append(reference[reference["image_id"].isin(order[:count])].assign(kind="images", variant=str(count)))
+        return pd.concat(parts, ignore_index=True)
+
+    def _run(self, progress: bool) -> Result:
+        records = self.records(progress)
+        table, agreed = means(records), agreement(records)
+        families = dict(zip(records["method"], records["family"], strict=True))
+        draw = partial(plots.stability, table, agreed, families, columns=self.columns)
+        return Result(self.stem, {"": table, "agreement": agreed, "spreads": spreads(table)}, findings(table, agreed), draw, records)

@@ -9,35 +9,36 @@ import yaml
 
 from idsds.studies.augmentation_robustness import AugmentationSettings
 from idsds.studies.base import STUDIES, study_class
-from idsds.studies.compare_protocols import CompareSettings
-from idsds.studies.finetune import FineTuneSettings
 from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
 from idsds.studies.hyperparameter_sensitivity import SensitivitySettings
-from idsds.studies.infidelity_sensitivity.study import InfidelitySettings
 from idsds.studies.metric_sanity.study import MetricSanitySettings
 from idsds.studies.roar.study import RoarSettings
 from idsds.studies.sanity_checks import SanitySettings
-from idsds.studies.stability import StabilitySettings
-from idsds.studies.train_fractions import TrainFractionSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What validates the parameters of notebooks that are not in the common form yet.
 SETTINGS = {
     "augmentation_robustness": AugmentationSettings,
-    "compare_protocols": CompareSettings,
-    "finetune": FineTuneSettings,
     "how_infidelity_works": InfidelityStepsSettings,
     "hyperparameter_sensitivity": SensitivitySettings,
-    "infidelity_sensitivity": InfidelitySettings,
     "metric_sanity": MetricSanitySettings,
     "roar": RoarSettings,
     "sanity_checks": SanitySettings,
-    "stability": StabilitySettings,
-    "train_fractions": TrainFractionSettings,
 }
 # Notebooks in the common form; all others are to follow.
-CONVERTED = {"rank_methods", "gallery", "how_idsds_works", "design_choice", "accuracy_tradeoff"}
+CONVERTED = {
+    "accuracy_tradeoff",
+    "compare_protocols",
+    "design_choice",
+    "finetune",
+    "gallery",
+    "how_idsds_works",
+    "infidelity_sensitivity",
+    "rank_methods",
+    "stability",
+    "train_fractions",
+}
 DRAWN = "figure = result.plot()\nfiles = result.save(figure)"
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

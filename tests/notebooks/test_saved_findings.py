@@ -10,8 +10,6 @@ from idsds import plots
 from tests.notebooks.test_notebooks import ROOT, cells
 
 STUDY = (
-    "train_fractions",
-    "infidelity_sensitivity",
     "how_infidelity_works",
     "augmentation_robustness",
     "roar",

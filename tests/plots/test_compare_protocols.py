@@ -59,10 +59,9 @@ def test_the_number_of_images_counts_the_undefined_ones_too():
 def test_the_matrix_writes_every_number_with_its_interval():
     figure = plots.compare_protocols(*tables(models=("a",)), FAMILIES)
     texts = [text.get_text() for text in figure.axes[1].texts]
-    assert texts.count("0.25") == 6
-    assert texts.count("-.50, .75") == 6
-    (image,) = figure.axes[1].images
-    assert np.isfinite(image.get_array().filled(np.nan)).sum() == 6
+    assert texts.count("0.25\n-.50, .75") == 6
+    (mesh,) = figure.axes[1].collections
+    assert np.isfinite(np.ma.filled(mesh.get_array(), np.nan)).sum() == 6
 
 
 def test_accuracies_are_drawn_in_percent():

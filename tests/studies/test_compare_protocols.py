@@ -9,14 +9,16 @@ from idsds.models import create_model
 from idsds.models.weights import save_checkpoint
 from idsds.statistics import rank_each
 from idsds.studies import compare_protocols as comparing
-from idsds.studies.compare_protocols import RULES, CompareSettings
+from idsds.studies.compare_protocols import RULES, CompareProtocols
+
+from ..datasets.conftest import write_classes
 
 METHODS = ["IxG", "IxG abs", "Gradient", "Random"]
 
 
 def settings(output, **changes):
     fields = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": METHODS, "images": 6, "update_images": 3}
-    return CompareSettings(**{**fields, "accuracy_images": 20, "steps": 4, "output": str(output), **changes})
+    return CompareProtocols(**{**fields, "accuracy_images": 20, "steps": 4, "output": str(output), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def run(tmp_path_factory, checkpoint):
         torch.manual_seed(1)
         plain = save_checkpoint(create_model("mini_resnet8"), folder / "plain.safetensors")
     given = settings(folder, checkpoints={"mini_resnet8": str(checkpoint)}, plain_checkpoints={"mini_resnet8": str(plain)})
-    return given, comparing.compare(given, progress=False)
+    return given, given.records(progress=False)
 
 
 def test_every_protocol_judges_every_method_and_each_on_its_net(run):
@@ -74,16 +76,16 @@ def test_scores_can_be_repeated_and_a_change_is_seen(run):
     given, records = run
     given = given.model_copy(update={"protocols": ["IDSDS", "ID most first"]})
     # A pixel whose attribution differs by rounding may go a step earlier: single curves move in the third digit, rank correlations rarely.
-    assert (comparing.repeatability(given, records, images=4) < 5e-3).all()
+    assert (given.repeatability(records, images=4)["largest difference"] < 5e-3).all()
     changed = records.assign(raw=records["raw"] + 0.25)
-    np.testing.assert_allclose(comparing.repeatability(given, changed, images=4), 0.25, atol=5e-3)
+    np.testing.assert_allclose(given.repeatability(changed, images=4)["largest difference"], 0.25, atol=5e-3)
 
 
 def test_accuracies_are_those_of_the_nets_on_the_same_images(run):
     import torch
 
     given, _ = run
-    table = comparing.accuracies(given)
+    table = given.accuracies()
     assert list(table["stage"]) == ["before", "before", "after", "after"]
     assert (table["count"] == 20).all()
     data = idsds.create_dataset("mnist5k", "test")
@@ -102,8 +104,9 @@ def test_accuracies_are_those_of_the_nets_on_the_same_images(run):
 
 def test_properties_have_an_answer_and_evidence_in_every_cell(run):
     given, records = run
-    agreed, shares = comparing.agreement(records, resamples=20), comparing.accuracies(given)
-    table = comparing.properties(given, records, agreed, shares, pd.Series(0.0, index=given.protocols))
+    agreed, shares = comparing.agreement(records, resamples=20), given.accuracies()
+    repeated = pd.DataFrame({"label": given.protocols, "largest difference": 0.0})
+    table = given.properties(records, agreed, shares, repeated)
     assert not table.duplicated(["property", "protocol"]).any()
     assert table.map(lambda cell: isinstance(cell, str) and bool(cell)).all(axis=None)
     cells = table.set_index(["property", "protocol"])
@@ -117,15 +120,18 @@ def test_properties_have_an_answer_and_evidence_in_every_cell(run):
     assert cells.loc[("cost in passes", "ID updated"), "answer"] == str(4 * 4 + 3 * 3 * 2)
     drops = np.stack(records[records["label"] == "IDSDS"].drop_duplicates("image_id")["drops"].to_list())
     assert f"{100 * (drops < 0).mean():.0f} %" in cells.loc[("sign of the attribution counts", "IDSDS"), "evidence"]
-    lines = comparing.sentences(records, agreed, shares)
-    assert len(lines) == 5 + 1 + 6
-    means = records[(records["label"] == "ID least first") & (records["method"] == "Random")]["raw"].mean()
-    assert f"and {means:.2f} by ID least first, depending on the model." in comparing.headline(records, agreed, shares)
+    found = comparing.findings(records, agreed, shares)
+    assert found.verdicts["ranks as IDSDS does"].tolist() == list(RULES)[1:]
+    means = records[records["method"] == "Random"].groupby("label")["raw"].mean()
+    means = means.map("{:.2f}".format)
+    wanted = f"The mean score of a random map is {means['IDSDS']} by IDSDS and {means['ID least first']} by ID least first"
+    assert found.sentences[1].startswith(wanted)
+    assert f"scores {means['SDS']} on mini_resnet8" in cells.loc[("comparable between models", "SDS"), "evidence"]
 
 
 def test_the_cost_is_the_engines_plan_for_each_protocol(run):
     given, _ = run
-    table = comparing.cost(given)
+    table = given.plan_table()
     assert list(dict.fromkeys(table["label"])) == list(RULES)
     assert table[table["label"] == "ID least first, updated"]["images"].max() == 3
 
@@ -139,10 +145,10 @@ def test_a_verdict_needs_the_whole_interval():
         columns=["model", "stage", "images", "accuracy", "count"],
     )
     records = pd.DataFrame({"model": ["net"], "method": ["Random"], "label": ["SDS"], "raw": [0.25]})
-    lines = comparing.sentences(records, agreed, shares)
-    assert [" agree beyond chance:" in lines[0], "are not shown to agree:" in lines[1], " disagree:" in lines[2]] == [True] * 3
-    assert "costs 40.0 points of accuracy before in-domain fine-tuning and 10.0 after" in lines[3]
-    assert lines[4] == "SDS: the control that knows nothing scores 0.25 on net."
+    found = comparing.findings(records, agreed, shares)
+    assert found.verdicts["verdict"].tolist() == ["supported", "not supported", "contradicted"]
+    assert "costs 40.0 points of accuracy before in-domain fine-tuning and 10.0 after" in found.sentences[0]
+    assert len(found.sentences) == 1, "neither IDSDS nor ID was run with a control"
 
 
 @pytest.mark.parametrize(
@@ -165,20 +171,19 @@ def test_wrong_settings_are_named(tmp_path, changes, message):
         settings(tmp_path, **changes)
 
 
-def test_published_weights_are_fetched_once_and_kept(tmp_path, monkeypatch):
-    made = []
+def test_published_weights_are_planned_and_not_fetched(tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("nothing is to be downloaded for a plan")
 
-    def fake(name, **options):
-        made.append((name, options))
-        return create_model("mini_resnet8")
-
-    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path))
-    monkeypatch.setattr(comparing, "create_model", fake)
-    for _ in range(2):
-        found = comparing._with_weights({"checkpoints": {"resnet18": "pretrained", "vgg11": "own.pth"}})["checkpoints"]
-        assert found["vgg11"] == "own.pth"
-        assert found["resnet18"].is_file()
-    assert made == [("resnet18", {"pretrained": True})]
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", never)
+    weights = tmp_path / "resnet18.pth.tar"
+    weights.touch()
+    monkeypatch.setenv("IDSDS_DATA", str(tmp_path))
+    for split in ("train", "val"):
+        write_classes(tmp_path / "imagenet" / split, {"n01440764": 3, "n02102040": 3})
+    changes = {"dataset": "imagenet", "models": ["resnet18"], "protocols": ["IDSDS", "SDS"], "checkpoints": {"resnet18": str(weights)}}
+    given = settings(tmp_path, **changes, plain_checkpoints={"resnet18": "pretrained"}, images=2, device="cpu")
+    assert set(given.plan_table()["label"]) == {"IDSDS", "SDS"}
 
 
 def test_the_figure_table_has_a_place_for_every_method_and_protocol(run):

@@ -16,20 +16,25 @@ from scipy import stats
 from torch import nn
 
 from idsds import plots
+from idsds.__main__ import main
 from idsds.common.interventions import baseline_images, delete_patches
 from idsds.common.settings import SettingsError
 from idsds.datasets import create_dataset
 from idsds.models import MODELS, create_model, register_model
 from idsds.models.weights import CheckpointError, save_checkpoint
-from idsds.studies.finetune import FineTuneSettings, finetune, headline, main, plan_table, read_params
+from idsds.studies.base import read_params, run_file
+from idsds.studies.finetune import Finetune, costs
 from idsds.training.checkpoints import obtain, plan_training
 from idsds.training.launch import is_main, started_outside
 from idsds.training.loop import TrainingState
 from idsds.training.recipes import PAPER, Recipe
 
-from .datasets.conftest import write_classes
+from ..datasets.conftest import write_classes
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
+
+
+COSTS = ("before", "after", "intact_change")
 
 
 class Small(nn.Module):
@@ -51,13 +56,13 @@ def home(tmp_path, monkeypatch):
 
 
 def settings(**changes):
-    return FineTuneSettings(
+    return Finetune(
         **{"dataset": "digits", "models": ["small_test"], "images": 60, "device": "cpu", "output": "runs/x/finetune", **changes}
     )
 
 
 def test_from_settings_to_the_table(home):
-    table = finetune(settings(seeds=[0, 1]), progress=False)
+    table = settings(seeds=[0, 1]).train(progress=False)
     assert len(table) == 2 * 2 * 2
     assert (table["count"] == 60).all()
     assert table["accuracy"].between(table["low"], table["high"]).all()
@@ -90,20 +95,20 @@ def _first_ids(images):
 
 
 def test_what_is_cached_is_not_done_again(home):
-    first = finetune(settings(), progress=False)
+    first = settings().train(progress=False)
     files = {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")}
     assert len(files) == 2
-    again = finetune(settings(), progress=False)
+    again = settings().train(progress=False)
     pd.testing.assert_frame_equal(first, again)
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")} == files
-    assert plan_table(settings())["cached"].all()
+    assert settings().plan_table()["cached"].all()
     # Another baseline needs another fine-tuning, of the same trained model.
-    planned = plan_table(settings(baseline="blur"))
+    planned = settings(baseline="blur").plan_table()
     assert planned["cached"].tolist() == [True, False]
 
 
 def test_dry_run_measures_and_writes_nothing(home):
-    table = finetune(settings(dry_run=True, epochs=3, batch_size=100))
+    table = settings(dry_run=True, epochs=3, batch_size=100).plan_table()
     tuned = table.iloc[-1]
     train = len(create_dataset("digits", "train"))
     assert tuned["steps"] == 3 * -(-train // 100)
@@ -122,10 +127,10 @@ def test_weights_of_ones_own_are_the_start(home, kind):
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"epoch": 1, "state_dict": state}, path) if kind == "pth.tar" else save_checkpoint(model, path)
     chosen = settings(checkpoints={"small_test": str(path)}, epochs=1, grid=2, baseline="blur")
-    stage = chosen.stage("small_test", 0)
+    stage = chosen.stages()[0]
     assert stage.recipe == Recipe(**{**PAPER.model_dump(), "epochs": 1})
     assert stage.start is None
-    table = finetune(chosen, progress=False)
+    table = chosen.train(progress=False)
     data = create_dataset("digits")
     data = data.subset([data.image_ids.index(i) for i in _first_ids(60)])
     images = torch.stack([data[i][0] for i in range(60)])
@@ -136,12 +141,12 @@ def test_weights_of_ones_own_are_the_start(home, kind):
     for value in model.state_dict().values():
         value.add_(1)
     save_checkpoint(model, home / "other.safetensors")
-    assert settings(checkpoints={"small_test": str(home / "other.safetensors")}).stage("small_test", 0).key != stage.key
+    assert settings(checkpoints={"small_test": str(home / "other.safetensors")}).stages()[0].key != stage.key
 
 
 def test_deleted_accuracy_is_that_of_images_with_one_hole(home):
     """Recomputed here from the stage's model: one patch of each image, drawn from its id, the same before and after."""
-    table = finetune(settings(images=40), progress=False)
+    table = settings(images=40).train(progress=False)
     deleted = table[(table["stage"] == "after") & (table["images"] == "one patch deleted")].iloc[0]
     model = create_model("small_test", checkpoint=deleted["checkpoint"])
     data = create_dataset("digits")
@@ -169,7 +174,7 @@ def _killed(changes):
         return finish(*arguments)
 
     idsds.training.loop._finish_epoch = kill
-    finetune(settings(**changes), progress=False)
+    settings(**changes).train(progress=False)
 
 
 def test_a_killed_call_goes_on_when_it_is_made_again(home):
@@ -180,11 +185,11 @@ def test_a_killed_call_goes_on_when_it_is_made_again(home):
     (resume,) = home.rglob("*.resume.pt")
     state = TrainingState(**torch.load(resume, weights_only=True)["state"])
     assert (state.epoch, len(state.results)) == (1, 1)
-    table = finetune(settings(), progress=False)
+    table = settings().train(progress=False)
     found = create_model("small_test", checkpoint=table["checkpoint"].iloc[-1]).state_dict()
     for path in home.rglob("*.safetensors"):
         path.unlink()
-    whole = finetune(settings(), progress=False)
+    whole = settings().train(progress=False)
     pd.testing.assert_frame_equal(table, whole)
     wanted = create_model("small_test", checkpoint=whole["checkpoint"].iloc[-1]).state_dict()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -192,10 +197,10 @@ def test_a_killed_call_goes_on_when_it_is_made_again(home):
 
 def test_two_devices(home):
     """Batch statistics are those of each device, so the weights differ a little; the table is of the same images."""
-    table = finetune(settings(devices=2, images=61, seeds=[3]), progress=False)
+    table = settings(devices=2, images=61, seeds=[3]).train(progress=False)
     assert (table["count"] == 61).all()
     assert table["accuracy"].min() > 0.3
-    one = finetune(settings(images=61, seeds=[3]), progress=False)
+    one = settings(images=61, seeds=[3]).train(progress=False)
     assert one["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
 
 
@@ -220,7 +225,7 @@ def photos(home):
 
 
 def test_images_on_disk(photos):
-    table = finetune(photos, progress=False)
+    table = photos.train(progress=False)
     assert table["count"].tolist() == [11] * 4
     assert table["skipped"].tolist() == [1] * 4
 
@@ -230,7 +235,9 @@ def _started_outside(rank, port, chosen, home):
     world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
     address = {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in {**world, **address}.items()})
-    finetune(chosen, progress=False).to_pickle(home / f"{rank}.pkl")
+    (home / f"{rank}.yaml").write_text(yaml.safe_dump(chosen.model_dump()))
+    run_file("finetune", home / f"{rank}.yaml")  # what `python -m idsds finetune FILE` does: every process plans, trains and measures
+    chosen.train(progress=False).to_pickle(home / f"{rank}.pkl")
 
 
 def test_processes_that_torchrun_started(home, photos):
@@ -253,7 +260,7 @@ def test_processes_that_torchrun_started(home, photos):
     assert not list(home.rglob("*.part"))
 
 
-@pytest.mark.parametrize("work", [finetune, plan_table])
+@pytest.mark.parametrize("work", [Finetune.train, Finetune.plan_table])
 def test_a_checkpoint_that_does_not_fit_ends_before_any_work(home, work):
     """It is the second model's: without a look ahead it would be met when the first one's training is over."""
     wrong = save_checkpoint(create_model("mini_resnet14"), home / "wrong.safetensors")
@@ -291,7 +298,7 @@ def test_mistakes_end_before_any_work(home, changes, reason):
 
 
 def test_the_papers_params_are_the_papers_recipe(monkeypatch):
-    chosen = read_params(PARAMS / "imagenet" / "finetune.yaml")
+    chosen = Finetune(**read_params(PARAMS / "imagenet" / "finetune.yaml"))
     changed = {key: value for key, value in PAPER.model_dump().items() if hasattr(chosen, key)}
     assert {key: getattr(chosen, key) for key in changed} == changed
     assert len(changed) == 7
@@ -300,10 +307,17 @@ def test_the_papers_params_are_the_papers_recipe(monkeypatch):
 
 def test_the_command_line(home, capsys):
     (home / "p.yaml").write_text(yaml.safe_dump({"dataset": "digits", "models": ["small_test"], "images": 9, "output": "runs/a/b"}))
-    main([str(home / "p.yaml"), "device=cpu", "dry_run=true", "seeds=[4]"])
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", str(home / "p.yaml"), "device=cpu", "dry_run=true", "seeds=[4]"])
+    assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("images_per_second", "hours", "memory_gb", "fine-tune in-domain"))
-    with pytest.raises(ValueError, match="key=value"):
+    assert all(word in shown for word in ("images_per_second", "hours", "memory_gb", "fine-tune in-domain", "nothing was computed"))
+    assert not list(home.rglob("*.safetensors"))
+    assert main(["finetune", str(home / "p.yaml"), "device=cpu", "epochs=1"]) == 0
+    assert "One deleted patch costs" in capsys.readouterr().out
+    assert "checkpoint" not in pd.read_csv(home / "figures/a/b.csv")
+    assert (home / "figures/a/b.png").is_file()
+    with pytest.raises(SettingsError, match="key=value"):
         read_params(home / "p.yaml", ["device"])
 
 
@@ -324,7 +338,7 @@ def test_who_started_the_processes_is_read_from_the_environment(monkeypatch):
 def test_stages_for_other_callers(home):
     """The stage that rankings use is the one that the notebook makes."""
     stage = plan_training("small_test", "digits", device="cpu")
-    assert stage.key == settings().stage("small_test", 0).key
+    assert stage.key == settings().stages()[0].key
     assert [part.deletion is None for part in stage.missing] == [True, False]
     model = obtain(stage, progress=False)
     assert not model.training
@@ -341,16 +355,19 @@ def test_a_damaged_checkpoint_in_the_cache_is_named_and_made_again(tmp_path, mon
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_headline_says_what_a_deleted_patch_costs():
-    rows = [
-        {"model": "m", "seed": 0, "stage": stage, "images": kind, "accuracy": accuracy, "count": 50}
-        for (stage, kind), accuracy in {
-            ("before", "intact"): 0.9,
-            ("before", "one patch deleted"): 0.7,
-            ("after", "intact"): 0.88,
-            ("after", "one patch deleted"): 0.87,
-        }.items()
-    ]
-    text = headline(pd.DataFrame(rows))
-    assert "costs 20.0% of accuracy before in-domain fine-tuning and 1.0% after it" in text
-    assert "intact images change by -2.0%" in text
+def test_what_a_deleted_patch_costs():
+    kinds = [(stage, kind) for stage in ("before", "after") for kind in ("intact", "one patch deleted")]
+    shares = dict(zip(kinds, (0.9, 0.7, 0.88, 0.87), strict=True))
+    rows = [{"model": "m", "seed": 0, "stage": stage, "images": kind, "accuracy": share} for (stage, kind), share in shares.items()]
+    (row,) = costs(pd.DataFrame(rows)).to_dict("records")
+    assert row == {"model": "m", "seed": 0, **{key: pytest.approx(value) for key, value in zip(COSTS, (0.2, 0.01, -0.02), strict=True)}}
+
+
+def test_findings_are_the_means_of_the_nets(home):
+    result = settings(seeds=[0, 1]).run(progress=False)
+    mean = result.tables["costs"][list(COSTS)].mean()
+    assert (
+        f"costs {mean['before']:.1%} of accuracy before in-domain fine-tuning and {mean['after']:.1%} after it"
+        in result.findings.sentences[0]
+    )
+    assert result.findings.sentences[2] == "These are means of 2 nets, 60 images each."

@@ -12,7 +12,7 @@ from idsds.methods.guided import no_relu
 from idsds.plots import infidelity_sensitivity
 from idsds.plots.infidelity_sensitivity import _shown
 from idsds.studies.infidelity_sensitivity.correlations import CONTROL, GIVEN, LEVELS, WITHIN, beside_random, correlations, study_table
-from idsds.studies.infidelity_sensitivity.findings import findings
+from idsds.studies.infidelity_sensitivity.findings import CLAIMS, claims, findings
 from idsds.studies.infidelity_sensitivity.study import ZERO, per_model
 
 
@@ -131,18 +131,19 @@ def test_what_is_said_is_computed(study, theirs):
     said = findings(table, ours, theirs)
     found = spearmanr(table_of()["raw"][:24], table_of()["change"][:24]).statistic
     assert found > 0.8
-    assert said[0] == "24 models in 4 groups (an architecture on a data set)."
-    (change,) = [each for each in said if each.startswith("Raw infidelity and the squared change")]
-    assert f"correlate by {found:+.2f} to {found:+.2f} over all models (2 of 2 intervals above 0)" in change
-    assert "above 0.8 for 2 of 2 methods" in change
-    (quality,) = [each for each in said if "look" in each and "by infidelity (lower is better)" in each and "study" not in each]
-    assert quality.startswith("Better models look worse by infidelity")
+    rows = said.verdicts.set_index(["claim", "models", "level"])
+    follows = rows.loc[next(claim for *_, claim, _ in CLAIMS), "ours", "all models"]
+    assert follows[["lowest", "highest"]].tolist() == pytest.approx([found, found])
+    assert follows[["nets", "methods", "supported", "contradicted"]].tolist() == [24, 2, 2, 0]
+    assert rows.loc["better models have a lower infidelity", "ours", "all models"]["contradicted"] == 2
     known = ours.query("method == 'Random' and measure == 'normalised' and quality == 'accuracy' and level == 'all models'").iloc[0]
-    (control,) = [each for each in said if "which knows nothing" in each]
-    assert f"by {known['spearman']:+.2f} [{known['low']:+.2f}, {known['high']:+.2f}] over all models for Random" in control
-    assert "+0.45 [" in said[-2]
-    assert "+0.56 [" in said[-2]
-    assert "by max-sensitivity" in said[-1]
+    control = rows.loc["better models have a lower infidelity, the scale of the map taken out", "ours, Random", "all models"]
+    assert control["lowest"] == control["highest"] == known["spearman"]
+    printed = rows.xs(("better models have a lower infidelity", "all models"), level=("claim", "level"))["lowest"]
+    assert printed["the study's, weighted_precision"] == pytest.approx(0.45, abs=0.005)
+    assert printed["the study's, macro_f1"] == pytest.approx(0.56, abs=0.005)
+    assert len(said.sentences) == 3
+    assert "raw +0.45 [" in said.sentences[2]
     figure = infidelity_sensitivity(table, ours, study, theirs)
     assert figure.subfigs[0].axes[0].get_title() == "d, Gradient", "without the study's method it is the first"
     texts = [axes.get_ylabel() for part in figure.subfigs for axes in part.axes] + [
@@ -211,13 +212,18 @@ def test_a_missing_value_costs_its_own_pairs_only():
     assert ours.loc["relative", "spearman"] == pytest.approx(spearmanr(rest["relative"], rest["accuracy"]).statistic)
 
 
+def judged(table, theirs, claim, models="ours", level="all models"):
+    rows = claims(table, correlations(table), theirs).set_index(["claim", "models", "level"])
+    return rows.loc[claim, models, level]
+
+
 def test_methods_are_judged_one_by_one(theirs):
     table = table_of()
     table.loc[table["method"] == "IxG", "raw"] = np.random.default_rng(5).uniform(size=24)
     rho = spearmanr(table.loc[table["method"] == "IxG", ["raw", "change"]]).statistic
-    (said,) = [each for each in findings(table, correlations(table), theirs) if each.startswith("Raw infidelity and the squared change")]
-    assert "for 1 of 2 methods" in said
-    assert f"; not for IxG ({rho:+.2f})." in said
+    row = judged(table, theirs, CLAIMS[0][2])
+    assert row["lowest"] == pytest.approx(rho)
+    assert (row["supported"], row["not supported"]) == (1, 1)
 
 
 def test_a_method_is_held_against_a_map_that_knows_nothing(theirs):
@@ -232,37 +238,34 @@ def test_a_method_is_held_against_a_map_that_knows_nothing(theirs):
     expected = [cells.mean(), cells.mean() - half, cells.mean() + half]
     assert found.loc["Gradient", ["difference", "low", "high"]].tolist() == pytest.approx(expected)
     assert found.loc["IxG", "difference"] == pytest.approx(0)
-    said = findings(table.assign(samples=10), correlations(table), theirs)
-    (floor,) = [each for each in said if each.startswith("The relative infidelity of Random")]
-    assert f"is {table.loc[of[CONTROL], 'relative'].mean():.2f} in the mean; 0.9 is expected" in floor
-    (better,) = [each for each in said if each.startswith("Below it, paired over models: Gradient (-0.30 [")]
-    assert "Not told apart from it, or above: IxG (+0.00 no interval)" in better
+    assert found["verdict"].to_dict() == {"Gradient": "supported", "IxG": "not supported"}
 
 
 def test_models_at_chance_are_named_and_left_out(theirs):
     table = table_of().assign(accuracy_low=lambda each: each["accuracy"] - 0.05, chance=0.1)
     worst = np.sort(table["accuracy"].unique())[:3]
     table.loc[table["accuracy"].isin(worst), "accuracy_low"] = 0.08
-    said = " ".join(findings(table, correlations(table), theirs))
-    assert "3 of 24 models are at chance" in said
+    row = judged(table, theirs, "better models have a lower infidelity", "ours above chance")
+    assert row["nets"] == 21
     rest = table[(table["method"] == "IxG") & ~table["accuracy"].isin(worst)]
-    assert f"Without them accuracy correlates with raw infidelity by {spearmanr(rest['raw'], rest['accuracy']).statistic:+.2f} to" in said
+    assert row["lowest"] == pytest.approx(spearmanr(rest["raw"], rest["accuracy"]).statistic)
 
 
 def test_images_and_the_scale_of_the_logits_go_together(theirs):
     table = table_of().assign(epochs=2)
     table["train_images"] = table.groupby(["method", "dataset", "model"])["change"].rank()
-    said = " ".join(findings(table, correlations(table), theirs))
-    assert "By design all train for 2 epochs" in said
-    assert "goes with the number of training images by +1.00." in said
+    row = judged(table, theirs, "the change of the logit grows with the number of training images", level=WITHIN)
+    assert row["lowest"] == pytest.approx(1)
+    assert row["not supported"] == 1, "groups that all agree have no interval"
 
 
-def test_the_direction_takes_a_sign_that_all_share_and_an_interval(theirs):
+def test_a_claim_is_supported_by_intervals_on_its_side(theirs):
     table = table_of()
     table["relative"] = 1 - table["accuracy"] ** 2 + np.tile(np.random.default_rng(8).normal(0, 0.05, 24), 3)
-    said = findings(table, correlations(table), theirs)
-    assert any(each.startswith("Better models look better by relative infidelity") for each in said)
-    assert any(each.startswith("Better models look neither clearly better nor clearly worse by max-sensitivity") for each in said)
+    better = judged(table, theirs, "better models have a lower relative infidelity")
+    assert (better["supported"], better["contradicted"]) == (2, 0)
+    neither = judged(table, theirs, "better models have a lower max-sensitivity")
+    assert neither["not supported"] == neither["methods"] == 2
 
 
 def test_the_studys_method_is_drawn_where_every_model_has_it():

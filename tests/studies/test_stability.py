@@ -6,7 +6,7 @@ from scipy import stats
 import idsds
 from idsds.common.settings import SettingsError
 from idsds.studies import stability
-from idsds.studies.stability import StabilitySettings
+from idsds.studies.stability import Stability
 
 METHODS = ["IxG", "Gradient", "Random"]
 
@@ -14,7 +14,7 @@ METHODS = ["IxG", "Gradient", "Random"]
 def settings(output, **changes):
     fields = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": METHODS, "images": 8, "seeds": [0, 1]}
     fields |= {"baselines": ["zeros", "blur"], "grids": [4, 2], "counts": [4, 8], "output": str(output)}
-    return StabilitySettings(**{**fields, **changes})
+    return Stability(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def run(tmp_path_factory, checkpoint):
     names = ("seed 1", "baseline blur", "grid 2")
     folder = tmp_path_factory.mktemp("stability")
     given = settings(folder, checkpoints={"mini_resnet8": str(checkpoint)}, variant_checkpoints=dict.fromkeys(names, str(checkpoint)))
-    return given, stability.vary(given, progress=False)
+    return given, given.records(progress=False)
 
 
 def synthetic(seeds=3, images=60, methods=("a", "b", "c", "Random"), noise=0.2):
@@ -45,13 +45,13 @@ def synthetic(seeds=3, images=60, methods=("a", "b", "c", "Random"), noise=0.2):
 
 def test_one_thing_at_a_time_is_varied(tmp_path):
     given = settings(tmp_path)
-    reference = given.arguments("reference")
+    reference = given.runs()["reference"]
     assert (reference["seed"], reference["baseline"], reference["grid"]) == ([0], "zeros", 4)
     for name, changed in (("seed 1", {"seed": [1]}), ("baseline blur", {"baseline": "blur"}), ("grid 2", {"grid": 2})):
-        found = given.arguments(name)
+        found = given.runs()[name]
         differing = {key: value for key, value in found.items() if value != reference[key] and key != "output"}
         assert differing == changed
-    assert len({given.arguments(name)["output"] for name in given.variants()}) == 4
+    assert len({given.runs()[name]["output"] for name in given.variants()}) == 4
 
 
 def test_each_variant_is_fine_tuned_in_its_own_domain(tmp_path):
@@ -60,7 +60,7 @@ def test_each_variant_is_fine_tuned_in_its_own_domain(tmp_path):
 
     given = settings(tmp_path)
     for name in given.variants():
-        values = given.arguments(name)
+        values = given.runs()[name]
         deletion = {key: values[key] for key in ("grid", "baseline")}
         shared = {"checkpoints": {}, "device": "cpu", "precision": "32-true", "batch_size": None, "shard": 8, "settings": deletion}
         (job,) = make_plan(values["models"], METHODS, "mnist5k", "idsds", 8, values["seed"], **shared).jobs
@@ -123,16 +123,19 @@ def test_subsets_agree_as_scipy_says_and_half_of_the_images_must_be_left():
     assert few.loc["10", "tau"] == pytest.approx(np.mean(taus), abs=0.2)
 
 
-def test_sentences_count_the_pairs_and_name_the_worst():
+def test_findings_judge_every_pair_and_name_the_worst():
     records = synthetic()
     table, agreed = stability.means(records, resamples=100), stability.agreement(records, draws=50, resamples=100)
-    lines = stability.sentences(table, agreed)
-    assert lines[0].startswith("Seeds (0, 1, 2): in 3 of 3 pairs the rankings agree")
-    assert lines[2].startswith("Grids (4, 2): in 0 of 1 pairs")
-    assert "least for 4 and 2, Kendall's tau -1.00 [-1.00, -1.00]" in lines[2]
+    found = stability.findings(table, agreed)
+    pairs = found.verdicts.set_index(["varied", "ranking with", "ranks alike with"])
+    assert pairs.loc["seed", "verdict"].tolist() == ["supported"] * 3
+    assert pairs.loc[("grid", "4", "2"), "verdict"] == "contradicted"
+    assert pairs["less than halves of the images do"].to_dict()["grid", "4", "2"]
+    assert not pairs.loc["seed", "less than halves of the images do"].any()
+    assert "grids -1.00 [-1.00, -1.00]" in found.sentences[0]
     means = table[(table["kind"] == "grid")].pivot(index="method", columns="variant", values="mean")
-    assert f"moves by up to {(means['4'] - means['2']).abs().max():.2f} (c)" in lines[2]
-    assert "grids -1.00 [-1.00, -1.00]" in stability.headline(table, agreed)
+    spreads = stability.spreads(table).set_index(["kind", "method"])["spread"]
+    assert spreads["grid"].to_dict() == pytest.approx((means["4"] - means["2"]).abs().to_dict())
 
 
 @pytest.mark.parametrize(

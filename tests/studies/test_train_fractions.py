@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from scipy import stats
 from sklearn.metrics import classification_report
 from torch import nn
 
@@ -14,12 +15,12 @@ from idsds.common.settings import SettingsError
 from idsds.datasets import create_dataset
 from idsds.models import MODELS, create_model, register_model
 from idsds.plots import train_fractions as plot
-from idsds.studies.infidelity_sensitivity.study import InfidelitySettings, judge
-from idsds.studies.train_fractions import TrainFractionSettings, findings, members, plan_table, quality, train_fractions
+from idsds.studies.infidelity_sensitivity import InfidelitySensitivity
+from idsds.studies.train_fractions import TrainFractions, findings
 from idsds.training import checkpoints as stages
 from idsds.training.checkpoints import plan_training
 
-from .datasets.conftest import write_classes
+from ..datasets.conftest import write_classes
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 
@@ -50,7 +51,7 @@ def settings(**changes):
         "device": "cpu",
         "output": "runs/x/train_fractions",
     }
-    return TrainFractionSettings(**{**given, **changes})
+    return TrainFractions(**{**given, **changes})
 
 
 def test_the_addresses_of_all_images_are_those_before_there_were_shares(monkeypatch):
@@ -78,13 +79,13 @@ def test_a_share_is_what_every_stage_trains_on_and_no_other_split_is_cut():
 
 def test_from_settings_to_the_table(home, monkeypatch):
     asked = settings(seeds=[0, 1])
-    plan = plan_table(asked)
+    plan = asked.plan_table()
     assert not plan["cached"].any()
     assert (plan["images_left"] == 2 * plan["train_images"]).all()
-    table = train_fractions(asked, progress=False)
+    table = asked.run(progress=False).table
     assert len(table) == 4
-    assert plan_table(asked)["images_left"].sum() == 0
-    member = members(asked)[1]
+    assert asked.plan_table()["images_left"].sum() == 0
+    member = asked.members()[1]
     test = create_dataset("digits", "test", normalisation=member.stage.split("test").normalisation)
     model = create_model("small_study", num_classes=10, checkpoint=member.stage.path)
     with torch.no_grad():
@@ -104,14 +105,19 @@ def test_from_settings_to_the_table(home, monkeypatch):
 
     monkeypatch.setattr(stages, "_run", never)
     monkeypatch.setattr("idsds.studies.train_fractions.predicted", never)
-    assert train_fractions(asked, progress=False).equals(table)
+    assert asked.run(progress=False).table.equals(table)
 
     said = findings(table)
-    gain = 100 * (cells := table.pivot_table(index="seed", columns="fraction", values="accuracy"))[1.0].sub(cells[0.2]).median()
-    assert f"{gain:+.1f} points" in said[1]
-    assert said[0] == f"4 models, of 2 training seeds each, judged on test images that nothing was chosen on ({len(test)} on digits)."
-    assert f"above 0 in {(table['precision_excess_low'] > 0).sum()}, below 0 in {(table['precision_excess_high'] < 0).sum()})" in said[2]
-    assert "Between 2 training seeds" in said[3]
+    gains = 100 * (cells := table.pivot_table(index="seed", columns="fraction", values="accuracy"))[1.0].sub(cells[0.2])
+    (gain,) = said.verdicts.to_dict("records")
+    half = stats.t.ppf(0.975, 1) * gains.std() / 2**0.5
+    assert (gain["gain in points"], gain["low"], gain["high"]) == pytest.approx((gains.mean(), gains.mean() - half, gains.mean() + half))
+    assert gain["verdict"] == ("supported" if gain["low"] > 0 else "not supported")
+    assert gain["steps that lower it"] == (gains < 0).sum()
+    assert f"from 20% to 100% of the training images: {gains.mean():+.1f} points" in said.sentences[0]
+    excess = [int((table[f"precision_excess_{end}"] * sign > 0).sum()) for end, sign in (("low", 1), ("high", -1))]
+    assert f"({excess[0]} intervals above 0, {excess[1]} below)" in said.sentences[1]
+    assert "Between 2 training seeds" in said.sentences[2]
     figure = plot(table)
     labels = [axes.get_ylabel() for axes in figure.axes]
     assert any("accuracy" in label and "higher is better" in label for label in labels)
@@ -120,11 +126,11 @@ def test_from_settings_to_the_table(home, monkeypatch):
 
 def test_fewer_test_images_are_the_first_of_the_fixed_order():
     asked = settings(fractions=[1.0])
-    assert quality(asked, 40, progress=False)["count"].tolist() == [40]
+    assert asked.quality(40, progress=False)["count"].tolist() == [40]
 
 
 def test_a_dry_run_measures_and_trains_nothing(home):
-    table = train_fractions(settings(dry_run=True), progress=False)
+    table = settings(dry_run=True).plan_table()
     assert {"images_per_second", "hours", "memory_gb"} <= set(table.columns)
     assert (table["hours"] > 0).all()
     assert table["hours"].iloc[1] / table["hours"].iloc[0] == pytest.approx(table["images_left"].iloc[1] / table["images_left"].iloc[0])
@@ -179,12 +185,12 @@ def test_the_full_size_params_on_tiny_folders(home, monkeypatch):
     assert len(given["datasets"]) * len(given["models"]) * len(given["fractions"]) == 75
     *others, last = given["datasets"]
     small = {"datasets": others, "models": ["resnet18"], "checkpoints": {"resnet18": "pretrained"}, "fractions": [0.2]}
-    everywhere = train_fractions(TrainFractionSettings(**{**given, **small}), progress=False)
+    everywhere = TrainFractions(**{**given, **small}).run(progress=False).table
     assert everywhere["dataset"].tolist() == others
     assert (everywhere["train_images"] <= 4).all()
     assert (everywhere["train_images"] >= 2).all()
     one = {**given, "datasets": [last], "fractions": [0.2]}
-    table = train_fractions(TrainFractionSettings(**one), progress=False)
+    table = TrainFractions(**one).run(progress=False).table
     assert table["model"].tolist() == given["models"]
     assert table["count"].tolist() == [2] * 3
 
@@ -194,7 +200,7 @@ def test_the_full_size_params_on_tiny_folders(home, monkeypatch):
     methods = [name for name in metrics["methods"] if name not in ("IG", "GradientSHAP")]  # too slow for a test
     metrics |= {"epochs": 1, "workers": 0, "device": "cpu", "datasets": [last], "fractions": [0.2], "models": ["resnet18"]}
     metrics |= {"checkpoints": {"resnet18": "pretrained"}, "methods": methods, "images": 2, "samples": 2}
-    judged = judge(InfidelitySettings(**metrics), progress=False)
+    judged = InfidelitySensitivity(**metrics).judge(progress=False)
     assert judged["method"].tolist() == methods
     assert (judged["nan"] == 0).all()
     assert judged["accuracy"].tolist() == [table["accuracy"].iloc[0]] * len(methods)

@@ -1,1 +1,5 @@
 """Infidelity, sensitivity and model quality."""
+
+from idsds.studies.infidelity_sensitivity.study import InfidelitySensitivity
+
+__all__ = ["InfidelitySensitivity"]

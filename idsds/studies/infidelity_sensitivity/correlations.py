@@ -1,6 +1,6 @@
 """Do what metrics say of many models and how good these are go together? Rank correlations at three levels, and methods beside a control.
 
-The table is that of :func:`idsds.studies.infidelity_sensitivity.study.judge`, or the 75 printed rows of the study
+The table is that of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`, or the 75 printed rows of the study
 (burnpiro/xai-correlation).
 """
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from idsds.statistics.grouped import FEWEST, jackknife_interval, mean_of_groups, partial, spearman, without_each
 from idsds.statistics.intervals import check_options
+from idsds.statistics.verdicts import verdicts
 
 #: What is correlated, and what each is called.
 MEASURES = {
@@ -23,7 +24,7 @@ MEASURES = {
     "relative": "infidelity, scales of map and logit taken out",
     "sensitivity": "max-sensitivity",
     "change": "squared change of the logit (no map)",
-    "forecast": "squared forecast of the map, its own scale",
+    "forecast": "squared change that the map predicts, its own scale",
 }
 QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
 #: Within what the models are ranked, so that only models that share it are compared with each other.
@@ -35,10 +36,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
 WITHIN = list(LEVELS)[-1]
 #: What tells whether a measure says more of a model's quality than the logit's scale does.
 GIVEN = " given change"
-#: The map that knows nothing of the model.
+#: The random map.
 CONTROL = "Random"
-#: A measure follows another where their Spearman correlation is above this.
-FOLLOWS = 0.8
 
 
 def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -142,15 +141,16 @@ def _matrices(table: pd.DataFrame, columns: list[str]) -> list[_Matrices]:
 
 
 def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """How far each method's relative infidelity is below that of a map that knows nothing, on the same models.
+    """How far each method's relative infidelity is below that of a random map, on the same models.
 
     Args:
-        table: from :func:`idsds.studies.infidelity_sensitivity.study.judge`.
+        table: from :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`.
         confidence: of Student's t over the groups' mean differences (a group: an architecture on a data set).
 
     Returns:
         One row per method but :data:`CONTROL`: ``difference`` of ``relative`` (method - control; below 0: the method is better), the mean
-        of the groups', with ``low`` and ``high``; ``models`` that have both, ``groups``, ``interval``. No rows where there is no control.
+        of the groups', with ``low`` and ``high``; the ``verdict`` that it is below 0; ``models`` that have both, ``groups``, ``interval``.
+        No rows where there is no control.
     """
     check_options(confidence)
     identity = ["dataset", "model", "fraction", "seed"]
@@ -162,9 +162,9 @@ def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame
         difference, low, high = mean_of_groups(own, confidence)
         interval = f"{100 * confidence:g} % t interval over {len(own)} groups of models"
         interval = f"no interval: {len(own)} groups of models" if np.isnan(low) else interval
-        facts = {"method": method, "difference": difference, "low": low, "high": high}
+        facts = {"method": method, "difference": difference, "low": low, "high": high, "verdict": str(verdicts(-high, -low))}
         rows.append({**facts, "models": len(both), "groups": len(own), "interval": interval})
-    return pd.DataFrame(rows, columns=["method", "difference", "low", "high", "models", "groups", "interval"])
+    return pd.DataFrame(rows, columns=["method", "difference", "low", "high", "verdict", "models", "groups", "interval"])
 
 
 def study_table() -> pd.DataFrame:

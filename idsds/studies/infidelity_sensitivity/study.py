@@ -5,11 +5,11 @@ logits change more has a higher infidelity whatever its maps are. Three readings
 
 * ``raw``: as the paper defines it and the study used it;
 * ``normalised``: each map is first multiplied by the factor that suits it best, so that its scale does not matter;
-* ``relative``: that, divided by the infidelity of a map of zeros, which is the mean squared change of the logit: 0 where the map foretells
-  every change. The model's scale does not matter either. The factor is fitted on the very perturbations that then judge it, so that a map
-  that knows nothing is at about 1 - 1 / samples (0.9 with 10) and not at 1: what counts is how far a method is below ``Random``.
+* ``relative``: that, divided by the infidelity of a map of zeros, which is the mean squared change of the logit: 0 where the map predicts
+  every change. The model's scale does not matter either. The factor is fitted on the very perturbations that then judge it, so that a
+  random map is at about 1 - 1 / samples (0.9 with 10) and not at 1: what counts is how far a method is below ``Random``.
 
-With p what the map foretells and c what the logit does, raw infidelity is ``E[p^2] - 2 E[p c] + E[c^2]``: the map's own scale
+With p the change that the map predicts and c that of the logit, raw infidelity is ``E[p^2] - 2 E[p c] + E[c^2]``: the map's own scale
 (``forecast``), how well the two go together, and the logit's (``change``). Whether ``raw`` says more of a model's quality than ``change``
 does, its partial correlation given ``change`` tells.
 
@@ -18,94 +18,31 @@ Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurI
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from idsds.evaluation.evaluate import evaluate
+from idsds import plots
 from idsds.methods.base import TENFOLD
 from idsds.protocols.infidelity import Perturbation
 from idsds.statistics.intervals import bca, check_options, rng_for
 from idsds.statistics.means import mean_interval
-from idsds.studies.base import MethodName
-from idsds.studies.train_fractions import IDENTITY, ModelsSettings, members, quality
+from idsds.studies.base import MethodName, Result
+from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, study_table
+from idsds.studies.infidelity_sensitivity.findings import findings
+from idsds.studies.train_fractions import IDENTITY, ManyModels
 
 ZERO = "map of zeros"
 
 
-class InfidelitySettings(ModelsSettings):
-    """What ``params/*/infidelity_sensitivity.yaml`` may say; ``images`` are explained, quality is measured on all test images."""
-
-    methods: Annotated[list[MethodName], Field(min_length=1)]
-    images: PositiveInt
-    perturbation: Perturbation = "gaussian"
-    sigma: Annotated[float, Field(gt=0)] = 0.1
-    radius: Annotated[float, Field(gt=0)] = 0.02
-    samples: PositiveInt = 10
-
-
 def zero_map(images: Tensor, targets: Tensor) -> Tensor:
-    """A map that foretells no change: its infidelity is the mean squared change of the logit."""
+    """A map that predicts no change: its infidelity is the mean squared change of the logit."""
     return images[:, :1] * 0
-
-
-def judge(settings: InfidelitySettings, *, dry_run: bool | Literal["measure"] = False, progress: bool = True) -> pd.DataFrame:
-    """Infidelity, max-sensitivity and quality of every model and method; models that are not cached are trained first.
-
-    Args:
-        settings: validated.
-        dry_run: return the passes that it takes, per data set, model and computation, and do nothing; ``measure`` times a few batches too.
-        progress: whether to show bars.
-
-    Returns:
-        One row per model and method: what identifies the model; the columns of :func:`per_model`, of which ``interval`` says what all
-        intervals of the table cover; those of :func:`idsds.studies.train_fractions.quality`; ``samples`` of the settings and ``chance``,
-        1 / classes.
-    """
-    everyone = members(settings)
-    # First, as it trains what is missing on the devices of the settings.
-    qualities = pd.DataFrame() if dry_run else quality(settings, progress=progress)
-    frames = []
-    for dataset, group in groupby(everyone, key=lambda member: member.dataset):
-        mine = list(group)
-        for protocol, methods, options in _protocols(settings):
-            found = evaluate(
-                {member.name: member.stage for member in mine},
-                methods,
-                dataset,
-                protocol,
-                settings.images,
-                output=f"{settings.output}/{dataset}/{protocol}",
-                dry_run=dry_run,
-                progress=progress,
-                device=settings.device,
-                precision=settings.precision,
-                **options,
-            )
-            frames.append(found.assign(dataset=dataset, protocol=protocol, name=found["model"]).drop(columns="model"))
-    table = pd.concat(frames, ignore_index=True)
-    if dry_run:
-        return table
-    table = per_model(table)
-    chances = {member.dataset: 1 / member.stage.split("test").num_classes for member in everyone}
-    identity = pd.DataFrame([{**member.identity, "name": member.name} for member in everyone])
-    covered = f"{table['interval'].iloc[0]}; of the quality {qualities['interval'].iloc[0]}"
-    table = identity.merge(table, on=["dataset", "name"]).merge(qualities.drop(columns="interval"), on=list(IDENTITY)).drop(columns="name")
-    return table.assign(samples=settings.samples, chance=table["dataset"].map(chances), interval=covered)
-
-
-def _protocols(settings: InfidelitySettings) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Protocol, methods and options of the two evaluations of a data set."""
-    names = dict.fromkeys(settings.methods)
-    tenfold = dict.fromkeys(f"{name}{TENFOLD}" for name in settings.methods)
-    noise = {"perturbation": settings.perturbation, "sigma": settings.sigma}
-    yield "infidelity", {**names, **tenfold, ZERO: zero_map}, {**noise, "samples": settings.samples}
-    yield "max_sensitivity", names, {"radius": settings.radius, "samples": settings.samples}
 
 
 def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
@@ -117,7 +54,7 @@ def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 
 
     Returns:
         One row per data set, model ``name`` and method: ``raw`` and ``normalised`` infidelity, and those of the map times ten, ``raw_x10``
-        and ``normalised_x10``; ``change``, the infidelity of a map of zeros; ``forecast``, the mean square of what the map foretells
+        and ``normalised_x10``; ``change``, the infidelity of a map of zeros; ``forecast``, the mean square of what the map predicts
         (solved from the raw ones image by image, then averaged); all in squared logits; ``relative`` = ``normalised`` / ``change``, both
         summed over the images; ``sensitivity``; ``_low`` and ``_high`` of raw, relative and sensitivity; ``images`` with a score, ``nan``
         without, and of max-sensitivity ``sensitivity_images`` and ``sensitivity_nan``; ``family`` of the method; ``interval``, what is
@@ -180,3 +117,62 @@ def _mean(values: np.ndarray) -> np.ndarray:
     """The mean of the finite values of each column, NaN without any."""
     finite = np.isfinite(values)
     return np.divide(np.where(finite, values, 0).sum(axis=0), count := finite.sum(axis=0), out=np.full(len(count), np.nan), where=count > 0)
+
+
+class InfidelitySensitivity(ManyModels):
+    """Hold infidelity and max-sensitivity against the quality of models.
+
+    ``images`` are explained, quality is measured on all test images. The models are those of :mod:`idsds.studies.train_fractions`.
+    """
+
+    PLAN_BY = ("label",)
+
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    images: PositiveInt
+    perturbation: Perturbation = "gaussian"
+    sigma: Annotated[float, Field(gt=0)] = 0.1
+    radius: Annotated[float, Field(gt=0)] = 0.02
+    samples: PositiveInt = 10
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Both protocols on each data set."""
+        names = dict.fromkeys(self.methods)
+        tenfold = dict.fromkeys(f"{name}{TENFOLD}" for name in self.methods)
+        noise = {"perturbation": self.perturbation, "sigma": self.sigma}
+        protocols: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "infidelity": ({**names, **tenfold, ZERO: zero_map}, noise),
+            "max_sensitivity": (names, {"radius": self.radius}),
+        }
+        runs = {}
+        for dataset, members in groupby(self.members(), key=lambda member: member.dataset):
+            models = {member.name: member.stage for member in members}
+            for protocol, (methods, options) in protocols.items():
+                where = {"dataset": dataset, "protocol": protocol, "output": f"{self.output}/{dataset}/{protocol}"}
+                machine = {"device": self.device, "precision": self.precision, "images": self.images, "samples": self.samples}
+                runs[f"{dataset}, {protocol}"] = {"models": models, "methods": methods, **where, **machine, **options}
+        return runs
+
+    def judge(self, progress: bool = True) -> pd.DataFrame:
+        """Measure infidelity, max-sensitivity and quality of every model and method; models that are not cached are trained first.
+
+        Returns:
+            One row per model and method: what identifies the model; the columns of :func:`per_model`, of which ``interval`` says what all
+            intervals of the table cover; those of :meth:`ManyModels.quality`; ``samples`` of the settings and ``chance``, 1 / classes.
+        """
+        # First, as it trains what is missing on the devices of the settings.
+        qualities = self.quality(progress=progress)
+        table = per_model(self.records(progress).rename(columns={"model": "name"}))
+        members = self.members()
+        chances = {member.dataset: 1 / member.stage.split("test").num_classes for member in members}
+        identity = pd.DataFrame([{**member.identity, "name": member.name} for member in members])
+        covered = f"{table['interval'].iloc[0]}; of the quality {qualities['interval'].iloc[0]}"
+        table = identity.merge(table, on=["dataset", "name"]).merge(qualities.drop(columns="interval"), on=list(IDENTITY))
+        table = table.drop(columns="name")
+        return table.assign(samples=self.samples, chance=table["dataset"].map(chances), interval=covered)
+
+    def _run(self, progress: bool) -> Result:
+        table, study = self.judge(progress), study_table()
+        ours, theirs = correlations(table), correlations(study)
+        draw = partial(plots.infidelity_sensitivity, table, ours, study, theirs, columns=self.columns)
+        tables = {"": table, "correlations": ours, "controls": beside_random(table), "study": theirs}
+        return Result(self.stem, tables, findings(table, ours, theirs), draw)

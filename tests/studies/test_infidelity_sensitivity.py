@@ -128,10 +128,11 @@ def test_what_is_said_is_computed(study, theirs):
     ours = correlations(table)
     silent = ours[(ours["method"] == "Random") & (ours["measure"] == "sensitivity")]
     assert silent["spearman"].isna().all(), "a control that never changes has no correlation, not one of 0"
-    said = findings(table, ours, theirs)
+    judged = claims(table, ours, theirs)
+    said = findings(judged, theirs)
     found = spearmanr(table_of()["raw"][:24], table_of()["change"][:24]).statistic
     assert found > 0.8
-    rows = said.verdicts.set_index(["claim", "models", "level"])
+    rows = judged.set_index(["claim", "models", "level"])
     follows = rows.loc[next(claim for *_, claim, _ in CLAIMS), "ours", "all models"]
     assert follows[["lowest", "highest"]].tolist() == pytest.approx([found, found])
     assert follows[["nets", "methods", "supported", "contradicted"]].tolist() == [24, 2, 2, 0]
@@ -143,6 +144,7 @@ def test_what_is_said_is_computed(study, theirs):
     assert printed["the study's, weighted_precision"] == pytest.approx(0.45, abs=0.005)
     assert printed["the study's, macro_f1"] == pytest.approx(0.56, abs=0.005)
     assert len(said.sentences) == 3
+    assert set(said.verdicts["models"]) == {"ours", "the study's, weighted_precision"}
     assert "raw +0.45 [" in said.sentences[2]
     figure = infidelity_sensitivity(table, ours, study, theirs)
     assert figure.subfigs[0].axes[0].get_title() == "d, Gradient", "without the study's method it is the first"

@@ -27,14 +27,13 @@ CLAIMS = [
 ]
 
 
-def findings(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> Findings:
-    """State the main correlations, and count for each claim how many methods support it (see :func:`claims`).
+def findings(judged: pd.DataFrame, study: pd.DataFrame) -> Findings:
+    """State the main correlations, with the verdicts on the claims over all models.
 
     Args:
-        table: of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`.
-        ours, study: from :func:`idsds.studies.infidelity_sensitivity.correlations.correlations`, of it and of the study's rows.
+        judged: from :func:`claims`.
+        study: from :func:`idsds.studies.infidelity_sensitivity.correlations.correlations`, of the study's rows.
     """
-    judged = claims(table, ours, study)
     span = judged[(judged["models"] == "ours") & (judged["level"] == POOLED)].set_index("claim")
     span = {claim: f"{row.lowest:+.2f} to {row.highest:+.2f}" for claim, row in span.iterrows()}
     spans = {(measure, quality): span.get(claim, "undefined") for measure, quality, claim, _ in CLAIMS}
@@ -47,11 +46,16 @@ def findings(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> Fi
         f" {spans['sensitivity', 'accuracy']}. Lower is better for all of them.",
         f"The study's {study['models'].max()} models, weighted precision with infidelity (raw) and max-sensitivity: {', '.join(theirs)}.",
     ]
-    return Findings(sentences, judged)
+    shown = judged[(judged["level"] == POOLED) & judged["models"].isin(["ours", "the study's, weighted_precision"])]
+    return Findings(sentences, shown.drop(columns="level"))
 
 
 def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-    """Judge the claims by the intervals of the correlations of each method; arguments as of :func:`findings`.
+    """Judge the claims by the intervals of the correlations of each method; the middle level is left to the table of correlations.
+
+    Args:
+        table: of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`.
+        ours, study: from :func:`idsds.studies.infidelity_sensitivity.correlations.correlations`, of it and of the study's rows.
 
     Returns:
         One row per claim, models and level: ``lowest`` and ``highest`` Spearman correlation of the methods, the number of ``nets`` and of
@@ -85,7 +89,7 @@ def _as_accuracy(study: pd.DataFrame, quality: str) -> pd.DataFrame:
 
 
 def _counted(found: pd.DataFrame, sign: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Per level (that within data sets is left to the table of correlations) the extent over methods and the verdicts."""
+    """Per level the extent over methods and the verdicts."""
     for level in (POOLED, WITHIN):
         rows = found[found["level"] == level].dropna(subset="spearman")
         if len(rows):

@@ -34,7 +34,7 @@ from idsds.statistics.intervals import bca, check_options, rng_for
 from idsds.statistics.means import mean_interval
 from idsds.studies.base import MethodName, Result
 from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, study_table
-from idsds.studies.infidelity_sensitivity.findings import findings
+from idsds.studies.infidelity_sensitivity.findings import claims, findings
 from idsds.studies.train_fractions import IDENTITY, ManyModels
 
 ZERO = "map of zeros"
@@ -174,5 +174,6 @@ class InfidelitySensitivity(ManyModels):
         table, study = self.judge(progress), study_table()
         ours, theirs = correlations(table), correlations(study)
         draw = partial(plots.infidelity_sensitivity, table, ours, study, theirs, columns=self.columns)
-        tables = {"": table, "correlations": ours, "controls": beside_random(table), "study": theirs}
-        return Result(self.stem, tables, findings(table, ours, theirs), draw)
+        judged = claims(table, ours, theirs)
+        tables = {"": table, "correlations": ours, "controls": beside_random(table), "study": theirs, "claims": judged}
+        return Result(self.stem, tables, findings(judged, theirs), draw)

@@ -65,10 +65,7 @@ def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.D
     parts = [("ours", ours[ours["method"].isin(methods)]), (f"ours, {CONTROL}", ours[ours["method"] == CONTROL])]
     if "chance" in table and 0 < (low := at_chance(table)).sum() < len(table):
         parts.append(("ours above chance", correlations(table[~low & table["method"].isin(methods)])))
-    parts += [
-        ("the study's, weighted precision", _as_accuracy(study, "weighted_precision")),
-        ("the study's, F1", _as_accuracy(study, "macro_f1")),
-    ]
+    parts += [(f"the study's, {name}", _as_accuracy(study, name)) for name in ("weighted_precision", "macro_f1")]
     rows = [
         {"claim": claim, "models": models, "level": level, **facts}
         for measure, quality, claim, sign in CLAIMS

@@ -207,28 +207,56 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
             columns[i].begin(())
         for i, names in step.groups.items():
             records[i].begin(names)
-        for images, targets, image_ids in batches(job.dataset, step.indices, batch_size(plan, job)):
-            if not image_ids:  # none of them could be read
-                continue
-            batch = on_plan(plan, job, images, targets, image_ids)
-            prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
-            for i, frame in stored.items():
-                if i not in step.grids:
-                    rows = frame.loc[list(image_ids)]
-                    prepared[i] = {name: _tensor(rows[name], plan.device) for name in rows.columns}
-            for i in step.grids:
-                with columns[i].computing(preparer, image_ids), autocast(plan):
-                    prepared[i] = prepare(plan, job, preparer, batch, plan.grids[i])
-                    frame = _frame({"image_id": image_ids, **prepared[i]})
-                columns[i].frames.append(frame)
-                advance(sum(plan.prepare_passes(plan.grids[i])) * len(image_ids))
-            for i in step.groups:
-                with records[i].computing(model, image_ids), autocast(plan):
-                    frame = score(plan, job, model, methods[i], batch, prepared)
-                records[i].frames.append(frame)
-                advance(sum(job.passes[i] or (0, 0)) * len(image_ids))
-        for file in (*(columns[i] for i in step.grids), *(records[i] for i in step.groups)):
+        files = [*(columns[i] for i in step.grids), *(records[i] for i in step.groups)]
+        try:
+            _run_step(plan, job, step, (model, preparer), methods, stored, columns, records, advance)
+        except BaseException:  # what was computed before is kept
+            for file in files:
+                file.end(task.images)
+            _written(task, columns, records)
+            raise
+        for file in files:
             file.end(task.images)
+    return _written(task, columns, records)
+
+
+def _run_step(
+    plan: Plan,
+    job: Job,
+    step: Step,
+    models: tuple[nn.Module, Any],
+    methods: Mapping[int, Sequence[Method]],
+    stored: Mapping[int, pd.DataFrame],
+    columns: Mapping[int, _File],
+    records: Mapping[int, _File],
+    advance: Advance,
+) -> None:
+    """Compute what a step lacks, batch by batch; ``models`` are the net and, for what no method depends on, the compiled one."""
+    model, preparer = models
+    for images, targets, image_ids in batches(job.dataset, step.indices, batch_size(plan, job)):
+        if not image_ids:  # none of them could be read
+            continue
+        batch = on_plan(plan, job, images, targets, image_ids)
+        prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
+        for i, frame in stored.items():
+            if i not in step.grids:
+                rows = frame.loc[list(image_ids)]
+                prepared[i] = {name: _tensor(rows[name], plan.device) for name in rows.columns}
+        for i in step.grids:
+            with columns[i].computing(preparer, image_ids), autocast(plan):
+                prepared[i] = prepare(plan, job, preparer, batch, plan.grids[i])
+                frame = _frame({"image_id": image_ids, **prepared[i]})
+            columns[i].frames.append(frame)
+            advance(sum(plan.prepare_passes(plan.grids[i])) * len(image_ids))
+        for i in step.groups:
+            with records[i].computing(model, image_ids), autocast(plan):
+                frame = score(plan, job, model, methods[i], batch, prepared)
+            records[i].frames.append(frame)
+            advance(sum(job.passes[i] or (0, 0)) * len(image_ids))
+
+
+def _written(task: Task, columns: Mapping[int, _File], records: Mapping[int, _File]) -> dict[int, pd.DataFrame]:
+    """Write the files of a shard, or return the frames of records that have none."""
     shared = record_cache()
     for file in columns.values():
         if file.path is not None:

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 import idsds
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import create_dataset, fixed_order
+from idsds.methods.base import MethodError
 
 METHODS = ["Gradient", "IxG", "IxG abs", "IxG-SG", "Grad-CAM", "Random"]
 
@@ -621,3 +622,23 @@ def test_one_thing_under_two_names_has_records_under_both(tmp_path):
     for output in (None, tmp_path):
         records = idsds.evaluate(nets, {"one": mine, "two": mine}, own_data(), images=6, output=output, progress=False)
         assert records.groupby(["model", "method"]).size().to_dict() == {(m, n): 6 for m in "ab" for n in ("one", "two")}
+
+
+@pytest.mark.parametrize("fails_at", [3, 0])
+def test_a_method_that_raises_is_named_and_what_was_computed_before_is_kept(tmp_path, fails_at):
+    net, calls = Linear(), []
+
+    def fragile(images, targets):
+        calls.append(len(images))
+        if len(calls) == fails_at + 1:
+            raise IndexError("on purpose")
+        return images
+
+    arguments = {"dataset": own_data(), "images": 12, "grid": 2, "batch_size": 2, "progress": False, "output": tmp_path / "r"}
+    methods = {"IxG": None, "fragile": fragile}
+    with pytest.raises(MethodError, match=r"method 'fragile' on 'my net' raised IndexError for the images \d+, \d+: on purpose"):
+        idsds.evaluate({"my net": net}, methods, **arguments)
+    plan = idsds.evaluate({"my net": net}, ["IxG"], **arguments, dry_run="measure")
+    left = plan[plan.work == "deletions"].images_left.item()
+    assert left == 12 - 2 * (fails_at + 1)  # the drops of the batch in which it raised are there as well
+    assert len(idsds.evaluate({"my net": net}, {"IxG": None, "fragile": lambda images, targets: images}, **arguments)) == 24

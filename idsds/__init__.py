@@ -1,8 +1,47 @@
 """Measure the attribution quality of vision models: IDSDS and its rivals, from records to figures.
 
-The public names stand in ``__init__.pyi``. Each is imported when it is first used, so that ``import idsds`` costs next to nothing.
+The public names, each by the module that it is imported from when it is first used, so that ``import idsds`` costs next to nothing.
 """
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "common",
+        "datasets",
+        "evaluation",
+        "methods",
+        "models",
+        "plots",
+        "protocols",
+        "published",
+        "statistics",
+        "studies",
+        "training",
+    ],
+    submod_attrs={
+        "common.interventions": ["list_baselines"],
+        "common.registry": ["UnknownNameError"],
+        "common.settings": ["SettingsError"],
+        "datasets": ["create_dataset", "list_datasets", "register_dataset"],
+        "evaluation.evaluate": ["evaluate"],
+        "evaluation.records": ["load_records"],
+        "methods": ["as_method", "create_method", "list_methods", "register_method"],
+        "models": ["create_model", "describe", "list_models", "register_model"],
+        "protocols": ["list_protocols", "register_protocol"],
+        "protocols.incremental_deletion": ["incremental_deletion"],
+        "protocols.single_deletion": ["SingleDeletionScore", "deletion_drops", "patch_sums", "rank_correlation"],
+        "statistics": [
+            "images_needed",
+            "kendalls_w",
+            "krippendorffs_alpha",
+            "nested_bootstrap",
+            "null_band",
+            "paired_differences",
+            "rank",
+            "ranking_with_ties",
+        ],
+        "training.own": ["finetune"],
+    },
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -298,7 +299,7 @@ def score(
             for settings, columns in zip(plan.grids, prepared, strict=True):
                 ready = {name: values[some] for name, values in columns.items()}
                 found = plan.protocol.function(model, judged, part, ready, **settings)
-                plain = {name: value for name, value in settings.items() if not isinstance(value, Tensor)}
+                plain = {name: _in_a_cell(value) for name, value in settings.items() if not isinstance(value, Tensor)}
                 for method in methods:
                     identity = {"model": job.model, "method": method.name, "seed": job.seed, "image_id": part.image_ids}
                     facts = {"target": part.targets, "dataset": plan.dataset, "protocol": plan.protocol.name, "family": method.entry.family}
@@ -345,6 +346,11 @@ def autocast(plan: Plan) -> torch.autocast:
     """The precision of a plan."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(plan.precision, torch.float32)
     return torch.autocast(plan.device, dtype=dtype, enabled=plan.precision != "32-true")
+
+
+def _in_a_cell(setting: Any) -> Any:
+    """A setting as one value of a column: a mapping or a sequence as JSON."""
+    return json.dumps(setting) if isinstance(setting, (Mapping, list, tuple)) else setting
 
 
 def _frame(columns: Mapping[str, Any]) -> pd.DataFrame:

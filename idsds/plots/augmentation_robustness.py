@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.style import COLUMNS, STYLE, look_of
-from idsds.studies.augmentation_robustness import plain, unchanging
 
 # measure: (label, offset of its marks from the middle, its mark). A panel has one method and one colour: the shape shows the measure.
 MEASURES: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -28,7 +27,7 @@ def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None 
     """Draw one page per model, with one panel per method.
 
     Args:
-        table: the means of :func:`idsds.studies.augmentation_robustness.measure`. An augmentation that changes no image is not drawn,
+        table: the means of the study ``augmentation_robustness``. An augmentation that changes no image is not drawn,
             and a note says so.
         published: method, augmentation, ssim: the study's values (:func:`idsds.published.xai_correlation_ssim`); None: none are drawn.
         columns: width of the figure, in columns of a paper.
@@ -107,3 +106,13 @@ def _legend(interval: str, published: bool) -> list[Line2D]:
     handles = [Line2D([], [], label=label, color="#444444", linestyle="", **mark) for label, _, mark in MEASURES.values()]
     handles.append(Line2D([], [], color="#444444", linewidth=1.0, label=interval))
     return [*handles, Line2D([], [], label="SSIM printed by the study (G'MIC's filters)", **STUDY)] if published else handles
+
+
+def unchanging(table: pd.DataFrame) -> list[str]:
+    """Return the augmentations that change no image, as more colour does to grey ones."""
+    return [name for name in dict.fromkeys(table["augmentation"]) if not table.loc[table["augmentation"] == name, "changed"].any()]
+
+
+def plain(name: str) -> str:
+    """Return an augmentation's name for the axis."""
+    return name.replace("_", " ").replace(" degrees", "°")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -13,7 +14,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from idsds.plots.style import COLUMNS, DIVERGING, STYLE, WITHIN
-from idsds.studies.how_infidelity_works.study import InfidelityWalk, Step
 
 # Inches: what is written above and below a picture of the strip of maps, a row, the legend and notes.
 WRITTEN, ROW, NOTES = 0.76, 1.2, 0.75
@@ -38,12 +38,12 @@ NOTE = (
 )
 
 
-def how_infidelity_works(walk: InfidelityWalk, table: pd.DataFrame, *, columns: int = 2) -> Figure:
+def how_infidelity_works(walk: Any, table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw the image, two maps and the optimal maps; below, a row per perturbation, from the change to the error of each map.
 
     Args:
-        walk: from :func:`idsds.studies.how_infidelity_works.study.explain_infidelity`.
-        table: of it, from :func:`idsds.studies.how_infidelity_works.findings.steps_table`.
+        walk: from the study ``how_infidelity_works``, which describes its attributes.
+        table: of it, from the same study: a row per perturbation and map.
         columns: width of the figure, in columns of a paper.
     """
     drawn = list(walk.steps[0].products)
@@ -56,7 +56,7 @@ def how_infidelity_works(walk: InfidelityWalk, table: pd.DataFrame, *, columns: 
         grid = body.subplots(len(walk.steps), 4 + len(drawn), squeeze=False, width_ratios=[1] * (2 + len(drawn)) + [1.2, 1.8])
         for axes, step in zip(grid, walk.steps, strict=True):
             _pictures(axes[: 2 + len(drawn)], step)
-            _foretold(axes[-2], step)
+            _predicted(axes[-2], step)
             _infidelities(axes[-1], table[table["perturbation"] == step.name], step)
         titles = [
             "taken away: d",
@@ -73,7 +73,7 @@ def how_infidelity_works(walk: InfidelityWalk, table: pd.DataFrame, *, columns: 
     return figure
 
 
-def _maps(figure: SubFigure, walk: InfidelityWalk, table: pd.DataFrame) -> None:
+def _maps(figure: SubFigure, walk: Any, table: pd.DataFrame) -> None:
     drawn = list(walk.steps[0].products)
     image, *rest = figure.subplots(1, 1 + len(drawn) + len(walk.steps), squeeze=False)[0]
     image.imshow(walk.picture.clip(0, 1))
@@ -84,17 +84,17 @@ def _maps(figure: SubFigure, walk: InfidelityWalk, table: pd.DataFrame) -> None:
     for axes, name in zip(rest, drawn, strict=False):
         _signed(axes, walk.maps[name])
         axes.set_title(f"map:\n{name}", fontsize=SMALL)
-    likeness = table[table["map"] == walk.settings.optimal].set_index("perturbation")["cosine_with_gradient"]
+    similarity = table[table["map"] == walk.settings.optimal].set_index("perturbation")["cosine_with_gradient"]
     for axes, step in zip(rest[len(drawn) :], walk.steps, strict=True):
-        cosine = likeness[step.name]
+        cosine = similarity[step.name]
         _signed(axes, step.optimal, "" if np.isnan(cosine) else f"cosine {_number(cosine, '.3f')}")
         axes.set_title(f"optimal, {step.name}".replace(", ", ",\n"), fontsize=SMALL)
-    cosines = "" if likeness.isna().all() else "; cosine: with Gradient's"
+    cosines = "" if similarity.isna().all() else "; cosine: with Gradient's"
     sought = walk.settings.optimal.removeprefix("optimal (").removesuffix(")")
     figure.suptitle(f"The maps. Optimal: that of least infidelity under each perturbation, sought on {sought}{cosines}", fontsize=7)
 
 
-def _pictures(row: np.ndarray, step: Step) -> None:
+def _pictures(row: np.ndarray, step: Any) -> None:
     taken, left, *products = row
     _signed(taken, step.taken)
     taken.set_ylabel(step.name.replace(", ", ",\n"), fontsize=7)
@@ -104,7 +104,7 @@ def _pictures(row: np.ndarray, step: Step) -> None:
     before, after = (_number(value, f".{digits}f") for value in (step.logit, step.logit - change))
     _caption(left, f"{before} → {after}", f"falls by {_number(change)}")
     for axes, (name, product) in zip(products, step.products.items(), strict=True):
-        _signed(axes, product, f"foretells {_number(step.foretold[name][0])}", first=True)
+        _signed(axes, product, f"predicts {_number(step.predicted[name][0])}", first=True)
 
 
 def _signed(axes: Axes, values: np.ndarray, more: str = "", *, first: bool = False) -> None:
@@ -127,10 +127,10 @@ def _number(value: float, form: str = ".2g") -> str:
     return f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
-def _foretold(axes: Axes, step: Step) -> None:
+def _predicted(axes: Axes, step: Any) -> None:
     """Draw a mark per perturbation and map: the predicted over the actual change; on the line they are equal."""
     for look, name in zip(MARKS, step.products, strict=False):
-        axes.plot(step.changes, step.foretold[name], linestyle="", markersize=2.2, **look)
+        axes.plot(step.changes, step.predicted[name], linestyle="", markersize=2.2, **look)
     ends = [step.changes.min(), step.changes.max()]
     axes.plot(ends, ends, **RIGHT)
     axes.locator_params(axis="x", nbins=3)
@@ -138,7 +138,7 @@ def _foretold(axes: Axes, step: Step) -> None:
     axes.tick_params(labelsize=SMALL)
 
 
-def _infidelities(axes: Axes, rows: pd.DataFrame, step: Step) -> None:
+def _infidelities(axes: Axes, rows: pd.DataFrame, step: Any) -> None:
     """Draw two dots per map, unscaled above and optimally scaled below, beside the line of a zero map."""
     zero, floor = rows["map_of_zeros"].iloc[0], rows["floor"].iloc[0]
     shown = rows.iloc[:-1] if step.by_construction else rows

@@ -45,7 +45,7 @@ def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, colu
             names.append(f"{spread.method}{f' ({spread.model})' if several else ''}\n{spread.hyperparameter}")
             first = middles[-1] - (len(rows) - 1) / 2
             values += [_setting(left, row, first + number, marker, colour) for number, row in enumerate(rows.itertuples())]
-            _likeness(right, spread, middles[-1], marker, colour)
+            _similarity(right, spread, middles[-1], marker, colour)
         left.set_yticks(middles, names, fontsize=7)
         left.set_ylim(tops[-1], 0)
         left.set_xlabel("IDSDS at each setting (-1 to 1)\nhigher is better →", fontsize=7.5)
@@ -87,7 +87,7 @@ def _make_room(figure: Figure, axes: Axes, texts: list[Annotation]) -> None:
     axes.set_xlim(low, low + max(needed))
 
 
-def _likeness(axes: Axes, spread: Any, middle: float, marker: str, colour: str) -> None:
+def _similarity(axes: Axes, spread: Any, middle: float, marker: str, colour: str) -> None:
     """Draw, from above, the similarity by Spearman, by SSIM, and the deviation of the maps, each with its interval."""
     looks: list[tuple[str, str, str, dict[str, Any]]] = [
         ("spearman", "", colour, {"marker": marker, "markersize": 4.5}),

@@ -64,7 +64,7 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
     """Draw one row per variant of a protocol and one column per property; a white cell with a dash does not apply or is unknown.
 
     Args:
-        table: from :func:`idsds.studies.metric_sanity.study.measure`.
+        table: of the study ``metric_sanity``.
         columns: width of the figure, in columns of a paper.
     """
     rows = table.reset_index(drop=True)

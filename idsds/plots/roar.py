@@ -34,7 +34,7 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     Lines that coincide stay visible: those listed first are wider and lie below, and marks and intervals are drawn side by side.
 
     Args:
-        table: from :func:`idsds.statistics.retraining_curves`: model, method, family, kind, share, mean, low, high, interval, count;
+        table: from :func:`idsds.studies.roar.retraining_curves`: model, method, family, kind, share, mean, low, high, interval, count;
             explained_accuracy and chance are drawn where they are there.
         columns: width of the figure, in columns of a paper.
     """

@@ -31,7 +31,7 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
     A small number beside a point is the number of defined values, if some are undefined.
 
     Args:
-        table: from :func:`idsds.studies.sanity_checks.similarity_table`: model, method, family, check, depth, layers, similarity, mean,
+        table: from the study ``sanity_checks``: model, method, family, check, depth, layers, similarity, mean,
             low, high, count, undefined, maps.
         model: which one; None: the first.
         similarities: which of ``spearman``, ``absolute``, ``ssim``; None: all.

@@ -234,12 +234,11 @@ def save(
     stem: str | Path,
     tables: dict[str, pd.DataFrame] | pd.DataFrame,
     formats: Iterable[str] = ("png", "pdf"),
-    finding: str | Sequence[str] | None = None,
+    finding: str | None = None,
 ) -> list[Path]:
     """Save a figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
 
-    ``finding`` is what the figure shows in sentences of computed numbers, kept as ``stem.md`` for the profile's overview; several become a
-    list.
+    ``finding`` is what the figure shows, in Markdown with computed numbers, kept as ``stem.md`` for the profile's overview.
 
     Of several pages the second is ``stem_2.png`` and so on. No file holds a date, so that the same numbers give the same files.
     """
@@ -259,8 +258,7 @@ def save(
         written.append(path)
     if finding is not None:
         with atomic(stem.with_name(f"{stem.name}.md")) as partial:
-            lines = [finding] if isinstance(finding, str) else [f"- {line}" for line in finding]
-            partial.write_text("\n".join(line.strip() for line in lines) + "\n")
+            partial.write_text(finding.strip() + "\n")
         written.append(stem.with_name(f"{stem.name}.md"))
     return written
 

@@ -1,7 +1,7 @@
 """Sensitivity to hyperparameters: how much a method's map depends on settings that its paper leaves to the user.
 
 One hyperparameter is varied at a time while the others keep their values; the maps of one image are compared over all pairs of
-values. Compare with the effect on a score: :mod:`idsds.studies.hyperparameter_sensitivity` runs IDSDS with the same settings.
+values. Compare with the effect on a score: the notebook ``hyperparameter_sensitivity`` runs IDSDS with the same settings.
 
 Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to Hyperparameters", CVPR 2020 (arXiv 2003.08754).
 """
@@ -15,7 +15,6 @@ from itertools import combinations
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from idsds.common.registry import UnknownNameError
@@ -25,6 +24,7 @@ from idsds.protocols.base import Batch, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
 
 Values = Sequence[Any]
+Sweep = Mapping[str, Values]
 #: What is tried for each hyperparameter, whatever the method; ``layer`` depends on the model, see :func:`cam_layers`.
 SWEEPS: dict[str, Values] = {
     "steps": (5, 10, 25, 50, 100),
@@ -109,58 +109,28 @@ def spread(maps: Tensor) -> dict[str, Tensor]:
     }
 
 
-def plain_value(value: Any) -> Any:
-    """The value, as a number where it is a string that spells one: YAML takes ``1e-05`` for a string, having no decimal point."""
-    if isinstance(value, str) and any(character.isdigit() for character in value):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def parse_values(text: str) -> list[Any]:
-    """Values as they stand in a params file, ``"5, 10, 50"`` or ``"zeros, uniform per image"``.
-
-    Raises:
-        ValueError: where they are not plain values, or fewer than two different ones.
-    """
-    try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError as error:
-        raise ValueError(f"values must be plain values with commas between them, not {text!r}") from error
-    values = [plain_value(value) for value in values]
-    if any(isinstance(value, (list, dict, type(None))) for value in values):
-        raise ValueError(f"values must be plain values with commas between them, not {text!r}")
-    if len(set(map(repr, values))) < 2:
-        raise ValueError(f"values must be at least two different ones, not {text!r}")
-    return values
-
-
-def settings_of(method: Method, option: str | None = None, values: str = "") -> dict[str, list[Method]]:
+def settings_of(method: Method, sweep: Sweep | None = None) -> dict[str, list[Method]]:
     """Return, by hyperparameter, the method with each value; a method without hyperparameters appears once, unchanged, under ``""``.
+
+    Args:
+        method: of the registry.
+        sweep: the values to try, by hyperparameter; None: those of :data:`SWEEPS`.
 
     Raises:
         UnknownNameError: for an option that the method does not have.
-        ValueError: for values without an option, values that cannot be read, or an option without values in :data:`SWEEPS`.
+        ValueError: if there are not at least two different values of an option.
     """
-    if option is None:
-        if values:
-            raise ValueError(f"values={values!r} needs the option that it belongs to")
-        chosen: Mapping[str, Values] = sweeps_of(method)
-    elif option not in method.options:
-        raise UnknownNameError(f"option of method {method.name!r}", option, method.options)
-    elif values:
-        chosen = {option: parse_values(values)}
-    elif option in (known := sweeps_of(method)):
-        chosen = {option: known[option]}
-    else:
-        raise ValueError(f"there are no values to try for {option!r} of {method.name!r}: give them as values='..., ...'")
-    return {name: [with_options(method, **{name: value}) for value in tried] for name, tried in chosen.items()} or {"": [method]}
+    for option, values in (sweep or {}).items():
+        if option not in method.options:
+            raise UnknownNameError(f"option of method {method.name!r}", option, method.options)
+        if isinstance(values, str) or len(set(map(repr, values))) < 2:
+            raise ValueError(f"sweep[{option!r}] must list at least two different values, not {values!r}")
+    tried = sweep or sweeps_of(method)
+    return {name: [with_options(method, **{name: value}) for value in values] for name, values in tried.items()} or {"": [method]}
 
 
-def _passes(methods: Sequence[Method], *, option: str | None = None, values: str = "", **_: Any) -> Passes:
-    return shared_passes([each for method in methods for tried in settings_of(method, option, values).values() for each in tried])
+def _passes(methods: Sequence[Method], *, sweep: Sweep | None = None, **_: Any) -> Passes:
+    return shared_passes([each for method in methods for tried in settings_of(method, sweep).values() for each in tried])
 
 
 @register_protocol(
@@ -177,8 +147,7 @@ def hyperparameter_sensitivity(
     batch: Batch,
     prepared: dict[str, Tensor],
     *,
-    option: str | None = None,
-    values: str = "",
+    sweep: Sweep | None = None,
     grid: int = 4,
     baseline: str = "zeros",
 ) -> dict[str, dict[str, Tensor]]:
@@ -193,14 +162,14 @@ def hyperparameter_sensitivity(
         methods: of the registry.
         batch: images (B, 3, H, W), targets, ids.
         prepared: not used.
-        option: the hyperparameter; None: all hyperparameters of the method in :data:`SWEEPS`.
-        values: values to try, such as ``"5, 10, 50"``; empty: those of :data:`SWEEPS`.
+        sweep: the values to try by hyperparameter, such as ``{"steps": [5, 10, 50]}``; None: all hyperparameters of the method in
+            :data:`SWEEPS`.
         grid, baseline: of the deletions that the net was fine-tuned on; they select the net and have no other effect.
 
     Raises:
         UnknownNameError, ValueError: see :func:`settings_of`.
     """
-    tried = {method.name: settings_of(method, option, values) for method in methods}
+    tried = {method.name: settings_of(method, sweep) for method in methods}
     flat = {each.name: each for sweeps in tried.values() for settings in sweeps.values() for each in settings}
     maps = shared_maps(list(flat.values()), batch.images, batch.targets, batch.image_ids)
     columns = {}

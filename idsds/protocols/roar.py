@@ -31,7 +31,7 @@ KINDS = get_args(Kind)
 Shown = Literal["remove", "keep", "mask"]
 MASK: Final = "mask"
 SOURCE = "Hooker et al., NeurIPS 2019 (arXiv 1806.10758)"
-CALL = "idsds.studies.roar.study.roar(RoarSettings(...)), or run notebooks/roar.ipynb"
+CALL = "idsds.studies.roar.Roar(...).run(), or run notebooks/roar.ipynb"
 
 
 def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Tensor:

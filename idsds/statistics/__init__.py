@@ -9,7 +9,6 @@ from idsds.statistics.intervals import covers_seeds, seed_interval
 from idsds.statistics.means import nested_bootstrap, null_band, rank
 from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
 from idsds.statistics.rankings import rank_agreement, rank_each
-from idsds.studies.roar.curves import mask_finding, retraining_areas, retraining_curves, retraining_findings
 
 __all__ = [
     "covers_seeds",
@@ -17,7 +16,6 @@ __all__ = [
     "images_needed",
     "kendalls_w",
     "krippendorffs_alpha",
-    "mask_finding",
     "nested_bootstrap",
     "null_band",
     "paired_differences",
@@ -25,8 +23,5 @@ __all__ = [
     "rank_agreement",
     "rank_each",
     "ranking_with_ties",
-    "retraining_areas",
-    "retraining_curves",
-    "retraining_findings",
     "seed_interval",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 
@@ -87,13 +88,23 @@ def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
     return low, high
 
 
-def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the ends of Wilson's (1927) score interval of a share in [0, 1], such as an accuracy; NaN if ``count`` is 0."""
+def wilson(successes: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the ends of Wilson's (1927) score interval of a share in [0, 1], such as an accuracy; NaN if ``count`` is 0.
+
+    ``successes`` need not be a whole number: it may be a mean over training seeds.
+
+    Raises:
+        ValueError: if ``successes`` is not in [0, ``count``].
+    """
     check_options(confidence)
+    if not 0 <= successes <= count:
+        raise ValueError(f"successes must be between 0 and {count}, not {successes}")
     if not count:
         return float("nan"), float("nan")
-    found = stats.binomtest(int(successes), int(count)).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    share, z = successes / count, float(stats.norm.ppf((1 + confidence) / 2))
+    middle, half = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return 0.0 if successes == 0 else (middle - half) / scale, 1.0 if successes == count else (middle + half) / scale
 
 
 def _group_sums(features: np.ndarray | sparse.csr_array) -> np.ndarray:

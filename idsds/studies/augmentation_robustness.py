@@ -1,4 +1,4 @@
-"""Robustness of attribution methods to rotations and photo filters: what :func:`idsds.plots.augmentation_robustness` draws.
+"""Robustness of attribution methods to rotations and photo filters.
 
 Source: the robustness experiment "Don't Augment Me" of the xai-correlation study.
 """
@@ -6,19 +6,21 @@ Source: the robustness experiment "Don't Augment Me" of the xai-correlation stud
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import Field
 from scipy import stats
 
-from idsds.evaluation.evaluate import evaluate
+from idsds import plots, published
 from idsds.protocols.robustness import ANGLES, FILTERS, Filters, Group, Similarity
 from idsds.statistics import paired_differences, rank, rank_agreement
 from idsds.statistics.intervals import percentile_ends, rng_for, weights
 from idsds.statistics.rankings import spearman, weighted_means
-from idsds.studies.base import RunSettings
+from idsds.statistics.verdicts import verdicts
+from idsds.studies.base import EvaluationStudy, Findings, Result
 
 MEASURES = get_args(Similarity)
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
@@ -29,11 +31,13 @@ MOST, LEAST = "the most robust", "the least robust"
 CLAIMS = {MOST: "Guided Grad-CAM", LEAST: "Deconvolution"}
 
 
-class AugmentationSettings(RunSettings):
-    """What the notebook ``augmentation_robustness`` takes: a run, and the augmentations.
+class AugmentationRobustness(EvaluationStudy):
+    """Compare the maps of an image before and after rotations and photo filters that leave the target's probability alone.
 
     ``data_range`` is that of SSIM: one number for the whole experiment, as in the study, or None for each pair of maps its own.
     """
+
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "label")
 
     groups: Annotated[list[Group], Field(min_length=1)] = ["rotations", "filters"]
     filters: Filters = "torchvision"
@@ -46,35 +50,33 @@ class AugmentationSettings(RunSettings):
         """In words, the data range of SSIM."""
         return "of each pair of maps" if self.data_range is None else f"{self.data_range:g} for all maps"
 
-    def runs(self) -> list[dict[str, Any]]:
-        """What to call :func:`idsds.evaluate` with, once per group of augmentations."""
-        given = {**self.evaluate(), "protocol": "augmentation_robustness"}
-        groups = given.pop("groups")
-        return [{**given, "group": group, "output": f"{self.output}/{group}"} for group in groups]
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run per group of augmentations."""
+        own = {name: getattr(self, name) for name in ("filters", "threshold", "top_share", "data_range")}
+        shared = {"protocol": "augmentation_robustness", **own}
+        return {group: self.arguments(**shared, group=group, output=f"{self.output}/{group}") for group in self.groups}
+
+    def _run(self, progress: bool) -> Result:
+        study = published.xai_correlation_ssim()
+        similarity = similarities(self.records(progress), self.threshold, self.ssim_range)
+        table = means_of(similarity)
+        claims, agreement = judged(similarity, list(dict.fromkeys(study["method"]))), agreements(similarity, study)
+
+        def draw() -> list[Figure]:
+            return plots.augmentation_robustness(table, study, columns=self.columns)
+
+        tables = {"": table, "claims": claims, "agreement": agreement}
+        shown = claims[["model", "group", "claim", "method", "rival", "difference", "low", "high", "count", "verdict"]]
+        return Result(self.stem, tables, Findings(sentences(table), shown), draw, similarity)
 
 
-def cost(settings: AugmentationSettings) -> pd.DataFrame:
-    """What the run will do, one row per model, seed, group of augmentations and shared computation."""
-    return pd.concat([evaluate(**run, dry_run=settings.planning).assign(group=run["group"]) for run in settings.runs()], ignore_index=True)
-
-
-def measure(settings: AugmentationSettings, published: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Do the runs, or read what is there.
+def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd.DataFrame:
+    """Return every similarity of every image.
 
     Args:
-        settings: validated.
-        published: from :func:`idsds.published.xai_correlation_ssim`.
-
-    Returns:
-        The means (:func:`means_of`), the study's claim (:func:`verdicts`) and how far the rankings agree (:func:`agreements`).
-    """
-    likeness = likenesses(settings)
-    printed = list(dict.fromkeys(published["method"]))
-    return means_of(likeness), verdicts(likeness, printed), agreements(likeness, published)
-
-
-def likenesses(settings: AugmentationSettings) -> pd.DataFrame:
-    """Every likeness of every image.
+        records: of the protocol ``augmentation_robustness``, ``label`` is the group of augmentations.
+        threshold: by how much the target's probability may move.
+        ssim_range: the data range of SSIM in words.
 
     Returns:
         One row per model, method, seed, image, augmentation (and ``all rotations``, ``all filters``: the mean over those that count) and
@@ -83,27 +85,26 @@ def likenesses(settings: AugmentationSettings) -> pd.DataFrame:
         measures); ``family``.
     """
     parts = []
-    for run in settings.runs():
-        records = evaluate(**run)
-        shifts = pd.DataFrame(records["shifts"].tolist(), index=records.index).astype(float)  # NaN where the image is left as it is
-        plain = records[["model", "method", "family", "seed", "image_id"]].assign(group=run["group"])
-        names = [*AUGMENTATIONS[run["group"]], f"all {run['group']}"]
+    for group, rows in records.groupby("label", sort=False):
+        shifts = pd.DataFrame(rows["shifts"].tolist(), index=rows.index).astype(float)  # NaN where the image is left as it is
+        plain = rows[["model", "method", "family", "seed", "image_id"]].assign(group=group)
+        names = [*AUGMENTATIONS[str(group)], f"all {group}"]
         for number, name in enumerate(names):
             whole = number == len(names) - 1
             of_these = shifts if whole else shifts[[number]]
-            facts = {"augmentation": name, "changed": of_these.notna().any(axis=1), "stayed": (of_these < settings.threshold).any(axis=1)}
-            for measure_name in MEASURES:
-                each = records[measure_name] if whole else records[f"{measure_name}_each"].str[number]
-                data_range = settings.ssim_range if measure_name == "ssim" else ""
-                parts.append(plain.assign(**facts, measure=measure_name, data_range=data_range, score=each.astype(float)))
+            facts = {"augmentation": name, "changed": of_these.notna().any(axis=1), "stayed": (of_these < threshold).any(axis=1)}
+            for measure in MEASURES:
+                each = rows[measure] if whole else rows[f"{measure}_each"].str[number]
+                data_range = ssim_range if measure == "ssim" else ""
+                parts.append(plain.assign(**facts, measure=measure, data_range=data_range, score=each.astype(float)))
     return pd.concat(parts, ignore_index=True)
 
 
-def means_of(likeness: pd.DataFrame) -> pd.DataFrame:
+def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
     """Averages over images, with their intervals and the counts behind them.
 
     Args:
-        likeness: from :func:`likenesses`.
+        similarity: from :func:`similarities`.
 
     Returns:
         One row per model, method, augmentation and measure: ``mean``, ``low``, ``high``, ``count`` of the images that count, ``nan`` of
@@ -114,7 +115,7 @@ def means_of(likeness: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["group", "augmentation", "measure"]
     parts = []
-    for key, rows in likeness.groupby(keys, sort=False):
+    for key, rows in similarity.groupby(keys, sort=False):
         table = rank(rows[["model", "method", "seed", "image_id", "score"]])
         by_model = rows[rows["method"] == rows.groupby("model")["method"].transform("first")].groupby("model")
         counts = by_model[["changed", "stayed"]].sum().assign(images=by_model.size())
@@ -124,29 +125,29 @@ def means_of(likeness: pd.DataFrame) -> pd.DataFrame:
     found = pd.concat(parts, ignore_index=True)
     found["counted"] = found["stayed"] / found["images"]
     for name in ("method", "model"):  # in the order of the settings; the sorts are stable
-        order = {each: number for number, each in enumerate(dict.fromkeys(likeness[name]))}
+        order = {each: number for number, each in enumerate(dict.fromkeys(similarity[name]))}
         found = found.sort_values(name, key=lambda names, order=order: names.map(order), kind="stable")
     columns = ["model", "method", *keys, "mean", "low", "high", "count", "nan", "images", "changed", "stayed", "counted"]
     return found[[*columns, "data_range", "family", "interval"]].reset_index(drop=True)
 
 
-def verdicts(likeness: pd.DataFrame, printed: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
+def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
     """Both halves of the study's claim put to the test: by SSIM, over all augmentations of a group, among the methods that it printed.
 
     Args:
-        likeness: from :func:`likenesses`.
+        similarity: from :func:`similarities`.
         printed: the study's methods; those that were not measured here take no part.
         confidence: of all rivals together (Bonferroni).
 
     Returns:
         One row per model, group and half: ``claim`` (:data:`MOST` or :data:`LEAST`), ``method`` of which it says so, ``rival``, the other
         method that speaks most against it, ``difference`` between the two on the same images, positive where it favours the claim, with
-        ``low`` and ``high``; ``count`` and ``nan`` of these images; ``rivals``, how many; ``verdict``: ``shows`` where the intervals of all
-        rivals are above 0, ``reversed`` where one is below, else ``undecided``; ``interval``, what it covers.
+        ``low`` and ``high``; ``count`` and ``nan`` of these images; ``rivals``, how many; ``verdict``: ``supported`` where the intervals of
+        all rivals are above 0, ``contradicted`` where one is below, else ``not supported``; ``interval``, what it covers.
     """
     columns = ["model", "group", "claim", "method", "rival", "difference", "low", "high", "count", "nan", "rivals", "verdict", "interval"]
     rows = []
-    whole = likeness[(likeness["measure"] == "ssim") & likeness["augmentation"].str.startswith("all ")]
+    whole = similarity[(similarity["measure"] == "ssim") & similarity["augmentation"].str.startswith("all ")]
     for (model, group), part in whole.groupby(["model", "group"], sort=False):
         present = set(part["method"])
         for claim, method in CLAIMS.items():
@@ -157,19 +158,19 @@ def verdicts(likeness: pd.DataFrame, printed: Sequence[str], confidence: float =
             part_of_all = 1 - (1 - confidence) / len(rivals)
             table = paired_differences(part.drop(columns="group"), pairs=pairs, confidence=part_of_all, permutations=1)
             table = table.assign(rival=table["b" if claim == MOST else "a"])
-            verdict = "shows" if (table["low"] > 0).all() else "reversed" if (table["high"] < 0).any() else "undecided"
+            verdict = verdicts(table["low"].min(skipna=False), table["high"].min()).item()
             worst = table.loc[table["difference"].fillna(np.inf).idxmin()]
             facts = {"model": model, "group": group, "claim": claim, "method": method, "rivals": len(rivals), "verdict": verdict}
             rows.append({**worst[["rival", "difference", "low", "high", "count", "nan", "interval"]], **facts})
     return pd.DataFrame(rows, columns=columns)
 
 
-def agreements(likeness: pd.DataFrame, published: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """How alike SSIM orders the methods (controls aside) and the other measures do, and how alike the study's own SSIM does.
 
     Args:
-        likeness: from :func:`likenesses`.
-        published: from :func:`idsds.published.xai_correlation_ssim`; its values are held fixed.
+        similarity: from :func:`similarities`.
+        study: from :func:`idsds.published.xai_correlation_ssim`; its values are held fixed.
         resamples, seed: of the bootstrap over images.
 
     Returns:
@@ -178,7 +179,7 @@ def agreements(likeness: pd.DataFrame, published: pd.DataFrame, resamples: int =
         likely; ``methods`` and ``count`` of images. Nothing for fewer than three methods.
     """
     rows = []
-    whole = likeness[likeness["augmentation"].str.startswith("all ") & (likeness["family"] != "control")]
+    whole = similarity[similarity["augmentation"].str.startswith("all ") & (similarity["family"] != "control")]
     for (model, group), part in whole.groupby(["model", "group"], sort=False):
         means = part.pivot_table(index="method", columns="measure", values="score", sort=False).dropna()
         facts = {"model": model, "group": group, "interval": "95 % percentile bootstrap over images"}
@@ -188,7 +189,7 @@ def agreements(likeness: pd.DataFrame, published: pd.DataFrame, resamples: int =
                 p = _pairing_p(means["ssim"], means[row.second])
                 found = {"rho": row.rho, "low": row.rho_low, "high": row.rho_high, "p": p, "methods": row.methods, "count": row.count}
                 rows.append({**facts, "other": row.second, **found})
-        theirs = published[published["augmentation"] == f"all {group}"].set_index("method")["ssim"].dropna()
+        theirs = study[study["augmentation"] == f"all {group}"].set_index("method")["ssim"].dropna()
         shared = [name for name in means.index if name in theirs.index]
         if len(shared) > 2:
             ours = part[part["measure"] == "ssim"].pivot_table(index="image_id", columns="method", values="score")[shared].sort_index()
@@ -217,82 +218,26 @@ def _pairing_p(first: Any, second: Any) -> float:
     return float(stats.permutation_test((stats.rankdata(first),), rho, permutation_type="pairings", rng=0).pvalue)
 
 
-def _best(values: pd.Series, control: dict[str, bool]) -> str:
-    """The methods at the top, those within :data:`TIED` of it as well, controls first: what ties with noise is not robust by merit."""
-    top = values.index[values >= values.max() - TIED]
-    return ", ".join(sorted(top, key=lambda name: not control[name]))
+def sentences(table: pd.DataFrame) -> list[str]:
+    """State how many images are judged, and the most robust methods of each model and group by each measure, with the mean."""
+    whole = table[table["augmentation"].str.startswith("all ")]
+    counts = whole.drop_duplicates(["model", "group"])
+    kept = ", ".join(f"{row.stayed} of {row.images} ({row.group}, {row.model})" for row in counts.itertuples())
+    told = [f"Images that keep the target's probability under an augmentation that changes them: {kept}."]
+    for group, rows in whole[whole["mean"].notna()].groupby("group", sort=False):
+        best = ", ".join(
+            f"{', '.join(_most_robust(part))} on {model} by {IN_WORDS[measure]} ({part['mean'].max():.2f})"
+            for (model, measure), part in rows.groupby(["model", "measure"], sort=False)
+        )
+        told.append(f"Most robust to {group}: {best}.")
+    return told
 
 
-def findings(table: pd.DataFrame, claims: pd.DataFrame, agreement: pd.DataFrame) -> list[str]:
-    """What the tables say, in short sentences whose numbers are computed; the first of each model and group names them.
-
-    Args:
-        table, claims, agreement: from :func:`measure`.
-    """
-    lines = []
-    for (model, group), rows in table.groupby(["model", "group"], sort=False):
-        mine = [found[(found["model"] == model) & (found["group"] == group)] for found in (claims, agreement)]
-        sentences = [_counted(rows), _most_robust(rows), *map(_claimed, mine[0].itertuples()), *_ordered_alike(mine[1]), *_unmoved(rows)]
-        lines += [f"{model}, {group}: {sentences[0]}", *(sentence[0].upper() + sentence[1:] for sentence in sentences[1:] if sentence)]
-    return lines
-
-
-def _counted(rows: pd.DataFrame) -> str:
-    """How many images are judged, and which augmentations change none."""
-    whole = rows[rows["augmentation"].str.startswith("all ")].iloc[0]
-    idle = ", ".join(plain(name) for name in unchanging(rows))
-    left_out = f"; {idle} changes none and is left out" if idle else ""
-    return f"{whole.stayed} of {whole.images} images keep the target's probability under an augmentation that changes them{left_out}."
-
-
-def unchanging(table: pd.DataFrame) -> list[str]:
-    """The augmentations that change no image, as more colour does to grey ones."""
-    return [name for name in dict.fromkeys(table["augmentation"]) if not table.loc[table["augmentation"] == name, "changed"].any()]
-
-
-def plain(name: str) -> str:
-    """An augmentation's name to read."""
-    return name.replace("_", " ").replace(" degrees", "°")
-
-
-def _most_robust(rows: pd.DataFrame) -> str:
-    whole = rows[rows["augmentation"].str.startswith("all ") & rows["mean"].notna()]
-    control = dict(zip(whole["method"], whole["family"] == "control", strict=True))
-    found = []
-    for name, part in whole.groupby("measure", sort=False):
-        best = part.loc[part["mean"].idxmax()]
-        within = f" (data range {best.data_range})" if name == "ssim" else ""
-        names = _best(part.set_index("method")["mean"], control)
-        found.append(f"by {IN_WORDS[name]}{within} {names} ({best['mean']:.2f} [{best.low:.2f}, {best.high:.2f}])")
-    return f"most robust {', '.join(found)}." if found else ""
-
-
-def _claimed(row: Any) -> str:
-    """The verdict on one half of the study's claim."""
-    compared = f"SSIM less that of {row.rival}" if row.claim == MOST else f"SSIM of {row.rival} less its own"
-    return (
-        f'"{row.method} is {row.claim}" of the {row.rivals + 1} methods that the study printed: {row.verdict} ({compared} '
-        f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}], n = {row.count})."
+def _most_robust(rows: pd.DataFrame) -> list[str]:
+    """The methods within :data:`TIED` of the highest mean, controls first: what ties with noise is not robust by merit."""
+    top = rows[rows["mean"] >= rows["mean"].max() - TIED]
+    return list(
+        top.sort_values("mean", ascending=False, kind="stable").sort_values(
+            "family", key=lambda families: families != "control", kind="stable"
+        )["method"]
     )
-
-
-def _ordered_alike(agreement: pd.DataFrame) -> list[str]:
-    """How alike the measures order the methods."""
-    named = {**IN_WORDS, "published": "the study's SSIM"}
-    found = [
-        f"{named[row.other]} {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}] ({row.methods} methods, p = {row.p:.2f})"
-        for row in agreement.itertuples()
-    ]
-    return [f"rank correlation of SSIM's order of the methods with that of {', '.join(found)}."] if found else []
-
-
-def _unmoved(rows: pd.DataFrame) -> list[str]:
-    """Why Deconvolution does not move, where it does not."""
-    name = CLAIMS[LEAST]
-    found = rows[(rows["method"] == name) & (rows["augmentation"] == "all filters") & (rows["measure"] == "ssim")]
-    if found.empty or not found["mean"].iloc[0] >= 1 - TIED:
-        return []
-    return [
-        f"{name} stays as it is because its backward rule does not ask which ReLUs were on: where nothing else in a net is non-linear, its "
-        "map shows the class and not the image."
-    ]

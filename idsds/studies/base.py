@@ -249,9 +249,12 @@ class Study(Settings):
         return Plan(self.plan_table(), self.PLAN_BY)
 
     def plan_table(self) -> pd.DataFrame:
-        """One row per piece of work: the dry runs of :meth:`runs`, with the run's ``label``."""
+        """One row per piece of work: the dry runs of :meth:`runs`, with the run's ``label`` and ``protocol``."""
         mode: Any = "measure" if self.dry_run else True
-        plans = [evaluate(**run, dry_run=mode, progress=False).assign(label=label) for label, run in self.runs().items()]
+        plans = [
+            evaluate(**run, dry_run=mode, progress=False).assign(label=label, protocol=run.get("protocol", "idsds"))
+            for label, run in self.runs().items()
+        ]
         return pd.concat(plans, ignore_index=True)
 
     def records(self, progress: bool = True) -> pd.DataFrame:
@@ -416,105 +419,3 @@ def run_file(name: str, path: str | Path, changes: Sequence[str] = ()) -> int:
         print(result.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
         print(f"\n{result.findings.markdown()}\n\nfigure: {files[0]}")
     return 0
-
-
-# ---- what studies that do not have the form yet still use; goes with the last of them
-
-
-class NotebookSettings(Settings):
-    """What every notebook takes: ``dry_run`` says what the run would cost, measured on a few batches, and stops there."""
-
-    dry_run: bool = False
-
-    @property
-    def planning(self) -> Literal[True, "measure"]:
-        """What :func:`idsds.evaluate` is asked for by ``dry_run=``: to count passes, or in a dry run to time some of them as well."""
-        return "measure" if self.dry_run else True
-
-
-class RunSettings(NotebookSettings):
-    """What every notebook that ranks or compares takes; the names are the same in all of them."""
-
-    dataset: DatasetName
-    models: Annotated[list[ModelName], Field(min_length=1)]
-    methods: Annotated[list[MethodName], Field(min_length=1)]
-    images: PositiveInt
-    grid: PositiveInt = 4
-    baseline: BaselineName = "zeros"
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    device: Device = "auto"
-    precision: Precision = "32-true"
-    output: str
-    checkpoints: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        size = DATASETS[self.dataset].image_size
-        patch_size(size, size, self.grid)
-        check_unique(self, "models", "methods", "seeds")
-        check_precision(self.precision, chosen_device(self.device).type)
-        for name in self.checkpoints:
-            if name not in self.models:
-                raise UnknownNameError("model with a checkpoint", name, self.models)
-        check_output(self.output)
-        return self
-
-    def evaluate(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`idsds.evaluate`."""
-        values = self.model_dump(exclude={"dry_run"})
-        values["seed"] = values.pop("seeds")
-        return values
-
-
-def announce(plan: pd.DataFrame, settings: NotebookSettings, by: Sequence[str] = ("model",)) -> None:
-    """Show in a notebook what a run will do; a dry run ends here.
-
-    ``SystemExit`` ends a notebook without a fault: papermill stops at the cell and reports no error, and the kernel of JupyterLab goes on.
-
-    Args:
-        plan: one row per piece of work, with some of the columns :data:`SUMS`.
-        settings: of the notebook; its ``dry_run`` decides.
-        by: the columns whose groups get a row of sums.
-
-    Raises:
-        SystemExit: with code 0, in a dry run.
-    """
-    from IPython.display import display  # not needed, and slow to import, outside notebooks
-
-    plan = once(plan)
-    sums = [name for name in SUMS if name in plan]
-    table = plan.groupby(list(by), sort=False)[sums].sum(min_count=1)
-    display(table.dropna(axis=1, how="all"))
-    print(f"In all: {spell_cost(plan)}.", flush=True)
-    if settings.dry_run:
-        print("A dry run: it ends here, nothing was computed.", flush=True)
-        raise SystemExit(0)
-
-
-def once(plan: pd.DataFrame) -> pd.DataFrame:
-    """The plan with each training listed once: several runs may need the same net, which the first of them trains."""
-    if "checkpoint" not in plan:
-        return plan
-    trained = plan["checkpoint"].fillna("") != ""
-    return plan[~(trained & plan.duplicated("checkpoint"))]
-
-
-def spell_cost(plan: pd.DataFrame) -> str:
-    """The sums of a plan in words: passes, training, time and disk, as far as it says them; each training counts once."""
-    plan = once(plan)
-    total = {name: float(pd.to_numeric(plan[name]).sum()) for name in SUMS if name in plan}
-    said = []
-    if "forward" in plan:
-        said.append(f"{total['forward']:,.0f} forward and {total['backward']:,.0f} backward passes")
-        if "epochs" in plan and (stages := int(plan["epochs"].notna().sum())):
-            said.append(f"{stages} training stage(s) that are not cached")
-    elif "images_left" in plan:
-        said.append(f"{total['images_left']:,.0f} images forward and backward in training")
-    if total.get("steps"):
-        said.append(f"{total['steps']:,.0f} steps of training")
-    seconds = total.get("seconds_left", 0) + 3600 * total.get("hours", 0)
-    if seconds:
-        said.append(f"about {_spell(seconds)} left")
-    if total.get("disk_mb"):
-        said.append(f"{total['disk_mb']:,.1f} MB on disk")
-    return ", ".join(said)

@@ -1,4 +1,4 @@
-"""How far a method's maps, and its IDSDS, depend on its hyperparameters: what :func:`idsds.plots.hyperparameter_sensitivity` draws.
+"""How far a method's maps, and its IDSDS, depend on its hyperparameters.
 
 Each hyperparameter is varied alone, on the net whose IDSDS is measured. The maps of one image under all its values are compared by the
 protocol ``hyperparameter_sensitivity``; IDSDS is measured with each value as a method of its own.
@@ -8,37 +8,53 @@ Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from pydantic import BeforeValidator, Field, model_validator
 
+from idsds import plots
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.models import MODELS, create_model
-from idsds.protocols.hyperparameters import plain_value, sweeps_of
+from idsds.protocols.hyperparameters import sweeps_of
 from idsds.statistics import holm, rank
 from idsds.statistics.intervals import check_options, rng_for, weights
-from idsds.studies.base import RunSettings
+from idsds.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, count_verdicts, verdicts
+from idsds.studies.base import EvaluationStudy, Findings, Result
 
-LIKENESSES = ("spearman", "ssim", "deviation")
+SIMILARITIES = ("spearman", "ssim", "deviation")
 HALF = 0.5  # of the gap between the methods: a hyperparameter that moves one method by more can turn their order about
 ALPHA = 0.05
+#: The claims that each hyperparameter is judged by, and the column of the verdict.
+CLAIMS = {"noise_verdict": "moves IDSDS by more than image noise", "gap_verdict": "moves it by more than half the gap between methods"}
+
+
+def plain_value(value: Any) -> Any:
+    """Return a string that spells a number as that number: YAML reads ``1e-05``, which has no decimal point, as a string."""
+    try:
+        return float(value) if isinstance(value, str) and any(character.isdigit() for character in value) else value
+    except ValueError:
+        return value
+
 
 Value = Annotated[int | float | str, BeforeValidator(plain_value)]
 Sweeps = dict[str, dict[str, Annotated[list[Value], Field(min_length=2)]]]
 
 
-class SensitivitySettings(RunSettings):
-    """What the notebook ``hyperparameter_sensitivity`` takes: a run, and which values to try.
+class HyperparameterSensitivity(EvaluationStudy):
+    """Vary each hyperparameter of each method alone, and compare maps and IDSDS.
 
-    ``sweeps`` gives by method and hyperparameter the values; a method that is not in it is tried with those of
+    ``sweeps`` gives the values by method and hyperparameter; a method that is not in it is tried with those of
     :data:`idsds.protocols.hyperparameters.SWEEPS`.
     """
+
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "protocol")
 
     sweeps: Sweeps = {}
 
@@ -55,125 +71,126 @@ class SensitivitySettings(RunSettings):
                     raise ValueError(f"sweeps.{method}.{option} lists a value more than once: {values}")
         return self
 
+    def sweeps_on(self, model: str) -> Sweeps:
+        """Return the values to try, by method that applies to the model and by hyperparameter.
 
-def sweeps_on(settings: SensitivitySettings, model: str) -> dict[str, dict[str, list[Value]]]:
-    """By method that applies to the model and hyperparameter, the values to try.
+        Raises:
+            ValueError: for a method that has nothing to vary.
+        """
+        with torch.device("meta"):
+            net = create_model(model)
+        found: Sweeps = {}
+        for name in self.methods:
+            if METHODS[split_name(name)[0]].inapplicable(net):
+                continue
+            found[name] = self.sweeps.get(name) or {option: list(values) for option, values in sweeps_of(Method(name, net)).items()}
+            if not found[name]:
+                raise ValueError(f"method {name!r} has no hyperparameter to vary")
+        return found
 
-    Raises:
-        ValueError: for a method that has nothing to vary.
-    """
-    with torch.device("meta"):
-        net = create_model(model)
-    found: dict[str, dict[str, list[Value]]] = {}
-    for name in settings.methods:
-        if METHODS[split_name(name)[0]].inapplicable(net):
-            continue
-        chosen = settings.sweeps.get(name) or {option: list(values) for option, values in sweeps_of(Method(name, net)).items()}
-        if not chosen:
-            raise ValueError(f"method {name!r} has no hyperparameter to vary")
-        found[name] = {option: list(values) for option, values in chosen.items()}
-    return found
-
-
-def _runs(settings: SensitivitySettings) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """What to call :func:`idsds.evaluate` with, and what its records are: IDSDS once per model, the maps per hyperparameter."""
-    given = {**settings.evaluate(), "progress": False}
-    for name in ("models", "methods", "sweeps", "output"):
-        given.pop(name)
-    weights = given.pop("checkpoints")
-    for model in settings.models:
-        common = {**given, "models": [model], "checkpoints": {name: path for name, path in weights.items() if name == model}}
-        sweeps = sweeps_on(settings, model)
-        names = {
-            f"{method}, {option}={value}": (method, {option: value})
-            for method, options in sweeps.items()
+    def settings_on(self, model: str) -> pd.DataFrame:
+        """Return one row per setting on a model: ``name``, ``method``, ``hyperparameter``, ``value``, and whether it is the ``default``."""
+        rows = [
+            (f"{method}, {option}={value}", method, option, value, value == _own_value(method, option, model))
+            for method, options in self.sweeps_on(model).items()
             for option, values in options.items()
             for value in values
-        }
-        yield {**common, "methods": names, "output": f"{settings.output}/idsds/{model}"}, {"model": model, "names": names}
-        for method, options in sweeps.items():
-            for option, values in options.items():
-                maps = {"protocol": "hyperparameter_sensitivity", "option": option, "values": ", ".join(map(str, values))}
-                folder = f"{settings.output}/maps/{model}/{method}/{option}"
-                yield {**common, **maps, "methods": [method], "output": folder}, {"model": model, "method": method, "option": option}
+        ]
+        return pd.DataFrame(rows, columns=["name", "method", "hyperparameter", "value", "default"]).astype({"value": object})
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """IDSDS once per model, labelled by it; the maps per model, method and hyperparameter."""
+        runs = {}
+        for model in self.models:
+            common = {"models": [model], "checkpoints": {name: path for name, path in self.checkpoints.items() if name == model}}
+            sweeps = self.sweeps_on(model)
+            methods = {row.name: (row.method, {row.hyperparameter: row.value}) for row in self.settings_on(model).itertuples(index=False)}
+            runs[model] = self.arguments(**common, protocol="idsds", methods=methods, output=f"{self.output}/idsds/{model}")
+            for method, options in sweeps.items():
+                for option, values in options.items():
+                    maps = {"protocol": "hyperparameter_sensitivity", "methods": [method], "sweep": {option: values}}
+                    folder = f"{self.output}/maps/{model}/{method}/{option}"
+                    runs[f"{model}, {method}, {option}"] = self.arguments(**common, **maps, output=folder)
+        return runs
+
+    def _run(self, progress: bool) -> Result:
+        scores, spreads = self.measure(progress)
+
+        def draw() -> Figure:
+            return plots.hyperparameter_sensitivity(scores, spreads, columns=self.columns)
+
+        claims = pd.concat([spreads[["model"]].assign(claim=claim, verdict=spreads[name]) for name, claim in CLAIMS.items()])
+        return Result(
+            self.stem, {"": spreads, "settings": scores}, Findings(sentences(spreads), count_verdicts(claims, ["model", "claim"])), draw
+        )
+
+    def measure(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Do the runs, or read what is there.
+
+        Returns:
+            Two tables. Per setting: ``model``, ``method``, ``family``, ``hyperparameter``, ``value``, ``default`` (whether it is the
+            method's own), and IDSDS: ``mean``, ``low``, ``high``, ``count``, ``nan``, ``interval`` (what it covers).
+
+            Per hyperparameter:
+
+            ============================================ =============================================================================
+            ``settings``                                 how many were tried
+            ``spearman``, ``ssim``, ``deviation``        of the maps, means over images; each with its ``low`` and ``high``
+            ``undefined``                                images without a Spearman correlation
+            ``idsds_lowest``, ``idsds_highest``          of the means
+            columns of :func:`movements`, ``p_holm``     corrected for the hyperparameters of the model
+            ``noise_verdict``, ``gap_verdict``           on :data:`CLAIMS`
+            ============================================ =============================================================================
+        """
+        runs, scores, spreads, moved = self.runs(), [], [], []
+        for model in self.models:
+            settings, records = self.settings_on(model).assign(model=model), evaluate(**runs[model], progress=progress)
+            families = dict(zip(records["method"], records["family"], strict=True))
+            ranked = rank(records).set_index("method").loc[settings["name"]].reset_index(drop=True)
+            facts = settings.assign(family=settings["name"].map(families))
+            scores.append(pd.concat([facts, ranked[["mean", "low", "high", "count", "nan", "interval"]]], axis=1))
+            moved.append(_moved(records, settings))
+            for (method, option), rows in settings.groupby(["method", "hyperparameter"], sort=False):
+                maps = evaluate(**runs[f"{model}, {method}, {option}"], progress=progress)
+                own = {"model": model, "method": method, "family": maps["family"].iloc[0], "hyperparameter": option, "settings": len(rows)}
+                spreads.append({**own, **_similarity(maps)})
+        key = ["model", "method", "hyperparameter"]
+        per_setting = pd.concat(scores, ignore_index=True)
+        span = per_setting.groupby(key)["mean"].agg(idsds_lowest="min", idsds_highest="max").reset_index()
+        columns = [*key, "value", "default", "family", "mean", "low", "high", "count", "nan", "interval"]
+        return per_setting[columns], judged(pd.DataFrame(spreads).merge(span, on=key).merge(pd.concat(moved), on=key))
 
 
-def cost(settings: SensitivitySettings) -> pd.DataFrame:
-    """What the run will do, one row per model, seed and shared computation; the columns are those of a dry run."""
-    parts = []
-    for call, _ in _runs(settings):
-        plan = evaluate(**call, dry_run=settings.planning)
-        parts.append(plan.assign(protocol=call.get("protocol", "idsds")))
-    return pd.concat(parts, ignore_index=True)
+def _own_value(method: str, option: str, model: str) -> Any:
+    """The value that the method has where none is given."""
+    own = METHODS[split_name(method)[0]].settings()[option]
+    return MODELS[model].cam_layer if option == "layer" and own is None else own
 
 
-def measure(settings: SensitivitySettings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Do the runs, or read what is there.
-
-    Returns:
-        Two tables. Per setting: ``model``, ``method``, ``family``, ``hyperparameter``, ``value``, ``default`` (whether it is the method's
-        own), and IDSDS: ``mean``, ``low``, ``high``, ``count``, ``nan``, ``interval`` (what it covers). Per hyperparameter: how many
-        ``settings``; ``spearman`` with ``low`` and ``high``, ``ssim`` and ``deviation`` of the maps with ``ssim_low`` and so on, means over
-        images; ``undefined`` images (of Spearman); ``idsds_lowest`` and ``idsds_highest`` of the means; and the columns of
-        :func:`movements` with ``p_holm``, corrected for the hyperparameters of the model.
-    """
-    scores, spreads, moved = [], [], []
-    for call, what in _runs(settings):
-        records = evaluate(**call)
-        families = dict(zip(records["method"], records["family"], strict=True))
-        if "names" in what:
-            scores += _scores(records, what["model"], what["names"], families)
-            moved.append(_moved(records, what["model"], what["names"]))
-        else:
-            facts = {name: what[name] for name in ("model", "method")} | {"family": families[what["method"]]}
-            settings_tried = len(call["values"].split(", "))
-            spreads.append({**facts, "hyperparameter": what["option"], "settings": settings_tried, **_likeness(records)})
-    per_setting = pd.DataFrame(scores)
-    key = ["model", "method", "hyperparameter"]
-    span = per_setting.groupby(key)["mean"].agg(idsds_lowest="min", idsds_highest="max").reset_index()
-    columns = [*key, "value", "default", "family", "mean", "low", "high", "count", "nan", "interval"]
-    return per_setting[columns], pd.DataFrame(spreads).merge(span, on=key).merge(pd.concat(moved), on=key)
-
-
-Names = Mapping[str, tuple[str, dict[str, Any]]]
-
-
-def _scores(records: pd.DataFrame, model: str, names: Names, families: Mapping[str, str]) -> list[dict[str, Any]]:
-    """IDSDS at every setting, one row each."""
-    ranked = rank(records).set_index("method")
-    rows = []
-    for name, (method, options) in names.items():
-        ((option, value),) = options.items()
-        facts = {"model": model, "method": method, "hyperparameter": option, "value": value, "family": families[name]}
-        rows.append({**ranked.loc[name], **facts, "default": value == _own_value(method, option, model)})
-    return rows
-
-
-def _likeness(records: pd.DataFrame) -> dict[str, Any]:
-    """How alike the maps of one hyperparameter's settings are: the mean of each measure, with its interval over images."""
+def _similarity(records: pd.DataFrame) -> dict[str, Any]:
+    """How similar the maps of one hyperparameter's settings are: the mean of each measure, with its interval over images."""
     found: dict[str, Any] = {}
-    for measure_name in LIKENESSES:
-        row = rank(records.assign(score=records[measure_name])).iloc[0]
-        ends = {"low": row["low"], "high": row["high"]}
-        found |= {measure_name: row["mean"]}
-        found |= {end if measure_name == "spearman" else f"{measure_name}_{end}": value for end, value in ends.items()}
-        if measure_name == "spearman":
+    for name in SIMILARITIES:
+        row, prefix = rank(records.assign(score=records[name])).iloc[0], "" if name == "spearman" else f"{name}_"
+        found |= {name: row["mean"], f"{prefix}low": row["low"], f"{prefix}high": row["high"]}
+        if name == "spearman":
             found |= {"undefined": row["nan"], "interval": row["interval"]}
     return found
 
 
-def _moved(records: pd.DataFrame, model: str, names: Names) -> pd.DataFrame:
+def _moved(records: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
     """:func:`movements` of every hyperparameter of one model, with the p values corrected for their number."""
-    sweeps: dict[tuple[str, str], list[str]] = {}
-    own: dict[str, str] = {}
-    for name, (method, options) in names.items():
-        ((option, value),) = options.items()
-        sweeps.setdefault((method, option), []).append(name)
-        if value == _own_value(method, option, model):
-            own.setdefault(method, name)
-    table = movements(records, list(sweeps.values()), list(own.values()))
-    facts = pd.DataFrame(list(sweeps), columns=["method", "hyperparameter"]).assign(model=model)
-    return pd.concat([facts, table.assign(p_holm=holm(table["p"].to_numpy()))], axis=1)
+    key = ["model", "method", "hyperparameter"]
+    sweeps = settings.groupby(key, sort=False)["name"].agg(list)
+    own = settings[settings["default"]].drop_duplicates("method")["name"]
+    table = movements(records, list(sweeps), list(own))
+    return pd.concat([sweeps.index.to_frame(index=False), table.assign(p_holm=holm(table["p"].to_numpy()))], axis=1)
+
+
+def judged(spreads: pd.DataFrame) -> pd.DataFrame:
+    """Add the verdicts on :data:`CLAIMS`: by the corrected p value, and by the interval of the share of the gap."""
+    noise = np.where(spreads["p_holm"] <= ALPHA, SUPPORTED, NOT_SUPPORTED)
+    return spreads.assign(noise_verdict=noise, gap_verdict=verdicts(spreads["share_low"], spreads["share_high"], HALF))
 
 
 def movements(
@@ -245,64 +262,25 @@ def _named_ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _own_value(method: str, option: str, model: str) -> Any:
-    """The value that the method has where none is given."""
-    own = METHODS[split_name(method)[0]].settings()[option]
-    return MODELS[model].cam_layer if option == "layer" and own is None else own
-
-
-def findings(scores: pd.DataFrame, spreads: pd.DataFrame) -> list[str]:
-    """What the tables say, in short sentences whose numbers are computed."""
-    lines = []
-    for model, rows in spreads.groupby("model", sort=False):
-        lines += [f"{model}: {sentence}" for sentence in (*_what_moves(rows), *_beside_the_gap(scores, rows), _what_changes_maps(rows))]
-    return lines
+def sentences(spreads: pd.DataFrame) -> list[str]:
+    """State which hyperparameters move IDSDS most and least, how many move it beyond noise, and which change the maps most."""
+    most, least = spreads.loc[spreads["idsds_range"].idxmax()], spreads.loc[spreads["idsds_range"].idxmin()]
+    moved = int((spreads["noise_verdict"] == SUPPORTED).sum())
+    by_rank, by_ssim, by_pixel = (
+        spreads.loc[spreads[name].idxmax() if name == "deviation" else spreads[name].idxmin()] for name in SIMILARITIES
+    )
+    return [
+        f"{_named(most)} moves IDSDS most, by {_range(most)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}); {_named(least)} least,"
+        f" by {_range(least, '.3f')}.",
+        f"{moved} of {len(spreads)} hyperparameters move IDSDS by more than image noise alone would (Holm-corrected p at most {ALPHA}).",
+        f"Maps change most with {_named(by_rank)} by Spearman ({by_rank.spearman:.2f}), "
+        f"with {_named(by_ssim)} by SSIM ({by_ssim.ssim:.2f}), with {_named(by_pixel)} by deviation per pixel ({by_pixel.deviation:.2f}).",
+    ]
 
 
 def _named(row: Any) -> str:
-    return f"{row.hyperparameter} of {row.method}"
+    return f"{row.hyperparameter} of {row.method} on {row.model}"
 
 
-def _with_ends(row: Any, name: str, low: str, high: str, form: str = ".2f") -> str:
-    """A number of a row with its interval."""
-    return f"{row[name]:{form}} [{row[low]:{form}}, {row[high]:{form}}]"
-
-
-def _what_moves(rows: pd.DataFrame) -> list[str]:
-    """The hyperparameters that move IDSDS most and least, beside image noise."""
-    most, least = rows.loc[rows["idsds_range"].idxmax()], rows.loc[rows["idsds_range"].idxmin()]
-    ends = ("idsds_range", "range_low", "range_high")
-    above = rows[rows["p_holm"] <= ALPHA]
-    return [
-        f"{_named(most)} moves IDSDS most, by {_with_ends(most, *ends)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}); "
-        f"{_named(least)} least, by {_with_ends(least, *ends, '.3f')} (95 % bootstrap over images, for all settings at once).",
-        f"{len(above)} of {len(rows)} hyperparameters move IDSDS by more than image noise alone would (p at most {ALPHA}, Holm's "
-        f"correction); noise alone gives a range of {rows['noise'].min():.3f} to {rows['noise'].max():.3f}.",
-    ]
-
-
-def _beside_the_gap(scores: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    """The largest shares of the gap between the methods, and how many are above a half of it."""
-    first = rows.iloc[0]
-    if not np.isfinite(first.gap):
-        return []
-    own = scores[(scores["model"] == first.model) & scores["default"]].groupby("method")["mean"].first()
-    above = rows[rows["share"] > HALF].sort_values("share", ascending=False)
-    sure = int((above["share_low"] > HALF).sum())
-    shares = [f"{_named(row)} by {_with_ends(row, 'share', 'share_low', 'share_high', '.0%')}" for _, row in above.iterrows()]
-    return [
-        f"at their own settings the methods are {_with_ends(first, 'gap', 'gap_low', 'gap_high')} apart ({own.idxmax()} {own.max():.2f}, "
-        f"{own.idxmin()} {own.min():.2f}).",
-        f"{len(above)} of {len(rows)} hyperparameters move one method by more than half of that{': ' if shares else ''}"
-        f"{', '.join(shares)}; {sure} with the whole interval above half (range and gap drawn together).",
-    ]
-
-
-def _what_changes_maps(rows: pd.DataFrame) -> str:
-    """The hyperparameter that changes the maps most, by each measure."""
-    by_rank, by_ssim, by_pixel = (rows.loc[rows[name].idxmax() if name == "deviation" else rows[name].idxmin()] for name in LIKENESSES)
-    return (
-        f"the maps change most, by Spearman between settings, with {_named(by_rank)} ({_with_ends(by_rank, 'spearman', 'low', 'high')}); "
-        f"by SSIM, with {_named(by_ssim)} ({_with_ends(by_ssim, 'ssim', 'ssim_low', 'ssim_high')}); by deviation per pixel, with "
-        f"{_named(by_pixel)} ({_with_ends(by_pixel, 'deviation', 'deviation_low', 'deviation_high')})."
-    )
+def _range(row: Any, form: str = ".2f") -> str:
+    return f"{row.idsds_range:{form}} [{row.range_low:{form}}, {row.range_high:{form}}]"

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
 
-from idsds.common import paths
+from idsds import plots
 from idsds.common.batching import default_batch
 from idsds.common.devices import chosen_device
-from idsds.common.files import atomic, read_json
+from idsds.common.files import read_json
 from idsds.datasets import fixed_order
 from idsds.evaluation.arguments import skeleton
 from idsds.evaluation.costs import training_rate
-from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.protocols.base import Batch
 from idsds.protocols.sanity import SIMILARITIES, Mode, compare_models, layers_from_the_top
 from idsds.statistics.intervals import seed_interval
-from idsds.studies.base import RunSettings, once
+from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
+from idsds.studies.base import EvaluationStudy, Findings, Result
 from idsds.training.checkpoints import Stage, obtain, plan_training, trains_from_scratch
 from idsds.training.loop import batches
 from idsds.training.recipes import Recipe
@@ -41,16 +41,17 @@ REFERENCE = "Gradient"
 # What the paper found.
 CLAIMED = {REFERENCE: "passes", "Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "fails"}
 MARGIN = 0.1  # of a similarity: by how much more alike than the reference's a method's maps may stay before it fails
-IN_WORDS = {"spearman": "Spearman", "absolute": "Spearman of absolute values", "ssim": "SSIM"}
 
 
-class SanitySettings(RunSettings):
-    """What ``params/*/sanity_checks.yaml`` may say.
+class SanityChecks(EvaluationStudy):
+    """Compare maps with those of nets whose layers were randomised, or whose labels were permuted in training.
 
     ``depths`` groups of layers; ``modes`` of randomising them, ``draws`` times, each with new weights; ``label_fraction`` of the training
     images is learned with true and with permuted labels, by the model's recipe as ``label_recipe`` changes it, 0 leaves that check out. It
     needs a small net on embedded data.
     """
+
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "check")
 
     depths: PositiveInt = 4
     modes: Annotated[list[Mode], Field(min_length=1)] = ["cascading", "independent"]
@@ -69,26 +70,32 @@ class SanitySettings(RunSettings):
                 )
         return self
 
-    def evaluations(self) -> Iterator[tuple[Mode, int, dict[str, Any]]]:
-        """The way of randomising layers, the training seed, and the keyword arguments of :func:`idsds.evaluate` for them.
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run per mode and training seed.
 
         The seed that the engine is given is that of the new weights (and of a method's own noise): for the first draw the training
         seed, for the others keyed by it and by the draw's number. The net is the one of the training seed under all of them.
         """
-        own = ("depths", "modes", "draws", "label_fraction", "label_recipe", "grid", "baseline", "output", "seed", "models")
-        given = {name: value for name, value in self.evaluate().items() if name not in own}
         shared: dict[str, Any] = {"in_domain": False, "device": self.device, "precision": self.precision}
+        made = [name for name in self.models if name not in self.checkpoints and trains_from_scratch(name, self.dataset)]
+        runs = {}
         for mode in self.modes:
             for seed in self.seeds:
-                made = [name for name in self.models if name not in self.checkpoints and trains_from_scratch(name, self.dataset)]
                 nets = {name: plan_training(name, self.dataset, seed=seed, **shared) if name in made else None for name in self.models}
                 facts = {"protocol": "sanity_check", "mode": mode, "depths": self.depths, "models": nets, "seed": self.draw_seeds(seed)}
-                yield mode, seed, {**given, **facts, "output": str(paths.resolve(self.output) / mode / f"seed_{seed}")}
+                runs[f"{mode}, seed {seed}"] = self.arguments(**facts, output=f"{self.output}/{mode}/seed_{seed}")
+        return runs
 
     def draw_seeds(self, seed: int) -> list[int]:
         """One seed per draw of new weights."""
         keys = [hashlib.blake2b(f"sanity check {seed} {draw}".encode(), digest_size=4).digest() for draw in range(1, self.draws)]
         return [seed, *(int.from_bytes(key, "big") for key in keys)]
+
+    def by_draw(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Add ``check`` and ``draw`` to a table of :meth:`runs`, and put the training seed in place of the engine's."""
+        draws = {key: (seed, number) for seed in self.seeds for number, key in enumerate(self.draw_seeds(seed))}
+        pairs = table["seed"].map(draws)
+        return table.assign(check=table["label"].str.split(",").str[0], draw=pairs.str[1], seed=pairs.str[0])
 
     def stage(self, model: str, seed: int, permuted_labels: bool) -> Stage:
         """Training on true or on permuted labels: the same images, recipe and initial weights, so that the labels alone differ."""
@@ -96,45 +103,63 @@ class SanitySettings(RunSettings):
         shared |= {"fraction": self.label_fraction, "changes": self.label_recipe}
         return plan_training(model, self.dataset, permuted_labels=permuted_labels, **shared)
 
+    def plan_table(self) -> pd.DataFrame:
+        """What remains to be done: training that is not cached, passes per check and shared computation."""
+        every, rows = self.by_draw(super().plan_table()), []
+        for model in self.models if self.label_fraction else ():
+            for seed in self.seeds:
+                facts = {"model": model, "seed": seed, "check": LABELS}
+                for permuted, labels in ((False, "true"), (True, "permuted")):
+                    for missing in self.stage(model, seed, permuted_labels=permuted).missing:
+                        row = {"work": f"train on {labels} labels", "images": missing.train_images, "epochs": missing.recipe.epochs}
+                        if self.dry_run:
+                            row["seconds_left"] = missing.train_images * missing.recipe.epochs / training_rate(missing)
+                        rows.append({**facts, **row, "checkpoint": missing.path.name})
+                first = (every["model"] == model) & (every["seed"] == seed) & (every["draw"] == 0) & (every["check"] == self.modes[0])
+                made = every[first & every["epochs"].isna()]
+                # The engine makes 1 + depths maps of each image, this check two.
+                passes: dict[str, float] = {way: 2 * int(made[way].sum()) // (1 + self.depths) for way in ("forward", "backward")}
+                if self.dry_run:
+                    passes["seconds_left"] = 2 * float(made["seconds_left"].sum()) / (1 + self.depths)
+                rows.append({**facts, "work": "maps of both nets", "images": self.images, **passes})
+        return pd.concat([every, pd.DataFrame(rows)], ignore_index=True).astype({"draw": "Int64"})
 
-def sanity_checks(settings: SanitySettings, *, progress: bool = True) -> pd.DataFrame:
-    """Every check for every model, method, seed and image.
+    def similarities(self, progress: bool = True) -> pd.DataFrame:
+        """Do every check for every model, method, seed and image, or read what is there.
 
-    Args:
-        settings: validated.
-        progress: whether to show bars with the time left.
+        Returns:
+            One row per model, method, seed, check (``cascading``, ``independent``, ``labels``), depth, draw of the new weights, similarity
+            (``spearman``, ``absolute``: Spearman of absolute values, ``ssim``) and image: ``value``, NaN where undefined (a constant map),
+            lower is better. ``depth`` is the share of the layers that have been randomised from the output down (``cascading``), or where
+            the group of layers that is randomised ends (``independent``), and ``layers`` names them, first and last; 1 and ``all`` for
+            ``labels``. ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere.
+        """
+        frames = []
+        for mode, records in self.by_draw(self.records(progress)).groupby("check", sort=False):
+            names = {model: layer_groups(model, str(mode), self.depths) for model in self.models}
+            for similarity in SIMILARITIES:
+                values = np.stack(records[f"{similarity}_by_depth"].to_list())  # (rows, depths)
+                for number in range(self.depths):
+                    rows = records[["image_id", "model", "method", "family", "seed", "draw"]]
+                    layers = rows["model"].map({model: groups[number] for model, groups in names.items()})
+                    facts = {"check": mode, "depth": (number + 1) / self.depths, "layers": layers, "similarity": similarity}
+                    frames.append(rows.assign(**facts, value=values[:, number], train_accuracy=np.nan))
+        if self.label_fraction:
+            frames += [_labels(self, model, seed, progress) for model in self.models for seed in self.seeds]
+        return pd.concat(frames, ignore_index=True)
 
-    Returns:
-        One row per model, method, seed, check (``cascading``, ``independent``, ``labels``), depth, draw of the new weights, similarity
-        (``spearman``, ``absolute``: Spearman of absolute values, ``ssim``) and image: ``value``, NaN where undefined (a constant map),
-        lower is better. ``depth`` is the share of the layers that have been randomised from the output down (``cascading``), or where the
-        group of layers that is randomised ends (``independent``), and ``layers`` names them, first and last; 1 and ``all`` for ``labels``.
-        ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere. Also in ``output/sanity.csv`` as means, see
-        :func:`similarity_table`.
-    """
-    frames = []
-    for mode, seed, call in settings.evaluations():
-        records = evaluate(**call, progress=progress)
-        draws = {key: number for number, key in enumerate(call["seed"])}
-        records = records.assign(draw=records["seed"].map(draws), seed=seed)
-        names = {model: layer_groups(model, mode, settings.depths) for model in settings.models}
-        for similarity in SIMILARITIES:
-            values = np.stack(records[f"{similarity}_by_depth"].to_list())  # (rows, depths)
-            for number in range(settings.depths):
-                rows = records[["image_id", "model", "method", "family", "seed", "draw"]]
-                layers = rows["model"].map({model: groups[number] for model, groups in names.items()})
-                facts = {"check": mode, "depth": (number + 1) / settings.depths, "layers": layers, "similarity": similarity}
-                frames.append(rows.assign(**facts, value=values[:, number], train_accuracy=np.nan))
-    if settings.label_fraction:
-        for model in settings.models:
-            frames += [_labels(settings, model, seed, progress) for seed in settings.seeds]
-    table = pd.concat(frames, ignore_index=True)
-    with atomic(paths.resolve(settings.output) / "sanity.csv") as partial:
-        similarity_table(table).to_csv(partial, index=False)
-    return table
+    def _run(self, progress: bool) -> Result:
+        records = self.similarities(progress)
+        table, claims = similarity_table(records), judged(records)
+
+        def draw() -> list[Figure]:
+            return [plots.sanity_checks(table, model, columns=self.columns) for model in self.models]
+
+        shown = claims[["model", "check", "similarity", "method", "difference", "low", "high", "count", "claimed", "found", "verdict"]]
+        return Result(self.stem, {"": table, "claims": claims}, Findings(sentences(table, claims), shown), draw, records)
 
 
-def layer_groups(model: str, mode: Mode, depths: int) -> list[str]:
+def layer_groups(model: str, mode: str, depths: int) -> list[str]:
     """What :func:`idsds.protocols.sanity.randomised_models` randomises at each depth, in words: the first and the last of the layers."""
     layers = layers_from_the_top(skeleton(model))
     bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
@@ -142,7 +167,7 @@ def layer_groups(model: str, mode: Mode, depths: int) -> list[str]:
     return ["none" if not group else group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}" for group in groups]
 
 
-def _labels(settings: SanitySettings, name: str, seed: int, progress: bool) -> pd.DataFrame:
+def _labels(settings: SanityChecks, name: str, seed: int, progress: bool) -> pd.DataFrame:
     """The label randomisation test of one model and seed."""
     stages = [settings.stage(name, seed, permuted_labels) for permuted_labels in (False, True)]
     device = chosen_device(settings.device)
@@ -173,7 +198,7 @@ def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.Data
     """Mean similarity over images, lower is better.
 
     Args:
-        records: from :func:`sanity_checks`.
+        records: from :meth:`SanityChecks.similarities`.
         confidence: of the intervals.
 
     Returns:
@@ -211,7 +236,7 @@ def _covers(part: pd.DataFrame, confidence: float) -> str:
     return f"{100 * confidence:g} % t interval over images{fixed}"
 
 
-def verdicts(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
+def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
     """The paper's claim put to the test, where all layers are randomised and where the labels are permuted.
 
     A method ``fails`` where its maps stay more alike than :data:`REFERENCE`'s, on the same images, by more than ``margin``: where the
@@ -220,15 +245,15 @@ def verdicts(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 
     unrelated maps have by the other similarities is not known, and it is not judged by them.
 
     Args:
-        records: from :func:`sanity_checks`.
+        records: from :meth:`SanityChecks.similarities`.
         margin: of the similarity.
         confidence: of the intervals (Student's t over images), each on its own: not corrected for their number.
 
     Returns:
         One row per model, check, similarity and method of :data:`CLAIMED`: ``difference``, ``low``, ``high``, ``count`` of the images
-        that have both, ``nan`` of the others, ``undefined`` of the method's ``maps``, ``claimed``, ``found`` and ``verdict``: ``shows``
-        where the two agree, ``reversed`` where they do not, else ``undecided``; ``train_accuracy``, ``interval``. Empty without the
-        reference.
+        that have both, ``nan`` of the others, ``undefined`` of the method's ``maps``, ``claimed``, ``found`` and ``verdict`` on
+        the claim: ``supported`` where the two agree, ``contradicted`` where they do not, else ``not supported``;
+        ``train_accuracy``, ``interval``. Empty without the reference.
     """
     columns = ["model", "check", "similarity", "method", "difference", "low", "high", "count", "nan"]
     rows = []
@@ -248,7 +273,7 @@ def verdicts(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 
             found = "fails" if low > margin else "passes" if high < margin else "undecided"
             if method == REFERENCE and not low > -margin:  # a map that is turned into its negative shows the same pixels
                 found = "fails" if high < -margin else "undecided"
-            verdict = "undecided" if found == "undecided" else "shows" if found == claimed else "reversed"
+            verdict = NOT_SUPPORTED if found == "undecided" else SUPPORTED if found == claimed else CONTRADICTED
             numbers = [model, check, similarity, method, difference, low, high, len(defined), len(paired) - len(defined)]
             maps = part.loc[part["method"] == method, "value"]
             facts = {"undefined": int(maps.isna().sum()), "maps": len(maps), "claimed": claimed, "found": found, "verdict": verdict}
@@ -257,82 +282,31 @@ def verdicts(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 
     return pd.DataFrame(rows, columns=[*columns, "undefined", "maps", "claimed", "found", "verdict", "train_accuracy", "interval"])
 
 
-def plan_table(settings: SanitySettings) -> pd.DataFrame:
-    """What remains to be done: training that is not cached, passes per check and shared computation; see :func:`idsds.evaluate`."""
-    tables = []
-    for mode, seed, call in settings.evaluations():
-        found = evaluate(**call, dry_run=settings.planning)
-        draws = {key: number for number, key in enumerate(call["seed"])}
-        tables.append(found.assign(check=mode, draw=found["seed"].map(draws), seed=seed))
-    every = once(pd.concat(tables, ignore_index=True))
-    rows = []
-    for model in settings.models if settings.label_fraction else ():
-        for seed in settings.seeds:
-            facts = {"model": model, "seed": seed, "check": LABELS}
-            for permuted, labels in ((False, "true"), (True, "permuted")):
-                for missing in settings.stage(model, seed, permuted_labels=permuted).missing:
-                    row = {"work": f"train on {labels} labels", "images": missing.train_images, "epochs": missing.recipe.epochs}
-                    if settings.dry_run:
-                        row["seconds_left"] = missing.train_images * missing.recipe.epochs / training_rate(missing)
-                    rows.append({**facts, **row, "checkpoint": missing.path.name})
-            first = (every["model"] == model) & (every["seed"] == seed) & (every["draw"] == 0) & (every["check"] == settings.modes[0])
-            made = every[first]
-            # The engine makes 1 + depths maps of each image, this check two.
-            passes: dict[str, float] = {way: 2 * int(made[way].sum()) // (1 + settings.depths) for way in ("forward", "backward")}
-            if settings.dry_run:
-                passes["seconds_left"] = 2 * float(made["seconds_left"].sum()) / (1 + settings.depths)
-            rows.append({**facts, "work": "maps of both nets", "images": settings.images, **passes})
-    return pd.concat([every, pd.DataFrame(rows)], ignore_index=True).astype({"draw": "Int64"})
+def sentences(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
+    """Count the comparisons that agree with the claim, and list every method's Spearman correlation with the intact maps.
 
-
-def sanity_findings(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
-    """What the checks say, in short sentences: the paper's claim by each similarity, and every method's Spearman correlation.
-
-    The latter is listed where the first group of layers is randomised; without the paper's methods, for the other checks too.
+    The latter is listed where the first group of layers is randomised.
 
     Args:
         table: from :func:`similarity_table`.
-        claims: from :func:`verdicts`.
+        claims: from :func:`judged`.
     """
-    sentences = []
+    told = []
     if len(claims):
-        sentences.append(
-            f"A method fails where its maps stay more alike than {REFERENCE}'s on the same images by over {MARGIN:g}, with the whole "
-            f"interval of the paired difference ({claims['interval'].iloc[0]}, each on its own), and passes where the whole interval is "
-            f"below; {REFERENCE} itself is compared with 0."
+        agree, differ = (int((claims["verdict"] == verdict).sum()) for verdict in (SUPPORTED, CONTRADICTED))
+        told.append(
+            f"Of {len(claims)} comparisons {agree} support and {differ} contradict the claim; a method fails where its maps stay more "
+            f"similar than {REFERENCE}'s by over {MARGIN:g}."
         )
-    for (model, check, similarity), rows in claims.groupby(["model", "check", "similarity"], sort=False):
-        sentences.append(f"{model}, {_what(check, 1.0, rows)}, {IN_WORDS[similarity]}: {', '.join(map(_judged, rows.itertuples()))}.")
-    first = table.loc[table["check"] == "cascading", "depth"].min()
-    depths = [first] if len(claims) else [first, 1.0]
-    part = table[(table["similarity"] == "spearman") & (table["check"] != "independent") & table["depth"].isin(depths)]
-    part = part[part["family"] != "control"]  # the same by their making
-    for (model, check, depth), rows in part.groupby(["model", "check", "depth"], sort=False):
-        listed = ", ".join(map(_similar, rows.sort_values("mean", ascending=False).itertuples()))
-        sentences.append(f"{model}, {_what(check, depth, rows)}, Spearman with the intact maps ({rows['interval'].iloc[0]}): {listed}.")
-    return sentences
-
-
-def _what(check: str, depth: float, rows: pd.DataFrame) -> str:
-    if check == LABELS:
-        return f"permuted labels ({rows['train_accuracy'].mean():.0%} of them learned)"
-    return f"the top {depth:.0%} of the layers randomised" if depth < 1 else "all layers randomised"
-
-
-def _judged(row: Any) -> str:
-    """A method, by how much its maps stay more alike, and whether that is what the paper says."""
-    number = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]{_lacking(row)}"
-    says = {"shows": "as claimed", "reversed": "against the claim"}.get(row.verdict, f"claimed: {row.claimed}")
-    return f"{row.method} {row.found}, {says} ({number})"
-
-
-def _similar(row: Any) -> str:
-    """A method's similarity, with the counts where something is undefined."""
-    return f"{row.method} {row.mean:.2f} ([{row.low:.2f}, {row.high:.2f}]{_lacking(row)})"
-
-
-def _lacking(row: Any) -> str:
-    """How many images are behind a number, and how many of their maps are undefined, where something is."""
-    images = f", n = {row.count}" if row.nan else ""
-    several = row.maps > row.count + row.nan  # maps of each image
-    return images + (f", {row.undefined} of {row.maps} maps undefined" if row.undefined and several else "")
+    learned = table[table["check"] == LABELS].groupby("model", sort=False)["train_accuracy"].first()
+    if len(learned):
+        told.append(f"Permuted labels learned: {', '.join(f'{share:.0%} by {model}' for model, share in learned.items())}.")
+    part = table[(table["similarity"] == "spearman") & (table["check"] == "cascading") & (table["family"] != "control")]
+    part = part[part["depth"] == part["depth"].min()]
+    for depth, rows in part.groupby("depth"):
+        listed = ", ".join(
+            f"{row.method} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] on {row.model}"
+            for row in rows.sort_values("mean", ascending=False).itertuples()
+        )
+        told.append(f"Spearman with the intact maps, the top {depth:.0%} of the layers randomised: {listed}.")
+    return told

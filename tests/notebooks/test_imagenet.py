@@ -15,17 +15,17 @@ from idsds import create_dataset, create_model, deletion_drops, evaluate, load_r
 from idsds.common.settings import SettingsError
 from idsds.datasets import fixed_order
 from idsds.studies import accuracy_tradeoff as tradeoff
-from idsds.studies import augmentation_robustness as augmentation
 from idsds.studies import compare_protocols as comparing
 from idsds.studies import design_choice as designs
 from idsds.studies import finetune, stability
-from idsds.studies import hyperparameter_sensitivity as sensitivity
-from idsds.studies import sanity_checks as randomisation
+from idsds.studies.augmentation_robustness import AugmentationRobustness
 from idsds.studies.how_idsds_works import HowIdsdsWorks
-from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
-from idsds.studies.metric_sanity import study as metric_sanity
+from idsds.studies.how_infidelity_works import HowInfidelityWorks
+from idsds.studies.hyperparameter_sensitivity import HyperparameterSensitivity
+from idsds.studies.metric_sanity import MetricSanity
 from idsds.studies.rank_methods import RankMethods
 from idsds.studies.roar import study as retraining
+from idsds.studies.sanity_checks import SanityChecks
 from tests.models.golden import filled, study_file
 from tests.notebooks.test_notebooks import touched
 
@@ -92,7 +92,7 @@ def planned_idsds(given):
 
 def planned_infidelity(given):
     """That its settings hold, and its nets and methods can be had; its own plan is tested in test_infidelity_steps.py."""
-    settings = InfidelityStepsSettings(**{name: value for name, value in given.items() if name != "images"})
+    settings = HowInfidelityWorks(**{name: value for name, value in given.items() if name != "images"})
     names = {"methods": settings.methods, "dataset": settings.dataset, "checkpoints": settings.checkpoints}
     return evaluate([settings.model], **names, protocol="infidelity", images=settings.image + 1, dry_run=True)
 
@@ -103,10 +103,10 @@ PLANNERS = {
     "stability": lambda given: stability.Stability(**{**given, "counts": [2]}).plan_table(),
     "how_idsds_works": planned_idsds,
     "how_infidelity_works": planned_infidelity,
-    "augmentation_robustness": lambda given: augmentation.cost(augmentation.AugmentationSettings(**given)),
-    "metric_sanity": lambda given: metric_sanity.cost(metric_sanity.MetricSanitySettings(**given)),
-    "hyperparameter_sensitivity": lambda given: sensitivity.cost(sensitivity.SensitivitySettings(**given)),
-    "sanity_checks": lambda given: randomisation.plan_table(randomisation.SanitySettings(**given)),
+    "augmentation_robustness": lambda given: AugmentationRobustness(**given).plan_table(),
+    "metric_sanity": lambda given: MetricSanity(**given).plan_table(),
+    "hyperparameter_sensitivity": lambda given: HyperparameterSensitivity(**given).plan_table(),
+    "sanity_checks": lambda given: SanityChecks(**given).plan_table(),
 }
 #: The others take data sets that are no folder of ImageNet's form.
 ELSEWHERE = {"train_fractions", "infidelity_sensitivity"}
@@ -135,7 +135,7 @@ def test_a_params_file_of_the_other_notebooks_plans(path, data, tmp_path):
 def test_roar_of_full_size_is_the_retrainings_that_its_params_say(data, tmp_path):
     """Planned, not rehearsed (that takes a CPU minutes), on the folder that has photos to hold out."""
     given = full_size("roar")
-    settings = retraining.RoarSettings(**{**given, "dataset": "imagenette", "images": 2, "device": "cpu", "output": str(tmp_path)})
+    settings = retraining.Roar(**{**given, "dataset": "imagenette", "images": 2, "device": "cpu", "output": str(tmp_path)})
     plan = retraining._Planned(settings, "resnet50")
     assert len(plan.data["train"]) == 7 * len(WNIDS)
     # Per seed every method, share above 0 and kind, and one net on untouched images.
@@ -290,7 +290,7 @@ def test_roar_runs_on_a_folder_of_photos(data, tmp_path, monkeypatch):
     areas = pd.read_csv(f"{stem}.csv")
     assert {("remove", "Gradient", 7), ("keep", "Gradient", 7)} <= set(areas[["kind", "method", "explained"]].itertuples(index=False))
     # The same addresses are found from here, and under them the photos have lost what their map calls most or least important.
-    planned = retraining._Planned(retraining.RoarSettings(**{**full_size("roar"), **changes}), "resnet18")
+    planned = retraining._Planned(retraining.Roar(**{**full_size("roar"), **changes}), "resnet18")
     retrained = {one.path: one for one in planned.retrainings()}
     assert set(retrained) == set((tmp_path / "cache" / "roar").glob("resnet18-*.json"))
     pixels = [one for one in retrained.values() if one.kind in ("remove", "keep")]

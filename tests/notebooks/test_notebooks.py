@@ -7,46 +7,13 @@ import nbformat
 import pytest
 import yaml
 
-from idsds.studies.augmentation_robustness import AugmentationSettings
 from idsds.studies.base import STUDIES, study_class
-from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings
-from idsds.studies.hyperparameter_sensitivity import SensitivitySettings
-from idsds.studies.metric_sanity.study import MetricSanitySettings
-from idsds.studies.roar.study import RoarSettings
-from idsds.studies.sanity_checks import SanitySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What validates the parameters of notebooks that are not in the common form yet.
-SETTINGS = {
-    "augmentation_robustness": AugmentationSettings,
-    "how_infidelity_works": InfidelityStepsSettings,
-    "hyperparameter_sensitivity": SensitivitySettings,
-    "metric_sanity": MetricSanitySettings,
-    "roar": RoarSettings,
-    "sanity_checks": SanitySettings,
-}
-# Notebooks in the common form; all others are to follow.
-CONVERTED = {
-    "accuracy_tradeoff",
-    "compare_protocols",
-    "design_choice",
-    "finetune",
-    "gallery",
-    "how_idsds_works",
-    "infidelity_sensitivity",
-    "rank_methods",
-    "stability",
-    "train_fractions",
-}
 DRAWN = "figure = result.plot()\nfiles = result.save(figure)"
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
-
-
-def settings_of(name):
-    """What validates a notebook's parameters."""
-    return study_class(name) if name in CONVERTED else SETTINGS[name]
 
 
 def cells(path, kind="code"):
@@ -102,12 +69,10 @@ def test_it_is_complete(path):
 @names
 def test_it_keeps_the_form(path):
     code = cells(path)
-    assert len(code) <= 8
-    if path.stem in CONVERTED:
-        assert len(code) == 6
-        assert code[1].source.splitlines()[2:] == [f"study = {name_of(path)}.from_notebook(globals())", "study.plan()"]
-        assert [cell.source for cell in code[2:5]] == ["result = study.run()\nresult.table", DRAWN, "result.findings"]
-        assert len(cells(path, "markdown")[0].source.splitlines()) <= 7
+    assert len(code) == 6
+    assert code[1].source.splitlines()[2:] == [f"study = {name_of(path)}.from_notebook(globals())", "study.plan()"]
+    assert [cell.source for cell in code[2:5]] == ["result = study.run()\nresult.table", DRAWN, "result.findings"]
+    assert len(cells(path, "markdown")[0].source.splitlines()) <= 7
     assert sum(len(cell.source.splitlines()) for cell in [*code, *cells(path, "markdown")]) <= 90
     assert any(cell.source.count("assert ") for cell in code)
     assert not any(cell.outputs or cell.execution_count for cell in code)
@@ -117,7 +82,7 @@ def test_it_keeps_the_form(path):
 @names
 def test_it_says_what_it_costs_before_it_computes_and_can_stop_there(path):
     assert parameters(path)[-1] == "dry_run: bool = False  # say what it will cost, measured on a few batches, and stop"
-    assert "costs.announce(" in cells(path)[2].source or "study.plan()" in cells(path)[1].source
+    assert "study.plan()" in cells(path)[1].source
 
 
 @names
@@ -131,7 +96,7 @@ def test_its_defaults_are_settings(path, tmp_path):
     namespace: dict = {}
     exec("\n".join(parameters(path)), namespace)
     given = {key: value for key, value in namespace.items() if not key.startswith("__")}
-    settings_of(path.stem)(**{**given, "output": str(tmp_path)})
+    study_class(path.stem)(**{**given, "output": str(tmp_path)})
 
 
 @params
@@ -141,7 +106,7 @@ def test_its_params_are_settings_and_parameters(path, tmp_path):
     assert set(given) <= known
     assert given["output"] == f"runs/{path.parent.name}/{path.stem}"
     touched(given, tmp_path)
-    settings_of(notebook_of(path.stem).stem)(**{**given, "output": str(tmp_path)})
+    study_class(notebook_of(path.stem).stem)(**{**given, "output": str(tmp_path)})
 
 
 @pytest.mark.parametrize("name", ["rank_methods", "infidelity_sensitivity", "how_infidelity_works"])

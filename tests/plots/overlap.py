@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -59,3 +60,16 @@ def _overlap(first: np.ndarray, second: np.ndarray, slack: float) -> bool:
             if min(a.max(), b.max()) - max(a.min(), b.min()) <= slack:
                 return False
     return True
+
+
+def texts(figure: Figure) -> list[str]:
+    """Every text of a figure."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def edge_colours(axes: Axes) -> list:
+    """Colours of the intervals and of the edges of the marks in a panel."""
+    lines = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
+    bars = [line for line in axes.lines if line not in lines and len(set(line.get_ydata())) == 1 and line.get_linewidth() >= 0.9]
+    edges = [line.get_markeredgecolor() for line in lines] + [line.get_color() for line in bars]
+    return edges + [colour for found in axes.collections for colour in found.get_edgecolor()]

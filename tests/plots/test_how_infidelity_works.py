@@ -9,7 +9,7 @@ import pytest
 
 from idsds import plots
 from idsds.studies.how_infidelity_works.findings import steps_table
-from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings, InfidelityWalk, Step
+from idsds.studies.how_infidelity_works.study import HowInfidelityWorks, Step, Walk
 
 from .overlap import outside, overlaps, text_boxes
 
@@ -26,14 +26,14 @@ SETTINGS = {
 @pytest.fixture
 def walk():
     """Noise that changes the logit by a hundredth, noise that lowers it by 3 in the mean, a square, and patches that all judge."""
-    settings, rng = InfidelityStepsSettings(**SETTINGS, optimal_cells=8), np.random.default_rng(0)
+    settings, rng = HowInfidelityWorks(**SETTINGS, optimal_cells=8), np.random.default_rng(0)
 
     def step(kind, shift, spread, **facts):
         changes = shift + spread * rng.normal(size=50)
         changes[0] = shift or 0.0102
         errors = dict(zip(settings.methods, spread * rng.normal(size=(3, 50)), strict=True))
-        foretold = {"Gradient": changes - shift, "IxG": 2 * changes, "Grad-CAM": 50 * changes}
-        foretold = {name: values + errors[name] for name, values in foretold.items()}
+        predicted = {"Gradient": changes - shift, "IxG": 2 * changes, "Grad-CAM": 50 * changes}
+        predicted = {name: values + errors[name] for name, values in predicted.items()}
         products = {name: rng.normal(size=(8, 8)) for name in ("Gradient", "IxG")}
         taken, picture = rng.normal(size=(8, 8)), rng.random((8, 8, 3))
         blank = {
@@ -46,17 +46,17 @@ def walk():
             "optimal": rng.normal(size=(8, 8)),
             **facts,
         }
-        foretold[settings.optimal] = changes if blank["seen"] else changes + 0.1 * spread * rng.normal(size=50)
+        predicted[settings.optimal] = changes if blank["seen"] else changes + 0.1 * spread * rng.normal(size=50)
         noise = kind.perturbation == "gaussian"
         return Step(
-            kind.name, noise, taken=taken, picture=picture, products=products, logit=6.273, changes=changes, foretold=foretold, **blank
+            kind.name, noise, taken=taken, picture=picture, products=products, logit=6.273, changes=changes, predicted=predicted, **blank
         )
 
     small, large, square, patch = settings.kinds
     exact = {"sampled": False, "different": 16, "seen": 50}
     steps = [step(small, 0, 0.01), step(large, 3, 0.5), step(square, 1, 1), step(patch, 1, 1, **exact)]
     maps = {name: rng.normal(size=(8, 8)) for name in settings.methods}
-    return InfidelityWalk(settings, "digits/0007", "7", rng.random((8, 8, 3)), maps, steps, {kind.name: [] for kind in settings.kinds})
+    return Walk(settings, "digits/0007", "7", rng.random((8, 8, 3)), maps, steps, {kind.name: [] for kind in settings.kinds})
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_step_shows_what_is_taken_each_product_with_its_sum_and_a_logit_that_c
             assert red > blue
             assert f"scale ±{scale:.2g}" in axes.get_xlabel()
         for axes, name in zip(row[2:4], step.products, strict=True):
-            assert axes.get_xlabel().startswith(f"foretells {step.foretold[name][0]:.2g}\n".replace("-", "\N{MINUS SIGN}"))
+            assert axes.get_xlabel().startswith(f"predicts {step.predicted[name][0]:.2g}\n".replace("-", "\N{MINUS SIGN}"))
     assert rows[0, 1].get_xlabel() == "6.273 → 6.263\nfalls by 0.01"
     assert rows[1, 1].get_xlabel() == "6.27 → 3.27\nfalls by 3"
 
@@ -127,7 +127,7 @@ def test_infidelity_is_a_place_not_a_length(figure, walk):
         dots = [line for line in axes.lines if line.get_marker() == "o"]
         filled = [line.get_xdata()[0] for line in dots if line.get_markerfacecolor() != "white"]
         hollow = [line.get_xdata()[0] for line in dots if line.get_markerfacecolor() == "white"]
-        names = [name for name in step.foretold if not (step.by_construction and name == walk.settings.optimal)]
+        names = [name for name in step.predicted if not (step.by_construction and name == walk.settings.optimal)]
         assert filled == pytest.approx([step.errors[name].mean() for name in names])
         assert hollow == pytest.approx([step.scaled[name].mean() for name in names])
         lines = {line.get_linestyle(): line.get_xdata()[0] for line in axes.lines if line.get_linestyle() in ("--", ":")}

@@ -11,7 +11,6 @@ from idsds.protocols.hyperparameters import (
     SWEEPS,
     cam_layers,
     hyperparameter_sensitivity,
-    parse_values,
     settings_of,
     spread,
     sweeps_of,
@@ -75,17 +74,20 @@ def test_a_linear_model_has_no_spread_over_the_steps_of_ig():
     """Its gradient is the same everywhere on the path: integrated gradients are input times gradient, however many the steps."""
     net, images = seeded(Linear, 12, 14), images_of(2, 12, 14)
     batch = Batch(images, torch.tensor([2, 0]), ["a", "b"], HALF)
-    found = hyperparameter_sensitivity(net, [create_method("IG", net)], batch, {}, option="steps", values="1, 3, 10")["IG"]
+    found = hyperparameter_sensitivity(net, [create_method("IG", net)], batch, {}, sweep={"steps": [1, 3, 10]})["IG"]
     for name, wanted in (("score", 1), ("ssim", 1), ("deviation", 0)):
         np.testing.assert_allclose(found[name], wanted, atol=1e-9)
-    moved = hyperparameter_sensitivity(net, [create_method("IG", net)], batch, {}, option="baseline")["IG"]
+    moved = hyperparameter_sensitivity(net, [create_method("IG", net)], batch, {}, sweep={"baseline": SWEEPS["baseline"]})["IG"]
     assert (moved["score"] < 0.99).all()  # the baseline does matter
 
 
 def test_the_score_is_the_mean_over_the_hyperparameters(net, batch):
     method = create_method("Gradient-SG", net)
     assert list(sweeps_of(method)) == ["samples", "sigma"]
-    one = [hyperparameter_sensitivity(net, [method], batch, {}, option=option)["Gradient-SG"] for option in ("samples", "sigma")]
+    one = [
+        hyperparameter_sensitivity(net, [method], batch, {}, sweep={option: SWEEPS[option]})["Gradient-SG"]
+        for option in ("samples", "sigma")
+    ]
     both = hyperparameter_sensitivity(net, [method], batch, {})["Gradient-SG"]
     for name in ("score", "ssim", "deviation"):
         torch.testing.assert_close(both[name], (one[0][name] + one[1][name]) / 2)
@@ -93,10 +95,10 @@ def test_the_score_is_the_mean_over_the_hyperparameters(net, batch):
 
 def test_each_setting_is_the_method_with_that_option(net, batch):
     """Computed apart, with methods made anew."""
-    found = hyperparameter_sensitivity(net, [create_method("IxG-SG", net, seed=3)], batch, {}, option="sigma", values="0.1, 0.5")["IxG-SG"]
+    found = hyperparameter_sensitivity(net, [create_method("IxG-SG", net, seed=3)], batch, {}, sweep={"sigma": [0.1, 0.5]})["IxG-SG"]
     maps = [create_method("IxG-SG", net, seed=3, sigma=sigma)(batch.images, batch.targets, batch.image_ids) for sigma in (0.1, 0.5)]
     torch.testing.assert_close(found["score"], spread(torch.stack(maps))["spearman"])
-    absolute = hyperparameter_sensitivity(net, [create_method("IxG-SG abs", net, seed=3)], batch, {}, option="sigma", values="0.1, 0.5")
+    absolute = hyperparameter_sensitivity(net, [create_method("IxG-SG abs", net, seed=3)], batch, {}, sweep={"sigma": [0.1, 0.5]})
     torch.testing.assert_close(absolute["IxG-SG abs"]["score"], spread(torch.stack(maps).abs())["spearman"])
 
 
@@ -130,27 +132,20 @@ def test_passes_are_those_of_all_settings(net):
 
     passes = PROTOCOLS["hyperparameter_sensitivity"].passes
     methods = [create_method("IG", net), create_method("IG abs", net)]
-    assert passes(methods, option="steps", values="5, 10") == (15, 15)  # both methods fall out of one computation
+    assert passes(methods, sweep={"steps": [5, 10]}) == (15, 15)  # both methods fall out of one computation
     assert passes([create_method("Random", net)]) == (0, 0)
 
 
-def test_values_are_read_as_in_a_params_file():
-    assert parse_values("5, 10") == [5, 10]
-    assert parse_values("0.1, 1.0") == [0.1, 1.0]
-    assert parse_values("zeros, uniform per image") == ["zeros", "uniform per image"]
-    for wrong in ("", "5", "5, 5", "[1], 2", "{a: 1}, 2", "1, null", "1, ["):
-        with pytest.raises(ValueError, match="values must be"):
-            parse_values(wrong)
+@pytest.mark.parametrize("values", [[], [5], [5, 5], "5, 10"])
+def test_a_sweep_lists_at_least_two_different_values(net, values):
+    with pytest.raises(ValueError, match="must list at least two different values"):
+        settings_of(create_method("IG", net), {"steps": values})
 
 
 def test_mistakes_are_named(net):
     method = create_method("IG", net)
     with pytest.raises(ValueError, match=r"unknown option of method 'IG' 'step'. Did you mean 'steps'"):
-        settings_of(method, "step")
-    with pytest.raises(ValueError, match="values='5, 10' needs the option"):
-        settings_of(method, values="5, 10")
-    with pytest.raises(ValueError, match="no values to try for 'cells' of 'RISE'"):
-        settings_of(create_method("RISE", net), "cells")
+        settings_of(method, {"step": [1, 2]})
     with pytest.raises(ValueError, match=r"must be \(S, B, 1, H, W\)"):
         spread(torch.ones(3, 1, 12, 12))
 

@@ -20,9 +20,19 @@ from idsds.models.weights import save_checkpoint
 from idsds.protocols.infidelity import infidelity, perturbations
 from idsds.protocols.single_deletion import deletion_drops, patch_sums
 from idsds.studies.how_infidelity_works import study as infidelity_steps
-from idsds.studies.how_infidelity_works.findings import ZEROS, findings, likeness, lower, mean_of, reordered, steps_table, winners_of
-from idsds.studies.how_infidelity_works.optimal_map import best_factor, best_ridge, optimal_map
-from idsds.studies.how_infidelity_works.study import InfidelityStepsSettings, InfidelityWalk, Step, cost, explain_infidelity
+from idsds.studies.how_infidelity_works.findings import (
+    ZEROS,
+    claims_table,
+    lower,
+    mean_of,
+    reordered,
+    sentences,
+    similarity,
+    steps_table,
+    winners_of,
+)
+from idsds.studies.how_infidelity_works.optimal_map import RIDGES, best_factor, best_ridge, optimal_map
+from idsds.studies.how_infidelity_works.study import HowInfidelityWorks, Step, Walk
 
 METHODS = ["Gradient", "IxG", "Random"]
 
@@ -60,7 +70,7 @@ def settings(tmp_path, monkeypatch):
     def make(model="small_steps", **changes):
         given = {"dataset": "digits", "model": model, "methods": METHODS, "image": 2, "sigmas": [0.001, 0.5], "optimal_cells": 8}
         given |= {"samples": 30, "device": "cpu", "output": "runs/x/how", "checkpoints": {model: files[model]}}
-        return InfidelityStepsSettings(**{**given, **changes})
+        return HowInfidelityWorks(**{**given, **changes})
 
     yield make
     MODELS.remove("small_steps")
@@ -95,13 +105,13 @@ def test_the_ridge_is_that_of_least_cross_validation():
     true = rng.normal(size=40)
     for changes in (noise, weights @ true, weights @ true + 3 * noise):
         second, scores = weights.T @ weights / 60, []
-        ridges = [factor * np.trace(second) / 40 for factor in infidelity_steps.RIDGES]
+        ridges = [factor * np.trace(second) / 40 for factor in RIDGES]
         for ridge in ridges:
             hat = weights @ np.linalg.inv(second + ridge * np.eye(40)) @ weights.T / 60
             scores.append((((hat @ changes - changes) ** 2).mean()) / (1 - np.trace(hat) / 60) ** 2)
         given = torch.tensor(weights), torch.tensor(changes)
         found = best_ridge(*given)
-        assert found == infidelity_steps.RIDGES[int(np.argmin(scores))]
+        assert found == RIDGES[int(np.argmin(scores))]
         oracle = np.linalg.solve(second + found * np.trace(second) / 40 * np.eye(40), weights.T @ changes / 60)
         assert np.allclose(optimal_map(*given, found).numpy(), oracle, atol=1e-8)
     assert best_ridge(torch.tensor(weights), torch.tensor(weights @ true)) <= 1e-5
@@ -109,18 +119,18 @@ def test_the_ridge_is_that_of_least_cross_validation():
 
 
 def test_the_best_factor_is_that_of_least_squares():
-    foretold, changes = np.random.default_rng(2).normal(size=(2, 50))
-    oracle = np.linalg.lstsq(foretold[:, None], changes, rcond=None)[0]
-    assert best_factor(foretold, changes) == pytest.approx(oracle.item())
+    predicted, changes = np.random.default_rng(2).normal(size=(2, 50))
+    oracle = np.linalg.lstsq(predicted[:, None], changes, rcond=None)[0]
+    assert best_factor(predicted, changes) == pytest.approx(oracle.item())
     assert best_factor(np.zeros(5), np.ones(5)) == 0
 
 
 def test_the_steps_of_one_image(settings):
     chosen = settings()
-    walk = explain_infidelity(chosen, progress=False)
+    walk = chosen.walk(progress=False)
     steps, optimal = walk.steps, "optimal (8 x 8 cells)"
     assert [step.name for step in steps] == ["noise, sigma 0.001", "noise, sigma 0.5", "square, 25% of side", "one patch"]
-    assert [list(step.foretold) for step in steps] == [[*METHODS, optimal]] * 4
+    assert [list(step.predicted) for step in steps] == [[*METHODS, optimal]] * 4
     model, images, target, image_id, normalisation = explained(chosen)
     targets = torch.tensor([target])
     assert walk.image_id == image_id
@@ -148,62 +158,57 @@ def test_the_steps_of_one_image(settings):
     assert steps[0].errors["Gradient"].mean() < 1e-3 * steps[0].zero.mean()
 
 
-def test_what_is_drawn_sums_to_what_is_foretold(settings):
+def test_what_is_drawn_sums_to_what_is_predicted(settings):
     chosen = settings()
-    walk = explain_infidelity(chosen, progress=False)
+    walk = chosen.walk(progress=False)
     _, images, _, image_id, _ = explained(chosen)
     for step in walk.steps:
         assert list(step.products) == ["Gradient", "IxG"]
         for name, product in step.products.items():
-            assert product.sum() == pytest.approx(step.foretold[name][0], rel=1e-4, abs=1e-7)
+            assert product.sum() == pytest.approx(step.predicted[name][0], rel=1e-4, abs=1e-7)
     weights, taken = perturbations(images, "gaussian", 0.5, 30, seed=0, image_ids=[image_id])
     assert np.allclose(walk.steps[1].products["IxG"], weights[0, 0].numpy() * walk.maps["IxG"], atol=1e-7)
     assert np.allclose(walk.steps[1].taken, taken[0].mean(dim=0).numpy())
 
 
 def test_on_pixels_the_optimal_map_of_noise_is_the_gradient_whatever_else_the_noise_does(settings):
-    """The net's logit is w x - |x|^2 / 2: its gradient is w - x, and noise lowers it by |d|^2 / 2 besides, which no map can foretell."""
+    """The net's logit is w x - |x|^2 / 2: its gradient is w - x, and noise lowers it by |d|^2 / 2 besides, which no map can predict."""
     chosen = settings("linear_steps", optimal_cells=32, sigmas=[0.01, 1.0], methods=["Gradient"], samples=100)
-    walk = explain_infidelity(chosen, progress=False)
+    walk = chosen.walk(progress=False)
     model, images, target, image_id, _ = explained(chosen)
     gradient = (model.fc.weight[target].view(3, 32, 32) - images[0]).sum(dim=0).detach().numpy()
     assert np.allclose(walk.maps["Gradient"], gradient, atol=1e-5)
     for step in walk.steps[:2]:
-        assert list(step.foretold) == ["Gradient", "optimal (pixels)"]
+        assert list(step.predicted) == ["Gradient", "optimal (pixels)"]
         assert (step.fitted, step.different, step.seen) == (3 * 32 * 32, 3 * 32 * 32 // 2, 0)
         assert np.abs(step.optimal - gradient).max() < 1e-2 * np.abs(gradient).max()  # the logit is float32
-        assert likeness(step.optimal, gradient, 32) == pytest.approx((1, 1), abs=1e-3)
+        assert similarity(step.optimal, gradient, 32) == pytest.approx((1, 1), abs=1e-3)
     row = steps_table(walk).query("perturbation == 'noise, sigma 1'").iloc[0]
     noise, _ = perturbations(images, "gaussian", 1.0, 100, seed=0, image_ids=[image_id])
     lost = noise.square().flatten(1).sum(dim=1).numpy() / 2  # w x - |x|^2 / 2 less the same of x - d: gradient d + |d|^2 / 2
     assert row["mean_change"] == pytest.approx(lost.mean(), rel=0.1)
     assert row["floor"] == pytest.approx(row["mean_change"] ** 2)
     assert row["floor"] < row["infidelity"] * 1.01
-    (said,) = [sentence for sentence in findings(walk) if sentence.startswith("noise, sigma 1:")]
-    assert f"the squared mean, {row['floor']:.3g}, is the floor of every map" in said
 
 
 def test_on_coarse_cells_the_optimal_map_is_no_worse_than_silence(settings):
-    """Without a ridge it was three times as bad: all that such cells cannot foretell was taken for something that they can."""
+    """Without a ridge it was three times as bad: all that such cells cannot predict was taken for something that they can."""
     chosen = settings(samples=60)
-    for step in explain_infidelity(chosen, progress=False).steps[:2]:
+    for step in chosen.walk(progress=False).steps[:2]:
         assert step.ridge > 0
         assert step.errors[chosen.optimal].mean() < 1.2 * step.zero.mean()
 
 
 def test_what_judges_the_optimal_map_is_not_what_it_is_fitted_to(settings):
     """Of squares there are (32 - 8 + 1)^2 = 625: three times 1,024 draws hold nearly all of them, and the sentence says so."""
-    walk = explain_infidelity(settings(optimal_cells=32, sigmas=[0.5]), progress=False)
+    walk = settings(optimal_cells=32, sigmas=[0.5]).walk(progress=False)
     square = walk.steps[1]
     assert square.fitted == 3 * 32 * 32
     expected = 625 * (1 - (1 - 1 / 625) ** (3 * 32 * 32))  # different ones among so many draws
     assert square.different == pytest.approx(expected, abs=5)
     assert square.seen >= 28
     assert square.by_construction == (square.seen == 30 and square.ridge == 0), "one that was not seen is judged"
-    said = findings(walk)[2]
-    if square.by_construction:
-        assert f"fitted to {square.different:,} different perturbations, no more than its 1,024 unknowns" in said
-    assert f"{square.seen} of the 30 that judge it" in said
+    assert claims_table(walk)["by_construction"].tolist() == [step.by_construction for step in walk.steps]
     table = steps_table(walk).set_index(["perturbation", "map"])
     assert table.loc[("one patch", "optimal (pixels)"), ["fitted_to", "different", "seen"]].tolist() == [16, 16, 16]
     assert table.loc[("noise, sigma 0.5", "optimal (pixels)"), "seen"] == 0
@@ -212,7 +217,7 @@ def test_what_judges_the_optimal_map_is_not_what_it_is_fitted_to(settings):
 
 def test_the_passes_announced_are_those_counted(settings, monkeypatch):
     chosen = settings(others=2, samples=5, methods=["Gradient", "IxG", "IG", "Random"])
-    plan = cost(chosen)
+    plan = chosen.plan().table
     assert list(plan) == ["model", "work", "epochs", "forward", "backward"]
     assert set(plan["model"]) == {"small_steps"}
     assert plan["epochs"].isna().all()
@@ -226,7 +231,7 @@ def test_the_passes_announced_are_those_counted(settings, monkeypatch):
 
     watching: list = []
     monkeypatch.setattr(infidelity_steps.Job, "load", watched)
-    explain_infidelity(chosen, progress=False)
+    chosen.walk(progress=False)
     watching[0].__exit__(None, None, None)
     # Three images, each intact once, under 5 of each drawn kind and 16 patches; 3 x 64 for each drawn kind's optimal map.
     assert plan.loc[~plan["work"].isin(["Gradient, IxG", "IG", "Random"]), "forward"].sum() == 3 * (1 + 3 * 5 + 16) + 3 * 3 * 64
@@ -234,7 +239,7 @@ def test_the_passes_announced_are_those_counted(settings, monkeypatch):
 
 
 def test_the_cost_of_a_net_that_is_not_there_counts_its_training_and_trains_nothing(settings, tmp_path):
-    plan = cost(settings(checkpoints={}))
+    plan = settings(checkpoints={}).plan().table
     assert plan.set_index("work").loc["train", "epochs"] == 1
     assert plan["forward"].isna().sum() == 1
     assert not list(tmp_path.rglob("*trained*"))
@@ -242,24 +247,26 @@ def test_the_cost_of_a_net_that_is_not_there_counts_its_training_and_trains_noth
 
 def test_on_other_images_the_winners_are_counted(settings):
     chosen = settings(others=2)
-    walk = explain_infidelity(chosen, progress=False)
+    walk = chosen.walk(progress=False)
     for other in (1, 2):  # what wins there is what wins where that image is the one explained
-        alone = explain_infidelity(settings(image=2 + other), progress=False)
+        alone = settings(image=2 + other).walk(progress=False)
         for step in alone.steps:
             assert walk.winners[step.name][other - 1] == winners_of(step, METHODS)[0]
     table = steps_table(walk)
     given = table[table["map"].isin(METHODS)]
     assert (given.groupby("perturbation")["wins_elsewhere"].sum() == 2).all()
     low, high = stats.beta.ppf([0.025], 2, 1).item(), 1.0  # exact interval for 2 of 2
-    assert f"noise, sigma 0.001: Gradient on 2 [{low:.0%}, {high:.0%}]" in findings(walk)[-1]
-    assert findings(explain_infidelity(settings(), progress=False))[-1] == "No other image was looked at."
+    claims = claims_table(walk).set_index("perturbation")
+    assert claims.loc["noise, sigma 0.001", ["lowest", "same_elsewhere", "other_images"]].tolist() == ["Gradient", 2, 2]
+    assert claims.loc["noise, sigma 0.001", ["low", "high"]].tolist() == pytest.approx([low, high])
+    assert claims_table(settings().walk(progress=False))["low"].isna().all()
 
 
-def step_of(foretold, changes, **facts):
+def step_of(predicted, changes, **facts):
     changes = np.asarray(changes, dtype=float)
     blank = {"taken": np.zeros((2, 2)), "picture": np.zeros((2, 2, 3)), "products": {}, "logit": 1.0, "optimal": np.zeros((2, 2))}
     blank |= {"name": "p", "noise": True, "sampled": True, "cells": 4, "ridge": 0.0, "fitted": 12, "different": 6, "seen": 0, **facts}
-    return Step(changes=changes, foretold={name: np.asarray(values, dtype=float) for name, values in foretold.items()}, **blank)
+    return Step(changes=changes, predicted={name: np.asarray(values, dtype=float) for name, values in predicted.items()}, **blank)
 
 
 def test_intervals_are_those_of_student():
@@ -296,29 +303,32 @@ def test_silence_that_wins_is_counted(settings):
     changes = rng.normal(size=100)
     optimal = settings().optimal
     bad = step_of({"a": 10 * rng.normal(size=100), "b": -3 * changes, optimal: changes}, changes)
-    good = replace(bad, name="q", foretold={"a": 0.9 * changes, "b": -3 * changes, optimal: changes})
+    good = replace(bad, name="q", predicted={"a": 0.9 * changes, "b": -3 * changes, optimal: changes})
     maps = {name: np.zeros((8, 8)) for name in ("a", "b")}
-    walk = InfidelityWalk(settings(), "id", "7", np.zeros((2, 2, 3)), maps, [bad, good], {"p": [], "q": []})
-    said = findings(walk)
-    assert "A map of zeros is clearly below every given map for 1 of 2." in said[3]
-    assert "q 0" not in said[3]
-    assert "clearly less than b." in said[2]
-    assert "Brackets hold 95 % t intervals over the perturbations" in said[0]
+    walk = Walk(settings(), "id", "7", np.zeros((2, 2, 3)), maps, [bad, good], {"p": [], "q": []})
+    claims = claims_table(walk)
+    assert claims["zeros_below"].tolist() == ["a, b", "b"]
+    assert claims["verdict"].tolist() == ["supported", "supported"]
+    worse = replace(good, predicted={**good.predicted, optimal: 5 * changes})
+    assert claims_table(replace(walk, steps=[worse]))["verdict"].tolist() == ["contradicted"]
+    said = sentences(walk, claims)
+    assert "a map of zeros is clearly below all of them for 1." in said[1]
+    assert "intervals are over perturbations, not over images" in said[0]
 
 
-def test_likeness_is_of_cells():
+def test_similarity_is_of_cells():
     rng = np.random.default_rng(6)
     first, second = rng.normal(size=(2, 8, 12))
     cells = [
         np.array([values[4 * i : 4 * i + 4, 6 * j : 6 * j + 6].mean() for i in range(2) for j in range(2)]) for values in (first, second)
     ]
     cosine = cells[0] @ cells[1] / np.linalg.norm(cells[0]) / np.linalg.norm(cells[1])
-    assert likeness(first, second, 2) == pytest.approx((cosine, stats.spearmanr(*cells).statistic))
-    assert np.isnan(likeness(np.zeros((8, 12)), second, 2)).all()
+    assert similarity(first, second, 2) == pytest.approx((cosine, stats.spearmanr(*cells).statistic))
+    assert np.isnan(similarity(np.zeros((8, 12)), second, 2)).all()
 
 
 def test_the_table_has_an_interval_beside_each_number(settings):
-    table = steps_table(explain_infidelity(settings(), progress=False))
+    table = steps_table(settings().walk(progress=False))
     assert len(table) == 4 * 4
     for value, low, high, se in (
         ("infidelity", "low", "high", "infidelity_se"),

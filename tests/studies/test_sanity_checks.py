@@ -13,16 +13,7 @@ from idsds.methods import OwnMethod, create_method
 from idsds.models import MODELS, register_model
 from idsds.protocols import Batch
 from idsds.protocols.sanity import compare_models, randomised_models, sanity_check
-from idsds.studies.sanity_checks import (
-    SanitySettings,
-    image_values,
-    layer_groups,
-    plan_table,
-    sanity_checks,
-    sanity_findings,
-    similarity_table,
-    verdicts,
-)
+from idsds.studies.sanity_checks import SanityChecks, image_values, judged, layer_groups, sentences, similarity_table
 from idsds.training.checkpoints import obtain, plan_training
 from tests.methods.nets import ConvNet, images_of, seeded
 
@@ -56,7 +47,7 @@ def settings(**changes):
         "device": "cpu",
     }
     given |= {"label_fraction": 0.03, "label_recipe": {"epochs": 25, "lr": 0.01}, "output": "runs/x/sanity_checks"}
-    return SanitySettings(**{**given, **changes})
+    return SanityChecks(**{**given, **changes})
 
 
 def test_permuted_labels_keep_their_numbers_and_are_keyed():
@@ -80,6 +71,7 @@ def test_addresses_of_stages_with_true_labels_are_what_they_were():
     content = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
     for name in ("start", "weights", "options", "fraction", "permuted_labels"):
         content.pop(name)
+    content["recipe"] = stage.recipe.address
     from idsds.common.hashing import digest, versions
     from idsds.training.checkpoints import LOOP
 
@@ -88,7 +80,7 @@ def test_addresses_of_stages_with_true_labels_are_what_they_were():
 
 
 def test_every_check_in_one_table(home):
-    records = sanity_checks(settings(), progress=False)
+    records = settings().similarities(progress=False)
     checks = records.groupby("check")["depth"].unique()
     assert {name: sorted(depths) for name, depths in checks.items()} == {"cascading": [0.5, 1], "independent": [0.5, 1], "labels": [1]}
     assert len(records) == 12 * 3 * (2 + 2 + 1) * 3
@@ -105,32 +97,29 @@ def test_every_check_in_one_table(home):
     ]
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((values.mean(), interval.low, interval.high))
-    pd.testing.assert_frame_equal(pd.read_csv(home / "runs/x/sanity_checks/sanity.csv"), table, check_dtype=False)
-    sentences = sanity_findings(table, verdicts(records))
-    assert [sentence.split(", Spearman")[0] for sentence in sentences] == [
-        "small_test, the top 50% of the layers randomised",
-        "small_test, all layers randomised",
-        f"small_test, permuted labels ({learned[0]:.0%} of them learned)",
-    ]  # Gradient is not among the methods: there is nothing to compare with
+    told, first = sentences(table, judged(records))
+    assert told == f"Permuted labels learned: {learned[0]:.0%} by small_test."
+    assert first.startswith("Spearman with the intact maps, the top 50% of the layers randomised: IxG ")
+    # Gradient is not among the methods: there is nothing to compare with.
     # What was trained and computed is there the second time.
-    plan = plan_table(settings())
+    plan = settings().plan().table
     assert not plan["work"].str.contains("train").any()
-    pd.testing.assert_frame_equal(sanity_checks(settings(), progress=False), records)
+    pd.testing.assert_frame_equal(settings().similarities(progress=False), records)
 
 
 def test_labels_that_were_not_learned_are_told_and_the_check_can_be_left_out():
     with pytest.warns(UserWarning, match=r"has learned \d+% of its permuted labels, the paper asks for more than 95%"):
-        records = sanity_checks(settings(label_recipe={"epochs": 1, "lr": 1e-6}, modes=["cascading"]), progress=False)
+        records = settings(label_recipe={"epochs": 1, "lr": 1e-6}, modes=["cascading"]).similarities(progress=False)
     assert records["train_accuracy"].max() < 0.5
-    assert plan_table(settings())["work"].str.contains("permuted").sum() == 1  # another recipe: not cached
-    without = sanity_checks(settings(label_fraction=0.0, modes=["independent"]), progress=False)
+    assert settings().plan().table["work"].str.contains("permuted").sum() == 1  # another recipe: not cached
+    without = settings(label_fraction=0.0, modes=["independent"]).similarities(progress=False)
     assert set(without["check"]) == {"independent"}
 
 
 def test_new_weights_are_drawn_several_times_on_one_net(home):
     """Each draw by hand: the net of the training seed, its layers randomised by the seed of the draw."""
     given = {"label_fraction": 0.0, "modes": ["cascading"], "methods": ["IxG", "Random"]}
-    records = sanity_checks(settings(**given, draws=3), progress=False)
+    records = settings(**given, draws=3).similarities(progress=False)
     assert len(records) == 12 * 2 * 2 * 3 * 3
     keys = settings(draws=3).draw_seeds(0)
     assert keys[0] == 0
@@ -148,7 +137,7 @@ def test_new_weights_are_drawn_several_times_on_one_net(home):
         rows = records[(records["draw"] == draw) & (records["method"] == "IxG") & (records["depth"] == 1)]
         rows = rows[rows["similarity"] == "spearman"].set_index("image_id").loc[[name for _, _, name in chosen]]
         np.testing.assert_allclose(rows["value"], wanted, atol=1e-5)
-    once = sanity_checks(settings(**given), progress=False)
+    once = settings(**given).similarities(progress=False)
     first = records[records["draw"] == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(once.drop(columns="draw"), first.drop(columns="draw"))
     row = similarity_table(records).query("method == 'IxG' and depth == 1 and similarity == 'spearman'").iloc[0]
@@ -156,9 +145,9 @@ def test_new_weights_are_drawn_several_times_on_one_net(home):
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((values.mean(), interval.low, interval.high))
     assert row["interval"] == "95 % t interval over images, 3 draws of weights held fixed"
-    plan = plan_table(settings(**given, draws=3))
+    plan = settings(**given, draws=3).plan().table
     assert plan.loc[plan["epochs"].isna(), "draw"].nunique() == 3
-    planned = plan_table(settings(**given, draws=3, seeds=[7]))
+    planned = settings(**given, draws=3, seeds=[7]).plan().table
     assert planned["epochs"].notna().sum() == 1, "one net, trained once, whatever the draws"
 
 
@@ -198,8 +187,7 @@ def test_undefined_values_are_counted():
     assert image_values(both).tolist() == pytest.approx([0.6, 0.1, 0.7])
     (row,) = similarity_table(both).itertuples()
     assert (row.count, row.nan, row.undefined, row.maps) == (3, 0, 2, 6)
-    assert "IG 0.47 ([" in sanity_findings(similarity_table(both.assign(similarity="spearman")), verdicts(both))[0]
-    assert ", 2 of 6 maps undefined)" in sanity_findings(similarity_table(both.assign(similarity="spearman")), verdicts(both))[0]
+    assert "IG 0.47 [" in sentences(similarity_table(both.assign(similarity="spearman")), judged(both))[0]
 
 
 def test_two_models_are_compared_image_by_image():
@@ -227,34 +215,32 @@ def test_the_claim_is_judged_by_differences_on_the_same_images():
     scores = {"Gradient": shared, "Guided Backprop": shared + 0.15 + noise[0], "Grad-CAM": shared + 0.05 + noise[1], "Edges": shared + 1}
     scores["Guided Grad-CAM"] = shared + 0.1 + noise[2]
     records = pd.concat([similarities(values, method=name, similarity="ssim") for name, values in scores.items()])
-    table = verdicts(records).set_index("method")
+    table = judged(records).set_index("method")
     assert table["found"].to_dict() == {"Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "undecided"}
-    assert table["verdict"].to_dict() == {"Grad-CAM": "shows", "Guided Backprop": "shows", "Guided Grad-CAM": "undecided"}
+    assert table["verdict"].to_dict() == {"Grad-CAM": "supported", "Guided Backprop": "supported", "Guided Grad-CAM": "not supported"}
     wanted = stats.ttest_rel(scores["Guided Backprop"], scores["Gradient"]).confidence_interval()
     row = table.loc["Guided Backprop"]
     assert (row["low"], row["high"]) == pytest.approx((wanted.low, wanted.high))
     alone = similarity_table(records).set_index("method")
     assert alone.loc["Guided Backprop", "low"] < alone.loc["Gradient", "high"], "the two intervals do overlap"
-    assert verdicts(records[records["method"] != "Gradient"]).empty
+    assert judged(records[records["method"] != "Gradient"]).empty
     turned = records.replace({"method": {"Guided Backprop": "Grad-CAM", "Grad-CAM": "Guided Backprop"}})
-    assert verdicts(turned).set_index("method")["verdict"].to_dict() == {
-        "Grad-CAM": "reversed",
-        "Guided Backprop": "reversed",
-        "Guided Grad-CAM": "undecided",
+    assert judged(turned).set_index("method")["verdict"].to_dict() == {
+        "Grad-CAM": "contradicted",
+        "Guided Backprop": "contradicted",
+        "Guided Grad-CAM": "not supported",
     }
-    (definition, sentence) = sanity_findings(similarity_table(records), verdicts(records))[:2]
-    assert definition.startswith(
-        "A method fails where its maps stay more alike than Gradient's on the same images by over 0.1, with the whole interval"
+    assert sentences(similarity_table(records), judged(records))[0] == (
+        "Of 3 comparisons 2 support and 0 contradict the claim; a method fails where its maps stay more similar "
+        "than Gradient's by over 0.1."
     )
-    assert sentence.startswith("m, all layers randomised, SSIM: Grad-CAM passes, as claimed (+0.05 [")
-    assert "Guided Grad-CAM undecided, claimed: fails (" in sentence
 
 
 def test_methods_are_compared_on_the_same_new_weights():
     """A draw in which one of the two has no value says nothing of their difference."""
     gradient = pd.concat([similarities([0.1, 0.2, 0.3], method="Gradient"), similarities([0.8, 0.9, 1.0], method="Gradient", draw=1)])
     cam = pd.concat([similarities([0.2, 0.35, 0.4], method="Grad-CAM"), similarities([0.9, np.nan, np.nan], method="Grad-CAM", draw=1)])
-    (row,) = verdicts(pd.concat([gradient, cam])).itertuples()
+    (row,) = judged(pd.concat([gradient, cam])).itertuples()
     each = [(0.1 + 0.1) / 2, 0.15, 0.1]
     interval = stats.ttest_1samp(each, 0).confidence_interval()
     assert (row.difference, row.low, row.high) == pytest.approx((np.mean(each), interval.low, interval.high))
@@ -264,9 +250,9 @@ def test_methods_are_compared_on_the_same_new_weights():
 def test_the_gradient_itself_is_judged_by_spearman_alone():
     noise = 0.02 * np.random.default_rng(0).normal(size=30)
     for mean, found in [(0.0, "passes"), (0.3, "fails"), (-0.3, "fails"), (0.1, "undecided"), (-0.1, "undecided")]:
-        (row,) = verdicts(similarities(noise + mean, method="Gradient", similarity="spearman")).itertuples()
+        (row,) = judged(similarities(noise + mean, method="Gradient", similarity="spearman")).itertuples()
         assert row.found == found
-    assert verdicts(similarities(noise, method="Gradient", similarity="ssim")).empty
+    assert judged(similarities(noise, method="Gradient", similarity="ssim")).empty
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,5 @@
 """How infidelity works, step by step."""
+
+from idsds.studies.how_infidelity_works.study import HowInfidelityWorks
+
+__all__ = ["HowInfidelityWorks"]

@@ -1,4 +1,4 @@
-"""What the steps of :mod:`idsds.studies.how_infidelity_works.study` say: a table, and sentences of computed numbers.
+"""What the steps of :mod:`idsds.studies.how_infidelity_works.study` say: two tables, and sentences of computed numbers.
 
 Intervals are 95 % t intervals over the perturbations of one image. Two maps are compared by the differences of their squared errors under
 the same perturbations, and one is called clearly lower where the interval of the mean difference leaves out 0 (each interval on its own;
@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, spearmanr
 from scipy.stats import t as student
 
-from idsds.studies.how_infidelity_works.study import InfidelityWalk, Step
+from idsds.statistics.verdicts import verdicts
+
+if TYPE_CHECKING:
+    from idsds.studies.how_infidelity_works.study import Step, Walk
 
 CONFIDENCE = 0.95
 #: What the optimal map is compared with.
 GRADIENT = "Gradient"
 ZEROS = "a map of zeros"
-#: Share of the infidelity of a map of zeros above which the squared mean change is told.
-LARGE = 0.5
 
 
 class Mean(NamedTuple):
@@ -34,9 +35,6 @@ class Mean(NamedTuple):
     se: float
     low: float
     high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]" if self.se else f"{self.mean:.3g}"
 
 
 def mean_of(values: np.ndarray, sampled: bool = True) -> Mean:
@@ -71,7 +69,7 @@ def winners_of(step: Step, given: list[str]) -> list[str]:
     return [best, *(name for name in given if name != best and not lower(step, best, name))]
 
 
-def likeness(found: np.ndarray, gradient: np.ndarray, cells: int) -> tuple[float, float]:
+def similarity(found: np.ndarray, gradient: np.ndarray, cells: int) -> tuple[float, float]:
     """Cosine and rank correlation of two maps (H, W), each averaged over the cells of a grid; NaN for a constant map."""
     first, second = (_cell_means(values.astype(float), cells) for values in (found, gradient))
     norm = float(np.linalg.norm(first) * np.linalg.norm(second))
@@ -85,11 +83,11 @@ def _cell_means(values: np.ndarray, cells: int) -> np.ndarray:
     return values.reshape(cells, height // cells, cells, width // cells).mean(axis=(1, 3)).ravel()
 
 
-def steps_table(walk: InfidelityWalk) -> pd.DataFrame:
+def steps_table(walk: Walk) -> pd.DataFrame:
     """One row per perturbation and map.
 
     Columns:
-        ``perturbation``, ``map``; ``logit`` of the intact image, ``first_change`` and ``first_foretold`` of the first perturbation.
+        ``perturbation``, ``map``; ``logit`` of the intact image, ``first_change`` and ``first_predicted`` of the first perturbation.
         ``infidelity`` with ``infidelity_se``, ``low`` and ``high``, and ``normalised`` (each map scaled to its best) with its own; in
         squared logits, lower is better. ``interval`` says what is covered.
         ``map_of_zeros``: its infidelity. ``mean_change`` of the logit with ``mean_change_se``; ``floor``: its square, which no map can go
@@ -103,24 +101,24 @@ def steps_table(walk: InfidelityWalk) -> pd.DataFrame:
     return table.astype(dict.fromkeys(("fitted_to", "different", "seen", "wins_elsewhere"), "Int64"))
 
 
-def _rows(walk: InfidelityWalk, step: Step) -> Iterator[dict[str, object]]:
+def _rows(walk: Walk, step: Step) -> Iterator[dict[str, object]]:
     count, optimal = len(step.changes), walk.settings.optimal
     change = mean_of(step.changes, step.sampled)
     interval = f"95 % t over {count} perturbations of one image" if step.sampled else f"none: all {count} perturbations of one image"
     shared = {"map_of_zeros": step.zero.mean(), "mean_change": change.mean, "mean_change_se": change.se}
     shared |= {"floor": change.mean**2 if step.noise else np.nan, "perturbations": count, "interval": interval}
     gradient = walk.maps.get(GRADIENT)
-    for name in step.foretold:
+    for name in step.predicted:
         own = name == optimal
         raw, scaled = (infidelity_of(step, errors[name]) for errors in (step.errors, step.scaled))
         found = step.optimal if own else walk.maps[name]
-        cosine, rank = (np.nan, np.nan) if gradient is None else likeness(found, gradient, walk.settings.optimal_cells)
+        cosine, rank = (np.nan, np.nan) if gradient is None else similarity(found, gradient, walk.settings.optimal_cells)
         yield {
             "perturbation": step.name,
             "map": name,
             "logit": step.logit,
             "first_change": step.changes[0],
-            "first_foretold": step.foretold[name][0],
+            "first_predicted": step.predicted[name][0],
             "infidelity": raw.mean,
             "infidelity_se": raw.se,
             "low": raw.low,
@@ -141,91 +139,46 @@ def _rows(walk: InfidelityWalk, step: Step) -> Iterator[dict[str, object]]:
         }
 
 
-def findings(walk: InfidelityWalk) -> list[str]:
-    """What the steps say: the image, a few sentences per perturbation, and what all of them come to; every number is computed."""
-    settings = walk.settings
-    said = [
-        f"One image: {walk.image_id} of {settings.dataset}, labelled {walk.label}; {settings.model} gives it a logit of "
-        f"{walk.steps[0].logit:.2f}. Brackets hold 95 % t intervals over the perturbations, not over images."
-    ]
-    return [*said, *(_told(walk, step) for step in walk.steps), _in_all(walk), *_elsewhere(walk)]
+def claims_table(walk: Walk) -> pd.DataFrame:
+    """Judge, per perturbation, whether the optimal map has a lower infidelity than every given map (proposition 2.1), and compare these.
 
-
-def _told(walk: InfidelityWalk, step: Step) -> str:
-    given = list(walk.maps)
-    best, *ties = winners_of(step, given)
-    worse = [name for name in given if lower(step, ZEROS, name)]
-    first = ", ".join(f"{name} foretells {_movement(step.foretold[name][0])}" for name in step.products)
-    sentences = [
-        f"{step.name}: the {'first perturbation' if step.sampled else 'patch that matters most'} brings {_movement(step.changes[0])} of "
-        f"the logit; {first}.",
-        f"Of the given maps {best} has the lowest infidelity, {infidelity_of(step, step.errors[best])}"
-        + (f", not clearly below {', '.join(ties)}." if ties else "."),
-        f"A map of zeros has {infidelity_of(step, step.zero)}" + (f", clearly less than {', '.join(worse)}." if worse else "."),
-        *_floor(step),
-        _optimal(walk, step),
-    ]
-    return " ".join(sentences)
-
-
-def _movement(change: float) -> str:
-    return f"a {'fall' if change >= 0 else 'rise'} of {abs(change):.2g}"
-
-
-def _floor(step: Step) -> list[str]:
-    """Why no map helps against noise that always lowers the logit, where that is most of what there is to foretell."""
-    change, zero = mean_of(step.changes), float(step.zero.mean())
-    if not step.noise or change.mean**2 < LARGE * zero:
-        return []
-    return [
-        f"The logit falls by {change} on average.",
-        f"Noise has mean 0, and so has what a map foretells of it: the squared mean, {change.mean**2:.3g}, is the floor of every map, and "
-        f"{change.mean**2 / zero:.0%} of what a map of zeros has.",
-    ]
-
-
-def _optimal(walk: InfidelityWalk, step: Step) -> str:
-    name, count = walk.settings.optimal, len(step.changes)
-    value = infidelity_of(step, step.errors[name])
-    if step.by_construction:
-        return (
-            f"The {name} map is fitted to {step.different:,} different perturbations, no more than its {step.cells:,} unknowns, and "
-            f"{step.seen} of the {count} that judge it are among them: its {value.mean:.1g} is so by construction."
-        )
-    others = f"{step.fitted:,}, {step.seen} of the {count} that judge it among them" if step.seen else f"{step.fitted:,} others"
-    ridge = f" with a ridge of {step.ridge:.1g}" if step.ridge else ""
-    text = f"The {name} map, fitted to {others}{ridge}, has {value}"
-    if GRADIENT not in walk.maps:
-        return f"{text}."
-    cosine, rank = likeness(step.optimal, walk.maps[GRADIENT], walk.settings.optimal_cells)
-    return f"{text}. Its cosine with {GRADIENT} is {cosine:.3f}, the rank correlation {rank:.3f}."
-
-
-def _in_all(walk: InfidelityWalk) -> str:
-    given, steps = list(walk.maps), walk.steps
-    alone = [found[0] for step in steps if len(found := winners_of(step, given)) == 1]
-    silent = sum(all(lower(step, ZEROS, name) for name in given) for step in steps)
-    turned = {step.name: len(found) for step in steps if (found := reordered(step, given))}
-    comparisons = len(steps) * len(given) * (len(given) - 1) // 2
-    wins = ", ".join(f"{name} {alone.count(name)}" for name in dict.fromkeys(alone))
-    where = ", ".join(f"{name}: {number}" for name, number in turned.items())
-    return (
-        f"{len(alone)} of {len(steps)} perturbations have a clear winner among the given maps{f' ({wins})' if wins else ''}. "
-        f"A map of zeros is clearly below every given map for {silent} of {len(steps)}. "
-        f"Scaling each map to its best clearly reverses {sum(turned.values())} of {comparisons} comparisons of two maps"
-        f"{f' ({where})' if where else ''}."
-    )
-
-
-def _elsewhere(walk: InfidelityWalk) -> list[str]:
-    """On how many other images the same map has the lowest infidelity, with the exact binomial interval."""
-    count = walk.settings.others
-    if not count:
-        return ["No other image was looked at."]
-    told = []
+    Returns:
+        =============================== ==========================================================================================
+        ``perturbation``                one row each
+        ``lowest``, ``ties``            the given map of least infidelity, and those that are not clearly above it
+        ``zeros_below``                 the given maps that a map of zeros is clearly below
+        ``reversed`` of ``comparisons`` pairs of given maps whose order turns when each is scaled to its best
+        ``same_elsewhere`` of ``other_images`` on how many the same map is lowest, with its exact binomial ``low`` and ``high``
+        ``by_construction``             whether the optimal map was fitted exactly to what judges it
+        ``verdict``                     supported, not supported or contradicted
+        =============================== ==========================================================================================
+    """
+    rows, given, optimal = [], list(walk.maps), walk.settings.optimal
     for step in walk.steps:
-        best = winners_of(step, list(walk.maps))[0]
-        same = walk.winners[step.name].count(best)
-        low, high = binomtest(same, count).proportion_ci(CONFIDENCE)
-        told.append(f"{step.name}: {best} on {same} [{low:.0%}, {high:.0%}]")
-    return [f"Of {count} other images, the same map is lowest (exact binomial 95 % interval over images) for {'; '.join(told)}."]
+        best, *ties = winners_of(step, given)
+        above = [mean_of(step.errors[name] - step.errors[optimal], step.sampled) for name in given]
+        row = {"perturbation": step.name, "lowest": best, "ties": ", ".join(ties)}
+        row |= {"zeros_below": ", ".join(name for name in given if lower(step, ZEROS, name))}
+        row |= {"reversed": len(reordered(step, given)), "comparisons": len(given) * (len(given) - 1) // 2}
+        row |= {"same_elsewhere": 0, "other_images": walk.settings.others, "low": np.nan, "high": np.nan}
+        if walk.settings.others:
+            same = walk.winners[step.name].count(best)
+            interval = binomtest(same, walk.settings.others).proportion_ci(CONFIDENCE)
+            row |= {"same_elsewhere": same, "low": interval.low, "high": interval.high}
+        verdict = verdicts(min(one.low for one in above), min(one.high for one in above)).item()
+        rows.append({**row, "by_construction": step.by_construction, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def sentences(walk: Walk, claims: pd.DataFrame) -> list[str]:
+    """Name the image, and count clear winners, perturbations that a map of zeros wins, and orders that scaling reverses."""
+    settings, given = walk.settings, list(walk.maps)
+    clear = int((claims["ties"] == "").sum())
+    silent = sum(all(lower(step, ZEROS, name) for name in given) for step in walk.steps)
+    return [
+        f"{settings.model} gives {walk.image_id} of {settings.dataset}, labelled {walk.label}, a logit of {walk.steps[0].logit:.2f}; "
+        "intervals are over perturbations, not over images.",
+        f"{clear} of {len(claims)} perturbations have a clear winner among the given maps; a map of zeros is clearly below all of them "
+        f"for {silent}.",
+        f"Scaling each map to its best clearly reverses {claims['reversed'].sum()} of {claims['comparisons'].sum()} comparisons.",
+    ]

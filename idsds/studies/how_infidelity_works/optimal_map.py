@@ -27,7 +27,7 @@ def optimal_map(weights: Tensor, changes: Tensor, ridge: float = 0.0) -> Tensor:
 def best_ridge(weights: Tensor, changes: Tensor) -> float:
     """Of :data:`RIDGES` that of least generalised cross-validation, ``E[(H change - change)^2] / (1 - trace(H) / samples)^2``.
 
-    H, (samples, samples), takes the changes to what the map that is fitted to them foretells.
+    H, (samples, samples), takes the changes to what the map that is fitted to them predicts.
     """
     values, _, along = _principal(weights, changes)
     scores = []
@@ -51,7 +51,7 @@ def _inverse(values: Tensor, ridge: float) -> Tensor:
     return torch.where(values > LEAST * values.max(), 1 / (values + ridge * values.mean()), torch.zeros_like(values))
 
 
-def best_factor(foretold: np.ndarray, changes: np.ndarray) -> float:
-    """What a map is to be multiplied by for its infidelity to be least: E[foretold change] / E[foretold^2], 0 for a map that is silent."""
-    power = float((foretold**2).mean())
-    return float((foretold * changes).mean()) / power if power > 0 else 0.0
+def best_factor(predicted: np.ndarray, changes: np.ndarray) -> float:
+    """What a map is to be multiplied by for its infidelity to be least: E[predicted change] / E[predicted^2], 0 for a map of zeros."""
+    power = float((predicted**2).mean())
+    return float((predicted * changes).mean()) / power if power > 0 else 0.0

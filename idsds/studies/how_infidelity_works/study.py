@@ -1,4 +1,4 @@
-"""How infidelity works, on one image: what is taken away, what a map foretells, what the model does, and when the number misleads.
+"""How infidelity works, on one image: what is taken away, what a map predicts, what the model does, and when the number misleads.
 
 ``infidelity = E[(I . map - (f(x) - f(x - d)))^2]`` over perturbations: the noise I = d, or a mask I that removes d = I * x.
 
@@ -6,7 +6,7 @@ The optimal explanation of the paper, the map that no other has a lower infideli
 ``map* = E[I I^T]^-1 E[I (f(x) - f(x - d))]``. It is sought among maps that are constant on the cells of a grid, on pixels where the grid is
 as fine as the image, from three times as many perturbations as there are cells. These are other draws than those that judge. Noise is drawn
 with both signs, I and -I, which leaves the expectations as they are (it is symmetric about 0) and takes out of their estimate all that a
-linear map cannot foretell because it is the same for both, the mean change above all. A ridge keeps in bounds what so few perturbations
+linear map cannot predict because it is the same for both, the mean change above all. A ridge keeps in bounds what so few perturbations
 cannot tell (on cells that are coarser than what counts, nearly everything): generalised cross-validation on the fitting perturbations
 chooses it, 0 among others. Where perturbations leave several optimal maps (fewer different ones than cells), it is that of least norm.
 
@@ -20,15 +20,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from idsds import plots
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.devices import Device
 from idsds.common.interventions import patch_size
@@ -40,7 +42,8 @@ from idsds.methods.base import shared_maps
 from idsds.models.base import frozen
 from idsds.protocols.infidelity import Perturbation, perturbations
 from idsds.protocols.single_deletion import patch_sums
-from idsds.studies.base import DatasetName, MethodName, ModelName, NotebookSettings, check_output
+from idsds.studies.base import DatasetName, Findings, MethodName, ModelName, Result, Study
+from idsds.studies.how_infidelity_works.findings import claims_table, sentences, steps_table
 from idsds.studies.how_infidelity_works.optimal_map import best_factor, best_ridge, optimal_map
 
 Positive = Annotated[float, Field(gt=0)]
@@ -59,8 +62,10 @@ class Kind(NamedTuple):
     size: float = 0.0
 
 
-class InfidelityStepsSettings(NotebookSettings):
-    """What ``params/*/how_infidelity_works.yaml`` may say: one model, one image, some maps and some perturbations."""
+class HowInfidelityWorks(Study):
+    """Take one image through infidelity: one model, some maps and some perturbations."""
+
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "work")
 
     dataset: DatasetName
     model: ModelName
@@ -74,14 +79,12 @@ class InfidelityStepsSettings(NotebookSettings):
     samples: Annotated[int, Field(ge=2)] = 200
     seed: int = 0
     device: Device = "auto"
-    output: str
     checkpoints: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for grid in (self.grid, self.optimal_cells):
             patch_size(self.side, self.side, grid)
-        check_output(self.output)
         return self
 
     @property
@@ -109,6 +112,67 @@ class InfidelityStepsSettings(NotebookSettings):
         judge = self.samples if kind.perturbation else self.grid**2
         return {"judge": judge, "fit": self.draws(kind) * (2 if kind.perturbation == "gaussian" else 1)}
 
+    def planned(self) -> tuple[Plan, Job]:
+        """Return the plan of the maps: of the image, and of the others that follow it in the fixed order."""
+        where = (self.dataset, "infidelity", self.image + self.others + 1, [self.seed])
+        given = {"checkpoints": self.checkpoints, "device": self.device, "precision": "32-true"}
+        plan = make_plan([self.model], self.methods, *where, **given, batch_size=None, shard=1, settings={})
+        job = replace(plan.jobs[0], indices=plan.jobs[0].indices[self.image :])
+        return replace(plan, jobs=(job,)), job
+
+    def plan_table(self) -> pd.DataFrame:
+        """What :meth:`walk` will do, from the settings alone.
+
+        Returns:
+            One row per piece of work: ``model``, ``work``, ``epochs`` (of training that is not cached, else <NA>), ``forward`` and
+            ``backward``: passes in all (<NA> for training); in a dry run also ``seconds_left``, measured on a few batches.
+        """
+        plan, _ = self.planned()
+        table = measure(plan) if self.dry_run else plan.table()
+        columns = ["model", "work", "epochs", "forward", "backward", *(["seconds_left"] if self.dry_run else [])]
+        rows = table.loc[table["work"] != plan.shared_work, columns].to_dict("records")
+        perturbing = table[table["work"] == plan.shared_work].iloc[0]
+        each = perturbing["seconds_left"] / perturbing["forward"] if self.dry_run else None
+        images = 1 + self.others
+        passes = {"intact images": images}
+        for kind in self.kinds:
+            found = self.passes(kind)
+            passes[f"{kind.name}: judge the maps"] = images * found["judge"]
+            passes[f"{kind.name}: fit the optimal map"] = found["fit"]
+        facts = {"model": self.model, "epochs": pd.NA, "backward": 0}
+        for work, forward in passes.items():
+            if forward:
+                rows.append({**facts, "work": work, "forward": forward, **({} if each is None else {"seconds_left": each * forward})})
+        return pd.DataFrame(rows).astype({"epochs": "Int64", "forward": "Int64", "backward": "Int64"})
+
+    def walk(self, progress: bool = True) -> Walk:
+        """Take the steps of one image, one per perturbation; a small net that is not cached is trained first (without deletions)."""
+        plan, job = self.planned()
+        job.prepare(progress)
+        model, normalisation = job.load().to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
+        methods, looked = job.create_methods(model, list(job.methods)), []
+        for index in job.indices:
+            image, target, image_id = job.dataset[index]
+            images = image[None].to(plan.device)
+            maps = shared_maps(methods, images, torch.tensor([target], device=plan.device), [image_id])
+            looked.append(_Image(model, images, target, image_id, maps, self))
+        first, *others = looked
+        with torch.inference_mode(), frozen(model):
+            steps = [first.step(kind, normalisation.invert) for kind in self.kinds]
+            winners = {kind.name: [one.winner(kind) for one in others] for kind in self.kinds}
+        maps = {name: found[0, 0].cpu().numpy() for name, found in first.maps.items()}
+        label = job.dataset.classes[first.target].split(",")[0]  # type: ignore[attr-defined]
+        return Walk(self, first.image_id, label, _picture(normalisation.invert(first.images[0])), maps, steps, winners)
+
+    def _run(self, progress: bool) -> Result:
+        walk = self.walk(progress)
+        table, claims = steps_table(walk), claims_table(walk)
+
+        def draw() -> Figure:
+            return plots.how_infidelity_works(walk, table, columns=self.columns)
+
+        return Result(self.stem, {"": table, "claims": claims}, Findings(sentences(walk, claims), claims), draw, walk)
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -120,10 +184,10 @@ class Step:
         sampled: whether the perturbations are drawn; else they are all that there are.
         taken: the first perturbation d, (H, W), mean over channels, in normalised units.
         picture: what it leaves, (H, W, 3) in [0, 1].
-        products: by map, of the first two, its product with the first I, (H, W), whose sum is what it foretells.
+        products: by map, of the first two, its product with the first I, (H, W), whose sum is what it predicts.
         logit: the target's, of the intact image.
         changes: how much it falls, (samples,).
-        foretold: by map what it foretells, (samples,); the optimal map is the last.
+        predicted: by map what it predicts, (samples,); the optimal map is the last.
         optimal: the optimal map, (H, W).
         cells: of its grid, the unknowns that it is fitted for.
         ridge: that it is fitted with, as a multiple of the mean eigenvalue of E[I I^T].
@@ -140,7 +204,7 @@ class Step:
     products: dict[str, np.ndarray]
     logit: float
     changes: np.ndarray
-    foretold: dict[str, np.ndarray]
+    predicted: dict[str, np.ndarray]
     optimal: np.ndarray
     cells: int
     ridge: float
@@ -150,18 +214,18 @@ class Step:
 
     @property
     def by_construction(self) -> bool:
-        """Whether the optimal map foretells, whatever the model does, all that judges it: it was fitted exactly to just these."""
+        """Whether the optimal map predicts, whatever the model does, all that judges it: it was fitted exactly to just these."""
         return self.different <= self.cells and self.seen == len(self.changes) and self.ridge == 0
 
     @cached_property
     def errors(self) -> dict[str, np.ndarray]:
         """By map its squared errors, (samples,) in squared logits; their mean is its infidelity."""
-        return {name: (values - self.changes) ** 2 for name, values in self.foretold.items()}
+        return {name: (values - self.changes) ** 2 for name, values in self.predicted.items()}
 
     @cached_property
     def scaled(self) -> dict[str, np.ndarray]:
         """The squared errors of each map multiplied by its best factor."""
-        return {name: (best_factor(values, self.changes) * values - self.changes) ** 2 for name, values in self.foretold.items()}
+        return {name: (best_factor(values, self.changes) * values - self.changes) ** 2 for name, values in self.predicted.items()}
 
     @property
     def zero(self) -> np.ndarray:
@@ -170,7 +234,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class InfidelityWalk:
+class Walk:
     """One image with all its steps.
 
     Args:
@@ -182,7 +246,7 @@ class InfidelityWalk:
         winners: by kind the given map of least infidelity on each of the other images.
     """
 
-    settings: InfidelityStepsSettings
+    settings: HowInfidelityWorks
     image_id: str
     label: str
     picture: np.ndarray
@@ -191,66 +255,11 @@ class InfidelityWalk:
     winners: dict[str, list[str]]
 
 
-def explain_infidelity(settings: InfidelityStepsSettings, *, progress: bool = True) -> InfidelityWalk:
-    """The steps of one image, one per perturbation; a small net that is not cached is trained first (without deletions)."""
-    plan, job = _planned(settings)
-    job.prepare(progress)
-    model, normalisation = job.load().to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
-    methods, looked = job.create_methods(model, list(job.methods)), []
-    for index in job.indices:
-        image, target, image_id = job.dataset[index]
-        images = image[None].to(plan.device)
-        maps = shared_maps(methods, images, torch.tensor([target], device=plan.device), [image_id])
-        looked.append(_Image(model, images, target, image_id, maps, settings))
-    first, *others = looked
-    with torch.inference_mode(), frozen(model):
-        steps = [first.step(kind, normalisation.invert) for kind in settings.kinds]
-        winners = {kind.name: [one.winner(kind) for one in others] for kind in settings.kinds}
-    maps = {name: found[0, 0].cpu().numpy() for name, found in first.maps.items()}
-    label = job.dataset.classes[first.target].split(",")[0]  # type: ignore[attr-defined]
-    return InfidelityWalk(settings, first.image_id, label, _picture(normalisation.invert(first.images[0])), maps, steps, winners)
-
-
-def cost(settings: InfidelityStepsSettings) -> pd.DataFrame:
-    """What :func:`explain_infidelity` will do, from the settings alone.
-
-    Returns:
-        One row per piece of work: ``model``, ``work``, ``epochs`` (of training that is not cached, else <NA>), ``forward`` and
-        ``backward``: passes in all (<NA> for training); in a dry run also ``seconds_left``, measured on a few batches.
-    """
-    plan, _ = _planned(settings)
-    table = measure(plan) if settings.dry_run else plan.table()
-    columns = ["model", "work", "epochs", "forward", "backward", *(["seconds_left"] if settings.dry_run else [])]
-    rows = table.loc[table["work"] != plan.shared_work, columns].to_dict("records")
-    perturbing = table[table["work"] == plan.shared_work].iloc[0]
-    each = perturbing["seconds_left"] / perturbing["forward"] if settings.dry_run else None
-    images = 1 + settings.others
-    passes = {"intact images": images}
-    for kind in settings.kinds:
-        found = settings.passes(kind)
-        passes[f"{kind.name}: judge the maps"] = images * found["judge"]
-        passes[f"{kind.name}: fit the optimal map"] = found["fit"]
-    facts = {"model": settings.model, "epochs": pd.NA, "backward": 0}
-    for work, forward in passes.items():
-        if forward:
-            rows.append({**facts, "work": work, "forward": forward, **({} if each is None else {"seconds_left": each * forward})})
-    return pd.DataFrame(rows).astype({"epochs": "Int64", "forward": "Int64", "backward": "Int64"})
-
-
-def _planned(settings: InfidelityStepsSettings) -> tuple[Plan, Job]:
-    """The plan of the maps: of the image, and of the others that follow it in the fixed order."""
-    where = (settings.dataset, "infidelity", settings.image + settings.others + 1, [settings.seed])
-    given = {"checkpoints": settings.checkpoints, "device": settings.device, "precision": "32-true"}
-    plan = make_plan([settings.model], settings.methods, *where, **given, batch_size=None, shard=1, settings={})
-    job = replace(plan.jobs[0], indices=plan.jobs[0].indices[settings.image :])
-    return replace(plan, jobs=(job,)), job
-
-
 class _Image:
-    """One image: what the model does to it under perturbations, and what its maps foretell."""
+    """One image: what the model does to it under perturbations, and what its maps predict."""
 
     def __init__(
-        self, model: nn.Module, images: Tensor, target: int, image_id: str, maps: dict[str, Tensor], settings: InfidelityStepsSettings
+        self, model: nn.Module, images: Tensor, target: int, image_id: str, maps: dict[str, Tensor], settings: HowInfidelityWorks
     ) -> None:
         self.model, self.images, self.target, self.image_id, self.maps, self.settings = model, images, target, image_id, maps, settings
         with torch.inference_mode(), frozen(model):
@@ -277,15 +286,15 @@ class _Image:
             draw = {"samples": min(BLOCK, count - start), "seed": self.settings.seed, "image_ids": [f"{self.image_id}, to fit, {start}"]}
             yield perturbations(self.images, kind.perturbation, kind.size, **draw)  # type: ignore[arg-type]
 
-    def foretold(self, weights: Tensor) -> dict[str, Tensor]:
-        """By map what it foretells, (samples,)."""
+    def predicted(self, weights: Tensor) -> dict[str, Tensor]:
+        """By map what it predicts, (samples,)."""
         return {name: (weights[:, :1] * found).flatten(1).cpu().double().sum(dim=1) for name, found in self.maps.items()}
 
     def winner(self, kind: Kind) -> str:
         """The map of least infidelity."""
         weights, taken = self.judging(kind)
         changes = self.changes(taken)
-        infidelity = {name: float((values - changes).square().mean()) for name, values in self.foretold(weights).items()}
+        infidelity = {name: float((values - changes).square().mean()) for name, values in self.predicted(weights).items()}
         return min(infidelity, key=infidelity.__getitem__)
 
     def step(self, kind: Kind, invert: Callable[[Tensor], Tensor]) -> Step:
@@ -297,7 +306,7 @@ class _Image:
             optimal, ridge, known = self._fit(kind)
         else:
             optimal, ridge, known = optimal_map(by_cell, changes), 0.0, set(keys)
-        foretold = {**self.foretold(weights), self.settings.optimal: by_cell @ optimal}
+        predicted = {**self.predicted(weights), self.settings.optimal: by_cell @ optimal}
         first = 0 if kind.perturbation else int(changes.abs().argmax())
         order = torch.tensor([first, *(index for index in range(len(changes)) if index != first)])
         cells, repeats = self.settings.optimal_cells, np.ones([size // self.settings.optimal_cells for size in self.images.shape[-2:]])
@@ -310,7 +319,7 @@ class _Image:
             products={name: (weights[first, 0] * self.maps[name][0, 0]).cpu().numpy() for name in list(self.maps)[:2]},
             logit=self.logit,
             changes=changes[order].numpy(),
-            foretold={name: values[order].numpy() for name, values in foretold.items()},
+            predicted={name: values[order].numpy() for name, values in predicted.items()},
             optimal=np.kron(optimal.view(cells, cells).numpy(), repeats),
             cells=cells**2,
             ridge=ridge,

@@ -1,1 +1,5 @@
 """Which metrics find a known truth."""
+
+from idsds.studies.metric_sanity.study import MetricSanity
+
+__all__ = ["MetricSanity"]

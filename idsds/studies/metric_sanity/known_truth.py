@@ -1,11 +1,11 @@
 """Judging the judges: does a protocol put the exact map first, noise last, and maps with growing noise in order?
 
-Each protocol scores maps of known quality (:mod:`idsds.studies.metric_sanity.known_maps`); the table says what it made of them, at what
-cost, and
-whether the same map gets the same score on another model that labels every image alike. The known importance of a patch is what its
-deletion does to the logit, so that single deletion has the right order by construction; hence a second truth, Shapley values on a model
-where the two differ. Protocols that do not ask whether a map is right (stability, sanity checks) are run too, and called what they are:
-tests to pass. ROAR and KAR retrain on the known maps (:mod:`idsds.studies.metric_sanity.retraining`).
+Each protocol scores maps of known quality (:mod:`idsds.studies.metric_sanity.known_maps`); the table says what it made of them,
+at what cost, and whether the same map gets the same score on another model that labels every image alike. The known importance of
+a patch is what its deletion does to the logit, so that single deletion has the right order by construction; hence a second truth,
+Shapley values on a model where the two differ. Protocols that do not ask whether a map is right (stability, sanity checks) are
+run too, and called what they are: tests to pass. ROAR and KAR retrain on the known maps
+(:mod:`idsds.studies.metric_sanity.retraining`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods.base import Passes
 from idsds.protocols.base import PROTOCOLS, ProtocolEntry, check_count, list_protocols
 from idsds.protocols.roar import SCORES
-from idsds.statistics.intervals import jackknife
+from idsds.statistics.intervals import jackknife, wilson
 from idsds.studies.metric_sanity.known_maps import (
     LEVELS,
     Known,
@@ -83,7 +82,7 @@ BY_RANKS = "retrains nets, which need a pass backward for each forward one; its 
 READINGS: dict[str, tuple[Reading, ...]] = {
     "idsds": (Reading("idsds", note=f"{EASY}; on a model in closed form it is the same as single_deletion"),),
     "single_deletion": (Reading("single_deletion", note=EASY),),
-    # A map of contributions foretells the removal of squares, a gradient foretells noise: each is asked what it can know.
+    # A map of contributions predicts the removal of squares, a gradient predicts noise: each is asked what it can know.
     "infidelity": (
         Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
         Reading("infidelity", "squares, scaled", {**SQUARES, "normalise": True}, note="cannot tell a map from its opposite"),
@@ -254,8 +253,7 @@ def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
     """Wilson's interval of each share of the units."""
     found: dict[str, float] = {}
     for name in names:
-        interval = stats.binomtest(round(row[name] * row["units"]), row["units"]).proportion_ci(method="wilson")
-        found |= _ends(name, (interval.low, interval.high))
+        found |= _ends(name, wilson(round(row[name] * row["units"]), row["units"]))
     return found
 
 

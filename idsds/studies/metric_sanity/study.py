@@ -1,31 +1,42 @@
 """Do the metrics make sense? Every protocol on known ground truth, and on trained nets with controls that know nothing of the net.
 
-What :func:`idsds.plots.metric_sanity` draws. Known ground truth is :func:`idsds.studies.metric_sanity.known_truth.judge`'s; here
-controls are added, and a verdict per protocol in plain words.
+Known ground truth is :func:`idsds.studies.metric_sanity.known_truth.judge`'s; here controls are added, and a verdict per protocol.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, PositiveInt, model_validator
 from tqdm import tqdm
 
+from idsds import plots
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, split_name
 from idsds.protocols import PROTOCOLS
 from idsds.protocols.roar import SCORES
-from idsds.statistics import paired_differences, retraining_areas
+from idsds.statistics import paired_differences
 from idsds.statistics.intervals import jackknife
-from idsds.studies.base import RunSettings
+from idsds.statistics.verdicts import SUPPORTED
+from idsds.studies.base import EvaluationStudy, Findings, Result
 from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, judge, readings, verdict
-from idsds.studies.roar.study import RoarSettings, plan_table, roar
+from idsds.studies.roar import Roar, retraining_areas
 
 CONTROLS = ("Random", "Edges", "Center")
+#: What is found on trained nets, see :func:`against_controls`.
+ON_NETS = [
+    "label",
+    "undefined_on_nets",
+    "confounded_on_nets",
+    *(f"{kind}_{name.lower()}" for name in CONTROLS for kind in ("above", "pairs")),
+    "control_shift",
+    "control_shift_low",
+    "control_shift_high",
+]
 
 
 def _is_protocol(value: str) -> str:
@@ -34,12 +45,14 @@ def _is_protocol(value: str) -> str:
     return value
 
 
-class MetricSanitySettings(RunSettings):
-    """What the notebook ``metric_sanity`` takes: a run, the protocols (none named: all), and how many images with known ground truth.
+class MetricSanity(EvaluationStudy):
+    """Judge the protocols (none named: all) by known ground truth, and by controls on trained nets.
 
     ``retraining`` is what ROAR and KAR do on trained nets, as in ``params/*/roar.yaml``, whose retrainings are then found in the cache; the
     data set, the device and the precision are those of the run. Empty: they are judged on known ground truth alone.
     """
+
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("label",)
 
     protocols: list[Annotated[str, AfterValidator(_is_protocol)]] = []
     known_images: PositiveInt = 64
@@ -59,7 +72,7 @@ class MetricSanitySettings(RunSettings):
         return readings(self.protocols or None)
 
     @property
-    def roar(self) -> RoarSettings | None:
+    def roar(self) -> Roar | None:
         """What is retrained on trained nets; None for nothing."""
         if not self.retraining:
             return None
@@ -72,31 +85,56 @@ class MetricSanitySettings(RunSettings):
             "checkpoints": checkpoints,
             "output": f"{self.output}/roar",
         }
-        return RoarSettings(**{**defaults, **self.retraining, **shared})
+        return Roar(**{**defaults, **self.retraining, **shared})
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """What to call :func:`idsds.evaluate` with, by the label of each reading that methods can be put to image by image."""
-        given = {**self.evaluate(), "progress": False}
-        for name in ("protocols", "known_images", "retraining"):
-            given.pop(name)
+        """One run per reading that methods can be put to image by image, by its label."""
         return {
-            reading.label: {
-                **given,
-                "protocol": reading.protocol,
-                **reading.settings,
-                "output": f"{self.output}/{reading.label.replace(', ', '_')}",
-            }
+            reading.label: self.arguments(
+                protocol=reading.protocol, **reading.settings, output=f"{self.output}/{reading.label.replace(', ', '_')}"
+            )
             for reading in self.judged
             if reading.applies and reading.entry.level == "image"
         }
 
+    def plan_table(self) -> pd.DataFrame:
+        """What the runs on trained nets will do, one row per reading, model, seed and computation; known ground truth takes a minute."""
+        plans = [super().plan_table()] if self.runs() else []
+        if self.roar is not None and any(reading.entry.level == "data set" for reading in self.judged):
+            plans.append(self.roar.plan_table().assign(label="roar and kar"))
+        return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
 
-def cost(settings: MetricSanitySettings) -> pd.DataFrame:
-    """What the runs on trained nets will do, one row per reading, model, seed and computation; known ground truth takes another minute."""
-    plans = [evaluate(**run, dry_run=settings.planning).assign(label=label) for label, run in settings.runs().items()]
-    if settings.roar is not None and any(reading.entry.level == "data set" for reading in settings.judged):
-        plans.append(plan_table(settings.roar).assign(label="roar and kar"))
-    return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
+    def measure(self, progress: bool = True) -> pd.DataFrame:
+        """Do the runs, or read what is there.
+
+        Returns:
+            One row per reading of a protocol: the columns of :func:`idsds.studies.metric_sanity.known_truth.judge`, of
+            :func:`against_controls`, and the ``verdict`` of :func:`idsds.studies.metric_sanity.known_truth.verdict` on both.
+        """
+        runs, judged = self.runs(), self.judged
+        with tqdm(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
+
+            def report(label: str) -> None:
+                bar.set_postfix_str(label)
+                bar.update()
+
+            table = judge(judged, images=self.known_images, seed=self.seeds[0], report=lambda label: report(f"{label}, known truth"))
+            rows = []
+            for label, run in runs.items():
+                report(f"{label}, trained nets")
+                records = evaluate(**run, progress=False)
+                rows.append({"label": label, **against_controls(records, PROTOCOLS[run["protocol"]].higher_is_better)})
+        data_sets = [reading for reading in judged if reading.entry.level == "data set"]
+        if self.roar is not None and data_sets:
+            records = self.roar.retrain(progress)
+            rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
+        table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=ON_NETS), on="label", how="left")
+        return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
+
+    def _run(self, progress: bool) -> Result:
+        table = self.measure(progress)
+        shown = table[["label", "ordering", "exact_first", "resolution", "scale_shift", "model_shift", "control_shift", "note", "verdict"]]
+        return Result(self.stem, {"": table}, Findings(sentences(table), shown), lambda: plots.metric_sanity(table, columns=self.columns))
 
 
 def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str, float]:
@@ -158,12 +196,12 @@ def _above(control: str, clearly: pd.Series) -> dict[str, float]:
 def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]:
     """As :func:`against_controls` for ROAR or KAR, from the verdicts on areas between two methods' curves over training seeds.
 
-    A verdict that leakage alone may have given (:func:`idsds.statistics.retraining_areas`) does not count as above a control;
+    A verdict that leakage alone may have given (:func:`idsds.studies.roar.retraining_areas`) does not count as above a control;
     ``confounded_on_nets`` is the share of all pairs with such a verdict, NaN where leakage was not tested. With a single training seed
     there is no verdict, and every share is NaN.
 
     Args:
-        records: from :func:`idsds.studies.roar.study.roar`.
+        records: from :meth:`idsds.studies.roar.Roar.retrain`.
         protocol: ``roar`` or ``kar``.
     """
     kind = next(kind for kind, function in SCORES.items() if function is PROTOCOLS[protocol].function)
@@ -174,95 +212,14 @@ def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]
             areas = retraining_areas(records, control)
             areas = areas[(areas["kind"] == kind) & (areas["family"] != "control") & areas["p"].notna()]
         confounded = areas["confounded"].fillna(False).astype(bool) if len(areas) else pd.Series(dtype=bool)
-        found |= _above(control, (areas["verdict"] == "better") & ~confounded if len(areas) else pd.Series(dtype=bool))
+        found |= _above(control, (areas["verdict"] == SUPPORTED) & ~confounded if len(areas) else pd.Series(dtype=bool))
         if control == "Random":
             tested = len(areas) and areas["confounded"].notna().any()
             found["confounded_on_nets"] = float(confounded.mean()) if tested else np.nan
     return found
 
 
-def measure(settings: MetricSanitySettings, *, progress: bool = True) -> pd.DataFrame:
-    """Do the runs, or read what is there.
-
-    Returns:
-        One row per reading of a protocol: the columns of :func:`idsds.studies.metric_sanity.known_truth.judge`, of
-        :func:`against_controls`, and the ``verdict`` of :func:`idsds.studies.metric_sanity.known_truth.verdict` on both.
-    """
-    runs, judged = settings.runs(), settings.judged
-    with tqdm(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
-
-        def report(label: str) -> None:
-            bar.set_postfix_str(label)
-            bar.update()
-
-        table = judge(judged, images=settings.known_images, seed=settings.seeds[0], report=lambda label: report(f"{label}, known truth"))
-        rows = []
-        for label, run in runs.items():
-            report(f"{label}, trained nets")
-            rows.append({"label": label, **against_controls(evaluate(**run), PROTOCOLS[run["protocol"]].higher_is_better)})
-    data_sets = [reading for reading in judged if reading.entry.level == "data set"]
-    if settings.roar is not None and data_sets:
-        records = roar(settings.roar, progress=progress)
-        rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
-    columns = [
-        "label",
-        "undefined_on_nets",
-        "confounded_on_nets",
-        *(f"{kind}_{name.lower()}" for name in CONTROLS for kind in ("above", "pairs")),
-        "control_shift",
-        "control_shift_low",
-        "control_shift_high",
-    ]
-    table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=columns), on="label", how="left")
-    return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
-
-
-def plain_verdicts(table: pd.DataFrame) -> list[str]:
-    """Per reading, the verdict in plain words with the numbers behind it; every number is computed."""
-    return [_plain(row) for row in table.to_dict("records")]
-
-
-def _plain(row: dict[str, Any]) -> str:
-    name = row["label"].replace("_", " ")
-    if not row["applies"]:
-        return f"{name}: does not apply ({row['note']})."
-    units = f"{row['units']:.0f} repetitions" if PROTOCOLS[row["protocol"]].level == "data set" else f"{row['units']:.0f} images"
-    said = [
-        f"{name}: {row['verdict']}. On known truth it orders maps by their noise to {_with_ends(row, 'ordering', '+.2f')} and puts the "
-        f"exact map first for {_with_ends(row, 'exact_first', '.0%')} of {units}"
-    ]
-    if row["beaten"]:
-        said.append(f"{row['beaten']:.0f} noisier maps score clearly better than the exact one")
-    elif np.isfinite(row["resolution"]):
-        said.append(f"it tells the exact map from it with {row['resolution']:g} noise")
-    else:
-        said.append("it does not tell the exact map from a noisy one")
-    moved = _with_ends(row, "model_shift", ".0%")
-    said.append(f"another model that answers alike moves a score by {moved} of what replacing the exact map by noise does")
-    if row["scale_shift"] > 1e-6:
-        said.append(f"three times the map moves its score by {_with_ends(row, 'scale_shift', '.0%')} of that distance")
-    if not np.isnan(row["control_shift"]):
-        said.append(f"between trained nets, Random moves by {_with_ends(row, 'control_shift', '.0%')} of its distance to the best method")
-    counts = []
-    for name in CONTROLS:
-        share, pairs = (row[f"{kind}_{name.lower()}"] for kind in ("above", "pairs"))
-        if not np.isnan(share):
-            counts.append(f"{share * pairs:.0f} of {pairs:.0f} score clearly above {name}")
-    if counts:
-        said.append(f"of the pairs of method and net, {', '.join(counts)}")
-    if row["confounded_on_nets"] > 0:
-        said.append(f"{row['confounded_on_nets']:.0%} of the verdicts against Random on nets may be due to what the masks alone tell")
-    if row["undefined_on_nets"] > 0:
-        said.append(f"{row['undefined_on_nets']:.0%} of the methods' scores on nets are undefined")
-    return "; ".join(said) + (f". It {row['note']}." if row["note"] else ".")
-
-
-def _with_ends(row: dict[str, Any], name: str, form: str) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    return f"{value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if np.isfinite(low) else "")
-
-
-def summary(table: pd.DataFrame) -> str:
-    """One sentence: which protocols got which verdict."""
-    groups = [(kind, table.loc[table["verdict"] == kind, "label"]) for kind in VERDICTS]
-    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups if len(names)) + "."
+def sentences(table: pd.DataFrame) -> list[str]:
+    """Name the protocols that rank methods, those of them that are comparable between models, and those that do neither."""
+    groups = {kind.capitalize(): table.loc[table["verdict"] == kind, "label"] for kind in VERDICTS[:3]}
+    return [f"{kind}: {', '.join(names)}." for kind, names in groups.items() if len(names)]

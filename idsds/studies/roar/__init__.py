@@ -1,1 +1,6 @@
 """ROAR and KAR: nets retrained on modified images."""
+
+from idsds.studies.roar.curves import retraining_areas, retraining_curves
+from idsds.studies.roar.study import Roar
+
+__all__ = ["Roar", "retraining_areas", "retraining_curves"]

@@ -113,7 +113,7 @@ class Retraining:
 def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 0, precision: Precision = "32-true") -> Predictions:
     """The most probable class of every image, in the order of the data set; None for one that cannot be read.
 
-    See :func:`idsds.training.steps.predicted`.
+    See :func:`idsds.training.predict.predicted`.
     """
     found = predicted(model, data, size=size, workers=workers, precision=precision)
     known = dict(zip(found["image_id"], found["prediction"].tolist(), strict=True))

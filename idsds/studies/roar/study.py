@@ -14,14 +14,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
+from idsds import plots
 from idsds.common import paths
 from idsds.common.devices import Device, Precision, chosen_device
 from idsds.common.files import atomic, read_json, write_json
@@ -33,7 +33,9 @@ from idsds.evaluation.arguments import skeleton
 from idsds.methods.base import METHODS, Method, shared_passes, split_name
 from idsds.models import MODELS, create_model
 from idsds.protocols.roar import KINDS, MASK, Kind, Shown, mask_shares, replaced_pixels
-from idsds.studies.base import DatasetName, MethodName, ModelName, NotebookSettings, check_output, check_unique
+from idsds.statistics.intervals import wilson
+from idsds.studies.base import DatasetName, Findings, MethodName, ModelName, Result, Study, check_unique
+from idsds.studies.roar.curves import CLAIMS, claims_of, retraining_areas, retraining_curves, sentences
 from idsds.studies.roar.images import Fill
 from idsds.studies.roar.pixel_ranks import SHARD, Target, ranks_of, store_ranks
 from idsds.studies.roar.retraining import Predictions, Retraining, compared, most_frequent, predictions
@@ -47,8 +49,8 @@ SPLITS = ("train", "val", "test")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class RoarSettings(NotebookSettings):
-    """What ``params/*/roar.yaml`` may say.
+class Roar(Study):
+    """Retrain nets on images without the most, or the least, important pixels, and compare their accuracy with that of random removals.
 
     ``shares`` of the pixels are replaced, the most important ones under ``remove`` (ROAR), the least important ones under ``keep`` (KAR),
     by the mean of each channel over the training images (the paper) or by ``black``. With ``mask_only`` nets are also retrained on images
@@ -58,6 +60,8 @@ class RoarSettings(NotebookSettings):
     ``pretrained``), or a small net trained by its own recipe on all images with the seed ``explained_seed``, which is also that of the
     methods' noise; ``seeds`` are those of the retrainings.
     """
+
+    PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "work")
 
     dataset: DatasetName
     models: Annotated[list[ModelName], Field(min_length=1)]
@@ -77,7 +81,6 @@ class RoarSettings(NotebookSettings):
     devices: PositiveInt = 1
     precision: Precision = "32-true"
     workers: Annotated[int, Field(ge=0)] = 0
-    output: str
     checkpoints: dict[str, str] = {}
     root: str | None = None
 
@@ -103,7 +106,6 @@ class RoarSettings(NotebookSettings):
                     raise ValueError(f"method {method!r} does not apply to {name!r}: {reason}")
         if self.root is not None and "root" not in DATASETS[self.dataset].options:
             raise UnknownNameError(f"option of data set {self.dataset!r}", "root", DATASETS[self.dataset].options)
-        check_output(self.output)
         return self
 
     @property
@@ -125,11 +127,66 @@ class RoarSettings(NotebookSettings):
             options=options,
         )
 
+    def plan_table(self) -> pd.DataFrame:
+        """What remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
+
+        Returns:
+            One row per model and piece of work: ``work``, ``total`` and ``cached`` (images for maps and predictions, nets for
+            retrainings), ``forward`` and ``backward`` passes left (for retrainings: steps of the optimiser left in ``steps``), ``hours``
+            left.
+        """
+        rows = [row for model in self.models for row in _rows_of_a_plan(_Planned(self, model))]
+        return pd.DataFrame(rows, columns=["model", "work", "total", "cached", "forward", "backward", "steps", "hours"])
+
+    def retrain(self, progress: bool = True) -> pd.DataFrame:
+        """Explain every image, then retrain for every method, kind, share and seed. What is cached is not done again.
+
+        Returns:
+            One row per model, method, kind, share of the pixels that were replaced, and training seed; also in ``output/roar.csv``.
+
+            =========================== ==============================================================================================
+            ``kind``                    ``remove``: ROAR, ``keep``: KAR, ``mask``: the places of what ``remove`` replaces, alone
+            ``accuracy``                on the modified test images (share in [0, 1])
+            ``low``, ``high``           95 % interval over images (Wilson)
+            ``count``                   of test images
+            ``agreement``               share of them on which the retrained net predicts what the explained net predicts on the
+                                        untouched image
+            ``explained_accuracy``      the explained net's, on untouched images
+            ``chance``                  the share of the most frequent class
+            ``train_accuracy``          in the last epoch
+            ``undefined``, ``constant`` how many maps of all ``explained`` images order nothing (a value that is not finite, or one
+                                        value), so that their pixels are replaced at random
+            =========================== ==============================================================================================
+
+        Raises:
+            ValueError: for more images than there are, before any work is done.
+        """
+        plans, rows = [_Planned(self, model) for model in self.models], []
+        for plan in plans:
+            plan.explain(progress)
+            explained, counts = plan.predicted(), {method: plan.counts(method) for method in self.methods}
+            with tqdm(list(plan.retrainings()), desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
+                for one in bar:
+                    bar.set_postfix_str(f"{one.method}, {one.kind}, {one.share:.0%}, seed {one.seed}")
+                    rows.append({**plan.record(one, explained), **counts[one.method]})
+        table = pd.DataFrame(rows)
+        if is_main():
+            with atomic(paths.resolve(self.output) / "roar.csv") as partial:
+                table.to_csv(partial, index=False)
+        return table
+
+    def _run(self, progress: bool) -> Result:
+        records = self.retrain(progress)
+        controls = [name for name in CLAIMS if name in self.methods]
+        curves, areas = retraining_curves(records), retraining_areas(records, controls)
+        findings = Findings(sentences(areas, curves), claims_of(areas))
+        return Result(self.stem, {"": areas, "curves": curves}, findings, lambda: plots.roar(curves, columns=self.columns), records)
+
 
 class _Planned:
     """What a run consists of, for one model: the net that is explained, the data, the ranks and the retrainings."""
 
-    def __init__(self, settings: RoarSettings, model: str) -> None:
+    def __init__(self, settings: Roar, model: str) -> None:
         self.settings, self.model = settings, model
         self.device = chosen_device(settings.device)
         self.explained = settings.stage(model, settings.explained_seed)
@@ -203,13 +260,13 @@ class _Planned:
                     yield Retraining(method, kind, share, seed, stage, *facts)
 
     def record(self, one: Retraining, explained: Predictions) -> dict[str, Any]:
-        """A row of :func:`roar`, but for :meth:`counts`: one retraining, done now or before, beside what the ``explained`` net predicts."""
+        """Return a row of :meth:`Roar.retrain`, but for :meth:`counts`: one retraining beside what the ``explained`` net predicts."""
         found = one.result(self.settings.device, self.settings.precision, self.settings.machine, progress=False)
         targets = self.data["test"].targets
         correct, count = compared(found["predicted"], targets)
         same, both = compared(found["predicted"], explained)
         right, of = compared(explained, targets)
-        interval = stats.binomtest(correct, count).proportion_ci(method="wilson")
+        low, high = wilson(correct, count)
         return {
             "model": self.model,
             "method": one.method,
@@ -218,62 +275,14 @@ class _Planned:
             "share": one.share,
             "seed": one.seed,
             "accuracy": correct / count,
-            "low": interval.low,
-            "high": interval.high,
+            "low": low,
+            "high": high,
             "count": count,
             "agreement": same / both,
             "explained_accuracy": right / of,
             "chance": most_frequent(targets),
             "train_accuracy": found["train_accuracy"],
         }
-
-
-def roar(settings: RoarSettings, *, progress: bool = True) -> pd.DataFrame:
-    """Explain every image, then retrain for every method, kind, share and seed. What is cached is not done again.
-
-    Args:
-        settings: validated.
-        progress: whether to show bars with the time left.
-
-    Returns:
-        One row per model, method, kind (``remove``: ROAR, ``keep``: KAR, ``mask``: the places of what ``remove`` replaces, alone), share of
-        the pixels that were replaced, and training seed: ``accuracy`` on the modified test images (share in [0, 1]), ``low`` and ``high``
-        (95 % interval over images, Wilson), ``count`` of test images, ``agreement`` (share of them on which the retrained net predicts what
-        the explained net predicts on the untouched image), ``explained_accuracy`` (the explained net's, on untouched images), ``chance``
-        (the share of the most frequent class), ``train_accuracy`` in the last epoch, and how many maps of all ``explained`` images order
-        nothing, so that their pixels are replaced at random: ``undefined`` (a value that is not finite) and ``constant``. Also in
-        ``output/roar.csv``. With ``dry_run`` what remains to be done: see :func:`plan_table`.
-
-    Raises:
-        ValueError: for more images than there are, before any work is done.
-    """
-    plans = [_Planned(settings, model) for model in settings.models]
-    if settings.dry_run:
-        return plan_table(settings)
-    rows = []
-    for plan in plans:
-        plan.explain(progress)
-        explained, counts = plan.predicted(), {method: plan.counts(method) for method in settings.methods}
-        with tqdm(list(plan.retrainings()), desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
-            for one in bar:
-                bar.set_postfix_str(f"{one.method}, {one.kind}, {one.share:.0%}, seed {one.seed}")
-                rows.append({**plan.record(one, explained), **counts[one.method]})
-    table = pd.DataFrame(rows)
-    if is_main():
-        with atomic(paths.resolve(settings.output) / "roar.csv") as partial:
-            table.to_csv(partial, index=False)
-    return table
-
-
-def plan_table(settings: RoarSettings) -> pd.DataFrame:
-    """What remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
-
-    Returns:
-        One row per model and piece of work: ``work``, ``total`` and ``cached`` (images for maps and predictions, nets for retrainings),
-        ``forward`` and ``backward`` passes left (for retrainings: steps of the optimiser left in ``steps``), ``hours`` left.
-    """
-    rows = [row for model in settings.models for row in _rows_of_a_plan(_Planned(settings, model))]
-    return pd.DataFrame(rows, columns=["model", "work", "total", "cached", "forward", "backward", "steps", "hours"])
 
 
 def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:

@@ -8,19 +8,11 @@ import pytest
 import yaml
 
 from idsds.common.settings import SettingsError
-from idsds.evaluation import costs
+from idsds.studies.base import Plan
+from idsds.studies.metric_sanity import MetricSanity
 from idsds.studies.metric_sanity.known_truth import VERDICTS, readings
-from idsds.studies.metric_sanity.study import (
-    CONTROLS,
-    MetricSanitySettings,
-    against_controls,
-    cost,
-    measure,
-    plain_verdicts,
-    retrained_controls,
-    summary,
-)
-from idsds.studies.roar.study import RoarSettings
+from idsds.studies.metric_sanity.study import CONTROLS, against_controls, retrained_controls, sentences
+from idsds.studies.roar import Roar
 from tests.plots.test_metric_sanity import judged
 
 FEW = {"dataset": "digits", "models": ["mini_resnet8"], "images": 4}
@@ -113,13 +105,13 @@ def test_a_model_without_a_method_to_compare_is_left_out():
 def test_it_wants_a_control_and_something_to_compare(tmp_path):
     for methods in (["IG"], ["Random", "Edges"]):
         with pytest.raises(SettingsError, match="must hold 'Random' and at least one that is no control"):
-            MetricSanitySettings(**FEW, methods=methods, output=str(tmp_path))
+            MetricSanity(**FEW, methods=methods, output=str(tmp_path))
     given = {**FEW, "methods": ["IG", "Random"], "output": str(tmp_path)}
     with pytest.raises(SettingsError, match=r"unknown protocol 'idsd'. Did you mean 'idsds'"):
-        MetricSanitySettings(**given, protocols=["idsd"])
+        MetricSanity(**given, protocols=["idsd"])
     with pytest.raises(SettingsError, match=r"unknown key 'share'. Did you mean 'shares'"):
-        MetricSanitySettings(**given, retraining={"share": [0.5]})
-    settings = MetricSanitySettings(**given)
+        MetricSanity(**given, retraining={"share": [0.5]})
+    settings = MetricSanity(**given)
     assert settings.judged == readings()
     assert settings.roar is None
     image = [reading.label for reading in readings() if reading.applies and reading.entry.level == "image"]
@@ -133,8 +125,8 @@ def test_what_is_retrained_is_what_the_notebook_roar_retrains(profile, tmp_path)
     """So that the nets of the one are in the cache of the other."""
     params = Path(__file__).resolve().parents[3] / "params" / profile
     given = yaml.safe_load((params / "metric_sanity.yaml").read_text())
-    settings = MetricSanitySettings(**{**given, "output": str(tmp_path)})
-    theirs = RoarSettings(**{**yaml.safe_load((params / "roar.yaml").read_text()), "output": f"{tmp_path}/roar"})
+    settings = MetricSanity(**{**given, "output": str(tmp_path)})
+    theirs = Roar(**{**yaml.safe_load((params / "roar.yaml").read_text()), "output": f"{tmp_path}/roar"})
     assert settings.roar == theirs
 
 
@@ -142,15 +134,14 @@ def test_a_small_run_judges_known_maps_and_nets(tmp_path):
     retraining = {"methods": ["IxG", "Random"], "shares": [0.0, 0.5], "train_images": 40, "recipe": {"epochs": 1}, "seeds": [0, 1]}
     protocols = ["idsds", "kar"]
     given = {**FEW, "images": 12, "methods": ["IxG", "Random"], "protocols": protocols, "retraining": retraining}
-    settings = MetricSanitySettings(**given, known_images=12, output=str(tmp_path))
-    plan = cost(settings)
+    settings = MetricSanity(**given, known_images=12, output=str(tmp_path))
+    plan = settings.plan().table
     assert set(plan["label"]) == {"idsds", "roar and kar"}
     assert plan.loc[plan["label"] == "idsds", "forward"].sum() > 0
-    trained = costs.once(plan[plan["label"] == "idsds"].assign(label="again").pipe(lambda again: pd.concat([plan, again])))[
-        "epochs"
-    ].notna()
+    again = pd.concat([plan, plan[plan["label"] == "idsds"].assign(label="again")])
+    trained = Plan(again, ("label",)).table["epochs"].notna()
     assert trained.sum() == plan["epochs"].notna().sum(), "the nets of all runs are trained once"
-    table = measure(settings, progress=False).set_index("label")
+    table = settings.run(progress=False).table.set_index("label")
     assert list(table.index) == protocols
     assert table["pairs_random"].tolist()[0] == 1
     assert np.isfinite(table.loc["idsds", "above_random"])
@@ -158,20 +149,5 @@ def test_a_small_run_judges_known_maps_and_nets(tmp_path):
     assert table.loc["idsds", "verdict"] == VERDICTS[0]
 
 
-def test_verdicts_in_words():
-    table = judged()
-    rows = {"protocol": ["idsds", "infidelity", "idsds"], "note": ["", "reads maps as gradients", "no map"]}
-    ends = {f"{name}_{end}": np.nan for name in ("exact_first", "model_shift", "scale_shift", "control_shift") for end in ("low", "high")}
-    table = table.assign(**rows, **ends)
-    first, second, third = plain_verdicts(table)
-    assert first.startswith(f"idsds: {VERDICTS[0]}. On known truth it orders maps by their noise to +0.50 [+0.40, +0.60]")
-    assert "exact map first for 50% of 64 images; it tells the exact map from it with 0.5 noise" in first
-    counts = ", ".join(f"4 of 8 score clearly above {control}" for control in CONTROLS)
-    assert f"of the pairs of method and net, {counts}" in first
-    assert "another model that answers alike moves a score by 50% of what replacing the exact map by noise does" in first
-    assert "three times the map moves its score by 50% of that distance" in first
-    assert "does not tell the exact map" in second
-    assert second.endswith(". It reads maps as gradients.")
-    assert third == "no map: does not apply (no map)."
-    assert "2 noisier maps score clearly better" in plain_verdicts(table.assign(beaten=2))[0]
-    assert summary(table) == f"{VERDICTS[0]}: idsds; neither: roar; does not apply: no_map."
+def test_protocols_are_named_by_their_verdict():
+    assert sentences(judged()) == ["Ranks methods on one model, comparable between models: idsds.", "Neither: roar."]

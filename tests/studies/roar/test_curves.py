@@ -3,7 +3,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from idsds.statistics import covers_seeds, mask_finding, retraining_areas, retraining_curves, retraining_findings, seed_interval
+from idsds.statistics import covers_seeds, seed_interval
+from idsds.studies.roar import retraining_areas, retraining_curves
+from idsds.studies.roar.curves import claims_of, sentences
 
 
 def test_the_interval_over_seeds_is_scipys():
@@ -115,13 +117,8 @@ def test_verdicts_are_corrected_for_all_comparisons():
     assert 0.025 < p < 0.05
     assert areas.loc["IG", ["p", "p_holm"]].tolist() == pytest.approx([p, 2 * p])
     assert areas.loc["IG", "low"] > 0
-    assert areas.loc["IG", "verdict"] == "undecided"
-    assert retraining_areas(table[table["method"] != "Edges"])["verdict"].tolist() == ["better"]
-    (sentence, *_) = retraining_findings(areas.reset_index())
-    assert sentence.endswith(
-        "by t tests with Holm's correction for 2 comparisons undecided: IG, Edges (whether "
-        "the places of the replaced pixels do this was not tested)."
-    )
+    assert areas.loc["IG", "verdict"] == "not supported"
+    assert retraining_areas(table[table["method"] != "Edges"])["verdict"].tolist() == ["supported"]
 
 
 def test_areas_without_any_spread():
@@ -130,7 +127,7 @@ def test_areas_without_any_spread():
     assert areas["p"].isna().all()
     areas = retraining_areas(three_seeds().pipe(lambda t: pd.concat([t, t.assign(method="Less", accuracy=0.25)])))
     assert areas["p"].isna().all()
-    assert areas["verdict"].tolist() == ["undecided", "undecided"]
+    assert areas["verdict"].tolist() == ["not supported", "not supported"]
 
 
 def test_several_controls_and_each_pair_once():
@@ -165,10 +162,7 @@ def test_leakage_confounds_what_it_would_bring_about(kind, loss, leaking, confou
     masks = with_masks(table.assign(kind="remove"), **({leaking: {0.1: 0.6}} if leaking else {})).query("kind == 'mask'")
     (row,) = retraining_areas(pd.concat([table, masks])).itertuples()
     assert (row.leaking, row.confounded) == (leaking, confounded)
-    assert row.verdict == ("better" if (loss > 0) == (kind == "remove") else "worse")
-    (sentence, *_) = retraining_findings(retraining_areas(pd.concat([table, masks])))
-    words = {True: ", but leakage alone may do that, and nothing follows about pixels", False: " in spite of leakage" if leaking else ""}
-    assert sentence.endswith(f"for 1 comparison {row.verdict}{words[confounded]}: IG.")
+    assert row.verdict == ("supported" if (loss > 0) == (kind == "remove") else "contradicted")
 
 
 def test_the_mask_of_kar_is_that_of_the_rest():
@@ -180,64 +174,49 @@ def test_the_mask_of_kar_is_that_of_the_rest():
     assert areas["leaking"].to_dict() == {"remove": "", "keep": "IG"}
 
 
-def test_the_claim_is_told_part_by_part():
+def test_the_claim_is_judged_part_by_part():
     """IG keeps the accuracy above Random's, Gradient below it, and both above Edges'."""
     table = three_seeds(IG=-0.2, Gradient=0.1, Edges=0.3)
-    told = retraining_findings(retraining_areas(table, ["Random", "Edges"]))
-    assert len(told) == 4 + 2
-    assert told[4] == (
-        "The claim of Hooker et al., by ROAR on m: 'no better than Random' shows for IG, is reversed for Gradient; 'worse than Edges' "
-        "shows for Gradient, IG (whether the places of the replaced pixels do this was not tested)."
-    )
-    told = retraining_findings(retraining_areas(with_masks(table, IG={0.1: 0.9}), ["Random", "Edges"]))
-    assert told[4] == (
-        "The claim of Hooker et al., by ROAR on m: 'no better than Random' is reversed for Gradient, cannot be told from leakage for IG; "
-        "'worse than Edges' shows for Gradient, cannot be told from leakage for IG."
-    )
+    key, random, edges = ["kind", "claim", "method"], "no better than Random", "worse than Edges"
+    found = claims_of(retraining_areas(table, ["Random", "Edges"])).set_index(key)["verdict"]
+    assert len(found) == 2 * 2 * 2
+    roar = {(random, "IG"): "supported", (random, "Gradient"): "contradicted"} | {(edges, name): "supported" for name in ("IG", "Gradient")}
+    assert found["ROAR"].to_dict() == roar
+    leaking = claims_of(retraining_areas(with_masks(table, IG={0.1: 0.9}), ["Random", "Edges"])).set_index(key)
+    assert leaking.loc["ROAR", "verdict"].to_dict() == roar | {(random, "IG"): "not supported", (edges, "IG"): "not supported"}
+    assert leaking.loc["ROAR", "confounded"].to_dict() == {pair: pair[1] == "IG" for pair in roar}
     noisy = table.assign(accuracy=table["accuracy"] + table["seed"].map({0: -1, 1: 0, 2: 1}) * (table["method"] != "Random"))
-    told = retraining_findings(retraining_areas(noisy))
-    assert told[2].startswith("The claim of Hooker et al., by ROAR on m: 'no better than Random' is undecided for ")
-    assert len(retraining_findings(retraining_areas(three_seeds(Edges=0.1)))) == 2, "none of the claimed methods is there"
+    assert set(claims_of(retraining_areas(noisy))["verdict"]) == {"not supported"}
+    assert claims_of(retraining_areas(three_seeds(Edges=0.1))).empty, "none of the claimed methods is there"
 
 
 def test_the_leakage_is_told_by_masks_alone():
-    """Half of 200 images right where the most frequent class is 0.12; agreement is what the records say."""
+    """Half of 200 images right where the most frequent class is 0.12; intervals over images are scipy's."""
     table = with_masks(accuracies(), IG={0.1: 0.5})
     table.loc[(table["kind"] == "mask") & (table["method"] == "IG"), "agreement"] = 0.75
-    sentence = mask_finding(table)
-    low, high = stats.binomtest(100, 200).proportion_ci(method="wilson")
-    same = "{:.3f}, {:.3f}".format(*stats.binomtest(150, 200).proportion_ci(method="wilson"))
-    assert f"IG 0.500 [{low:.3f}, {high:.3f}] at 10% (the same as the explained net: 0.750 [{same}])" in sentence
-    assert "200 test images, 2 training seeds held fixed; chance is at most 0.120]" in sentence
-    assert sentence.endswith(
-        "By exact binomial tests with Holm's correction for 6 masks, the places of the replaced pixels tell the class for: IG (10%); this "
-        "is not found for: Random, Edges."
-    )
-    low, high = stats.binomtest(190, 200).proportion_ci(method="wilson")
-    assert sentence.startswith(f"The explained net, m, is right on 0.950 [{low:.3f}, {high:.3f}] of the test images; ")
-    low, high = stats.binomtest(102, 200).proportion_ci(method="wilson")
-    assert (
-        f"[95 % Wilson over 200 test images, 2 training seeds held fixed]: under ROAR at 90% Random 0.510 [{low:.3f}, {high:.3f}], "
-        in sentence
-    )
-    wrong = mask_finding(with_masks(accuracies(), Random={0.9: 0.5}))
-    assert wrong.endswith("Random's masks tell it as well: something is wrong.")
+    curves = retraining_curves(table)
+    row = curves.set_index(["kind", "method", "share"]).loc[("mask", "IG", 0.1)]
+    right, same = (stats.binomtest(count, 200).proportion_ci(method="wilson") for count in (100, 150))
+    assert row[["images_low", "images_high"]].tolist() == pytest.approx([right.low, right.high])
+    assert row[["agreement_images_low", "agreement_images_high"]].tolist() == pytest.approx([same.low, same.high])
+    told = sentences(retraining_areas(table), curves)
+    assert told[0].startswith("ROAR, area against Random: IG on m +0.150 [")
+    assert told[-1] == "The places of the replaced pixels alone tell the class for 1 of 6 masks (IG; Holm-corrected)."
 
 
 def test_an_accuracy_above_that_on_untouched_images_is_no_leakage():
     """An undertrained net does better with fewer pixels, too: without masks alone nothing is said of places."""
     table = accuracies()
     untouched = table[table["share"] == 0.1].assign(share=0.0, accuracy=0.2, agreement=0.21)
-    sentence = mask_finding(pd.concat([table, untouched]))
-    assert "held fixed]: on untouched images 0.210 [" in sentence
-    assert sentence.endswith("Whether the places of the replaced pixels tell the class of m's images was not tested.")
+    table = pd.concat([table, untouched])
+    told = sentences(retraining_areas(table), retraining_curves(table))
+    assert told[-1] == "Whether the places of the replaced pixels tell the class was not tested."
 
 
 def test_one_seed_has_no_verdict_but_its_masks_do():
     table = with_masks(accuracies(), IG={0.1: 0.5})[lambda rows: rows["seed"] == 0]
     areas = retraining_areas(table)
     assert areas["p_holm"].isna().all()
-    assert set(areas["verdict"]) == {"undecided"}
-    assert retraining_findings(areas)[0].endswith("[one training seed: no interval]: IG +0.100, Edges +0.000; no verdict.")
+    assert set(areas["verdict"]) == {"not supported"}
     assert retraining_curves(table)["interval"].unique().tolist() == ["one training seed: no interval"]
-    assert "tell the class for: IG (10%);" in mask_finding(table), "the test is over images"
+    assert sentences(areas, retraining_curves(table))[-1].endswith("for 1 of 6 masks (IG; Holm-corrected)."), "the test is over images"

@@ -16,13 +16,13 @@ from idsds.datasets.synthetic import PatchModel
 from idsds.methods import METHODS, Passes, create_method, register_method
 from idsds.models import MODELS, register_model
 from idsds.protocols.roar import MASK, pixel_ranks
-from idsds.statistics import mask_finding, retraining_areas
+from idsds.studies.roar import Roar, retraining_areas, retraining_curves
 from idsds.studies.roar import pixel_ranks as ranks_module
 from idsds.studies.roar import retraining as retrained
 from idsds.studies.roar import study as retraining
+from idsds.studies.roar.curves import sentences
 from idsds.studies.roar.images import channel_means, fill_colour, modified
 from idsds.studies.roar.pixel_ranks import PixelRanks
-from idsds.studies.roar.study import RoarSettings, plan_table, roar
 from idsds.training.checkpoints import obtain
 
 IMAGES = cache(synthetic.synthetic_image)
@@ -79,7 +79,7 @@ def settings(**changes):
         "seeds": [0],
     }
     given |= {"train_images": 60, "recipe": {"epochs": 1}, "target": "label", "device": "cpu", "output": "runs/x/roar"}
-    return RoarSettings(**{**given, **changes})
+    return Roar(**{**given, **changes})
 
 
 def test_known_informative_pixels_are_found():
@@ -87,7 +87,7 @@ def test_known_informative_pixels_are_found():
     informative = 9 / 16
     recipe = {"epochs": 6, "batch_size": 32, "lr": 0.02}
     chosen = settings(shares=[0.0, informative, 0.95], images=100, train_images=300, recipe=recipe, mask_only=False)
-    table = roar(chosen, progress=False)
+    table = chosen.retrain(progress=False)
     assert len(table) == 2 * 2 * 3
     accuracy = table.set_index(["method", "kind", "share"])["accuracy"]
     assert accuracy["Exact", "remove", 0.0] > 0.9
@@ -104,7 +104,7 @@ def test_known_informative_pixels_are_found():
 def test_two_seeds_resume_and_intervals(home, monkeypatch):
     """A run that dies in its third retraining goes on there, and ends with the numbers of one that did not."""
     chosen = settings(seeds=[0, 1], methods=["Undefined", "Random"])
-    whole = roar(chosen, progress=False)
+    whole = chosen.retrain(progress=False)
     assert len(whole) == 2 * 2 * 2 * 2 + 2 * 2 * 1  # ROAR and KAR at two shares, masks alone at one
     for row in whole.itertuples():
         low, high = stats.binomtest(round(row.accuracy * 60), 60).proportion_ci(method="wilson")
@@ -130,9 +130,9 @@ def test_two_seeds_resume_and_intervals(home, monkeypatch):
 
     monkeypatch.setattr(retrained, "fit", dying)
     with pytest.raises(KeyboardInterrupt):
-        roar(chosen, progress=False)
+        chosen.retrain(progress=False)
     monkeypatch.setattr(ranks_module, "shared_maps", None)  # no map is computed again
-    again = roar(chosen, progress=False)
+    again = chosen.retrain(progress=False)
     assert len(calls) == 2 + 1 + (14 - 2)
     pd.testing.assert_frame_equal(again, whole)
     saved = pd.read_csv(home / "runs/x/roar/roar.csv")
@@ -145,8 +145,7 @@ def _targets(split, count):
 
 
 def test_a_dry_run_says_what_is_left_and_trains_nothing(home):
-    before = roar(settings(dry_run=True), progress=False)
-    before = before.set_index("work")
+    before = settings(dry_run=True).plan_table().set_index("work")
     assert before["total"].to_dict() == {
         "train the net that is explained": 1,
         "maps: Exact": 130,
@@ -160,14 +159,14 @@ def test_a_dry_run_says_what_is_left_and_trains_nothing(home):
     assert before["forward"]["predictions of the net that is explained"] == 60
     assert (before["hours"] > 0).all()
     assert not list((home / "cache").rglob("*.npy"))
-    roar(settings(mask_only=False), progress=False)
-    after = plan_table(settings()).set_index("work")
+    settings(mask_only=False).retrain(progress=False)
+    after = settings().plan_table().set_index("work")
     assert after["total"].to_dict() == {work: total for work, total in before["total"].items() if not work.startswith("train ")}
     assert (after["total"] - after["cached"]).loc[lambda left: left > 0].to_dict() == {"retrain on masks alone": 2}
     assert after["hours"].loc[lambda hours: hours > 0].index.tolist() == ["retrain on masks alone"]
-    roar(settings(), progress=False)
-    assert plan_table(settings())["hours"].sum() == 0
-    assert "retrain on masks alone" not in set(plan_table(settings(mask_only=False))["work"])
+    settings().retrain(progress=False)
+    assert settings().plan_table()["hours"].sum() == 0
+    assert "retrain on masks alone" not in set(settings(mask_only=False).plan_table()["work"])
 
 
 def test_ranks_are_kept_as_they_are_computed(home, monkeypatch):
@@ -248,7 +247,7 @@ def test_masks_that_tell_the_class_are_found_and_no_image_is_needed():
     register_method("Tells", family="own", passes=Passes(0))(tells_the_class)
     try:
         given = {"shares": [0.0, 31 / 32], "kinds": ["keep"], "recipe": {"epochs": 6, "batch_size": 32, "lr": 0.02}}
-        table = roar(settings(methods=["Tells", "Exact", "Random"], train_images=200, **given), progress=False)
+        table = settings(methods=["Tells", "Exact", "Random"], train_images=200, **given).retrain(progress=False)
     finally:
         METHODS.remove("Tells")
     masks = table[table["kind"] == MASK].set_index(["method", "share"])["accuracy"]
@@ -257,14 +256,13 @@ def test_masks_that_tell_the_class_are_found_and_no_image_is_needed():
     # Guessing one of four classes: 0.25, with a standard error over 60 images of 0.056, of which four are 0.22.
     assert masks[["Exact", "Random"]].max() < 0.25 + 0.22, "where the evidence stands, and for which class it is, are drawn apart"
     assert retraining_areas(table).set_index("method")["leaking"].to_dict() == {"Tells": "Tells", "Exact": ""}
-    sentence = mask_finding(table)
-    assert "the places of the replaced pixels tell the class for: Tells (3%)" in sentence
-    assert sentence.endswith("this is not found for: Exact, Random.")
+    curves = retraining_curves(table)
+    assert sentences(retraining_areas(table), curves)[-1].endswith("for 1 of 3 masks (Tells; Holm-corrected).")
 
 
 def test_agreement_is_with_the_explained_net_and_not_with_the_label():
     """By hand, from the two files of predictions; an image that cannot be read counts in neither."""
-    table = roar(settings(methods=["Random"], kinds=["remove"]), progress=False)
+    table = settings(methods=["Random"], kinds=["remove"]).retrain(progress=False)
     (plan,) = [retraining._Planned(settings(methods=["Random"], kinds=["remove"]), "small_test")]
     explained, targets = plan.predicted(), _targets("test", 60)
     assert table["explained_accuracy"].unique().tolist() == pytest.approx([np.mean(np.equal(explained, targets))])
@@ -318,4 +316,4 @@ def test_mistakes_are_named_before_any_work(changes, message):
 
 def test_more_images_than_there_are():
     with pytest.raises(ValueError, match="images=1000, but the test split of 'synthetic' has 300"):
-        roar(settings(images=1000), progress=False)
+        settings(images=1000).retrain(progress=False)

@@ -65,11 +65,14 @@ def evaluate(
 
     Args:
         models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is: it is
-            moved to ``device`` while it is at work, and then has the tensors, devices and modes that it came with. In place of a net a
-            stage of :func:`idsds.training.checkpoints.plan_training` will do, which is trained when it is needed and cached.
-        methods: names, or ``{"my_method": callable(images, targets) -> maps}``, a captum Attribution, a torchcam extractor; ``None`` as the
-            value stands for the registry's method of that name, and a pair for one with other options:
-            ``{"IG, 5 steps": ("IG", {"steps": 5})}``. A method that does not apply to one of several models is left out there.
+            tried on two images before any work, moved to ``device`` while it is at work, and then has the tensors, hooks, devices and modes
+            that it came with. It computes in the precision of its weights, to which images are converted; half precision is widened to
+            float32. :func:`idsds.finetune` fine-tunes one in-domain. In place of a net a stage of
+            :func:`idsds.training.checkpoints.plan_training` will do, which is trained when it is needed and cached.
+        methods: names, or ``{"my_method": callable(images, targets) -> maps}``, an object of captum, torchcam or pytorch-grad-cam, or maps
+            that were computed elsewhere (see :mod:`idsds.methods.own`); ``None`` as the value stands for the registry's method of that
+            name, and a pair for one with other options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or for a call with further arguments.
+            A method that does not apply to one of several models, or that explains another net, is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.
         images: the first so many of one fixed order, the same for every model and method.
@@ -107,6 +110,11 @@ def evaluate(
     Raises:
         UnknownNameError: an unknown name, with the nearest match.
         ValueError, TypeError, OSError: anything else that cannot work, before any work is done.
+        MethodError: whatever a method of the user's raises; what was computed before is kept in ``output``.
+
+    Warns:
+        UserWarning: once for each net that returns probabilities, that is not deterministic, that needs contiguous memory, or that a
+            protocol wants fine-tuned in-domain and that is not known to be; and for each method that is left out for such a reason.
     """
     seeds = as_seeds(seed)
     if output is not None and str(output) in ("", "."):

@@ -145,13 +145,13 @@ class Finetune(TrainingStudy):
         return Machine(self.devices, self.workers, self.accumulate, self.save_every)
 
     def stages(self) -> list[Stage]:
-        """The in-domain stage of each model and seed.
-
-        Raises:
-            CheckpointError: for a file of ``checkpoints`` that cannot be read or does not fit: now, not when its turn comes after days.
-        """
+        """The in-domain stage of each model and seed."""
         domain = {"grid": self.grid, "baseline": self.baseline, "options": self._data_options()}
-        stages = [self.stage(model, self.dataset, seed, **domain) for model in self.models for seed in self.seeds]
+        return [self.stage(model, self.dataset, seed, **domain) for model in self.models for seed in self.seeds]
+
+    def _checked_stages(self) -> list[Stage]:
+        """The stages. Raises CheckpointError for a file to start from that does not fit: now, not when its turn comes after days."""
+        stages = self.stages()
         for stage in stages:
             stage.check_weights()
         return stages
@@ -164,7 +164,7 @@ class Finetune(TrainingStudy):
             (the largest of a device; on a CPU of the process).
         """
         rows = []
-        for stage in self.stages():
+        for stage in self._checked_stages():
             for part in filter(None, (stage.start, stage)):
                 name = "train" if part.deletion is None else "fine-tune in-domain"
                 facts = {"model": part.model, "seed": part.seed, "stage": name, "cached": part not in stage.missing}
@@ -188,7 +188,7 @@ class Finetune(TrainingStudy):
         """
         machine = {name: getattr(self, name) for name in ("batch_size", "workers", "device", "devices", "precision")}
         rows: list[dict[str, Any]] = []
-        for stage in self.stages():
+        for stage in self._checked_stages():
             test = first(stage.split("test"), self.images)
             if stage.start is not None:
                 obtain(stage.start, machine=self.machine, progress=progress)

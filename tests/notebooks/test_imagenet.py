@@ -65,9 +65,8 @@ def test_a_params_file_of_full_size_plans_and_says_what_it_costs(path, data, tmp
     given = {**yaml.safe_load(path.read_text()), "output": str(tmp_path / "run"), "images": 2}
     touched(given, tmp_path)
     if path.stem == "finetune":
-        study = finetune.Finetune(**given)
         # Planned, not rehearsed: the nets of this file need hours where a stage takes a GPU seconds.
-        stages = [study.stage(model, study.dataset, seed) for model in study.models for seed in study.seeds]
+        stages = finetune.Finetune(**given).stages()
         assert all(stage.missing for stage in stages)
         # Of Imagenette's eight photos per class one is held out; ImageNet keeps both.
         assert {stage.train_images for stage in stages} == {len(WNIDS) * (2 if path.parent.name == "imagenet" else 7)}

@@ -32,7 +32,7 @@ from idsds.training.checkpoints import Stage, obtain
 Methods = Mapping[str, Any]
 
 # Raise it when the engine changes what a file of records holds, so that old files are not taken for new ones.
-FORMAT = 3
+FORMAT = 4
 # Versions of what stores numbers, and computes none.
 RECORDED_ONLY = ("pandas", "pyarrow")
 

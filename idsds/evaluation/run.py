@@ -303,6 +303,7 @@ def score(
                 for method in methods:
                     identity = {"model": job.model, "method": method.name, "seed": job.seed, "image_id": part.image_ids}
                     facts = {"target": part.targets, "dataset": plan.dataset, "protocol": plan.protocol.name, "family": method.entry.family}
+                    facts["ceiling"] = method.is_ceiling(plain)
                     frames.append(_frame({**identity, **facts, **plain, **ready, **found[method.name]}))
         return pd.concat(frames, ignore_index=True)
 

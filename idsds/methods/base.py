@@ -60,6 +60,10 @@ def _applies_to_all(model: nn.Module) -> str | None:
     return None
 
 
+def _queries_nothing(**_options: Any) -> Mapping[str, Any] | None:
+    return None
+
+
 def _asked(function: Callable) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a method's call; for a class, those of its instances."""
     return inspect.signature(function.__call__ if isinstance(function, type) else function).parameters  # type: ignore[operator]
@@ -79,6 +83,7 @@ class MethodEntry:
         noise: key of the random numbers; methods with the same key see the same noise. "": the first name of the function.
         inapplicable: the reason why the method does not apply to a model, or None if it does.
         source: the paper.
+        queries: from the options, the ``grid`` and ``baseline`` of the patch deletions that the method looks at; None: it looks at none.
     """
 
     name: str
@@ -90,6 +95,7 @@ class MethodEntry:
     noise: str = ""
     inapplicable: Callable[[nn.Module], str | None] = _applies_to_all
     source: str = ""
+    queries: Callable[..., Mapping[str, Any] | None] = _queries_nothing
 
     def settings(self, **given: Any) -> dict[str, Any]:
         """Return the function's options: defaults, replaced by those of this entry and then by ``given``. Raises UnknownNameError."""
@@ -239,6 +245,14 @@ class Method:
         """Forward and backward passes per image, None if they are unknown."""
         passes = self.entry.passes
         return passes(self.model, **self.options) if callable(passes) else passes
+
+    def is_ceiling(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the method has queried the very deletions by which a protocol with these settings judges it.
+
+        Its score is then a ceiling for what a map can reach, not that of a rival. Another ``grid`` or ``baseline`` is another intervention.
+        """
+        queried = self.entry.queries(**self.options)
+        return queried is not None and all(settings.get(name) == value for name, value in queried.items())
 
     @cached_property
     def function(self) -> Callable[..., Tensor | dict[str, Tensor]]:

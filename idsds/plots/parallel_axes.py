@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.patheffects
@@ -32,6 +32,7 @@ PITCH = 0.105  # inches between two lines of names, measured across the letters
 LEADER, LANE, BELOW = 0.2, 0.085, 0.3  # inches: from names to markers, between lanes of markers, below the axis
 FOOT, RIGHT, LINE = 0.62, 0.2, 0.15  # inches: axis labels, margin, a line of a legend
 NOTHING = 0.04  # inches kept free at the border
+CEILING = " †"  # behind the name of a method that has queried the deletions by which it is judged
 
 
 class Join(NamedTuple):
@@ -159,7 +160,8 @@ def parallel_axes(
     """One horizontal axis per model: markers with their intervals and names, the null band, lines from axis to axis.
 
     Args:
-        table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval.
+        table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval, and where it is known ``ceiling``, which puts
+            a dagger behind the method's name.
         families: family of each method that is not in the registry.
         models: axes from top to bottom.
         joins: lines between axes; those without a mean at both ends are left out.
@@ -178,7 +180,7 @@ def parallel_axes(
         heights = [LINE * -(-len(handles) // ncols) for handles, ncols in zip((upper, lower), across, strict=True)]
         edges = _ends(shown, published)
         beside = [f"{model}\n{_counts(table[table['model'] == model])}" for model in models]
-        values = [(list(one["method"]), one["mean"].to_numpy(float)) for one in rows]
+        values = [([_label(row) for row in one.itertuples()], one["mean"].to_numpy(float)) for one in rows]
         layout = Layout(models, beside, values, *edges, wanted=COLUMNS[columns], head=sum(heights) + 0.15)
         if layout.width > COLUMNS[columns] + 0.01:
             message = f"{layout.most} names do not fit a width of {COLUMNS[columns]} inches: the figure is {layout.width:.1f} inches wide"
@@ -236,7 +238,7 @@ def _draw_axis(
         axes.plot(row.mean, lane, linestyle="", zorder=3, **look.line())
         axes.plot([row.mean, at], [lane - 0.05, above + 0.03], color="#999999", linewidth=0.4, zorder=1.5)
         name = axes.text(
-            at, above, row.method, rotation=layout.angle, rotation_mode="anchor", ha="left", va="center", fontsize=NAME, parse_math=False
+            at, above, _label(row), rotation=layout.angle, rotation_mode="anchor", ha="left", va="center", fontsize=NAME, parse_math=False
         )
         name.set_path_effects([mpl.patheffects.withStroke(linewidth=2.5, foreground="white")])  # lines pass behind
     if published is not None:
@@ -270,7 +272,14 @@ def _handles(
         looks = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
         dotted = " (dot: its label was inferred)" if published["inferred"].any() else ""
         lower.append(Line2D([], [], label=f"published, in the method's shape{dotted}", **looks))
+    if "ceiling" in shown and shown["ceiling"].any():
+        lower.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} has queried these very deletions: a ceiling, not a rival"))
     return upper, [*lower, *notes]
+
+
+def _label(row: Any) -> str:
+    """A method's name, with a dagger where its score is a ceiling."""
+    return f"{row.method}{CEILING}" if getattr(row, "ceiling", False) else row.method
 
 
 def _ends(shown: pd.DataFrame, published: pd.DataFrame | None) -> tuple[float, float]:

@@ -39,7 +39,16 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
         interval[columns] = covers(confidence, part.seeds, part.unit)
         rng = rng_for(seed, "images", part.units)
         ends[columns] = np.stack(mean_interval(part.scores, part.group, confidence, resamples, rng), axis=1)
-    return _sorted(_means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=interval))
+    ranked = _sorted(_means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=interval))
+    if "ceiling" not in records:
+        return ranked
+    keys = list(table.treatments.columns)
+    return ranked.merge(records.groupby(keys, observed=True, sort=False)["ceiling"].any().reset_index(), on=keys, how="left")
+
+
+def rivals(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a ranking without the ceilings: methods that queried the very deletions by which they are judged."""
+    return table[~table["ceiling"].astype(bool)] if "ceiling" in table else table
 
 
 def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:

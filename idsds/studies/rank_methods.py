@@ -18,6 +18,7 @@ from idsds.common.devices import _one_of
 from idsds.datasets import DATASETS
 from idsds.methods.base import ABSOLUTE
 from idsds.statistics import paired_differences, rank
+from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result
 
@@ -60,9 +61,9 @@ def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatm
 
     for model, method in sorted(t for t in has if families[t[1]] == "intrinsic"):
         for other in models:
-            rivals = table[(table["model"] == other) & (table["family"] != "intrinsic")]["method"]
-            if len(rivals):
-                yield "intrinsic explanations score best", (model, method), (other, rivals.iloc[0])
+            others = rivals(table[(table["model"] == other) & (table["family"] != "intrinsic")])["method"]
+            if len(others):
+                yield "intrinsic explanations score best", (model, method), (other, others.iloc[0])
     for model, method in sorted(t for t in has if t[1].endswith(ABSOLUTE)):
         if (model, plain := method.removesuffix(ABSOLUTE)) in has:
             yield "absolute values impair", (model, plain), (model, method)
@@ -189,7 +190,7 @@ def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
 
 def best(table: pd.DataFrame, score: str = "IDSDS") -> list[str]:
     """Name each model's best method with its score and interval, from a table of :func:`idsds.rank`."""
-    scored = table[table["mean"].notna()]
+    scored = rivals(table[table["mean"].notna()])
     rows = scored.loc[scored.groupby("model", sort=False)["mean"].idxmax()]
     scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
     return [f"Highest mean {score} of each model: {', '.join(scores)}."]

@@ -317,3 +317,26 @@ def test_evaluate_takes_them_by_name(checkpoint) -> None:
         ["mini_resnet8"], ["IxG"], "digits", images=3, checkpoints={"mini_resnet8": checkpoint}, device="cpu", progress=False
     )
     assert np.allclose(records[records["method"] == "captum/InputXGradient"]["score"], again["score"])
+
+
+def test_a_method_that_has_queried_the_judging_deletions_is_a_ceiling(checkpoint) -> None:
+    wanted = {
+        "Occlusion": None,
+        "Occlusion 8": ("Occlusion", {"grid": 8}),
+        "blurred": ("captum/FeatureAblation", {"grid": 4, "baselines": "blur"}),
+        "window": ("captum/Occlusion", {"sliding_window_shapes": (3, 5, 5)}),
+        "Gradient": None,
+        "Occlusion abs": None,
+    }
+    arguments = {"dataset": "digits", "images": 3, "checkpoints": {"mini_resnet8": checkpoint}, "device": "cpu", "progress": False}
+    records = idsds.evaluate(["mini_resnet8"], wanted, **arguments, grid=[4, 8])
+    found = set(zip(records["method"], records["grid"], strict=True)) - set(
+        records.loc[~records["ceiling"], ["method", "grid"]].itertuples(index=False, name=None)
+    )
+    assert found == {("Occlusion", 4), ("Occlusion abs", 4), ("Occlusion 8", 8)}
+    assert np.allclose(records[(records["method"] == "Occlusion") & (records["grid"] == 4)]["score"], 1)
+    table = idsds.rank(records)
+    assert set(table.loc[table["ceiling"], ["method", "grid"]].itertuples(index=False, name=None)) == found
+    assert table["ceiling"].dtype == bool
+    blurred = idsds.evaluate(["mini_resnet8"], wanted, **arguments, baseline="blur")
+    assert set(blurred.loc[blurred["ceiling"], "method"]) == {"blurred"}

@@ -97,3 +97,15 @@ def test_published_values_are_grey_hollow_and_in_the_shape_of_the_method():
     assert not any(
         line.get_markeredgecolor() == PUBLISHED for line in plots.rank_methods(table, {}, published=compared.head(0)).axes[0].lines
     )
+
+
+def test_a_ceiling_has_a_dagger_and_the_legend_says_what_it_means():
+    table = ranked().assign(ceiling=lambda rows: rows["method"] == "IG abs")
+    figure = plots.rank_methods(table, FAMILIES)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts.count("IG abs †") == 2
+    assert texts.count("IG") == 2
+    legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert sum("a ceiling, not a rival" in text for text in legend) == 1
+    plain = plots.rank_methods(ranked().assign(ceiling=False), FAMILIES)
+    assert not any("ceiling" in text.get_text() for legend in plain.legends for text in legend.get_texts())

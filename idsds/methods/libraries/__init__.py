@@ -48,6 +48,7 @@ def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None,
         passes=method.passes,
         noise=key,
         inapplicable=method.inapplicable,
+        queries=method.queries,
         source=source or f"{SOURCES[home][1]}: {local}",
     )
 

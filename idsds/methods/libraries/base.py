@@ -102,6 +102,10 @@ class LibraryMethod(ABC):
         """Passes per image, None where they are not known."""
         return None
 
+    def queries(self, **options: Any) -> dict[str, Any] | None:
+        """The grid and baseline of the deletions that it looks at, None for none."""
+        return None
+
     def inapplicable(self, model: nn.Module) -> str | None:
         """Why it does not apply to a model. Raises MissingLibraryError."""
         library(self.library)

@@ -98,6 +98,13 @@ class Captum(LibraryMethod):
                 return Passes(1, 1).times(options["n_samples"])
         return Passes(1, 1)
 
+    def queries(self, **options: Any) -> dict[str, Any] | None:
+        given = options.get("baselines")
+        black = given is None or (isinstance(given, (int, float)) and given == 0)
+        if self.name not in self.PERTURBING or options["grid"] is None or not (black or isinstance(given, str)):
+            return None
+        return {"grid": options["grid"], "baseline": "zeros" if black else given}
+
     def refuses(self, model: nn.Module) -> str | None:
         if self.name in self.RESCALING:
             return without_rules(model, deeplift_rules().__contains__)

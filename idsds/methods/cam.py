@@ -22,7 +22,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +38,12 @@ from idsds.common.randomness import Draws
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Passes, register_method
 from idsds.methods.transformer import is_transformer, transformer_grad_cam
-from idsds.models.base import describe
+from idsds.models.base import Channels, describe
 
 EPSILON = 1e-8  # torchcam's, in the denominator of SG-CAM++
 EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}
 
 
-Channels = Literal["first", "last"]
 #: Modules whose type tells where the channels of their output are; a subclass of the latter may differ.
 CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd, nn.Upsample)
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
@@ -196,7 +195,9 @@ def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor,
             )
         return channels
     if channels is None:  # the CAM layer of a registered model is known to give feature maps
-        channels = "first" if layer == describe(model).cam_layer and output.ndim == 4 else channels_of(model, layer, output, images)
+        entry = describe(model)
+        known = layer == entry.cam_layer and output.ndim == 4
+        channels = entry.cam_channels if known else channels_of(model, layer, output, images)
     elif output.ndim != 4:
         raise ValueError(f"channels={channels!r} is for outputs of four dimensions, but layer {layer!r} gives {tuple(output.shape)}")
     return (lambda values: values) if channels == "first" else (lambda values: values.permute(0, 3, 1, 2))

@@ -25,6 +25,7 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.registry import Registry, UnknownNameError
 
 Loss = Literal["cross_entropy", "binary_cross_entropy", "distill"]
+Channels = Literal["first", "last"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class ModelEntry:
         family: the architecture's family, which also names its file.
         normalisation: normalisation of its input; None: the statistics of the data set it is trained on.
         cam_layer: dotted name of the module whose output the CAM methods read, None if CAMs do not apply.
+        cam_channels: where the channels of that layer's output are, (B, K, h, w) or (B, h, w, K).
         intrinsic: the name of its built-in explanation in the method registry.
         loss: ``cross_entropy``, or ``binary_cross_entropy`` on one-hot targets.
         num_classes: the default number of classes.
         input_size: pixels per side of its input.
+        crop: the share of an image's shorter side that is cut out of its middle, None where the data set decides.
         packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
         training: changes to the recipe in :mod:`idsds.training.loop` for training this model from scratch.
         source: the paper.
@@ -51,10 +54,12 @@ class ModelEntry:
     family: str
     normalisation: Normalisation | None = None
     cam_layer: str | None = None
+    cam_channels: Channels = "first"
     intrinsic: str | None = None
     loss: Loss = "cross_entropy"
     num_classes: int = 1000
     input_size: int = 224
+    crop: float | None = None
     packaged: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -90,9 +95,16 @@ def register_model(name: str | None = None, *, replace: bool = False, **entry: A
     return decorate
 
 
-def list_models() -> list[str]:
-    """Return the names of all models, for :func:`create_model`."""
-    return list(MODELS)
+def list_models(library: str | None = None) -> list[str]:
+    """Return the names of all models, for :func:`create_model`.
+
+    Args:
+        library: ``timm`` or ``torchvision``: all of its nets, as ``library/Name``. None: the package's own.
+
+    Raises:
+        UnknownNameError: for an unknown library.
+    """
+    return list(MODELS) if library is None else MODELS.names_of(library)
 
 
 class _NoRandomNumbers(TorchFunctionMode):

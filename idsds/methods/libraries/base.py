@@ -154,7 +154,8 @@ class CamMethod(LibraryMethod):
     def reading(self, model: nn.Module, layer: str, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
         """Return what brings the layer's values to (B, K, h, w) in the precision of the images: autocast is for the model alone."""
         ordered: Callable[[Tensor], Tensor] = lambda values: values  # noqa: E731
-        if channels is not None or layer != describe(model).cam_layer:
+        entry = describe(model)
+        if channels is not None or layer != entry.cam_layer or entry.cam_channels == "last":
             outputs: list[Tensor] = []
             with torch.no_grad(), graph_from(model.get_submodule(layer), outputs):
                 model(images[:1])

@@ -1,0 +1,126 @@
+"""Nets of timm and torchvision by name: their configuration, their CAM layer, and every method that says that it applies."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+
+import idsds
+from idsds.common.registry import UnknownNameError
+from idsds.methods import METHODS, create_method, list_methods
+from idsds.models import MODELS, create_model, describe, list_models
+
+# name, pixels per side, options of the builder, CAM layer, where its channels are
+FAMILIES = [
+    ("timm/resnet18", 64, {}, "layer4", "first"),
+    ("timm/resnetv2_50x1_bit.goog_in21k", 64, {}, "norm", "first"),
+    ("timm/convnext_atto", 64, {}, "stages", "first"),
+    ("timm/efficientnet_b0", 64, {}, "bn2", "first"),
+    ("timm/mobilenetv3_small_050", 64, {}, "blocks", "first"),
+    ("timm/regnetx_002", 64, {}, "s4", "first"),
+    ("timm/swin_tiny_patch4_window7_224", 56, {"image_size": 56}, "norm", "last"),
+    ("timm/vit_tiny_patch16_224", 32, {"image_size": 32}, None, "first"),
+    ("timm/vit_tiny_patch16_dinov3", 32, {"image_size": 32}, None, "first"),
+    ("torchvision/squeezenet1_1", 64, {}, "classifier.2", "first"),
+    ("torchvision/shufflenet_v2_x0_5", 64, {}, "conv5", "first"),
+    ("torchvision/mnasnet0_5", 64, {}, "layers", "first"),
+]
+SMALL = {"steps": 2, "samples": 2, "baseline_samples": 2, "n_samples": 4, "num_samples": 1, "grid": 2}
+SLOW = ("SS-CAM", "IS-CAM", "Score-CAM")  # a pass per channel; RISE's masks and LIME's fits are few here
+NAMES = [family[0] for family in FAMILIES if family[0] in MODELS]
+
+
+def small_net(name: str) -> torch.nn.Module:
+    options = next(family[2] for family in FAMILIES if family[0] == name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_model(name, num_classes=5, **options)
+
+
+@pytest.mark.parametrize(("name", "layer", "channels"), [(f[0], f[3], f[4]) for f in FAMILIES if f[0] in NAMES])
+def test_the_last_feature_maps_are_the_cam_layer(name: str, layer: str | None, channels: str) -> None:
+    assert (MODELS[name].cam_layer, MODELS[name].cam_channels) == (layer, channels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_that_says_it_applies_runs(name: str) -> None:
+    net = small_net(name)
+    size = next(family[1] for family in FAMILIES if family[0] == name)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    assert net(images).shape == (2, 5)
+    methods = list_methods(net)
+    for method in methods:
+        if method in SLOW or method.endswith("(paper)"):
+            continue
+        known = METHODS[method].settings()
+        maps = create_method(method, net, **{key: value for key, value in SMALL.items() if key in known})(images, torch.tensor([1, 4]))
+        assert maps.shape == (2, 1, size, size), method
+        assert maps.isfinite().all(), method
+    assert {"Gradient", "Occlusion", "KernelSHAP"} <= set(methods)
+    assert all(methods.excluded.values())
+
+
+def test_the_configuration_is_the_librarys() -> None:
+    entry = MODELS["timm/vit_small_patch14_reg4_dinov2"]
+    found = timm.get_pretrained_cfg("vit_small_patch14_reg4_dinov2")
+    assert (entry.input_size, entry.crop, entry.normalisation.mean) == (found.input_size[1], found.crop_pct, tuple(found.mean))
+    assert MODELS["timm/convnext_tiny.fb_in1k"].family == "convnext"
+    weights = torchvision.models.get_model_weights("inception_v3").DEFAULT
+    assert MODELS["torchvision/inception_v3"].input_size == weights.transforms().crop_size[0] == 299
+    net = create_model("timm/resnet18", num_classes=7)
+    assert describe(net) is MODELS["timm/resnet18"]
+    assert not net.training
+
+
+def test_names_are_those_of_the_libraries() -> None:
+    assert {"timm/resnet18", "timm/resnet18.a1_in1k"} <= set(list_models("timm"))
+    assert "torchvision/swin_t" in list_models("torchvision")
+    assert not [name for name in list_models() if "/" in name]
+    with pytest.raises(UnknownNameError, match="Did you mean 'timm/resnet18'"):
+        create_model("timm/resnet19")
+    with pytest.raises(UnknownNameError, match="option of model"):
+        create_model("timm/resnet18", pretraind=True)
+
+
+def test_weights_come_from_a_file_or_on_the_users_word_alone(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    from idsds.models import save_checkpoint
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_args, **_options: pytest.fail("nobody asked for weights"))
+    first = create_model("timm/mobilenetv3_small_050", num_classes=3)
+    path = save_checkpoint(first, tmp_path / "net.safetensors")
+    again = create_model("timm/mobilenetv3_small_050", num_classes=3, checkpoint=path)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(first(images), again(images))
+    asked = []
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_args, **_options: asked.append(1))
+    create_model("timm/mobilenetv3_small_050", num_classes=3, pretrained=True)
+    assert asked
+
+
+def test_attention_methods_refuse_registers_and_other_tokens_with_a_reason() -> None:
+    with torch.device("meta"):
+        net = create_model("timm/vit_small_patch14_reg4_dinov2", num_classes=5)
+    excluded = list_methods(net).excluded
+    assert "class token" in excluded["Rollout"]
+    assert "class token" in excluded["CheferLRP"]
+    assert "no CAM layer" in excluded["Score-CAM"]
+
+
+def test_evaluate_takes_them_by_name_with_a_checkpoint(tmp_path) -> None:
+    from idsds.models import save_checkpoint
+
+    path = save_checkpoint(create_model("timm/resnet18", num_classes=10), tmp_path / "net.safetensors")
+    records = idsds.evaluate(
+        ["timm/resnet18"],
+        ["IxG", "Grad-CAM"],
+        "digits",
+        images=2,
+        checkpoints={"timm/resnet18": path},
+        device="cpu",
+        progress=False,
+        output=tmp_path / "run",
+    )
+    assert set(records["model"]) == {"timm/resnet18"}
+    assert len(records) == 4

@@ -13,7 +13,7 @@ $(PAPERMILL) notebooks/$(1).ipynb runs/$(PROFILE)/$(1)/$(1).ipynb -f params/$(PR
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rank reproduce test lint bench lab docs clean
+.PHONY: lock help setup rank reproduce test lint bench lab docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,3 +51,8 @@ docs: setup ## build the documentation, offline, into build/docs
 
 clean: ## remove the environment, the cache and the runs
 	rm -rf .venv cache runs
+
+lock: setup ## write requirements.lock: what is installed here, with hashes (pip install uv)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v @ > .venv/installed.txt
+	$(BIN)/python -m uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
+		-c .venv/installed.txt -o requirements.lock

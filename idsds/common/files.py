@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ from idsds.common.hashing import _plain
 
 class DamagedFileError(ValueError):
     """A stored file that cannot be read, or does not hold what its name promises; the message names it."""
+
+
+@lru_cache(maxsize=1024)
+def sweep(folder: Path, pattern: str, days: float) -> None:
+    """Remove files that killed processes have left, once per folder and process: those that nobody has touched for so many days."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process removes it, too
+            if time.time() - path.stat().st_mtime > 86400 * days:
+                path.unlink()
 
 
 @contextmanager
@@ -39,6 +50,7 @@ def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, ".*.part", days=1)
         yield partial
         if sync:
             with open(partial, "rb+") as file:

@@ -7,6 +7,7 @@ a cluster.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -37,6 +38,23 @@ def figures_of(output: str | os.PathLike[str]) -> Path:
     if output.parent.parent == root() / "runs":
         return root() / "figures" / output.parent.name
     return output / "figures"
+
+
+def check_creatable(folder: str | os.PathLike[str]) -> Path:
+    """Check, without writing anything, that a folder could be made and written to.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
+    if not os.fspath(folder).strip():
+        raise OSError(errno.EINVAL, "the output folder has no name")
+    folder = resolve(folder)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"cannot write to the output folder {str(folder)!r}: {str(there)!r} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"cannot write to the output folder {str(folder)!r}: {os.strerror(errno.EACCES)}")
+    return folder
 
 
 def check_writable(folder: str | os.PathLike[str]) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
-from typing import Any, Self
+import keyword
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from idsds.common.registry import UnknownNameError
 
@@ -25,6 +28,16 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(self._explain(error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _literally(cls, value: Any, info: ValidationInfo) -> Any:
+        # True and 1.0 equal 1, and pydantic takes them for it.
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        allowed = get_args(annotation) if get_origin(annotation) is Literal else ()
+        if allowed and not any(type(value) is type(each) and value == each for each in allowed):
+            raise ValueError(f"must be {' or '.join(map(repr, allowed))}")
+        return value
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -49,6 +62,43 @@ class Settings(BaseModel):
                 reason = fault["msg"].removeprefix("Value error, ")
                 lines.append(f"  {key or 'settings'}: {reason}" + (f" (given: {fault['input']!r})" if key else ""))
         return "\n".join(lines)
+
+
+def read_values(path: str | Path, known: Iterable[str] | None = None) -> dict[str, Any]:
+    """Read a params file, whose keys papermill writes into a notebook as code: each must be a plain name.
+
+    Args:
+        path: the YAML file.
+        known: the settings that there are; None leaves that to whoever takes the values.
+
+    Raises:
+        SettingsError: naming the file, if it is no mapping from names to values, or has a key that is not among ``known``.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise SettingsError(f"{str(path)!r} must hold settings (key: value), not a {type(values).__name__}")
+    check_keys(values, str(path))
+    for key in values if known is not None else ():
+        if key not in known:
+            raise SettingsError(f"{str(path)!r}: {UnknownNameError('key', key, known)}")
+    return values
+
+
+def check_keys(values: Mapping[Any, Any], where: str) -> None:
+    """Raise SettingsError for a key that is not a plain name, and could hold code."""
+    for key in values:
+        if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key) or key.startswith("__"):
+            raise SettingsError(f"{where!r}: the key {key!r} is not a name of a setting")
+
+
+def parameters_of(source: str) -> set[str]:
+    """Return the names that a notebook's parameters cell assigns."""
+    plain = (node.target for node in ast.parse(source).body if isinstance(node, ast.AnnAssign))
+    return _assigned(source) | {target.id for target in plain if isinstance(target, ast.Name)}
 
 
 def _assigned(source: str) -> set[str]:

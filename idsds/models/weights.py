@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {str(path)!r}")
+    _check_content(path)
     state = rename_keys(model, read_state_dict(path))
     _check_fit(model, state, path)
     return state
@@ -71,7 +73,33 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         safetensors.torch.save_file(tensors, partial)
+        # Before the weights have their name: whatever kills the process, they never stand without their hash.
+        with atomic(hash_file(path)) as line:
+            line.write_text(f"{_sha256(partial)}  {path.name}\n")
     return path
+
+
+def hash_file(path: Path) -> Path:
+    """Return where the sha256 of a checkpoint stands, in the form that ``sha256sum --check`` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_content(path: Path) -> None:
+    """Raise CheckpointError for a file that is not what was written; one without a hash beside it is somebody else's."""
+    beside = hash_file(path)
+    if not beside.is_file():
+        return
+    expected, found = beside.read_text(errors="replace").split(" ")[0].strip(), _sha256(path)
+    if found != expected:
+        raise CheckpointError(
+            f"the checkpoint {str(path)!r} is not what was written: its sha256 is {found[:12]}..., {beside.name} says {expected[:12]}.... "
+            "Fetch or train it again; if you replaced the file yourself, remove the .sha256 file"
+        )
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -131,13 +159,28 @@ def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
+    values = [_unfit(key, state[key], wanted[key]) for key in wanted if key in state and state[key].shape == wanted[key].shape]
     parts = [
         f"{len(found)} {what}: {_first(found)}"
-        for what, found in (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
+        for what, found in (
+            ("missing keys", missing),
+            ("unexpected keys", unexpected),
+            ("wrong shapes", shapes),
+            ("wrong values", [text for text in values if text]),
+        )
         if found
     ]
     if parts:
         raise CheckpointError(f"the checkpoint {str(path)!r} does not fit the model. {'; '.join(parts)}")
+
+
+def _unfit(key: str, value: Tensor, wanted: Tensor) -> str:
+    """Why a tensor cannot be a weight, or nothing."""
+    if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() or value.is_quantized:
+        return f"{key} is {value.dtype} in the file and {wanted.dtype} in the model"
+    if value.is_floating_point() and not (finite := value.float().isfinite()).all():
+        return f"{key} holds {int((~finite).sum())} values that are NaN or infinite"
+    return ""
 
 
 def _first(found: list[str]) -> str:

@@ -29,7 +29,7 @@ from idsds.common import paths
 from idsds.common.devices import Device, Precision, _one_of, check_precision, chosen_device
 from idsds.common.interventions import patch_size
 from idsds.common.registry import UnknownNameError
-from idsds.common.settings import Settings, SettingsError
+from idsds.common.settings import Settings, SettingsError, check_keys, read_values
 from idsds.datasets.base import DATASETS
 from idsds.evaluation import plan as engine
 from idsds.evaluation.arguments import as_seeds, make_plan
@@ -93,7 +93,7 @@ def check_unique(settings: Settings, *names: str) -> None:
 def check_output(output: str) -> None:
     """Raise ValueError, with the system's reason, if the output folder cannot be written to."""
     try:
-        paths.check_writable(output)
+        paths.check_creatable(output)
     except OSError as error:
         raise ValueError(str(error)) from error
 
@@ -396,14 +396,13 @@ def read_params(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]
     Raises:
         SettingsError: if the file does not hold settings, or a change is not of that form.
     """
-    values = yaml.safe_load(Path(path).read_text()) or {}
-    if not isinstance(values, dict):
-        raise SettingsError(f"{str(path)!r} must hold settings (key: value), not a {type(values).__name__}")
+    values = read_values(path)
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise SettingsError(f"a change is key=value, not {change!r}")
         values[key] = yaml.safe_load(value)
+    check_keys(values, "changes")
     return values
 
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import yaml
 
 from idsds.common import paths
 from idsds.common.files import atomic
 from idsds.common.hashing import digest, file_digest, versions
 from idsds.common.registry import UnknownNameError
+from idsds.common.settings import parameters_of, read_values
 from idsds.studies.base import STUDIES
 
 STAMP = "idsds"
@@ -156,11 +156,14 @@ def _papermill(run: Run) -> None:
 def _execute(run: Run, executed: Path, **changes: object) -> None:
     import papermill
 
+    cells = nbformat.read(run.notebook, as_version=4).cells
+    source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())), "")
+    values = read_values(run.params, parameters_of(source))  # before papermill writes the keys into the notebook as code
     executed.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         run.notebook,
         executed,
-        parameters={**yaml.safe_load(run.params.read_text()), **changes},
+        parameters={**values, **changes},
         progress_bar=False,
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,

@@ -21,7 +21,7 @@ from torch import nn
 
 from idsds.common import paths
 from idsds.common.devices import chosen_device
-from idsds.common.files import write_json
+from idsds.common.files import sweep, write_json
 from idsds.common.hashing import digest, versions
 from idsds.common.normalisation import Normalisation
 from idsds.common.randomness import generator
@@ -29,7 +29,7 @@ from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
 from idsds.datasets.splits import nested_share, permuted
 from idsds.models import MODELS, create_model
-from idsds.models.weights import CheckpointError, check_checkpoint, save_checkpoint
+from idsds.models.weights import CheckpointError, check_checkpoint, hash_file, save_checkpoint
 from idsds.training.launch import is_main, of_all
 from idsds.training.loop import Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
@@ -269,7 +269,8 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
         return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
     except CheckpointError as error:
         warnings.warn(f"{error}; it is made again", stacklevel=2)
-        stage.path.unlink(missing_ok=True)
+        for path in (stage.path, hash_file(stage.path), stage.resume):
+            path.unlink(missing_ok=True)
         if stage.start is not None:
             obtain(stage.start, machine=machine, progress=progress)  # it may be damaged too
         _run(stage, machine or Machine(), progress)
@@ -277,6 +278,7 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
 
 
 def _run(stage: Stage, machine: Machine, progress: bool) -> None:
+    sweep(stage.path.parent, "*.resume.pt", days=30)
     model = stage.begin()
     what = "training" if stage.deletion is None else "in-domain fine-tuning"
     started = time.monotonic()

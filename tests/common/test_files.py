@@ -92,3 +92,13 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         write_json(tmp_path / "m.json", {})
     monkeypatch.setattr(os, "fsync", real)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path):
+    old, young = tmp_path / ".a.json.1.abc.part", tmp_path / ".b.json.2.abc.part"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    write_json(tmp_path / "c.json", 1)
+    assert not old.exists()
+    assert young.exists()

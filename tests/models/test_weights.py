@@ -1,6 +1,7 @@
 """Checkpoints: every accepted form gives the same weights, every other one a clear error, and nothing in a file is executed."""
 
 import argparse
+import hashlib
 import os
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_save_that_fails_leaves_the_old_file(state, tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors.torch, "save_file", fails)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(filled(state, "resnet18"), path)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "a.safetensors.sha256"]
     assert_same(loaded(path), state)
 
 
@@ -137,7 +138,7 @@ def test_a_truncated_file(state, suffix, share, tmp_path):
         study_file(state, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=rf"cannot read the checkpoint '.*cut{suffix}'"):
+    with pytest.raises(CheckpointError, match=rf"(cannot read )?the checkpoint '.*cut{suffix}'( is not what was written)?"):
         loaded(path)
 
 
@@ -207,3 +208,49 @@ def test_weights_in_half_precision_become_float32(state, tmp_path):
     torch.save({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, tmp_path / "half.pth")
     found = loaded(tmp_path / "half.pth")
     assert all(value.dtype == state[key].dtype for key, value in found.items())
+
+
+def flipped(path, byte):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+
+
+def test_one_flipped_bit_of_a_saved_checkpoint_is_named_with_the_way_out(state, tmp_path):
+    path = save_checkpoint(state, tmp_path / "a.safetensors")
+    assert len(loaded(path)) == len(state)
+    flipped(path, -100)
+    with pytest.raises(CheckpointError, match=r"is not what was written.*Fetch or train it again.*remove the \.sha256 file"):
+        loaded(path)
+    (tmp_path / "a.safetensors.sha256").unlink()
+    assert len(loaded(path)) == len(state)  # somebody else's file: there is nothing to compare with
+
+
+def test_the_hash_beside_a_checkpoint_is_what_sha256sum_reads(state, tmp_path):
+    path = save_checkpoint(state, tmp_path / "a.safetensors")
+    value, name = (tmp_path / "a.safetensors.sha256").read_text().split()
+    assert value == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert name == path.name
+    save_checkpoint({key: value + 1 for key, value in state.items()}, path)
+    loaded(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: (value * 10).to(torch.int8), "is torch.int8 in the file and torch.float32 in the model"),
+        (lambda value: value.to(torch.complex64), "is torch.complex64 in the file"),
+        (lambda value: torch.full_like(value, float("nan")), "values that are NaN or infinite"),
+        (lambda value: torch.full_like(value, float("inf")), "values that are NaN or infinite"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused_by_name(state, tmp_path, change, message):
+    key = next(key for key, value in state.items() if value.ndim == 4)
+    torch.save({**state, key: change(state[key])}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=f"wrong values: {key}.*{message}|wrong values: {key} {message}"):
+        loaded(tmp_path / "odd.pth")
+
+
+def test_half_and_double_weights_load(state, tmp_path):
+    torch.save({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, tmp_path / "half.pth")
+    loaded(tmp_path / "half.pth")

@@ -140,3 +140,13 @@ if dry_run:
     print("A dry run: nothing was computed.")
     raise SystemExit(0)
 """
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("key", ["x = open('ran', 'w'); y", "unknown"])
+def test_a_key_that_is_no_setting_never_reaches_the_notebook(tree, capsys, key, dry_run):
+    (tree / "params" / "p" / "design.yaml").write_text(f"{key!r}: 1\n" if "'" not in key else f'"{key}": 1\n')
+    assert rp.run_profile("p", ["design"], dry_run=dry_run) == 1
+    assert "design failed: SettingsError" in capsys.readouterr().err
+    assert not (tree / "ran").exists()
+    assert not list((tree / "runs").rglob("*.ipynb"))

@@ -112,7 +112,8 @@ class OwnImages:
     def _look_at(self, index: int) -> tuple[str, int, str]:
         item = self.dataset[index]
         if item is None:
-            return self.dataset.image_ids[index], self.dataset.targets[index], ""  # type: ignore[attr-defined]
+            known = [getattr(self.dataset, name, None) for name in ("image_ids", "targets")]
+            return (str(index), -1, "") if None in known else (known[0][index], known[1][index], "")
         image, target, image_id = item
         # Some protocols take a normalisation back.
         normalisation = getattr(self.dataset, "normalisation", None)

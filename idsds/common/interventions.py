@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws
 from idsds.common.registry import Registry
 
@@ -35,8 +36,7 @@ def patch_size(height: int, width: int, grid: int) -> tuple[int, int]:
     Raises:
         ValueError: if the grid does not divide the image. (The reference leaves out the remaining pixels instead.)
     """
-    if not isinstance(grid, int) or isinstance(grid, bool) or grid < 1:
-        raise ValueError(f"grid must be a whole number of at least 1, not {grid!r}")
+    grid = as_whole("grid", grid)
     if height % grid or width % grid:
         fits = [g for g in range(2, 17) if height % g == 0 and width % g == 0]
         nearest = min(fits, key=lambda g: (abs(g - grid), g), default=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,3 +37,23 @@ HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 UNIT = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def as_normalisation(given: Any) -> Normalisation | None:
+    """Return a normalisation that is given as one, as ``(mean, std)`` with a number per channel or one for all, or as torchvision's.
+
+    Raises:
+        TypeError, ValueError: for anything else, naming it; None stays None.
+    """
+    if given is None or isinstance(given, Normalisation):
+        return given
+    stated = [getattr(given, name, None) for name in ("mean", "std")]
+    pair = given if any(each is None for each in stated) or any(map(callable, stated)) else stated  # arrays have methods of these names
+    try:
+        mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten().tolist() for values in pair)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"normalisation must be (mean, std), each with a number per channel, not {given!r}") from error
+    mean, std = (tuple(values * 3 if len(values) == 1 else values) for values in (mean, std))
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise ValueError(f"normalisation must be (mean, std) of three channels, std above 0, not {given!r}")
+    return Normalisation(mean, std)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from idsds.common.normalisation import Normalisation
+from idsds.common.normalisation import Normalisation, as_normalisation
 from idsds.common.randomness import generator as keyed_generator
 from idsds.common.registry import Registry, UnknownNameError
 
@@ -264,7 +264,7 @@ WRAPPER = """class Wrapped(torch.utils.data.Dataset):
 
 def class_index(label: object, image_id: str) -> int:
     """Return a label as an integer. Raises TypeError, naming the image, for anything that is not an integer class."""
-    if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0:
+    if isinstance(label, (Tensor, np.ndarray)) and tuple(label.shape) in ((), (1,)):  # MedMNIST's labels are arrays of one integer
         label = label.item()
     if isinstance(label, numbers.Integral) and not isinstance(label, (bool, np.bool_)):
         return int(label)
@@ -275,7 +275,7 @@ def class_index(label: object, image_id: str) -> int:
     raise TypeError(f"the label of image {image_id!r} must be an integer class, not {what}; target='prediction' needs no labels")
 
 
-def as_image_dataset(dataset: object, name: str = "own", labels: bool = True) -> Dataset:
+def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, normalisation: Any = None) -> Dataset:
     """Wrap a data set of items ``(image, target)`` or ``(image, target, image_id)`` as one whose items have all three.
 
     Args:
@@ -283,17 +283,20 @@ def as_image_dataset(dataset: object, name: str = "own", labels: bool = True) ->
             its attribute ``groups``, one per image, says which images belong together.
         name: what it is called in records.
         labels: whether labels are read; without, every target is :data:`UNLABELLED`.
+        normalisation: in place of the attribute.
 
     Raises:
         TypeError, ValueError: naming what an item is instead, and the wrapper to write.
     """
     if isinstance(dataset, ImageDataset):
+        if normalisation is not None:
+            raise ValueError(f"normalisation={normalisation!r} contradicts the data set {dataset.name!r}, which has one of its own")
         return dataset
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset must be a name or a data set with __len__ and __getitem__, not {type(dataset).__name__}")
     if not len(dataset):
         raise ValueError("the data set is empty")
-    wrapped = _WithIds(dataset, name, labels)
+    wrapped = _WithIds(dataset, name, labels, as_normalisation(normalisation))
     for index in range(len(dataset)):
         if wrapped[index] is not None:  # the first item that can be read stands for all
             return wrapped
@@ -315,11 +318,13 @@ def _wrapper(item: Any) -> str:
 class _WithIds(Dataset):
     """A user's data set; an item without an id gets its index, an item that is None stays None."""
 
-    def __init__(self, dataset: Any, name: str, labels: bool) -> None:
+    def __init__(self, dataset: Any, name: str, labels: bool, normalisation: Normalisation | None = None) -> None:
         self.dataset, self.name, self.split, self.labels = dataset, name, "test", labels
-        said = getattr(dataset, "normalisation", None)
-        self.normalisation = said if said is None or isinstance(said, Normalisation) else Normalisation(*map(tuple, said))
+        self.normalisation = normalisation or as_normalisation(getattr(dataset, "normalisation", None))
         self.groups = getattr(dataset, "groups", None)
+        self.first: tuple[torch.Size, str] | None = None
+        if self.groups is not None and len(self.groups) != len(dataset):
+            raise ValueError(f"the data set has {len(self.groups)} groups for {len(dataset)} images")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -340,6 +345,12 @@ class _WithIds(Dataset):
         if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
             given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(f"image {image_id!r} must be a float tensor (C, H, W), not {given}{_wrapper(item)}")
+        self.first = self.first or (image.shape, image_id)
+        if image.shape != self.first[0]:
+            shapes = f"{tuple(self.first[0])} ({self.first[1]!r}) and {tuple(image.shape)} ({image_id!r})"
+            raise ValueError(f"images of one data set must be of one size, not {shapes}: resize and crop them in the data set")
+        if not image.isfinite().all():
+            raise ValueError(f"image {image_id!r} has {'NaN' if image.isnan().any() else 'infinite'} pixels")
         if self.normalisation is not None:
             pixels = self.normalisation.invert(image)
             low, high = float(pixels.min()), float(pixels.max())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -16,6 +17,8 @@ from idsds.common import paths
 from idsds.common.devices import PRECISIONS, check_precision, chosen_device
 from idsds.common.hashing import OwnImages, own_digest
 from idsds.common.interventions import BASELINES, patch_size
+from idsds.common.normalisation import as_normalisation
+from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
@@ -29,13 +32,16 @@ from idsds.models.inspection import Facts, as_net, examined, two_images
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
 
+#: Images that are judged where nobody says how many.
+DEFAULT_IMAGES = 200
+
 
 def make_plan(
     models: Sequence[str] | Mapping[str, nn.Module | Stage],
     methods: Sequence[str] | Methods,
     dataset: str | Dataset,
     protocol: str,
-    images: int,
+    images: int | None,
     seeds: Sequence[int],
     *,
     checkpoints: Mapping[str, str | Path],
@@ -49,6 +55,7 @@ def make_plan(
     compiled: bool = False,
     target: Target = "label",
     elsewhere: bool = False,
+    normalisation: Any = None,
 ) -> Plan:
     """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`.
 
@@ -61,9 +68,10 @@ def make_plan(
     check_target(target)
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
-    for name, number in (("images", images), ("batch_size", batch_size), ("shard", shard)):
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
+    images, batch_size, shard = (
+        number if number is None else as_whole(name, number)
+        for name, number in (("images", images), ("batch_size", batch_size), ("shard", shard))
+    )
     device = chosen_device(device).type
     if not elsewhere:
         check_precision(precision, device)
@@ -72,12 +80,15 @@ def make_plan(
     wanted = {name: as_stored(name, thing) for name, thing in wanted.items()}
     own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
     if not isinstance(dataset, str):
-        dataset = as_image_dataset(dataset)
+        dataset = as_image_dataset(dataset, labels=target == "label", normalisation=normalisation)
         own_images = OwnImages(dataset)
-        sides = dataset[0][0].shape[-2:]
+        sides = two_images(dataset, range(len(dataset))).shape[-2:]
     else:
         own_images = None
         sides = (DATASETS[dataset].image_size,) * 2
+        space = as_normalisation(normalisation)
+        if space is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
+            raise ValueError(f"normalisation={normalisation!r} contradicts model {named[0]!r}, which has one of its own")
         if split not in SPLITS:
             raise UnknownNameError(f"split of {dataset!r}", split, SPLITS)
     settings["grid"] = _checked_grid(entry, settings["grid"], sides) if "grid" in settings else None
@@ -93,10 +104,10 @@ def make_plan(
         for name, net in nets.items():
             source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
             built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
-            where = (dataset, split, MODELS[built].normalisation if built else None) if isinstance(dataset, str) else dataset
+            where = (dataset, split, MODELS[built].normalisation if built else space) if isinstance(dataset, str) else dataset
             data = named_dataset(*where) if isinstance(where, tuple) else where
             ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
-            indices = tuple(fixed_order(ordered)[:images])
+            indices = tuple(fixed_order(ordered)[: images or DEFAULT_IMAGES])
             fitting, excluded, bound = _applicable(wanted, skeleton(built) if built else net, seed, own.values())
             if name in own:
                 if name not in looked_at:
@@ -129,7 +140,7 @@ def make_plan(
     left_out = [name for name in wanted if not any(name in job.methods for job in jobs)]
     if left_out:
         raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
-    if images > (available := max(len(job.dataset) for job in jobs)):
+    if images is not None and images > (available := max(len(job.dataset) for job in jobs)):
         raise ValueError(f"images={images}, but this split has {available}")
     data_name = dataset if isinstance(dataset, str) else getattr(dataset, "name", "own")
     return Plan(
@@ -149,14 +160,15 @@ def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[st
             raise UnknownNameError(f"setting of protocol {entry.name!r}", name, known)
     if "baseline" in known:
         BASELINES[given.get("baseline", known["baseline"])]
-    return {**known, **{name: value for name, value in given.items() if name in known}}
+    return {**known, **{name: plain(value) for name, value in given.items() if name in known}}
 
 
 def _checked_grid(entry: ProtocolEntry, grid: Any, sides: Sequence[int]) -> Any:
     """One grid as a number, several as a tuple. Raises ValueError for a grid that does not divide the image, or too many of them."""
-    if not isinstance(grid, (list, tuple)):
+    if not isinstance(grid, (list, tuple, range, np.ndarray)):
         patch_size(*sides, grid)
         return grid
+    grid = [plain(each) for each in grid]
     if entry.prepare is None:
         raise ValueError(f"protocol {entry.name!r} takes one grid, not {list(grid)}: its maps' passes depend on it")
     if not grid or len(set(grid)) < len(grid):
@@ -274,9 +286,11 @@ def _groups(
 
 def as_seeds(seed: int | Sequence[int]) -> list[int]:
     """One seed or several as a list. Raises TypeError or ValueError for none, one twice, and what is no whole number."""
-    seeds = [seed] if isinstance(seed, int) else list(seed) if isinstance(seed, (list, tuple, range)) else None
-    if seeds is None or any(not isinstance(each, int) or isinstance(each, bool) for each in seeds):
-        raise TypeError(f"seed must be a whole number or a list of them, not {seed!r}")
+    seed = plain(seed)
+    try:
+        seeds = [as_whole("seed", each, least=None) for each in ([seed] if isinstance(seed, (int, float, str)) else seed)]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"seed must be a whole number or a list of them, not {seed!r}") from error
     if not seeds:
         raise ValueError("seed is empty: name at least one")
     if twice := [each for each, count in Counter(seeds).items() if count > 1]:
@@ -318,6 +332,8 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
         targets = job.dataset.targets if isinstance(job.dataset, ImageDataset) else None
         for index in job.indices:
             target = targets[index] if targets is not None else job.own_images[index][1]  # type: ignore[index]
+            if targets is None and not job.own_images[index][2]:  # type: ignore[index]
+                continue  # it cannot be read, and has no label
             if not 0 <= target < classes:
                 raise ValueError(f"the target of image {_id(job, index)!r} is {target}, but {job.model!r} has {classes} classes")
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from idsds.common import paths
 from idsds.common.devices import check_precision
+from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import as_seeds, check_images, check_jobs, make_plan
 from idsds.evaluation.cache import Shelf, leave, record_cache, take
@@ -41,7 +42,7 @@ def evaluate(
     methods: Sequence[str] | Mapping[str, Any],
     dataset: str | Dataset = "mnist5k",
     protocol: str = "idsds",
-    images: int = 200,
+    images: int | None = None,
     grid: int | Sequence[int] = 4,
     baseline: str = "zeros",
     seed: int | Sequence[int] = 0,
@@ -59,6 +60,7 @@ def evaluate(
     split: str = "test",
     channels_last: bool = True,
     compiled: bool = False,
+    normalisation: Normalisation | tuple | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Judge attribution methods on models over a data set.
@@ -75,7 +77,7 @@ def evaluate(
             A method that does not apply to one of several models, or that explains another net, is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.
-        images: the first so many of one fixed order, the same for every model and method.
+        images: the first so many of one fixed order, the same for every model and method; None: 200, or all where there are fewer.
         grid: patches per side; of several, each has records and drops of its own, the maps are computed once, and a net that is
             fine-tuned for this run is fine-tuned with the first.
         baseline: what replaces a deleted patch.
@@ -101,6 +103,9 @@ def evaluate(
         channels_last: whether tensors are laid out with channels last, which is faster and changes scores by float rounding.
         compiled: whether the method-independent passes (for IDSDS: the deletions) run through ``torch.compile``; the methods, which hook
             into layers, do not.
+        normalisation: what the images of your own data set are normalised by, ``(mean, std)`` per channel or one of torchvision's, for
+            protocols that change pixels; the data set may say it too, as its attribute ``normalisation``. For a data set that is given by
+            name, how images are normalised for your own nets.
         settings: further settings of the protocol.
 
     Returns:
@@ -141,6 +146,7 @@ def evaluate(
         compiled=compiled,
         target=target,
         elsewhere=scheduler is not None,
+        normalisation=normalisation,
     )
     for note in plan.notes:
         warnings.warn(note, stacklevel=2)
@@ -199,7 +205,7 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[...
                 found.append(frames.pop((place[id(task)], number)))
             elif path.is_file():
                 found.append(files.add_records(shelf, path, task.images or {}, group))
-    records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods)
+    records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods, plan.protocol.direction, plan.groups)
     expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
     if len(records) < expected:
         missing, skipped = f"{expected - len(records)} of {expected} records are missing", skipped_images(plan, records)

@@ -260,6 +260,15 @@ class Plan:
         table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], "Int64"))
         return table.assign(**{name: table[name].astype(object).fillna("") for name in ("note", "checkpoint")})
 
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """By image id, what each image belongs to; empty where the data set says nothing of it."""
+        found: dict[str, str] = {}
+        for job in self.jobs:
+            if (groups := getattr(job.dataset, "groups", None)) is not None:
+                found |= zip(job.images(job.indices), (str(groups[index]) for index in job.indices), strict=True)
+        return found
+
     @property
     def methods(self) -> list[str]:
         """All methods, in the order in which they were asked for."""

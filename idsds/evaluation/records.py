@@ -14,27 +14,38 @@ from idsds.common import paths
 from idsds.common.files import DamagedFileError, read_json, read_table, write_json
 from idsds.common.hashing import versions
 from idsds.datasets.base import ImageDataset
+from idsds.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from idsds.evaluation.cache import Part, Shelf
     from idsds.evaluation.plan import Plan
 
 MANIFEST = "manifest.json"
-IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "score")
+IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "direction", "score")
 
 
-def tidy(frames: Sequence[pd.DataFrame], models: Sequence[tuple[str, int]], methods: Sequence[str]) -> pd.DataFrame:
+def tidy(
+    frames: Sequence[pd.DataFrame],
+    models: Sequence[tuple[str, int]],
+    methods: Sequence[str],
+    direction: str,
+    groups: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Frames of records as one, whatever shards they came in.
 
     Args:
         frames: of records, the images of each model and method in their fixed order.
         models: (model, seed) in the order wanted.
         methods: in the order wanted.
+        direction: of the score, a column.
+        groups: by image id, what an image belongs to, such as a photo that several are crops of; None for no such column.
 
     Returns:
         By model, seed, method and grid; what identifies a record first, then its score, then the rest.
     """
-    records = pd.concat(frames, ignore_index=True)
+    records = pd.concat(frames, ignore_index=True).assign(direction=direction)
+    if groups:
+        records["group"] = records["image_id"].map(groups)
     place = {model: number for number, model in enumerate(models)}
     keys = pd.DataFrame(
         {
@@ -68,7 +79,9 @@ def load_records(output: str | Path) -> pd.DataFrame:
         frame = read_table(folder / part["path"])[0]
         frame = frame[frame["method"].isin(part["methods"])]
         found.append(frame[frame["image_id"].isin(frame["image_id"].unique()[: part["images"]])])
-    return tidy(found, [(entry["model"], entry["seed"]) for entry in manifest["models"]], manifest["methods"])
+    direction = manifest.get("direction") or PROTOCOLS[manifest["protocol"]].direction
+    models = [(entry["model"], entry["seed"]) for entry in manifest["models"]]
+    return tidy(found, models, manifest["methods"], direction, manifest.get("groups"))
 
 
 class Files:
@@ -125,6 +138,8 @@ def write_manifest(
     content = {
         "status": status,
         "protocol": plan.protocol.name,
+        "direction": plan.protocol.direction,
+        "groups": plan.groups,
         "target": plan.target,
         "settings": {key: value for key, value in plan.settings.items() if not isinstance(value, Tensor)},
         "dataset": plan.dataset,

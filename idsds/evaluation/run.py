@@ -24,6 +24,7 @@ from idsds.evaluation.cache import EMPTY, Part, Sheet, Shelf, leave, record_cach
 from idsds.evaluation.plan import Job, Plan, predictions
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
+from idsds.models.inspection import two_images
 from idsds.protocols import Batch
 from idsds.training.loop import batches
 
@@ -340,7 +341,7 @@ def batch_size(plan: Plan, job: Job) -> int:
     """Images per batch: as asked for, or bounded by memory."""
     if plan.batch_size is not None:
         return plan.batch_size
-    return default_batch(job.dataset[job.indices[0]][0][None].to(plan.device))
+    return default_batch(two_images(job.dataset, job.indices)[:1].to(plan.device))
 
 
 def autocast(plan: Plan) -> torch.autocast:

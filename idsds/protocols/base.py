@@ -70,6 +70,11 @@ class ProtocolEntry:
     level: Level = "image"
     call: str = ""
 
+    @property
+    def direction(self) -> str:
+        """What records and tables say of the score, ``higher is better`` or ``lower is better``."""
+        return "higher is better" if self.higher_is_better else "lower is better"
+
 
 PROTOCOLS: Registry[ProtocolEntry] = Registry("protocol")
 
@@ -119,12 +124,6 @@ def on_model(method: Method, model: nn.Module) -> Method:
     moved.__dict__.pop("function", None)  # bound to the old net, and made anew when it is asked for
     moved.model = model
     return moved
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError, naming the value, if it is not a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 class MeanOverImages(Metric):

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving, in_batches
 from idsds.common.interventions import BASELINES, baseline_images, patch_size
+from idsds.common.numbers import as_whole
 from idsds.common.randomness import content_ids
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, check_count, register_protocol
+from idsds.protocols.base import Batch, register_protocol
 from idsds.protocols.single_deletion import Quantity, patch_sums
 
 Order = Literal["ascending", "descending"]
@@ -172,7 +173,7 @@ class Schedule:
             quantity=(self.quantity, QUANTITIES),
             baseline=(self.baseline, BASELINES),
         )
-        check_count("steps", self.steps)
+        as_whole("steps", self.steps)
 
     def check_image(self, images: Tensor) -> None:
         """Raise ValueError if the grid does not divide the images (B, 3, H, W)."""

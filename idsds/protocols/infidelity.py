@@ -19,11 +19,12 @@ from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, in_batches
+from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, check_count, register_protocol
+from idsds.protocols.base import Batch, register_protocol
 
 Perturbation = Literal["gaussian", "square"]
 
@@ -95,7 +96,7 @@ def perturbations(
     """Return the weights I of the map and the changes d of the image, (B * samples, C, H, W) each, samples of an image in a row."""
     if perturbation not in get_args(Perturbation):
         raise UnknownNameError("perturbation", perturbation, get_args(Perturbation))
-    check_count("samples", samples)
+    as_whole("samples", samples)
     if not sigma > 0 or (perturbation == "square" and sigma > 1):
         allowed = "in (0, 1], a share of the image's side," if perturbation == "square" else "above 0"
         raise ValueError(f"sigma must be {allowed} for {perturbation!r}, not {sigma!r}")
@@ -232,7 +233,7 @@ def max_sensitivity(
     Raises:
         ValueError: if ``samples`` is below 1 or ``radius`` is not above 0.
     """
-    check_count("samples", samples)
+    as_whole("samples", samples)
     if not radius > 0:
         raise ValueError(f"radius must be above 0, not {radius!r}")
     noise = radius * (2 * Draws(seed, "max-sensitivity", images, image_ids).uniform(samples).flatten(0, 1) - 1)

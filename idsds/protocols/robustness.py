@@ -162,7 +162,7 @@ def robustness(
 
 
 def probability_shifts(
-    model: nn.Module, batch: Batch, *, group: Group = "rotations", filters: Filters = "torchvision", seed: int = 0, **_: Any
+    model: nn.Module, batch: Batch, *, kind: Group = "rotations", filters: Filters = "torchvision", seed: int = 0, **_: Any
 ) -> dict[str, Tensor]:
     """Compute how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1].
 
@@ -174,7 +174,7 @@ def probability_shifts(
         found = in_batches(model, images, size=default_batch(images)).softmax(dim=1)
         return found.gather(1, batch.targets[:, None])
 
-    chosen = augmentations(group, normalisation_of(model, batch), filters)
+    chosen = augmentations(kind, normalisation_of(model, batch), filters)
     with torch.inference_mode(), frozen(model):
         intact = probability(batch.images)  # (B, 1)
         shifts = []
@@ -195,8 +195,8 @@ def _count(group: str) -> int:
     higher_is_better=True,
     range=(-1, 1),
     prepare=probability_shifts,
-    prepare_passes=lambda *, group="rotations", **_: Passes(1 + _count(group)),
-    passes=lambda methods, *, group="rotations", **_: shared_passes(methods).times(1 + _count(group)),
+    prepare_passes=lambda *, kind="rotations", **_: Passes(1 + _count(kind)),
+    passes=lambda methods, *, kind="rotations", **_: shared_passes(methods).times(1 + _count(kind)),
     source="'Don't Augment Me', the robustness experiment of the xai-correlation study",
 )
 def augmentation_robustness(
@@ -205,7 +205,7 @@ def augmentation_robustness(
     batch: Batch,
     prepared: dict[str, Tensor],
     *,
-    group: Group = "rotations",
+    kind: Group = "rotations",
     filters: Filters = "torchvision",
     similarity: Similarity = "ssim",
     threshold: float = 0.05,
@@ -222,14 +222,14 @@ def augmentation_robustness(
         methods: methods on that net.
         batch: images (B, 3, H, W), targets, ids.
         prepared: ``shifts``, see :func:`probability_shifts`.
-        group: ``rotations`` or ``filters``.
+        kind: ``rotations`` or ``filters``.
         filters: the source of the photo filters: ``torchvision``, or ``gmic`` if that package is installed.
         similarity: ``ssim``, ``spearman`` or ``top_intersection``.
         threshold, top_share, data_range: see :func:`robustness`.
     """
     if similarity not in get_args(Similarity):
         raise UnknownNameError("similarity", similarity, get_args(Similarity))
-    chosen = augmentations(group, normalisation_of(model, batch), filters)
+    chosen = augmentations(kind, normalisation_of(model, batch), filters)
     originals = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
     found = {key: shared_maps(methods, apply(batch.images), batch.targets, batch.image_ids) for key, (apply, _) in chosen.items()}
     columns = {}

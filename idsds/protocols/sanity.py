@@ -17,11 +17,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from idsds.common.numbers import as_whole
 from idsds.common.randomness import generator
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, check_count, on_model, register_protocol
+from idsds.protocols.base import Batch, on_model, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
 
 Mode = Literal["cascading", "independent"]
@@ -68,7 +69,7 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
     """
     if mode not in get_args(Mode):
         raise UnknownNameError("mode", mode, get_args(Mode))
-    check_count("depths", depths)
+    as_whole("depths", depths)
     layers = layers_from_the_top(model)
     if not layers:
         raise ValueError("the model has no parameters to randomise")

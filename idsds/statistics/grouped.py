@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from idsds.statistics.intervals import check_options, seed_interval
+from idsds.statistics.intervals import check_options, jackknife_ends, seed_interval
 
 #: Fewer groups have no interval: for two, Student's t would say next to nothing.
 FEWEST = 3
@@ -92,8 +92,8 @@ def jackknife_interval(point: float, left_out: np.ndarray, confidence: float = 0
         z, without = np.arctanh(point), np.arctanh(left_out)
     if groups < FEWEST or not np.isfinite([z, *without]).all() or np.ptp(without) < ALIKE:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + confidence) / 2, groups - 1) * np.sqrt((groups - 1) * without.var())
-    return float(np.tanh(z - half)), float(np.tanh(z + half))
+    low, high = jackknife_ends(z, without, confidence)
+    return float(np.tanh(low)), float(np.tanh(high))
 
 
 def mean_of_groups(own: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:

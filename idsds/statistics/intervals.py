@@ -158,11 +158,15 @@ def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, conf
     if n < 2:
         return np.nan, np.nan
     left_out = np.array([statistic(np.delete(values, unit, axis=0)) for unit in range(n)])
-    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
-    if n < FEW and error < 1e-12:
+    if n < FEW and np.ptp(left_out) < 1e-12:
         return np.nan, np.nan
-    half = stdtrit(n - 1, (1 + confidence) / 2) * error
-    observed = statistic(values)
+    return jackknife_ends(statistic(values), left_out, confidence)
+
+
+def jackknife_ends(observed: float, left_out: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the ends of :func:`jackknife` from a statistic and its values without each unit in turn, (units,)."""
+    n = len(left_out)
+    half = stdtrit(n - 1, (1 + confidence) / 2) * np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
     return float(observed - half), float(observed + half)
 
 

@@ -21,7 +21,7 @@ PAIRS_AT_ONCE = 64
 
 def paired_differences(
     records: pd.DataFrame,
-    by: str = "method",
+    by: str | Pairs = "method",
     pairs: Pairs | None = None,
     confidence: float = 0.95,
     resamples: int = 2_000,
@@ -36,7 +36,7 @@ def paired_differences(
 
     Args:
         records: columns model, method, image_id, score; optionally seed (its scores are paired too) and settings.
-        by: what to compare, ``"method"`` or ``"model"``.
+        by: what to compare, ``"method"`` or ``"model"``; pairs in its place are pairs of methods.
         pairs: (a, b) names; None takes every pair.
         confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
         permutations: number of random sign flips, if there are too many images for all flips.
@@ -52,6 +52,8 @@ def paired_differences(
         TypeError, ValueError: for unusable ``records`` or options.
     """
     check_options(confidence, resamples=resamples, permutations=permutations)
+    if pairs is None and not isinstance(by, str):
+        by, pairs = "method", by
     one_of("comparison", by, COMPARED)
     table = score_table(records)
     _check_pairs(by, pairs, table)

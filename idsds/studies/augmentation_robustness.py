@@ -54,7 +54,7 @@ class AugmentationRobustness(EvaluationStudy):
         """One run per group of augmentations."""
         own = {name: getattr(self, name) for name in ("filters", "threshold", "top_share", "data_range")}
         shared = {"protocol": "augmentation_robustness", **own}
-        return {group: self.arguments(**shared, group=group, output=f"{self.output}/{group}") for group in self.groups}
+        return {group: self.arguments(**shared, kind=group, output=f"{self.output}/{group}") for group in self.groups}
 
     def _run(self, progress: bool) -> Result:
         study = published.xai_correlation_ssim()

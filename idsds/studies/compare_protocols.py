@@ -144,7 +144,8 @@ class CompareProtocols(EvaluationStudy):
         """
         records = super().records(progress)
         signs = {label: 1 if PROTOCOLS[RULES[label][0]].higher_is_better else -1 for label in self.protocols}
-        return records.assign(raw=records["score"], score=records["score"] * records["label"].map(signs))
+        score = records["score"] * records["label"].map(signs)
+        return records.assign(raw=records["score"], score=score, direction="higher is better")
 
     def accuracies(self) -> pd.DataFrame:
         """Measure the nets that the protocols judge on, on intact images and on the same ones with one patch deleted.

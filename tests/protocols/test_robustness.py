@@ -106,10 +106,10 @@ def test_columns_are_means_over_what_counts(batch, net):
 @pytest.mark.parametrize(("group", "count"), [("rotations", len(ANGLES)), ("filters", len(FILTERS))])
 def test_protocol_explains_the_augmented_images(batch, net, group, count):
     method = create_method("IxG", net)
-    prepared = probability_shifts(net, batch, group=group)
+    prepared = probability_shifts(net, batch, kind=group)
     chosen = augmentations(group, HALF)
     assert prepared["shifts"].shape == (3, count)
-    found = augmentation_robustness(net, [method], batch, prepared, group=group, threshold=1.0, similarity="spearman")["IxG"]
+    found = augmentation_robustness(net, [method], batch, prepared, kind=group, threshold=1.0, similarity="spearman")["IxG"]
     probability = lambda x: net(x).softmax(dim=1).gather(1, batch.targets[:, None])[:, 0]  # noqa: E731
     for column, (apply, turn) in enumerate(chosen.values()):
         with torch.no_grad():
@@ -126,10 +126,10 @@ def test_a_filter_that_leaves_the_image_as_it_is_does_not_count(net, batch):
     mixed = replace(batch, images=torch.cat([grey[:2], batch.images[2:]]))
     names = list(FILTERS)
     chroma = names.index("chroma_boost")
-    prepared = probability_shifts(net, mixed, group="filters")
+    prepared = probability_shifts(net, mixed, kind="filters")
     assert prepared["shifts"][:, chroma].isnan().tolist() == [True, True, False]
     assert not prepared["shifts"][:, [i for i in range(len(names)) if i != chroma]].isnan().any()
-    found = augmentation_robustness(net, [create_method("IxG", net)], mixed, prepared, group="filters", threshold=1.0)["IxG"]
+    found = augmentation_robustness(net, [create_method("IxG", net)], mixed, prepared, kind="filters", threshold=1.0)["IxG"]
     assert found["counted"].tolist() == [4, 4, 5]
     assert found["ssim_each"][:, chroma].isnan().tolist() == [True, True, False]
     others = found["ssim_each"][:2, [i for i in range(len(names)) if i != chroma]]
@@ -185,7 +185,7 @@ def test_gmic_gets_the_pixels_and_gives_them_back(monkeypatch, net, batch):
     torch.testing.assert_close(gmic_filters.apply_command(images, "mine 1"), wanted)
     assert fake.commands == ["mine 1"] * 2
     fake.commands.clear()
-    shifts = probability_shifts(net, batch, group="filters", filters="gmic")["shifts"]
+    shifts = probability_shifts(net, batch, kind="filters", filters="gmic")["shifts"]
     assert shifts.shape == (3, 5)
     assert sorted(set(fake.commands)) == sorted(gmic_filters.COMMANDS.values())
     assert list(gmic_filters.GMIC_FILTERS) == list(FILTERS)
@@ -197,7 +197,7 @@ def test_gmic_gets_the_pixels_and_gives_them_back(monkeypatch, net, batch):
 def test_without_gmic_it_says_what_to_do(monkeypatch, net, batch):
     monkeypatch.setitem(sys.modules, "gmic", None)
     with pytest.raises(ImportError, match="pip install gmic"):
-        probability_shifts(net, batch, group="filters", filters="gmic")
+        probability_shifts(net, batch, kind="filters", filters="gmic")
 
 
 def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_why(net, batch):
@@ -208,7 +208,7 @@ def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_
     stripes = Batch(images, torch.tensor(data.targets[:8]), data.image_ids[:8], data.normalisation)
     prepared = probability_shifts(model, stripes)
     assert prepared["shifts"].min() > 0.2
-    assert probability_shifts(model, stripes, group="filters")["shifts"].nan_to_num(0).max() < 0.05
+    assert probability_shifts(model, stripes, kind="filters")["shifts"].nan_to_num(0).max() < 0.05
     found = augmentation_robustness(model, [create_method("IxG", model)], stripes, prepared)["IxG"]
     assert found["counted"].tolist() == [0] * 8
     assert found["score"].isnan().all()
@@ -218,11 +218,11 @@ def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_
 
 def test_mistakes_are_named(net, batch):
     with pytest.raises(ValueError, match="unknown source of filters 'gimp'"):
-        probability_shifts(net, batch, group="filters", filters="gimp")
+        probability_shifts(net, batch, kind="filters", filters="gimp")
     with pytest.raises(ValueError, match="unknown group of augmentations 'rotation'"):
-        probability_shifts(net, batch, group="rotation")
+        probability_shifts(net, batch, kind="rotation")
     with pytest.raises(ValueError, match="unknown similarity 'SSIM'"):
         augmentation_robustness(net, [create_method("IxG", net)], batch, {}, similarity="SSIM")
     unknown = Batch(batch.images, batch.targets, batch.image_ids)
     with pytest.raises(ValueError, match="normalisation of the images for ConvNet is unknown"):
-        probability_shifts(net, unknown, group="filters")
+        probability_shifts(net, unknown, kind="filters")

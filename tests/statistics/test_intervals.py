@@ -34,3 +34,17 @@ def test_wilson_is_the_closed_form():
     assert wilson(160, n) == pytest.approx(((middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)))
     assert wilson(0, 5)[0] == 0
     assert all(np.isnan(wilson(0, 0)))
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (1, 3), (25, 50), (332, 333)])
+def test_wilson_is_that_of_scipy(successes, count, confidence):
+    theirs = stats.binomtest(successes, count).proportion_ci(confidence, method="wilson")
+    assert wilson(successes, count, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-14)
+
+
+def test_wilson_of_a_mean_over_seeds_is_not_rounded():
+    assert wilson(10, 50)[0] < wilson(10.5, 50)[0] < wilson(11, 50)[0]
+    for wrong in (-1, 51, float("nan")):
+        with pytest.raises(ValueError, match="successes must be between 0 and 50"):
+            wilson(wrong, 50)

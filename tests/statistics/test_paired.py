@@ -21,6 +21,11 @@ def flips(difference, permutations, seed=0):
     ).pvalue
 
 
+def test_pairs_in_the_second_place_are_pairs_of_methods(records):
+    pairs = [("IG", "IxG")]
+    pd.testing.assert_frame_equal(paired_differences(records, pairs), paired_differences(records, pairs=pairs))
+
+
 def test_exact_sign_flips_are_scipys():
     differences = np.random.default_rng(0).normal(size=(11, 4)) + np.array([0.0, 0.3, 0.6, 2.0])
     p = sign_flip_test(differences, 5_000, np.random.default_rng(0))

@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from idsds.common.numbers import as_whole
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods.base import Passes
-from idsds.protocols.base import PROTOCOLS, ProtocolEntry, check_count, list_protocols
+from idsds.protocols.base import PROTOCOLS, ProtocolEntry, list_protocols
 from idsds.protocols.roar import SCORES
 from idsds.statistics.intervals import jackknife, wilson
 from idsds.studies.metric_sanity.known_maps import (
@@ -94,7 +95,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
     "augmentation_robustness": (
         Reading(
             "augmentation_robustness",
-            known={"group": "filters"},
+            known={"kind": "filters"},
             note=f"{STILL}, unless the image is turned; known maps are put to filters alone",
             test=True,
         ),
@@ -195,7 +196,7 @@ def judge(
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
     """
-    check_count("images", images)
+    as_whole("images", images)
     given = list_protocols() if protocols is None else protocols
     chosen = [row for each in given for row in ([each] if isinstance(each, Reading) else readings([each]))]
     rows = []

@@ -154,7 +154,7 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
         ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which is by construction
         and says nothing.
     """
-    good = records.assign(score=records["score"] * (1 if higher_is_better else -1))
+    good = records.assign(score=records["score"] * (1 if higher_is_better else -1), direction="higher is better")
     families = dict(zip(records["method"], records["family"], strict=True))
     methods = [name for name in dict.fromkeys(records["method"]) if families[name] != "control"]
     models = list(dict.fromkeys(records["model"]))

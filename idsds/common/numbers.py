@@ -1,0 +1,36 @@
+"""Numbers that come from numpy and torch, as Python's own."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def as_whole(name: str, value: Any, least: int | None = 1) -> int:
+    """Return a whole number as an int: an int, a numpy integer, or a tensor or array of no dimension that holds one.
+
+    Args:
+        name: what it is, for the message.
+        value: the number.
+        least: the smallest that is allowed; None: any.
+
+    Raises:
+        ValueError: for anything else, booleans and floats among them, naming the value.
+    """
+    value, given = plain(value), value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        whole = operator.index(value)
+        if least is None or whole >= least:
+            return whole
+    bound = "" if least is None else f" of at least {least}"
+    raise ValueError(f"{name} must be a whole number{bound}, not {given!r}")
+
+
+def plain(value: Any) -> Any:
+    """Return a numpy number, or a tensor or array of no dimension, as Python's own number; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
+        return value.item()
+    return value

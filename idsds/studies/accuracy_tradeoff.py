@@ -1,8 +1,8 @@
-"""Accuracy against attribution quality: what one pays for the other, over models that are judged alike.
+"""Accuracy against attribution quality: does one cost the other, over models that are scored alike?
 
 Accuracy is that of the in-domain fine-tuned net on intact test images; quality is the IDSDS of the model's best method. The best of several
-methods, picked and judged on the same images, looks better than it is. Here the images are cut in two halves: the method is picked on each
-half and judged on the other, and the score is the mean over all images.
+methods, selected and scored on the same images, looks better than it is. So the images are divided into two halves: the method is selected
+on each half and scored on the other, and the score is the mean over all images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from idsds.training.predict import predicted
 
 
 def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds are held fixed), ``count``."""
+    """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds fixed), ``count``."""
     rows = []
     for model, found in correct.groupby("model", sort=False):
         hits, count = int(found["correct"].sum()), len(found)
@@ -34,13 +34,13 @@ def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def best(records: pd.DataFrame) -> pd.DataFrame:
-    """The records of each model's best method, picked on one half of the images and taken from the other; controls take no part.
+    """Return the records of each model's best method, selected on one half of the images and taken from the other; without controls.
 
     Args:
         records: of :func:`idsds.evaluate`.
 
     Returns:
-        Records with one row per model, seed and image: ``method`` is the one that was picked for the image's half.
+        Records with one row per model, seed and image: ``method`` is the one selected for the image's half.
     """
     parts = []
     for (_, _), rows in records[records["family"] != "control"].groupby(["model", "seed"], sort=False):
@@ -54,7 +54,7 @@ def best(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
-    """Both axes of each model, and whether another model is at least as good in both.
+    """Compute both axes of each model, and whether another model is at least as good in both.
 
     Args:
         records: of :func:`idsds.evaluate`.
@@ -63,8 +63,8 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
 
     Returns:
         One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (Wilson, over images), ``method`` (the
-        picks of the two halves), ``idsds``, ``idsds_low``, ``idsds_high`` (BCa, over images), ``front`` (no other model is better in one
-        and as good in the other), ``front_share`` (in what share of resampled images it is), ``count``, ``accuracy_count``.
+        selected ones), ``idsds``, ``idsds_low``, ``idsds_high`` (BCa, over images), ``front`` (no other model is better in one
+        and as good in the other), ``front_share`` (share of resamples in which that holds), ``count``, ``accuracy_count``.
     """
     picks = best(records)
     names = picks.groupby("model", sort=False)["method"].agg(lambda found: " / ".join(dict.fromkeys(found)))
@@ -80,7 +80,7 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
 
 
 def on_front(values: np.ndarray) -> np.ndarray:
-    """Which rows (models, 2), higher is better in both, no other row dominates."""
+    """Return which rows (models, 2), higher is better in both, no other row dominates."""
     better = (values[None] >= values[:, None]).all(-1) & (values[None] > values[:, None]).any(-1)  # (row, other)
     return ~better.any(1)
 
@@ -96,7 +96,7 @@ def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1
 
 
 def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Share of resamples in which each model is on the front (models,), and the correlation in each resample (resamples,)."""
+    """Return the share of resamples in which each model is on the front (models,), and the correlations (resamples,)."""
     quality = picks.pivot_table(index="image_id", columns="model", values="score", sort=False)[models].to_numpy(float)
     right = correct.pivot_table(index="image_id", columns="model", values="correct", aggfunc="mean", sort=False)[models].to_numpy(float)
     rng = rng_for(seed, "tradeoff", len(quality), len(right))
@@ -110,7 +110,7 @@ def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], re
 
 
 def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = BASELINE) -> pd.DataFrame:
-    """The poster's models with their accuracy and the best of their published scores: model, accuracy, idsds, method, inferred.
+    """Return the poster's models with their accuracy and the best of their published scores: model, accuracy, idsds, method, inferred.
 
     Empty for another data set, grid or baseline than the poster's.
     """
@@ -121,7 +121,7 @@ def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = B
 
 
 def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Ours, published and their difference on both axes, for the models that both have.
+    """Compare ours with the published values on both axes, for the models that both have.
 
     Args:
         table: from :func:`tradeoff`.

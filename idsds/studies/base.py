@@ -1,4 +1,4 @@
-"""The form of every study: its settings, what it will cost, what it does, and what it found.
+"""The form of every study: its settings, costs, run and findings.
 
 A study is the notebook of its name without the notebook::
 
@@ -83,7 +83,7 @@ DatasetName = Annotated[str, _one_of("data set", DATASETS)]
 
 
 def check_unique(settings: Settings, *names: str) -> None:
-    """Raise ValueError if one of these lists of the settings names a thing twice."""
+    """Raise ValueError if one of these lists of the settings has a duplicate."""
     for name in names:
         values = getattr(settings, name)
         if twice := sorted({str(value) for value in values if values.count(value) > 1}):
@@ -305,7 +305,7 @@ class EvaluationStudy(Study):
         return self
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
-        """The keyword arguments of :func:`idsds.evaluate`, with ``changes``; ``output`` may be a folder below the study's."""
+        """Return the keyword arguments of :func:`idsds.evaluate`, with ``changes``; ``output`` may be a folder below the study's."""
         names = ("dataset", "models", "methods", "images", "grid", "baseline", "device", "precision", "output", "checkpoints")
         values = {name: getattr(self, name) for name in names} | {"seed": self.seeds}
         return values | changes

@@ -1,7 +1,7 @@
-"""The protocols against one another: do they rank the same methods alike, and on what ground does each of them stand?
+"""Comparison of protocols: do they rank the same methods alike, and what are the properties of each?
 
 IDSDS and SDS are one computation on two nets: after in-domain fine-tuning, and before. Incremental deletion (ID) runs on the net as it was
-before, deletes the least or the most attributed pixels first, and may explain the image anew after each step (``updated``).
+before, deletes the least or the most attributed pixels first, and may explain the image again after each step (``updated``).
 
 Sources: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910); Samek et al., TNNLS 2017 (arXiv 1509.06321); Hooker et al., NeurIPS
 2019 (ROAR, arXiv 1806.10758); Rong et al., ICML 2022 (ROAD, arXiv 2202.00449).
@@ -29,7 +29,7 @@ from idsds.studies.finetune import measure
 from idsds.training.checkpoints import PRETRAINED, check_starts
 from idsds.training.recipes import Deletion
 
-#: What a protocol is called here: its name in the registry, and the settings that make the difference.
+#: By label, the protocol's name in the registry and its settings.
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "IDSDS": ("idsds", {}),
     "SDS": ("single_deletion", {}),
@@ -56,7 +56,7 @@ CITED = [
 
 
 def agreement(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """:func:`idsds.statistics.rank_agreement` between the protocols, without the controls, whose last place agrees for free."""
+    """Return :func:`idsds.statistics.rank_agreement` between protocols, without the controls, whose last place agrees for free."""
     methods = [m for m, rows in records.groupby("method", sort=False) if rows["family"].iloc[0] != "control"]
     ordered = records.sort_values("label", key=lambda labels: labels != "IDSDS", kind="stable")  # IDSDS first
     return rank_agreement(ordered, "label", methods, **options)
@@ -86,7 +86,7 @@ def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) 
 
 
 def losses(shares: pd.DataFrame) -> pd.Series:
-    """By stage, the share of images that one deleted patch costs, averaged over models and seeds."""
+    """Return by stage the share of images that one deleted patch costs, averaged over models and seeds."""
     mean = shares.groupby(["stage", "images"])["accuracy"].mean()
     return mean[:, "intact"] - mean[:, "one patch deleted"]
 
@@ -164,7 +164,7 @@ class CompareProtocols(EvaluationStudy):
         return pd.DataFrame(rows).drop(columns="skipped")
 
     def repeatability(self, records: pd.DataFrame, images: int = 4) -> pd.DataFrame:
-        """By label the largest difference between recorded scores and the same ones computed anew, in batches of another size."""
+        """Return by label the largest difference between recorded scores and recomputed ones, in batches of another size."""
         rows, keys = [], ["model", "method", "seed", "image_id"]
         for label, run in self.runs().items():
             again = evaluate(**run | {"output": None, "images": min(images, self.images), "batch_size": 3}, progress=False)
@@ -247,14 +247,14 @@ def _agrees(agreed: pd.DataFrame, labels: list[str]) -> list[tuple[str, str, str
 
 
 def _control(rows: pd.DataFrame) -> str:
-    """How far the score of a random map depends on the model."""
+    """Say how much the score of a random map depends on the model."""
     means = rows[rows["method"] == CONTROL].groupby("model", sort=False)["raw"].mean()
     scores = ", ".join(f"{value:.2f} on {model}" for model, value in means.items())
     return f"a random map scores {scores}" if scores else _NO_CONTROL
 
 
 def _fall(rows: pd.DataFrame) -> str:
-    """How the target's probability falls when a quarter of the pixels is deleted at random."""
+    """Say how the target's probability falls when a quarter of the pixels is deleted at random."""
     random = rows[rows["method"] == CONTROL]
     if random.empty:
         return _NO_CONTROL
@@ -265,7 +265,7 @@ def _fall(rows: pd.DataFrame) -> str:
 
 
 def _negative(rows: pd.DataFrame) -> str:
-    """How often deleting raises the target's output, which a negative attribution has to predict."""
+    """Say how often deleting raises the target's output, which a negative attribution has to predict."""
     if rows["protocol"].iloc[0] in ("idsds", "single_deletion"):
         drops = np.stack(rows.drop_duplicates(["model", "seed", "image_id"])["drops"].to_list())
         return f"deleting raises the target's logit for {100 * (drops < 0).mean():.0f} % of the patches, which should rank last"
@@ -275,7 +275,7 @@ def _negative(rows: pd.DataFrame) -> str:
 
 
 def _same_deletions(rows: pd.DataFrame) -> str:
-    """Whether every method was judged on the same deletions."""
+    """Say whether every method was scored on the same deletions."""
     keyed = rows.assign(key=[np.asarray(drops).tobytes() for drops in rows["drops"]])
     distinct = keyed.groupby(["model", "seed", "image_id"])["key"].nunique()
     return f"all methods were judged on the same deletions on {int((distinct == 1).sum())} of {len(distinct)} images"

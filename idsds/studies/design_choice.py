@@ -1,4 +1,4 @@
-"""What a design choice does to attribution quality: the same methods on models that differ in one choice, image by image.
+"""The effect of a design choice on attribution quality: the same methods on models that differ in one choice, image by image.
 
 The choices and the direction of each are those of the poster of Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision
 Models*, NeurIPS 2024 (arXiv 2407.11910). Models are given as chains, the highest by the claim first; every pair of a chain is compared
@@ -30,7 +30,7 @@ QUANTITIES = ("logit", "probability")
 
 @dataclass(frozen=True)
 class Choice:
-    """A design choice: what is claimed of it, and by whom."""
+    """A design choice: the claim about it, and its source."""
 
     claim: str
     source: str = POSTER
@@ -60,7 +60,7 @@ def axis_of(model: str, quantity: str) -> str:
 
 
 def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confidence: float = 0.95) -> pd.DataFrame:
-    """Every pair of axes of a chain under every method that both have, on the same images; controls are left out.
+    """Compare every pair of axes of a chain under every method that both have, on the same images; controls are left out.
 
     Args:
         records: of all axes; ``model`` is the axis.
@@ -72,7 +72,7 @@ def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confiden
         ``low``, ``high``, ``p_holm``, ``verdict`` (:mod:`idsds.statistics.verdicts`, by ``p_holm``), ``count``, ``nan``, ``interval``.
 
     Raises:
-        ValueError: where no two axes of a chain have a method in common.
+        ValueError: if no two axes of a chain have a method in common.
     """
     pairs = [pair for chain in chains for pair in combinations(chain, 2)]
     table = paired_differences(records[records["family"] != "control"], by="model", pairs=pairs, confidence=confidence)
@@ -97,7 +97,7 @@ def findings(choice: str, table: pd.DataFrame) -> Findings:
 
 
 def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """The same comparisons of the published values, where both models of a pair are there: higher, lower, method, difference, inferred."""
+    """Compare the published values likewise, for pairs with both models: higher, lower, method, difference, inferred."""
     scores = idsds_scores().set_index(["model", "method"])
     rows = []
     for higher, lower in (pair for chain in chains for pair in combinations(chain, 2)):
@@ -110,7 +110,7 @@ def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
 
 
 def ranked(records: pd.DataFrame, chains: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """:func:`idsds.rank` with the axes in the order of the chains."""
+    """Return :func:`idsds.rank` with the axes in the order of the chains."""
     order = {axis: number for number, axis in enumerate(axis for chain in chains for axis in chain)}
     return rank(records).sort_values("model", key=lambda column: column.map(order), kind="stable", ignore_index=True)
 
@@ -157,7 +157,7 @@ class DesignChoice(EvaluationStudy):
         return {quantity: self.arguments(quantity=quantity, output=f"{self.output}/{quantity}") for quantity in QUANTITIES}
 
     def records(self, progress: bool = True) -> pd.DataFrame:
-        """The records of all axes; ``model`` is the axis, for ``softmax`` the model and what its drops are of."""
+        """Return the records of all axes; ``model`` is the axis, for ``softmax`` the model and the quantity of its drops."""
         records = super().records(progress)
         if self.choice != "softmax":
             return records

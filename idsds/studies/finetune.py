@@ -1,10 +1,10 @@
 """In-domain fine-tuning: deleted patches become ordinary input, so that a drop of the logit measures importance and not surprise.
 
-Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). The evidence that it
-worked is the accuracy on images with one deleted patch: it comes close to the accuracy on intact ones, which stays what it was.
+Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). It has worked if the
+accuracy on images with one deleted patch comes close to that on intact ones, which stays unchanged.
 
-One study, :class:`Finetune`, serves all of these; the numbers of processes and nodes are read from the environment. Files lie below
-``IDSDS_HOME`` (default: the repository), the data below ``IDSDS_DATA``; a run that was killed goes on when it is started again.
+:class:`Finetune` serves all of these uses; the numbers of processes and nodes are read from the environment. Files are written below
+``IDSDS_HOME`` (default: the repository), data is read below ``IDSDS_DATA``; a run that was killed continues when it is started again.
 
 In a notebook, on 1..N devices of this machine (``devices: 4`` in the params file)::
 
@@ -20,12 +20,12 @@ With torchrun on two nodes of eight devices, the same line on each of them::
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=$HEAD_NODE:29500 \\
         -m idsds finetune params/imagenet/finetune.yaml
 
-Under Slurm, one task per device, in a batch script (``--requeue`` goes on after a preemption)::
+Under Slurm, one task per device, in a batch script (``--requeue`` continues after a preemption)::
 
     #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --requeue
     srun python -m idsds finetune params/imagenet/finetune.yaml
 
-``batch_size`` is that of all devices together: 256 in the paper. Where a device cannot hold its share, ``accumulate`` cuts it into passes.
+``batch_size`` is that of all devices together: 256 in the paper. If a device cannot hold its share, ``accumulate`` splits it into passes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _measure(
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of accuracy that one deleted patch costs, from a table of :meth:`Finetune.train`.
+    """Return the accuracy that one deleted patch costs, from a table of :meth:`Finetune.train`.
 
     Returns:
         One row per model and seed: ``before`` and ``after`` in-domain fine-tuning, ``intact_change``, how the accuracy on intact images
@@ -141,16 +141,16 @@ class Finetune(TrainingStudy):
 
     @property
     def machine(self) -> Machine:
-        """What the stages run on."""
+        """The machine that the stages run on."""
         return Machine(self.devices, self.workers, self.accumulate, self.save_every)
 
     def stages(self) -> list[Stage]:
-        """The in-domain stage of each model and seed."""
+        """Return the in-domain stage of each model and seed."""
         domain = {"grid": self.grid, "baseline": self.baseline, "options": self._data_options()}
         return [self.stage(model, self.dataset, seed, **domain) for model in self.models for seed in self.seeds]
 
     def _checked_stages(self) -> list[Stage]:
-        """The stages. Raises CheckpointError for a file to start from that does not fit: now, not when its turn comes after days."""
+        """Return the stages. Raises CheckpointError if a file of initial weights does not fit: now, and not after days of training."""
         stages = self.stages()
         for stage in stages:
             stage.check_weights()
@@ -192,7 +192,7 @@ class Finetune(TrainingStudy):
             test = first(stage.split("test"), self.images)
             if stage.start is not None:
                 obtain(stage.start, machine=self.machine, progress=progress)
-            # The weights before are loaded anew: a stage that is cached may have been made long ago.
+            # Load the weights from before again: a cached stage may have been made long ago.
             before, after = stage.begin(), obtain(stage, machine=self.machine, progress=progress)
             for when, net, path in (("before", before, stage.start.path if stage.start else stage.weights), ("after", after, stage.path)):
                 facts = {"model": stage.model, "seed": stage.seed, "stage": when}

@@ -1,7 +1,7 @@
-"""A few images explained by many methods: what :func:`idsds.plots.gallery` draws.
+"""A few images explained by many methods, for :func:`idsds.plots.gallery`.
 
-Scores, patch sums and deletion drops are the engine's own records. The maps, which records do not hold, are computed anew with the same
-weights, seeds and image ids; :func:`disagreement` says how far their patch sums are from the recorded ones.
+Scores, patch sums and deletion drops are the engine's own records. The maps, which records do not hold, are recomputed with the same
+weights, seeds and image ids; :func:`disagreement` measures how far their patch sums are from the recorded ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from idsds.protocols.single_deletion import patch_sums
 from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
 from idsds.training.loop import batches
 
-# Protocols whose records hold drops and patch sums, and what their score is called.
+# Protocols whose records hold drops and patch sums, and the names of their scores.
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
 
 
@@ -48,8 +48,8 @@ def explain(
 
     Args:
         models, methods, dataset, images, progress: as in :func:`idsds.evaluate`, which computes the scores.
-        normalisation: what the images of a data set of your own went through, so that they can be shown; None: its attribute
-            ``normalisation``, or nothing where it has none. Its attribute ``classes``, where it has one, gives the names of the classes.
+        normalisation: that of the images of your own data set, to be undone for display; None: its attribute ``normalisation``, if it
+            has one. Its attribute ``classes``, if it has one, gives the names of the classes.
         arguments: further arguments of :func:`idsds.evaluate`; ``protocol`` is one of :data:`SCORES`.
 
     Returns:
@@ -108,7 +108,7 @@ def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, 
 
 
 def _told(dataset: Any, name: str) -> Any:
-    """What a data set says of itself, or else the one that it wraps (the engine wraps the user's); None where neither does."""
+    """Return an attribute of a data set, or of the one that it wraps (the engine wraps a user's); None if neither has it."""
     while dataset is not None:
         if (value := getattr(dataset, name, None)) is not None:
             return value
@@ -123,20 +123,20 @@ def pictures(images: Tensor, normalisation: Normalisation | None) -> np.ndarray:
 
 
 def _picture(job: Job, image: Tensor, normalisation: Normalisation | None) -> np.ndarray:
-    """The image (3, H, W) as a picture. Raises ValueError if it leaves [0, 1] once the normalisation is undone."""
+    """Return the image (3, H, W) as a picture. Raises ValueError if it leaves [0, 1] once the normalisation is undone."""
     normalisation = normalisation or _told(job.dataset, "normalisation")
     shown = image if normalisation is None else normalisation.invert(image)
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"an image of {getattr(job.dataset, 'name', 'the data set')!r} goes from {low:.3g} to {high:.3g} and not from 0 to 1: "
-            "say with normalisation= what it went through"
+            "pass its normalisation="
         )
     return pictures(shown, None)
 
 
 def score_table(examples: Sequence[Example]) -> pd.DataFrame:
-    """One row per model, seed, image and method: classes, logits and score."""
+    """Return one row per model, seed, image and method: classes, logits and score."""
     rows = []
     for example in examples:
         names = ("model", "seed", "image_id", "target", "prediction", "target_logit", "prediction_logit")
@@ -154,7 +154,7 @@ def best(table: pd.DataFrame) -> str:
 
 
 def patch_table(examples: Sequence[Example]) -> pd.DataFrame:
-    """One row per model, seed, image and patch (row-major, from 0): the drop, and a column of patch sums per method, with six digits."""
+    """Return one row per model, seed, image and patch (row-major, from 0): the drop, and a column of patch sums per method (six digits)."""
     parts = []
     for example in examples:
         n = example.drops.size
@@ -165,7 +165,7 @@ def patch_table(examples: Sequence[Example]) -> pd.DataFrame:
 
 
 def disagreement(examples: Sequence[Example]) -> float:
-    """The largest difference between the patch sums of a map and those in the records, as a share of the map's sum of |attribution|.
+    """Return the largest difference between patch sums of a map and of the records, as a share of the map's sum of |attribution|.
 
     Float rounding is about 1e-6; infinite where one of the two is not finite and the other is.
     """

@@ -1,6 +1,6 @@
 """IDSDS of one image, step by step: the deletions, the drops, the patch sums, their ranks and the rank correlation.
 
-Everything is computed here the long way, one deleted image after the other, and compared with what the engine recorded.
+Everything is computed here the long way, one deleted image after the other, and compared with the engine's records.
 
 Source: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), figure 1.
 """

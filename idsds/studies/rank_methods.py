@@ -1,4 +1,4 @@
-"""The ranking of attribution methods, and the published findings put to the test on one's own records.
+"""The ranking of attribution methods, and tests of the published findings on the same records.
 
 The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), each with its paired interval.
 """
@@ -24,13 +24,13 @@ from idsds.studies.base import EvaluationStudy, Findings, Result
 
 Treatment = tuple[str, str]  # model, method
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
-#: A patch whose drop is below this share of its image's largest absolute drop has no rank worth the name.
+#: A patch whose drop is below this share of its image's largest absolute drop has no meaningful rank.
 NOISE = 0.05
 COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict", "count", "nan", "interval"]
 
 
 def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Every comparison that the records allow for a published finding.
+    """Make every comparison that the records allow for a published finding.
 
     Args:
         records: from :func:`idsds.evaluate`.
@@ -38,7 +38,7 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
 
     Returns:
         One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second;
-        for an intrinsic explanation the best of each model's other methods, picked on these very images, which favours it);
+        for an intrinsic explanation the best of each model's other methods, selected on these very images, which favours it);
         ``difference`` of the means on the same images with ``low`` and ``high``, ``verdict`` (:mod:`idsds.statistics.verdicts`);
         ``count`` and ``nan`` of the images; ``interval``, what it covers.
     """
@@ -52,7 +52,7 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
 
 
 def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatment]]:
-    """(finding, what it puts first, what it puts second) for all that the records hold."""
+    """Yield (finding, what it puts first, what it puts second) for all models and methods in the records."""
     table = rank(records, resamples=1)
     families = dict(zip(records["method"], records["family"], strict=True))
     table = table[table["mean"].notna()].assign(family=table["method"].map(families))
@@ -78,7 +78,7 @@ def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatm
 
 
 def _model_pairs(models: list[str]) -> Iterator[tuple[str, str, str]]:
-    """(finding, model that it puts first, model that it puts second) by the models' names."""
+    """Yield (finding, model that it puts first, model that it puts second) by the models' names."""
     depth = {m: (found[1], int(found[2])) for m in models if (found := re.fullmatch(r"(.*[a-z])(\d+)", m))}
     for first, (family, shallow) in depth.items():
         for second, (other, deep) in depth.items():
@@ -107,7 +107,7 @@ class RankMethods(EvaluationStudy):
 
     @property
     def score(self) -> str:
-        """What the score is called: IDSDS on a net that was fine-tuned without labels says so."""
+        """The name of the score, which says so if a net was fine-tuned without labels."""
         return SCORES[self.protocol] + (" (distilled)" if self.protocol == "idsds" and DATASETS[self.dataset].distill else "")
 
     def runs(self) -> dict[str, dict[str, Any]]:
@@ -162,7 +162,7 @@ def above(controls: pd.DataFrame) -> list[str]:
 
 
 def drops_of(records: pd.DataFrame) -> pd.DataFrame:
-    """The drops of every patch, once per model and image.
+    """Return the drops of every patch, once per model and image.
 
     Returns:
         One row per model, seed, image and patch: ``drop`` (of the target logit) and ``share`` (of the image's largest absolute drop).

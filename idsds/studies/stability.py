@@ -1,4 +1,4 @@
-"""How far IDSDS and its ranking depend on what was chosen along the way: training seed, baseline, grid, number of images.
+"""How much IDSDS and its ranking depend on choices: training seed, baseline, grid, number of images.
 
 For each baseline and each grid the net is fine-tuned in-domain with that baseline and that grid, so that each score is in its own domain.
 The claim under test is that of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910): training seeds and baselines give
@@ -26,13 +26,13 @@ from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, che
 from idsds.training.checkpoints import starts_from_package, trains_from_scratch
 from idsds.training.recipes import BaselineName
 
-#: The panels: what is varied, and what a variant is called.
+#: The panels: the varied setting, and the name of a variant.
 KINDS = ("seed", "baseline", "grid", "images")
 REFERENCE = "reference"
 
 
 def means(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Mean IDSDS of every method under every variant, with an interval over images; for kind ``seed`` also over seeds and images.
+    """Return the mean IDSDS of every method under every variant, with an interval over images; for ``seed`` also over seeds and images.
 
     Args:
         records: from :meth:`Stability.records`.
@@ -50,13 +50,13 @@ def means(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
 
 
 def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.DataFrame:
-    """How far each variant ranks the methods as the reference does, without the controls, whose place agrees for free.
+    """Measure how far each variant ranks the methods as the reference does, without the controls, whose place agrees for free.
 
-    For the number of images it is the agreement of random subsets of that size with the images that are not in them.
+    For the number of images it is the agreement of random subsets of that size with the remaining images.
 
     Args:
         records: from :meth:`Stability.records`.
-        draws: random subsets for each number of images.
+        draws: number of random subsets for each number of images.
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.statistics.rank_agreement`.
 
     Returns:
@@ -76,7 +76,7 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
 
 
 def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 0.95, seed: int = 0, **_: Any) -> pd.DataFrame:
-    """Agreement of random subsets of ``count`` images with the rest of the images; NaN where fewer than that are left."""
+    """Measure the agreement of random subsets of ``count`` images with the other images; NaN if fewer than ``count`` are left."""
     scores = records.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False).to_numpy()
     images, methods = scores.shape
     row: dict[str, Any] = {"model": records["model"].iloc[0], "first": str(count), "second": "rest", "methods": methods, "count": count}
@@ -113,7 +113,7 @@ def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
     one = table[(table["kind"] == "seed") & (table["variant"] == table["variant"].iloc[0])].set_index("method")
     ratio = ((every["high"] - every["low"]) / (one["high"] - one["low"])).median()
     sentences = [
-        f"Least Kendall's tau between two rankings of {table['model'].iloc[0]}: {lowest} (95 % over images).",
+        f"Lowest Kendall's tau between two rankings of {table['model'].iloc[0]}: {lowest} (95 % over images).",
         f"Between training seeds a method's mean has a standard deviation of at most {every['seed_sd'].max():.3f}.",
         f"An interval that covers training seeds too is {ratio:.1f} times as wide as one over images alone (median over methods).",
     ]
@@ -123,7 +123,7 @@ def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
 
 
 def spreads(table: pd.DataFrame) -> pd.DataFrame:
-    """How far the mean of each method moves (highest minus lowest) between the variants of each kind, from a table of :func:`means`."""
+    """Return how far the mean of each method moves (highest minus lowest) between the variants of each kind, from :func:`means`."""
     rows = table[table["kind"].isin(KINDS[:3]) & (table["variant"] != "all")]
     mean = rows.groupby(["kind", "method"], sort=False)["mean"]
     return (mean.max() - mean.min()).rename("spread").reset_index()
@@ -169,7 +169,7 @@ class Stability(EvaluationStudy):
         return self
 
     def variants(self) -> dict[str, dict[str, Any]]:
-        """By name what differs from the reference."""
+        """Return by name what differs from the reference."""
         found: dict[str, dict[str, Any]] = {REFERENCE: {}}
         found |= {f"seed {seed}": {"seed": [seed]} for seed in self.seeds[1:]}
         found |= {f"baseline {name}": {"baseline": name} for name in self.baselines if name != self.baseline}

@@ -1,10 +1,10 @@
-"""The models of a study of metrics: architectures x data sets x shares of the training images x training seeds, and how good each is.
+"""The models of a study of metrics: architectures x data sets x shares of the training images x training seeds, and their quality.
 
 The second study that this package repeats (burnpiro/xai-correlation, "Don't Augment Me" and its companion) fine-tunes 3 architectures on
-5 data sets with 20, 40, ..., 100 % of the training images, to have models of many qualities. Here the shares are stratified by class and
-nested, the epoch is chosen on validation images (the study chose it on the images that it then tested on), and the three measures of
-quality are told apart (what the study calls "acc" is weighted precision). A model that is cached is not trained again, and one whose
-training was killed goes on where it was.
+5 data sets with 20, 40, ..., 100 % of the training images, to get models of many qualities. Here the shares are stratified by class and
+nested, the epoch is chosen on validation images (the study chose it on its test images), and three measures of quality are
+distinguished (the study's "acc" is weighted precision). A cached model is not trained again, and a training that was killed
+continues where it was.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ManyModels(TrainingStudy):
         return self.datasets
 
     def members(self) -> list[Member]:
-        """All models, by data set; nothing is trained, but images that are not on this disk are reported now."""
+        """Return all models, by data set; nothing is trained, but images that are not on this disk are reported now."""
         return list(self._members())
 
     def _members(self) -> Iterator[Member]:
@@ -89,7 +89,7 @@ class ManyModels(TrainingStudy):
         """Measure how good each model is; what is not cached is trained.
 
         Args:
-            images: the first so many test images of the fixed order; None: all.
+            images: number of test images, the first in the fixed order; None: all.
             progress: whether to show a bar.
 
         Returns:
@@ -110,7 +110,7 @@ class ManyModels(TrainingStudy):
         return pd.DataFrame(rows).assign(interval="95 % bootstrap over test images, one training seed each")
 
     def _predictions(self, member: Member, images: int | None) -> pd.DataFrame:
-        """Image id, target and prediction of the test images, computed once per checkpoint and kept beside it."""
+        """Return image id, target and prediction of the test images, computed once per checkpoint and kept beside it."""
         test = member.stage.split("test")
         test = test if images is None else first(test, images)
         address = digest([member.stage.key, fingerprint(test), member.stage.device, self.precision])

@@ -140,7 +140,7 @@ def test_what_a_data_set_of_your_own_says_of_itself_is_used(wrapped):
 
 
 def test_images_that_cannot_be_shown_are_refused_before_any_work():
-    with pytest.raises(ValueError, match=r"and not from 0 to 1: say with normalisation="):
+    with pytest.raises(ValueError, match=r"and not from 0 to 1: pass its normalisation="):
         gallery.explain({"net": linear()}, {"never": lambda images, targets: images}, own(normalise=True)[0], images=2, progress=False)
 
 

@@ -22,7 +22,7 @@ from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
-from idsds.evaluation.checks import check_stored, not_in_domain, unfit
+from idsds.evaluation.checks import check_stored, doubt, not_in_domain, unfit
 from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make_method, named_dataset, registered
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.methods.binding import bound_elsewhere
@@ -118,6 +118,7 @@ def make_plan(
                 bound |= {m: reason for m, reason in looked_at[name][1].items() if m in fitting}
                 fitting = {m: method for m, method in fitting.items() if m not in bound}
             excluded |= bound
+            notes |= dict.fromkeys(filter(None, (doubt(m, wanted[m], name, net) for m in fitting if name in own)))
             notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
             groups, passes = _groups(fitting, entry, settings)
             jobs.append(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from idsds.methods import Method, shared_maps
-from idsds.methods.binding import library_of
+from idsds.methods.binding import library_of, other_net
 from idsds.methods.own import StoredMaps, misread_layer
 from idsds.models.base import frozen
 from idsds.models.inspection import Facts
@@ -83,6 +83,13 @@ def _failure(method: Method, batch: Tensor) -> str | None:
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def doubt(name: str, given: Any, model: str, net: nn.Module) -> str | None:
+    """What to say of a callable that holds a net, but not the one that is judged; None where nothing is to say."""
+    if given is None or (isinstance(given, tuple) and isinstance(given[0], str)) or (other := other_net(given, net)) is None:
+        return None
+    return f"method {name!r} holds a {type(other).__name__}, and not model {model!r}, which it is scored on: is that the net it explains?"
 
 
 def check_stored(name: str, given: Any, image_ids: Iterable[str]) -> None:

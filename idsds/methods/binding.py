@@ -62,6 +62,12 @@ def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()
     return None
 
 
+def other_net(thing: Any, net: nn.Module) -> nn.Module | None:
+    """Return a net that a callable holds without holding ``net``, which it may explain instead; None if there is none."""
+    held = [] if isinstance(thing, Method) else [holder for holder in _reachable(thing) if isinstance(holder, nn.Module)]
+    return None if not held or any(_is_of(one, net) for one in held) else held[0]
+
+
 def _called(net: nn.Module) -> str:
     return f"a {type(net).__name__}"
 

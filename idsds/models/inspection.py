@@ -40,11 +40,13 @@ def as_net(name: str, net: Any) -> Any:
     """A net as it is judged: without the wrapper of DataParallel or ``torch.compile``; anything else as it is.
 
     Raises:
-        ValueError: for a net with layers that are not built yet.
+        ValueError: for a net with layers that are not built yet, or a frozen TorchScript net.
     """
     while isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(net, "_orig_mod"):
         net = net._orig_mod if hasattr(net, "_orig_mod") else net.module
     if isinstance(net, torch.jit.ScriptModule):
+        if not hasattr(net, "training"):
+            raise ValueError(f"model {name!r} is a frozen TorchScript net: pass the script before torch.jit.freeze, or the nn.Module")
         return Scripted(net)
     if isinstance(net, nn.Module):
         for layer, module in net.named_modules():

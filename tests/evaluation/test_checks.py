@@ -282,6 +282,14 @@ class TestBinding:
         with pytest.raises(ValueError, match="explains another"):
             idsds.evaluate(["mini_resnet8"], {"mine": captum.attr.Saliency(a)}, "digits", images=2, dry_run=True)
 
+    def test_a_callable_that_holds_some_other_net_is_doubted(self, nets: dict[str, nn.Module]) -> None:
+        a, b = nets["a"], nets["b"]
+        with pytest.warns(UserWarning, match="method 'mine' holds a Sequential, and not model 'net', which it is scored on"):
+            scores(b, {"mine": lambda x, t: x * a(x).sum()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scores(b, {"mine": lambda x, t: x * a(x).sum() * b(x).sum(), "plain": lambda x, t: x})
+
     def test_a_wrapper_or_a_part_of_the_net_judged_is_that_net(self, nets: dict[str, nn.Module]) -> None:
         a = nets["a"]
         wrapped = nn.DataParallel(a)
@@ -326,6 +334,11 @@ class TestHonesty:
         net.in_domain = Deletion(grid=4)
         (message,) = self.said(net, protocol="idsds")
         assert "was fine-tuned in-domain with {'grid': 4, 'baseline': 'zeros'}, but is judged with {'grid': 2" in message
+
+
+def test_a_frozen_script_is_refused() -> None:
+    with pytest.raises(ValueError, match="model 'net' is a frozen TorchScript net"):
+        scores(torch.jit.freeze(scripted()))
 
 
 def test_wrappers_are_taken_off() -> None:

@@ -1,12 +1,14 @@
-"""Files that survive a crash: written atomically, addressed by what determines their content, checked when read.
+"""Files that survive: written atomically, addressed by what determines their content, checked when read.
 
-A file appears under its name complete or not at all, whatever kills the process meanwhile.
+A file appears under its name complete or not at all, whatever kills the process in between.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,15 +17,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idsds.common.hashing import _plain
 
+#: Name of the lock file in a folder. It stays there; whether it is held is known to the operating system alone.
+LOCK = ".lock"
+#: Seconds after which a temporary file is taken for one that a killed process has left behind.
+ABANDONED = 24 * 3600
+
 
 class DamagedFileError(ValueError):
-    """A stored file that cannot be read, or does not hold what its name promises; the message names it."""
+    """A stored file that cannot be read, or does not hold what its name promises. The message names it."""
 
 
 @lru_cache(maxsize=1024)
@@ -37,11 +45,11 @@ def sweep(folder: Path, pattern: str, days: float) -> None:
 
 @contextmanager
 def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; it is renamed if the block ends without an error, and deleted otherwise.
+    """A temporary path beside ``path`` to write to; it takes the name once the block has ended well, and goes if it has not.
 
     Args:
-        path: the file to write or replace; its folder is created.
-        sync: whether to wait until the file is on the disk; a link to a file that is there already need not wait.
+        path: the file to write or replace; its folder is made.
+        sync: whether to wait until the disk has the content and the name. Not for what is checked by its hash and can be made again.
 
     Raises:
         OSError: naming ``path`` and the system's reason (no space left, read-only, ...).
@@ -56,46 +64,146 @@ def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         raise type(error)(error.errno, f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder; where a folder cannot be opened (Windows) there is nothing to wait for."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, older_than: float = ABANDONED) -> None:
+    """Remove the temporary files that killed processes have left in a folder and below it.
+
+    Args:
+        folder: which.
+        older_than: seconds since the last write to them; 0 where nobody else can be writing.
+    """
+    for partial in folder.rglob(".*.part"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime >= older_than or not older_than:
+                partial.unlink()
+
+
+@contextmanager
+def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
+    """Hold the lock of a folder inside the block; wait for it where another process, or another thread, holds it.
+
+    It is a lock of the operating system and goes with its process, however that ends. Over NFS it needs a server that supports locks.
+
+    Args:
+        folder: made if it is not there.
+        who: what is waiting, for the line that says so.
+
+    Yields:
+        Whether it had to wait.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, waited = folder / LOCK, False
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        waited = True
+        print(f"{who} waits for {_holder(path)}, which is writing to {str(folder)!r}", flush=True)
+        lock.acquire()
+    try:
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield waited
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write plain data as an indented JSON file, atomically."""
+    """Plain data as an indented JSON file, atomically."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read plain data from a JSON file. Raises DamagedFileError, naming the file."""
+    """Plain data from a JSON file. Raises DamagedFileError, naming the file."""
     try:
         return json.loads(Path(path).read_text())
     except (ValueError, OSError) as error:
         raise DamagedFileError(f"cannot read {str(path)!r}: {error}") from error
 
 
+#: How parquet files are written: each page has a checksum.
+PARQUET: Mapping[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
+
+
+def with_facts(table: pa.Table, facts: Mapping[str, object]) -> pa.Table:
+    """The table with plain data in its metadata."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"idsds": json.dumps(facts).encode()})
+
+
+def facts_of(schema: pa.Schema) -> dict[str, Any]:
+    """What :func:`with_facts` has put there. Raises KeyError, TypeError or ValueError where it has not."""
+    return json.loads(schema.metadata[b"idsds"])
+
+
 def write_table(path: str | os.PathLike[str], table: pd.DataFrame, facts: Mapping[str, object]) -> None:
-    """Write a frame as a parquet file with ``facts`` (plain data: passes, seconds, ...) in its metadata, atomically."""
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"idsds": json.dumps(facts).encode()})
+    """A frame as a parquet file with ``facts`` (plain data: passes, seconds, ...) in its metadata, atomically."""
     with atomic(path) as partial:
-        pq.write_table(arrow, partial, compression="zstd", write_page_checksum=True)
+        pq.write_table(with_facts(pa.Table.from_pandas(table, preserve_index=False), facts), partial, **PARQUET)
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read the frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
+    """The frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
     try:
         arrow = pq.read_table(path, page_checksum_verification=True)
-        return arrow.to_pandas(), json.loads(arrow.schema.metadata[b"idsds"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        return arrow.to_pandas(), facts_of(arrow.schema)
+    except _UNREADABLE as error:
         raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 
 
-def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read only the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
+def write_hashed(folder: Path, table: pa.Table) -> Path:
+    """A table as a read-only parquet file whose name is the hash of its bytes; it need not reach the disk at once."""
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream, **PARQUET)
+    content = stream.getvalue()
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:40]}.parquet"
+    with atomic(path, sync=False) as partial:
+        with open(partial, "wb") as file:
+            file.write(content)
+        os.chmod(partial, 0o444)
+    return path
+
+
+def read_hashed(path: str | os.PathLike[str]) -> pa.BufferReader:
+    """The content of a file from :func:`write_hashed`. Raises DamagedFileError where it is not there, or not what its name says."""
     try:
-        return json.loads(pq.read_schema(path).metadata[b"idsds"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest()[:40] != Path(path).stem:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: its content is not what its name says")
+    return pa.BufferReader(content)

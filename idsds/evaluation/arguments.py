@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,117 +37,146 @@ from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, publish
 DEFAULT_IMAGES = 200
 
 
-def make_plan(
-    models: Sequence[str] | Mapping[str, nn.Module | Stage],
-    methods: Sequence[str] | Methods,
-    dataset: str | Dataset,
-    protocol: str,
-    images: int | None,
-    seeds: Sequence[int],
-    *,
-    checkpoints: Mapping[str, str | Path],
-    device: str,
-    precision: str,
-    batch_size: int | None,
-    shard: int,
-    settings: Mapping[str, Any],
-    split: str = "test",
-    channels_last: bool = True,
-    compiled: bool = False,
-    target: Target = "label",
-    elsewhere: bool = False,
-    normalisation: Any = None,
-) -> Plan:
-    """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`.
+@dataclass(frozen=True)
+class Arguments:
+    """What :func:`idsds.evaluate` was given, as far as a plan depends on it; see there for what each means.
 
-    ``elsewhere`` says that ``device`` stands for that of workers, which are still to be asked.
+    Args:
+        settings: of the protocol, grid and baseline among them.
+        elsewhere: whether ``device`` stands for that of workers, which are still to be asked.
     """
-    entry = PROTOCOLS[protocol]
-    if entry.level != "image":
-        raise ValueError(f"protocol {protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
-    settings = protocol_settings(entry, settings)
-    check_target(target)
-    if precision not in PRECISIONS:
-        raise UnknownNameError("precision", precision, PRECISIONS)
-    images, batch_size, shard = (
-        number if number is None else as_whole(name, number)
-        for name, number in (("images", images), ("batch_size", batch_size), ("shard", shard))
-    )
-    device = chosen_device(device).type
-    if not elsewhere:
-        check_precision(precision, device)
-    nets = {name: as_net(name, net) for name, net in _as_mapping("models", models, MODELS).items()}
-    wanted = _as_mapping("methods", methods, None)
-    wanted = {name: as_stored(name, thing) for name, thing in wanted.items()}
-    own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
-    if not isinstance(dataset, str):
-        dataset = as_image_dataset(dataset, labels=target == "label", normalisation=normalisation)
-        own_images = OwnImages(dataset)
-        sides = two_images(dataset, range(len(dataset))).shape[-2:]
-    else:
-        own_images = None
-        sides = (DATASETS[dataset].image_size,) * 2
-        space = as_normalisation(normalisation)
-        if space is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
-            raise ValueError(f"normalisation={normalisation!r} contradicts model {named[0]!r}, which has one of its own")
-        if split not in SPLITS:
-            raise UnknownNameError(f"split of {dataset!r}", split, SPLITS)
-    settings["grid"] = _checked_grid(entry, settings["grid"], sides) if "grid" in settings else None
-    settings = {name: value for name, value in settings.items() if name != "grid" or value is not None}
-    if unused := [name for name in checkpoints if name not in nets]:
-        raise UnknownNameError("model with a checkpoint", unused[0], nets)
 
-    jobs = []
-    own = {name: net for name, net in nets.items() if isinstance(net, nn.Module)}
-    looked_at: dict[str, tuple[Facts, dict[str, str]]] = {}
-    notes: dict[str, None] = {}
-    for seed in seeds:
-        for name, net in nets.items():
-            source = _source(name, net, dataset, entry, seed, checkpoints, device, precision, settings)
-            built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
-            where = (dataset, split, MODELS[built].normalisation if built else space) if isinstance(dataset, str) else dataset
-            data = named_dataset(*where) if isinstance(where, tuple) else where
-            ordered = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
-            indices = tuple(fixed_order(ordered)[: images or DEFAULT_IMAGES])
-            fitting, excluded, bound = _applicable(wanted, skeleton(built) if built else net, seed, own.values())
-            if name in own:
-                if name not in looked_at:
-                    pair = two_images(data, indices)
-                    facts = examined(name, net, pair, device, channels_last)
-                    looked_at[name] = facts, unfit(fitting, wanted, facts, net, pair, device)
-                    notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, entry, settings)])])
-                bound |= {m: reason for m, reason in looked_at[name][1].items() if m in fitting}
-                fitting = {m: method for m, method in fitting.items() if m not in bound}
-            excluded |= bound
-            notes |= dict.fromkeys(filter(None, (doubt(m, wanted[m], name, net) for m in fitting if name in own)))
-            notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
-            groups, passes = _groups(fitting, entry, settings)
-            jobs.append(
-                Job(
-                    model=name,
-                    seed=seed,
-                    source=source,
-                    wanted=wanted,
-                    methods={m: wanted[m] for m in fitting},
-                    excluded=excluded,
-                    data=where,
-                    indices=indices,
-                    groups=groups,
-                    passes=passes,
-                    own_keys=own_keys,
-                    own_images=own_images,
-                    facts=looked_at[name][0] if name in own else None,
-                )
-            )
-    left_out = [name for name in wanted if not any(name in job.methods for job in jobs)]
-    if left_out:
-        raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
-    if images is not None and images > (available := max(len(job.dataset) for job in jobs)):
-        raise ValueError(f"images={images}, but this split has {available}")
-    data_name = dataset if isinstance(dataset, str) else getattr(dataset, "name", "own")
-    return Plan(
-        tuple(jobs), entry, settings, data_name, device, precision, batch_size, shard, channels_last, compiled, target, tuple(notes)
+    models: Sequence[str] | Mapping[str, nn.Module | Stage]
+    methods: Sequence[str] | Methods
+    dataset: str | Dataset = "mnist5k"
+    protocol: str = "idsds"
+    images: int | None = None
+    seeds: Sequence[int] = (0,)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: Mapping[str, str | Path] = field(default_factory=dict)
+    device: str = "auto"
+    precision: str = "32-true"
+    batch_size: int | None = None
+    shard: int = 256
+    split: str = "test"
+    channels_last: bool = True
+    compiled: bool = False
+    target: Target = "label"
+    elsewhere: bool = False
+    normalisation: Any = None
+
+    def check(self) -> None:
+        """Raise UnknownNameError, TypeError or ValueError for what can be seen to be wrong without looking at anything else."""
+        check_target(self.target)
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError("precision", self.precision, PRECISIONS)
+        as_normalisation(self.normalisation)
+        if isinstance(self.dataset, str) and self.split not in SPLITS:
+            DATASETS[self.dataset]
+            raise UnknownNameError(f"split of {self.dataset!r}", self.split, SPLITS)
+
+
+def make_plan(given: Arguments) -> Plan:
+    """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`."""
+    entry = PROTOCOLS[given.protocol]
+    if entry.level != "image":
+        raise ValueError(f"protocol {given.protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
+    settings = protocol_settings(entry, given.settings)
+    given.check()
+    numbers = {name: getattr(given, name) for name in ("images", "batch_size", "shard")}
+    numbers = {name: number if number is None else as_whole(name, number) for name, number in numbers.items()}
+    given = replace(given, device=chosen_device(given.device).type, **numbers)
+    if not given.elsewhere:
+        check_precision(given.precision, given.device)
+    nets = {name: as_net(name, net) for name, net in _as_mapping("models", given.models, MODELS).items()}
+    wanted = {name: as_stored(name, thing) for name, thing in _as_mapping("methods", given.methods, None).items()}
+    own_images = None
+    if isinstance(given.dataset, str):
+        sides = (DATASETS[given.dataset].image_size,) * 2
+        if given.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
+            raise ValueError(f"normalisation={given.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
+    else:
+        given = replace(given, dataset=as_image_dataset(given.dataset, labels=given.target == "label", normalisation=given.normalisation))
+        own_images, sides = OwnImages(given.dataset), two_images(given.dataset, range(len(given.dataset))).shape[-2:]
+    if "grid" in settings:
+        settings["grid"] = _checked_grid(entry, settings["grid"], sides)
+    if unused := [name for name in given.checkpoints if name not in nets]:
+        raise UnknownNameError("model with a checkpoint", unused[0], nets)
+    own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
+    look = _Look(replace(given, models=nets, methods=wanted, settings=settings), entry)
+    jobs = tuple(
+        replace(look.job(name, net, seed), own_keys=own_keys, own_images=own_images) for seed in given.seeds for name, net in nets.items()
     )
+    if left_out := [name for name in wanted if not any(name in job.methods for job in jobs)]:
+        raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
+    if given.images is not None and given.images > (available := max(len(job.dataset) for job in jobs)):
+        raise ValueError(f"images={given.images}, but this split has {available}")
+    return Plan(
+        jobs=jobs,
+        protocol=entry,
+        settings=settings,
+        dataset=given.dataset if isinstance(given.dataset, str) else getattr(given.dataset, "name", "own"),
+        device=given.device,
+        precision=given.precision,
+        batch_size=given.batch_size,
+        shard=given.shard,
+        channels_last=given.channels_last,
+        compiled=given.compiled,
+        target=given.target,
+        notes=tuple(look.notes),
+    )
+
+
+class _Look:
+    """Makes the jobs; each net of the user's is looked at once, however many seeds there are."""
+
+    def __init__(self, given: Arguments, entry: ProtocolEntry) -> None:
+        self.given, self.entry = given, entry
+        self.own = {name: net for name, net in given.models.items() if isinstance(net, nn.Module)}  # type: ignore[union-attr]
+        self.known: dict[str, tuple[Facts, dict[str, str]]] = {}
+        self.notes: dict[str, None] = {}
+
+    def job(self, name: str, net: nn.Module | Stage | None, seed: int) -> Job:
+        """One model with one training seed."""
+        given, dataset, settings = self.given, self.given.dataset, self.given.settings
+        source = _source(name, net, dataset, self.entry, seed, given.checkpoints, given.device, given.precision, settings)
+        built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
+        space = MODELS[built].normalisation if built else as_normalisation(given.normalisation)
+        where = (dataset, given.split, space) if isinstance(dataset, str) else dataset
+        data = named_dataset(*where) if isinstance(where, tuple) else where
+        ids = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
+        indices = tuple(fixed_order(ids)[: given.images or DEFAULT_IMAGES])
+        fitting, excluded, bound = _applicable(given.methods, skeleton(built) if built else net, seed, self.own.values())
+        if name in self.own:
+            bound |= {m: reason for m, reason in self._unfit(name, fitting, data, indices).items() if m in fitting}
+            fitting = {m: method for m, method in fitting.items() if m not in bound}
+        self.notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
+        groups, passes = _groups(fitting, self.entry, settings)
+        return Job(
+            model=name,
+            seed=seed,
+            source=source,
+            wanted=given.methods,
+            methods={method: given.methods[method] for method in fitting},
+            excluded=excluded | bound,
+            data=where,
+            indices=indices,
+            groups=groups,
+            passes=passes,
+            families={method: made.entry.family for method, made in fitting.items()},
+            queried={method: made.entry.queries(**made.options) for method, made in fitting.items()},
+            facts=self.known[name][0] if name in self.own else None,
+        )
+
+    def _unfit(self, name: str, fitting: Mapping[str, Method], data: Dataset, indices: Sequence[int]) -> dict[str, str]:
+        """The methods that do not fit a net of the user's, with the reason, from a look at two images."""
+        given, net = self.given, self.own[name]
+        if name not in self.known:
+            pair = two_images(data, indices)
+            facts = examined(name, net, pair, given.device, given.channels_last)
+            self.known[name] = facts, unfit(fitting, given.methods, facts, net, pair, given.device)
+            self.notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, self.entry, given.settings)])])
+        return self.known[name][1]
 
 
 def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,14 +333,10 @@ def check_images(plan: Plan) -> None:
     """Raise ValueError for a user's data set in which two of the images asked for have one id: their records would be one."""
     for job in _once(plan.jobs, lambda job: id(job.data)):
         for name, given in job.methods.items():
-            check_stored(name, given, (_id(job, index) for index in job.indices))
+            check_stored(name, given, job.ids(job.indices))
         if job.own_images is None:
             continue
-        if isinstance(job.dataset, ImageDataset):
-            ids = [job.dataset.image_ids[index] for index in job.indices]
-        else:
-            ids = [job.own_images[index][0] for index in job.indices]
-        if twice := [image_id for image_id, count in Counter(ids).items() if count > 1]:
+        if twice := [image_id for image_id, count in Counter(job.ids(job.indices)).items() if count > 1]:
             raise ValueError(f"{len(twice)} image id(s) of the data set are there more than once, the first is {twice[0]!r}")
 
 
@@ -330,13 +356,9 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
         classes = _classes(job)
         if plan.target == "prediction":
             continue  # no label is used
-        targets = job.dataset.targets if isinstance(job.dataset, ImageDataset) else None
-        for index in job.indices:
-            target = targets[index] if targets is not None else job.own_images[index][1]  # type: ignore[index]
-            if targets is None and not job.own_images[index][2]:  # type: ignore[index]
-                continue  # it cannot be read, and has no label
+        for index, target in zip(job.indices, job.targets(job.indices), strict=True):
             if not 0 <= target < classes:
-                raise ValueError(f"the target of image {_id(job, index)!r} is {target}, but {job.model!r} has {classes} classes")
+                raise ValueError(f"the target of image {job.ids([index])[0]!r} is {target}, but {job.model!r} has {classes} classes")
 
 
 def _classes(job: Job) -> int:
@@ -348,10 +370,6 @@ def _classes(job: Job) -> int:
         return getattr(job.dataset, "num_classes", None) or MODELS[job.model].num_classes
     assert job.facts is not None  # of every net of the user's
     return job.facts.classes
-
-
-def _id(job: Job, index: int) -> str:
-    return job.dataset.image_ids[index] if isinstance(job.dataset, ImageDataset) else job.own_images[index][0]  # type: ignore[index]
 
 
 def _once(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[Job]:

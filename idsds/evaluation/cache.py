@@ -1,9 +1,9 @@
-"""Files of records that grow, in the folder of a run and in the cache that all runs share.
+"""Blocks of records, in the folder of a run while it runs and in the cache that all runs share.
 
-A file belongs to one block of a data set's fixed order, one model and one computation. It holds a row for each image and method that was
-asked for so far, and in its metadata which images these are and what they took: when more images or methods are asked for, no more than
-those are computed. A run's folder is complete by itself. What it lacks is taken from the cache where another run has left it, and what it
-gains is left there: as hard links, which take no room, or as copies between two disks. No file is ever changed in place.
+A block holds what one computation gives for some images: the method-independent columns, or the records of the methods that fall out of
+it. It is there as a whole or not at all, its file is named by the hash of its bytes, and that hash is checked whenever it is read. So a
+block may be a link to a file that others link to as well: an edit in place is found, and carries over to nobody. Nothing is ever added to
+a block: images and methods that are asked for later come in blocks of their own.
 """
 
 from __future__ import annotations
@@ -11,235 +11,230 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from idsds.common import paths
-from idsds.common.files import DamagedFileError, atomic, read_facts, read_table, write_table
+from idsds.common.files import DamagedFileError, atomic, facts_of, read_hashed, remove_abandoned, with_facts, write_hashed
 
 SWITCH = "IDSDS_RECORD_CACHE"
 OFF = ("0", "off", "false", "no")
 
 
-def record_cache() -> Path | None:
-    """The folder of the records that runs share, ``records`` in the cache; None where ``IDSDS_RECORD_CACHE`` is 0."""
-    return None if os.environ.get(SWITCH, "1").lower() in OFF else paths.cache() / "records"
+def record_cache() -> Store | None:
+    """The store of the blocks that runs share, ``records`` in the cache; None where ``IDSDS_RECORD_CACHE`` is 0."""
+    return None if os.environ.get(SWITCH, "1").lower() in OFF else Store(paths.cache() / "records")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Images of a file that were computed together.
+class Block:
+    """What a computation gives for some images.
 
     Args:
-        images: by id, the address of each image.
-        methods: that have a row for each of them.
-        forward, backward: passes that they took, all together.
-        seconds: that they took.
+        address: of the computation, a hash of all that determines it but the images.
+        images: by id, the address of each image, in the order of the rows.
+        methods: whose records these are, one after the other; none for method-independent columns.
+        load: reads the columns, ``len(images)`` rows for each method. Raises DamagedFileError.
+        forward, backward, seconds: what it took.
+        where: the file, for messages.
     """
 
+    address: str
     images: Mapping[str, str]
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...]
+    load: Callable[[], pa.Table]
     forward: float = 0
     backward: float = 0
     seconds: float = 0
+    where: str = "memory"
 
-    def only(self, image_ids: Collection[str]) -> Part:
-        """The part of some of the images, with their share of passes and seconds."""
-        kept = {name: key for name, key in self.images.items() if name in image_ids}
-        share = len(kept) / max(1, len(self.images))
-        return replace(self, images=kept, forward=self.forward * share, backward=self.backward * share, seconds=self.seconds * share)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As it is stored; an address that is the id is not written twice."""
-        keys = list(self.images.values())
-        plain = {"images": list(self.images), "keys": None if keys == list(self.images) else keys, "methods": list(self.methods)}
-        return {**plain, "forward": self.forward, "backward": self.backward, "seconds": round(self.seconds, 4)}
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Part:
-        """The part that was stored."""
-        images = dict(zip(facts["images"], facts["keys"] or facts["images"], strict=True))
-        return cls(images, tuple(facts["methods"]), facts["forward"], facts["backward"], facts["seconds"])
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """The content of a file: its rows, and the parts that they came in."""
-
-    frame: pd.DataFrame
-    parts: tuple[Part, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Sheet:
-        """Raises DamagedFileError, naming the file."""
-        frame, facts = read_table(path)
-        return cls(frame, _parts(path, facts))
-
-    @property
-    def held(self) -> dict[tuple[str, str], tuple[str, ...]]:
-        """The methods that are there, by id and address of the image."""
-        return {image: part.methods for part in self.parts for image in part.images.items()}
-
-    def only(self, image_ids: Collection[str], methods: Collection[str]) -> Sheet:
-        """The rows of some images and methods; the frame itself where these are all."""
-        parts = tuple(part.only(image_ids) for part in self.parts)
-        frame = self.frame
-        if any(len(one.images) < len(other.images) for one, other in zip(parts, self.parts, strict=True)):
-            frame = frame[frame["image_id"].isin(image_ids)]
-        if any(set(part.methods) - set(methods) for part in parts):
-            frame = frame[frame["method"].isin(methods)]
-        return Sheet(frame, tuple(part for part in parts if part.images))
-
-    def with_more(self, frames: Sequence[pd.DataFrame], parts: Sequence[Part], order: Sequence[str]) -> Sheet:
-        """The sheet with images computed, or computed again; rows in the order of the ids, those of other images last."""
-        new = {name for part in parts for name in part.images}
-        old = [part.only(part.images.keys() - new) for part in self.parts]
-        rows = self.frame[~self.frame["image_id"].isin(new)] if len(self.frame) else self.frame
-        frame = pd.concat([*([rows] if len(rows) else []), *frames], ignore_index=True)
-        place = {name: number for number, name in enumerate(order)}
-        positions = frame["image_id"].map(lambda name: place.get(name, len(place))).to_numpy()
-        frame = frame.iloc[np.argsort(positions, kind="stable")].reset_index(drop=True)
-        return Sheet(frame, (*(part for part in old if part.images), *parts))
-
-    def write(self, path: Path) -> None:
-        """Atomically."""
-        write_table(path, self.frame, {"parts": [part.facts for part in self.parts]})
+    def only(self, image_ids: Sequence[str], methods: Sequence[str] | None = None) -> Block:
+        """The block of some of its images and methods, in the order given, with the images' share of what it took."""
+        methods = self.methods if methods is None else tuple(methods)
+        if methods == self.methods and list(image_ids) == list(self.images):
+            return self
+        place = {image_id: number for number, image_id in enumerate(self.images)}
+        rows = np.fromiter((place[image_id] for image_id in image_ids), np.int64, len(image_ids))
+        starts = [len(self.images) * self.methods.index(method) for method in methods] or [0]
+        share = len(image_ids) / max(1, len(self.images))
+        return replace(
+            self,
+            images={image_id: self.images[image_id] for image_id in image_ids},
+            methods=methods,
+            load=partial(_taken, self.load, np.concatenate([start + rows for start in starts])),
+            forward=self.forward * share,
+            backward=self.backward * share,
+            seconds=self.seconds * share,
+        )
 
 
-EMPTY = Sheet(pd.DataFrame(), ())
+def _taken(load: Callable[[], pa.Table], rows: np.ndarray) -> pa.Table:
+    return load().take(pa.array(rows))
 
 
-def _parts(path: Path, facts: Mapping[str, Any]) -> tuple[Part, ...]:
-    try:
-        return tuple(map(Part.of, facts["parts"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"cannot read the records in {str(path)!r}: no {error} in its metadata") from error
-
-
-class Shelf:
-    """The files of a run: those in its own folder, and those that other runs have left in the cache.
+class Store:
+    """A folder of blocks: a file for each in a folder for each address.
 
     Args:
-        folder: of the run.
-        cache: of all runs; None to share nothing.
+        folder: made when something is written to it.
     """
 
-    def __init__(self, folder: Path, cache: Path | None) -> None:
-        self.folder, self.cache = folder, cache
-        self._read: dict[tuple[int, ...], Sheet] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def path(self, name: str) -> Path:
-        """Where the run has a file."""
-        return self.folder / "records" / name
+    def write(self, block: Block) -> Block:
+        """Write a block; the same, read from there. Raises OSError, naming the file."""
+        facts = {
+            "address": block.address,
+            "images": list(block.images),
+            "keys": None if list(block.images.values()) == list(block.images) else list(block.images.values()),
+            "methods": list(block.methods),
+            "passes": [round(block.forward, 3), round(block.backward, 3)],
+            "seconds": round(block.seconds, 4),
+        }
+        path = write_hashed(self.folder / block.address, with_facts(block.load(), facts))
+        return replace(block, load=partial(_columns, str(path)), where=str(path))
 
-    def find(self, name: str, images: Mapping[str, str], methods: Collection[str]) -> tuple[Sheet, Path | None]:
-        """What there is of a file: as the run has it, or where that lacks something, as the cache does if it has all of that and more.
+    def find(self, address: str) -> list[Block]:
+        """The blocks of a computation. One that is damaged is named and removed, so that it is computed again."""
+        folder, found = self.folder / address, []
+        if not folder.is_dir():
+            return found
+        remove_abandoned(folder)
+        for path in sorted(folder.glob("*.parquet")):
+            try:
+                found.append(_opened(path, address))
+            except DamagedFileError as error:
+                warnings.warn(f"{error}; what was in it is computed again", stacklevel=4)
+                with suppress(OSError):
+                    path.unlink()
+        return found
 
-        Args:
-            name: of the file.
-            images: wanted, by id the address of each.
-            methods: wanted.
+    def add(self, path: Path, address: str) -> Path:
+        """Take over a block's file from another store, as a link or, between two disks, as a copy. Raises OSError, naming the file here."""
+        here = self.folder / address / path.name
+        if not here.is_file():
+            with atomic(here, sync=False) as partial_path:
+                try:
+                    os.link(path, partial_path)
+                except OSError:  # another disk, or one that has no links
+                    shutil.copyfile(path, partial_path)
+                    os.chmod(partial_path, 0o444)
+        return here
 
-        Returns:
-            The content, and the file in the cache that it is to be taken from, if it is that one.
-        """
-        own = self._sheet(self.path(name))
-        if self.cache is None or (own is not None and _cells(own, images, methods) == _all(images, methods)):
-            return own or EMPTY, None
-        shared = self._sheet(self.cache / name)
-        if shared is None or (own is not None and (not _covers(shared, own) or _covers(own, shared))):
-            return own or EMPTY, None
-        return shared, self.cache / name
-
-    def read(self, path: Path) -> Sheet:
-        """A file's content; what has been read under this or another name is not read again. Raises DamagedFileError."""
-        stamp = _stamp(path)
-        if stamp not in self._read:
-            self._read[stamp] = Sheet.read(path)
-        return self._read[stamp]
-
-    def parts(self, path: Path) -> tuple[Part, ...]:
-        """What a file holds, without its rows. Raises DamagedFileError."""
-        known = self._read.get(_stamp(path))
-        return _parts(path, read_facts(path)) if known is None else known.parts
-
-    def _sheet(self, path: Path) -> Sheet | None:
-        """None for a file that is not there, or damaged, which is named and made again."""
-        if not path.is_file():
-            return None
-        try:
-            return self.read(path)
-        except DamagedFileError as error:
-            warnings.warn(f"{error}; what was in it is computed again", stacklevel=6)
-            return None
+    def remove(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """The same for two links to one file, another for one that was written anew."""
+def _opened(path: Path, address: str) -> Block:
+    """A block's facts, once its content is known to be whole."""
+    facts, _ = _parsed(path)
     try:
-        state = os.stat(path)
-    except OSError as error:
+        if facts["address"] != address:
+            raise ValueError("it belongs to another computation")
+        images = dict(zip(facts["images"], facts["keys"] or facts["images"], strict=True))
+        forward, backward = facts["passes"]
+        taken = {"forward": forward, "backward": backward, "seconds": facts["seconds"]}
+        methods = tuple(facts["methods"])
+    except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
-    return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size
+    return Block(address, images, methods, partial(_columns, str(path)), **taken, where=str(path))
 
 
-def take(cached: Path, path: Path) -> None:
-    """Bring a file of the cache into a run's folder. Raises OSError, naming the run's file."""
-    with atomic(path, sync=False) as partial:
-        _link(cached, partial)
+def _parsed(path: str | Path) -> tuple[dict[str, Any], pa.BufferReader]:
+    content = read_hashed(path)
+    try:
+        return facts_of(pq.read_schema(content)), content
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 
 
-def leave(path: Path, cache: Path | None) -> None:
-    """Leave a run's file in the cache for other runs, unless one is there that holds more.
+def _columns(path: str) -> pa.Table:
+    facts, content = _parsed(path)
+    try:
+        table = pq.read_table(content, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFileError(f"cannot read the records in {path!r}: {error}") from error
+    if table.num_rows != len(facts["images"]) * max(1, len(facts["methods"])):
+        raise DamagedFileError(f"cannot read the records in {path!r}: it does not hold a row for each of its images and methods")
+    return table.replace_schema_metadata(None)
+
+
+def linked(store: Store, block: Block) -> Block:
+    """The block of another store, in this one. Raises OSError, naming the file here."""
+    here = str(store.add(Path(block.where), block.address))
+    return replace(block, load=partial(_columns, here), where=here)
+
+
+def share(block: Block, cache: Store | None) -> None:
+    """Leave a block's file in the cache for other runs.
 
     A cache that cannot be written costs the other runs time and this one nothing: it is named, and the run goes on.
     """
-    if cache is None:
+    if cache is None or block.where == "memory":
         return
-    shared = cache / path.name
     try:
-        if shared.is_file() and (os.path.samefile(path, shared) or _size(shared) > _size(path)):
-            return
-        with atomic(shared, sync=False) as partial:
-            _link(path, partial)
+        cache.add(Path(block.where), block.address)
     except OSError as error:
         warnings.warn(f"records are not shared with other runs: {error}. {SWITCH}=0 turns sharing off", stacklevel=2)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one that has no links
-        shutil.copyfile(source, target)
-        with open(target, "rb+") as file:
-            os.fsync(file.fileno())
+#: For a method (None: method-independent columns), blocks and which of their images are to be taken from each.
+Cover = dict[str | None, list[tuple[Block, list[str]]]]
 
 
-def _size(path: Path) -> int:
-    """Rows that a file holds, at least; 0 for a damaged one."""
-    try:
-        return sum(len(part.images) * max(1, len(part.methods)) for part in _parts(path, read_facts(path)))
-    except DamagedFileError:
-        return 0
+def cover(blocks: Iterable[Block], methods: Sequence[str], images: Mapping[str, str]) -> tuple[Cover, set[str]]:
+    """Which blocks to take the images from.
+
+    Args:
+        blocks: of one computation; those that hold more of the methods are preferred, then those that come first.
+        methods: wanted; none for method-independent columns.
+        images: wanted, by id the address of each.
+
+    Returns:
+        The blocks for each method, and the ids of the images that some method lacks.
+    """
+    ordered = sorted(blocks, key=lambda block: -len({*methods} & {*block.methods}))
+    found: Cover = {}
+    lacking: set[str] = set()
+    for method in methods or (None,):
+        left, picks = dict(images), []
+        for block in ordered:
+            if left and (method is None or method in block.methods):
+                there = [image_id for image_id, key in block.images.items() if key and left.get(image_id) == key]
+                if there:
+                    picks.append((block, there))
+                    for image_id in there:
+                        del left[image_id]
+        found[method] = picks
+        lacking |= left.keys()
+    return found, lacking
 
 
-def _all(images: Mapping[str, str], methods: Collection[str]) -> int:
-    return len(images) * max(1, len(methods))
+def gathered(picks: Collection[tuple[Block, list[str]]], method: str | None, place: Mapping[str, int]) -> pa.Table:
+    """The columns of a method from several blocks, rows in the images' order, with a first column ``image``: the place of each.
 
-
-def _cells(sheet: Sheet, images: Mapping[str, str], methods: Collection[str]) -> int:
-    """How many of the wanted images and methods are there; for a file that has no methods, images."""
-    held, wanted = sheet.held, set(methods)
-    return sum(len(wanted & set(held[image])) if wanted else 1 for image in images.items() if image in held)
-
-
-def _covers(one: Sheet, other: Sheet) -> bool:
-    """Whether all of the other's images and methods are there."""
-    held = one.held
-    return all(image in held and set(methods) <= set(held[image]) for image, methods in other.held.items())
+    Raises:
+        DamagedFileError: naming the file that cannot be read, or that has other columns than the first.
+    """
+    tables, rows = [], []
+    for block, image_ids in picks:
+        table = block.only(image_ids, () if method is None else (method,)).load()
+        if tables and table.schema != tables[0].schema:
+            raise DamagedFileError(f"the columns in {block.where!r} are not those of the computation's other blocks")
+        tables.append(table)
+        rows.append(np.fromiter((place[image_id] for image_id in image_ids), np.int32, len(image_ids)))
+    positions = np.concatenate(rows)
+    table = pa.concat_tables(tables).add_column(0, "image", pa.array(positions))
+    if (np.diff(positions) > 0).all():
+        return table
+    return table.take(pa.array(np.argsort(positions, kind="stable")))

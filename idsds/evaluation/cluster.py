@@ -24,13 +24,12 @@ from idsds.common.devices import DEVICES, chosen_device
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.cache import SWITCH
 from idsds.evaluation.plan import Job, Plan
-from idsds.evaluation.run import Task, run_task
+from idsds.evaluation.run import Outcome, Task, run_task
 from idsds.methods import METHODS
 from idsds.models.isolation import widen
 from idsds.training.checkpoints import Stage
 
 if TYPE_CHECKING:
-    import pandas as pd
     from dask.distributed import Client, Future
     from tqdm import tqdm
 
@@ -142,18 +141,18 @@ def workers_device(client: Client, device: str) -> str:
     return client.submit(_device, device, pure=False).result()
 
 
-def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> dict[tuple[int, int], pd.DataFrame]:
+def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> list[Outcome]:
     """Do the tasks on the workers.
 
     Args:
         client: of the scheduler.
         plan: the settings, with the workers' device.
-        tasks: the shards.
+        tasks: what to do.
         progress: whether to say what is trained.
-        bar: advanced as shards are finished.
+        bar: advanced as tasks are finished.
 
     Returns:
-        Frames by number of task and group; nothing where the records are kept in a folder.
+        What came of each task; where the records are kept in a folder, the blocks lie there.
 
     Raises:
         ValueError: for CUDA workers without the resource ``GPU``.
@@ -184,15 +183,15 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
     futures = {
         client.submit(_work, sent, task, trained.get(task.job), resources=needs, pure=False): place for place, task in enumerate(tasks)
     }
-    frames = {}
+    outcomes: dict[int, Outcome] = {}
     try:
         for future in as_completed(list(futures), loop=client.loop):
             place = futures[future]
-            frames |= {(place, group): frame for group, frame in future.result().items()}
+            outcomes[place] = future.result()
             bar.update(tasks[place].passes)
     finally:
         client.cancel([*futures, *trained.values()])
-    return frames
+    return [outcomes[place] for place in range(len(tasks))]
 
 
 def _distributed() -> Any:
@@ -233,7 +232,7 @@ def _train(content: bytes, number: int) -> None:
         _opened(content).jobs[number].prepare(progress=False)
 
 
-def _work(content: bytes, task: Task, _trained: None) -> dict[int, pd.DataFrame]:
+def _work(content: bytes, task: Task, _trained: None) -> Outcome:
     with _turn:
         plan = _opened(content)
         if not _last or _last[0][0] is not plan or _last[0][1] != task.job:

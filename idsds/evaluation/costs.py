@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from idsds.evaluation.cache import Shelf, record_cache
+from idsds.evaluation.cache import record_cache
+from idsds.evaluation.commit import Folder
 from idsds.evaluation.plan import Job, Plan
-from idsds.evaluation.run import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
+from idsds.evaluation.run import Columns, Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.models import create_model
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage, rehearse_stage
@@ -37,7 +37,9 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
         :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb`` of its
         files, an upper estimate.
     """
-    shelf = None if folder is None else Shelf(folder, record_cache())
+    there = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
+    if folder is not None:
+        there = Folder(folder, record_cache()).find(plan)
     table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA)
     for number, job in enumerate(plan.jobs):
         rows = (table["model"] == job.model) & (table["seed"] == job.seed)
@@ -45,7 +47,7 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
             per_second = training_rate(stage)
             seconds = stage.train_images * stage.recipe.epochs / per_second
             _fill(table, rows & (table["checkpoint"] == stage.path.name), stage.train_images, per_second, seconds, 0)
-        tasks = list(tasks_of(plan, number, shelf))
+        tasks = list(tasks_of(plan, number, there[number], folder))
         for work, (left, per_second, per_image) in _timed(plan, job, tasks).items():
             _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
     kinds = {"images_left": "Int64", "images_per_second": "Float64", "seconds_left": "Float64", "disk_mb": "Float64"}
@@ -93,6 +95,7 @@ def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict
     images, targets, image_ids = next(batches(job.dataset, job.indices[:size], size))
     batch = on_plan(plan, job, images, targets, image_ids)
     preparer = torch.compile(model) if plan.compiled else model
+    grids = range(len(plan.grids))
     found: dict[str, tuple[int, float, float]] = {}
 
     def prepared() -> list[dict[str, Any]]:
@@ -101,14 +104,13 @@ def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict
     with autocast(plan):
         columns, per_second = _rate(prepared, len(image_ids), plan.device)
         if plan.shared_work:
-            left = sum(task.lacking(grid) for task in tasks for grid in range(len(plan.grids))) // len(plan.grids)
-            values = sum(value.nbytes for one in columns for value in one.values())
-            found[plan.shared_work] = left, per_second, values / len(image_ids)
-        for index, group in enumerate(job.groups):
+            left = sum(len(task.indices) for task in tasks for unit in task.units if unit.group is None) // len(plan.grids)
+            found[plan.shared_work] = left, per_second, _bytes(columns) / len(image_ids)
+        for number, group in enumerate(job.groups):
             methods = job.create_methods(model, group)
-            frame, per_second = _rate(lambda m=methods: score(plan, job, model, m, batch, columns), len(image_ids), plan.device)
-            left = sum(task.missing(index) for task in tasks)
-            found[", ".join(group)] = left, per_second, _bytes(frame) / len(image_ids)
+            scores, per_second = _rate(lambda m=methods: score(plan, job, model, m, batch, columns, grids), len(image_ids), plan.device)
+            left = sum(len(task.indices) for task in tasks if number in {unit.group for unit in task.units})
+            found[", ".join(group)] = left, per_second, _bytes([some for of_grid in scores.values() for some in of_grid]) / len(image_ids)
     return found
 
 
@@ -134,7 +136,5 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _bytes(frame: pd.DataFrame) -> int:
-    stream = io.BytesIO()
-    frame.to_parquet(stream, compression="zstd", index=False)
-    return stream.tell()
+def _bytes(columns: Sequence[Columns]) -> int:
+    return sum(values.nbytes for some in columns for values in some.values())

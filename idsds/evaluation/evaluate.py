@@ -1,9 +1,10 @@
 """The benchmark engine: models x methods over a data set, every pass once, records that survive.
 
-Work is cut into shards of images. For each shard the method-independent columns (for IDSDS: the deletion drops) are computed once, and each
-group of methods that share a computation is one file of records. A file's name is a hash of all that determines its content, and it appears
-complete or not at all: a run that is killed goes on where it was, and methods or images that are added later cost their own passes only.
-Files are shared with other runs through the cache (:mod:`idsds.evaluation.cache`).
+Work is cut into blocks of images. For each of them the method-independent columns (for IDSDS: the deletion drops) are computed once, and
+each group of methods that share a computation is one block of records. A block's address is a hash of all that determines its content, and
+it is there as a whole or not at all: a run that is killed goes on where it was, and methods or images that are added later cost their own
+passes only. Blocks are shared with other runs through the cache (:mod:`idsds.evaluation.cache`); when all are there, the run's folder is
+made complete (:mod:`idsds.evaluation.commit`).
 """
 
 from __future__ import annotations
@@ -23,18 +24,27 @@ from tqdm import tqdm
 
 from idsds.common import paths
 from idsds.common.devices import check_precision
+from idsds.common.files import locked
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.arguments import as_seeds, check_images, check_jobs, make_plan
-from idsds.evaluation.cache import Shelf, leave, record_cache, take
+from idsds.evaluation.arguments import Arguments, as_seeds, check_images, check_jobs, make_plan
+from idsds.evaluation.cache import cover, record_cache
+from idsds.evaluation.commit import Folder, Result, There, commit
 from idsds.evaluation.costs import measure, summary
 from idsds.evaluation.plan import Plan, Target, on_device
-from idsds.evaluation.records import Files, begin_manifest, skipped_images, tidy, write_manifest
-from idsds.evaluation.run import Task, run_task, tasks_of
+from idsds.evaluation.records import MANIFEST, collected
+from idsds.evaluation.run import Outcome, Task, run_task, tasks_of, wanted_images
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
 
-Frames = dict[tuple[int, int], pd.DataFrame]
+#: A run with a folder and more records than these is not read into memory when it is complete.
+LARGE = 1_000_000
+#: Does tasks, here or elsewhere.
+Work = Callable[[Plan, Sequence[Task], bool, tqdm], list[Outcome]]
+
+
+class MissingRecordsError(RuntimeError):
+    """Records that were asked for are not there when all work is done. The message names what is missing, and where it should be."""
 
 
 def evaluate(
@@ -62,7 +72,7 @@ def evaluate(
     compiled: bool = False,
     normalisation: Normalisation | tuple | None = None,
     **settings: Any,
-) -> pd.DataFrame:
+) -> pd.DataFrame | Path:
     """Judge attribution methods on models over a data set.
 
     Args:
@@ -84,7 +94,8 @@ def evaluate(
         seed: of training, noise and masks; several seeds give records for each.
         output: folder for the records, relative to the repository root. What other runs have computed of them is taken from the cache
             (``cache/records``), and what is computed is left there; ``IDSDS_RECORD_CACHE=0`` in the environment turns that off. None
-            computes everything, whatever is cached, and keeps nothing on disk but trained checkpoints.
+            computes everything, whatever is cached, and keeps nothing on disk but trained checkpoints. A folder has one writer at a time:
+            a second call waits for the first. What earlier calls have left there, with other methods or settings, is kept.
         scheduler: the address of a Dask scheduler, a ``dask.distributed.Client`` or a cluster (see :mod:`idsds.evaluation.cluster`),
             which spreads
             shards over its workers; ``output`` and the cache are then folders that they share. None: the address in ``$IDSDS_SCHEDULER``,
@@ -98,7 +109,7 @@ def evaluate(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         checkpoints: files of weights by model name, used in place of training; ``pretrained`` stands for the published weights as they are.
-        shard: images per file of records.
+        shard: images per block of records, which is what a run that is killed loses at most.
         split: of a data set that is given by name: ``test``, ``val`` or ``train``.
         channels_last: whether tensors are laid out with channels last, which is faster and changes scores by float rounding.
         compiled: whether the method-independent passes (for IDSDS: the deletions) run through ``torch.compile``; the methods, which hook
@@ -110,10 +121,14 @@ def evaluate(
 
     Returns:
         One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target`` (the class explained), ``score`` (NaN
-        where undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan.
+        where undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan. A run
+        of more than a million records is not read into memory: its folder is returned, which :func:`rank`, :func:`paired_differences` and
+        the other statistics take as well, and of which :func:`load_records` reads what is asked for.
 
     Raises:
         UnknownNameError: an unknown name, with the nearest match.
+        OldRecordsError: ``output`` holds records of another format, which are left alone.
+        MissingRecordsError: what a worker has computed does not lie in ``output`` in the end.
         ValueError, TypeError, OSError: anything else that cannot work, before any work is done.
         MethodError: whatever a method of the user's raises; what was computed before is kept in ``output``.
 
@@ -121,7 +136,7 @@ def evaluate(
         UserWarning: once for each net that returns probabilities, that is not deterministic, that needs contiguous memory, or that a
             protocol wants fine-tuned in-domain and that is not known to be; and for each method that is left out for such a reason.
     """
-    seeds = as_seeds(seed)
+    as_seeds(seed)
     if output is not None and str(output) in ("", "."):
         raise ValueError(f"output must name a folder, not {str(output)!r}; None keeps nothing on disk")
     if scheduler is None and output is not None and not dry_run:
@@ -129,24 +144,26 @@ def evaluate(
     if dry_run not in (True, False, "measure"):
         raise UnknownNameError("dry_run", dry_run, ("True", "False", "measure"))
     plan = make_plan(
-        models,
-        methods,
-        dataset,
-        protocol,
-        images,
-        seeds,
-        checkpoints=checkpoints or {},
-        device=device if scheduler is None else "cpu",  # the caller's machine may have no more than that; the workers are asked below
-        precision=precision,
-        batch_size=batch_size,
-        shard=shard,
-        settings={"grid": grid, "baseline": baseline, **settings},
-        split=split,
-        channels_last=channels_last,
-        compiled=compiled,
-        target=target,
-        elsewhere=scheduler is not None,
-        normalisation=normalisation,
+        Arguments(
+            models,
+            methods,
+            dataset,
+            protocol,
+            images,
+            as_seeds(seed),
+            settings={"grid": grid, "baseline": baseline, **settings},
+            checkpoints=checkpoints or {},
+            device=device if scheduler is None else "cpu",  # the caller's machine may have no more than that; the workers are asked below
+            precision=precision,
+            batch_size=batch_size,
+            shard=shard,
+            split=split,
+            channels_last=channels_last,
+            compiled=compiled,
+            target=target,
+            elsewhere=scheduler is not None,
+            normalisation=normalisation,
+        )
     )
     for note in plan.notes:
         warnings.warn(note, stacklevel=2)
@@ -170,68 +187,105 @@ def evaluate(
     return _evaluate(plan, folder, progress, _run_here)
 
 
-def _evaluate(plan: Plan, folder: Path | None, progress: bool, run: Callable[..., Frames]) -> pd.DataFrame:
-    """Everything after planning; ``run`` does the tasks, here or elsewhere."""
-    begun = time.perf_counter()
-    cache = record_cache()
-    shelf = None if folder is None else Shelf(folder, cache)
-    tasks = [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, shelf)]
+def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd.DataFrame | Path:
+    """Everything after planning."""
+    if folder is None:
+        there: There = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
+        check_jobs(plan, range(len(plan.jobs)))
+        return _computed(plan, there, None, progress, work).content().frame()
+    begun, manifest = time.perf_counter(), _content_of(folder / MANIFEST)
+    state = Folder(folder, record_cache())
+    there = state.find(plan)
+    check_jobs(plan, dict.fromkeys(task.job for task in _tasks(plan, there, folder)))  # before anything is written
+    with locked(folder, "this run") as waited:
+        if waited or manifest != _content_of(folder / MANIFEST):
+            state = Folder(folder, record_cache())
+            there = state.find(plan)
+        result = _computed(plan, there, state, progress, work)
+        run = commit(state, result, lambda: time.perf_counter() - begun)
+    return run.folder if run.manifest["records"] > LARGE else run.content().frame()
+
+
+def _content_of(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _tasks(plan: Plan, there: There, folder: Path | None) -> list[Task]:
+    """What is to be done, in the order of the jobs."""
+    return [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, there[number], folder and folder / "blocks")]
+
+
+def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, work: Work) -> Result:
+    """Compute what is lacking. Raises MissingRecordsError where something is lacking in the end that could have been read."""
+    path = None if folder is None else folder.path
+    tasks = _tasks(plan, there, path)
     if progress:
-        print(announcement(plan, tasks), flush=True)
-    waiting = [task for task in tasks if task.steps]
-    check_jobs(plan, dict.fromkeys(task.job for task in waiting))
+        print(announcement(plan, there, tasks, folder), flush=True)
     if folder is not None:
-        begin_manifest(folder, plan)
-    for task in tasks:
-        for path, cached in task.taken.items():
-            take(cached, path)
-        for path in (*task.prepared, *task.files):
-            if path is not None and path not in task.taken and path.is_file():
-                leave(path, cache)
-    total = sum(task.passes for task in waiting)
-    frames: Frames = {}
-    if waiting:
+        there = folder.begin(plan, there)
+        tasks = _tasks(plan, there, path)
+    total = sum(task.passes for task in tasks)
+    outcomes: list[Outcome] = []
+    if tasks:
         with tqdm(total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress) as bar:
-            frames = run(plan, waiting, progress, bar)
-    place = {id(task): number for number, task in enumerate(waiting)}
-    found: list[pd.DataFrame] = []
-    files = Files()
-    for task in tasks:
-        for path in task.prepared:
-            if path is not None and shelf is not None and path.is_file():  # it is not where no image could be read
-                files.add_prepared(shelf, path, task.images or {})
-        for number, (path, group) in enumerate(zip(task.files, plan.jobs[task.job].groups, strict=True)):
-            if path is None or shelf is None:
-                found.append(frames.pop((place[id(task)], number)))
-            elif path.is_file():
-                found.append(files.add_records(shelf, path, task.images or {}, group))
-    records = tidy(found, [(job.model, job.seed) for job in plan.jobs], plan.methods, plan.protocol.direction, plan.groups)
-    expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
-    if len(records) < expected:
-        missing, skipped = f"{expected - len(records)} of {expected} records are missing", skipped_images(plan, records)
-        listed = f"{', '.join(skipped[:8])}{', ...' if len(skipped) > 8 else ''}"
-        warnings.warn(f"{missing}: images that could not be read were skipped: {listed}", stacklevel=3)
-    if folder is not None:
-        write_manifest(folder, plan, "complete", records, files, time.perf_counter() - begun)
-    return records
+            outcomes = work(plan, tasks, progress, bar)
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        for unit, block in zip(task.units, outcome.blocks, strict=True) if outcome.blocks else ():
+            if folder is not None and not Path(block.where).is_file():
+                raise MissingRecordsError(
+                    f"{block.where!r} is not there, although {outcome.worker} has written it: is its folder on a shared disk?"
+                )
+            there[task.job][unit].append(block)
+    return _result(plan, there, {image_id for outcome in outcomes for image_id in outcome.skipped}, folder is not None)
 
 
-def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> Frames:
-    """Do the tasks one after the other in this process; frames by number of task and group."""
-    frames: Frames = {}
+def _result(plan: Plan, there: There, skipped: set[str], addressed: bool) -> Result:
+    """Where each record is to be taken from. Raises MissingRecordsError for one that is nowhere."""
+    covers, images, targets = [], {}, {}
+    lost = 0
+    for job, units in zip(plan.jobs, there, strict=True):
+        wanted = wanted_images(job, addressed)
+        labels = dict(zip(wanted, job.targets(job.indices), strict=True))
+        skipped |= {image_id for image_id, key in wanted.items() if not key}  # it could not be read when it was looked at
+        found = {unit: cover(blocks, unit.methods, wanted) for unit, blocks in units.items()}
+        for unit, (_, lacking) in found.items():
+            if lacking - skipped:
+                what = ", ".join(unit.methods) or plan.shared_work
+                raise MissingRecordsError(
+                    f"the records of {job.model!r} under {what} lack {len(lacking - skipped)} images that were not reported as unreadable: "
+                    f"{collected(sorted(lacking - skipped))}"
+                )
+            lost += len(lacking) * len(unit.methods)
+        covers.append({unit: picks for unit, (picks, _) in found.items()})
+        there_are = wanted.keys() - set.intersection(*(lacking for _, lacking in found.values()))
+        images |= {image_id: key for image_id, key in wanted.items() if image_id in there_are}
+        targets |= {image_id: labels[image_id] for image_id in wanted if image_id in there_are}
+    if not images:
+        raise ValueError(f"none of the {len(skipped)} images can be read")
+    if lost:
+        expected = sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)
+        listed = collected(
+            [image_id for image_id in dict.fromkeys(i for job in plan.jobs for i in job.ids(job.indices)) if image_id in skipped]
+        )
+        warnings.warn(f"{lost} of {expected} records are missing: images that could not be read were skipped: {listed}", stacklevel=5)
+    return Result(plan, covers, images, targets, sorted(skipped))
+
+
+def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> list[Outcome]:
+    """Do the tasks one after the other in this process."""
+    outcomes = []
     for number in dict.fromkeys(task.job for task in tasks):
         plan.jobs[number].prepare(progress)
     bar.reset()  # the time left is that of the passes, without the training
-    for number, some in groupby(enumerate(tasks), key=lambda numbered: numbered[1].job):
+    for number, some in groupby(tasks, key=lambda task: task.job):
         job = plan.jobs[number]
         bar.set_postfix_str(job.model)
         with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
-            for place, task in some:
-                frames |= {(place, group): frame for group, frame in run_task(plan, task, model, bar.update).items()}
-    return frames
+            outcomes += [run_task(plan, task, model, bar.update) for task in some]
+    return outcomes
 
 
-def announcement(plan: Plan, tasks: Sequence[Task]) -> str:
+def announcement(plan: Plan, there: There, tasks: Sequence[Task], folder: Folder | None) -> str:
     """What is going to be computed, in two or three lines."""
     names = {name for job in plan.jobs for name in job.methods}
     models = list(dict.fromkeys(job.model for job in plan.jobs))
@@ -247,10 +301,10 @@ def announcement(plan: Plan, tasks: Sequence[Task]) -> str:
     if len(training):
         steps = int((training["epochs"] * training["images"]).sum())
         lines.append(f"first {len(training)} training stage(s) that are not cached: {steps:,} images forward and backward")
-    files, kept, left, taken = (
-        sum(values) for values in zip(*((len(t.files), t.kept, t.passes, len(t.taken)) for t in tasks), strict=True)
-    )
-    if kept or taken or left < sum(plan.announced):
-        shared = f"; {taken} files are reused from other runs ({record_cache()})" if taken else ""
-        lines.append(f"{kept} of {files} files of records are there already{shared}; {left:,} passes left")
+    to_do = len({(task.job, unit) for task in tasks for unit in task.units if unit.group is not None})
+    records = sum(unit.group is not None for units in there for unit in units)
+    left, taken = sum(task.passes for task in tasks), 0 if folder is None else folder.from_cache(there)
+    if to_do < records or taken or left < sum(plan.announced):
+        shared = f"; {taken} blocks are reused from other runs ({record_cache().folder})" if taken else ""
+        lines.append(f"{records - to_do} of {records} sets of records are there already{shared}; {left:,} passes left")
     return "\n".join(lines)

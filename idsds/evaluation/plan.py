@@ -22,6 +22,7 @@ from idsds.common.reach import switches
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
+from idsds.evaluation.records import FORMAT
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
@@ -31,10 +32,25 @@ from idsds.training.checkpoints import Stage, obtain
 
 Methods = Mapping[str, Any]
 
-# Raise it when the engine changes what a file of records holds, so that old files are not taken for new ones.
-FORMAT = 4
 # Versions of what stores numbers, and computes none.
 RECORDED_ONLY = ("pandas", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is computed together and stored under one address: columns for one grid, or the records of a group of methods for it.
+
+    Args:
+        grid: its number in :attr:`Plan.grids`.
+        group: number of the group in :attr:`Job.groups`; None for the method-independent columns.
+        methods: of the group; none for the columns.
+        address: a hash of all that determines it but the images; empty where nothing is kept on disk.
+    """
+
+    grid: int
+    group: int | None
+    methods: tuple[str, ...]
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Job:
         indices: which of them, in the fixed order.
         groups: methods that share a computation.
         passes: passes per image of each group.
+        families: of the methods.
+        queried: by method, the deletions that it queries itself, see :meth:`idsds.methods.Method.is_ceiling`.
         own_keys: hashes of the user's own methods.
         own_images: what is known of the user's own images, None for a data set of the registry.
         facts: what is known of the user's own net, None for one of the registry.
@@ -68,6 +86,8 @@ class Job:
     indices: tuple[int, ...]
     groups: tuple[tuple[str, ...], ...]
     passes: tuple[Passes | None, ...]
+    families: Mapping[str, str] = field(default_factory=dict)
+    queried: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     own_keys: Mapping[str, str] = field(default_factory=dict)
     own_images: OwnImages | None = None
     facts: Facts | None = None
@@ -90,17 +110,32 @@ class Job:
         """The registry's name of the net: a stage may go by a name of its own in the records."""
         return self.source.model if isinstance(self.source, Stage) else self.model
 
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The ids of images."""
+        if isinstance(self.dataset, ImageDataset):
+            return [self.dataset.image_ids[index] for index in indices]
+        return [self.own_images[index][0] for index in indices]  # type: ignore[index]
+
+    def targets(self, indices: Sequence[int]) -> list[int]:
+        """The labels of images."""
+        if isinstance(self.dataset, ImageDataset):
+            return [self.dataset.targets[index] for index in indices]
+        return [self.own_images[index][1] for index in indices]  # type: ignore[index]
+
     def images(self, indices: Sequence[int]) -> dict[str, str]:
-        """By id, the address of each image: of the registry's the id itself, of a user's a hash of its pixels and target."""
+        """By id, the address of each image: of the registry's the id itself, of a user's a hash of its pixels and target.
+
+        It is empty for an image of the user's that cannot be read.
+        """
         if self.own_images is None:
-            image_ids = self.dataset.image_ids  # type: ignore[attr-defined]
-            return {image_ids[index]: image_ids[index] for index in indices}
+            return {image_id: image_id for image_id in self.ids(indices)}
         return {image_id: key for image_id, _, key in (self.own_images[index] for index in indices)}
 
-    def data_key(self, indices: Sequence[int]) -> str:
-        """The address of a block of images: that of the registry's data set, or of the user's first image, each having one of its own."""
+    @cached_property
+    def data_key(self) -> str:
+        """The address of the data set of the registry; of a user's that of its normalisation, each image having an address of its own."""
         if self.own_images is not None:
-            return self.own_images[indices[0]][2]
+            return own_digest(getattr(self.dataset, "normalisation", None))
         return digest([fingerprint_of(*self.data), code_digest(DATASETS[self.data[0]].load)])  # type: ignore[misc, index]
 
     def method_key(self, name: str) -> str:
@@ -189,36 +224,37 @@ class Plan:
         passes = self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
         return passes + PREDICTION_PASSES if self.target == "prediction" else passes
 
-    def address(self, job: Job, start: int, group: Sequence[str]) -> str:
-        """The address of the records of a group of methods, of the block of images that begins at ``start`` in the fixed order."""
-        content = self._shared(job, start, dict(self.settings))
+    def units(self, job: Job, addressed: bool) -> list[Unit]:
+        """What a job consists of: the columns for each grid, then each group of methods for each grid."""
+        columns = [Unit(i, None, ()) for i in range(len(self.grids))] if self.shared_work else []
+        records = [Unit(i, j, group) for j, group in enumerate(job.groups) for i in range(len(self.grids))]
+        return [replace(unit, address=self.address(job, unit)) if addressed else unit for unit in columns + records]
+
+    def address(self, job: Job, unit: Unit) -> str:
+        """The address of a unit: for columns, a hash of no more than their function and what it takes."""
+        settings = self.grids[unit.grid]
+        if unit.group is None:
+            prepare = self.protocol.prepare or predictions
+            taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
+            return digest({**self._shared(job, taken), "prepare": code_digest(prepare)})
+        content = self._shared(job, settings)
         content |= {"name": job.model, "dataset": self.dataset}
         content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)]}
-        content["computation"] = job.method_key(group[0])
+        content["computation"] = job.method_key(unit.methods[0])
         if self.protocol.prepare:
             content["prepare"] = code_digest(self.protocol.prepare)
-        for reason in job.unsure(group):
+        for reason in job.unsure(unit.methods):
             warnings.warn(reason, stacklevel=2)
         # Two of the user's methods may be one thing under two names: each has records of its own.
-        content["own"] = [name for name in group if name in job.own_keys]
+        content["own"] = [name for name in unit.methods if name in job.own_keys]
         return digest(content)
 
-    def prepared_address(self, job: Job, start: int, settings: Mapping[str, Any]) -> str:
-        """The address of the method-independent columns of a block: of no more than their function and what it takes."""
-        prepare = self.protocol.prepare or predictions
-        taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
-        return digest({**self._shared(job, start, taken), "prepare": code_digest(prepare)})
-
-    def _shared(self, job: Job, start: int, settings: dict[str, Any]) -> dict[str, Any]:
-        """What determines every number. Batch size is not in it: it changes scores by rounding, and is chosen by memory.
-
-        Nor is the number of images: the file says which of the block's it holds.
-        """
+    def _shared(self, job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+        """What determines every number but the image. Batch and block size are not in it: they change scores by rounding alone."""
         content = {
             "format": FORMAT,
             "model": job.model_key,
-            "data": job.data_key(job.indices[start : start + self.shard]),
-            "block": [start, self.shard],
+            "data": job.data_key,
             "seed": job.seed,
             "settings": own_digest(sorted(settings.items())),
             "numerics": [self.device, self.precision, self.layout_of(job) == torch.channels_last, self.compiled],

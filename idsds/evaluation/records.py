@@ -1,185 +1,377 @@
-"""Records of a run: one tidy frame, and a manifest that says how it came about."""
+"""Records of a run: the folder that they are read from, column by column, and the tidy frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from idsds.common import paths
-from idsds.common.files import DamagedFileError, read_json, read_table, write_json
-from idsds.common.hashing import versions
-from idsds.datasets.base import ImageDataset
-from idsds.protocols import PROTOCOLS
-
-if TYPE_CHECKING:
-    from idsds.evaluation.cache import Part, Shelf
-    from idsds.evaluation.plan import Plan
+from idsds.common.files import DamagedFileError, read_json, sha256_of, write_json
+from idsds.common.registry import UnknownNameError
 
 MANIFEST = "manifest.json"
-IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "direction", "score")
+#: Raise it when the engine changes what a block or a file of records holds, so that old ones are not taken for new ones.
+FORMAT = 5
+IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "ceiling", "direction", "score")
+#: Columns of a file of records that say which record a row is.
+KEYS = ("image", "seed", "grid", "method")
 
 
-def tidy(
-    frames: Sequence[pd.DataFrame],
-    models: Sequence[tuple[str, int]],
-    methods: Sequence[str],
-    direction: str,
-    groups: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
-    """Frames of records as one, whatever shards they came in.
+@dataclass(frozen=True)
+class Part:
+    """The records of one method on one model, for one seed and grid; without a method, the method-independent columns.
 
     Args:
-        frames: of records, the images of each model and method in their fixed order.
-        models: (model, seed) in the order wanted.
-        methods: in the order wanted.
-        direction: of the score, a column.
-        groups: by image id, what an image belongs to, such as a photo that several are crops of; None for no such column.
-
-    Returns:
-        By model, seed, method and grid; what identifies a record first, then its score, then the rest.
+        model, seed, method: whose.
+        grid: None for a protocol that has none.
+        address: of the computation.
+        rows: how many images.
+        columns: names of what there is beside the keys.
+        load: reads those of the columns that are named, with ``image``, the place of each row's image, which increases.
+        forward, backward, seconds: what it took.
     """
-    records = pd.concat(frames, ignore_index=True).assign(direction=direction)
-    if groups:
-        records["group"] = records["image_id"].map(groups)
-    place = {model: number for number, model in enumerate(models)}
-    keys = pd.DataFrame(
-        {
-            "model": [place[pair] for pair in zip(records["model"], records["seed"], strict=True)],
-            "method": records["method"].map({method: number for number, method in enumerate(methods)}),
-            "grid": records.get("grid", 0),
-        }
-    )
-    ordered = records.loc[keys.sort_values(["model", "method", "grid"], kind="stable").index]
-    return ordered[[*IDENTITY, *(name for name in records.columns if name not in IDENTITY)]].reset_index(drop=True)
+
+    model: str
+    seed: int
+    method: str | None
+    grid: int | None
+    address: str
+    rows: int
+    columns: tuple[str, ...]
+    load: Callable[[Sequence[str]], pa.Table]
+    forward: float = 0
+    backward: float = 0
+    seconds: float = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        plain = {name: getattr(self, name) for name in ("seed", "method", "address", "rows")}
+        return {**plain, **{name: round(getattr(self, name), 3) for name in ("forward", "backward", "seconds")}}
 
 
-def load_records(output: str | Path) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Content:
+    """All records of a run, in memory or on disk.
+
+    Args:
+        parts: of the methods, in the order of the frame.
+        prepared: the method-independent columns.
+        image_ids, targets: of the images, in their fixed order.
+        facts: the columns that are the same in every row: ``dataset``, ``protocol``, and the protocol's settings.
+        families: of the methods.
+        queried: by method, the deletions that it queries itself; with the same settings its score is a ceiling.
+        groups: by image id, what an image belongs to, such as a photo that several are crops of; empty where there is none.
+        predicted: whether the class explained is the model's prediction, which is among the method-independent columns.
+    """
+
+    parts: Sequence[Part]
+    prepared: Sequence[Part]
+    image_ids: Sequence[str]
+    targets: np.ndarray
+    facts: Mapping[str, Any]
+    families: Mapping[str, str]
+    predicted: bool
+    queried: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the frame's columns."""
+        settings = [name for name in self.facts if name not in IDENTITY]
+        own = [name for part in (*self.prepared, *self.parts) for name in part.columns]
+        return list(dict.fromkeys([*IDENTITY, *(["group"] if self.groups else []), *settings, *own]))
+
+    def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per record: all columns, or those named. Raises UnknownNameError for one that there is not."""
+        for name in columns or ():
+            if name not in self.columns:
+                raise UnknownNameError("column of the records", name, self.columns)
+        names = self.columns if columns is None else list(columns)
+        counts = [part.rows for part in self.parts]
+        tables = [part.load([name for name in part.columns if name in names]) for part in self.parts]
+        places = np.concatenate([as_values(table["image"]) for table in tables]) if tables else np.empty(0, np.int32)
+        prepared = {(part.model, part.seed, part.grid): part for part in self.prepared}
+        stored = {key: part.load([*names, "target"]) for key, part in prepared.items() if {*names} & {*part.columns}}
+        rows = [stored.get((part.model, part.seed, part.grid)) for part in self.parts]
+
+        def column(name: str) -> Any:
+            if name == "image_id":
+                return pd.Series(
+                    self.image_ids,
+                ).array.take(places)
+            if name == "group":
+                return pd.Series([self.groups[image_id] for image_id in self.image_ids]).array.take(places)
+            if name == "target" and not self.predicted:
+                return self.targets[places]
+            if any(name in part.columns for part in self.parts):
+                return _joined([_cells(table, name) for table in tables])
+            if any(name in part.columns for part in self.prepared):
+                return _joined(_matched(name, rows, tables))
+            return pd.Series(_constants(name, self)).repeat(counts).array
+
+        return pd.DataFrame({name: column(name) for name in names})
+
+
+def _constants(name: str, content: Content) -> list[Any]:
+    """A value for each part of a column that does not differ between images."""
+    if name == "family":
+        return [content.families[part.method or ""] for part in content.parts]
+    if name == "ceiling":
+        return [_is_ceiling(part, content) for part in content.parts]
+    if name in ("model", "method", "seed", "grid"):
+        return [getattr(part, name) for part in content.parts]
+    return [content.facts[name]] * len(content.parts)
+
+
+def _is_ceiling(part: Part, content: Content) -> bool:
+    """Whether a method has queried the very deletions that judge it."""
+    queried = content.queried.get(part.method or "")
+    settings = {**content.facts, "grid": part.grid}
+    return queried is not None and all(settings.get(name) == value for name, value in queried.items())
+
+
+def as_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as (N,), or of lists of a fixed size as (N, n)."""
+    if pa.types.is_fixed_size_list(column.type):
+        parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return flat.reshape(-1, column.type.list_size)
+    return column.to_numpy()
+
+
+def _cells(table: pa.Table, name: str) -> np.ndarray:
+    """A column with one object per row; NaN for a method that has no such column."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    return _as_cells(as_values(table[name]))
+
+
+def _as_cells(values: np.ndarray) -> np.ndarray:
+    if values.ndim == 1:
+        return values
+    cells = np.empty(len(values), dtype=object)
+    cells[:] = list(values)
+    return cells
+
+
+def _matched(name: str, stored: Sequence[pa.Table | None], tables: Sequence[pa.Table]) -> Iterator[np.ndarray]:
+    """A method-independent column, for the images of each table; records of one image share the object in a cell."""
+    known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for table, part in zip(stored, tables, strict=True):
+        if table is None:
+            yield np.full(len(part), np.nan)
+            continue
+        if id(table) not in known:
+            known[id(table)] = as_values(table["image"]), _cells(table, name)
+        places, cells = known[id(table)]
+        yield cells[np.searchsorted(places, as_values(part["image"]))]
+
+
+def _joined(values: Any) -> np.ndarray:
+    values = list(values)
+    return np.concatenate(values) if values else np.empty(0)
+
+
+def load_records(
+    output: str | Path,
+    columns: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """The records of a run, as :func:`idsds.evaluate` returned them.
 
     Args:
         output: the run's folder.
+        columns: names of those to read; None: all. Drops and patch sums take most of the memory, about 1 kB per record.
+        models, methods: names of those to read; None: all of the last call with this folder. (What other calls have computed stays in
+            the folder too, and costs nothing when it is asked for again.)
+
+    Returns:
+        One row per record, by model, seed, method and grid.
 
     Raises:
         FileNotFoundError: no run there, or one that is not complete.
-        DamagedFileError: naming the file that cannot be read; starting the same run again computes that shard again.
+        OldRecordsError: records of another format.
+        UnknownNameError: a column, model or method that the run does not hold.
+        DamagedFileError: naming the file that cannot be read, or is not what was written; starting the same run again mends it.
     """
-    folder = paths.resolve(output)
-    if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"no records in {str(folder)!r}: there is no {MANIFEST}")
-    manifest = read_json(folder / MANIFEST)
-    if manifest["status"] != "complete":
-        raise FileNotFoundError(f"the run in {str(folder)!r} is not complete; start it again, it continues where it was")
-    found = []
-    for part in manifest["files"]:
-        frame = read_table(folder / part["path"])[0]
-        frame = frame[frame["method"].isin(part["methods"])]
-        found.append(frame[frame["image_id"].isin(frame["image_id"].unique()[: part["images"]])])
-    direction = manifest.get("direction") or PROTOCOLS[manifest["protocol"]].direction
-    models = [(entry["model"], entry["seed"]) for entry in manifest["models"]]
-    return tidy(found, models, manifest["methods"], direction, manifest.get("groups"))
+    return Run.open(output).content(models, methods).frame(columns)
 
 
-class Files:
-    """The files that a run's records and columns are in: which part of each belongs to the run, and what that took."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, list[dict[str, Any]]] = {"records": [], "prepared": []}
-
-    def add_prepared(self, shelf: Shelf, path: Path, images: Mapping[str, str]) -> None:
-        """Enter a file of columns."""
-        self._enter("prepared", path.relative_to(shelf.folder), [part.only(images.keys()) for part in shelf.parts(path)], ())
-
-    def add_records(self, shelf: Shelf, path: Path, images: Mapping[str, str], methods: Sequence[str]) -> pd.DataFrame:
-        """Enter a file of records; its rows of these images and methods."""
-        sheet = shelf.read(path).only(images.keys(), methods)
-        self._enter("records", path.relative_to(shelf.folder), sheet.parts, methods)
-        return sheet.frame
-
-    def _enter(self, kind: str, path: Path, parts: Sequence[Part], methods: Sequence[str]) -> None:
-        counts = {"images": sum(len(part.images) for part in parts)}
-        passes = {name: round(sum(getattr(part, name) for part in parts)) for name in ("forward", "backward")}
-        seconds = round(sum(part.seconds for part in parts), 3)
-        self.entries[kind].append({"path": path.as_posix(), "methods": list(methods), **counts, **passes, "seconds": seconds})
-
-    def total(self, what: str) -> float:
-        """Of all files."""
-        return sum(entry[what] for entries in self.entries.values() for entry in entries)
+class OldRecordsError(ValueError):
+    """Records in a format that this version does not read. The message names the folder."""
 
 
-def begin_manifest(folder: Path, plan: Plan) -> None:
-    """Mark the folder as that of a run that is not complete; what is complete stays so until there is a new manifest."""
-    try:
-        if read_json(folder / MANIFEST)["status"] == "complete":
-            return
-    except (DamagedFileError, KeyError, TypeError):
-        pass
-    write_manifest(folder, plan, "running")
-
-
-def write_manifest(
-    folder: Path, plan: Plan, status: str, records: pd.DataFrame | None = None, files: Files | None = None, seconds: float = 0.0
-) -> None:
-    """What was computed, how, from what, and what came out undefined.
+class Run:
+    """A folder of records that is complete. What is in a file is checked before anything is read from it.
 
     Args:
-        folder: of the run.
-        plan: what was announced.
-        status: ``running`` or ``complete``.
-        records: of a complete run.
-        files: that they are in, and what each of them took, whenever and in whatever run that was.
-        seconds: that this call took, with what it found done.
+        folder: where.
+        manifest: what it says.
     """
-    files = files or Files()
-    content = {
-        "status": status,
-        "protocol": plan.protocol.name,
-        "direction": plan.protocol.direction,
-        "groups": plan.groups,
-        "target": plan.target,
-        "settings": {key: value for key, value in plan.settings.items() if not isinstance(value, Tensor)},
-        "dataset": plan.dataset,
-        "images": max(len(job.indices) for job in plan.jobs),
-        "seeds": sorted({job.seed for job in plan.jobs}),
-        "models": [{"model": job.model, "seed": job.seed, "weights": job.model_key} for job in plan.jobs if status == "complete"],
-        "methods": plan.methods,
-        "left_out": [{"model": job.model, "method": name, "why": why} for job in plan.jobs for name, why in job.excluded.items()],
-        "device": plan.device,
-        "precision": plan.precision,
-        "channels_last": plan.channels_last,
-        "compiled": plan.compiled,
-        "versions": versions(),
-        "passes": {
-            "announced": plan.announced._asdict(),
-            "counted": {"forward": files.total("forward"), "backward": files.total("backward")},
-        },
-        "seconds": {"passes": round(files.total("seconds"), 3), "this_call": round(seconds, 3)},
-        "skipped": [] if records is None else skipped_images(plan, records),
-        "undefined": [] if records is None else undefined_scores(records),
-        "files": files.entries["records"],
-        "prepared": files.entries["prepared"],
-    }
-    write_json(folder / MANIFEST, content)
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._open: dict[str, pq.ParquetFile] = {}
+
+    @classmethod
+    def open(cls, output: str | Path) -> Run:
+        """The run in a folder. Raises as :func:`load_records` does."""
+        folder = paths.resolve(output)
+        if not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"no records in {str(folder)!r}: there is no {MANIFEST}")
+        manifest = read_manifest(folder)
+        if manifest["status"] != "complete":
+            raise FileNotFoundError(f"the run in {str(folder)!r} is not complete; start it again, it continues where it was")
+        return cls(folder, manifest)
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Names of the models."""
+        return list(dict.fromkeys(entry["model"] for entry in self.manifest["models"]))
+
+    def files(self, kind: str) -> list[dict[str, Any]]:
+        """The entries of the files that hold ``images``, ``deletions`` (method-independent columns), ``scores`` or ``undefined``."""
+        return [entry for entry in self.manifest["files"] if entry["kind"] == kind]
+
+    def content(self, models: Sequence[str] | None = None, methods: Sequence[str] | None = None) -> Content:
+        """The records of some models and methods; None: of all. Raises UnknownNameError."""
+        for what, names, known in (("model", models, self.models), ("method", methods, self.manifest["methods"])):
+            for name in names or ():
+                if name not in known:
+                    raise UnknownNameError(f"{what} of the run in {str(self.folder)!r}", name, known)
+        images, manifest = self.images(), self.manifest
+        return Content(
+            parts=self._ordered([part for part in self.parts("scores", models) if methods is None or part.method in methods]),
+            prepared=self.parts("deletions", models),
+            image_ids=images["image_id"].to_pylist(),
+            targets=images["target"].to_numpy(),
+            facts={**{name: manifest[name] for name in ("dataset", "protocol", "direction")}, **manifest["settings"]},
+            families=manifest["families"],
+            queried=manifest["queried"],
+            groups=manifest["groups"],
+            predicted=manifest["target"] == "prediction",
+        )
+
+    def images(self) -> pa.Table:
+        """``image_id``, ``target`` and ``key`` (its address) of every image, in the fixed order."""
+        return self._read(self.files("images")[0], 0, ["image_id", "target", "key"])
+
+    def places(self, entry: Mapping[str, Any], number: int) -> list[int]:
+        """The places of the images of a part."""
+        return self.part(entry, number, [])["image"].to_pylist()
+
+    def parts(self, kind: str, models: Sequence[str] | None = None) -> list[Part]:
+        """What the files of a kind hold, file by file; nothing is read before a part is loaded."""
+        found = []
+        for entry in self.files(kind):
+            columns = tuple(name for name in entry["columns"] if name not in KEYS)
+            for number, facts in enumerate(entry["parts"] if models is None or entry["model"] in models else ()):
+                load = partial(self.part, entry, number)
+                found.append(Part(entry["model"], **facts, grid=entry["grid"], columns=columns, load=load))
+        return found
+
+    def _ordered(self, parts: Sequence[Part]) -> list[Part]:
+        models = {(entry["model"], entry["seed"]): place for place, entry in enumerate(self.manifest["models"])}
+        return ordered(parts, models, self.manifest["methods"])
+
+    def part(self, entry: Mapping[str, Any], number: int, columns: Collection[str]) -> pa.Table:
+        """Some columns of a part of a file, with the places of its images. Raises DamagedFileError."""
+        rows = entry["parts"][number]["rows"]
+        table = self._read(entry, number, ["image", *(name for name in entry["columns"] if name in columns and name not in KEYS)])
+        places = table["image"].to_numpy()
+        if len(table) != rows or (np.diff(places) <= 0).any() or (rows and not 0 <= places[0] <= places[-1] < self.manifest["images"]):
+            raise DamagedFileError(f"{str(self.folder / entry['path'])!r} does not hold each image once")
+        return table
+
+    def _read(self, entry: Mapping[str, Any], group: int, columns: Sequence[str]) -> pa.Table:
+        path = self.path(entry)
+        try:
+            if entry["path"] not in self._open:
+                self._open[entry["path"]] = _checked(path, entry)
+            return self._open[entry["path"]].read_row_group(group, columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
+
+    def path(self, entry: Mapping[str, Any]) -> Path:
+        """A file of the manifest, which lies in the folder. Raises DamagedFileError for a path that leads out of it."""
+        path = PurePosixPath(entry["path"])
+        if path.is_absolute() or ".." in path.parts or "\\" in entry["path"] or ":" in entry["path"]:
+            raise DamagedFileError(f"{str(self.folder / MANIFEST)!r} names a file outside its folder: {entry['path']!r}")
+        return self.folder / path
+
+    def check(self, entry: Mapping[str, Any]) -> None:
+        """Raise DamagedFileError, naming the file, where it is not there or not what was written."""
+        self._read(entry, 0, [])
 
 
-def skipped_images(plan: Plan, records: pd.DataFrame) -> list[str]:
-    """Ids of the images that were asked for and could not be read, so that they have no record; each run tries them again."""
-    there = set(records["image_id"])
-    asked = {job.dataset.image_ids[index]: None for job in plan.jobs if isinstance(job.dataset, ImageDataset) for index in job.indices}
-    return [image_id for image_id in asked if image_id not in there]
+def ordered(parts: Sequence[Part], models: Mapping[tuple[str, int], int], methods: Sequence[str]) -> list[Part]:
+    """Parts in the order of a frame: by model and seed, method, and grid."""
+    place = {method: number for number, method in enumerate(methods)}
+    return sorted(parts, key=lambda part: (models[part.model, part.seed], place[part.method or methods[0]], part.grid or 0))
 
 
-def undefined_scores(records: pd.DataFrame) -> list[dict[str, Any]]:
-    """The ledger of undefined scores: which image, which model and method, and why."""
+#: Files whose content has been compared with its hash in this process, by what the file system says of them.
+_known: set[tuple[Any, ...]] = set()
+
+
+def _checked(path: Path, entry: Mapping[str, Any]) -> pq.ParquetFile:
+    """A file that holds what the manifest says. Raises DamagedFileError."""
+    state = os.stat(path)
+    stamp = (str(path), state.st_ino, state.st_mtime_ns, state.st_size, entry["sha256"])
+    if stamp not in _known and sha256_of(path) != entry["sha256"]:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: its content is not what was written")
+    _known.add(stamp)
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    columns = {field.name: str(field.type) for field in file.schema_arrow}
+    rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if columns != entry["columns"] or rows != [part["rows"] for part in entry["parts"]] or sum(rows) != entry["rows"]:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: its columns or rows are not those that the manifest names")
+    return file
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run. Raises DamagedFileError for one that was changed, and OldRecordsError for one of another format."""
+    manifest = read_json(folder / MANIFEST)
+    written = manifest.get("format", 3) if isinstance(manifest, dict) else None
+    if isinstance(written, int) and written != FORMAT:
+        raise OldRecordsError(
+            f"the records in {str(folder)!r} are of format {written}, and this version reads format {FORMAT} alone: "
+            "name another output folder, or remove this one"
+        )
+    if written is None or manifest.get("seal") != _seal(manifest):
+        raise DamagedFileError(f"cannot read {str(folder / MANIFEST)!r}: its content is not what was written")
+    return manifest
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a manifest, with its format and a hash of its own content."""
+    content = json.loads(json.dumps({"format": FORMAT, **content}))
+    write_json(folder / MANIFEST, {**content, "seal": _seal(content)})
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    plain = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def undefined_scores(records: pd.DataFrame) -> pd.DataFrame:
+    """The ledger of undefined scores: which image, which model, method, seed and grid, and why."""
     rows = records[records["score"].isna()]
-    return [
-        {"model": row.model, "method": row.method, "seed": int(row.seed), "image_id": row.image_id, "why": _why(row)}
-        for row in rows.itertuples()
-    ]
+    keys = [name for name in ("model", "method", "seed", "grid", "image_id") if name in rows]
+    return rows[keys].assign(why=[_why(row) for row in rows.itertuples()]).reset_index(drop=True)
 
 
 def _why(row: Any) -> str:
@@ -194,3 +386,8 @@ def _why(row: Any) -> str:
         if np.ptp(values) == 0:
             return f"{what} that are equal for all patches"
     return "undefined"
+
+
+def collected(names: Collection[str]) -> str:
+    """Up to eight names, for a message."""
+    return ", ".join([*list(names)[:8], *(["..."] if len(names) > 8 else [])])

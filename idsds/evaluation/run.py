@@ -1,27 +1,25 @@
-"""One shard of an evaluation: some images of one model, from pixels to files of records."""
+"""Some images of one model, from pixels to blocks of columns and records."""
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving
-from idsds.common.files import DamagedFileError
-from idsds.common.registry import UnknownNameError
-from idsds.evaluation.cache import EMPTY, Part, Sheet, Shelf, leave, record_cache
-from idsds.evaluation.plan import Job, Plan, predictions
+from idsds.evaluation.cache import Block, Store, cover, gathered, record_cache, share
+from idsds.evaluation.plan import Job, Plan, Unit, predictions
+from idsds.evaluation.records import as_values
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
 from idsds.models.inspection import two_images
@@ -29,248 +27,206 @@ from idsds.protocols import Batch
 from idsds.training.loop import batches
 
 Advance = Callable[[int], Any]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Images of a shard for which the same is to be computed.
-
-    Args:
-        indices: the images.
-        grids: numbers of the grids whose columns are lacking.
-        groups: by number of the group, the methods to compute: those asked for, and those that have a record already.
-    """
-
-    indices: tuple[int, ...]
-    grids: tuple[int, ...]
-    groups: Mapping[int, tuple[str, ...]]
+#: Columns by name, of a batch or of a block.
+Columns = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard of images of one job: its files, and what they lack.
+    """Images of one job for which the same is to be computed.
 
     Args:
         job: number of the job in the plan.
         indices: the images.
-        prepared: the files of method-independent columns, one for each grid; None where nothing is kept on disk.
-        files: one file of records for each group of methods.
-        images: by id, the address of each image; None where nothing is kept on disk.
-        taken: by file, what another run has left in the cache of it.
-        kept: how many of the files of records lack nothing.
-        steps: what is to be computed.
-        passes: how many that takes.
+        images: by id, the address of each.
+        units: what is to be computed.
+        stored: by number of the grid, the blocks of method-independent columns that are there already.
+        folder: where the blocks go; None to hand them back.
+        passes: how many it takes, as far as they are known.
     """
 
     job: int
     indices: tuple[int, ...]
-    prepared: tuple[Path | None, ...]
-    files: tuple[Path | None, ...]
-    images: Mapping[str, str] | None
-    taken: Mapping[Path, Path]
-    kept: int
-    steps: tuple[Step, ...]
+    images: Mapping[str, str]
+    units: tuple[Unit, ...]
+    stored: Mapping[int, tuple[Block, ...]]
+    folder: Path | None
     passes: int
 
-    def lacking(self, grid: int) -> int:
-        """Images whose columns for a grid are to be computed."""
-        return sum(len(step.indices) for step in self.steps if grid in step.grids)
 
-    def missing(self, group: int) -> int:
-        """Images whose records of a group are to be computed."""
-        return sum(len(step.indices) for step in self.steps if group in step.groups)
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task.
+
+    Args:
+        blocks: one for each unit; none where no image could be read.
+        skipped: ids of the images that the data set said it could not read.
+        worker: who did it, for messages.
+    """
+
+    blocks: tuple[Block, ...]
+    skipped: tuple[str, ...]
+    worker: str = "this process"
 
 
-def tasks_of(plan: Plan, number: int, shelf: Shelf | None) -> Iterator[Task]:
-    """The shards of a job; with a ``shelf``, what lies there complete and readable is not computed again."""
+def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], folder: Path | None) -> Iterator[Task]:
+    """What a job lacks, cut into tasks of at most ``plan.shard`` images.
+
+    Args:
+        plan: the whole evaluation.
+        number: of the job.
+        there: the job's units, each with the blocks that there are.
+        folder: for the blocks to come; None where nothing is kept on disk, and images need no address.
+    """
     job = plan.jobs[number]
-    grids = plan.grids if plan.shared_work else []
-    for start in range(0, len(job.indices), plan.shard):
-        indices = job.indices[start : start + plan.shard]
-        prepared: list[Path | None] = [None] * len(grids)
-        files: list[Path | None] = [None] * len(job.groups)
-        held: list[dict[tuple[str, str], tuple[str, ...]]] = [{} for _ in range(len(grids) + len(files))]
-        images, taken = None, {}
-        if shelf is not None:
-            images = job.images(indices)
-            slug = re.sub(r"[^\w+-]+", "_", job.model)[:60]  # what the user calls a net may be no name of a file
-            names = [plan.prepared_address(job, start, settings) for settings in grids]
-            names += [plan.address(job, start, group) for group in job.groups]
-            names = [f"{slug}-{name}.parquet" for name in names]
-            for i, (name, group) in enumerate(zip(names, [*((),) * len(grids), *job.groups], strict=True)):
-                sheet, cached = shelf.find(name, images, group)
-                held[i] = sheet.held
-                if cached is not None:
-                    taken[shelf.path(name)] = cached
-            prepared, files = [shelf.path(name) for name in names[: len(grids)]], [shelf.path(name) for name in names[len(grids) :]]
-        steps = _steps(job, indices, images, held[: len(grids)], held[len(grids) :])
-        passes = sum(len(step.indices) * _passes(plan, job, step) for step in steps)
-        kept = sum(all(i not in step.groups for step in steps) for i in range(len(files)))
-        yield Task(number, indices, tuple(prepared), tuple(files), images, taken, kept, steps, passes)
+    wanted = wanted_images(job, folder is not None)
+    known = list(wanted.items())
+    lacking = {unit: cover(blocks, unit.methods, wanted)[1] for unit, blocks in there.items()}
+    columns = {unit.grid: blocks for unit, blocks in there.items() if unit.group is None}
+    for start in range(0, len(known), plan.shard):
+        some = range(start, min(start + plan.shard, len(known)))
+        # An image without an address could not be read when it was looked at.
+        for units, same in groupby(some, key=lambda i: tuple(u for u in there if known[i][0] in lacking[u]) if known[i][1] else ()):
+            places = list(same)
+            images = dict(known[i] for i in places)
+            if not units:
+                continue
+            to_make = {unit.grid for unit in units if unit.group is None}
+            stored = {grid: _covering(blocks, images) for grid, blocks in columns.items() if grid not in to_make}
+            indices = tuple(job.indices[i] for i in places)
+            yield Task(number, indices, images, units, stored, folder, len(places) * sum(_passes(plan, job, unit) for unit in _once(units)))
 
 
-Held = Mapping[tuple[str, str], tuple[str, ...]]
+def wanted_images(job: Job, addressed: bool) -> dict[str, str]:
+    """By id, the address of each image of a job, in the fixed order; the id itself where nothing is kept on disk."""
+    return job.images(job.indices) if addressed else {image_id: image_id for image_id in job.ids(job.indices)}
 
 
-def _steps(
-    job: Job, indices: Sequence[int], images: Mapping[str, str] | None, prepared: Sequence[Held], records: Sequence[Held]
-) -> tuple[Step, ...]:
-    """What is to be computed, in the images' order; ``prepared`` and ``records`` say what each file holds."""
-    known: Sequence[Any] = [None] * len(indices) if images is None else list(images.items())
-    needs: list[tuple[tuple[int, ...], tuple[tuple[int, tuple[str, ...]], ...]]] = []
-    for image in known:
-        grids = tuple(i for i, held in enumerate(prepared) if image not in held)
-        groups = []
-        for i, (group, held) in enumerate(zip(job.groups, records, strict=True)):
-            there = held.get(image, ())
-            if not set(group) <= set(there):  # what is there of the same computation stays there
-                groups.append((i, group + tuple(name for name in there if name not in group and _falls_out(job, name, group[0]))))
-        needs.append((grids, tuple(groups)))
-    steps, done = [], 0
-    for (grids, groups), same in groupby(needs):
-        count = len(list(same))
-        if grids or groups:
-            steps.append(Step(tuple(indices[done : done + count]), grids, dict(groups)))
-        done += count
-    return tuple(steps)
+def _covering(blocks: Sequence[Block], images: Mapping[str, str]) -> tuple[Block, ...]:
+    return tuple(block.only(image_ids) for block, image_ids in cover(blocks, (), images)[0][None])
 
 
-def _passes(plan: Plan, job: Job, step: Step) -> int:
+def _once(units: Sequence[Unit]) -> list[Unit]:
+    """The units without those of further grids of a group: its maps serve all of them."""
+    first: dict[Any, Unit] = {}
+    for unit in units:
+        first.setdefault(("columns", unit.grid) if unit.group is None else unit.group, unit)
+    return list(first.values())
+
+
+def _passes(plan: Plan, job: Job, unit: Unit) -> int:
     """Per image, as far as they are known."""
-    return sum(sum(plan.prepare_passes(plan.grids[i])) for i in step.grids) + sum(sum(job.passes[i] or (0, 0)) for i in step.groups)
+    return sum(plan.prepare_passes(plan.grids[unit.grid])) if unit.group is None else sum(job.passes[unit.group] or (0, 0))
 
 
-def _falls_out(job: Job, name: str, of: str) -> bool:
-    """Whether a method still is what it was when the file was written: another output of the computation ``of``."""
-    try:
-        return job.method_key(name) == job.method_key(of)
-    except UnknownNameError:
-        return False
+class _Making:
+    """What is computed for a block, batch by batch."""
 
-
-class _File:
-    """What is computed for one file: columns or records of some images, added batch by batch."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.frames: list[pd.DataFrame] = []
-        self.parts: list[Part] = []
-
-    def begin(self, methods: Sequence[str]) -> None:
-        """Another step begins."""
-        self.methods, self.counter, self.seconds = tuple(methods), PassCounter(), 0.0
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.parts: list[list[Columns]] = []
         self.image_ids: list[str] = []
+        self.counter, self.seconds = PassCounter(), 0.0
 
     @contextmanager
-    def computing(self, model: nn.Module, image_ids: Sequence[str]) -> Iterator[None]:
+    def computing(self, model: nn.Module) -> Iterator[None]:
         """A batch is computed: count its passes and seconds."""
         begun = time.perf_counter()
         with self.counter.watch(model):
             yield
         self.seconds += time.perf_counter() - begun
+
+    def add(self, columns: Sequence[Columns], image_ids: Sequence[str]) -> None:
+        """The columns of a batch, for each method."""
+        self.parts.append([{name: as_array(values) for name, values in some.items()} for some in columns])
         self.image_ids += image_ids
 
-    def end(self, images: Mapping[str, str] | None) -> None:
-        """The step has ended."""
-        if images is not None and self.image_ids:
-            kept = {name: images[name] for name in self.image_ids}
-            self.parts.append(Part(kept, self.methods, self.counter.forward, self.counter.backward, self.seconds))
-
-    def finish(self, images: Mapping[str, str] | None, cache: Path | None) -> pd.DataFrame | None:
-        """Write the file, with what is there already, and leave it in the cache; without a file, return the frame."""
-        if self.path is None or not self.frames:
-            return pd.concat(self.frames, ignore_index=True) if self.frames else pd.DataFrame()
-        try:
-            there = Sheet.read(self.path) if self.path.is_file() else EMPTY
-        except DamagedFileError:  # which was named when the run began
-            there = EMPTY
-        there.with_more(self.frames, self.parts, list(images or ())).write(self.path)
-        leave(self.path, cache)
-        return None
+    def block(self, images: Mapping[str, str]) -> Block:
+        """All batches, method by method; ``images`` are the addresses by id."""
+        table = as_table([part[number] for number in range(len(self.parts[0])) for part in self.parts])
+        taken = {"forward": self.counter.forward, "backward": self.counter.backward, "seconds": self.seconds}
+        kept = {image_id: images[image_id] for image_id in self.image_ids}
+        return Block(self.unit.address, kept, self.unit.methods, partial(_itself, table), **taken)
 
 
-def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda passes: None) -> dict[int, pd.DataFrame]:
-    """Compute what the files of a shard lack, and write them; without a folder, return the frames by number of the group.
+def _itself(table: pa.Table) -> pa.Table:
+    return table
+
+
+def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda passes: None) -> Outcome:
+    """Compute the blocks of a task, and write them where the run has a folder.
 
     Args:
         plan: the settings.
-        task: the shard.
+        task: what to compute.
         model: the loaded model, on the device.
         advance: called with the number of passes done, after each batch and computation.
     """
     job = plan.jobs[task.job]
     preparer = torch.compile(model) if plan.compiled else model
-    stored = _stored(plan, task)
-    columns = {i: _File(task.prepared[i]) for i in range(len(task.prepared))}
-    records = {i: _File(task.files[i]) for i in range(len(task.files)) if task.missing(i)}
-    for step in task.steps:
-        methods = {i: job.create_methods(model, names) for i, names in step.groups.items()}
-        for i in step.grids:
-            columns[i].begin(())
-        for i, names in step.groups.items():
-            records[i].begin(names)
-        files = [*(columns[i] for i in step.grids), *(records[i] for i in step.groups)]
-        try:
-            _run_step(plan, job, step, (model, preparer), methods, stored, columns, records, advance)
-        except BaseException:  # what was computed before is kept
-            for file in files:
-                file.end(task.images)
-            _written(task, columns, records)
-            raise
-        for file in files:
-            file.end(task.images)
-    return _written(task, columns, records)
+    making = {(unit.group, unit.grid): _Making(unit) for unit in task.units}
+    try:
+        _run_batches(plan, task, (model, preparer), making, advance)
+    except BaseException:  # what was computed before is kept
+        _kept(task, [made.block(task.images) for made in making.values() if made.image_ids])
+        raise
+    blocks = tuple(made.block(task.images) for made in making.values() if made.image_ids)
+    read = {image_id for block in blocks for image_id in block.images}
+    return Outcome(_kept(task, blocks), tuple(image_id for image_id in task.images if image_id not in read))
 
 
-def _run_step(
-    plan: Plan,
-    job: Job,
-    step: Step,
-    models: tuple[nn.Module, Any],
-    methods: Mapping[int, Sequence[Method]],
-    stored: Mapping[int, pd.DataFrame],
-    columns: Mapping[int, _File],
-    records: Mapping[int, _File],
-    advance: Advance,
+def _run_batches(
+    plan: Plan, task: Task, models: tuple[nn.Module, Any], making: Mapping[tuple[int | None, int], _Making], advance: Advance
 ) -> None:
-    """Compute what a step lacks, batch by batch; ``models`` are the net and, for what no method depends on, the compiled one."""
-    model, preparer = models
-    for images, targets, image_ids in batches(job.dataset, step.indices, batch_size(plan, job)):
+    """Compute what a task lacks, batch by batch; ``models`` are the net and, for what no method depends on, the compiled one."""
+    job, (model, preparer) = plan.jobs[task.job], models
+    groups = [unit for unit in _once(task.units) if unit.group is not None]
+    methods = {unit.group: job.create_methods(model, unit.methods) for unit in groups}
+    stored = {grid: _Stored(blocks, plan.device) for grid, blocks in task.stored.items()} if groups else {}
+    for images, targets, image_ids in batches(job.dataset, task.indices, batch_size(plan, job)):
         if not image_ids:  # none of them could be read
             continue
         batch = on_plan(plan, job, images, targets, image_ids)
-        prepared: list[dict[str, Tensor]] = [{} for _ in plan.grids]
-        for i, frame in stored.items():
-            if i not in step.grids:
-                rows = frame.loc[list(image_ids)]
-                prepared[i] = {name: _tensor(rows[name], plan.device) for name in rows.columns}
-        for i in step.grids:
-            with columns[i].computing(preparer, image_ids), autocast(plan):
-                prepared[i] = prepare(plan, job, preparer, batch, plan.grids[i])
-                frame = _frame({"image_id": image_ids, **prepared[i]})
-            columns[i].frames.append(frame)
-            advance(sum(plan.prepare_passes(plan.grids[i])) * len(image_ids))
-        for i in step.groups:
-            with records[i].computing(model, image_ids), autocast(plan):
-                frame = score(plan, job, model, methods[i], batch, prepared)
-            records[i].frames.append(frame)
-            advance(sum(job.passes[i] or (0, 0)) * len(image_ids))
+        prepared: list[Columns] = [stored[grid].rows(image_ids) if grid in stored else {} for grid in range(len(plan.grids))]
+        for unit in task.units:
+            if unit.group is None:
+                with making[None, unit.grid].computing(preparer), autocast(plan):
+                    prepared[unit.grid] = prepare(plan, job, preparer, batch, plan.grids[unit.grid])
+                making[None, unit.grid].add([prepared[unit.grid]], image_ids)
+                advance(_passes(plan, job, unit) * len(image_ids))
+        for unit in groups:
+            grids = [other.grid for other in task.units if other.group == unit.group]
+            with making[unit.group, unit.grid].computing(model), autocast(plan):
+                found = score(plan, job, model, methods[unit.group], batch, prepared, grids)
+            for grid, columns in found.items():
+                making[unit.group, grid].add(columns, image_ids)
+            advance(_passes(plan, job, unit) * len(image_ids))
 
 
-def _written(task: Task, columns: Mapping[int, _File], records: Mapping[int, _File]) -> dict[int, pd.DataFrame]:
-    """Write the files of a shard, or return the frames of records that have none."""
-    shared = record_cache()
-    for file in columns.values():
-        if file.path is not None:
-            file.finish(task.images, shared)
-    frames = {i: file.finish(task.images, shared) for i, file in records.items()}
-    return {i: frame for i, frame in frames.items() if frame is not None and task.files[i] is None}
+def _kept(task: Task, blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """The blocks, written to the run's folder and left in the cache; without a folder, as they are."""
+    if task.folder is None:
+        return tuple(blocks)
+    store, cache = Store(task.folder), record_cache()
+    written = tuple(store.write(block) for block in blocks)
+    for block in written:
+        share(block, cache)
+    return written
 
 
-def _stored(plan: Plan, task: Task) -> dict[int, pd.DataFrame]:
-    """By number of the grid, the stored columns by image id, where some step takes them from disk."""
-    wanted = {i for i in range(len(task.prepared)) for step in task.steps if step.groups and i not in step.grids}
-    return {i: Sheet.read(path).frame.set_index("image_id") for i, path in enumerate(task.prepared) if path is not None and i in wanted}
+class _Stored:
+    """Method-independent columns that are there already."""
+
+    def __init__(self, blocks: Sequence[Block], device: str) -> None:
+        self.place = {image_id: number for number, image_id in enumerate(image_id for block in blocks for image_id in block.images)}
+        picks = [(block, list(block.images)) for block in blocks]
+        self.table = gathered(picks, None, self.place).drop_columns("image")
+        self.device = device
+
+    def rows(self, image_ids: Sequence[str]) -> Columns:
+        """Those of some images, as tensors."""
+        some = self.table.take(pa.array([self.place[image_id] for image_id in image_ids]))
+        return {name: torch.from_numpy(np.array(as_values(some[name]))).to(self.device) for name in some.column_names}
 
 
 def prepare(plan: Plan, job: Job, model: nn.Module, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -283,30 +239,25 @@ def prepare(plan: Plan, job: Job, model: nn.Module, batch: Batch, settings: Mapp
 
 
 def score(
-    plan: Plan, job: Job, model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Sequence[Mapping[str, Tensor]]
-) -> pd.DataFrame:
-    """Records of a batch: one row per image, method and grid."""
-
+    plan: Plan, job: Job, model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Sequence[Columns], grids: Sequence[int]
+) -> dict[int, list[Columns]]:
+    """The protocol's columns of a batch, by number of the grid a set for each method; ``prepared`` has those of all grids."""
     if plan.target == "prediction":
-        batch = replace(batch, targets=prepared[0]["target"])
+        batch = replace(batch, targets=prepared[grids[0]]["target"])
         prepared = [{name: values for name, values in columns.items() if name != "target"} for columns in prepared]
 
-    def judge(size: int) -> pd.DataFrame:
-        frames = []
+    def judge(size: int) -> dict[int, list[Columns]]:
+        parts: dict[int, list[list[Columns]]] = {grid: [[] for _ in methods] for grid in grids}
         for start in range(0, len(batch.images), size):
             some = slice(start, start + size)
             part = Batch(batch.images[some], batch.targets[some], batch.image_ids[some], batch.normalisation)
-            judged = methods if len(plan.grids) == 1 else held(methods, part)
-            for settings, columns in zip(plan.grids, prepared, strict=True):
-                ready = {name: values[some] for name, values in columns.items()}
-                found = plan.protocol.function(model, judged, part, ready, **settings)
-                plain = {name: _in_a_cell(value) for name, value in settings.items() if not isinstance(value, Tensor)}
-                for method in methods:
-                    identity = {"model": job.model, "method": method.name, "seed": job.seed, "image_id": part.image_ids}
-                    facts = {"target": part.targets, "dataset": plan.dataset, "protocol": plan.protocol.name, "family": method.entry.family}
-                    facts["ceiling"] = method.is_ceiling(plain)
-                    frames.append(_frame({**identity, **facts, **plain, **ready, **found[method.name]}))
-        return pd.concat(frames, ignore_index=True)
+            judged = methods if len(grids) == 1 else held(methods, part)
+            for grid in grids:
+                ready = {name: values[some] for name, values in prepared[grid].items()}
+                found = plan.protocol.function(model, judged, part, ready, **plan.grids[grid])
+                for method, columns in zip(methods, parts[grid], strict=True):
+                    columns.append({name: as_array(values) for name, values in found[method.name].items()})
+        return {grid: [joined(columns) for columns in of_methods] for grid, of_methods in parts.items()}
 
     return halving(judge, len(batch.images))[0]
 
@@ -350,26 +301,26 @@ def autocast(plan: Plan) -> torch.autocast:
     return torch.autocast(plan.device, dtype=dtype, enabled=plan.precision != "32-true")
 
 
-def _in_a_cell(setting: Any) -> Any:
-    """A setting as one value of a column: a mapping or a sequence as JSON."""
-    return json.dumps(setting) if isinstance(setting, (Mapping, list, tuple)) else setting
+def as_array(values: Any) -> np.ndarray:
+    """Values of a batch, (B,) or (B, n), on the CPU."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
 
 
-def _frame(columns: Mapping[str, Any]) -> pd.DataFrame:
-    """Columns of tensors (B,) or (B, n), lists or constants as a frame; a row of a (B, n) tensor becomes a list."""
-    plain: dict[str, Any] = {}
-    for name, values in columns.items():
-        if isinstance(values, Tensor):
-            values = values.detach().cpu()
-            array = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
-            values = list(array) if array.ndim > 1 else array
-        plain[name] = values
-    return pd.DataFrame(plain)
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Columns of several batches, one after the other."""
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _tensor(column: pd.Series, device: str) -> Tensor:
-    values = np.stack(column.to_list()) if column.dtype == object else column.to_numpy()
-    return torch.from_numpy(np.array(values)).to(device)
+def as_table(parts: Sequence[Columns]) -> pa.Table:
+    """Columns of several batches, (B,) or (B, n), as typed columns: lists of n have a fixed size."""
+    columns = {}
+    for name, values in joined(parts).items():
+        flat = pa.array(values.reshape(-1) if values.ndim > 1 else values)
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))) if values.ndim > 1 else flat
+    return pa.table(columns)
 
 
 class PassCounter:

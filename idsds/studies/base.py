@@ -32,7 +32,7 @@ from idsds.common.registry import UnknownNameError
 from idsds.common.settings import Settings, SettingsError, check_keys, read_values
 from idsds.datasets.base import DATASETS
 from idsds.evaluation import plan as engine
-from idsds.evaluation.arguments import as_seeds, make_plan
+from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
 from idsds.evaluation.costs import _spell
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import split_name
@@ -376,7 +376,7 @@ def resolve(**arguments: Any) -> engine.Plan:
     values = {name: value for name, value in bound.arguments.items() if name not in ("output", "scheduler", "dry_run", "progress")}
     settings = {name: values.pop(name) for name in ("grid", "baseline")} | values.pop("settings")
     seeds, checkpoints = as_seeds(values.pop("seed")), values.pop("checkpoints") or {}
-    return make_plan(**values, seeds=seeds, checkpoints=checkpoints, settings=settings)
+    return make_plan(Arguments(**values, seeds=seeds, checkpoints=checkpoints, settings=settings))
 
 
 def study_class(name: str) -> type[Study]:

@@ -12,7 +12,7 @@ import idsds
 from idsds.common.hashing import code_digest, modules_of, own_digest
 from idsds.common.normalisation import UNIT
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.arguments import make_plan
+from idsds.evaluation.arguments import Arguments, make_plan
 from idsds.evaluation.plan import fingerprint_of
 
 
@@ -37,7 +37,7 @@ def plan_of(**changes):
     settings = {"models": {"net": Linear()}, "methods": ["IxG"], "dataset": data(), "protocol": "idsds", "images": 4, "seeds": [0]}
     settings |= {"checkpoints": {}, "device": "cpu", "precision": "32-true", "batch_size": None, "shard": 256}
     settings |= {"settings": {"grid": 4, "baseline": "zeros"}}
-    return make_plan(**{**settings, **changes})
+    return make_plan(Arguments(**{**settings, **changes}))
 
 
 def addresses(**changes):

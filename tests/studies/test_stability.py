@@ -56,14 +56,14 @@ def test_one_thing_at_a_time_is_varied(tmp_path):
 
 def test_each_variant_is_fine_tuned_in_its_own_domain(tmp_path):
     """The stages of training that the engine plans have the variant's own baseline, grid and seed."""
-    from idsds.evaluation.arguments import make_plan
+    from idsds.evaluation.arguments import Arguments, make_plan
 
     given = settings(tmp_path)
     for name in given.variants():
         values = given.runs()[name]
         deletion = {key: values[key] for key in ("grid", "baseline")}
         shared = {"checkpoints": {}, "device": "cpu", "precision": "32-true", "batch_size": None, "shard": 8, "settings": deletion}
-        (job,) = make_plan(values["models"], METHODS, "mnist5k", "idsds", 8, values["seed"], **shared).jobs
+        (job,) = make_plan(Arguments(values["models"], METHODS, "mnist5k", "idsds", 8, values["seed"], **shared)).jobs
         assert job.source.deletion.model_dump() == deletion
         assert [job.source.seed] == values["seed"]
 

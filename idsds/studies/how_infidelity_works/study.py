@@ -35,7 +35,7 @@ from idsds.common.batching import default_batch, in_batches
 from idsds.common.devices import Device
 from idsds.common.interventions import patch_size
 from idsds.datasets import DATASETS
-from idsds.evaluation.arguments import make_plan
+from idsds.evaluation.arguments import Arguments, make_plan
 from idsds.evaluation.costs import measure
 from idsds.evaluation.plan import Job, Plan
 from idsds.methods.base import shared_maps

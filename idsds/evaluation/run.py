@@ -162,7 +162,6 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
         model: the loaded model, on the device.
         advance: called with the number of passes done, after each batch and computation.
     """
-    job = plan.jobs[task.job]
     preparer = torch.compile(model) if plan.compiled else model
     making = {(unit.group, unit.grid): _Making(unit) for unit in task.units}
     try:

@@ -16,8 +16,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import idsds
+import idsds.evaluation.evaluate
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import create_dataset, fixed_order
+from idsds.evaluation.records import read_manifest
 from idsds.methods.base import MethodError
 
 METHODS = ["Gradient", "IxG", "IxG abs", "IxG-SG", "Grad-CAM", "Random"]
@@ -58,6 +60,15 @@ def same(first: pd.DataFrame, second: pd.DataFrame, tolerance: float = 0) -> Non
         np.testing.assert_allclose(first[column], second[column], atol=tolerance, rtol=0)
     for column in ("drops", "patch_sums"):
         np.testing.assert_allclose(np.stack(first[column]), np.stack(second[column]), atol=tolerance, rtol=0)
+
+
+def stamps(folder):
+    """When each file of records was written."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.parquet"))}
+
+
+def files(folder, kind):
+    return [folder / entry["path"] for entry in read_manifest(folder)["files"] if entry["kind"] == kind]
 
 
 def test_records_equal_a_plain_evaluation_one_image_at_a_time(run, checkpoint):
@@ -101,9 +112,10 @@ def test_a_linear_model_is_ranked_perfectly_by_input_times_gradient_and_own_thin
 def test_records_on_disk_are_those_returned_and_a_second_run_computes_nothing(run, tmp_path):
     records = run(output=tmp_path / "r")
     pd.testing.assert_frame_equal(records, idsds.load_records(tmp_path / "r"))
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "records").iterdir()}
+    before = stamps(tmp_path / "r")
+    assert sorted(path.parent.name for path in before) == ["deletions", "r", "r", "scores"]  # images and ledger; blocks are gone
     pd.testing.assert_frame_equal(run(output=tmp_path / "r"), records)
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "records").iterdir()}
+    assert stamps(tmp_path / "r") == before
 
 
 def test_the_passes_counted_are_those_announced(run, tmp_path):
@@ -115,11 +127,17 @@ def test_the_passes_counted_are_those_announced(run, tmp_path):
     assert passes["announced"] == {"forward": 24 * (17 + 1 + 4 + 1), "backward": 24 * (1 + 4 + 1)}
 
 
-def test_a_method_added_later_costs_its_own_passes_only(run, tmp_path):
+def test_a_method_added_later_costs_its_own_passes_only(run, tmp_path, monkeypatch):
     first = run(output=tmp_path / "r", methods=["IxG", "Random"])
-    before = set((tmp_path / "r" / "records").iterdir())
+    drops = files(tmp_path / "r", "deletions")
+    asked = idsds.evaluation.evaluate.run_task
+    computed = []
+    monkeypatch.setattr(
+        idsds.evaluation.evaluate, "run_task", lambda plan, task, *rest: computed.append(task.units) or asked(plan, task, *rest)
+    )
     both = run(output=tmp_path / "r", methods=["IxG", "Random", "Grad-CAM"])
-    assert len(set((tmp_path / "r" / "records").iterdir()) - before) == 1
+    assert [unit.methods for units in computed for unit in units] == [("Grad-CAM",)]
+    assert files(tmp_path / "r", "deletions") == drops
     same(first, both[both.method != "Grad-CAM"])
 
 
@@ -151,40 +169,44 @@ def test_undefined_scores_are_kept_and_the_ledger_says_why(tmp_path):
     table = idsds.rank(records).set_index("method")
     assert (table.loc["broken", "count"], table.loc["broken", "nan"]) == (5, 3)
     assert (table.loc["IxG", "count"], table.loc["IxG", "nan"]) == (8, 0)
-    ledger = json.loads((tmp_path / "manifest.json").read_text())["undefined"]
-    assert sorted(entry["why"] for entry in ledger) == ["attributions that are equal for all patches"] * 2 + [
-        "attributions that are not finite"
-    ]
-    assert {entry["method"] for entry in ledger} == {"broken"}
+    (path,) = files(tmp_path, "undefined")
+    ledger = pd.read_parquet(path)
+    assert sorted(ledger.why) == ["attributions that are equal for all patches"] * 2 + ["attributions that are not finite"]
+    assert set(ledger.method) == {"broken"}
+    assert set(ledger.image_id) == set(records.image_id[records.score.isna()])
+    assert read_manifest(tmp_path)["undefined"] == 3
 
 
-def test_a_damaged_file_is_named_and_it_alone_computed_again(run, tmp_path):
-    records = run(output=tmp_path, shard=8)
-    victim = [path for path in sorted((tmp_path / "records").iterdir()) if "score" in pd.read_parquet(path)][3]
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+def test_a_damaged_file_is_named_and_it_alone_computed_again(tmp_path):
+    def evaluate():
+        return idsds.evaluate({"a": Linear(), "b": Linear()}, ["IxG", "Random"], own_data(), images=8, progress=False, output=tmp_path)
+
+    records = evaluate()
+    before = stamps(tmp_path)
+    victim = files(tmp_path, "scores")[1]
     victim.write_bytes(victim.read_bytes()[:100])
     with pytest.raises(ValueError, match=victim.name):
         idsds.load_records(tmp_path)
     with pytest.warns(UserWarning, match=f"{victim.name}.*computed again"):
-        same(records, run(output=tmp_path, shard=8))
-    changed = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
-    assert changed == {victim}
+        same(records, evaluate())
+    assert {path for path, stamp in before.items() if path.stat().st_mtime_ns != stamp} == {victim}
 
 
 @pytest.mark.parametrize("fault", ["damaged", "gone"])
 def test_a_damaged_file_of_drops_is_computed_again_and_no_record_with_it(run, tmp_path, fault):
     records = run(output=tmp_path, shard=12, methods=["IxG"])
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
-    victim = next(path for path in stamps if "score" not in pd.read_parquet(path))
+    before = stamps(tmp_path)
+    (victim,) = files(tmp_path, "deletions")
     if fault == "gone":
         victim.unlink()
-        same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
     else:
         victim.write_bytes(victim.read_bytes()[:-50])
-        with pytest.warns(UserWarning, match=f"{victim.name}.*computed again"):
-            same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
-    assert {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp} == {victim}
-    passes = json.loads((tmp_path / "manifest.json").read_text())["passes"]
+    with pytest.raises(ValueError, match=victim.name):
+        idsds.load_records(tmp_path)
+    with pytest.warns(UserWarning, match=f"{victim.name}.*computed again"):
+        same(records, run(output=tmp_path, shard=12, methods=["IxG"]))
+    assert {path for path, stamp in before.items() if path.stat().st_mtime_ns != stamp} == {victim}
+    passes = read_manifest(tmp_path)["passes"]
     assert passes["counted"] == passes["announced"]
 
 
@@ -206,7 +228,8 @@ def test_a_disk_that_is_full_or_becomes_read_only_is_named_and_the_run_goes_on_l
         patch.setattr(os, "replace", fails_in_the_middle)
         with pytest.raises(OSError, match=rf"cannot write '.*\.parquet': .*{reason}"):
             run(methods=["IxG", "Random"], shard=6, output=tmp_path)
-    assert sorted((tmp_path / "records").iterdir()) == sorted(written)  # no half file among them
+    assert sorted(tmp_path.rglob("*.parquet")) == sorted(written)  # no half file among them
+    assert not list(tmp_path.rglob("*.part"))
     with pytest.raises(FileNotFoundError, match="is not complete; start it again"):
         idsds.load_records(tmp_path)
     same(expected, run(methods=["IxG", "Random"], shard=6, output=tmp_path))
@@ -259,12 +282,13 @@ def test_the_order_of_models_and_methods_changes_nothing(checkpoint):
     assert second.method.iloc[0] == "Random"
 
 
-def test_a_method_asked_for_again_finds_its_records_although_others_of_its_computation_came_between(run, tmp_path):
+def test_a_method_asked_for_again_finds_its_records_although_others_of_its_computation_came_between(run, tmp_path, monkeypatch):
     run(output=tmp_path, methods=["IxG abs"])
     run(output=tmp_path, methods=["Gradient", "IxG"])
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
-    same(run(methods=["IxG abs"]), run(output=tmp_path, methods=["IxG abs"]))
-    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    monkeypatch.setattr(idsds.evaluation.evaluate, "run_task", None)  # nothing is left to do
+    found = run(output=tmp_path, methods=["IxG abs"])
+    monkeypatch.undo()
+    same(run(methods=["IxG abs"]), found)
 
 
 def test_a_damaged_manifest_is_written_again(run, tmp_path):
@@ -272,7 +296,8 @@ def test_a_damaged_manifest_is_written_again(run, tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json"):
         idsds.load_records(tmp_path)
-    run(output=tmp_path)
+    with pytest.warns(UserWarning, match=r"manifest\.json"):
+        run(output=tmp_path)
     same(records, idsds.load_records(tmp_path))
 
 
@@ -393,7 +418,7 @@ def test_several_grids_and_baselines_are_settings(run):
 def test_bad_input_is_named_before_any_work(run, changes, error, message, tmp_path):
     with pytest.raises(error, match=message):
         run(**{"output": tmp_path / "r", **changes})
-    assert not (tmp_path / "r" / "records").exists()
+    assert not (tmp_path / "r").exists() or not list((tmp_path / "r").iterdir())
 
 
 def test_a_checkpoint_of_another_net_is_named_before_any_work(tmp_path, checkpoint):
@@ -535,28 +560,16 @@ def test_images_that_cannot_be_read_are_listed_and_tried_again(tmp_path):
     assert manifest["passes"]["counted"] == manifest["passes"]["announced"]
 
 
-def test_the_manifest_says_what_each_file_took(run, tmp_path):
+def test_the_manifest_says_what_each_part_took(run, tmp_path):
     run(output=tmp_path, shard=12, methods=["IxG", "Random"])
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    entries = manifest["files"] + manifest["prepared"]
-    assert len(manifest["files"]) == 4
-    assert {entry["path"] for entry in entries} == {f"records/{path.name}" for path in (tmp_path / "records").iterdir()}
-    assert all(entry["images"] == 12 and entry["seconds"] > 0 for entry in entries)
-    assert sorted((entry["forward"], entry["backward"]) for entry in entries) == sorted([(12 * 17, 0), (12, 12), (0, 0)] * 2)
-    assert manifest["seconds"]["passes"] == pytest.approx(sum(entry["seconds"] for entry in entries), abs=0.01)
+    manifest = read_manifest(tmp_path)
+    assert {tmp_path / entry["path"] for entry in manifest["files"]} == set(stamps(tmp_path))
+    parts = [part for entry in manifest["files"] if entry["kind"] in ("scores", "deletions") for part in entry["parts"]]
+    assert all(part["rows"] == 24 and part["seconds"] > 0 for part in parts)
+    assert sorted((part["forward"], part["backward"]) for part in parts) == sorted([(24 * 17, 0), (24, 24), (0, 0)])
+    assert manifest["seconds"]["passes"] == pytest.approx(sum(part["seconds"] for part in parts), abs=0.01)
     assert manifest["seconds"]["this_call"] >= manifest["seconds"]["passes"] - 0.01
-
-
-def test_each_file_is_read_once(run, tmp_path, monkeypatch):
-    from idsds.common import files as store
-
-    read, reading = [], store.pq.read_table
-    monkeypatch.setattr(store.pq, "read_table", lambda path, **options: read.append(str(path)) or reading(path, **options))
-    run(output=tmp_path, methods=["IxG", "Random"], images=6)
-    assert len(read) == len(set(read)) == 2  # the drops need not be
-    read.clear()
-    run(output=tmp_path, methods=["IxG", "Random"], images=6)
-    assert len(read) == len(set(read)) == 3
+    assert manifest["records"] == 48
 
 
 def test_an_unwritable_output_is_named_before_any_work(run, tmp_path):

@@ -84,7 +84,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(two_workers, tmp_path):
         killed = []
 
         def kill():
-            while not list(output.glob("records/*.parquet")):
+            while not list(output.glob("blocks/*/*.parquet")):
                 time.sleep(0.02)
             killed.append(next(iter(before.values())))
             os.kill(killed[0], signal.SIGKILL)

@@ -162,9 +162,9 @@ def test_the_engine_scores_methods_with_options(tmp_path):
     assert set(records["family"]) == {"gradient"}
     plan = evaluate(methods=methods, dry_run=True, **given)
     assert set(plan["work"]) == {"deletions", "IG, 50 steps", "3 steps, abs"}
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("records/*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert evaluate(methods=methods, **given).equals(records)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("records/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == before
     changed = evaluate(methods={"3 steps": ("IG", {"steps": 4})}, **given)
     assert not np.allclose(np.stack(changed["patch_sums"]), sums["3 steps"], rtol=1e-3)  # other options are not taken for the old ones
 

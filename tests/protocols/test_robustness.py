@@ -213,7 +213,7 @@ def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_
     assert found["counted"].tolist() == [0] * 8
     assert found["score"].isnan().all()
     row = {"model": "m", "method": "IxG", "seed": 0, "image_id": "a", "score": np.nan, "counted": 0}
-    assert undefined_scores(pd.DataFrame([row]))[0]["why"].startswith("every augmentation moves")
+    assert undefined_scores(pd.DataFrame([row])).why[0].startswith("every augmentation moves")
 
 
 def test_mistakes_are_named(net, batch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import warnings
@@ -236,7 +237,12 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 def plain_settings(plan: Plan) -> dict[str, Any]:
     """The settings that are stored; what is a tensor is part of the address alone."""
-    return {name: value for name, value in plan.settings.items() if not isinstance(value, Tensor)}
+    return {name: _in_a_cell(value) for name, value in plan.settings.items() if not isinstance(value, Tensor)}
+
+
+def _in_a_cell(setting: Any) -> Any:
+    """A setting as one value of a column: a mapping or a sequence (but several grids) as JSON."""
+    return json.dumps(setting) if isinstance(setting, (Mapping, list)) else setting
 
 
 def described(plan: Plan) -> dict[str, Any]:

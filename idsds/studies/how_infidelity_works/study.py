@@ -116,7 +116,7 @@ class HowInfidelityWorks(Study):
         """Return the plan of the maps: of the image, and of the others that follow it in the fixed order."""
         where = (self.dataset, "infidelity", self.image + self.others + 1, [self.seed])
         given = {"checkpoints": self.checkpoints, "device": self.device, "precision": "32-true"}
-        plan = make_plan([self.model], self.methods, *where, **given, batch_size=None, shard=1, settings={})
+        plan = make_plan(Arguments([self.model], self.methods, *where, **given, batch_size=None, shard=1, settings={}))
         job = replace(plan.jobs[0], indices=plan.jobs[0].indices[self.image :])
         return replace(plan, jobs=(job,)), job
 

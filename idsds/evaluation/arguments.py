@@ -356,7 +356,10 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
         classes = _classes(job)
         if plan.target == "prediction":
             continue  # no label is used
-        for index, target in zip(job.indices, job.targets(job.indices), strict=True):
+        images = job.images(job.indices).values() if job.own_images is not None else job.indices
+        for index, target, key in zip(job.indices, job.targets(job.indices), images, strict=True):
+            if key == "":
+                continue  # it cannot be read, and has no label
             if not 0 <= target < classes:
                 raise ValueError(f"the target of image {job.ids([index])[0]!r} is {target}, but {job.model!r} has {classes} classes")
 

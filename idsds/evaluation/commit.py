@@ -225,8 +225,10 @@ class Result:
             prepared=[part for part in parts if part.method is None],
             image_ids=list(self.images),
             targets=np.array(list(self.targets.values()), dtype=np.int64),
-            facts={"dataset": plan.dataset, "protocol": plan.protocol.name, **plain_settings(plan)},
+            facts={"dataset": plan.dataset, "protocol": plan.protocol.name, "direction": plan.protocol.direction, **plain_settings(plan)},
             families={name: family for job in plan.jobs for name, family in job.families.items()},
+            queried={name: queried for job in plan.jobs for name, queried in job.queried.items()},
+            groups=plan.groups,
             predicted=plan.target == "prediction",
         )
 
@@ -249,12 +251,14 @@ def described(plan: Plan) -> dict[str, Any]:
     """What the manifest says of a plan."""
     return {
         "protocol": plan.protocol.name,
+        "direction": plan.protocol.direction,
         "target": plan.target,
         "settings": plain_settings(plan),
         "dataset": plan.dataset,
         "seeds": sorted({job.seed for job in plan.jobs}),
         "methods": plan.methods,
         "families": {name: family for job in plan.jobs for name, family in job.families.items()},
+        "queried": {name: queried for job in plan.jobs for name, queried in job.queried.items()},
         "left_out": [{"model": job.model, "method": name, "why": why} for job in plan.jobs for name, why in job.excluded.items()],
         "device": plan.device,
         "precision": plan.precision,
@@ -278,6 +282,8 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
     plan = result.plan
     writer = _Writer(folder, digest([FORMAT, list(result.images.items()), plain_settings(plan)]))
     table = {"image_id": list(result.images), "target": list(result.targets.values()), "key": list(result.images.values())}
+    if plan.groups:
+        table["group"] = [plan.groups[image_id] for image_id in result.images]
     entries = writer.table("images", pa.table(table))
     files: dict[tuple, list[tuple[Job, Unit, Cover]]] = {}
     for job, unit, found in result.members:

@@ -302,7 +302,7 @@ class Plan:
         found: dict[str, str] = {}
         for job in self.jobs:
             if (groups := getattr(job.dataset, "groups", None)) is not None:
-                found |= zip(job.images(job.indices), (str(groups[index]) for index in job.indices), strict=True)
+                found |= zip(job.ids(job.indices), (str(groups[index]) for index in job.indices), strict=True)
         return found
 
     @property

@@ -261,13 +261,15 @@ class Run:
             facts={**{name: manifest[name] for name in ("dataset", "protocol", "direction")}, **manifest["settings"]},
             families=manifest["families"],
             queried=manifest["queried"],
-            groups=manifest["groups"],
+            groups=dict(zip(images["image_id"].to_pylist(), images["group"].to_pylist(), strict=True))
+            if "group" in images.column_names
+            else {},
             predicted=manifest["target"] == "prediction",
         )
 
     def images(self) -> pa.Table:
-        """``image_id``, ``target`` and ``key`` (its address) of every image, in the fixed order."""
-        return self._read(self.files("images")[0], 0, ["image_id", "target", "key"])
+        """``image_id``, ``target``, ``key`` (its address) and, where there are any, ``group`` of every image, in the fixed order."""
+        return self._read(self.files("images")[0], 0, None)
 
     def places(self, entry: Mapping[str, Any], number: int) -> list[int]:
         """The places of the images of a part."""
@@ -296,12 +298,12 @@ class Run:
             raise DamagedFileError(f"{str(self.folder / entry['path'])!r} does not hold each image once")
         return table
 
-    def _read(self, entry: Mapping[str, Any], group: int, columns: Sequence[str]) -> pa.Table:
+    def _read(self, entry: Mapping[str, Any], group: int, columns: Sequence[str] | None) -> pa.Table:
         path = self.path(entry)
         try:
             if entry["path"] not in self._open:
                 self._open[entry["path"]] = _checked(path, entry)
-            return self._open[entry["path"]].read_row_group(group, columns=list(columns))
+            return self._open[entry["path"]].read_row_group(group, columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
             raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 

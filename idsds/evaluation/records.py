@@ -253,6 +253,7 @@ class Run:
                 if name not in known:
                     raise UnknownNameError(f"{what} of the run in {str(self.folder)!r}", name, known)
         images, manifest = self.images(), self.manifest
+        groups = images["group"].to_pylist() if "group" in images.column_names else []
         return Content(
             parts=self._ordered([part for part in self.parts("scores", models) if methods is None or part.method in methods]),
             prepared=self.parts("deletions", models),
@@ -261,7 +262,7 @@ class Run:
             facts={**{name: manifest[name] for name in ("dataset", "protocol", "direction")}, **manifest["settings"]},
             families=manifest["families"],
             queried=manifest["queried"],
-            groups=dict(zip(images["image_id"].to_pylist(), images["group"].to_pylist(), strict=True))
+            groups=dict(zip(images["image_id"].to_pylist(), groups, strict=False)),
             if "group" in images.column_names
             else {},
             predicted=manifest["target"] == "prediction",

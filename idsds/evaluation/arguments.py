@@ -150,6 +150,7 @@ class _Look:
         if name in self.own:
             bound |= {m: reason for m, reason in self._unfit(name, fitting, data, indices).items() if m in fitting}
             fitting = {m: method for m, method in fitting.items() if m not in bound}
+            self.notes |= dict.fromkeys(filter(None, (doubt(m, given.methods[m], name, net) for m in fitting)))
         self.notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
         groups, passes = _groups(fitting, self.entry, settings)
         return Job(

@@ -263,8 +263,6 @@ class Run:
             families=manifest["families"],
             queried=manifest["queried"],
             groups=dict(zip(images["image_id"].to_pylist(), groups, strict=False)),
-            if "group" in images.column_names
-            else {},
             predicted=manifest["target"] == "prediction",
         )
 

@@ -280,10 +280,10 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
         DamagedFileError, OSError: naming the file; the folder is then as complete as it was before.
     """
     plan = result.plan
-    writer = _Writer(folder, digest([FORMAT, list(result.images.items()), plain_settings(plan)]))
     table = {"image_id": list(result.images), "target": list(result.targets.values()), "key": list(result.images.values())}
     if plan.groups:
         table["group"] = [plan.groups[image_id] for image_id in result.images]
+    writer = _Writer(folder, digest([FORMAT, table, plain_settings(plan)]))
     entries = writer.table("images", pa.table(table))
     files: dict[tuple, list[tuple[Job, Unit, Cover]]] = {}
     for job, unit, found in result.members:

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.data import TensorDataset
 
 import idsds
+import idsds.evaluation.evaluate
 from idsds.common.files import facts_of
 
 METHODS = ["Gradient", "IxG", "IxG-SG", "Random"]
 
 
-class Counting(nn.Module):
+class Linear(nn.Module):
     """Logits that are linear in the image."""
 
     def __init__(self):
@@ -44,30 +44,29 @@ def own_data(n=40, changed=()):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Evaluate into a folder of its own; how many images the net saw, and the records."""
+    """Evaluate into a folder of its own; how many images went through the net for records, and these."""
     monkeypatch.setenv("IDSDS_RECORD_CACHE", "1")
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
-    seen = []
+    seen, compute = [], idsds.evaluation.evaluate.run_task
 
-    def count(module, images, _logits):  # a count inside of the net would be a part of its address
-        if isinstance(module, Counting):
-            seen.append(len(images[0]))
+    def counted(*arguments):
+        outcome = compute(*arguments)
+        seen.extend(block.forward for block in outcome.blocks)
+        return outcome
 
-    handle = register_module_forward_hook(count)
+    monkeypatch.setattr(idsds.evaluation.evaluate, "run_task", counted)
 
     def evaluate(output, methods=METHODS, images=12, dataset=None, name="net", **changes):
         output = None if output is None else tmp_path / output
-        arguments = {"models": {name: Counting()}, "methods": methods, "dataset": dataset or own_data(), "images": images, **changes}
+        arguments = {"models": {name: Linear()}, "methods": methods, "dataset": dataset or own_data(), "images": images, **changes}
         seen.clear()
-        idsds.evaluate(**arguments, dry_run=True)
-        looked_at = sum(seen)  # a plan tries the net and the methods on two images
         records = idsds.evaluate(**arguments, output=output, progress=False)
         if output is not None:
             pd.testing.assert_frame_equal(records, idsds.load_records(output))
-        return sum(seen) - 2 * looked_at, records
+        return sum(seen), records
 
-    yield evaluate
-    handle.remove()
+    evaluate.seen = seen
+    return evaluate
 
 
 def alike(first, second):
@@ -217,14 +216,14 @@ def test_a_cache_that_cannot_be_written_is_named_and_stops_nothing(run, tmp_path
 def test_what_is_reused_is_announced(run, tmp_path, capsys):
     run("a")
     capsys.readouterr()
-    arguments = {"models": {"net": Counting()}, "methods": METHODS, "dataset": own_data()}
-    Counting.seen = 0  # a net is all that it reaches
+    arguments = {"models": {"net": Linear()}, "methods": METHODS, "dataset": own_data()}
+    run.seen.clear()  # it is within reach of what is patched here, and so a part of every address
     idsds.evaluate(**arguments, images=12, output=tmp_path / "b")
     said = capsys.readouterr().out
     assert "3 of 3 sets of records are there already; 4 blocks are reused from other runs" in said
     assert str(tmp_path / "cache" / "records") in said
     assert "; 0 passes left" in said
-    Counting.seen = 0
+    run.seen.clear()
     idsds.evaluate(**arguments, images=20, output=tmp_path / "c")
     said = capsys.readouterr().out
     assert "0 of 3 sets of records are there already; 4 blocks are reused from other runs" in said

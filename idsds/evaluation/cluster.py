@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB")
 PARAMS = ("queue", "account", "cores", "memory", "walltime", "gpus", "workers", "interface", "directives", "prologue")
 
+# Dask has no authentication: whoever reaches a scheduler or a worker runs code there.
+LOOPBACK = "127.0.0.1"
+
 # A worker keeps the model of its last shard. Its threads, should it have several, take turns: hooks and modes belong to the model.
 _last: list[tuple[Plan, int, nn.Module]] = []
 _turn = threading.Lock()
@@ -62,7 +65,7 @@ def connected(scheduler: Any) -> Iterator[Client]:
 
 
 def local(workers: int = 2, gpus: int | None = None) -> Any:
-    """A cluster on this machine, each worker a process with one thread.
+    """A cluster on this machine, each worker a process with one thread; nothing of it listens to the network.
 
     Args:
         workers: how many, on the CPU.
@@ -77,11 +80,11 @@ def local(workers: int = 2, gpus: int | None = None) -> Any:
     distributed = _distributed()
     specs = {}
     for number in range(count):
-        options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0}
+        options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "host": LOOPBACK, "dashboard_address": f"{LOOPBACK}:0"}
         if gpus is not None:
             options |= {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": str(number)}}
         specs[number] = {"cls": distributed.Nanny, "options": options}
-    scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard_address": ":0"}}
+    scheduler = {"cls": distributed.Scheduler, "options": {"host": LOOPBACK, "port": 0, "dashboard_address": f"{LOOPBACK}:0"}}
     return distributed.SpecCluster(workers=specs, scheduler=scheduler)
 
 

@@ -100,6 +100,14 @@ def test_a_worker_killed_in_the_middle_changes_no_record(two_workers, tmp_path):
         assert set(client.run(os.getpid).values()) != set(before.values())  # it was killed, and the nanny started another
 
 
+def test_nothing_of_a_local_cluster_listens_to_the_network(two_workers):
+    scheduler = two_workers.scheduler
+    servers = [scheduler.http_server, *(server for listener in scheduler.listeners for server in [listener.tcp_server])]
+    addresses = {sock.getsockname()[0] for server in servers for sock in server._sockets.values()}
+    assert addresses == {"127.0.0.1"}
+    assert all(worker.host == "127.0.0.1" for worker in scheduler.workers.values())
+
+
 def test_missing_checkpoints_are_trained_once_on_a_worker(two_workers, tmp_path, monkeypatch):
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
     arguments = {"models": ["mini_resnet8"], "methods": METHODS, "dataset": "digits", "images": 16, "shard": 4, "progress": False}

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from idsds.statistics.intervals import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
-from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, score_table
+from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, as_frame, score_table
 
 
 def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -33,6 +33,7 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
         TypeError, ValueError: for unusable ``records`` or options, naming the fault.
     """
     check_options(confidence, resamples=resamples)
+    records = as_frame(records)
     table = score_table(records)
     ends, interval = np.full((len(table.treatments), 2), np.nan), np.empty(len(table.treatments), dtype=object)
     for columns, part in table.same_rows():

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from idsds.statistics.intervals import CHUNK, check_options, covers, rng_for
 from idsds.statistics.means import mean_interval, per_image, rank
-from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, known, one_of, score_table
+from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, as_frame, known, one_of, score_table
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
@@ -89,6 +89,7 @@ def ranking_with_ties(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha!r}; 0.05 is usual")
+    records = as_frame(records)
     ranking = rank(records, 1 - alpha, resamples, seed)
     keys = list(ranking.columns[: ranking.columns.get_loc("method")])
     grouped = ranking.groupby(keys, sort=False, dropna=False)

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from idsds.statistics.intervals import check_options, percentile_ends, rng_for, weights
 from idsds.statistics.means import rank
-from idsds.statistics.scores import LOWER
+from idsds.statistics.scores import LOWER, as_frame
 
 
 def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -31,6 +31,7 @@ def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resample
         ``place_low`` and ``place_high``, percentiles of the bootstrap over images. Places are NaN for a method without any defined score.
     """
     check_options(confidence, resamples=resamples)
+    records = as_frame(records, by)
     parts = []
     for condition in dict.fromkeys(records[by]):
         found = records[records[by] == condition]
@@ -73,6 +74,7 @@ def rank_agreement(
         NaN for fewer than two methods or images.
     """
     check_options(confidence, resamples=resamples)
+    records = as_frame(records, by)
     conditions = list(dict.fromkeys(records[by]))
     rows = []
     for model, rows_of_model in records.groupby("model", sort=False):

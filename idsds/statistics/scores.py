@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -83,17 +84,36 @@ class ScoreTable:
             yield np.array(columns), self.select(columns)
 
 
-def score_table(records: pd.DataFrame) -> ScoreTable:
+def as_frame(records: pd.DataFrame | str | os.PathLike[str], *more: str) -> pd.DataFrame:
+    """Return records as they are, or those of a run's folder, of which only the columns that statistics need are read.
+
+    Args:
+        records: a frame, or the folder.
+        more: names of further columns to read where the run has them.
+    """
+    if not isinstance(records, (str, os.PathLike)):
+        return records
+    from idsds.evaluation.records import Run
+
+    content = Run.open(records).content()
+    needed = (*REQUIRED, "seed", "group", "direction", "ceiling", "family", *SETTINGS, *more)
+    frame = content.frame([name for name in dict.fromkeys(needed) if name in content.columns])
+    texts = [name for name in frame if frame[name].dtype == object or isinstance(frame[name].dtype, pd.StringDtype)]
+    return frame.astype(dict.fromkeys((name for name in texts if name != "score"), "category"))
+
+
+def score_table(records: pd.DataFrame | str | os.PathLike[str]) -> ScoreTable:
     """Check ``records`` and lay them out as a matrix; the order of their rows does not matter.
 
     Args:
-        records: columns model, method, image_id, score; optionally seed (of the training), group (of the image), direction (of the score),
-            and those of :data:`SETTINGS`.
+        records: a run's folder, or a frame with the columns model, method, image_id, score; optionally seed (of the training), group (of
+            the image), direction (of the score), and those of :data:`SETTINGS`.
 
     Raises:
         TypeError: if ``records`` is not a data frame or the scores are not numbers.
         ValueError: if there are no rows, a column is missing, or a row occurs twice.
     """
+    records = as_frame(records)
     if not isinstance(records, pd.DataFrame):
         raise TypeError(f"records must be a pandas DataFrame, got {type(records).__name__}")
     if missing := [name for name in REQUIRED if name not in records.columns]:

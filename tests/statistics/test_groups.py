@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import idsds
+from idsds.models.weights import save_checkpoint
 from idsds.statistics import (
     images_needed,
     kendalls_w,
@@ -14,6 +16,7 @@ from idsds.statistics import (
     rank_each,
     ranking_with_ties,
 )
+from idsds.statistics.scores import as_frame
 
 
 def crops(photos: int, each: int, effect: float = 0.3, rng: np.random.Generator | None = None, methods=("a", "b"), within: float = 0.1):
@@ -106,3 +109,23 @@ def test_the_best_comes_first_where_lower_is_better():
     assert agreed["x", "y"] == pytest.approx(1), "both put b first"
     with pytest.raises(ValueError, match=r"unknown direction 'up'"):
         rank(records.assign(direction="up"))
+
+
+def test_a_folder_of_records_serves_as_well_as_their_frame(tmp_path):
+    """Statistics read of it what they need; drops and patch sums stay on the disk."""
+    records = idsds.evaluate(
+        ["mini_resnet8"], ["IxG", "Gradient", "Random"], "digits", images=6, grid=[2, 4], device="cpu", progress=False, output=tmp_path,
+        checkpoints={"mini_resnet8": fresh(tmp_path)},
+    )  # fmt: skip
+    for function in (rank, paired_differences, ranking_with_ties, kendalls_w):
+        found, expected = function(tmp_path), function(records)
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_categorical=False)
+    assert "drops" not in as_frame(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no records"):
+        rank(tmp_path / "elsewhere")
+
+
+def fresh(folder):
+    file = folder / "fresh.safetensors"
+    save_checkpoint(idsds.create_model("mini_resnet8"), file)
+    return file

@@ -184,7 +184,8 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
         means = part.pivot_table(index="method", columns="measure", values="score", sort=False).dropna()
         facts = {"model": model, "group": group, "interval": "95 % percentile bootstrap over images"}
         if len(means) > 2:
-            table = rank_agreement(part, "measure", list(means.index), resamples=resamples, seed=seed)
+            # The column of the augmentations' group is none of images that are drawn together.
+            table = rank_agreement(part.drop(columns="group"), "measure", list(means.index), resamples=resamples, seed=seed)
             for row in table[(table["first"] == "ssim") & (table["second"] != "ssim")].itertuples():
                 p = _pairing_p(means["ssim"], means[row.second])
                 found = {"rho": row.rho, "low": row.rho_low, "high": row.rho_high, "p": p, "methods": row.methods, "count": row.count}

@@ -130,6 +130,10 @@ def test_rank_correlations_of_methods_have_an_interval_and_a_p():
     assert found.loc["published", ["rho", "methods", "count"]].tolist() == [1, len(theirs), 30]
     assert found.loc["published", "p"] == pytest.approx(2 / 720)  # of 6! pairings the best and the worst are as extreme
     assert found.loc["spearman", "rho"] == pytest.approx(1)  # the same numbers
+    other = similarity_of(scores)
+    other["score"] += 2 * rng.normal(size=len(other))  # each measure has noise of its own
+    row = agreements(other, STUDY).set_index("other").loc["spearman"]
+    assert row["low"] < row["rho"] <= row["high"], "images are drawn one by one, and not by the augmentations' group"
     noisy = {name: rng.normal(size=30) for name in theirs.index}
     row = agreements(similarity_of(noisy), STUDY).set_index("other").loc["published"]
     ours = [noisy[name].mean() for name in theirs.index]

@@ -91,6 +91,10 @@ class ImageDataset(Dataset):
             return None
         return self.normalisation(image), self.targets[index], self.image_ids[index]
 
+    def stamp(self, index: int) -> str:
+        """Return what tells one version of an image's file from another; empty for images that are not files."""
+        return _stamp(self.read, index)
+
     def augmented(self, seed: int, epoch: int) -> AugmentedDataset:
         """Return the same images as training sees them in one epoch."""
         return AugmentedDataset(self, seed, epoch)
@@ -130,6 +134,13 @@ class _Picked:
 
     def __call__(self, index: int, *rest: torch.Generator) -> Tensor:
         return self.function(self.indices[index], *rest)
+
+
+def _stamp(read: Callable[[int], Tensor], index: int) -> str:
+    if isinstance(read, _Picked):
+        return _stamp(read.function, read.indices[index])
+    stamp = getattr(getattr(read, "__self__", None), "stamp", None)
+    return stamp(index) if stamp else ""
 
 
 class AugmentedDataset(Dataset):

@@ -121,6 +121,14 @@ class FileImages:
         self.paths, self.size, self.upright = list(paths), size, upright
         self._evaluation, self._training = evaluation_crop(size), training_crop(size)
 
+    def stamp(self, index: int) -> str:
+        """Return the size and the time of the last change of a file; empty for one that is missing."""
+        try:
+            found = os.stat(self.paths[index])
+        except OSError:
+            return ""
+        return f"{found.st_size} {found.st_mtime_ns}"
+
     def read(self, index: int) -> Tensor:
         """The evaluation crop, float (3, size, size) in [0, 1]."""
         return self._evaluation(read_rgb(self.paths[index], self.upright))

@@ -87,7 +87,7 @@ def evaluate(
             A method that does not apply to one of several models, or that explains another net, is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.
-        images: the first so many of one fixed order, the same for every model and method; None: 200, or all where there are fewer.
+        images: how many are taken from one fixed order, the same for every model and method; None: 200, or all if there are fewer.
         grid: patches per side; of several, each has records and drops of its own, the maps are computed once, and a net that is
             fine-tuned for this run is fine-tuned with the first.
         baseline: what replaces a deleted patch.

@@ -123,12 +123,13 @@ class Job:
         return [self.own_images[index][1] for index in indices]  # type: ignore[index]
 
     def images(self, indices: Sequence[int]) -> dict[str, str]:
-        """By id, the address of each image: of the registry's the id itself, of a user's a hash of its pixels and target.
+        """By id, the address of each image: of the registry's its id and the version of its file, of a user's a hash of pixels and target.
 
         It is empty for an image of the user's that cannot be read.
         """
         if self.own_images is None:
-            return {image_id: image_id for image_id in self.ids(indices)}
+            stamps = (self.dataset.stamp(index) for index in indices)  # type: ignore[attr-defined]
+            return {image_id: f"{image_id} {stamp}".strip() for image_id, stamp in zip(self.ids(indices), stamps, strict=True)}
         return {image_id: key for image_id, _, key in (self.own_images[index] for index in indices)}
 
     @cached_property

@@ -23,13 +23,14 @@ from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
-from idsds.evaluation.checks import check_stored, doubt, not_in_domain, unfit
+from idsds.evaluation.checks import check_stored, doubt, not_in_domain, unexplained, unfit
 from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make_method, named_dataset, registered
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.methods.binding import bound_elsewhere
 from idsds.methods.own import as_stored
 from idsds.models import MODELS, create_model
 from idsds.models.inspection import Facts, as_net, examined, two_images
+from idsds.models.quantity import as_quantity
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
 
@@ -62,12 +63,15 @@ class Arguments:
     channels_last: bool = True
     compiled: bool = False
     target: Target = "label"
+    quantity: Any = None
     elsewhere: bool = False
     normalisation: Any = None
 
     def check(self) -> None:
         """Raise UnknownNameError, TypeError or ValueError for what can be seen to be wrong without looking at anything else."""
         check_target(self.target)
+        if self.quantity is not None:
+            as_quantity(self.quantity)
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, PRECISIONS)
         as_normalisation(self.normalisation)
@@ -81,8 +85,12 @@ def make_plan(given: Arguments) -> Plan:
     entry = PROTOCOLS[given.protocol]
     if entry.level != "image":
         raise ValueError(f"protocol {given.protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
-    settings = protocol_settings(entry, given.settings)
     given.check()
+    quantity = None if given.quantity is None else as_quantity(given.quantity)
+    read = {} if quantity is None else {"quantity": "logit"}  # what the net returns is read as it is
+    settings = protocol_settings(entry, given.settings)
+    settings |= {name: value for name, value in read.items() if name in settings}
+    given = replace(given, quantity=quantity)
     numbers = {name: getattr(given, name) for name in ("images", "batch_size", "shard")}
     numbers = {name: number if number is None else as_whole(name, number) for name, number in numbers.items()}
     given = replace(given, device=chosen_device(given.device).type, **numbers)
@@ -123,6 +131,7 @@ def make_plan(given: Arguments) -> Plan:
         channels_last=given.channels_last,
         compiled=given.compiled,
         target=given.target,
+        quantity=None if quantity is None or quantity.kind == "logit" else quantity,
         notes=tuple(look.notes),
     )
 
@@ -152,6 +161,9 @@ class _Look:
             fitting = {m: method for m, method in fitting.items() if m not in bound}
             self.notes |= dict.fromkeys(filter(None, (doubt(m, given.methods[m], name, net) for m in fitting)))
         self.notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
+        if given.quantity is not None:
+            excluded |= unexplained(given.quantity, fitting, given.methods)
+            fitting = {m: method for m, method in fitting.items() if m not in excluded}
         groups, passes = _groups(fitting, self.entry, settings)
         return Job(
             model=name,
@@ -355,6 +367,8 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
     jobs = [plan.jobs[number] for number in numbers]
     for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
         classes = _classes(job)
+        if plan.quantity is not None and (plan.quantity.against or 0) >= classes:
+            raise ValueError(f"quantity: {plan.quantity}, but {job.model!r} has {classes} classes, 0 to {classes - 1}")
         if plan.target == "prediction":
             continue  # no label is used
         images = job.images(job.indices).values() if job.own_images is not None else job.indices

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from idsds.methods import Method, shared_maps
-from idsds.methods.binding import library_of, other_net
+from idsds.methods.binding import has_rules, library_of, other_net
+from idsds.methods.libraries.captum import BEYOND_RULES
 from idsds.methods.own import StoredMaps, misread_layer
 from idsds.models.base import frozen
 from idsds.models.inspection import Facts
 from idsds.models.isolation import on_loan
+from idsds.models.quantity import Quantity
 from idsds.protocols import ProtocolEntry
 from idsds.training.recipes import Deletion
 
@@ -83,6 +85,14 @@ def _failure(method: Method, batch: Tensor) -> str | None:
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def unexplained(quantity: Quantity, fitting: Mapping[str, Method], wanted: Mapping[str, Any]) -> dict[str, str]:
+    """The methods that cannot explain a quantity, with the reason."""
+    reasons = {name: method.entry.explains_not.get(quantity.kind) for name, method in fitting.items()}
+    if quantity.kind != "logit":
+        reasons |= {name: BEYOND_RULES for name in fitting if has_rules(wanted[name])}
+    return {name: f"it does not explain the {quantity}: {reason}" for name, reason in reasons.items() if reason}
 
 
 def doubt(name: str, given: Any, model: str, net: nn.Module) -> str | None:

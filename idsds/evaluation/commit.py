@@ -239,7 +239,8 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 def plain_settings(plan: Plan) -> dict[str, Any]:
     """The settings that are stored; what is a tensor is part of the address alone."""
-    return {name: _in_a_cell(value) for name, value in plan.settings.items() if not isinstance(value, Tensor)}
+    quantity = {} if plan.quantity is None else {"quantity": str(plan.quantity)}
+    return {name: _in_a_cell(value) for name, value in plan.settings.items() if not isinstance(value, Tensor)} | quantity
 
 
 def _in_a_cell(setting: Any) -> Any:

@@ -17,6 +17,7 @@ from idsds.evaluation.plan import Job, Plan
 from idsds.evaluation.run import Columns, Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.models import create_model
 from idsds.models.isolation import on_loan
+from idsds.models.quantity import explaining
 from idsds.training.checkpoints import Stage, rehearse_stage
 from idsds.training.loop import batches
 
@@ -86,7 +87,7 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     """By computation: images left, images per second, bytes per image."""
-    with on_loan(_model(job), plan.device, plan.layout_of(job)) as model:
+    with on_loan(_model(job), plan.device, plan.layout_of(job)) as model, explaining(model, plan.quantity):
         return _timed_on(model, plan, job, tasks)
 
 

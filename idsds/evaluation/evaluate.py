@@ -63,6 +63,7 @@ def evaluate(
     progress: bool = True,
     *,
     target: Target = "label",
+    quantity: Any = None,
     device: str = "auto",
     precision: str = "32-true",
     checkpoints: Mapping[str, str | Path] | None = None,
@@ -106,6 +107,10 @@ def evaluate(
         progress: show progress bars, and say beforehand what will be computed.
         target: the class that is explained and judged: the image's ``label``, or the ``prediction`` of the model that is judged (for IDSDS
             the fine-tuned one), which costs one more forward pass per image and grid. Labels then need not be classes of the model.
+        quantity: what is explained and judged of that class, by methods and protocol alike: its ``logit``, its ``probability`` (softmax),
+            or a ``contrast``, its logit minus the highest other logit of the same input, or ``("contrast", 3)``, minus that of class 3. A
+            method that is defined by the logit is left out for the other two. None: methods explain the logit (RISE the probability,
+            as in its paper), and the protocol reads what its own page says.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         checkpoints: files of weights by model name, used in place of training; ``pretrained`` stands for the published weights as they are.
@@ -161,6 +166,7 @@ def evaluate(
             channels_last=channels_last,
             compiled=compiled,
             target=target,
+            quantity=quantity,
             elsewhere=scheduler is not None,
             normalisation=normalisation,
         )

@@ -27,6 +27,7 @@ from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
 from idsds.models.inspection import Facts
+from idsds.models.quantity import Quantity
 from idsds.protocols import ProtocolEntry
 from idsds.training.checkpoints import Stage, obtain
 
@@ -187,6 +188,7 @@ class Plan:
         dataset: the data set's name.
         device, precision, channels_last, compiled, batch_size, shard: how it is computed.
         target: the class that is explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
+        quantity: what is explained and judged, in place of what methods and protocol read by themselves; None also for the logit.
         notes: what the user should be told before the work begins, a sentence each.
     """
 
@@ -201,6 +203,7 @@ class Plan:
     channels_last: bool = True
     compiled: bool = False
     target: Target = "label"
+    quantity: Quantity | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -262,8 +265,12 @@ class Plan:
             "versions": {name: version for name, version in versions().items() if name not in RECORDED_ONLY},
             "switches": self._switches,
         }
-        # Only where it is not the label: what was computed before there was a choice keeps its address.
-        return content if self.target == "label" else {**content, "target": [self.target, code_digest(predictions)]}
+        # Only where it is not the label, or the logit: what was computed before there was a choice keeps its address.
+        if self.target != "label":
+            content["target"] = [self.target, code_digest(predictions)]
+        if self.quantity is not None:
+            content["quantity"] = [str(self.quantity), code_digest(Quantity)]
+        return content
 
     @cached_property
     def _switches(self) -> str:

@@ -23,6 +23,7 @@ from idsds.evaluation.records import as_values
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
 from idsds.models.inspection import two_images
+from idsds.models.quantity import explaining
 from idsds.protocols import Batch
 from idsds.training.loop import batches
 
@@ -162,10 +163,10 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
         model: the loaded model, on the device.
         advance: called with the number of passes done, after each batch and computation.
     """
-    preparer = torch.compile(model) if plan.compiled else model
     making = {(unit.group, unit.grid): _Making(unit) for unit in task.units}
     try:
-        _run_batches(plan, task, (model, preparer), making, advance)
+        with explaining(model, plan.quantity):
+            _run_batches(plan, task, (model, torch.compile(model) if plan.compiled else model), making, advance)
     except BaseException:  # what was computed before is kept
         _kept(task, [made.block(task.images) for made in making.values() if made.image_ids])
         raise

@@ -38,6 +38,8 @@ ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
 #: Suffixes of a name: the function is applied to the channel-summed map. A map times ten has the same order of pixels, and so shows
 #: which metrics depend on the scale of a map.
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu, TENFOLD: lambda maps: 10 * maps}
+#: What a method that is defined by the logit says of the other quantities.
+LOGIT_ONLY = dict.fromkeys(("probability", "contrast"), "it is defined by the logit alone")
 ENGINE = ("draws", "batch")  # arguments that the engine provides, not options of the method
 
 
@@ -83,6 +85,7 @@ class MethodEntry:
         noise: key of the random numbers; methods with the same key see the same noise. "": the first name of the function.
         inapplicable: the reason why the method does not apply to a model, or None if it does.
         source: the paper.
+        explains_not: by kind of :class:`idsds.models.quantity.Quantity`, why the method cannot explain it; others it explains.
         queries: from the options, the ``grid`` and ``baseline`` of the patch deletions that the method looks at; None: it looks at none.
     """
 
@@ -96,6 +99,7 @@ class MethodEntry:
     inapplicable: Callable[[nn.Module], str | None] = _applies_to_all
     source: str = ""
     queries: Callable[..., Mapping[str, Any] | None] = _queries_nothing
+    explains_not: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, **given: Any) -> dict[str, Any]:
         """Return the function's options: defaults, replaced by those of this entry and then by ``given``. Raises UnknownNameError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -66,6 +67,11 @@ def other_net(thing: Any, net: nn.Module) -> nn.Module | None:
     """Return a net that a callable holds without holding ``net``, which it may explain instead; None if there is none."""
     held = [] if isinstance(thing, Method) else [holder for holder in _reachable(thing) if isinstance(holder, nn.Module)]
     return None if not held or any(_is_of(one, net) for one in held) else held[0]
+
+
+def has_rules(thing: Any) -> bool:
+    """Return whether a callable explains by an object of captum's with rules for layers (DeepLIFT, LRP), which end at the logits."""
+    return any(isinstance(one, Attribution) and re.search("DeepLift|LRP", type(one).__name__) for one in _reachable(thing))
 
 
 def _called(net: nn.Module) -> str:

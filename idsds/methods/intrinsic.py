@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.batching import ACCELERATOR_BYTES_PER_PIXEL, in_batches
-from idsds.methods.base import Passes, register_method
+from idsds.methods.base import LOGIT_ONLY, Passes, register_method
 from idsds.models.bagnet import BagNet
 
 
@@ -42,7 +42,14 @@ def dense_batch(model: BagNet, batch: int) -> int:
     return -(-batch * ACCELERATOR_BYTES_PER_PIXEL // (4 * 4 * model.fc.in_features))
 
 
-@register_method("BagNet", family="intrinsic", passes=Passes(1), inapplicable=no_bagnet, source="Brendel and Bethge, ICLR 2019")
+@register_method(
+    "BagNet",
+    family="intrinsic",
+    passes=Passes(1),
+    inapplicable=no_bagnet,
+    explains_not=LOGIT_ONLY,
+    source="Brendel and Bethge, ICLR 2019",
+)
 @torch.inference_mode()
 def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
     """Return the target logit of the window around each pixel, bias included, as in the reference, (B, 1, H, W).
@@ -52,7 +59,9 @@ def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Ten
     return in_batches(lambda images, targets: model(images, window_targets=targets), images, targets, size=dense_batch(model, batch))
 
 
-@register_method("B-cos", family="intrinsic", passes=Passes(1, 1), inapplicable=no_bcos, source="Böhle et al., CVPR 2022")
+@register_method(
+    "B-cos", family="intrinsic", passes=Passes(1, 1), inapplicable=no_bcos, explains_not=LOGIT_ONLY, source="Böhle et al., CVPR 2022"
+)
 def bcos(model: BcosNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
     """Return w * x with w the dynamic linear map of the net for image x, over six channels (colours and their inverses), (B, 6, H, W).
 

@@ -32,7 +32,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from idsds.common.batching import in_batches
-from idsds.methods.base import Passes, register_method
+from idsds.methods.base import LOGIT_ONLY, Passes, register_method
 from idsds.methods.transformer import attention_maps, check_start, drawn, no_relevance, rolled_out
 
 EPSILON = 1e-9
@@ -161,6 +161,7 @@ def propagated(model: VisionTransformer, images: Tensor, targets: Tensor, start:
     variants={"CheferLRP (paper)": {"start_block": 0}},
     passes=Passes(1, 1),
     inapplicable=no_relevance,
+    explains_not=LOGIT_ONLY,
     source="Chefer et al., CVPR 2021",
 )
 def chefer_lrp(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from idsds.common.randomness import Draws, generator
 from idsds.methods.base import Passes, register_method
 from idsds.methods.gradient import path_start
+from idsds.models.quantity import plain_logits
 
 
 def interpolation(cells: int, pixels: int) -> Tensor:
@@ -94,6 +95,7 @@ def _passes(model: nn.Module, samples: int, masks: Tensor | None = None, **_: ob
     },
     passes=_passes,
     noise="RISE",
+    explains_not={"contrast": "it weighs its masks by the probability"},
     source="Petsiuk et al., BMVC 2018",
 )
 @torch.inference_mode()
@@ -144,7 +146,8 @@ def rise(
         for first in range(0, len(images), together):
             some = slice(first, first + together)
             masked = torch.lerp(hidden[some, None], images[some, None], chunk)  # (b, n, C, H, W)
-            logits = model(masked.flatten(0, 1)).to(images.dtype)
+            with plain_logits():
+                logits = model(masked.flatten(0, 1)).to(images.dtype)
             probabilities = logits.softmax(dim=1).unflatten(0, masked.shape[:2])  # (b, n, K)
             chances = probabilities.gather(2, targets[some, None, None].expand(-1, len(chunk), -1))[..., 0]  # (b, n)
             with exact():

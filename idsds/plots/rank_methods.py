@@ -44,18 +44,19 @@ def rank_methods(
     return parallel_axes(table, families, models, joins, n_patches=n_patches, score=score, columns=columns, published=published)
 
 
-def deletion_drops(drops: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """Draw the distribution of drops, a curve per model: in logits, and as a share of each image's largest drop.
+def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int = 2) -> Figure:
+    """Draw the distribution of drops, a curve per model: in units of the output, and as a share of each image's largest drop.
 
     Args:
-        drops: one row per model, image and patch: model, drop (logits), share (in [-1, 1]).
+        drops: one row per model, image and patch: model, drop (in units of the quantity), share (in [-1, 1]).
+        quantity: what falls when a patch is deleted.
         columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(drops["model"]))
     dashes = dict(zip(models, ["-", "--", "-.", ":"] * len(models), strict=False))
     with mpl.rc_context(STYLE):
         figure, both = plt.subplots(1, 2, figsize=(COLUMNS[columns], 0.42 * COLUMNS[columns]), sharey=True, layout="constrained")
-        labels = ("drop of the target logit", "drop as a share of the image's largest (-1 to 1)")
+        labels = (f"drop of the target's {quantity}", "drop as a share of the image's largest (-1 to 1)")
         for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
             for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
                 rows = drops[drops["model"] == model]

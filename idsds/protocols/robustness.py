@@ -30,6 +30,7 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
+from idsds.models.quantity import plain_logits
 from idsds.protocols.base import Batch, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
@@ -171,7 +172,8 @@ def probability_shifts(
     """
 
     def probability(images: Tensor) -> Tensor:
-        found = in_batches(model, images, size=default_batch(images)).softmax(dim=1)
+        with plain_logits():
+            found = in_batches(model, images, size=default_batch(images)).softmax(dim=1)
         return found.gather(1, batch.targets[:, None])
 
     chosen = augmentations(kind, normalisation_of(model, batch), filters)

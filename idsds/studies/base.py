@@ -37,6 +37,7 @@ from idsds.evaluation.costs import _spell
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
+from idsds.models.quantity import as_quantity
 from idsds.training.checkpoints import PRETRAINED, Machine, Stage, check_starts, plan_training, trains_from_scratch
 from idsds.training.launch import check_machine, is_main
 from idsds.training.recipes import BaselineName
@@ -76,9 +77,16 @@ def _is_method(value: str) -> str:
     return value
 
 
+def _is_quantity(value: str | list) -> str | list:
+    as_quantity(value)
+    return value
+
+
 ModelName = Annotated[str, _one_of("model", MODELS)]
 MethodName = Annotated[str, AfterValidator(_is_method)]
 Positive = Annotated[float, Field(gt=0)]
+#: As for :func:`idsds.evaluate`; in a params file a contrast with a class is ``[contrast, 3]``.
+QuantityName = Annotated[str | list, AfterValidator(_is_quantity)]
 DatasetName = Annotated[str, _one_of("data set", DATASETS)]
 
 

@@ -42,7 +42,7 @@ CHOICES: Mapping[str, Choice] = {
     "batchnorm_bias": Choice("BatchNorm and bias terms impair"),
     "backbone": Choice("VGG is above ResNet, ResNet above ViT"),
     "softmax": Choice(
-        "drops of the logit rank above drops of the probability",
+        "explaining the logit ranks above explaining the probability",
         "the paper compares outputs before and after the softmax; the direction is this package's reading",
     ),
 }
@@ -55,7 +55,7 @@ def _known(choice: str) -> str:
 
 
 def axis_of(model: str, quantity: str) -> str:
-    """Name the axis of a model where the drops of two quantities are compared."""
+    """Name the axis of a model where two quantities are explained and judged."""
     return f"{model}, {quantity}"
 
 
@@ -157,7 +157,7 @@ class DesignChoice(EvaluationStudy):
         return {quantity: self.arguments(quantity=quantity, output=f"{self.output}/{quantity}") for quantity in QUANTITIES}
 
     def records(self, progress: bool = True) -> pd.DataFrame:
-        """Return the records of all axes; ``model`` is the axis, for ``softmax`` the model and the quantity of its drops."""
+        """Return the records of all axes; ``model`` is the axis, for ``softmax`` the model and its quantity."""
         records = super().records(progress)
         if self.choice != "softmax":
             return records

@@ -17,10 +17,11 @@ from idsds import plots, published
 from idsds.common.devices import _one_of
 from idsds.datasets import DATASETS
 from idsds.methods.base import ABSOLUTE
+from idsds.models.quantity import as_quantity
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result
 
 Treatment = tuple[str, str]  # model, method
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
@@ -104,15 +105,17 @@ class RankMethods(EvaluationStudy):
     """Rank attribution methods on models, with the published findings put to the test."""
 
     protocol: Annotated[str, _one_of("protocol of a ranking", SCORES)] = "idsds"
+    quantity: QuantityName = "logit"
 
     @property
     def score(self) -> str:
         """The name of the score, which says so if a net was fine-tuned without labels."""
-        return SCORES[self.protocol] + (" (distilled)" if self.protocol == "idsds" and DATASETS[self.dataset].distill else "")
+        of = "" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}"
+        return SCORES[self.protocol] + of + (" (distilled)" if self.protocol == "idsds" and DATASETS[self.dataset].distill else "")
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run of the protocol."""
-        return {"": self.arguments(protocol=self.protocol)}
+        return {"": self.arguments(protocol=self.protocol, quantity=self.quantity)}
 
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
@@ -122,7 +125,10 @@ class RankMethods(EvaluationStudy):
 
         def draw() -> list[Figure]:
             options = {"n_patches": self.grid**2, "score": self.score, "columns": self.columns, "published": compared}
-            return [plots.rank_methods(table, families, **options), plots.deletion_drops(drops, columns=self.columns)]
+            return [
+                plots.rank_methods(table, families, **options),
+                plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns),
+            ]
 
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
         findings = Findings([*best(table, self.score), *above(controls)], count_verdicts(claims, "finding"))

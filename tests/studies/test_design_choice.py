@@ -105,6 +105,8 @@ def test_the_softmax_compares_each_model_with_itself(tmp_path, checkpoint):
     drops = found[found["method"] == "IxG"].groupby("model", sort=False)["drops"].agg(list)
     assert np.abs(np.array(drops.iloc[1][0])).max() <= 1, "drops of a probability"
     assert not np.allclose(drops.iloc[0][0], drops.iloc[1][0])
+    sums = found[found["method"] == "IxG"].groupby("model", sort=False)["patch_sums"].agg(list)
+    assert not np.allclose(sums.iloc[0][0], sums.iloc[1][0]), "the method explains what is judged"
     assert set(designs.differences(found, settings.axes)["method"]) == {"IxG"}
 
 

@@ -49,6 +49,7 @@ def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None,
         noise=key,
         inapplicable=method.inapplicable,
         queries=method.queries,
+        explains_not=method.explains_not,
         source=source or f"{SOURCES[home][1]}: {local}",
     )
 

@@ -59,6 +59,8 @@ class LibraryMethod(ABC):
     library: ClassVar[str]
     #: Parameters of the library's calls that are not the user's to set.
     GIVEN: ClassVar[frozenset[str]] = frozenset()
+    #: Why it cannot explain some kinds of :class:`idsds.models.quantity.Quantity`.
+    explains_not: ClassVar[Mapping[str, str]] = {}
     #: Options that are added to the library's, with their defaults.
     ADDED: ClassVar[Mapping[str, Any]] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -31,6 +31,12 @@ def deeplift_rules() -> frozenset[type]:
 def is_relu(kind: type) -> bool:
     """Whether a type of layer is a ReLU."""
     return issubclass(kind, nn.ReLU)
+
+
+#: Why DeepLIFT explains the logit.
+BEYOND_RULES = (
+    "its rules for layers do not reach beyond the logits: for the probability wrap the net, nn.Sequential(net, nn.Softmax(dim=1))"
+)
 
 
 class Captum(LibraryMethod):
@@ -72,6 +78,10 @@ class Captum(LibraryMethod):
         if self.of_layer:
             added["layer"] = None
         return added
+
+    @property
+    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
+        return dict.fromkeys(("probability", "contrast"), BEYOND_RULES) if self.name in self.RESCALING else {}
 
     @property
     def of_layer(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods import graphs
-from idsds.methods.base import Passes
+from idsds.methods.base import LOGIT_ONLY, Passes
 from idsds.methods.libraries.base import LibraryMethod, gradients_needed, without_rules
 from idsds.models.base import describe
 
@@ -35,6 +35,10 @@ class Zennit(LibraryMethod):
         *("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat"),
         *("ExcitationBackprop", "BetaSmooth", *GRADIENTS),
     )
+
+    @property
+    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {} if self.name in self.GRADIENTS else LOGIT_ONLY
 
     def added(self) -> dict[str, Any]:
         return {"low": None, "high": None} if self.name == "EpsilonGammaBox" else {}

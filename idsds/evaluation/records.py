@@ -93,8 +93,11 @@ class Content:
         own = [name for part in (*self.prepared, *self.parts) for name in part.columns]
         return list(dict.fromkeys([*IDENTITY, *(["group"] if self.groups else []), *settings, *own]))
 
-    def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row per record: all columns, or those named. Raises UnknownNameError for one that there is not."""
+    def frame(self, columns: Sequence[str] | None = None, categorical: bool = False) -> pd.DataFrame:
+        """One row per record: all columns, or those named. Raises UnknownNameError for one that there is not.
+
+        With ``categorical`` texts are categories, which take 1 to 4 bytes each.
+        """
         for name in columns or ():
             if name not in self.columns:
                 raise UnknownNameError("column of the records", name, self.columns)
@@ -106,22 +109,27 @@ class Content:
         stored = {key: part.load([*names, "target"]) for key, part in prepared.items() if {*names} & {*part.columns}}
         rows = [stored.get((part.model, part.seed, part.grid)) for part in self.parts]
 
+        def picked(values: Sequence[Any], rows: np.ndarray) -> Any:
+            plain = pd.Series(values)
+            if not categorical or not pd.api.types.is_string_dtype(plain):
+                return plain.array.take(rows)
+            few = plain.astype("category").cat
+            return pd.Categorical.from_codes(few.codes.to_numpy()[rows], few.categories)
+
         def column(name: str) -> Any:
             if name == "image_id":
-                return pd.Series(
-                    self.image_ids,
-                ).array.take(places)
+                return picked(self.image_ids, places)
             if name == "group":
-                return pd.Series([self.groups[image_id] for image_id in self.image_ids]).array.take(places)
+                return picked([self.groups[image_id] for image_id in self.image_ids], places)
             if name == "target" and not self.predicted:
                 return self.targets[places]
             if any(name in part.columns for part in self.parts):
                 return _joined([_cells(table, name) for table in tables])
             if any(name in part.columns for part in self.prepared):
                 return _joined(_matched(name, rows, tables))
-            return pd.Series(_constants(name, self)).repeat(counts).array
+            return picked(_constants(name, self), np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
-        return pd.DataFrame({name: column(name) for name in names})
+        return pd.DataFrame({name: column(name) for name in names}, copy=False)
 
 
 def _constants(name: str, content: Content) -> list[Any]:
@@ -129,13 +137,13 @@ def _constants(name: str, content: Content) -> list[Any]:
     if name == "family":
         return [content.families[part.method or ""] for part in content.parts]
     if name == "ceiling":
-        return [_is_ceiling(part, content) for part in content.parts]
+        return [is_ceiling(part, content) for part in content.parts]
     if name in ("model", "method", "seed", "grid"):
         return [getattr(part, name) for part in content.parts]
     return [content.facts[name]] * len(content.parts)
 
 
-def _is_ceiling(part: Part, content: Content) -> bool:
+def is_ceiling(part: Part, content: Content) -> bool:
     """Whether a method has queried the very deletions that judge it."""
     queried = content.queried.get(part.method or "")
     settings = {**content.facts, "grid": part.grid}

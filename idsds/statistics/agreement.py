@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,13 @@ from scipy import sparse
 from scipy.stats import rankdata
 
 from idsds.statistics.intervals import Statistic, bca, check_options, covers, rng_for
-from idsds.statistics.scores import ScoreTable, score_table
+from idsds.statistics.scores import Records, Scores, ScoreTable, scores_of
 
 #: From the ranks (images, methods) to the features to sum over images, and the coefficient as a function of the sums.
 Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]
 
 
-def kendalls_w(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def kendalls_w(records: Records, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Compute Kendall's coefficient of concordance, per model and setting: 1 if all images rank the methods alike, near 0 if unrelated.
 
     W = 12 sum_j (R_j - mean R)^2 / (m^2 (k^3 - k) - m sum T), with R_j the rank sums of k methods over m images and T = sum (t^3 - t) over
@@ -46,7 +46,7 @@ def kendalls_w(records: pd.DataFrame, confidence: float = 0.95, resamples: int =
     return _agreement("w", prepare, records, confidence, resamples, seed)
 
 
-def krippendorffs_alpha(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def krippendorffs_alpha(records: Records, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Compute Krippendorff's ordinal alpha of the ranks that images give the methods: 1 is full agreement, 0 chance.
 
     alpha = 1 - D_o / D_e, with images as coders and methods as units. The ordinal distance of two ranks is the difference of their midranks
@@ -82,11 +82,10 @@ def krippendorffs_alpha(records: pd.DataFrame, confidence: float = 0.95, resampl
     return _agreement("alpha", prepare, records, confidence, resamples, seed)
 
 
-def _agreement(name: str, prepare: Prepare, records: pd.DataFrame, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
+def _agreement(name: str, prepare: Prepare, records: Records, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
     check_options(confidence, resamples=resamples)
-    table = score_table(records)
     rows = []
-    for where, part in table.groups([key for key in table.treatments.columns if key != "method"]):
+    for where, part in _settings_of(scores_of(records)):
         ranks, left_out, group = _ranks(part)
         row = {**where, name: np.nan, "low": np.nan, "high": np.nan, "methods": ranks.shape[1], "count": len(ranks), "nan": left_out}
         if min(ranks.shape) > 1:
@@ -98,6 +97,12 @@ def _agreement(name: str, prepare: Prepare, records: pd.DataFrame, confidence: f
             (row["low"],), (row["high"],) = bca(features, statistic, confidence, resamples, rng_for(seed, "images", features.shape[0]))
         rows.append({**row, "interval": covers(confidence, part.seeds, part.unit)})
     return pd.DataFrame(rows)
+
+
+def _settings_of(scores: Scores) -> Iterator[tuple[dict[str, object], ScoreTable]]:
+    """Yield the scores of each model and setting."""
+    for table in scores.tables("model"):
+        yield from table.groups([key for key in table.treatments.columns if key != "method"])
 
 
 def _ranks(part: ScoreTable) -> tuple[np.ndarray, int, np.ndarray]:

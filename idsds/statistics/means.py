@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
 from idsds.statistics.intervals import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
-from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, as_frame, score_table
+from idsds.statistics.scores import HIGHER, LOWER, Records, ScoreTable, scores_of
 
 
-def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Return the mean score of every model and method, best first, with a BCa bootstrap interval over images.
 
     The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Where an image has
@@ -19,6 +21,7 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
 
     Args:
         records: columns model, method, image_id, score; optionally seed, group, direction and settings (grid, baseline, protocol, ...).
+            Or the folder of a run, of which a few models are read at a time.
         confidence: such as 0.95.
         resamples: bootstrap resamples. 2,000 place a 95 % end within about 3 % of the interval's width.
         seed: of the resamples.
@@ -33,18 +36,18 @@ def rank(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000
         TypeError, ValueError: for unusable ``records`` or options, naming the fault.
     """
     check_options(confidence, resamples=resamples)
-    records = as_frame(records)
-    table = score_table(records)
+    return _sorted([_ranked(table, confidence, resamples, seed) for table in scores_of(records).tables("model")])
+
+
+def _ranked(table: ScoreTable, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
+    """Return the rows of :func:`rank` for the columns of a table, in their order."""
     ends, interval = np.full((len(table.treatments), 2), np.nan), np.empty(len(table.treatments), dtype=object)
     for columns, part in table.same_rows():
         interval[columns] = covers(confidence, part.seeds, part.unit)
         rng = rng_for(seed, "images", part.units)
         ends[columns] = np.stack(mean_interval(part.scores, part.group, confidence, resamples, rng), axis=1)
-    ranked = _sorted(_means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=interval))
-    if "ceiling" not in records:
-        return ranked
-    keys = list(table.treatments.columns)
-    return ranked.merge(records.groupby(keys, observed=True, sort=False)["ceiling"].any().reset_index(), on=keys, how="left")
+    more = {} if table.ceiling is None else {"ceiling": table.ceiling}
+    return _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=interval, **more)
 
 
 def rivals(table: pd.DataFrame) -> pd.DataFrame:
@@ -52,7 +55,7 @@ def rivals(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["ceiling"].astype(bool)] if "ceiling" in table else table
 
 
-def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def nested_bootstrap(records: Records, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Return the mean score of every model and method with an interval over training seeds and images.
 
     Each resample draws training seeds and, within them, images. All seeds are scored on the same images, so one draw of images serves all
@@ -71,7 +74,11 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
         ValueError: if a model and method has fewer than two seeds.
     """
     check_options(confidence, resamples=resamples)
-    table = score_table(records)
+    return _sorted([_nested(table, confidence, resamples, seed) for table in scores_of(records).tables("model")])
+
+
+def _nested(table: ScoreTable, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
+    """Return the rows of :func:`nested_bootstrap` for the columns of a table, in their order."""
     ends, seeds, spread = np.full((len(table.treatments), 2), np.nan), np.zeros(len(table.treatments), int), np.zeros(len(table.treatments))
     for columns, part in table.same_rows():
         if part.seeds < 2:
@@ -89,8 +96,7 @@ def nested_bootstrap(records: pd.DataFrame, confidence: float = 0.95, resamples:
         if part.units > 1:
             ends[columns] = np.stack(percentile_ends(drawn, confidence), axis=1)
     label = f"{100 * confidence:g} % percentile bootstrap over training seeds and images"
-    result = _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=label)
-    return _sorted(result, seeds=seeds, seed_sd=spread)
+    return _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=label, seeds=seeds, seed_sd=spread)
 
 
 def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95) -> float | np.ndarray | pd.Series:
@@ -179,9 +185,11 @@ def _means(table: ScoreTable) -> pd.DataFrame:
     return table.treatments.assign(mean=mean, count=count, nan=table.present.sum(0) - count, direction=direction)
 
 
-def _sorted(result: pd.DataFrame, **more: np.ndarray) -> pd.DataFrame:
-    last = ["mean", "low", "high", "count", "nan", "interval", "direction"]
-    keys = [name for name in result.columns if name not in last]
+def _sorted(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of several tables of means in one, the best of each model and setting first."""
+    result, last = pd.concat(parts, ignore_index=True), ["mean", "low", "high", "count", "nan", "interval", "direction"]
+    more = [name for name in ("ceiling", "seeds", "seed_sd") if name in result.columns]
+    keys = [name for name in result.columns if name not in (*last, *more)]
     best_first = result["mean"].where(result["direction"] == LOWER, -result["mean"])
-    by = [*keys[:-1], "best_first", "method"]
-    return result.assign(**more, best_first=best_first).sort_values(by, ignore_index=True)[[*keys, *last, *more]]
+    ordered = result.assign(best_first=best_first).sort_values([*keys[:-1], "best_first", "method"], ignore_index=True)
+    return ordered[[*keys, *last, *more]]

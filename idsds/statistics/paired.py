@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -11,16 +11,18 @@ from scipy.special import ndtri
 
 from idsds.statistics.intervals import CHUNK, check_options, covers, rng_for
 from idsds.statistics.means import mean_interval, per_image, rank
-from idsds.statistics.scores import HIGHER, LOWER, ScoreTable, as_frame, known, one_of, score_table
+from idsds.statistics.scores import HIGHER, LOWER, SETTINGS, Records, Scores, ScoreTable, known, one_of, scores_of
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
+#: Columns that say what a comparison holds for.
+KEYS = (*COMPARED, *SETTINGS)
 #: Differences are formed for this many pairs at a time, which bounds memory: 64 x 50,000 images are 26 MB. No result depends on it.
 PAIRS_AT_ONCE = 64
 
 
 def paired_differences(
-    records: pd.DataFrame,
+    records: Records,
     by: str | Pairs = "method",
     pairs: Pairs | None = None,
     confidence: float = 0.95,
@@ -55,24 +57,25 @@ def paired_differences(
     if pairs is None and not isinstance(by, str):
         by, pairs = "method", by
     one_of("comparison", by, COMPARED)
-    table = score_table(records)
-    _check_pairs(by, pairs, table)
+    scores = scores_of(records)
+    _check_pairs(by, pairs, scores.names[by])
     found = [
         pd.DataFrame({**where, **_compare(part, first, second, confidence, resamples, permutations, seed)}).assign(
             a=part.treatments[by].to_numpy()[first], b=part.treatments[by].to_numpy()[second]
         )
-        for where, part, first, second in _pairs_in(table, by, pairs)
+        for where, part, first, second in _pairs_in(scores, by, pairs)
     ]
     if not found:
         raise ValueError(f"no two {by}s have records of the same setting, there is nothing to compare")
     result = pd.concat(found, ignore_index=True)
+    result = result.sort_values([name for name in result.columns if name in KEYS], kind="stable", ignore_index=True)
     result = result.assign(p_holm=holm(result["p"].to_numpy()))
     last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval", "direction"]
     return result[[name for name in result.columns if name not in last] + last]
 
 
 def ranking_with_ties(
-    records: pd.DataFrame, alpha: float = 0.05, resamples: int = 2_000, permutations: int = 9_999, seed: int = 0
+    records: Records, alpha: float = 0.05, resamples: int = 2_000, permutations: int = 9_999, seed: int = 0
 ) -> pd.DataFrame:
     """Rank the methods of each model, and test whether neighbours in the ranking differ.
 
@@ -89,7 +92,6 @@ def ranking_with_ties(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha!r}; 0.05 is usual")
-    records = as_frame(records)
     ranking = rank(records, 1 - alpha, resamples, seed)
     keys = list(ranking.columns[: ranking.columns.get_loc("method")])
     grouped = ranking.groupby(keys, sort=False, dropna=False)
@@ -110,7 +112,7 @@ def ranking_with_ties(
     return ranking.assign(told_apart=told_apart, tie=tie)
 
 
-def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", power: float = 0.8, alpha: float = 0.05) -> pd.DataFrame:
+def images_needed(records: Records, a: str, b: str, by: str = "method", power: float = 0.8, alpha: float = 0.05) -> pd.DataFrame:
     """Return how many images it takes to tell ``a`` from ``b``, if the true difference and its spread are those of the records.
 
     n = ((z_(1 - alpha / 2) + z_power) sd / difference)^2 + z_(1 - alpha / 2)^2 / 2: the two-sided paired test, with Guenther's (1981) term
@@ -135,10 +137,10 @@ def images_needed(records: pd.DataFrame, a: str, b: str, by: str = "method", pow
     one_of("comparison", by, COMPARED)
     if not 0 < alpha < 1 or not alpha < power < 1:
         raise ValueError(f"wanted 0 < alpha < power < 1, got alpha={alpha!r} and power={power!r}")
-    table = score_table(records)
-    _check_pairs(by, [(a, b)], table)
+    scores = scores_of(records)
+    _check_pairs(by, [(a, b)], scores.names[by])
     z, rows = ndtri(1 - alpha / 2), []
-    for where, part, first, second in _pairs_in(table, by, [(a, b)]):
+    for where, part, first, second in _pairs_in(scores, by, [(a, b)]):
         sums, counts = _unit_sums(part.scores[:, first] - part.scores[:, second], part.group)
         each = sums[counts > 0] / counts[counts > 0]
         per_unit = counts[counts > 0].mean() if part.unit != "images" else 1.0  # images that come with a further group
@@ -232,20 +234,20 @@ def _unit_sums(difference: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, n
     return per_image(np.where(finite, difference, 0.0), group), per_image(finite.astype(np.int64), group)
 
 
-def _check_pairs(by: str, pairs: Pairs | None, table: ScoreTable) -> None:
+def _check_pairs(by: str, pairs: Pairs | None, allowed: Collection[object]) -> None:
     for pair in pairs or ():
         if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"a pair must be two different {by}s, got {pair!r}")
-        known(by, pair, table)
+        known(by, pair, allowed)
 
 
-def _pairs_in(table: ScoreTable, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:
+def _pairs_in(scores: Scores, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:
     """Yield per model (or method) and setting: its name, its table, and the columns to compare as two lists."""
-    keys = [name for name in table.treatments.columns if name != by]
-    for where, part in table.groups(keys):
-        place = {name: column for column, name in enumerate(part.treatments[by])}
-        wanted = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
-        columns = [(place[a], place[b]) for a, b in wanted]
-        for start in range(0, len(columns), PAIRS_AT_ONCE):
-            first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
-            yield where, part, first, second
+    for table in scores.tables("model" if by == "method" else "method"):
+        for where, part in table.groups([name for name in table.treatments.columns if name != by]):
+            place = {name: column for column, name in enumerate(part.treatments[by])}
+            wanted = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
+            columns = [(place[a], place[b]) for a, b in wanted]
+            for start in range(0, len(columns), PAIRS_AT_ONCE):
+                first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
+                yield where, part, first, second

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from idsds.common.registry import UnknownNameError
 
+if TYPE_CHECKING:
+    from idsds.evaluation.records import Content, Part
+
+#: A frame of records, or the folder of a run.
+Records = pd.DataFrame | str | os.PathLike[str]
+#: Columns of scores that are read from a folder at a time, which bounds memory: 50,000 images x 96 are 38 MB. No result depends on it.
+COLUMNS_AT_ONCE = 96
 #: What the column ``direction`` of records and tables says; records without it are read as the first.
 HIGHER, LOWER = "higher is better", "lower is better"
 REQUIRED = ("model", "method", "image_id", "score")
@@ -30,6 +38,7 @@ class ScoreTable:
         seed: int (rows,); which training seed a row belongs to.
         treatments: one row per column of ``scores``: model, the settings that vary, method.
         lower: bool (treatments,); whether a lower score is better.
+        ceiling: bool (treatments,); whether a method queried the very deletions that judge it. None: the records do not say.
     """
 
     scores: np.ndarray
@@ -39,6 +48,7 @@ class ScoreTable:
     seed: np.ndarray
     treatments: pd.DataFrame
     lower: np.ndarray
+    ceiling: np.ndarray | None = None
 
     @property
     def seeds(self) -> int:
@@ -67,7 +77,8 @@ class ScoreTable:
         rows = present.any(1)
         kept = self.treatments.iloc[columns].reset_index(drop=True)
         scores = self.scores[np.ix_(rows, columns)]
-        return ScoreTable(scores, present[rows], self.image[rows], self.group[rows], self.seed[rows], kept, self.lower[columns])
+        ceiling = None if self.ceiling is None else self.ceiling[columns]
+        return ScoreTable(scores, present[rows], self.image[rows], self.group[rows], self.seed[rows], kept, self.lower[columns], ceiling)
 
     def groups(self, keys: Sequence[str]) -> Iterator[tuple[dict[str, object], ScoreTable]]:
         """Yield one table per combination of the treatment columns ``keys``, with that combination."""
@@ -84,11 +95,11 @@ class ScoreTable:
             yield np.array(columns), self.select(columns)
 
 
-def as_frame(records: pd.DataFrame | str | os.PathLike[str], *more: str) -> pd.DataFrame:
+def as_frame(records: Records, *more: str) -> pd.DataFrame:
     """Return records as they are, or those of a run's folder, of which only the columns that statistics need are read.
 
     Args:
-        records: a frame, or the folder.
+        records: a frame, or the folder. Texts of a folder are categorical, so that a record takes some 20 bytes.
         more: names of further columns to read where the run has them.
     """
     if not isinstance(records, (str, os.PathLike)):
@@ -97,12 +108,80 @@ def as_frame(records: pd.DataFrame | str | os.PathLike[str], *more: str) -> pd.D
 
     content = Run.open(records).content()
     needed = (*REQUIRED, "seed", "group", "direction", "ceiling", "family", *SETTINGS, *more)
-    frame = content.frame([name for name in dict.fromkeys(needed) if name in content.columns])
-    texts = [name for name in frame if frame[name].dtype == object or isinstance(frame[name].dtype, pd.StringDtype)]
-    return frame.astype(dict.fromkeys((name for name in texts if name != "score"), "category"))
+    return content.frame([name for name in dict.fromkeys(needed) if name in content.columns], categorical=True)
 
 
-def score_table(records: pd.DataFrame | str | os.PathLike[str]) -> ScoreTable:
+@dataclass(frozen=True)
+class Scores:
+    """Scores of records that need not fit in memory.
+
+    Args:
+        names: the models and the methods that have records.
+        tables: from ``"model"`` or ``"method"`` to tables that hold all scores together, those of one model (or method) in one table; of a
+            folder they are read when their turn comes.
+    """
+
+    names: Mapping[str, Collection[object]]
+    tables: Callable[[str], Iterator[ScoreTable]]
+
+
+def scores_of(records: Records) -> Scores:
+    """Return the scores of a frame, or of the folder of a run. Raises as :func:`score_table`, and as :func:`idsds.load_records`."""
+    if not isinstance(records, (str, os.PathLike)):
+        table = score_table(records)
+        return Scores({name: set(table.treatments[name]) for name in ("model", "method")}, lambda _by: iter([table]))
+    from idsds.evaluation.records import Run
+
+    content = Run.open(records).content()
+    if not content.parts:
+        raise ValueError("records hold no rows")
+    names = {name: sorted({str(getattr(part, name)) for part in content.parts}) for name in ("model", "method")}
+
+    def tables(by: str) -> Iterator[ScoreTable]:
+        one, other = len(names[by]), sum(map(len, names.values())) - len(names[by])
+        step = max(1, COLUMNS_AT_ONCE // other)
+        for start in range(0, one, step):
+            some = names[by][start : start + step]
+            yield _table_of(content, [part for part in content.parts if getattr(part, by) in some])
+
+    return Scores(names, tables)
+
+
+def _table_of(content: Content, parts: Sequence[Part]) -> ScoreTable:
+    """Return the score table of some parts of a run, read one after the other."""
+    from idsds.evaluation.records import is_ceiling
+
+    ids = np.array(content.image_ids)
+    groups = np.array([content.groups[image_id] for image_id in content.image_ids]) if content.groups else ids
+    order = np.lexsort((ids, groups))
+    of_image = np.empty(len(ids), dtype=np.int64)  # the place of each image in the order of the rows
+    of_image[order] = np.arange(len(ids))
+    seeds = sorted({part.seed for part in parts})
+    several = len({part.grid for part in content.parts}) > 1
+    first = {(part.model, part.grid or 0, str(part.method)): part for part in parts}
+    columns = {key: number for number, key in enumerate(sorted(first))}
+    scores = np.full((len(ids) * len(seeds), len(columns)), np.nan)
+    present = np.zeros(scores.shape, dtype=bool)
+    for part in parts:
+        table = part.load(["score"])
+        rows = of_image[table["image"].to_numpy()] * len(seeds) + seeds.index(part.seed)
+        column = columns[part.model, part.grid or 0, str(part.method)]
+        scores[rows, column], present[rows, column] = table["score"].to_numpy(), True
+    scores[~np.isfinite(scores)] = np.nan
+    image = np.arange(len(ids)).repeat(len(seeds))
+    group = np.unique(groups[order], return_inverse=True)[1].repeat(len(seeds)) if content.groups else image
+    of = [first[key] for key in columns]
+    treatments = {"model": [part.model for part in of], "grid": [part.grid for part in of], "method": [str(part.method) for part in of]}
+    lower = np.full(len(columns), content.facts["direction"] == LOWER)
+    ceiling = np.array([is_ceiling(part, content) for part in of], dtype=bool)
+    if not several:
+        del treatments["grid"]
+    seed = np.tile(np.arange(len(seeds)), len(ids))
+    table = ScoreTable(scores, present, image, group, seed, pd.DataFrame(treatments), lower, ceiling)
+    return table if present.any(1).all() else table.select(np.arange(len(columns)))
+
+
+def score_table(records: Records) -> ScoreTable:
     """Check ``records`` and lay them out as a matrix; the order of their rows does not matter.
 
     Args:
@@ -154,7 +233,10 @@ def score_table(records: pd.DataFrame | str | os.PathLike[str]) -> ScoreTable:
         for direction in set(directions):
             one_of("direction", direction, (HIGHER, LOWER))
         lower = directions == LOWER
-    return ScoreTable(matrix, present, image, group, seed, treatments.astype(plain), lower)
+    ceiling = None
+    if "ceiling" in records.columns:
+        ceiling = np.bincount(treatment, records["ceiling"].eq(True).to_numpy(dtype=bool), len(first)) > 0
+    return ScoreTable(matrix, present, image, group, seed, treatments.astype(plain), lower, ceiling)
 
 
 def varying_settings(records: pd.DataFrame) -> list[str]:
@@ -162,9 +244,8 @@ def varying_settings(records: pd.DataFrame) -> list[str]:
     return [name for name in SETTINGS if name in records.columns and records[name].nunique(dropna=False) > 1]
 
 
-def known(kind: str, names: Sequence[object], table: ScoreTable) -> None:
-    """Raise UnknownNameError for the first of ``names`` that is not in the column ``kind`` of the treatments."""
-    allowed = set(table.treatments[kind])
+def known(kind: str, names: Sequence[object], allowed: Collection[object]) -> None:
+    """Raise UnknownNameError for the first of ``names`` that is not one of the ``allowed``."""
     for name in names:
         if name not in allowed:
             raise UnknownNameError(kind, name, allowed)

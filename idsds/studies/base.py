@@ -35,6 +35,7 @@ from idsds.evaluation import plan as engine
 from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
 from idsds.evaluation.costs import _spell
 from idsds.evaluation.evaluate import evaluate
+from idsds.evaluation.records import Run
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
 from idsds.models.quantity import as_quantity
@@ -267,8 +268,8 @@ class Study(Settings):
 
     def records(self, progress: bool = True) -> pd.DataFrame:
         """Evaluate all :meth:`runs`: their records one below the other, with the run's ``label``."""
-        parts = [evaluate(**run, progress=progress).assign(label=label) for label, run in self.runs().items()]
-        return pd.concat(parts, ignore_index=True)
+        parts = [in_memory(evaluate(**run, progress=progress)).assign(label=label) for label, run in self.runs().items()]
+        return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
     def run(self, progress: bool = True) -> Result:
         """Do the study. What is cached is not computed again.
@@ -285,6 +286,14 @@ class Study(Settings):
 
     def _run(self, progress: bool) -> Result:
         raise TypeError(f"{type(self).__name__} must define _run")
+
+
+def in_memory(records: pd.DataFrame | Path) -> pd.DataFrame:
+    """Return records as they are, or those of a large run's folder but for the patch sums, texts as categories: some 40 bytes each."""
+    if isinstance(records, pd.DataFrame):
+        return records
+    content = Run.open(records).content()
+    return content.frame([name for name in content.columns if name != "patch_sums"], categorical=True)
 
 
 class EvaluationStudy(Study):

@@ -3,12 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 import idsds
+from idsds.common.registry import UnknownNameError
 from idsds.models.weights import save_checkpoint
 from idsds.statistics import (
     images_needed,
     kendalls_w,
+    krippendorffs_alpha,
     nested_bootstrap,
     paired_differences,
     rank,
@@ -123,6 +128,30 @@ def test_a_folder_of_records_serves_as_well_as_their_frame(tmp_path):
     assert "drops" not in as_frame(tmp_path)
     with pytest.raises(FileNotFoundError, match="no records"):
         rank(tmp_path / "elsewhere")
+
+
+def test_a_folder_is_read_a_few_models_at_a_time_with_the_same_result(tmp_path, monkeypatch):
+    """Two nets, two seeds, two grids: every statistic of the folder is that of the frame, however few columns are in memory at a time."""
+    torch.manual_seed(0)
+    nets = {name: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)) for name in "ba"}
+    data = TensorDataset(torch.randn(5, 3, 8, 8), torch.arange(5))
+    records = idsds.evaluate(nets, ["IxG", "Gradient", "Random"], data, grid=[2, 4], seed=[0, 1], output=tmp_path, progress=False)
+    wanted = [("IxG", "Random")]
+    for step in (1, 7):
+        monkeypatch.setattr("idsds.statistics.scores.COLUMNS_AT_ONCE", step)
+        for function in (
+            rank,
+            nested_bootstrap,
+            ranking_with_ties,
+            krippendorffs_alpha,
+            lambda given: paired_differences(given, by="model"),
+            lambda given: paired_differences(given, wanted),
+            lambda given: images_needed(given, *wanted[0]),
+            lambda given: rank_each(given, "grid"),
+        ):
+            pd.testing.assert_frame_equal(function(tmp_path), function(records), check_dtype=False, check_categorical=False)
+    with pytest.raises(UnknownNameError, match=r"unknown method 'IG'"):
+        paired_differences(tmp_path, [("IxG", "IG")])
 
 
 def fresh(folder):

@@ -6,6 +6,7 @@ from idsds.common import paths
 from idsds.common.devices import chosen_device
 from idsds.common.settings import SettingsError
 from idsds.studies.base import STUDIES, EvaluationStudy, Findings, Plan, Result, read_params, run_file, study_class
+from idsds.studies.rank_methods import RankMethods
 from idsds.training.recipes import PAPER, Recipe
 
 GOOD = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": ["IG", "IG abs"], "images": 10, "output": "runs/x/y"}
@@ -203,3 +204,16 @@ def test_a_study_runs_from_a_file_without_its_notebook(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         run_file("rank_methods", file)
     assert "In all: " in capsys.readouterr().out
+
+
+def test_a_study_on_a_large_run_reads_what_it_needs(tmp_path, monkeypatch, checkpoint):
+    """Above so many records `evaluate` hands back the folder; a study's tables are the same, and patch sums stay on the disk."""
+    given = GOOD | {"dataset": "digits", "methods": ["IxG", "Random"], "images": 4, "checkpoints": {"mini_resnet8": str(checkpoint)}}
+    study = RankMethods(**given | {"output": str(tmp_path)})
+    small = study.run(progress=False)
+    monkeypatch.setattr("idsds.evaluation.evaluate.LARGE", 5)
+    large = study.run(progress=False)
+    assert "patch_sums" in small.records
+    assert "patch_sums" not in large.records
+    for name, table in small.tables.items():
+        pd.testing.assert_frame_equal(table, large.tables[name], check_dtype=False, check_categorical=False)

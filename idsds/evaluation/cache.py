@@ -44,6 +44,7 @@ class Block:
         methods: whose records these are, one after the other; none for method-independent columns.
         load: reads the columns, ``len(images)`` rows for each method. Raises DamagedFileError.
         forward, backward, seconds: what it took.
+        memory: bytes that it took at its peak, per image of a batch; 0 where that is not known.
         where: the file, for messages.
     """
 
@@ -54,6 +55,7 @@ class Block:
     forward: float = 0
     backward: float = 0
     seconds: float = 0
+    memory: float = 0
     where: str = "memory"
 
     def only(self, image_ids: Sequence[str], methods: Sequence[str] | None = None) -> Block:
@@ -99,6 +101,7 @@ class Store:
             "methods": list(block.methods),
             "passes": [round(block.forward, 3), round(block.backward, 3)],
             "seconds": round(block.seconds, 4),
+            "memory": round(block.memory),
         }
         path = write_hashed(self.folder / block.address, with_facts(block.load(), facts))
         return replace(block, load=partial(_columns, str(path)), where=str(path))
@@ -143,7 +146,7 @@ def _opened(path: Path, address: str) -> Block:
             raise ValueError("it belongs to another computation")
         images = dict(zip(facts["images"], facts["keys"] or facts["images"], strict=True))
         forward, backward = facts["passes"]
-        taken = {"forward": forward, "backward": backward, "seconds": facts["seconds"]}
+        taken = {"forward": forward, "backward": backward, "seconds": facts["seconds"], "memory": facts.get("memory", 0)}
         methods = tuple(facts["methods"])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error

@@ -41,6 +41,7 @@ from idsds.evaluation.records import (
     undefined_scores,
     write_manifest,
 )
+from idsds.evaluation.right import images_right
 from idsds.evaluation.run import wanted_images
 
 #: What each job's units are, and the blocks that there are of each.
@@ -139,7 +140,7 @@ def committed_blocks(run: Run) -> dict[str, list[Block]]:
                     if facts["rows"] < len(keys):
                         images = {ids[place]: keys[ids[place]] for place in run.places(entry, number)}
                     methods = () if facts["method"] is None else (facts["method"],)
-                    taken = {name: facts[name] for name in ("forward", "backward", "seconds")}
+                    taken = {name: facts.get(name, 0) for name in ("forward", "backward", "seconds", "memory")}
                     load = partial(_columns_of, str(run.folder), entry["path"], number)
                     block = Block(facts["address"], images, methods, load, **taken, where=str(run.folder / entry["path"]))
                     found.setdefault(block.address, []).append(block)
@@ -205,10 +206,11 @@ class Result:
                 loaded[id(block)] = block.load()
             return loaded[id(block)]
 
-        took = {"forward": 0.0, "backward": 0.0, "seconds": 0.0}
+        took = {"forward": 0.0, "backward": 0.0, "seconds": 0.0, "memory": 0.0}
         for block, image_ids in next(iter(found.values()), []):
-            for name in took:
+            for name in ("forward", "backward", "seconds"):
                 took[name] += getattr(block, name) * len(image_ids) / len(block.images)
+            took["memory"] = max(took["memory"], block.memory)
         for method, picks in found.items():
             if picks:
                 table = gathered([(replace(block, load=partial(once, block)), image_ids) for block, image_ids in picks], method, self.place)
@@ -305,6 +307,7 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
     facts = [part for entry in entries for part in entry["parts"]]
     counted = {name: round(sum(part.get(name, 0) for part in facts)) for name in ("forward", "backward")}
     manifest |= {
+        "right": images_right(Run(folder.path, manifest), ledger),
         "records": sum(entry["rows"] for entry in entries if entry["kind"] == "scores"),
         "undefined": ledger.num_rows,
         "passes": {"announced": plan.announced._asdict(), "counted": counted},

@@ -1,4 +1,4 @@
-"""What an evaluation will cost, measured: a few batches of every computation, timed on the device that will do them all."""
+"""What an evaluation will cost, measured on a few batches of every computation, and what a run has cost."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from idsds.evaluation.cache import record_cache
 from idsds.evaluation.commit import Folder
 from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.records import Run
 from idsds.evaluation.run import Columns, Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.models import create_model
 from idsds.models.isolation import on_loan
@@ -53,6 +54,41 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
             _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
     kinds = {"images_left": "Int64", "images_per_second": "Float64", "seconds_left": "Float64", "disk_mb": "Float64"}
     return table.astype(kinds).round({"images_per_second": 1, "seconds_left": 1, "disk_mb": 2})
+
+
+def load_costs(output: str | Path) -> pd.DataFrame:
+    """What each method of a run took, from the manifest: whose costs are those of the computation that it needs, alone or not.
+
+    Args:
+        output: the run's folder.
+
+    Returns:
+        One row per model, seed and method.
+
+        ==================  ==============================================================================================
+        forward, backward   passes per image, counted
+        milliseconds        per image, the protocol's part (sums, ranks) included, on the device of the run
+        megabytes           per image of a batch, at the peak, beyond what was taken before; NaN where it was not measured
+        together            how many methods fall out of that computation
+        images              how many the means are over
+        ==================  ==============================================================================================
+
+    Raises:
+        FileNotFoundError, OldRecordsError, DamagedFileError: as :func:`load_records`.
+    """
+    run = Run.open(output)
+    parts = pd.DataFrame([{"model": part.model, **part.facts} for part in run.parts("scores")])
+    groups = parts.groupby(["model", "seed", "address"], sort=False)
+    images = groups["rows"].transform("max")
+    costs = parts[["model", "seed", "method"]].assign(
+        **{name: groups[name].transform("sum") / images.clip(lower=1) for name in ("forward", "backward")},
+        milliseconds=1000 * groups["seconds"].transform("sum") / images.clip(lower=1),
+        megabytes=(groups["memory"].transform("max") / 1e6).where(lambda values: values > 0),
+        together=groups["method"].transform("nunique"),
+        images=images,
+    )
+    # Of several grids one has all costs: the maps serve the others too.
+    return costs.groupby(["model", "seed", "method"], sort=False).max().reset_index()
 
 
 _RATES: dict[tuple, float] = {}

@@ -39,7 +39,7 @@ class Part:
         rows: how many images.
         columns: names of what there is beside the keys.
         load: reads those of the columns that are named, with ``image``, the place of each row's image, which increases.
-        forward, backward, seconds: what it took.
+        forward, backward, seconds, memory: what it took, the last in bytes at the peak per image of a batch, 0 where that is not known.
     """
 
     model: str
@@ -53,12 +53,13 @@ class Part:
     forward: float = 0
     backward: float = 0
     seconds: float = 0
+    memory: float = 0
 
     @property
     def facts(self) -> dict[str, Any]:
         """As it stands in the manifest."""
         plain = {name: getattr(self, name) for name in ("seed", "method", "address", "rows")}
-        return {**plain, **{name: round(getattr(self, name), 3) for name in ("forward", "backward", "seconds")}}
+        return {**plain, **{name: round(getattr(self, name), 3) for name in ("forward", "backward", "seconds", "memory")}}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving
+from idsds.common.memory import Peak, peak_memory
 from idsds.evaluation.cache import Block, Store, cover, gathered, record_cache, share
 from idsds.evaluation.plan import Job, Plan, Unit, predictions
 from idsds.evaluation.records import as_values
@@ -127,15 +128,18 @@ class _Making:
         self.unit = unit
         self.parts: list[list[Columns]] = []
         self.image_ids: list[str] = []
-        self.counter, self.seconds = PassCounter(), 0.0
+        self.counter, self.seconds, self.memory = PassCounter(), 0.0, 0.0
 
     @contextmanager
-    def computing(self, model: nn.Module) -> Iterator[None]:
-        """A batch is computed: count its passes and seconds."""
-        begun = time.perf_counter()
-        with self.counter.watch(model):
-            yield
-        self.seconds += time.perf_counter() - begun
+    def computing(self, model: nn.Module, batch: Batch) -> Iterator[None]:
+        """A batch is computed: count its passes and seconds, and the memory of the first."""
+        device = batch.images.device
+        with nullcontext(Peak()) if self.image_ids else peak_memory(str(device)) as peak:
+            begun = time.perf_counter()
+            with self.counter.watch(model):
+                yield
+            self.seconds += time.perf_counter() - begun
+        self.memory = max(self.memory, peak.bytes / len(batch.images))
 
     def add(self, columns: Sequence[Columns], image_ids: Sequence[str]) -> None:
         """The columns of a batch, for each method."""
@@ -145,7 +149,7 @@ class _Making:
     def block(self, images: Mapping[str, str]) -> Block:
         """All batches, method by method; ``images`` are the addresses by id."""
         table = as_table([part[number] for number in range(len(self.parts[0])) for part in self.parts])
-        taken = {"forward": self.counter.forward, "backward": self.counter.backward, "seconds": self.seconds}
+        taken = {"forward": self.counter.forward, "backward": self.counter.backward, "seconds": self.seconds, "memory": self.memory}
         kept = {image_id: images[image_id] for image_id in self.image_ids}
         return Block(self.unit.address, kept, self.unit.methods, partial(_itself, table), **taken)
 
@@ -190,13 +194,13 @@ def _run_batches(
         prepared: list[Columns] = [stored[grid].rows(image_ids) if grid in stored else {} for grid in range(len(plan.grids))]
         for unit in task.units:
             if unit.group is None:
-                with making[None, unit.grid].computing(preparer), autocast(plan):
+                with making[None, unit.grid].computing(preparer, batch), autocast(plan):
                     prepared[unit.grid] = prepare(plan, job, preparer, batch, plan.grids[unit.grid])
                 making[None, unit.grid].add([prepared[unit.grid]], image_ids)
                 advance(_passes(plan, job, unit) * len(image_ids))
         for unit in groups:
             grids = [other.grid for other in task.units if other.group == unit.group]
-            with making[unit.group, unit.grid].computing(model), autocast(plan):
+            with making[unit.group, unit.grid].computing(model, batch), autocast(plan):
                 found = score(plan, job, model, methods[unit.group], batch, prepared, grids)
             for grid, columns in found.items():
                 making[unit.group, grid].add(columns, image_ids)

@@ -658,3 +658,21 @@ def test_a_method_that_raises_is_named_and_what_was_computed_before_is_kept(tmp_
     left = plan[plan.work == "deletions"].images_left.item()
     assert left == 12 - 2 * (fails_at + 1)  # the drops of the batch in which it raised are there as well
     assert len(idsds.evaluate({"my net": net}, {"IxG": None, "fragile": lambda images, targets: images}, **arguments)) == 24
+
+
+def test_manifest_has_costs_and_images_that_are_right(run, tmp_path):
+    """Per method and image: counted passes, milliseconds, megabytes; of methods that share a computation each has its whole cost."""
+    records = run(methods=["IxG", "IxG abs", "IxG-SG", "Random"], grid=[4, 2], output=tmp_path / "run")
+    costs = idsds.load_costs(tmp_path / "run").set_index("method")
+    assert costs["forward"].to_dict() == {"IxG": 1, "IxG abs": 1, "IxG-SG": 4, "Random": 0}
+    assert costs.loc["IxG", "milliseconds"] == costs.loc["IxG abs", "milliseconds"] > 0
+    assert costs.loc["IxG", "together"] == 2
+    assert costs.loc["IxG-SG", "milliseconds"] > costs.loc["Random", "milliseconds"]
+    assert (costs["images"] == 24).all()
+    assert costs["megabytes"].isna().all() or costs.loc["IxG-SG", "megabytes"] > 0
+    right = read_manifest(tmp_path / "run")["right"]
+    images = records[(records["method"] == "IxG") & (records["grid"] == 4)]
+    good = images["prediction"] == images["target"]
+    assert [entry["images"] for entry in right["models"]] == [good.sum()] * 2  # for either grid
+    assert right["common"] <= good.sum()
+    assert right["defined"] == 24 - records.loc[records["score"].isna(), "image_id"].nunique()

@@ -1,0 +1,54 @@
+"""Fair comparisons: the same images for every method and model, and those that the models get right."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from idsds.statistics.scores import one_of
+
+CORRECT = "correct"
+
+
+def select_images(records: pd.DataFrame, only: str | None = None, common: bool = False) -> pd.DataFrame:
+    """Return the records of the images that are to be compared.
+
+    Args:
+        records: from :func:`idsds.evaluate`; ``only`` needs the column ``prediction``, which IDSDS and single deletion have.
+        only: ``correct`` keeps for each model (and training seed) the images whose target is its prediction; None keeps all.
+        common: keep the images on which every method of every model has a defined score and, with ``only``, every model is right.
+
+    Returns:
+        The rows of ``records`` that are kept, unchanged; ``images_said`` says in words which these are.
+
+    Raises:
+        UnknownNameError: for another ``only``.
+        ValueError: where there is no prediction, or no image is left.
+    """
+    if only is not None:
+        one_of("choice of images", only, (CORRECT,))
+        if "prediction" not in records or records["prediction"].isna().any():
+            raise ValueError("only='correct' needs the models' predictions, which the records of idsds and single_deletion have")
+    kept = records if only is None else records[records["prediction"] == records["target"]]
+    if common:
+        keys = [name for name in ("model", "method", "seed", "grid") if name in records]
+        asked = len(records[keys].drop_duplicates())
+        counts = kept.loc[kept["score"].notna(), "image_id"].value_counts()
+        kept = kept[kept["image_id"].isin(counts.index[counts == asked])]
+    if kept.empty and len(records):
+        raise ValueError(f"no image is left of {records['image_id'].nunique()}: {images_said(records, kept, only, common)}")
+    return kept
+
+
+def images_said(records: pd.DataFrame, kept: pd.DataFrame, only: str | None, common: bool) -> str:
+    """Say in words which of the images of ``records`` are kept, for axes and findings; empty where all are."""
+    if only is None and not common:
+        return ""
+    which = {
+        (CORRECT, True): "every method is defined and every model right",
+        (CORRECT, False): "its model is right",
+        (None, True): "every method of every model is defined",
+    }[only, common]
+    if kept.empty or common:
+        return f"the {kept['image_id'].nunique()} of {records['image_id'].nunique()} images on which {which}"
+    counts = kept.groupby("model", sort=False)["image_id"].nunique()
+    return f"{counts.min()} to {counts.max()} of {records['image_id'].nunique()} images, on which {which}"

@@ -76,11 +76,31 @@ def delete_patches(images: Tensor, replacement: Tensor, patches: Tensor, grid: i
     return torch.where(_patch_mask(images, patches, grid), replacement, images)
 
 
-def all_deletions(images: Tensor, replacement: Tensor, grid: int = 4) -> Tensor:
-    """Delete each patch of every image in turn, (B, C, H, W) -> (B, grid * grid, C, H, W), patches row-major."""
-    n = grid * grid
-    mask = _patch_mask(images[:1].expand(n, -1, -1, -1), torch.arange(n, device=images.device), grid)  # (n, 1, H, W)
+def all_deletions(images: Tensor, replacement: Tensor, grid: int = 4, offset: int = 0) -> Tensor:
+    """Delete each patch of every image in turn, (B, C, H, W) -> (B, n, C, H, W), patches row-major; n as for :func:`shifted`."""
+    (rows, columns), side = shifted(*images.shape[-2:], grid, offset)
+    n = side * side
+    inner = images[:1, :, rows, columns].expand(n, -1, -1, -1)
+    mask = torch.zeros((n, 1, *images.shape[-2:]), dtype=torch.bool, device=images.device)
+    mask[:, :, rows, columns] = _patch_mask(inner, torch.arange(n, device=images.device), side)
     return torch.where(mask, replacement[:, None], images[:, None])
+
+
+def shifted(height: int, width: int, grid: int, offset: int) -> tuple[tuple[slice, slice], int]:
+    """Return what the patches of a grid cover when it is moved right and down by ``offset`` pixels, and how many there are per side.
+
+    The patches keep their size. Those that would reach beyond the border are left out, so that there are ``grid - 1`` per side.
+
+    Raises:
+        ValueError: if the offset is no whole number in [0, patch size), or no patch is left.
+    """
+    sides, offset = patch_size(height, width, grid), as_whole("offset", offset, least=0)
+    if not offset:
+        return (slice(0, height), slice(0, width)), grid
+    if offset >= min(sides) or grid == 1:
+        raise ValueError(f"offset must be below the side of a patch of a grid of at least 2, here {min(sides)} of {grid}, not {offset}")
+    rows, columns = (slice(offset, offset + side * (grid - 1)) for side in sides)
+    return (rows, columns), grid - 1
 
 
 def patch_numbers(images: Tensor, grid: int) -> Tensor:

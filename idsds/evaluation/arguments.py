@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from idsds.common import paths
 from idsds.common.devices import PRECISIONS, check_precision, chosen_device
 from idsds.common.hashing import OwnImages, own_digest
-from idsds.common.interventions import BASELINES, patch_size
+from idsds.common.interventions import BASELINES, patch_size, shifted
 from idsds.common.normalisation import as_normalisation
 from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError
@@ -108,6 +108,8 @@ def make_plan(given: Arguments) -> Plan:
         own_images, sides = OwnImages(given.dataset), two_images(given.dataset, range(len(given.dataset))).shape[-2:]
     if "grid" in settings:
         settings["grid"] = _checked_grid(entry, settings["grid"], sides)
+        for grid in settings["grid"] if isinstance(settings["grid"], tuple) else [settings["grid"]]:
+            shifted(*sides, grid, settings.get("offset", 0))
     if unused := [name for name in given.checkpoints if name not in nets]:
         raise UnknownNameError("model with a checkpoint", unused[0], nets)
     own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}

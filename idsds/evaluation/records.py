@@ -148,7 +148,7 @@ def is_ceiling(part: Part, content: Content) -> bool:
     """Whether a method has queried the very deletions that judge it."""
     queried = content.queried.get(part.method or "")
     settings = {**content.facts, "grid": part.grid}
-    return queried is not None and all(settings.get(name) == value for name, value in queried.items())
+    return queried is not None and not settings.get("offset") and all(settings.get(name) == value for name, value in queried.items())
 
 
 def as_values(column: pa.ChunkedArray) -> np.ndarray:

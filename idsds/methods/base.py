@@ -253,10 +253,11 @@ class Method:
     def is_ceiling(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the method has queried the very deletions by which a protocol with these settings judges it.
 
-        Its score is then a ceiling for what a map can reach, not that of a rival. Another ``grid`` or ``baseline`` is another intervention.
+        Its score is then a ceiling for what a map can reach, not that of a rival.
+        Another ``grid``, ``offset`` or ``baseline`` is another intervention.
         """
         queried = self.entry.queries(**self.options)
-        return queried is not None and all(settings.get(name) == value for name, value in queried.items())
+        return queried is not None and not settings.get("offset") and all(settings.get(name) == value for name, value in queried.items())
 
     @cached_property
     def function(self) -> Callable[..., Tensor | dict[str, Tensor]]:

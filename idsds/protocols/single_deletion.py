@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving, in_batches
-from idsds.common.interventions import all_deletions, baseline_images, patch_size
+from idsds.common.interventions import all_deletions, baseline_images, patch_size, shifted
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, check_batch, shared_maps
 from idsds.models.base import frozen
@@ -33,6 +33,7 @@ def deletion_drops(
     baseline: str = "zeros",
     *,
     quantity: Quantity = "logit",
+    offset: int = 0,
     seed: int = 0,
     image_ids: Sequence[object] | None = None,
     batch: int | None = None,
@@ -48,18 +49,23 @@ def deletion_drops(
         grid: patches per side; must divide H and W.
         baseline: replaces the patch: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
         quantity: ``logit`` as in the paper, or ``probability`` (softmax).
+        offset: pixels by which the grid is moved right and down, less than a patch; of patches that are whole there are then ``grid - 1``
+            per side.
         seed: of the ``uniform`` baseline.
         image_ids: one id per image, which keys the ``uniform`` baseline.
         batch: images per forward pass; None bounds it by memory.
 
     Returns:
-        (B, grid * grid), row-major patches, signed: positive where deleting lowers the output. NaN where the model returns NaN.
+        (B, n), row-major patches, n = grid * grid without an offset, signed: positive where deleting lowers the output. NaN where the
+        model returns NaN.
 
     Raises:
         UnknownNameError: for an unknown baseline or quantity.
         ValueError: if the grid does not divide the image.
     """
-    intact, deleted = _all_outputs(model, images, targets, grid, baseline, quantity, seed, image_ids, batch)
+    check_batch(images, targets, image_ids)
+    replacement = baseline_images(images, baseline, seed=seed, image_ids=image_ids)
+    intact, deleted = _all_outputs(model, images, targets, replacement, (grid, offset), quantity, batch)
     return intact.gather(1, targets[:, None]) - deleted
 
 
@@ -67,16 +73,13 @@ def _all_outputs(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
-    grid: int,
-    baseline: str,
+    replacement: Tensor,
+    patches: tuple[int, int],
     quantity: str,
-    seed: int,
-    image_ids: Sequence[object] | None,
     batch: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs for the intact images (B, K), and the target's output for each deletion (B, grid * grid)."""
-    check_batch(images, targets, image_ids)
-    patch_size(*images.shape[-2:], grid)
+    """Return the outputs for the intact images (B, K), and the target's output for each deletion of ``patches`` (grid, offset), (B, n)."""
+    number = shifted(*images.shape[-2:], *patches)[1] ** 2
     if quantity not in ("logit", "probability"):
         raise UnknownNameError("quantity", quantity, ("logit", "probability"))
 
@@ -85,41 +88,43 @@ def _all_outputs(
         return logits.softmax(dim=1) if quantity == "probability" else logits
 
     def deletions(images: Tensor, replacement: Tensor, targets: Tensor) -> Tensor:
-        deleted = all_deletions(images, replacement, grid).flatten(0, 1)  # (b * n, 3, H, W)
-        repeated = targets.repeat_interleave(grid * grid)
-        return outputs(deleted).gather(1, repeated[:, None]).view(len(images), grid * grid)
+        deleted = all_deletions(images, replacement, *patches).flatten(0, 1)  # (b * n, 3, H, W)
+        repeated = targets.repeat_interleave(number)
+        return outputs(deleted).gather(1, repeated[:, None]).view(len(images), number)
 
     def everything(size: int) -> tuple[Tensor, Tensor]:
         intact = in_batches(outputs, images, size=size)  # (B, K)
-        if size >= grid * grid:
-            return intact, in_batches(deletions, images, replacement, targets, size=size // (grid * grid))
+        if size >= number:
+            return intact, in_batches(deletions, images, replacement, targets, size=size // number)
         # The deletions of one image exceed the internal batch: split them too.
         columns = []
         for image, one, target in zip(images, replacement, targets, strict=True):
-            deleted = all_deletions(image[None], one[None], grid)[0]  # (n, 3, H, W)
+            deleted = all_deletions(image[None], one[None], *patches)[0]  # (n, 3, H, W)
             columns.append(in_batches(outputs, deleted, size=size)[:, target])
         return intact, torch.stack(columns)
 
     with torch.inference_mode(), frozen(model):
-        replacement = baseline_images(images, baseline, seed=seed, image_ids=image_ids)
         found, _ = halving(everything, batch or default_batch(images))
     return found
 
 
-def patch_sums(maps: Tensor, grid: int = 4) -> Tensor:
+def patch_sums(maps: Tensor, grid: int = 4, offset: int = 0) -> Tensor:
     """Sum attribution over each patch.
 
     Args:
         maps: (B, 1, H, W) or (B, H, W), signed.
         grid: patches per side; must divide H and W.
+        offset: pixels by which the grid is moved right and down, see :func:`deletion_drops`.
 
     Returns:
-        (B, grid * grid), row-major patches, in the maps' dtype.
+        (B, n), row-major patches, n = grid * grid without an offset, in the maps' dtype.
     """
     if maps.ndim == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]
     if maps.ndim != 3:
         raise ValueError(f"maps must be (B, 1, H, W) or (B, H, W), not {tuple(maps.shape)}")
+    (rows, columns), grid = shifted(*maps.shape[-2:], grid, offset)
+    maps = maps[:, rows, columns]
     height, width = patch_size(*maps.shape[-2:], grid)
     cells = maps.reshape(len(maps), grid, height, grid, width)  # (B, row, H / grid, column, W / grid)
     return cells.sum(dim=(2, 4)).flatten(1)
@@ -167,11 +172,20 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def deletion_table(
-    model: nn.Module, batch: Batch, *, grid: int = 4, baseline: str = "zeros", quantity: Quantity = "logit", seed: int = 0
+    model: nn.Module,
+    batch: Batch,
+    *,
+    grid: int = 4,
+    baseline: str = "zeros",
+    quantity: Quantity = "logit",
+    offset: int = 0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Compute what every method is scored against, with 1 + grid * grid forward passes: ``intact`` (B,), the target's output for the
+    """Compute what every method is scored against, with 1 + n forward passes: ``intact`` (B,), the target's output for the
     intact image, ``prediction`` (B,), ``drops`` (B, n)."""
-    intact, deleted = _all_outputs(model, batch.images, batch.targets, grid, baseline, quantity, seed, batch.image_ids, None)
+    check_batch(batch.images, batch.targets, batch.image_ids)
+    replacement = baseline_images(batch.images, baseline, seed=seed, image_ids=batch.image_ids)
+    intact, deleted = _all_outputs(model, batch.images, batch.targets, replacement, (grid, offset), quantity, None)
     target = intact.gather(1, batch.targets[:, None])
     return {"intact": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
 
@@ -180,7 +194,7 @@ _SHARED: dict[str, Any] = {
     "higher_is_better": True,
     "range": (-1, 1),
     "prepare": deletion_table,
-    "prepare_passes": lambda *, grid=4, **_: Passes(1 + grid * grid),
+    "prepare_passes": lambda *, grid=4, offset=0, **_: Passes(1 + (grid - (offset > 0)) ** 2),
     "source": "Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
 }
 
@@ -188,7 +202,7 @@ _SHARED: dict[str, Any] = {
 @register_protocol("single_deletion", in_domain=False, **_SHARED)
 @register_protocol("idsds", in_domain=True, **_SHARED)
 def single_deletion(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, **_: Any
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, offset: int = 0, **_: Any
 ) -> dict[str, dict[str, Tensor]]:
     """Score the Spearman correlation between drops and patch sums, in [-1, 1]; higher is better, and a random map scores about 0.
 
@@ -199,7 +213,7 @@ def single_deletion(
     """
     columns = {}
     for name, maps in shared_maps(methods, batch.images, batch.targets, batch.image_ids).items():
-        sums = patch_sums(maps, grid)
+        sums = patch_sums(maps, grid, offset)
         columns[name] = {"score": rank_correlation(sums, prepared["drops"]), "patch_sums": sums}
     return columns
 

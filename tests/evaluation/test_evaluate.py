@@ -676,3 +676,19 @@ def test_manifest_has_costs_and_images_that_are_right(run, tmp_path):
     assert [entry["images"] for entry in right["models"]] == [good.sum()] * 2  # for either grid
     assert right["common"] <= good.sum()
     assert right["defined"] == 24 - records.loc[records["score"].isna(), "image_id"].nunique()
+
+
+def test_judged_by_a_moved_grid_occlusion_is_a_rival(run):
+    """On the grid that it queried it scores 1 and is marked; on a moved one it is marked no more, and is judged by what it has not seen."""
+    same = run(methods=["Occlusion"]).set_index("image_id")
+    moved = run(methods=["Occlusion"], offset=4).set_index("image_id")
+    assert same["ceiling"].all()
+    assert not moved["ceiling"].any()
+    assert same["score"].min() > 0.999
+    assert moved["score"].max() < 1
+    assert {len(drops) for drops in moved["drops"]} == {9}
+    assert set(moved["offset"]) == {4}
+    with pytest.raises(ValueError, match="offset must be below the side of a patch"):
+        run(methods=["IxG"], offset=8)
+    with pytest.raises(UnknownNameError, match="unknown setting of protocol 'infidelity' 'offset'"):
+        run(methods=["IxG"], protocol="infidelity", offset=2)

@@ -79,6 +79,26 @@ def test_drops_are_those_of_a_loop(net, batch, grid, baseline, quantity, size):
                 assert drops[b, patch] == pytest.approx(float(both[0, target] - both[1, target]), abs=1e-12)
 
 
+def test_a_moved_grid_has_the_patches_that_are_whole(net, batch):
+    """Of 4 x 4 patches of 2 x 3 pixels, moved by 1: 3 x 3 patches, as a loop over them has it, in drops and sums alike."""
+    images, targets = batch.images, batch.targets
+    drops, maps = deletion_drops(net, images, targets, 4, offset=1), images[:, :1]
+    sums = patch_sums(maps, 4, offset=1)
+    assert drops.shape == sums.shape == (3, 9)
+    with torch.no_grad():
+        for patch in range(9):
+            row, column = divmod(patch, 3)
+            where = (..., slice(1 + row * 2, 3 + row * 2), slice(1 + column * 3, 4 + column * 3))
+            hole = images.clone()
+            hole[where] = 0
+            torch.testing.assert_close(sums[:, patch], maps[where].sum(dim=(1, 2, 3)))
+            change = (net(images) - net(hole)).gather(1, targets[:, None])[:, 0]
+            torch.testing.assert_close(drops[:, patch], change)
+    for offset, message in ((2, "below the side of a patch"), (-1, "whole number of at least 0, not -1"), (0.5, "not 0.5")):
+        with pytest.raises(ValueError, match=message):
+            deletion_drops(net, images, targets, 4, offset=offset)
+
+
 @pytest.mark.parametrize("grid", [1, 2, 4])
 def test_patch_sums_are_means_of_a_pooling(grid):
     maps = images_of(2, 8, 12)[:, :1]

@@ -1,16 +1,17 @@
 """The gradient family: the gradient, input times gradient, integrated gradients, GradientSHAP, and SmoothGrad over the first three.
 
-Captum computes gradients and integrated gradients. Its NoiseTunnel and GradientShap are not used, because they draw from global
-generators: an image's map would depend on its batch. The noise here is keyed per image, and one set of noisy passes yields the mean, the
-mean square and the variance.
+Captum's classes are not used: its NoiseTunnel and GradientShap draw from global generators, so that an image's map would depend on its
+batch, and on small nets its bookkeeping takes longer than the passes. The noise here is keyed per image, and one set of noisy passes yields
+the mean, the mean square and the variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
-from captum.attr import IntegratedGradients, Saliency
 from torch import Tensor, nn
 
 from idsds.common.batching import in_batches
@@ -36,25 +37,37 @@ SMOOTHGRAD = {
 
 def gradients(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> Tensor:
     """Return the gradient of the target logit at the input, (B, C, H, W)."""
-    saliency = Saliency(model)
-
-    def attribute(images: Tensor, targets: Tensor) -> Tensor:
-        # A copy, because captum makes the tensor that it gets require a gradient.
-        return saliency.attribute(images.clone().requires_grad_(), target=targets, abs=False).detach()
-
     with torch.enable_grad():
-        return in_batches(attribute, images.detach(), targets, size=batch)
+        return in_batches(partial(_gradient, model), images.detach(), targets, size=batch)
+
+
+def _gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    # A view of their own, so that the caller's images do not begin to require a gradient.
+    images = images.detach().requires_grad_()
+    logits = model(images)  # (B, K)
+    # Images do not affect each other, so the gradient of the sum holds that of each.
+    return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), images)[0].detach()
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, baseline: Tensor, steps: int, batch: int) -> Tensor:
-    """Return (input - baseline) times the mean gradient on the straight path between them, by Gauss-Legendre with ``steps`` points."""
-    method = IntegratedGradients(model)
+    """Return (input - baseline) times the mean gradient on the straight path between them, by Gauss-Legendre with ``steps`` points.
+
+    As captum's, but a pass holds up to ``batch`` images, steps of small batches together, and the gradients are added up as they come.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    shares, weights = (torch.from_numpy(numbers / 2).to(images) for numbers in (1 + nodes, weights))  # on [0, 1]
 
     def attribute(images: Tensor, targets: Tensor, baseline: Tensor) -> Tensor:
-        found = method.attribute(images, baselines=baseline, target=targets, n_steps=steps, internal_batch_size=batch)
-        return found.detach().to(images.dtype)
+        difference, total = images - baseline, torch.zeros_like(images)
+        together = max(1, batch // len(images))  # steps per pass
+        for start in range(0, steps, together):
+            share, weight = shares[start : start + together], weights[start : start + together]
+            points = [torch.addcmul(baseline, difference, each) for each in share]
+            found = _gradient(model, points[0] if len(points) == 1 else torch.cat(points), targets.repeat(len(points)))
+            for each, gradient in zip(weight, found.split(len(images)), strict=True):
+                total.addcmul_(gradient, each)
+        return total * difference
 
-    # Captum splits its internal batch along the steps only: one step of all images must fit.
     with torch.enable_grad():
         return in_batches(attribute, images.detach(), targets, baseline.expand_as(images), size=batch)
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from captum.metrics import infidelity as captum_infidelity
-from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, in_batches
@@ -237,16 +236,12 @@ def max_sensitivity(
     if not radius > 0:
         raise ValueError(f"radius must be above 0, not {radius!r}")
     noise = radius * (2 * Draws(seed, "max-sensitivity", images, image_ids).uniform(samples).flatten(0, 1) - 1)
-    norms: list[Tensor] = []
-
-    def explain(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
-        with torch.enable_grad():  # captum disables gradients, and a method may need them
-            maps = method(inputs[0] if isinstance(inputs, tuple) else inputs).detach()
-        norms.append(maps.flatten(1).norm(dim=1))
-        return (maps,)
-
-    relative = sensitivity_max(explain, images, perturb_func=lambda repeated: repeated + noise, n_perturb_samples=samples)
-    return relative if normalise else relative * norms[0].masked_fill(norms[0] == 0, 1)
+    with torch.enable_grad():
+        intact = method(images).detach().flatten(1)  # (B, H * W)
+        perturbed = method(images.repeat_interleave(samples, dim=0) + noise).detach().flatten(1)
+    norm = intact.norm(dim=1)
+    largest = (perturbed.unflatten(0, (-1, samples)) - intact[:, None]).norm(dim=2).amax(dim=1)
+    return largest / norm.masked_fill(norm == 0, 1) if normalise else largest
 
 
 @register_protocol(

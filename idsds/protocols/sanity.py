@@ -24,6 +24,7 @@ from idsds.methods.base import Method, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, on_model, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
+from idsds.protocols.single_deletion import centred_ranks, correlated
 
 Mode = Literal["cascading", "independent"]
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -38,24 +39,34 @@ def layers_from_the_top(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][::-1]
 
 
-def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0) -> nn.Module:
+def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0, share: bool = False) -> nn.Module:
     """Return a copy of the model with new random parameters in ``layers``.
 
     Each tensor gets normal numbers with its previous mean and standard deviation, keyed by seed and name, so that the signal keeps its
     magnitude; a tensor of equal values (a norm that was never trained) stays unchanged, and so do running statistics.
+
+    Args:
+        model: the intact net.
+        layers: names of modules.
+        seed: of the new parameters.
+        share: whether the tensors of other layers are those of ``model`` itself, and not copies.
     """
-    changed = copy.deepcopy(model)
+    drawn = {id(p) for layer in layers for p in model.get_submodule(layer).parameters(recurse=False)}
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if share and id(tensor) not in drawn}
+    changed = copy.deepcopy(model, shared)
     with torch.no_grad():
         for layer in layers:
             for name, parameter in changed.get_submodule(layer).named_parameters(recurse=False):
-                drawn = torch.randn(parameter.shape, generator=generator(seed, "sanity check", layer, name)).to(parameter)
+                noise = torch.randn(parameter.shape, generator=generator(seed, "sanity check", layer, name)).to(parameter)
                 deviation = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
-                parameter.copy_(parameter.mean() + deviation * drawn)
+                parameter.copy_(parameter.mean() + deviation * noise)
     return changed
 
 
 def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 4, seed: int = 0) -> Iterator[nn.Module]:
     """Yield the model with more and more of its layers randomised, or with one group of layers after another.
+
+    They share the tensors of the other layers with the model, and are for evaluation alone.
 
     Args:
         model: the intact net, which is not changed.
@@ -75,7 +86,7 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
         raise ValueError("the model has no parameters to randomise")
     bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
     for start, end in pairwise(bounds):
-        yield randomise(model, layers[:end] if mode == "cascading" else layers[start:end], seed)
+        yield randomise(model, layers[:end] if mode == "cascading" else layers[start:end], seed, share=True)
 
 
 @register_protocol(
@@ -95,6 +106,7 @@ def sanity_check(
     mode: Mode = "cascading",
     depths: int = 4,
     absolute: bool = False,
+    similarities: Sequence[str] = ("spearman", "absolute", "ssim"),
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity between maps of the intact and of randomised models, in [0, 1]; lower is better.
 
@@ -109,23 +121,45 @@ def sanity_check(
         prepared: not used.
         mode, depths: see :func:`randomised_models`.
         absolute: compare absolute values, so that the sign of each pixel, and not only of the whole map, is ignored.
+        similarities: which columns there are; ``spearman`` is always there. SSIM takes most of the time on small nets.
 
     Raises:
+        UnknownNameError: for an unknown similarity.
         ValueError: for a user's own method; and see :func:`randomised_models`.
     """
-
-    found: dict[str, dict[str, list[Tensor]]] = {method.name: {name: [] for name in SIMILARITIES} for method in methods}
+    for name in similarities:
+        if name not in SIMILARITIES:
+            raise UnknownNameError("similarity", name, SIMILARITIES)
+    kinds = [name for name in SIMILARITIES if name in {"spearman", *similarities}]
+    found: dict[str, dict[str, list[Tensor]]] = {method.name: {name: [] for name in kinds} for method in methods}
     with frozen(model):
-        intact = maps_on(model, methods, batch, absolute)
+        intact = {name: _Compared(maps) for name, maps in maps_on(model, methods, batch, absolute).items()}
         for other in randomised_models(model, mode, depths, methods[0].seed):
             for name, maps in maps_on(other, methods, batch, absolute).items():
-                for kind, similarity in SIMILARITIES.items():
-                    found[name][kind].append(similarity(intact[name], maps))
+                for kind in kinds:
+                    found[name][kind].append(intact[name].similarity(kind, maps))
     columns = {}
-    for name, kinds in found.items():
-        by_depth = {f"{kind}_by_depth": torch.stack(values, dim=1) for kind, values in kinds.items()}  # (B, depths)
+    for name, values in found.items():
+        by_depth = {f"{kind}_by_depth": torch.stack(each, dim=1) for kind, each in values.items()}  # (B, depths)
         columns[name] = {"score": by_depth["spearman_by_depth"].abs().mean(dim=1), **by_depth}
     return columns
+
+
+class _Compared:
+    """Maps (B, 1, H, W) that others are compared with one after the other: their pixels are ranked once."""
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps
+        self.ranks: dict[str, Tensor] = {}
+
+    def similarity(self, kind: str, others: Tensor) -> Tensor:
+        """Return what :data:`SIMILARITIES` would, (B,)."""
+        if kind == "ssim":
+            return SIMILARITIES[kind](self.maps, others)
+        first, second = (maps.flatten(1).abs() if kind == "absolute" else maps.flatten(1) for maps in (self.maps, others))
+        if kind not in self.ranks:
+            self.ranks[kind] = centred_ranks(first)
+        return correlated(self.ranks[kind], centred_ranks(second))
 
 
 def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method], batch: Batch) -> dict[str, dict[str, Tensor]]:

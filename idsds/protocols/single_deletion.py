@@ -150,25 +150,44 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
         raise ValueError(f"sums and drops must have one shape (B, n), not {tuple(sums.shape)} and {tuple(drops.shape)}")
     if infinite not in ("nan", "rank"):
         raise UnknownNameError("treatment of infinite values", infinite, ("nan", "rank"))
-    undefined = torch.zeros(len(sums), dtype=torch.bool, device=sums.device)
-    centred = []
-    for values in (sums.detach(), drops.detach()):
-        undefined |= (values.isnan() if infinite == "rank" else ~values.isfinite()).any(dim=1)
-        ranks = average_ranks(values)
-        centred.append(ranks - ranks.mean(dim=1, keepdim=True))
-    first, second = centred
+    return correlated(centred_ranks(sums, infinite=infinite), centred_ranks(drops, infinite=infinite))
+
+
+def centred_ranks(values: Tensor, *, infinite: Literal["nan", "rank"] = "nan") -> Tensor:
+    """Return the average ranks of each row less their mean, (B, n); NaN for a row that :func:`rank_correlation` leaves undefined."""
+    values = values.detach()
+    undefined = (values.isnan() if infinite == "rank" else ~values.isfinite()).any(dim=1, keepdim=True)
+    ranks = average_ranks(values)
+    return (ranks - ranks.mean(dim=1, keepdim=True)).masked_fill(undefined, torch.nan)
+
+
+def correlated(first: Tensor, second: Tensor) -> Tensor:
+    """Return the Spearman correlation (B,) of rows that :func:`centred_ranks` has made, (B, n) each."""
     norms = first.square().sum(dim=1).sqrt() * second.square().sum(dim=1).sqrt()
-    correlation = (first * second).sum(dim=1) / norms  # 0 / 0 = NaN for a constant row
-    return correlation.clamp(-1, 1).masked_fill(undefined, torch.nan)
+    return ((first * second).sum(dim=1) / norms).clamp(-1, 1)  # 0 / 0 = NaN for a constant row
+
+
+#: Rows of more values are ranked by one sort; below, two searches are faster.
+LONG = 64
 
 
 def average_ranks(values: Tensor) -> Tensor:
     """Return ranks from 1 along the last dimension; tied values share their mean rank. (B, n) -> (B, n), exact in float64."""
     dtype = torch.float32 if values.device.type == "mps" else torch.float64
-    ordered = values.sort(dim=1).values
-    below = torch.searchsorted(ordered, values.contiguous())  # how many are smaller
-    upto = torch.searchsorted(ordered, values.contiguous(), right=True)  # how many are smaller or equal
-    return (below + upto + 1).to(dtype) / 2
+    if values.shape[1] <= LONG:
+        ordered = values.sort(dim=1).values
+        below = torch.searchsorted(ordered, values.contiguous())  # how many are smaller
+        upto = torch.searchsorted(ordered, values.contiguous(), right=True)  # how many are smaller or equal
+        return (below + upto + 1).to(dtype) / 2
+    ordered, order = values.sort(dim=1)
+    ranks = torch.arange(1, values.shape[1] + 1, dtype=dtype, device=values.device).expand_as(values)
+    differs = ordered[:, 1:] != ordered[:, :-1]
+    if not differs.all():
+        edge = differs.new_ones(len(values), 1)
+        first = torch.where(torch.cat([edge, differs], dim=1), ranks, 0).cummax(dim=1).values
+        last = torch.where(torch.cat([differs, edge], dim=1), ranks, torch.inf).flip(1).cummin(dim=1).values.flip(1)
+        ranks = (first + last) / 2
+    return torch.empty_like(ranks, memory_format=torch.contiguous_format).scatter_(1, order, ranks)
 
 
 def deletion_table(

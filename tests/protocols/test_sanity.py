@@ -67,6 +67,25 @@ def test_scores_are_correlations_with_maps_of_the_randomised_models(net, batch, 
     assert (columns["IxG"]["score"] < 0.9).all()
 
 
+def test_what_is_not_asked_for_is_not_computed(net, batch, monkeypatch):
+    methods = [create_method("IxG", net)]
+    everything = sanity_check(net, methods, batch, {}, depths=2)["IxG"]
+    monkeypatch.setitem(sanity.SIMILARITIES, "ssim", None)
+    few = sanity_check(net, methods, batch, {}, depths=2, similarities=["absolute"])["IxG"]
+    assert list(few) == ["score", "spearman_by_depth", "absolute_by_depth"]
+    for name, values in few.items():
+        torch.testing.assert_close(values, everything[name], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"unknown similarity 'sim'\. Did you mean 'ssim'"):
+        sanity_check(net, methods, batch, {}, similarities=["sim"])
+
+
+def test_randomised_models_share_no_tensor_that_changes(net):
+    other = randomise(net, ["fc"], share=True)
+    assert other.conv1.weight is net.conv1.weight
+    assert other.fc.weight is not net.fc.weight
+    assert randomise(net, ["fc"]).conv1.weight is not net.conv1.weight
+
+
 def test_a_flipped_sign_is_no_change(net, batch, monkeypatch):
     """A net whose last layer is negated turns every gradient around: its maps show the same pixels."""
 

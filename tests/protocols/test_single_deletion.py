@@ -9,7 +9,7 @@ from torch import nn
 from idsds.common.interventions import baseline_images
 from idsds.methods import create_method
 from idsds.protocols import PROTOCOLS, Batch
-from idsds.protocols.single_deletion import deletion_drops, deletion_table, patch_sums, rank_correlation, single_deletion
+from idsds.protocols.single_deletion import average_ranks, deletion_drops, deletion_table, patch_sums, rank_correlation, single_deletion
 from tests.methods.nets import ConvNet, images_of, seeded
 from tests.protocols.golden import GOLDEN, TARGETS, golden_images, golden_model
 
@@ -182,3 +182,13 @@ def test_protocol_stores_scores_and_sums(net, batch):
 def test_mistakes_are_named(net, batch, call, message):
     with pytest.raises(ValueError, match=message):
         call(net, batch)
+
+
+@pytest.mark.parametrize("size", [2, 64, 65, 300])
+@pytest.mark.parametrize("levels", [1, 7, 10**6])
+def test_ranks_are_scipys_for_short_and_long_rows(size, levels):
+    """Rows up to a length are ranked by searching and longer ones by a sort; ties, infinities and both zeros."""
+    values = torch.from_numpy(np.random.default_rng(size).integers(-levels, levels, (5, size))).float()
+    values[0, :2] = torch.tensor([torch.inf, -0.0])
+    np.testing.assert_array_equal(average_ranks(values), stats.rankdata(values.numpy(), axis=1))
+    np.testing.assert_array_equal(average_ranks(values.T.contiguous().T), stats.rankdata(values.numpy(), axis=1))

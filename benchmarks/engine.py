@@ -1,6 +1,7 @@
 """What the engine costs beyond its passes, and what it saves.
 
-    python benchmarks/engine.py [--model resnet18] [--size 224] [--images 4] [--steps 50] [--only efficiency small cost speed linear settings]
+    python benchmarks/engine.py [--model resnet18] [--size 224] [--images 4] [--steps 50]
+                                [--only efficiency small cost speed linear settings]
 
 Ratios of times measured in one run:
 

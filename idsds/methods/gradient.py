@@ -63,7 +63,8 @@ def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, base
         for start in range(0, steps, together):
             share, weight = shares[start : start + together], weights[start : start + together]
             points = [torch.addcmul(baseline, difference, each) for each in share]
-            found = _gradient(model, points[0] if len(points) == 1 else torch.cat(points), targets.repeat(len(points)))
+            several = len(points) > 1
+            found = _gradient(model, torch.cat(points) if several else points[0], targets.repeat(len(points)) if several else targets)
             for each, gradient in zip(weight, found.split(len(images)), strict=True):
                 total.addcmul_(gradient, each)
         return total * difference

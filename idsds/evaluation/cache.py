@@ -100,7 +100,7 @@ class Store:
             "keys": None if list(block.images.values()) == list(block.images) else list(block.images.values()),
             "methods": list(block.methods),
             "passes": [round(block.forward, 3), round(block.backward, 3)],
-            "seconds": round(block.seconds, 4),
+            "seconds": round(block.seconds, 6),
             "memory": round(block.memory),
         }
         path = write_hashed(self.folder / block.address, with_facts(block.load(), facts))

@@ -59,7 +59,7 @@ class Part:
     def facts(self) -> dict[str, Any]:
         """As it stands in the manifest."""
         plain = {name: getattr(self, name) for name in ("seed", "method", "address", "rows")}
-        return {**plain, **{name: round(getattr(self, name), 3) for name in ("forward", "backward", "seconds", "memory")}}
+        return {**plain, **{name: round(getattr(self, name), 6) for name in ("forward", "backward", "seconds", "memory")}}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from idsds.plots.how_idsds_works import how_idsds_works
 from idsds.plots.how_infidelity_works import how_infidelity_works
 from idsds.plots.hyperparameter_sensitivity import hyperparameter_sensitivity
 from idsds.plots.infidelity_sensitivity import infidelity_sensitivity
+from idsds.plots.leaderboard import leaderboard
 from idsds.plots.metric_sanity import metric_sanity
 from idsds.plots.rank_methods import deletion_drops, rank_methods
 from idsds.plots.roar import roar
@@ -34,6 +35,7 @@ __all__ = [
     "how_infidelity_works",
     "hyperparameter_sensitivity",
     "infidelity_sensitivity",
+    "leaderboard",
     "look_of",
     "metric_sanity",
     "rank_methods",

@@ -156,6 +156,7 @@ def parallel_axes(
     columns: int = 2,
     published: pd.DataFrame | None = None,
     notes: Sequence[Artist] = (),
+    where: str = "",
 ) -> Figure:
     """One horizontal axis per model: markers with their intervals and names, the null band, lines from axis to axis.
 
@@ -170,6 +171,7 @@ def parallel_axes(
         columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`: model, method, published, inferred.
         notes: further handles for the legend.
+        where: which images these are, in words, below the axis.
     """
     published = None if published is None or published.empty else published[published["model"].isin(models)]
     shown = table[table["mean"].notna() & table["model"].isin(models)]
@@ -197,6 +199,8 @@ def parallel_axes(
         axes.spines["left"].set_visible(False)
         label = f"{score}: mean rank correlation per image"
         axes.set_xlabel(f"{label} (-1 to 1), higher is better →" if columns == 2 else f"{label}\n(-1 to 1), higher is better →")
+        if where:
+            axes.set_xlabel(f"{axes.get_xlabel()}\n{where}")
         top = 0.0
         for handles, ncols, height in zip((upper, lower), across, heights, strict=True):
             corner = (0.01, 1 - (0.05 + top) / layout.height)

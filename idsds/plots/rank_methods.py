@@ -24,6 +24,7 @@ def rank_methods(
     models: Sequence[str] | None = None,
     columns: int = 2,
     published: pd.DataFrame | None = None,
+    where: str = "",
 ) -> Figure:
     """One horizontal axis per model with a marker per method, joined by lines from model to model.
 
@@ -35,13 +36,15 @@ def rank_methods(
         models: order of the axes, top to bottom; None: as they appear.
         columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`, drawn below each axis in grey and hollow; None or empty: nothing.
+        where: which images these are, in words.
     """
     models = list(models or dict.fromkeys(table["model"]))
     joins = []
     for method, rows in table[table["mean"].notna()].groupby("method", sort=False):
         with_it = [model for model in models if model in set(rows["model"])]
         joins += [Join(str(method), first, second) for first, second in pairwise(with_it)]
-    return parallel_axes(table, families, models, joins, n_patches=n_patches, score=score, columns=columns, published=published)
+    options = {"n_patches": n_patches, "score": score, "columns": columns, "published": published, "where": where}
+    return parallel_axes(table, families, models, joins, **options)
 
 
 def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int = 2) -> Figure:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 STUDIES = (
     "finetune",
     "rank_methods",
+    "leaderboard",
     "gallery",
     "how_idsds_works",
     "design_choice",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from idsds import plots, published
 from idsds.common.devices import _one_of
 from idsds.datasets import DATASETS
+from idsds.evaluation.costs import load_costs
 from idsds.methods.base import ABSOLUTE
 from idsds.models.quantity import as_quantity
-from idsds.statistics import paired_differences, rank
+from idsds.statistics import images_said, paired_differences, rank, select_images
 from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result
@@ -106,6 +107,8 @@ class RankMethods(EvaluationStudy):
 
     protocol: Annotated[str, _one_of("protocol of a ranking", SCORES)] = "idsds"
     quantity: QuantityName = "logit"
+    only: Literal["correct"] | None = None
+    common: bool = False
 
     @property
     def score(self) -> str:
@@ -118,13 +121,17 @@ class RankMethods(EvaluationStudy):
         return {"": self.arguments(protocol=self.protocol, quantity=self.quantity)}
 
     def _run(self, progress: bool) -> Result:
-        records = self.records(progress)
+        everything = self.records(progress)
+        records = select_images(everything, self.only, self.common)
+        where = images_said(everything, records, self.only, self.common)
         table, claims, controls, drops = rank(records), published_findings(records), beside_controls(records), drops_of(records)
         compared = published.compare(table, self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
+        costs = load_costs(self.output).groupby(["model", "method"])[["milliseconds", "megabytes"]].mean().reset_index()
+        table = table.merge(costs, on=["model", "method"], how="left")
 
         def draw() -> list[Figure]:
-            options = {"n_patches": self.grid**2, "score": self.score, "columns": self.columns, "published": compared}
+            options = {"n_patches": self.grid**2, "score": self.score, "columns": self.columns, "published": compared, "where": where}
             return [
                 plots.rank_methods(table, families, **options),
                 plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns),

@@ -6,7 +6,7 @@ Attention Visualization", CVPR 2021). A layer that computes z from x passes
 * linear layer, z = W x (+ b):   R_x = x+ W+^T s + x- W-^T s,  with s = R_z / (W+ x+ + W- x-): contributions that raise z, in proportion
 * product, z = a b:              R_a = a (s b^T) / 2, R_b = b (a^T s) / 2,  with s = R_z / z
 * sum, z = a + b:                R_a = a R_z / z and R_b = b R_z / z, both rescaled so that they carry |sum R_a| : |sum R_b| of sum R_z
-* LayerNorm, GELU, softmax:      R_x = R_z
+* LayerNorm, GELU, softmax:      R_x = R_z, and so for LayerScale, of which the paper's nets have none: z = g x, one to one
 * a value that is used twice:    the sum over its uses
 
 to its input, where W+ and W- are the positive and the negative part. Each block's map is the mean over heads of relu(g R_A), with R_A the
@@ -102,23 +102,23 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
 
     Args:
         block: a pre-norm block.
-        relevance: of its output, (B, 1 + N, D).
-        attention: (B, heads, 1 + N, 1 + N).
+        relevance: of its output, (B, P + N, D).
+        attention: (B, heads, P + N, P + N).
         inputs: of its ``norm1``, ``norm2``, ``attn.qkv``, ``attn.proj``, ``mlp.fc1`` and ``mlp.fc2``.
 
     Returns:
-        The relevance of the attention, and a function that returns the relevance of the block's input, (B, 1 + N, D).
+        The relevance of the attention, and a function that returns the relevance of the block's input, (B, P + N, D).
     """
     attn, mlp = block.attn, block.mlp
     x, middle = inputs[block.norm1], inputs[block.norm2]
-    hidden = mlp.fc2(inputs[mlp.fc2])
+    hidden = block.ls2(mlp.fc2(inputs[mlp.fc2]))
     kept, through = sum_rule(relevance, middle, hidden)
     through = linear_rule(through, inputs[mlp.fc2], mlp.fc2.weight)
     through = linear_rule(through, inputs[mlp.fc1], mlp.fc1.weight)
-    kept, through = sum_rule(kept + through, x, attn.proj(inputs[attn.proj]))
+    kept, through = sum_rule(kept + through, x, block.ls1(attn.proj(inputs[attn.proj])))
     through = linear_rule(through, inputs[attn.proj], attn.proj.weight)
 
-    def heads(values: Tensor) -> Tensor:  # (B, 1 + N, heads * d) -> (B, heads, 1 + N, d)
+    def heads(values: Tensor) -> Tensor:  # (B, P + N, heads * d) -> (B, heads, P + N, d)
         return values.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
 
     q, k, v = (heads(values) for values in attn.qkv(inputs[attn.qkv]).chunk(3, dim=2))
@@ -144,7 +144,7 @@ def propagated(model: VisionTransformer, images: Tensor, targets: Tensor, start:
         gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), maps)
     with torch.no_grad():
         one_hot = F.one_hot(targets.long(), scores.shape[1]).to(images.dtype)
-        relevance = torch.zeros_like(inputs[model.norm])  # (B, 1 + N, D)
+        relevance = torch.zeros_like(inputs[model.norm])  # (B, P + N, D)
         relevance[:, 0] = linear_rule(one_hot, inputs[model.head], model.head.weight)
         found = []
         for index in reversed(range(len(blocks))):
@@ -189,7 +189,7 @@ def chefer_lrp(
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         found = propagated(model, images, targets, start)
         matrices = [(gradient * relevance).relu().mean(dim=1) for relevance, gradient in found]
-        return drawn(rolled_out(matrices, normalised=False), model, images)
+        return drawn(rolled_out(matrices, normalised=False, prefix=model.num_prefix_tokens), model, images)
 
     with torch.autocast(images.device.type, enabled=False):  # 16 bits would leave nothing of the relevance
         if not double or images.device.type == "mps":

@@ -2,7 +2,8 @@
 
 Each gives a value per token, (B, N) with N = h w tokens besides the class token, drawn as blocks of the token's pixels as in the
 reference (nearest neighbour; if the border of a patch cuts through a token, its block counts in part for either side). The attention
-maps A, (B, heads, 1 + N, 1 + N), are read after the softmax, with timm's fused attention disabled meanwhile.
+maps A, (B, heads, P + N, P + N), are read after the softmax, with timm's fused attention disabled meanwhile. P is 1, the class token, and
+more in nets with registers: these take part in the attention like any token, and belong to no pixel.
 
 Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (Rollout); Chefer, Gur and Wolf, "Transformer
 Interpretability Beyond Attention Visualization", CVPR 2021 (CheferLRP, and Grad-CAM as its comparison).
@@ -28,7 +29,7 @@ def is_transformer(model: nn.Module) -> bool:
     if not isinstance(model, VisionTransformer) or not len(model.blocks):
         return False
     blocks = all(isinstance(block, Block) and isinstance(block.attn, Attention) for block in model.blocks)
-    return blocks and model.num_prefix_tokens == 1 and model.global_pool == "token"
+    return blocks and model.has_class_token and model.num_prefix_tokens <= 1 + model.num_reg_tokens and model.global_pool == "token"
 
 
 def no_attention(model: nn.Module) -> str | None:
@@ -43,9 +44,9 @@ def no_relevance(model: nn.Module) -> str | None:
     if reason := no_attention(model):
         return reason
     for block in model.blocks:
-        extra = (block.ls1, block.ls2, block.attn.norm, block.attn.q_norm, block.attn.k_norm, block.mlp.norm)
+        extra = (block.attn.norm, block.attn.q_norm, block.attn.k_norm, block.mlp.norm)
         if not all(isinstance(module, nn.Identity) for module in extra) or block.attn.gate is not None:
-            return "it has no rule for LayerScale, for a gate or for normalised queries and keys"
+            return "it has no rule for a gate or for normalised queries and keys"
     return None
 
 
@@ -74,7 +75,7 @@ def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Te
 
 
 def attention_and_gradients(model: VisionTransformer, images: Tensor, targets: Tensor, first: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the attention of the blocks from ``first`` on, and the target logit's gradient there, (B, heads, 1 + N, 1 + N) each."""
+    """Return the attention of the blocks from ``first`` on, and the target logit's gradient there, (B, heads, P + N, P + N) each."""
     with torch.enable_grad(), attention_maps(model, first) as maps:
         scores = model(images).gather(1, targets[:, None]).sum()
         gradients = torch.autograd.grad(scores, maps)
@@ -87,12 +88,13 @@ def drawn(tokens: Tensor, model: VisionTransformer, images: Tensor) -> Tensor:
     return F.interpolate(tokens.unflatten(1, size)[:, None], size=images.shape[-2:], mode="nearest")[:, 0]
 
 
-def rolled_out(matrices: Sequence[Tensor], normalised: bool) -> Tensor:
+def rolled_out(matrices: Sequence[Tensor], normalised: bool, prefix: int = 1) -> Tensor:
     """Return how much of each token reaches the class token through all blocks and their shortcuts.
 
     Args:
-        matrices: (B, 1 + N, 1 + N) per block, first block first: how much each token (row) takes from each (column).
+        matrices: (B, P + N, P + N) per block, first block first: how much each token (row) takes from each (column).
         normalised: whether to normalise the rows of matrix + identity to a sum of 1.
+        prefix: P, the tokens before those of the pixels, the class token first.
 
     Returns:
         (B, N): the class token's row of the product of all (matrix + identity), the last block on the left.
@@ -104,10 +106,10 @@ def rolled_out(matrices: Sequence[Tensor], normalised: bool) -> Tensor:
             matrix = matrix / matrix.sum(dim=-1, keepdim=True)
         # Only one row of the product is needed: a vector times a matrix per block, not a matrix times a matrix.
         with torch.autocast(matrix.device.type, enabled=False):  # not in 16 bits, whatever the model runs in
-            row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, 1 + N)
+            row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, P + N)
     if row is None:
         raise ValueError("rollout needs at least one block; start_block is beyond the last")
-    return row[:, 0, 1:]
+    return row[:, 0, prefix:]
 
 
 def check_start(model: VisionTransformer, start_block: int) -> None:
@@ -123,7 +125,7 @@ def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tens
     a zero map becomes NaN there and stays zero here: the rank correlation is undefined for both.
     """
     maps, gradients = attention_and_gradients(model, images, targets, len(model.blocks) - 1)
-    attention, gradient = (values[0][:, :, 0, 1:].to(images.dtype) for values in (maps, gradients))  # (B, heads, N)
+    attention, gradient = (values[0][:, :, 0, model.num_prefix_tokens :].to(images.dtype) for values in (maps, gradients))  # (B, heads, N)
     return drawn((attention * gradient.mean(dim=2, keepdim=True)).mean(dim=1).relu(), model, images)
 
 
@@ -152,6 +154,7 @@ def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_
     def attribute(images: Tensor) -> Tensor:
         with attention_maps(model, start) as maps:
             model(images)
-        return drawn(rolled_out([attention.to(images.dtype).mean(dim=1) for attention in maps], normalised=True), model, images)
+        matrices = [attention.to(images.dtype).mean(dim=1) for attention in maps]
+        return drawn(rolled_out(matrices, normalised=True, prefix=model.num_prefix_tokens), model, images)
 
     return in_batches(attribute, images, size=batch)

@@ -340,3 +340,9 @@ def test_a_method_that_has_queried_the_judging_deletions_is_a_ceiling(checkpoint
     assert table["ceiling"].dtype == bool
     blurred = idsds.evaluate(["mini_resnet8"], wanted, **arguments, baseline="blur")
     assert set(blurred.loc[blurred["ceiling"], "method"]) == {"blurred"}
+
+
+def test_attn_lrp_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"AttnLRP does not apply to .*: no library has its rules for the ViTs of timm or torchvision"):
+        create_method("AttnLRP", idsds.create_model("mini_resnet8"))
+    assert "AttnLRP" not in list_methods()

@@ -17,6 +17,10 @@ IMAGES, TARGETS = images_of(3, 12, 20), torch.tensor([0, 3, 1])
 EPSILON = 1e-9
 
 
+#: A net with registers and LayerScale, as DINOv2 has them.
+REGISTERS = {"reg_tokens": 2, "init_values": 0.3}
+
+
 def vit(**options: object) -> VisionTransformer:
     """3 x 5 tokens of 4 pixels, not square."""
     options = {"global_pool": "token", **options}
@@ -44,21 +48,25 @@ def as_blocks(tokens: Tensor) -> Tensor:
     return torch.kron(tokens.view(3, 5), torch.ones(4, 4, dtype=tokens.dtype))
 
 
+@pytest.mark.parametrize("options", [{}, REGISTERS], ids=["plain", "registers"])
 @pytest.mark.parametrize(("name", "start"), [("Rollout", 1), ("Rollout (paper)", 0)])
-def test_rollout_is_a_product_of_matrices(name: str, start: int) -> None:
-    model = vit()
+def test_rollout_is_a_product_of_matrices(name: str, start: int, options: dict) -> None:
+    model = vit(**options)
+    prefix = model.num_prefix_tokens
     found = create_method(name, model)(IMAGES, TARGETS)
     for image, map_ in zip(IMAGES, found[:, 0], strict=True):
-        product = torch.eye(16, dtype=torch.float64)
+        product = torch.eye(15 + prefix, dtype=torch.float64)
         for attention in attention_of(model, image)[start:]:
-            with_shortcut = attention.mean(dim=0) + torch.eye(16)
+            with_shortcut = attention.mean(dim=0) + torch.eye(15 + prefix)
             product = with_shortcut / with_shortcut.sum(dim=1, keepdim=True) @ product
-        assert torch.allclose(map_, as_blocks(product[0, 1:]), rtol=1e-9, atol=0)
+        assert torch.allclose(map_, as_blocks(product[0, prefix:]), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("options", [{}, REGISTERS], ids=["plain", "registers"])
 @pytest.mark.parametrize("targets", [[0, 1, 2], [3, 2, 1]])
-def test_grad_cam_of_the_last_attention(targets: list[int]) -> None:
-    model, targets = vit(), torch.tensor(targets)
+def test_grad_cam_of_the_last_attention(targets: list[int], options: dict) -> None:
+    model, targets = vit(**options), torch.tensor(targets)
+    prefix = model.num_prefix_tokens
     found = create_method("Grad-CAM", model)(IMAGES, targets)
     attention = torch.stack([attention_of(model, image)[-1] for image in IMAGES]).requires_grad_()
     last, inputs = model.blocks[-1], []
@@ -66,11 +74,11 @@ def test_grad_cam_of_the_last_attention(targets: list[int]) -> None:
     model(IMAGES)
     handle.remove()
     v = last.attn.qkv(last.norm1(inputs[0])).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)[2]
-    x = inputs[0] + last.attn.proj((attention @ v).transpose(1, 2).flatten(2))
-    logits = model.forward_head(model.norm(x + last.mlp(last.norm2(x))))
+    x = inputs[0] + last.ls1(last.attn.proj((attention @ v).transpose(1, 2).flatten(2)))
+    logits = model.forward_head(model.norm(x + last.ls2(last.mlp(last.norm2(x)))))
     (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), attention)
-    weights = gradient[:, :, 0, 1:].mean(dim=-1, keepdim=True)
-    tokens = (weights * attention[:, :, 0, 1:]).mean(dim=1).relu().detach()
+    weights = gradient[:, :, 0, prefix:].mean(dim=-1, keepdim=True)
+    tokens = (weights * attention[:, :, 0, prefix:]).mean(dim=1).relu().detach()
     assert tokens.any()
     assert torch.allclose(found[:, 0], torch.stack([as_blocks(t) for t in tokens]), rtol=1e-9, atol=1e-15)
 
@@ -140,9 +148,9 @@ def relevance_of_one(model: VisionTransformer, image: Tensor, target: int, start
         attention = (q @ k.mT / 6**0.5).softmax(dim=-1)
         attentions.append(attention)
         mixed = (attention @ v).transpose(1, 2).flatten(2)
-        middle = x + block.attn.proj(mixed)
+        middle = x + block.ls1(block.attn.proj(mixed))
         hidden = block.mlp.act(block.mlp.fc1(block.norm2(middle)))
-        stages.append((x, normed, q, k, v, attention, mixed, middle, block.norm2(middle), hidden, block.mlp.fc2(hidden)))
+        stages.append((x, normed, q, k, v, attention, mixed, middle, block.norm2(middle), hidden, block.ls2(block.mlp.fc2(hidden))))
         x = middle + stages[-1][-1]
     top = model.norm(x)[:, 0]
     logits = model.head(top)
@@ -154,20 +162,21 @@ def relevance_of_one(model: VisionTransformer, image: Tensor, target: int, start
         x, normed, q, k, v, attention, mixed, middle, normed2, hidden, out = (value.detach() for value in values)
         kept, through = add(relevance, middle, out)
         through = linear(linear(through, hidden, block.mlp.fc2), normed2, block.mlp.fc1)
-        kept, through = add(kept + through, x, block.attn.proj(mixed).detach())
+        kept, through = add(kept + through, x, block.ls1(block.attn.proj(mixed)).detach())
         through = linear(through, mixed, block.attn.proj).unflatten(2, (2, 6)).transpose(1, 2)
         of_attention, of_v = (part / 2 for part in handed_back(through, torch.matmul, attention, v))
         of_q, of_k = (part / 2 for part in handed_back(of_attention, lambda q, k: q @ k.mT, q, k))
         joined = torch.stack([of_q, of_k, of_v], dim=0).permute(1, 3, 0, 2, 4).flatten(2)
         relevance = kept + linear(joined, normed, block.attn.qkv)
-        matrix = (gradient * of_attention).clamp(min=0).mean(dim=1)[0] + torch.eye(16)
+        matrix = (gradient * of_attention).clamp(min=0).mean(dim=1)[0] + torch.eye(15 + model.num_prefix_tokens)
         row = matrix[:1] if row is None else row @ matrix
-    return as_blocks(row[0, 1:].detach())
+    return as_blocks(row[0, model.num_prefix_tokens :].detach())
 
 
+@pytest.mark.parametrize("options", [{}, REGISTERS], ids=["plain", "registers"])
 @pytest.mark.parametrize(("name", "start"), [("CheferLRP", 1), ("CheferLRP (paper)", 0)])
-def test_relevance_by_autograd(name: str, start: int) -> None:
-    model = vit(qkv_bias=True)
+def test_relevance_by_autograd(name: str, start: int, options: dict) -> None:
+    model = vit(qkv_bias=True, **options)
     found = create_method(name, model)(IMAGES, TARGETS)
     for image, target, map_ in zip(IMAGES, TARGETS.tolist(), found[:, 0], strict=True):
         wanted = relevance_of_one(model, image, target, start)
@@ -204,8 +213,8 @@ def test_fused_attention_is_put_back_also_after_an_error() -> None:
 def test_other_transformers_are_refused_with_a_reason() -> None:
     pooled = vit(global_pool="avg", class_token=False)
     assert {"Rollout", "CheferLRP"} <= set(list_methods(pooled).excluded)
-    assert "LayerScale" in list_methods(vit(init_values=0.1)).excluded["CheferLRP"]
-    assert "Rollout" in list_methods(vit(init_values=0.1))
+    assert "normalised queries" in list_methods(vit(qk_norm=True)).excluded["CheferLRP"]
+    assert "Rollout" in list_methods(vit(qk_norm=True))
     assert "on attention" in list_methods(vit()).excluded["Layer-CAM"]
     with pytest.raises(ValueError, match=r"start_block must be in \[0, 2\], not 3"):
         create_method("Rollout", vit(), start_block=3)(IMAGES, TARGETS)

@@ -99,13 +99,22 @@ def test_weights_come_from_a_file_or_on_the_users_word_alone(monkeypatch: pytest
     assert asked
 
 
-def test_attention_methods_refuse_registers_and_other_tokens_with_a_reason() -> None:
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_base_patch16_clip_224", "deit3_small_patch16_224"])
+def test_attention_methods_take_registers_layer_scale_and_a_norm_before_the_blocks(name: str) -> None:
     with torch.device("meta"):
-        net = create_model("timm/vit_small_patch14_reg4_dinov2", num_classes=5)
-    excluded = list_methods(net).excluded
+        methods = list_methods(create_model(f"timm/{name}", num_classes=5))
+    assert {"Rollout", "CheferLRP", "Grad-CAM"} <= set(methods)
+    assert "only Grad-CAM is defined on attention" in methods.excluded["Layer-CAM"]
+
+
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224"]
+)
+def test_attention_methods_refuse_other_transformers_with_a_reason(name: str) -> None:
+    with torch.device("meta"):
+        excluded = list_methods(create_model(f"timm/{name}", num_classes=5)).excluded
     assert "class token" in excluded["Rollout"]
     assert "class token" in excluded["CheferLRP"]
-    assert "no CAM layer" in excluded["Score-CAM"]
 
 
 def test_evaluate_takes_them_by_name_with_a_checkpoint(tmp_path) -> None:

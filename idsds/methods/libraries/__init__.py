@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
+
 from idsds.methods.base import METHODS, MethodEntry
 from idsds.methods.libraries.base import SOURCES, LibraryMethod, MissingLibraryError
 from idsds.methods.libraries.captum import Captum
@@ -74,6 +76,18 @@ PLAIN: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 }
 
 
+#: Why there is no AttnLRP: of the libraries, lxt has its rules.
+NO_ATTN_LRP = (
+    "no library has its rules for the ViTs of timm or torchvision: those of lxt 2.1 for torchvision's are CP-LRP's, which stop relevance at "
+    "queries and keys, and are set for the whole process. CheferLRP explains ViTs here, and a callable of your own is taken as it is"
+)
+
+
+def _attn_lrp(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Stand for AttnLRP (Achtibat et al., ICML 2024), which applies to no model; see :data:`NO_ATTN_LRP`."""
+    raise NotImplementedError(NO_ATTN_LRP)
+
+
 def names_of(home: str) -> Sequence[str]:
     """The classes of a library that are methods here."""
     return ADAPTERS[home].NAMES  # type: ignore[attr-defined]
@@ -85,6 +99,8 @@ def _register() -> None:
     for name, (key, options, source) in PLAIN.items():
         extra = SOURCES[key.partition("/")[0]][2]
         METHODS.add(name, entry_of(key, name, options, source), listed=not extra)
+    absent = MethodEntry("AttnLRP", _attn_lrp, "transformer", inapplicable=lambda _model: NO_ATTN_LRP, source="Achtibat et al., ICML 2024")
+    METHODS.add("AttnLRP", absent, listed=False)
 
 
 _register()

@@ -78,8 +78,8 @@ PLAIN: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 
 #: Why there is no AttnLRP: of the libraries, lxt has its rules.
 NO_ATTN_LRP = (
-    "no library has its rules for the ViTs of timm or torchvision: those of lxt 2.1 for torchvision's are CP-LRP's, which stop relevance at "
-    "queries and keys, and are set for the whole process. CheferLRP explains ViTs here, and a callable of your own is taken as it is"
+    "no library has its rules for the ViTs of timm or torchvision: those of lxt 2.1 for torchvision's are CP-LRP's, which stop relevance "
+    "at queries and keys, and are set for the whole process. CheferLRP explains ViTs here, and a callable of your own is taken as it is"
 )
 
 

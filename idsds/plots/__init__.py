@@ -17,7 +17,7 @@ from idsds.plots.roar import roar
 from idsds.plots.sanity_checks import sanity_checks
 from idsds.plots.stability import stability
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, look_of, save, style_of
-from idsds.plots.train_fractions import train_fractions
+from idsds.plots.train_fractions import confusions, train_fractions
 
 __all__ = [
     "COLUMNS",
@@ -27,6 +27,7 @@ __all__ = [
     "accuracy_tradeoff",
     "augmentation_robustness",
     "compare_protocols",
+    "confusions",
     "deletion_drops",
     "design_choice",
     "finetune",

@@ -70,6 +70,8 @@ def _legend(figure: Figure, table: pd.DataFrame, published: bool, columns: int) 
     if published:
         handles.append(Line2D([], [], color=PUBLISHED, markerfacecolor="white", label="published", **dot))
     title = f"n = {table['count'].max()} images for IDSDS, {table['accuracy_count'].max()} for accuracy"
+    if "top5" in table:
+        title += f"; top-5 accuracy: {table['top5'].min():.3f} to {table['top5'].max():.3f}"
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=7, title=title, title_fontsize=7)
 
 

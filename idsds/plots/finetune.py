@@ -20,7 +20,8 @@ def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figur
     """Draw one panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
 
     Args:
-        table: model, seed, stage (``before``, ``after``), images, accuracy, low, high, count.
+        table: model, seed, stage (``before``, ``after``), images, accuracy, low, high, count, and ``top5``, which is written above
+            its panel (intact, one patch deleted).
         panels: maximal number of panels in a row.
         columns: width of the figure, in columns of a paper.
     """
@@ -33,7 +34,10 @@ def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figur
             axes.set_visible(False)
         for axes, model in zip(grid.flat, models, strict=False):
             draw_accuracies(axes, table[table["model"] == model])
-            axes.set_title(model, fontsize=8)
+            rows = table[(table["model"] == model) & (table["stage"] == "after")]
+            near = rows.groupby("images")["top5"].mean() if "top5" in rows else {}
+            beside = ", ".join(f"{near[kind]:.3f}" for kind in KINDS if kind in near)
+            axes.set_title(f"{model}\ntop-5 after: {beside}" if beside else model, fontsize=7)
             axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
         for row in grid:
             row[0].set_ylabel("accuracy, higher is better →")

@@ -33,9 +33,9 @@ BELOW = 1e3
 CONTROL = "Random"
 CROWDED = 30  # points of a panel
 STUDY = "#000000"
-THEIRS = "Guided Backprop"  # the method of the study's 75 rows
+THEIRS = "Guided Backprop"  # the method of the study whose values are printed
 # Lanes of a block of the forest: its heading and its first method, below its upper end, and what it has beyond its methods.
-HEADING, FIRST, BEYOND = 0.95, 2.0, 2.8
+HEADING, FIRST, BEYOND = 0.95, 2.0, 1.8
 LANE = 0.1  # inches
 
 
@@ -53,7 +53,7 @@ def infidelity_sensitivity(
     Args:
         table: one row per model and method: dataset, model, fraction, method, family, accuracy, the measures.
         correlations: of it: method, measure, quality, level, spearman, low, high, models, groups.
-        study: the study's printed rows, with weighted_precision in place of accuracy.
+        study: the study's models and methods, with weighted_precision in place of accuracy; the panels show Guided Backprop.
         study_correlations: of those.
         shown: the method of the upper panels; None: the study's where every model has it, else the first.
         columns: width of the figure, in columns of a paper.
@@ -62,13 +62,14 @@ def infidelity_sensitivity(
     shown = _shown(table) if shown is None else shown
     part = table[table["method"] == shown]
     looks = looks_of([*part["model"], *study["model"]])
-    upper, lower = 4.3, 1.5 + LANE * len(FOREST) * (correlations["method"].nunique() + BEYOND)  # inches
+    lanes = correlations["method"].nunique() + study_correlations["method"].nunique()
+    upper, lower = 4.3, 1.5 + LANE * len(FOREST) * (lanes + BEYOND)  # inches
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(COLUMNS[columns], upper + lower), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
         grid = above.subplots(len(SCATTER), len(datasets) + 1, squeeze=False)
         for column, name in enumerate([*datasets, None]):
-            rows = part[part["dataset"] == name] if name else study
+            rows = part[part["dataset"] == name] if name else study[study["method"] == THEIRS]
             for axes, (measure, label, logarithmic) in zip(grid[:, column], SCATTER, strict=True):
                 if measure not in rows:
                     axes.set_axis_off()
@@ -123,9 +124,11 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
     """Draw a panel per level, with a block per correlated pair: each method's coefficient, and the study's."""
     families = dict(zip(table["method"], table["family"], strict=True))
     methods = list(dict.fromkeys(ours["method"]))
+    theirs = list(dict.fromkeys(study["method"]))
     levels = list(dict.fromkeys(ours["level"]))
+    height = len(methods) + len(theirs) + BEYOND
     grid = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
-    tops = [place * (len(methods) + BEYOND) for place in range(len(FOREST))]
+    tops = [place * height for place in range(len(FOREST))]
     for axes, level in zip(grid, levels, strict=True):
         for (measure, quality, _), top in zip(FOREST, tops, strict=True):
             mine = _rows(ours[ours["level"] == level], measure, quality)
@@ -136,13 +139,13 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
                     axes.text(0.03, lane, "constant" if constant else "undefined", fontsize=5.5, color="#555555", va="center")
                 _whisker(axes, row, lane, look_of(row.method, families[row.method]))
             for row in _rows(study[study["level"] == level], measure, _of_study(quality)).itertuples():
-                _whisker(axes, row, top + FIRST + len(methods), Look("d", STUDY, "white"))
+                _whisker(axes, row, top + FIRST + len(methods) + theirs.index(row.method), Look("d", STUDY, "white"))
             if top:
                 axes.axhline(top, color="#BBBBBB", linewidth=0.5)
         axes.axvline(0, color="#888888", linewidth=0.6)
         axes.set_xlim(-1.06, 1.06)
         axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["\N{MINUS SIGN}1", "\N{MINUS SIGN}0.5", "0", "0.5", "1"])
-        axes.set_ylim(len(FOREST) * (len(methods) + BEYOND), 0)
+        axes.set_ylim(len(FOREST) * height, 0)
         counts = [(part["models"].max(), part.loc[part["level"] == level, "groups"].max()) for part in (ours, study)]
         (models, groups), (their_models, their_groups) = counts
         numbers = f"ours: {models} models in {groups} groups,\nthe study: {their_models} in {their_groups}"
@@ -179,8 +182,9 @@ def _name_lanes(figure: Figure, axes: Axes, tops: list[float], methods: list[str
         ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line of 0
         heading = axes.text(0.008, top + HEADING, name, fontsize=7, weight="bold", va="center", transform=from_the_left, bbox=ground)
         heading.set_in_layout(False)  # it stands above the names of the methods, and may reach into the panel
-        last = "the study: none" if _rows(study, measure, _of_study(quality)).empty else "the study"
-        names = [*(_numbered(name, measure, ours) for name in methods), last]
+        there = list(dict.fromkeys(_rows(study, measure, _of_study(quality))["method"]))
+        last = [f"study: {name}" for name in there] or ["the study: none"]
+        names = [*(_numbered(name, measure, ours) for name in methods), *last]
         labels |= {top + FIRST + lane: name for lane, name in enumerate(names)}
     axes.set_yticks(list(labels), list(labels.values()), fontsize=6)
     for panel in figure.axes:

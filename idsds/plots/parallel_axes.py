@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 
 from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of
+from idsds.published import POSTER, REPRODUCTION
 from idsds.statistics import null_band
 
 NAME, SMALL = 6.5, 7.0  # points: names of methods, legends
@@ -32,6 +33,7 @@ PITCH = 0.105  # inches between two lines of names, measured across the letters
 LEADER, LANE, BELOW = 0.2, 0.085, 0.3  # inches: from names to markers, between lanes of markers, below the axis
 FOOT, RIGHT, LINE = 0.62, 0.2, 0.15  # inches: axis labels, margin, a line of a legend
 NOTHING = 0.04  # inches kept free at the border
+REPEATED = "#BBBBBB"  # the face of a published value that another group has measured
 CEILING = " †"  # behind the name of a method that has queried the deletions by which it is judged
 
 
@@ -169,7 +171,7 @@ def parallel_axes(
         n_patches: patches per image, which determines the null band of random maps.
         score: name of the axis.
         columns: width of the figure, in columns of a paper.
-        published: from :func:`idsds.published.compare`: model, method, published, inferred.
+        published: from :func:`idsds.published.compare`: model, method, published, inferred, source.
         notes: further handles for the legend.
         where: which images these are, in words, below the axis.
     """
@@ -249,7 +251,8 @@ def _draw_axis(
         for row in published[published["model"] == model].itertuples():
             look = look_of(row.method, family_of(row.method, families))
             edge = {"marker": look.marker, "markersize": look.line(4)["markersize"], "markeredgecolor": PUBLISHED, "markeredgewidth": 0.8}
-            axes.plot(row.published, level + 2 * LANE, linestyle="", markerfacecolor="white", zorder=2.5, **edge)
+            face = REPEATED if getattr(row, "source", POSTER) == REPRODUCTION else "white"
+            axes.plot(row.published, level + 2 * LANE, linestyle="", markerfacecolor=face, zorder=2.5, **edge)
             if row.inferred:
                 axes.plot(row.published, level + 2 * LANE, linestyle="", marker=".", color=PUBLISHED, markersize=2, zorder=2.6)
 
@@ -276,6 +279,8 @@ def _handles(
         looks = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
         dotted = " (dot: its label was inferred)" if published["inferred"].any() else ""
         lower.append(Line2D([], [], label=f"published, in the method's shape{dotted}", **looks))
+        if "source" in published and (published["source"] == REPRODUCTION).any():
+            lower.append(Line2D([], [], label=f"an independent run ({REPRODUCTION})", **{**looks, "markerfacecolor": REPEATED}))
     if "ceiling" in shown and shown["ceiling"].any():
         lower.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} has queried these very deletions: a ceiling, not a rival"))
     return upper, [*lower, *notes]

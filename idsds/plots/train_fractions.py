@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,10 +12,12 @@ from idsds.plots.architectures import _face, architecture_handles, looks_of
 from idsds.plots.style import COLUMNS, STYLE, mixed
 from idsds.statistics.classification import EXCESS
 
+FEW = 20  # classes, up to which they are numbered and counted in the cells
+
 # Column, what its axis is called, and what it is multiplied by.
 ROWS = [
     ("accuracy", "accuracy (0 to 1)\nhigher is better →"),
-    ("macro_f1", "macro F1 (0 to 1)\nhigher is better →"),
+    ("macro_f1", "macro F1\n(\N{MULTIPLICATION SIGN}: weighted)\nhigher is better →"),
     (EXCESS, "weighted precision\n\N{MINUS SIGN} accuracy (percentage\npoints; 0: alike)"),
 ]
 # In percent of the training images: between two architectures, and between two seeds of one.
@@ -26,7 +29,7 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
 
     Args:
         table: from :func:`idsds.studies.train_fractions.quality`: dataset, model, fraction, seed, accuracy, macro_f1,
-            weighted_precision, precision_excess, each with ``_low`` and ``_high``; count.
+            weighted_f1, weighted_precision, precision_excess, each with ``_low`` and ``_high``; count.
         columns: width of the figure, in columns of a paper.
     """
     ends = [name for name in (EXCESS, f"{EXCESS}_low", f"{EXCESS}_high") if name in table]
@@ -50,7 +53,11 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
                 axes = grid[row, column]
                 for number, (model, look) in enumerate(looks.items()):
                     rows = table[(table["dataset"] == dataset) & (table["model"] == model)]
-                    _series(axes, rows, measure, look, BETWEEN * (number - (len(looks) - 1) / 2))
+                    shift = BETWEEN * (number - (len(looks) - 1) / 2)
+                    _series(axes, rows, measure, look, shift)
+                    if measure == "macro_f1" and "weighted_f1" in rows:
+                        weighted = rows.groupby("fraction")["weighted_f1"].mean()
+                        axes.plot(100 * weighted.index + shift, weighted, "x", color=look[1], markersize=4, markeredgewidth=0.7, zorder=3)
                 axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
                 if column == 0:
                     axes.set_ylabel(label)
@@ -74,6 +81,48 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
             title_fontsize=7,
         )
         legend.get_title().set_multialignment("center")
+    return figure
+
+
+def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
+    """Draw a confusion matrix per data set and architecture: of the models with the most training images, all seeds together.
+
+    Args:
+        table: dataset, model, fraction, seed, target, prediction, count.
+        columns: width of the figure, in columns of a paper.
+    """
+    table = table[table["fraction"] == table["fraction"].max()]
+    datasets, models = (list(dict.fromkeys(table[name])) for name in ("dataset", "model"))
+    with mpl.rc_context(STYLE):
+        width = COLUMNS[columns]
+        side = width / len(models)
+        figure, grid = plt.subplots(
+            len(datasets), len(models), figsize=(width, 0.5 + side * len(datasets)), squeeze=False, layout="constrained"
+        )
+        for row, dataset in enumerate(datasets):
+            for axes, model in zip(grid[row], models, strict=True):
+                part = table[(table["dataset"] == dataset) & (table["model"] == model)]
+                classes = sorted({*part["target"], *part["prediction"]})
+                counts = part.pivot_table(index="target", columns="prediction", values="count", aggfunc="sum", fill_value=0)
+                counts = counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy(float)
+                shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+                image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+                axes.set_title(
+                    f"{dataset}, {model}\n{np.trace(counts) / counts.sum():.1%} right, {part['seed'].nunique()} seed(s)", fontsize=7
+                )
+                if len(classes) <= FEW:
+                    axes.set_xticks(range(len(classes)), classes)
+                    axes.set_yticks(range(len(classes)), classes)
+                    for (y, x), count in np.ndenumerate(counts):
+                        if count:
+                            ink = "black" if shares[y, x] > 0.5 else "white"
+                            axes.text(x, y, f"{count:.0f}", ha="center", va="center", fontsize=4, color=ink)
+        for axes in grid[-1]:
+            axes.set_xlabel("predicted class")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("class of the image")
+        bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40)
+        bar.set_label("share of the class's images; numbers: images", fontsize=7)
     return figure
 
 

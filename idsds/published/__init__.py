@@ -1,4 +1,5 @@
-"""Published numbers under our names, to draw beside our own: of the IDSDS paper's poster and of the xai-correlation study.
+"""Published numbers under our names, to draw beside our own: of the IDSDS paper's poster, of an independent reproduction of it (DECAF) and
+of the xai-correlation study.
 
 The source and reliability of each number are in ``README.md`` beside the files. ``inferred`` marks a value whose label is not printed in
 the figure.
@@ -14,9 +15,17 @@ import pandas as pd
 DATASET, GRID, BASELINE = "imagenet", 4, "zeros"
 # Readings from a figure are this close to the values behind it.
 SCORE_READING, ACCURACY_READING = 0.003, 0.001
+# Two bars of a printed chart were read this many pixels apart at most, where both could be read.
+DOUBTFUL_PIXELS = 3
+# The sensitivity at which the study's charts end.
+CLIPPED = 3.0
 
 AXES = "poster, parallel IDSDS axes"
 SCATTER = "poster, accuracy against IDSDS"
+# Where a score comes from.
+POSTER, REPRODUCTION = "poster", "DECAF"
+MEAN = "mean of "
+COLUMNS = ["model", "method", "ours", "low", "high", "published", "difference", "inferred", "source"]
 # The study's names for things that have other names here.
 STUDY_MODELS = {"resnet18": "resnet18", "densenet": "densenet121", "efficientnet": "efficientnet_b0"}
 STUDY_DATASETS = {
@@ -28,6 +37,9 @@ STUDY_DATASETS = {
 }
 STUDY_METHODS = {
     "gbp": "Guided Backprop",
+    "saliency": "Saliency",
+    "guided_gradcam": "Guided Grad-CAM",
+    "gradshap": "GradientSHAP",
     "Deconvolution": "Deconvolution",
     "Gradient SHAP": "GradientSHAP",
     "Guided Backpropagation": "Guided Backprop",
@@ -47,16 +59,38 @@ STUDY_FILTERS = {
 def idsds_scores() -> pd.DataFrame:
     """Return IDSDS on ImageNet (validation images, grid of 4, zero baseline), read from the poster's figure to about +-0.003.
 
-    Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision Models*, NeurIPS 2024, arXiv 2407.11910.
+    Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision Models*, NeurIPS 2024, arXiv 2407.11910. The absolute maps
+    (but ``IG-U abs``) and the squared and variance versions of SmoothGrad are the six squares without a label of each axis. Which of
+    ``IG-SG-SQ`` and ``IG-SG-VG`` is which cannot be told; they differ by at most 0.007.
 
     Returns:
         One row per model and method: ``score`` (mean rank correlation in [-1, 1], higher is better), ``inferred`` (whether the value's
         label was inferred because it is not printed), ``how_read``, ``figure``.
     """
-    table = _read("idsds_poster").rename(columns={"idsds": "score"})
+    table = _read("idsds_poster")
+    squares = _read("idsds_poster_squares")
+    either = squares["inferred_method"].str.contains(" or ")
+    squares = squares.assign(
+        method=squares["inferred_method"].str.split(" or ").str[0],
+        how_read="extrapolated, label inferred from its colour (" + squares["colour"] + ")" + either.map({True: ", SQ or VG", False: ""}),
+    )
+    table = pd.concat([table, squares], ignore_index=True).rename(columns={"idsds": "score"})
     return table.assign(inferred=~table["how_read"].str.startswith("labelled"), figure=AXES)[
         ["model", "method", "score", "inferred", "how_read", "figure"]
     ]
+
+
+def idsds_reproduction() -> pd.DataFrame:
+    """Return IDSDS on ImageNet as another group has measured it: DECAF (2026), arXiv 2608.12935, tables 6, 7, 10 and appendix H.2.
+
+    Correctly classified images only, IG with 32 steps. Means over three nets are under the model ``mean of ...``; ``SmoothGrad``, whose
+    settings are not known, matches none of our methods.
+
+    Returns:
+        One row per model and method: ``score`` (mean rank correlation in [-1, 1], higher is better), ``steps`` of IG, ``images``, ``how``.
+    """
+    table = _read("decaf_idsds").rename(columns={"idsds": "score"})
+    return table.drop_duplicates(["model", "method"], ignore_index=True)[["model", "method", "score", "steps", "images", "how"]]
 
 
 def accuracies() -> pd.DataFrame:
@@ -69,19 +103,32 @@ def accuracies() -> pd.DataFrame:
 
 
 def xai_correlation_models() -> pd.DataFrame:
-    """Return the study's 75 models (3 architectures x 5 data sets x 5 shares of the training images), as its notebooks print them.
+    """Return the study's 75 models (3 architectures x 5 data sets x 5 shares of the training images) under four methods.
+
+    Guided Backprop is as its notebooks print it. Saliency, Guided Grad-CAM and GradientSHAP are read from its charts, by which Guided
+    Backprop comes back to 0.2 % in infidelity and 0.007 in sensitivity.
 
     Returns:
-        One row per model, data set and share: ``train_fraction`` (in (0, 1]), ``method`` (Guided Backprop), ``weighted_precision`` (what
-        the study calls "acc") and ``f1`` in [0, 1], higher is better; ``infidelity`` and ``sensitivity`` of the maps, lower is better.
+        One row per model, data set, share and method: ``train_fraction`` (in (0, 1]), ``weighted_precision`` (what the study calls "acc")
+        and ``weighted_f1`` (what it calls "f1") in [0, 1], higher is better; ``infidelity`` and ``sensitivity`` of the maps, lower is
+        better, NaN where the chart shows none; ``digitised``; ``doubtful``, whether two readings are more than
+        :data:`DOUBTFUL_PIXELS` pixels apart or the bar reaches the end of the chart.
     """
-    table = _read("xai_correlation_gbp_75_models")
-    return table.assign(
+    model = ["model", "dataset", "train_fraction"]
+    printed = _read("xai_correlation_gbp_75_models")
+    read = _read("xai_correlation_75_models_digitised")
+    apart = (read[["inf_spread_px", "sens_spread_px"]] > DOUBTFUL_PIXELS).any(axis=1)
+    read = read.assign(digitised=True, doubtful=apart | (read["sensitivity"] >= CLIPPED - 0.01))
+    read = read[read["method"] != "gbp"].merge(printed[[*model, "weighted_precision", "f1"]], on=model, validate="many_to_one")
+    table = pd.concat([printed.assign(digitised=False, doubtful=False), read], ignore_index=True).rename(columns={"f1": "weighted_f1"})
+    table = table.assign(
         model=table["model"].map(STUDY_MODELS),
         dataset=table["dataset"].map(STUDY_DATASETS),
         method=table["method"].map(STUDY_METHODS),
         train_fraction=table["train_fraction"].str.removesuffix("%").astype(float) / 100,
     )
+    measured = ["weighted_precision", "weighted_f1", "infidelity", "sensitivity"]
+    return table[[*model, "method", *measured, "digitised", "doubtful"]]
 
 
 def xai_correlation_ssim() -> pd.DataFrame:
@@ -111,7 +158,8 @@ def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, basel
 
     Returns:
         One row per match: ``model``, ``method``, ``ours``, ``low``, ``high``, ``published``, ``difference`` (ours minus published),
-        ``inferred`` (of the published value's label). Empty if nothing matches.
+        ``inferred`` (of the published value's label), ``source`` (:data:`POSTER` or :data:`REPRODUCTION`). A mean over nets matches the
+        mean of ours where all of these nets have the method, without an interval. Empty if nothing matches.
 
     Raises:
         ValueError: if the table lacks a column.
@@ -120,10 +168,20 @@ def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, basel
     if missing := [name for name in columns if name not in table.columns]:
         raise ValueError(f"the table lacks the columns {missing}; it has {list(map(str, table.columns))}")
     same = (dataset, grid, baseline) == (DATASET, GRID, BASELINE)
-    ours = table[columns].rename(columns={"mean": "ours"})
-    both = (ours if same else ours.head(0)).merge(idsds_scores().rename(columns={"score": "published"}), on=["model", "method"])
-    both = both.assign(difference=both["ours"] - both["published"])
-    return both[["model", "method", "ours", "low", "high", "published", "difference", "inferred"]]
+    ours = table[columns] if same else table[columns].head(0)
+    repeated = idsds_reproduction().assign(inferred=False, source=REPRODUCTION)
+    theirs = pd.concat([idsds_scores().assign(source=POSTER), repeated], ignore_index=True)
+    ours = pd.concat([ours, *(_mean_of_nets(ours, name) for name in sorted(set(theirs["model"])) if name.startswith(MEAN))])
+    both = ours.rename(columns={"mean": "ours"}).merge(theirs.rename(columns={"score": "published"}), on=["model", "method"])
+    return both.assign(difference=both["ours"] - both["published"])[COLUMNS]
+
+
+def _mean_of_nets(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return our counterpart of a mean over nets, which its name lists: a row per method that all of them have."""
+    nets = name.removeprefix(MEAN).split(", ")
+    groups = table[table["model"].isin(nets) & table["mean"].notna()].groupby("method", sort=False)["mean"]
+    means = groups.mean()[groups.size() == len(nets)]
+    return pd.DataFrame({"model": name, "method": means.index, "mean": means.to_numpy(), "low": float("nan"), "high": float("nan")})
 
 
 def _augmentation(name: str) -> str:

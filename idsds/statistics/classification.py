@@ -1,15 +1,16 @@
-"""How good a classifier is, from its predictions: accuracy, macro F1 and weighted precision, each with an interval over images."""
+"""How good a classifier is, from its predictions: accuracy, F1 and precision, each with an interval over images; confusions and classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from idsds.statistics.intervals import check_options, rng_for
 
 #: The measures, in the order of the columns.
-QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
+QUALITIES = ("accuracy", "macro_f1", "weighted_f1", "weighted_precision")
 #: Weighted precision minus accuracy on the same images, in [-1, 1]: the study prints the first under the name of the second.
 EXCESS = "precision_excess"
 
@@ -17,11 +18,11 @@ EXCESS = "precision_excess"
 def classification_scores(
     targets: Sequence[int], predictions: Sequence[int], confidence: float = 0.95, resamples: int = 1_000, seed: int = 0
 ) -> dict[str, float]:
-    """Three measures of a classifier, all in [0, 1], higher is better.
+    """Four measures of a classifier, all in [0, 1], higher is better.
 
     With n_k images of class k, p_k predicted as k and t_k of them rightly: accuracy = sum t_k / n; macro F1 = mean of 2 t_k / (n_k + p_k)
-    over the classes that occur in either; weighted precision = sum (n_k / n) (t_k / p_k), where a class that is never predicted has
-    precision 0. They are those of scikit-learn's ``classification_report``.
+    over the classes that occur in either, weighted F1 their mean weighted by n_k / n; weighted precision = sum (n_k / n) (t_k / p_k),
+    where a class that is never predicted has precision 0. They are those of scikit-learn's ``classification_report``.
 
     Args:
         targets: the class of each image.
@@ -29,8 +30,8 @@ def classification_scores(
         confidence, resamples, seed: of the percentile bootstrap over images.
 
     Returns:
-        ``accuracy``, ``macro_f1``, ``weighted_precision`` and ``precision_excess``, the third minus the first (each resample's own, so that
-        its interval is paired), each followed by its ``_low`` and ``_high``; ``count`` of the images.
+        ``accuracy``, ``macro_f1``, ``weighted_f1``, ``weighted_precision`` and ``precision_excess``, the fourth minus the first (each
+        resample's own, so that its interval is paired), each followed by its ``_low`` and ``_high``; ``count`` of the images.
 
     Raises:
         ValueError: without images, or where the two differ in length.
@@ -51,13 +52,36 @@ def classification_scores(
 
 
 def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
-    """Return the measures and the excess (rows, 4) from the counts of the pairs, (rows, P)."""
+    """Return the measures and the excess (rows, 5) from the counts of the pairs, (rows, P)."""
     of_target, of_prediction = (np.eye(classes)[codes] for codes in pairs)  # (P, K) each
     support, predicted = counts @ of_target, counts @ of_prediction  # (rows, K)
     right = (counts * (pairs[0] == pairs[1])) @ of_target
     occurs = support + predicted
     total = support.sum(axis=1)
-    f1 = (2 * right / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
+    f1 = 2 * right / np.maximum(occurs, 1)  # (rows, K)
+    macro, weighted = f1.sum(axis=1) / (occurs > 0).sum(axis=1), (support * f1).sum(axis=1) / total
     precision = (support * right / np.maximum(predicted, 1)).sum(axis=1) / total
     accuracy = right.sum(axis=1) / total
-    return np.stack([accuracy, f1, precision, precision - accuracy], axis=1)
+    return np.stack([accuracy, macro, weighted, precision, precision - accuracy], axis=1)
+
+
+def confusion(targets: Sequence[int], predictions: Sequence[int]) -> pd.DataFrame:
+    """Count how often each class is predicted as each: ``target``, ``prediction``, ``count``, pairs that occur only."""
+    pairs = pd.DataFrame({"target": np.asarray(targets), "prediction": np.asarray(predictions)})
+    return pairs.value_counts(sort=False).reset_index(name="count").sort_values(["target", "prediction"], ignore_index=True)
+
+
+def per_class(targets: Sequence[int], predictions: Sequence[int]) -> pd.DataFrame:
+    """Measure a classifier class by class, as scikit-learn's ``classification_report`` does.
+
+    Returns:
+        One row per class that occurs in either: ``class``, ``precision`` (share of the images predicted as it; 0 if there are none),
+        ``recall`` (share of its images that are predicted as it; 0 if there are none) and ``f1``, all in [0, 1], higher is better;
+        ``support``, its images.
+    """
+    given, found = np.asarray(targets), np.asarray(predictions)
+    classes = np.union1d(given, found)
+    counts = [pd.Series(values).value_counts().reindex(classes, fill_value=0) for values in (given, found, given[given == found])]
+    support, predicted, right = (values.to_numpy() for values in counts)
+    ratios = {"precision": right / np.maximum(predicted, 1), "recall": right / np.maximum(support, 1)}
+    return pd.DataFrame({"class": classes, **ratios, "f1": 2 * right / (support + predicted), "support": support})

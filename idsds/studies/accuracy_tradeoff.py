@@ -24,12 +24,14 @@ from idsds.training.predict import predicted
 
 
 def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds fixed), ``count``."""
+    """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds fixed),
+    ``count``, and ``top5`` (accuracy with five guesses) where ``correct`` has it."""
     rows = []
     for model, found in correct.groupby("model", sort=False):
         hits, count = int(found["correct"].sum()), len(found)
         low, high = wilson(hits, count, confidence)
-        rows.append({"model": model, "accuracy": hits / count, "low": low, "high": high, "count": count})
+        row = {"model": model, "accuracy": hits / count, "low": low, "high": high, "count": count}
+        rows.append(row | ({"top5": found["top5"].mean()} if "top5" in found else {}))
     return pd.DataFrame(rows)
 
 
@@ -64,7 +66,8 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     Returns:
         One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (Wilson, over images), ``method`` (the
         selected ones), ``idsds``, ``idsds_low``, ``idsds_high`` (BCa, over images), ``front`` (no other model is better in one
-        and as good in the other), ``front_share`` (share of resamples in which that holds), ``count``, ``accuracy_count``.
+        and as good in the other), ``front_share`` (share of resamples in which that holds), ``count``, ``accuracy_count``, and ``top5``
+        where it is known.
     """
     picks = best(records)
     names = picks.groupby("model", sort=False)["method"].agg(lambda found: " / ".join(dict.fromkeys(found)))
@@ -76,7 +79,9 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     table["front"] = on_front(table[["accuracy", "idsds"]].to_numpy())
     table["front_share"] = _resampled(picks, correct, list(table["model"]), resamples, seed)[0]
     columns = ["model", "accuracy", "accuracy_low", "accuracy_high", "method", "idsds", "idsds_low", "idsds_high", "front", "front_share"]
-    return table.sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)[[*columns, "count", "accuracy_count"]]
+    return table.sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)[
+        [*columns, "count", "accuracy_count", *(["top5"] if "top5" in table else [])]
+    ]
 
 
 def on_front(values: np.ndarray) -> np.ndarray:
@@ -160,7 +165,7 @@ class AccuracyTradeoff(EvaluationStudy):
         """Return whether each in-domain model is right on each of the first ``accuracy_images`` intact test images.
 
         Returns:
-            One row per model, seed and image: ``image_id``, ``correct`` (bool).
+            One row per model, seed and image: ``image_id``, ``correct``, ``top5`` (bool).
         """
         plan, parts = resolve(**self.arguments(methods=["Random"], images=1)), []
         for job in plan.jobs:
@@ -168,7 +173,8 @@ class AccuracyTradeoff(EvaluationStudy):
             test = first(job.dataset, self.accuracy_images)
             table = predicted(job.load().to(plan.device), test, size=64, precision=self.precision)
             right = (table["prediction"] == table["target"]).to_numpy()
-            parts.append(pd.DataFrame({"model": job.model, "seed": job.seed, "image_id": table["image_id"], "correct": right}))
+            facts = {"model": job.model, "seed": job.seed, "image_id": table["image_id"]}
+            parts.append(pd.DataFrame({**facts, "correct": right, "top5": table["top5"]}))
         return pd.concat(parts, ignore_index=True)
 
     def _run(self, progress: bool) -> Result:

@@ -72,27 +72,31 @@ def measure(
 
     Returns:
         Two rows: ``images`` (``intact``, ``one patch deleted``), ``accuracy`` (share in [0, 1], higher is better), ``low`` and
-        ``high`` (95 % Wilson interval over images), ``count`` of images, ``skipped``, those that could not be read.
+        ``high`` (95 % Wilson interval over images), ``top5`` (accuracy with five guesses), ``top5_low``, ``top5_high``, ``count`` of
+        images, ``skipped``, those that could not be read.
     """
     kinds = {"intact": None, "one patch deleted": deletion}
     shares = launch(_measure, model, test, list(kinds.values()), batch_size or 64, workers, **machine)
     skipped = len(of_all(test.skipped))
     count, rows = len(test) - skipped, []
-    for kind, share in zip(kinds, shares, strict=True):
-        low, high = wilson(round(share * count), count)
-        rows.append({"images": kind, "accuracy": share, "low": low, "high": high, "count": count, "skipped": skipped})
+    for kind, (share, near) in zip(kinds, shares, strict=True):
+        row: dict[str, Any] = {"images": kind}
+        for name, value, ends in (("accuracy", share, ("low", "high")), ("top5", near, ("top5_low", "top5_high"))):
+            row |= {name: value, **dict(zip(ends, wilson(round(value * count), count), strict=True))}
+        rows.append({**row, "count": count, "skipped": skipped})
     return rows
 
 
 def _measure(
     fabric: Fabric, model: nn.Module, test: ImageDataset, deletions: Sequence[Deletion | None], batch: int, workers: int
-) -> list[float]:
+) -> list[tuple[float, float]]:
     model.to(fabric.device)
     mine = range(len(test))[fabric.global_rank :: fabric.world_size]
     size = max(1, batch // fabric.world_size)
     chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
     loss = describe(model).loss
-    return [accuracy(model, loader_of(test, chosen, workers), deletion, loss=loss, fabric=fabric)[0] for deletion in deletions]
+    found = [accuracy(model, loader_of(test, chosen, workers), deletion, loss=loss, fabric=fabric) for deletion in deletions]
+    return [(share, near) for share, _, near in found]
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:

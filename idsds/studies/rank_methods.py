@@ -6,7 +6,7 @@ The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from idsds import plots, published
 from idsds.common.devices import _one_of
 from idsds.datasets import DATASETS
 from idsds.evaluation.costs import load_costs
-from idsds.methods.base import ABSOLUTE
+from idsds.methods.base import ABSOLUTE, METHODS, split_name
 from idsds.models.quantity import as_quantity
 from idsds.statistics import images_said, paired_differences, rank, select_images
 from idsds.statistics.means import rivals
@@ -45,7 +45,9 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
         ``count`` and ``nan`` of the images; ``interval``, what it covers.
     """
     rows = []
-    for finding, first, second in _comparisons(records):
+    table = rank(records, resamples=1)
+    families = dict(zip(records["method"], records["family"], strict=True))
+    for finding, first, second in _comparisons(table[table["mean"].notna()], families):
         found = _paired(records, first, second, confidence)
         names = {"higher": " ".join(first), "lower": " ".join(second)}
         rows.append({"finding": finding, **names, **found[["difference", "low", "high", "count", "nan", "interval"]]})
@@ -53,13 +55,44 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
     return table.assign(verdict=verdicts(table["low"], table["high"]))
 
 
-def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatment]]:
-    """Yield (finding, what it puts first, what it puts second) for all models and methods in the records."""
-    table = rank(records, resamples=1)
-    families = dict(zip(records["method"], records["family"], strict=True))
-    table = table[table["mean"].notna()].assign(family=table["method"].map(families))
+def poster_findings() -> pd.DataFrame:
+    """Put the poster's findings to its own numbers: the same comparisons, of the published scores.
+
+    Returns:
+        One row per comparison: ``finding``, ``higher``, ``lower`` (model and method), ``difference``, its ``low`` and ``high`` by the error
+        of reading two values from a figure, ``verdict``, ``inferred`` (whether the label of one of the two was inferred).
+    """
+    scores = published.idsds_scores()
+    table = scores.rename(columns={"score": "mean"}).assign(ceiling=False).sort_values("mean", ascending=False, kind="stable")
+    families = {name: METHODS[split_name(name)[0]].family for name in scores["method"]}
+    values = scores.set_index(["model", "method"])
+    rows, either = [], 2 * published.SCORE_READING
+    for finding, first, second in _comparisons(table, families):
+        both = values.loc[[first, second]]
+        difference = both["score"].iloc[0] - both["score"].iloc[1]
+        row = {"finding": finding, "higher": " ".join(first), "lower": " ".join(second), "difference": difference}
+        rows.append({**row, "low": difference - either, "high": difference + either, "inferred": bool(both["inferred"].any())})
+    found = pd.DataFrame(rows)
+    return found.assign(verdict=verdicts(found["low"], found["high"]))
+
+
+def beside_poster(claims: pd.DataFrame) -> pd.DataFrame:
+    """Count the verdicts per finding, with what the poster's own numbers say beside them.
+
+    Args:
+        claims: from :func:`published_findings`.
+    """
+    own = count_verdicts(poster_findings(), "finding").set_index("finding").astype(str)
+    counts = own[SUPPORTED] + " of " + own["comparisons"] + ", contradicted " + own[CONTRADICTED]
+    table = count_verdicts(claims, "finding")
+    return table.assign(**{"in the poster's own numbers": [counts.get(name, "none") for name in table["finding"]]})
+
+
+def _comparisons(table: pd.DataFrame, families: Mapping[str, str]) -> Iterator[tuple[str, Treatment, Treatment]]:
+    """Yield (finding, what it puts first, what it puts second) for all models and methods of a table, best first."""
+    table = table.assign(family=table["method"].map(families))
     has = {(row.model, row.method) for row in table.itertuples()}
-    models = list(dict.fromkeys(records["model"]))
+    models = list(dict.fromkeys(table["model"]))
 
     for model, method in sorted(t for t in has if families[t[1]] == "intrinsic"):
         for other in models:
@@ -74,7 +107,7 @@ def _comparisons(records: pd.DataFrame) -> Iterator[tuple[str, Treatment, Treatm
         if plain != method and (model, plain) in has:
             yield "SmoothGrad impairs", (model, plain), (model, method)
     for finding, first, second in _model_pairs(models):
-        for method in dict.fromkeys(records["method"]):
+        for method in dict.fromkeys(table["method"]):
             if {(first, method), (second, method)} <= has and families[method] != "control":
                 yield finding, (first, method), (second, method)
 
@@ -125,7 +158,8 @@ class RankMethods(EvaluationStudy):
         records = select_images(everything, self.only, self.common)
         where = images_said(everything, records, self.only, self.common)
         table, claims, controls, drops = rank(records), published_findings(records), beside_controls(records), drops_of(records)
-        compared = published.compare(table, self.dataset, self.grid, self.baseline)
+        as_published = self.protocol == "idsds" and self.quantity == "logit"
+        compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
         costs = load_costs(self.output).groupby(["model", "method"])[["milliseconds", "megabytes"]].mean().reset_index()
         table = table.merge(costs, on=["model", "method"], how="left")
@@ -138,7 +172,8 @@ class RankMethods(EvaluationStudy):
             ]
 
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
-        findings = Findings([*best(table, self.score), *above(controls)], count_verdicts(claims, "finding"))
+        tables["poster"] = poster_findings()
+        findings = Findings([*best(table, self.score), *above(controls)], beside_poster(claims))
         return Result(self.stem, tables, findings, draw, records)
 
 

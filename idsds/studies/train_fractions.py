@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from idsds.common.files import atomic, read_json, read_table, write_table
 from idsds.common.hashing import digest
 from idsds.datasets import fingerprint
 from idsds.datasets.base import first
-from idsds.statistics.classification import EXCESS, classification_scores
+from idsds.statistics.classification import EXCESS, classification_scores, confusion, per_class
 from idsds.statistics.intervals import seed_interval
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import DatasetName, Findings, Result, TrainingStudy, check_unique
@@ -94,8 +94,9 @@ class ManyModels(TrainingStudy):
 
         Returns:
             One row per model: data set, architecture, share, seed; ``train_images``, ``epochs``, ``best_epoch`` (from 1) and
-            ``val_accuracy`` of it; ``accuracy``, ``macro_f1`` and ``weighted_precision`` in [0, 1], higher is better, each with ``_low``
-            and ``_high``; ``count`` of the test images; ``interval``, what these intervals cover.
+            ``val_accuracy`` of it; ``accuracy``, ``macro_f1``, ``weighted_f1`` and ``weighted_precision`` in [0, 1], higher is better, each
+            with ``_low`` and ``_high``; ``top5``, accuracy with five guesses; ``count`` of the test
+            images; ``interval``, what these intervals cover.
         """
         rows = []
         with tqdm(self.members(), desc="models", disable=not progress) as bar:
@@ -106,14 +107,14 @@ class ManyModels(TrainingStudy):
                 best = max(epochs, key=lambda epoch: (epoch["val_accuracy"], -epoch["val_loss"]))
                 row = {**member.identity, "train_images": member.stage.train_images, "epochs": len(epochs)}
                 row |= {"best_epoch": best["epoch"] + 1, "val_accuracy": best["val_accuracy"]}
-                rows.append({**row, **classification_scores(found["target"], found["prediction"])})
+                rows.append({**row, **classification_scores(found["target"], found["prediction"]), "top5": found["top5"].mean()})
         return pd.DataFrame(rows).assign(interval="95 % bootstrap over test images, one training seed each")
 
     def _predictions(self, member: Member, images: int | None) -> pd.DataFrame:
-        """Return image id, target and prediction of the test images, computed once per checkpoint and kept beside it."""
+        """Return image id, target, prediction and ``top5`` of the test images, computed once per checkpoint and kept beside it."""
         test = member.stage.split("test")
         test = test if images is None else first(test, images)
-        address = digest([member.stage.key, fingerprint(test), member.stage.device, self.precision])
+        address = digest([member.stage.key, fingerprint(test), member.stage.device, self.precision, "top5"])
         path = paths.cache() / "predictions" / f"{member.stage.model}-{address}.parquet"
         if not path.is_file() or member.stage.missing:
             model = obtain(member.stage, machine=self.machine, progress=False)
@@ -154,11 +155,32 @@ class TrainFractions(ManyModels):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def classes(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return what the models do class by class; those that are not cached are trained.
+
+        Returns:
+            The confusions and the report per class (:func:`idsds.statistics.classification.confusion` and ``per_class``), with the data
+            set, architecture, share and seed of each model.
+        """
+        parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+        for member in self.members():
+            found = self._predictions(member, self.images)
+            for part, count in zip(parts, (confusion, per_class), strict=True):
+                table = count(found["target"], found["prediction"])
+                part.append(pd.concat([pd.DataFrame([member.identity] * len(table)), table], axis=1))
+        confusions, report = (pd.concat(part, ignore_index=True) for part in parts)
+        return confusions, report
+
     def _run(self, progress: bool) -> Result:
         table = self.quality(self.images, progress)
         with atomic(paths.resolve(self.output) / "quality.csv") as file:
             table.to_csv(file, index=False)
-        return Result(self.stem, {"": table}, findings(table), partial(plots.train_fractions, table, columns=self.columns))
+        confusions, report = self.classes()
+
+        def draw() -> list[Figure]:
+            return [plots.train_fractions(table, columns=self.columns), plots.confusions(confusions, columns=self.columns)]
+
+        return Result(self.stem, {"": table, "confusions": confusions, "classes": report}, findings(table), draw)
 
 
 def findings(table: pd.DataFrame) -> Findings:

@@ -251,7 +251,7 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
 def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module) -> None:
     loss = describe(model).loss if plan.teacher is None else "cross_entropy"
     summed, correct, seen = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
-    val_accuracy, val_loss = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
+    val_accuracy, val_loss, _ = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
     state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy)))
     if state.best is None or (val_accuracy, -val_loss) > state.best:
         state.best = (val_accuracy, -val_loss)

@@ -18,6 +18,9 @@ from idsds.models.base import Loss
 from idsds.training.recipes import Deletion
 from idsds.training.steps import delete, loader_of, loss_of, over_processes
 
+#: As in "top-5 accuracy".
+TOP = 5
+
 
 def outputs(
     model: nn.Module, loader: DataLoader, deletion: Deletion | None = None, autocast: Callable[[], AbstractContextManager] = nullcontext
@@ -50,6 +53,11 @@ def outputs(
         model.train(training)
 
 
+def in_top(logits: Tensor, targets: Tensor, k: int = TOP) -> Tensor:
+    """Return which targets (B,) are among the ``k`` largest logits (B, K): all of them if there are no more classes than that."""
+    return (logits.topk(min(k, logits.shape[1]), dim=1).indices == targets[:, None]).any(dim=1)
+
+
 def accuracy(
     model: nn.Module,
     loader: DataLoader,
@@ -57,8 +65,8 @@ def accuracy(
     *,
     loss: Loss = "cross_entropy",
     fabric: Fabric | None = None,
-) -> tuple[float, float]:
-    """Return accuracy (share in [0, 1]) and mean loss on a split.
+) -> tuple[float, float, float]:
+    """Return accuracy (share in [0, 1]), mean loss and top-5 accuracy on a split.
 
     Args:
         model, loader, deletion: as for :func:`outputs`; with several processes, the loader has this one's share.
@@ -68,14 +76,15 @@ def accuracy(
     Raises:
         ImageReadError: if no image could be read.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(4, dtype=torch.float64)
     for logits, targets, _ in outputs(model, loader, deletion, fabric.autocast if fabric else nullcontext):
         correct = (logits.argmax(dim=1) == targets).sum()
-        sums += torch.tensor([float(loss_of(logits, targets, loss)) * len(targets), float(correct), len(targets)])
-    summed, right, total = over_processes(fabric, sums)
+        among = in_top(logits, targets).sum()
+        sums += torch.tensor([float(loss_of(logits, targets, loss)) * len(targets), float(correct), len(targets), float(among)])
+    summed, right, total, near = over_processes(fabric, sums)
     if not total:
         raise ImageReadError("none of the images could be read")
-    return right / total, summed / total
+    return right / total, summed / total, near / total
 
 
 def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int = 0, precision: str = "32-true") -> pd.DataFrame:
@@ -89,7 +98,8 @@ def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int =
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 
     Returns:
-        One row per image, in the order of the data set: ``image_id``, ``target``, ``prediction``.
+        One row per image, in the order of the data set: ``image_id``, ``target``, ``prediction``, ``top5`` (whether the target is among
+        the five largest logits).
 
     Raises:
         ImageReadError: if no image can be read.
@@ -98,7 +108,14 @@ def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int =
     autocast = partial(torch.autocast, next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None)
     chosen = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
     parts = [
-        pd.DataFrame({"image_id": image_ids, "target": targets.cpu().numpy(), "prediction": logits.argmax(dim=1).cpu().numpy()})
+        pd.DataFrame(
+            {
+                "image_id": image_ids,
+                "target": targets.cpu().numpy(),
+                "prediction": logits.argmax(dim=1).cpu().numpy(),
+                "top5": in_top(logits, targets).cpu().numpy(),
+            }
+        )
         for logits, targets, image_ids in outputs(model, loader_of(data, chosen, workers), autocast=autocast)
     ]
     if not parts:

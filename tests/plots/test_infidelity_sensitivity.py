@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 from idsds import plots
-from idsds.plots.infidelity_sensitivity import FOREST, SCATTER
+from idsds.plots.infidelity_sensitivity import FOREST, SCATTER, THEIRS
 from idsds.studies.infidelity_sensitivity.correlations import LEVELS
 
 from .overlap import outside, overlaps, text_boxes
 
 mpl.use("agg")
+STUDY = ["study: Guided Backprop", "study: Saliency"]
 METHODS = {"Gradient": "gradient", "IxG": "gradient", "Grad-CAM": "CAM"}
 
 
@@ -31,8 +32,8 @@ def correlated(methods, pairs):
 
 
 def drawn(table):
-    study = judged().assign(weighted_precision=lambda table: table["accuracy"]).drop(columns="relative")
-    theirs = correlated(["Guided Backprop"], [(measure, "weighted_precision") for measure in ("raw", "sensitivity")])
+    study = judged().assign(weighted_precision=lambda table: table["accuracy"], method=THEIRS).drop(columns="relative")
+    theirs = correlated([THEIRS, "Saliency"], [(measure, "weighted_precision") for measure in ("raw", "sensitivity")])
     ours = correlated(dict.fromkeys(table["method"]), [block[:2] for block in FOREST])
     return plots.infidelity_sensitivity(table, ours, study, theirs)
 
@@ -47,11 +48,11 @@ def test_headings_of_the_correlations_touch_neither_lines_nor_names():
     assert len(rules) == len(FOREST) - 1
     headings = [corners[:, 1] for text, corners in boxes if text in [heading for _, _, heading in FOREST]]
     assert len(headings) == len(FOREST)
-    names = [corners[:, 1] for text, corners in boxes if text in (*METHODS, "the study", "the study: none")]
+    names = [corners[:, 1] for text, corners in boxes if text in (*METHODS, *STUDY, "the study: none")]
     for rule, corners in product(rules, [*headings, *names]):
         assert not corners.min() - 1 < rule < corners.max() + 1
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert [label for label in labels if label.startswith("the study")] == ["the study", *["the study: none"] * 3, "the study"]
+    assert [label for label in labels if "study" in label] == [*STUDY, *["the study: none"] * 3, *STUDY]
 
 
 def test_raw_infidelity_is_held_against_the_logits_change_and_given_it():
@@ -59,7 +60,7 @@ def test_raw_infidelity_is_held_against_the_logits_change_and_given_it():
     figure = drawn(judged())
     for axes in figure.subfigs[1].axes:
         points = [line for line in axes.lines if line.get_marker() != "None"]
-        assert len(points) == len(FOREST) * len(METHODS) + 2, "every block has every method, two the study"
+        assert len(points) == len(FOREST) * len(METHODS) + 2 * len(STUDY), "every block has every method, two the study"
 
 
 def test_a_map_that_knows_nothing_is_a_line_and_intervals_are_bars():

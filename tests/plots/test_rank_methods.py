@@ -7,7 +7,7 @@ import pytest
 
 from idsds import plots, published
 from idsds.methods import METHODS
-from idsds.plots.parallel_axes import spread
+from idsds.plots.parallel_axes import REPEATED, spread
 from idsds.plots.style import PUBLISHED
 
 from .overlap import outside, overlaps, text_boxes
@@ -91,8 +91,8 @@ def test_published_values_are_grey_hollow_and_in_the_shape_of_the_method():
     compared = published.compare(table)
     (axes,) = plots.rank_methods(table, {}, published=compared).axes
     grey = [line for line in axes.lines if line.get_markeredgecolor() == PUBLISHED and line.get_marker() != "."]
-    assert [(line.get_marker(), line.get_xdata()[0]) for line in grey] == [("o", 0.196), ("s", 0.192)]
-    assert all(line.get_markerfacecolor() == "white" for line in grey)
+    shown = [(line.get_marker(), line.get_xdata()[0], line.get_markerfacecolor()) for line in grey]
+    assert shown == [("o", 0.196, "white"), ("o", 0.1941, REPEATED), ("s", 0.192, "white")], "the independent run is filled"
     assert sum(line.get_marker() == "." for line in axes.lines) == 1, "Layer-CAM's label was inferred"
     assert not any(
         line.get_markeredgecolor() == PUBLISHED for line in plots.rank_methods(table, {}, published=compared.head(0)).axes[0].lines

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score, classification_report, precision_score
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_score
 
-from idsds.statistics.classification import classification_scores
+from idsds.statistics.classification import classification_scores, confusion, per_class
 
 
 @pytest.mark.parametrize(("classes", "images"), [(2, 30), (7, 200), (120, 90)])  # of 120 classes some occur in neither
@@ -17,8 +17,23 @@ def test_against_scikit_learn(classes, images):
     found = classification_scores(targets, predictions)
     assert found["accuracy"] == pytest.approx(accuracy_score(targets, predictions), abs=1e-12)
     assert found["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"], abs=1e-12)
+    assert found["weighted_f1"] == pytest.approx(report["weighted avg"]["f1-score"], abs=1e-12)
     assert found["weighted_precision"] == pytest.approx(report["weighted avg"]["precision"], abs=1e-12)
     assert found["count"] == images
+
+
+def test_classes_and_confusions_against_scikit_learn():
+    rng = np.random.default_rng(5)
+    targets, predictions = rng.integers(0, 6, 90), rng.integers(1, 8, 90)  # class 0 is never predicted, 6 and 7 never occur
+    report = classification_report(targets, predictions, output_dict=True, zero_division=0)
+    table = per_class(targets, predictions).set_index("class")
+    assert list(table.index) == list(range(8))
+    for number, row in table.iterrows():
+        known = report[str(number)]
+        assert row.to_list() == pytest.approx([known["precision"], known["recall"], known["f1-score"], known["support"]], abs=1e-12)
+    counts = confusion(targets, predictions).pivot(index="target", columns="prediction", values="count")
+    matrix = counts.reindex(index=range(8), columns=range(8)).fillna(0).to_numpy()
+    assert (matrix == confusion_matrix(targets, predictions)).all()
 
 
 def test_the_interval_of_accuracy_is_the_binomial_one():
@@ -28,7 +43,7 @@ def test_the_interval_of_accuracy_is_the_binomial_one():
     exact = stats.binom(600, 0.8).ppf([0.025, 0.975]) / 600
     # Quantiles of 4,000 draws of a discrete variable with steps of 1 / 600.
     assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx(exact, abs=3 / 600)
-    for name in ("macro_f1", "weighted_precision"):
+    for name in ("macro_f1", "weighted_f1", "weighted_precision"):
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
 
 

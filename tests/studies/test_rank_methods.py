@@ -56,6 +56,27 @@ def test_each_finding_is_compared_where_the_records_allow():
     }
 
 
+def test_the_posters_own_numbers_contradict_its_slogan_about_absolute_values_in_part():
+    own = findings.poster_findings()
+    own = own[own["finding"] == "absolute values impair"]
+    method = own["higher"].str.split(" ", n=1).str[1]
+    counts = own.groupby(method)["verdict"].value_counts().unstack(fill_value=0)
+    assert counts.loc["IG", "supported"] == counts.loc["IG-U", "supported"] == 9
+    assert counts.loc["IxG-SG", "contradicted"] == 9
+    assert counts.loc["IG-SG", ["supported", "contradicted"]].tolist() == [0, 5]
+    assert counts.loc["IxG", ["supported", "contradicted"]].tolist() == [3, 5]
+    assert own.loc[~method.isin(["IG-U"]), "inferred"].all(), "the labels of these absolute maps are not printed"
+    assert (own["high"] - own["difference"]).to_numpy() == pytest.approx(0.006), "two readings"
+
+
+def test_the_posters_numbers_stand_beside_every_finding():
+    table = findings.beside_poster(findings.published_findings(records(SCORES))).set_index("finding")
+    said = table["in the poster's own numbers"]
+    assert said["absolute values impair"] == "21 of 45, contradicted 19"
+    assert said["deeper is lower"] == "99 of 108, contradicted 0"
+    assert table.loc["absolute values impair", "comparisons"] == 1
+
+
 def test_the_interval_is_that_of_the_paired_difference():
     data = records({("m", "IG"): 0.5, ("m", "IG abs"): 0.45})
     row = findings.published_findings(data).iloc[0]

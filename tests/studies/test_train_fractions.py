@@ -8,12 +8,13 @@ import torch
 import torchvision
 import yaml
 from scipy import stats
-from sklearn.metrics import classification_report
+from sklearn.metrics import classification_report, top_k_accuracy_score
 from torch import nn
 
 from idsds.common.settings import SettingsError
 from idsds.datasets import create_dataset
 from idsds.models import MODELS, create_model, register_model
+from idsds.plots import confusions as confusion_figure
 from idsds.plots import train_fractions as plot
 from idsds.studies.infidelity_sensitivity import InfidelitySensitivity
 from idsds.studies.train_fractions import TrainFractions, findings
@@ -89,12 +90,19 @@ def test_from_settings_to_the_table(home, monkeypatch):
     test = create_dataset("digits", "test", normalisation=member.stage.split("test").normalisation)
     model = create_model("small_study", num_classes=10, checkpoint=member.stage.path)
     with torch.no_grad():
-        predictions = model(torch.stack([item[0] for item in test])).argmax(1)
+        logits = model(torch.stack([item[0] for item in test]))
+    predictions = logits.argmax(1)
     report = classification_report(test.targets, predictions, output_dict=True, zero_division=0)
     row = table[(table["fraction"] == 1.0) & (table["seed"] == 0)].iloc[0]
     assert row["accuracy"] == pytest.approx(report["accuracy"])
     assert row["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"])
     assert row["weighted_precision"] == pytest.approx(report["weighted avg"]["precision"])
+    assert row["weighted_f1"] == pytest.approx(report["weighted avg"]["f1-score"])
+    assert row["top5"] == pytest.approx(top_k_accuracy_score(test.targets, logits, k=5))
+    confusions, classes = asked.classes()
+    mine = classes[(classes["fraction"] == 1.0) & (classes["seed"] == 0)]
+    assert mine["f1"].tolist() == pytest.approx([report[str(number)]["f1-score"] for number in mine["class"]])
+    assert len(confusion_figure(confusions).axes) == 2, "one matrix and its scale"
     epochs = json.loads(member.stage.path.with_suffix(".json").read_text())["epochs"]
     assert row["val_accuracy"] == max(epoch["val_accuracy"] for epoch in epochs) == epochs[row["best_epoch"] - 1]["val_accuracy"]
     assert row["count"] == len(test)

@@ -401,7 +401,7 @@ def test_skipped_images_are_left_out_of_the_means():
         return TensorImages(torch.full((1, 3, 8, 8), 0.5)).read(0)
 
     data = ImageDataset("x", "val", ["a", "b", "c", "d"], [0, 1, 2, 0], read, list("rgb"), UNIT, on_error="skip")
-    share, _ = accuracy(model := Tiny(), loader_of(data, [[0, 1], [1, 3], [2]]))
+    share, _, _ = accuracy(model := Tiny(), loader_of(data, [[0, 1], [1, 3], [2]]))
     right = model(torch.full((1, 3, 8, 8), 0.5)).argmax().item()
     assert share == ((right == 0) + (right == 2)) / 2
     with pytest.raises(ImageReadError, match="none of the images"):

@@ -1,6 +1,6 @@
 """Do what metrics say of many models and how good these are go together? Rank correlations at three levels, and methods beside a control.
 
-The table is that of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`, or the 75 printed rows of the study
+The table is that of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`, or that of the study's 75 models
 (burnpiro/xai-correlation).
 """
 
@@ -26,7 +26,7 @@ MEASURES = {
     "change": "squared change of the logit (no map)",
     "forecast": "squared change that the map predicts, its own scale",
 }
-QUALITIES = ("accuracy", "macro_f1", "weighted_precision")
+QUALITIES = ("accuracy", "macro_f1", "weighted_f1", "weighted_precision")
 #: Within what the models are ranked, so that only models that share it are compared with each other.
 LEVELS: dict[str, tuple[str, ...]] = {
     "all models": (),
@@ -168,8 +168,7 @@ def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame
 
 
 def study_table() -> pd.DataFrame:
-    """The study's 75 printed rows with our names: ``raw`` infidelity, ``sensitivity``, ``weighted_precision`` and ``macro_f1``."""
+    """The study's 75 models under four methods: ``raw`` infidelity, ``sensitivity``, ``weighted_precision`` and ``weighted_f1``."""
     from idsds import published
 
-    names = {"infidelity": "raw", "f1": "macro_f1", "train_fraction": "fraction"}
-    return published.xai_correlation_models().rename(columns=names)
+    return published.xai_correlation_models().rename(columns={"infidelity": "raw", "train_fraction": "fraction"})

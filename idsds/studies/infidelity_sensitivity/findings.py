@@ -38,13 +38,14 @@ def findings(judged: pd.DataFrame, study: pd.DataFrame) -> Findings:
     span = {claim: f"{row.lowest:+.2f} to {row.highest:+.2f}" for claim, row in span.iterrows()}
     spans = {(measure, quality): span.get(claim, "undefined") for measure, quality, claim, _ in CLAIMS}
     pooled = study[(study["level"] == POOLED) & (study["quality"] == "weighted_precision")].set_index("measure")
-    theirs = [f"{name} {row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for name, row in pooled.iterrows()]
+    theirs = [f"{name} {rows.min():+.2f} to {rows.max():+.2f}" for name, rows in pooled.groupby(level=0, sort=False)["spearman"]]
     sentences = [
         f"Spearman correlation of accuracy with infidelity over all models, by method: {spans['raw', 'accuracy']}; with the logit's change"
         f" held fixed {spans['raw', f'accuracy{GIVEN}']}.",
         f"With relative infidelity, which takes both scales out: {spans['relative', 'accuracy']}; with max-sensitivity:"
         f" {spans['sensitivity', 'accuracy']}. Lower is better for all of them.",
-        f"The study's {study['models'].max()} models, weighted precision with infidelity (raw) and max-sensitivity: {', '.join(theirs)}.",
+        f"The study's {study['models'].max()} models, weighted precision with infidelity (raw) and max-sensitivity, by method:"
+        f" {', '.join(theirs)}.",
     ]
     shown = judged[(judged["level"] == POOLED) & judged["models"].isin(["ours", "the study's, weighted_precision"])]
     return Findings(sentences, shown.drop(columns="level"))
@@ -65,7 +66,7 @@ def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.D
     parts = [("ours", ours[ours["method"].isin(methods)]), (f"ours, {CONTROL}", ours[ours["method"] == CONTROL])]
     if "chance" in table and 0 < (low := at_chance(table)).sum() < len(table):
         parts.append(("ours above chance", correlations(table[~low & table["method"].isin(methods)])))
-    parts += [(f"the study's, {name}", _as_accuracy(study, name)) for name in ("weighted_precision", "macro_f1")]
+    parts += [(f"the study's, {name}", _as_accuracy(study, name)) for name in ("weighted_precision", "weighted_f1")]
     rows = [
         {"claim": claim, "models": models, "level": level, **facts}
         for measure, quality, claim, sign in CLAIMS

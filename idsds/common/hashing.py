@@ -93,6 +93,15 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
 
 
+@lru_cache(maxsize=1)
+def package_digest() -> str:
+    """A hash of all the source of the package, as it lies on this machine."""
+    found = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: path.relative_to(PACKAGE).as_posix()):
+        found.update(f"{path.relative_to(PACKAGE).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()[:20]
+
+
 class OwnImages:
     """Id, target and address of a user's images, each read once, however many models are evaluated.
 

@@ -1,4 +1,4 @@
-"""The folder of a run, from the side of the one who writes: what is there already, and how a run becomes complete.
+"""How a run becomes complete: its files, then its manifest.
 
 A run is complete when its manifest is in place, and that happens last: every file that it names is there, hashed, and holds what was asked.
 Until then the folder is what it was before. Files are named by a hash of what they hold, so that a reader of the old manifest keeps the old
@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,251 +20,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
-from idsds.common.files import PARQUET, DamagedFileError, atomic, remove_abandoned
-from idsds.common.hashing import digest, versions
-from idsds.evaluation.cache import Block, Cover, Store, cover, gathered, linked
-from idsds.evaluation.plan import Job, Plan, Unit
-from idsds.evaluation.records import (
-    FORMAT,
-    KEYS,
-    Content,
-    OldRecordsError,
-    Part,
-    Run,
-    ordered,
-    undefined_scores,
-    write_manifest,
-)
+from idsds.common.files import PARQUET, DamagedFileError, atomic
+from idsds.common.hashing import digest
+from idsds.evaluation.cache import Cover
+from idsds.evaluation.folder import Folder
+from idsds.evaluation.plan import Job, Unit
+from idsds.evaluation.records import FORMAT, Part, Run, undefined_scores, write_manifest
+from idsds.evaluation.result import Result, described, plain_settings
 from idsds.evaluation.right import images_right
-from idsds.evaluation.run import wanted_images
-
-#: What each job's units are, and the blocks that there are of each.
-There = list[dict[Unit, list[Block]]]
-
-
-def opened(folder: Path) -> Run | None:
-    """The complete run in a folder, if there is one. Raises OldRecordsError; a damaged manifest is named, and made again."""
-    try:
-        return Run.open(folder)
-    except FileNotFoundError:
-        return None
-    except OldRecordsError:
-        raise
-    except DamagedFileError as error:
-        warnings.warn(f"{error}; what it said of the records is found out again", stacklevel=3)
-        return None
-
-
-class Folder:
-    """The folder of a run that is being written.
-
-    Args:
-        path: of the folder.
-        cache: the blocks of all runs; None to share nothing.
-    """
-
-    def __init__(self, path: Path, cache: Store | None) -> None:
-        self.path, self.cache = path, cache
-        self.blocks, self.kept = Store(path / "blocks"), Store(path / "kept")
-        self.run = opened(path)
-        self.committed = {} if self.run is None else committed_blocks(self.run)
-
-    def find(self, plan: Plan) -> There:
-        """What there is of a plan: in the folder, and in the cache where the folder lacks something."""
-        return [
-            {unit: self._blocks(unit, images) for unit in plan.units(job, True)}
-            for job, images in ((job, wanted_images(job, True)) for job in plan.jobs)
-        ]
-
-    def _blocks(self, unit: Unit, images: Mapping[str, str]) -> list[Block]:
-        own = [*self.committed.get(unit.address, []), *self.blocks.find(unit.address), *self.kept.find(unit.address)]
-        if self.cache is not None and cover(own, unit.methods, images)[1]:
-            own += self.cache.find(unit.address)
-        return own
-
-    def begin(self, plan: Plan, there: There) -> There:
-        """Prepare the folder for a run: bring over the blocks of the cache that it will use, and leave there what it lacks.
-
-        What is complete stays so until there is a new manifest. Raises OSError, naming the file.
-        """
-        remove_abandoned(self.path, older_than=0)
-        if self.run is None:
-            write_manifest(self.path, {"status": "running", **described(plan)})
-        return [
-            {unit: self._taken(unit, blocks, wanted_images(job, True)) for unit, blocks in of_job.items()}
-            for job, of_job in zip(plan.jobs, there, strict=True)
-        ]
-
-    def _taken(self, unit: Unit, blocks: list[Block], images: Mapping[str, str]) -> list[Block]:
-        if self.cache is None:
-            return blocks
-        if blocks and not (self.cache.folder / unit.address).is_dir():
-            for block in blocks:
-                share_again(block, self.cache)
-        used = {block.where for picks in cover(blocks, unit.methods, images)[0].values() for block, _ in picks}
-        own = str(self.path)
-        return [
-            linked(self.blocks, block) if block.where in used and not block.where.startswith(own + os.sep) else block
-            for block in blocks
-            if block.where in used or block.where.startswith(own + os.sep)
-        ]
-
-    def from_cache(self, there: There) -> int:
-        """How many of the blocks are those of other runs."""
-        own = str(self.path) + os.sep
-        return len({block.where for of_job in there for blocks in of_job.values() for block in blocks if not block.where.startswith(own)})
-
-
-def committed_blocks(run: Run) -> dict[str, list[Block]]:
-    """The records of a complete run as blocks, by address. A file that is damaged is named, and what was in it left out."""
-    found: dict[str, list[Block]] = {}
-    try:
-        table = run.images()
-    except DamagedFileError as error:
-        warnings.warn(f"{error}; the records are computed again", stacklevel=4)
-        return found
-    keys = dict(zip(table["image_id"].to_pylist(), table["key"].to_pylist(), strict=True))
-    ids = list(keys)
-    for kind in ("deletions", "scores"):
-        for entry in run.files(kind):
-            try:
-                run.check(entry)
-                for number, facts in enumerate(entry["parts"]):
-                    images = keys
-                    if facts["rows"] < len(keys):
-                        images = {ids[place]: keys[ids[place]] for place in run.places(entry, number)}
-                    methods = () if facts["method"] is None else (facts["method"],)
-                    taken = {name: facts.get(name, 0) for name in ("forward", "backward", "seconds", "memory")}
-                    load = partial(_columns_of, str(run.folder), entry["path"], number)
-                    block = Block(facts["address"], images, methods, load, **taken, where=str(run.folder / entry["path"]))
-                    found.setdefault(block.address, []).append(block)
-            except DamagedFileError as error:
-                warnings.warn(f"{error}; what was in it is computed again", stacklevel=4)
-    return found
-
-
-def _columns_of(folder: str, path: str, number: int) -> pa.Table:
-    """The columns of a part of a run, as those of a block."""
-    run = Run.open(folder)
-    entry = next(entry for entry in run.manifest["files"] if entry["path"] == path)
-    return run.part(entry, number, entry["columns"]).drop_columns("image")
-
-
-def share_again(block: Block, cache: Store) -> None:
-    """Leave what the folder has in a cache that has nothing of it. A cache that cannot be written stops nothing."""
-    with suppress(OSError):
-        cache.write(block)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to: for every job and unit the blocks to take each image from, and what could not be read.
-
-    Args:
-        plan: what was asked for.
-        covers: for each job, by unit.
-        images: by id, the address of each image that has records, in the fixed order.
-        targets: by id, the label of each.
-        skipped: ids of the images that the data set could not read.
-    """
-
-    plan: Plan
-    covers: Sequence[Mapping[Unit, Cover]]
-    images: Mapping[str, str]
-    targets: Mapping[str, int]
-    skipped: Sequence[str]
-
-    @cached_property
-    def place(self) -> dict[str, int]:
-        """The place of each image."""
-        return {image_id: number for number, image_id in enumerate(self.images)}
-
-    @property
-    def members(self) -> Iterator[tuple[Job, Unit, Cover]]:
-        """Every unit of every job."""
-        for job, units in zip(self.plan.jobs, self.covers, strict=True):
-            for unit, found in units.items():
-                yield job, unit, found
-
-    def assembled(self, job: Job, unit: Unit, found: Cover) -> Iterator[Part]:
-        """The parts of a unit, each with all its rows in memory; what the unit took stands with the first of them.
-
-        Raises:
-            DamagedFileError: naming the file of a block that is not what it was.
-        """
-        grid = self.plan.grids[unit.grid].get("grid")
-        loaded: dict[int, pa.Table] = {}
-
-        def once(block: Block) -> pa.Table:
-            if id(block) not in loaded:
-                loaded[id(block)] = block.load()
-            return loaded[id(block)]
-
-        took = {"forward": 0.0, "backward": 0.0, "seconds": 0.0, "memory": 0.0}
-        for block, image_ids in next(iter(found.values()), []):
-            for name in ("forward", "backward", "seconds"):
-                took[name] += getattr(block, name) * len(image_ids) / len(block.images)
-            took["memory"] = max(took["memory"], block.memory)
-        for method, picks in found.items():
-            if picks:
-                table = gathered([(replace(block, load=partial(once, block)), image_ids) for block, image_ids in picks], method, self.place)
-                names = tuple(name for name in table.column_names if name not in KEYS)
-                yield Part(job.model, job.seed, method, grid, unit.address, len(table), names, partial(_selected, table), **took)
-                took = dict.fromkeys(took, 0.0)
-
-    def content(self) -> Content:
-        """All records, in memory."""
-        plan, parts = self.plan, [part for member in self.members for part in self.assembled(*member)]
-        models = {(job.model, job.seed): number for number, job in enumerate(plan.jobs)}
-        return Content(
-            parts=ordered([part for part in parts if part.method is not None], models, plan.methods),
-            prepared=[part for part in parts if part.method is None],
-            image_ids=list(self.images),
-            targets=np.array(list(self.targets.values()), dtype=np.int64),
-            facts={"dataset": plan.dataset, "protocol": plan.protocol.name, "direction": plan.protocol.direction, **plain_settings(plan)},
-            families={name: family for job in plan.jobs for name, family in job.families.items()},
-            queried={name: queried for job in plan.jobs for name, queried in job.queried.items()},
-            groups=plan.groups,
-            predicted=plan.target == "prediction",
-        )
-
-
-def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    return table.select(["image", *(name for name in table.column_names if name in columns and name not in KEYS)])
-
-
-def plain_settings(plan: Plan) -> dict[str, Any]:
-    """The settings that are stored; what is a tensor is part of the address alone."""
-    quantity = {} if plan.quantity is None else {"quantity": str(plan.quantity)}
-    return {name: _in_a_cell(value) for name, value in plan.settings.items() if not isinstance(value, Tensor)} | quantity
-
-
-def _in_a_cell(setting: Any) -> Any:
-    """A setting as one value of a column: a mapping or a sequence (but several grids) as JSON."""
-    return json.dumps(setting) if isinstance(setting, (Mapping, list)) else setting
-
-
-def described(plan: Plan) -> dict[str, Any]:
-    """What the manifest says of a plan."""
-    return {
-        "protocol": plan.protocol.name,
-        "direction": plan.protocol.direction,
-        "target": plan.target,
-        "settings": plain_settings(plan),
-        "dataset": plan.dataset,
-        "seeds": sorted({job.seed for job in plan.jobs}),
-        "methods": plan.methods,
-        "families": {name: family for job in plan.jobs for name, family in job.families.items()},
-        "queried": {name: queried for job in plan.jobs for name, queried in job.queried.items()},
-        "left_out": [{"model": job.model, "method": name, "why": why} for job in plan.jobs for name, why in job.excluded.items()],
-        "device": plan.device,
-        "precision": plan.precision,
-        "channels_last": plan.channels_last,
-        "compiled": plan.compiled,
-        "versions": versions(),
-    }
+from idsds.training.checkpoints import Stage
 
 
 def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
@@ -299,6 +60,7 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
         **described(plan),
         "images": len(result.images),
         "models": [{"model": job.model, "seed": job.seed, "weights": job.model_key} for job in plan.jobs],
+        "checkpoints": {**folder.checkpoints, **{job.source.key: job.weights for job in plan.jobs if isinstance(job.source, Stage)}},
         "skipped": list(result.skipped),
         "files": entries,
     }

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from idsds.evaluation.cache import record_cache
-from idsds.evaluation.commit import Folder
-from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.folder import Folder
+from idsds.evaluation.plan import Job, Plan, with_weights
 from idsds.evaluation.records import Run
 from idsds.evaluation.run import Columns, Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.models import create_model
@@ -41,7 +41,8 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
     """
     there = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
     if folder is not None:
-        there = Folder(folder, record_cache()).find(plan)
+        state = Folder(folder, record_cache())
+        there = state.find(with_weights(plan, state.checkpoints))
     table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA)
     for number, job in enumerate(plan.jobs):
         rows = (table["model"] == job.model) & (table["seed"] == job.seed)

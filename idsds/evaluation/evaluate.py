@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,20 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import Arguments, as_seeds, check_images, check_jobs, make_plan
 from idsds.evaluation.cache import cover, record_cache
-from idsds.evaluation.commit import Folder, Result, There, commit
+from idsds.evaluation.commit import commit
 from idsds.evaluation.costs import measure, summary
-from idsds.evaluation.plan import Plan, Target, on_device
+from idsds.evaluation.folder import Folder, There
+from idsds.evaluation.plan import Plan, Target, on_device, with_weights
 from idsds.evaluation.records import MANIFEST, collected
+from idsds.evaluation.result import Result
 from idsds.evaluation.run import Outcome, Task, run_task, tasks_of, wanted_images
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
 
 #: A run with a folder and more records than these is not read into memory when it is complete.
 LARGE = 1_000_000
-#: Does tasks, here or elsewhere.
-Work = Callable[[Plan, Sequence[Task], bool, tqdm], list[Outcome]]
+#: Trains the checkpoints of jobs, and does tasks, here or elsewhere.
+Work = tuple[Callable[[Plan, Sequence[int], bool], None], Callable[[Plan, Sequence[Task], bool, tqdm], list[Outcome]]]
 
 
 class MissingRecordsError(RuntimeError):
@@ -133,7 +136,8 @@ def evaluate(
     Raises:
         UnknownNameError: an unknown name, with the nearest match.
         OldRecordsError: ``output`` holds records of another format, which are left alone.
-        MissingRecordsError: what a worker has computed does not lie in ``output`` in the end.
+        MissingRecordsError: what was computed does not lie in ``output`` in the end.
+        WorkerError: a worker of ``scheduler`` has other code or versions, or does not see ``output`` and the cache.
         ValueError, TypeError, OSError: anything else that cannot work, before any work is done.
         MethodError: whatever a method of the user's raises; what was computed before is kept in ``output``.
 
@@ -184,13 +188,13 @@ def evaluate(
     if dry_run:
         return plan.table()
     if scheduler is not None:
-        from idsds.evaluation.cluster import connected, run_on, workers_device
+        from idsds.evaluation.cluster import connected, run_on, train_on, workers_device
 
         with connected(scheduler) as client:
             plan = on_device(plan, workers_device(client, device))
             check_precision(precision, plan.device)
-            return _evaluate(plan, folder, progress, lambda *work: run_on(client, *work))
-    return _evaluate(plan, folder, progress, _run_here)
+            return _evaluate(plan, folder, progress, (partial(train_on, client), partial(run_on, client)))
+    return _evaluate(plan, folder, progress, (_train_here, _run_here))
 
 
 def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd.DataFrame | Path:
@@ -200,16 +204,21 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd
         check_jobs(plan, range(len(plan.jobs)))
         return _computed(plan, there, None, progress, work).content().frame()
     begun, manifest = time.perf_counter(), _content_of(folder / MANIFEST)
-    state = Folder(folder, record_cache())
-    there = state.find(plan)
+    state, plan, there = _state(plan, folder)
     check_jobs(plan, dict.fromkeys(task.job for task in _tasks(plan, there, folder)))  # before anything is written
     with locked(folder, "this run") as waited:
         if waited or manifest != _content_of(folder / MANIFEST):
-            state = Folder(folder, record_cache())
-            there = state.find(plan)
+            state, plan, there = _state(plan, folder)
         result = _computed(plan, there, state, progress, work)
         run = commit(state, result, lambda: time.perf_counter() - begun)
     return run.folder if run.manifest["records"] > LARGE else run.content().frame()
+
+
+def _state(plan: Plan, folder: Path) -> tuple[Folder, Plan, There]:
+    """A folder, the plan with the checkpoints that are known, and what there is of it."""
+    state = Folder(folder, record_cache())
+    plan = with_weights(plan, state.checkpoints)
+    return state, plan, state.find(plan)
 
 
 def _content_of(path: Path) -> bytes:
@@ -227,6 +236,8 @@ def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, w
     tasks = _tasks(plan, there, path)
     if progress:
         print(announcement(plan, there, tasks, folder), flush=True)
+    if tasks:
+        there, plan = _trained(plan, there, folder, progress, tasks, work)
     if folder is not None:
         there = folder.begin(plan, there)
         tasks = _tasks(plan, there, path)
@@ -234,15 +245,23 @@ def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, w
     outcomes: list[Outcome] = []
     if tasks:
         with tqdm(total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress) as bar:
-            outcomes = work(plan, tasks, progress, bar)
+            outcomes = work[1](plan, tasks, progress, bar)
     for task, outcome in zip(tasks, outcomes, strict=True):
         for unit, block in zip(task.units, outcome.blocks, strict=True) if outcome.blocks else ():
             if folder is not None and not Path(block.where).is_file():
-                raise MissingRecordsError(
-                    f"{block.where!r} is not there, although {outcome.worker} has written it: is its folder on a shared disk?"
-                )
+                raise MissingRecordsError(f"{block.where!r} is not there, although {outcome.worker} has written it: was it removed?")
             there[task.job][unit].append(block)
     return _result(plan, there, {image_id for outcome in outcomes for image_id in outcome.skipped}, folder is not None)
+
+
+def _trained(plan: Plan, there: There, folder: Folder | None, progress: bool, tasks: Sequence[Task], work: Work) -> tuple[There, Plan]:
+    """Train what the tasks need; only then it is known what the checkpoints hold, and with it where the records are."""
+    if numbers := [number for number in dict.fromkeys(task.job for task in tasks) if not plan.jobs[number].is_ready]:
+        work[0](plan, numbers, progress)
+        if folder is not None:
+            plan = with_weights(plan)
+            there = folder.find(plan)
+    return there, plan
 
 
 def _result(plan: Plan, there: There, skipped: set[str], addressed: bool) -> Result:
@@ -277,12 +296,14 @@ def _result(plan: Plan, there: There, skipped: set[str], addressed: bool) -> Res
     return Result(plan, covers, images, targets, sorted(skipped))
 
 
+def _train_here(plan: Plan, numbers: Sequence[int], progress: bool) -> None:
+    for number in numbers:
+        plan.jobs[number].prepare(progress)
+
+
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> list[Outcome]:
     """Do the tasks one after the other in this process."""
     outcomes = []
-    for number in dict.fromkeys(task.job for task in tasks):
-        plan.jobs[number].prepare(progress)
-    bar.reset()  # the time left is that of the passes, without the training
     for number, some in groupby(tasks, key=lambda task: task.job):
         job = plan.jobs[number]
         bar.set_postfix_str(job.model)

@@ -28,6 +28,7 @@ from idsds.models import MODELS, create_model
 from idsds.models.base import frozen
 from idsds.models.inspection import Facts
 from idsds.models.quantity import Quantity
+from idsds.models.weights import CheckpointError
 from idsds.protocols import ProtocolEntry
 from idsds.training.checkpoints import Stage, obtain
 
@@ -75,6 +76,7 @@ class Job:
         own_keys: hashes of the user's own methods.
         own_images: what is known of the user's own images, None for a data set of the registry.
         facts: what is known of the user's own net, None for one of the registry.
+        weights: the sha256 of the checkpoint of a stage; empty while it is not known, see :func:`with_weights`.
     """
 
     model: str
@@ -92,6 +94,7 @@ class Job:
     own_keys: Mapping[str, str] = field(default_factory=dict)
     own_images: OwnImages | None = None
     facts: Facts | None = None
+    weights: str = ""
 
     @property
     def dataset(self) -> Dataset:
@@ -103,7 +106,7 @@ class Job:
         """The address of the net: its weights and the code that it is built by."""
         if isinstance(self.source, nn.Module):
             return own_digest(self.source, judged=True)
-        weights = self.source.key if isinstance(self.source, Stage) else file_digest(self.source)
+        weights = [self.source.key, self.weights] if isinstance(self.source, Stage) else file_digest(self.source)
         return digest([weights, code_digest(MODELS[self.built].build), own_digest(MODELS[self.built])])
 
     @property
@@ -156,14 +159,22 @@ class Job:
                 yield f"{what} is computed anew in every call: it cannot be established that it is the same as before ({reason})"
 
     def prepare(self, progress: bool = True) -> None:
-        """Train what is not cached."""
-        if isinstance(self.source, Stage) and self.source.missing:
+        """Train what is not cached, and anew what is damaged."""
+        if not self.is_ready:
             obtain(self.source, progress=progress)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is nothing to train: the checkpoint of a stage is there and is what was written."""
+        return not isinstance(self.source, Stage) or self.source.intact
+
     def load(self) -> nn.Module:
-        """The model in eval mode on the CPU."""
+        """The model in eval mode on the CPU. Raises CheckpointError where the checkpoint is no longer the one that the plan names."""
         if isinstance(self.source, Stage):
-            return obtain(self.source, progress=False)
+            model = obtain(self.source, progress=False)
+            if self.weights and self.source.content != self.weights:
+                raise CheckpointError(f"the checkpoint {str(self.source.path)!r} was replaced while it was in use; start the run again")
+            return model
         if isinstance(self.source, Path):
             num_classes = getattr(self.dataset, "num_classes", None)
             return create_model(self.model, num_classes=num_classes, checkpoint=self.source)
@@ -361,6 +372,22 @@ def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:
     method = Method(base, model, seed=seed, **options)
     method.name = name
     return method
+
+
+def with_weights(plan: Plan, known: Mapping[str, str] | None = None) -> Plan:
+    """The plan with the content of its checkpoints, which is a part of the records' addresses.
+
+    Args:
+        plan: whose checkpoints may have been trained in the meantime.
+        known: by the key of a stage, the sha256 of a checkpoint that is no longer in the cache.
+    """
+
+    def weighed(job: Job) -> Job:
+        if not isinstance(job.source, Stage):
+            return job
+        return replace(job, weights=job.source.content or (known or {}).get(job.source.key, ""))
+
+    return replace(plan, jobs=tuple(map(weighed, plan.jobs)))
 
 
 def on_device(plan: Plan, device: str) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from idsds.common.files import atomic
+from idsds.common.files import atomic, sha256_of
 
 
 class CheckpointError(ValueError):
@@ -46,7 +45,7 @@ def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {str(path)!r}")
-    _check_content(path)
+    check_content(path)
     state = rename_keys(model, read_state_dict(path))
     _check_fit(model, state, path)
     return state
@@ -75,7 +74,7 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
         safetensors.torch.save_file(tensors, partial)
         # Before the weights have their name: whatever kills the process, they never stand without their hash.
         with atomic(hash_file(path)) as line:
-            line.write_text(f"{_sha256(partial)}  {path.name}\n")
+            line.write_text(f"{sha256_of(partial)}  {path.name}\n")
     return path
 
 
@@ -84,20 +83,21 @@ def hash_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def written_hash(path: Path) -> str:
+    """Return the sha256 that stands beside a checkpoint; empty for one without, which is somebody else's."""
+    try:
+        return hash_file(path).read_text(errors="replace").split(" ")[0].strip() or "nothing"
+    except FileNotFoundError:
+        return ""
 
 
-def _check_content(path: Path) -> None:
-    """Raise CheckpointError for a file that is not what was written; one without a hash beside it is somebody else's."""
-    beside = hash_file(path)
-    if not beside.is_file():
-        return
-    expected, found = beside.read_text(errors="replace").split(" ")[0].strip(), _sha256(path)
-    if found != expected:
+def check_content(path: Path) -> None:
+    """Raise CheckpointError for a file that is not what was written, by the hash beside it, if there is one."""
+    expected = written_hash(path)
+    if expected and (found := sha256_of(path)) != expected:
         raise CheckpointError(
-            f"the checkpoint {str(path)!r} is not what was written: its sha256 is {found[:12]}..., {beside.name} says {expected[:12]}.... "
+            f"the checkpoint {str(path)!r} is not what was written: its sha256 is {found[:12]}..., {hash_file(path).name} says "
+            f"{expected[:12]}.... "
             "Fetch or train it again; if you replaced the file yourself, remove the .sha256 file"
         )
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from idsds.common import paths
 from idsds.common.devices import chosen_device
-from idsds.common.files import sweep, write_json
+from idsds.common.files import sha256_of, sweep, write_json
 from idsds.common.hashing import digest, versions
 from idsds.common.normalisation import Normalisation
 from idsds.common.randomness import generator
@@ -29,7 +29,7 @@ from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
 from idsds.datasets.splits import nested_share, permuted
 from idsds.models import MODELS, create_model
-from idsds.models.weights import CheckpointError, check_checkpoint, hash_file, save_checkpoint
+from idsds.models.weights import CheckpointError, check_checkpoint, check_content, hash_file, save_checkpoint, written_hash
 from idsds.training.launch import is_main, of_all
 from idsds.training.loop import Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
@@ -114,6 +114,24 @@ class Stage:
         if self.recipe is None or self.path.is_file():
             return []
         return [*(self.start.missing if self.start else []), self]
+
+    @property
+    def content(self) -> str:
+        """The sha256 of the checkpoint, as it stands beside it; empty while it has never been there, and for published weights."""
+        if self.recipe is None:
+            return ""
+        return written_hash(self.path) or (sha256_of(self.path) if self.path.is_file() else "")
+
+    @property
+    def intact(self) -> bool:
+        """Whether the checkpoint is there and is what was written; all of it is read."""
+        if self.recipe is None:
+            return True
+        try:
+            check_content(self.path)
+        except (CheckpointError, OSError):
+            return False
+        return self.path.is_file()
 
     def split(self, split: str) -> ImageDataset:
         """Return one split of the data, normalised for the model; of the training images, the stage's share."""

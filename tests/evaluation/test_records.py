@@ -1,0 +1,154 @@
+"""What is read is what was written: everything else is an error that names the file."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import idsds
+from idsds.common.files import PARQUET, DamagedFileError
+from idsds.evaluation import records
+from idsds.evaluation.records import OldRecordsError, read_manifest, write_manifest
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 16, 4))
+    data = TensorDataset(torch.randn(6, 3, 8, 16, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 4)
+    idsds.evaluate({"net": net}, ["IxG", "Random"], data, output=folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path, monkeypatch):
+    """A copy of a run, to be spoiled, as another process finds it."""
+    monkeypatch.setattr(records, "_known", set())
+    shutil.copytree(made, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    return tmp_path / "run"
+
+
+def entry(folder, kind):
+    return next(entry for entry in read_manifest(folder)["files"] if entry["kind"] == kind)
+
+
+def resealed(folder, change):
+    """As one would who knows how the manifest is sealed."""
+    manifest = read_manifest(folder)
+    change(manifest)
+    write_manifest(folder, {name: value for name, value in manifest.items() if name not in ("seal", "format")})
+
+
+@pytest.mark.parametrize(
+    "change", [("dataset", "other"), ("images", 5), ("status", "complete "), ("methods", ["Random", "IxG"]), ("seal", "0")]
+)
+def test_a_manifest_that_was_changed_is_refused(run, change):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest[change[0]] = change[1]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedFileError, match=r"manifest\.json.*not what was written"):
+        idsds.load_records(run)
+
+
+@pytest.mark.parametrize("number", [3, 4, 6, None])
+def test_another_format_is_refused_and_left_alone(run, number):
+    manifest = json.loads((run / "manifest.json").read_text()) | {"format": number}
+    if number is None:
+        del manifest["format"]  # of before there was one
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
+    with pytest.raises(OldRecordsError, match=f"of format {number or 3}, and this version reads format {records.FORMAT} alone"):
+        idsds.load_records(run)
+    with pytest.raises(OldRecordsError, match="name another output folder"):
+        idsds.evaluate(
+            {"net": nn.Flatten()}, ["Random"], TensorDataset(torch.zeros(2, 3, 8, 16), torch.arange(2)), output=run, progress=False
+        )
+    assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file() and path.name != ".lock") == before
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other.parquet", "scores/../../other.parquet", "C:\\x.parquet", "scores\\x.parquet"])
+def test_a_path_out_of_the_folder_is_not_followed(run, path):
+    shutil.copy(run / entry(run, "scores")["path"], run.parent / "other.parquet")
+    resealed(run, lambda manifest: next(entry for entry in manifest["files"] if entry["kind"] == "scores").update(path=path))
+    with pytest.raises(DamagedFileError, match="names a file outside its folder"):
+        idsds.load_records(run)
+
+
+def test_a_link_out_of_the_folder_shows_nothing_but_what_was_written(run):
+    victim = run / entry(run, "scores")["path"]
+    other = pq.read_table(victim).slice(0, 3)
+    pq.write_table(other, run.parent / "other.parquet")
+    victim.unlink()
+    victim.symlink_to(run.parent / "other.parquet")
+    with pytest.raises(DamagedFileError, match="its content is not what was written"):
+        idsds.load_records(run)
+
+
+def rewritten(path, change):
+    table = change(pq.read_table(path))
+    os.chmod(path, 0o644)
+    pq.write_table(table, path, **PARQUET)
+
+
+CHANGES = {
+    "renamed": lambda table: table.rename_columns(["points" if name == "score" else name for name in table.column_names]),
+    "dropped": lambda table: table.drop_columns("score"),
+    "cast": lambda table: table.set_column(table.column_names.index("score"), "score", table["score"].cast(pa.float64())),
+    "twice": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
+    "fewer": lambda table: table.slice(1),
+    "other": lambda table: table.set_column(table.column_names.index("score"), "score", pa.array(np.ones(len(table), np.float32))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_was_written_again_is_named(run, change):
+    victim = run / entry(run, "scores")["path"]
+    rewritten(victim, CHANGES[change])
+    with pytest.raises(DamagedFileError, match=rf"{victim.name}.*its content is not what was written"):
+        idsds.load_records(run)
+
+
+@pytest.mark.parametrize("change", ["renamed", "dropped", "cast", "twice", "fewer"])
+def test_and_where_its_hash_is_changed_too_by_its_columns_and_rows(run, change):
+    victim = run / entry(run, "scores")["path"]
+    rewritten(victim, CHANGES[change])
+    found = hashlib.sha256(victim.read_bytes()).hexdigest()
+    resealed(run, lambda manifest: next(entry for entry in manifest["files"] if entry["kind"] == "scores").update(sha256=found))
+    with pytest.raises(DamagedFileError, match=rf"{victim.name}.*its columns or rows are not those"):
+        idsds.load_records(run)
+
+
+@pytest.mark.parametrize("kind", ["images", "deletions", "scores", "undefined"])
+def test_every_bit_of_every_file_counts(run, kind):
+    path = run / entry(run, kind)["path"]
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    os.chmod(path, 0o644)
+    for place in [0, len(content) - 1, *generator.integers(len(content), size=30)]:
+        spoiled = bytearray(content)
+        spoiled[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(spoiled)
+        records._known.clear()
+        with pytest.raises(DamagedFileError, match=path.name):
+            records.Run.open(run).check(entry(run, kind))
+    path.write_bytes(content)
+    records.Run.open(run).check(entry(run, kind))
+
+
+def test_the_manifest_says_what_computed_the_numbers(run):
+    found = read_manifest(run)["versions"]
+    assert {"python", "idsds", "torch", "torchvision", "numpy", "timm", "bcos", "mlxtend", "pyarrow", "captum", "pillow"} <= found.keys()
+    assert "not installed" not in found.values()
+
+
+def test_a_folder_that_was_copied_reads_the_same(made, run):
+    pd.testing.assert_frame_equal(idsds.load_records(made), idsds.load_records(run))

@@ -38,10 +38,12 @@ from idsds import plots
 from idsds.common.hashing import digest
 from idsds.evaluation.arguments import Arguments, make_plan
 from idsds.evaluation.cache import Block
-from idsds.evaluation.commit import Folder, Result, commit
+from idsds.evaluation.commit import commit
 from idsds.evaluation.evaluate import LARGE
+from idsds.evaluation.folder import Folder
 from idsds.evaluation.plan import Plan, Unit
 from idsds.evaluation.records import Run
+from idsds.evaluation.result import Result
 
 GRID, SHARD = 4, 256
 LISTS = pa.list_(pa.field("element", pa.float32()), GRID**2)  # as a block has it once it was read from its file

@@ -13,9 +13,10 @@ from torch import nn
 
 from idsds.evaluation.cache import record_cache
 from idsds.evaluation.folder import Folder
-from idsds.evaluation.plan import Job, Plan, with_weights
+from idsds.evaluation.plan import Job, Plan
 from idsds.evaluation.records import Run
 from idsds.evaluation.run import Columns, Task, autocast, batch_size, on_plan, prepare, score, tasks_of
+from idsds.evaluation.stages import with_weights
 from idsds.models import create_model
 from idsds.models.isolation import on_loan
 from idsds.models.quantity import explaining

@@ -33,10 +33,11 @@ from idsds.evaluation.cache import cover, record_cache
 from idsds.evaluation.commit import commit
 from idsds.evaluation.costs import measure, summary
 from idsds.evaluation.folder import Folder, There
-from idsds.evaluation.plan import Plan, Target, on_device, with_weights
+from idsds.evaluation.plan import Plan, Target
 from idsds.evaluation.records import MANIFEST, collected
 from idsds.evaluation.result import Result
 from idsds.evaluation.run import Outcome, Task, run_task, tasks_of, wanted_images
+from idsds.evaluation.stages import on_device, with_weights
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
 

@@ -76,7 +76,7 @@ class Job:
         own_keys: hashes of the user's own methods.
         own_images: what is known of the user's own images, None for a data set of the registry.
         facts: what is known of the user's own net, None for one of the registry.
-        weights: the sha256 of the checkpoint of a stage; empty while it is not known, see :func:`with_weights`.
+        weights: the sha256 of the checkpoint of a stage; empty while it is not known, see :func:`idsds.evaluation.stages.with_weights`.
     """
 
     model: str
@@ -372,32 +372,6 @@ def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:
     method = Method(base, model, seed=seed, **options)
     method.name = name
     return method
-
-
-def with_weights(plan: Plan, known: Mapping[str, str] | None = None) -> Plan:
-    """The plan with the content of its checkpoints, which is a part of the records' addresses.
-
-    Args:
-        plan: whose checkpoints may have been trained in the meantime.
-        known: by the key of a stage, the sha256 of a checkpoint that is no longer in the cache.
-    """
-
-    def weighed(job: Job) -> Job:
-        if not isinstance(job.source, Stage):
-            return job
-        return replace(job, weights=job.source.content or (known or {}).get(job.source.key, ""))
-
-    return replace(plan, jobs=tuple(map(weighed, plan.jobs)))
-
-
-def on_device(plan: Plan, device: str) -> Plan:
-    """The plan for a device that is not this process's: that of a cluster's workers."""
-
-    def moved(stage: Stage) -> Stage:
-        return replace(stage, device=device, start=moved(stage.start) if stage.start else None)
-
-    jobs = tuple(replace(job, source=moved(job.source)) if isinstance(job.source, Stage) else job for job in plan.jobs)
-    return replace(plan, device=device, jobs=jobs)
 
 
 Target = Literal["label", "prediction"]

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python -m idsds run rank_methods params/mnist5k/rank_methods.yaml images=64
                                                                     one study without its notebook: tables, figure, findings
   python -m idsds finetune params/imagenet/finetune.yaml devices=4  in-domain fine-tuning on four GPUs (also under torchrun, Slurm)
+  python -m idsds checkpoints                                       which of the authors' checkpoints are there, and their sha256
   python -m idsds finetune mine.yaml                                a net of your own, "net: my_code:net", on images of your own
 """
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("study", help="the name of a notebook, such as rank_methods")
         command.add_argument("params", help="a params file, such as params/imagenet/finetune.yaml")
         command.add_argument("changes", nargs="*", metavar="key=value", help="settings to change, such as dry_run=true")
+    checkpoints = commands.add_parser("checkpoints", help="look for the authors' checkpoints, and print their sha256")
+    checkpoints.add_argument("models", nargs="*", help="names of models; all that the paper's params name if none is given")
     given = parser.parse_args(arguments)
     from idsds.common.registry import UnknownNameError
     from idsds.common.settings import SettingsError
@@ -46,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from idsds.studies.reproduce import run_profile
 
             return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
+        if given.command == "checkpoints":
+            from idsds.models import MODELS, authors
+            from idsds.published import idsds_scores
+
+            for name in given.models:
+                MODELS[name]
+            table = authors.listing(given.models or sorted(set(idsds_scores()["model"])))
+            print(f"{authors.folder()} (linked from {authors.REPOSITORY})\n{table.to_string(index=False)}")
+            return 1 if (table["check"] == "differs").any() else 0
         from idsds.studies.base import read_params, run_file
 
         if given.command == "finetune" and "net" in (values := read_params(given.params, given.changes)):

@@ -28,7 +28,7 @@ from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.methods.binding import bound_elsewhere
 from idsds.methods.own import as_stored
-from idsds.models import MODELS, create_model
+from idsds.models import MODELS, authors, create_model
 from idsds.models.inspection import Facts, as_net, examined, two_images
 from idsds.models.quantity import as_quantity
 from idsds.protocols import PROTOCOLS, ProtocolEntry
@@ -273,9 +273,13 @@ def _source(
     if isinstance(dataset, str) and trains_from_scratch(name, dataset):
         options = {"seed": seed, "device": device, "precision": precision, **_deletion(settings)}
         return plan_training(name, dataset, in_domain=entry.in_domain, **options)
+    in_paper = dataset == "imagenet" and entry.in_domain and {**authors.SETTINGS, **_deletion(settings)} == authors.SETTINGS
+    if in_paper and authors.file_of(name).is_file():
+        return authors.file_of(name)
     where = dataset if isinstance(dataset, str) else "your own data set"
+    theirs = f"put the authors' {authors.file_of(name).name!r} ({authors.REPOSITORY}) into {str(authors.folder())!r}, " if in_paper else ""
     raise ValueError(
-        f"there is no checkpoint of {name!r} for {where}: name one with checkpoints={{{name!r}: path}}, or fine-tune one first "
+        f"there is no checkpoint of {name!r} for {where}: {theirs}name one with checkpoints={{{name!r}: path}}, or fine-tune one first "
         "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on images of 32 x 32"
     )
 

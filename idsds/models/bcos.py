@@ -113,6 +113,17 @@ def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
     return net
 
 
+@register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
+def bcos_resnet18(num_classes: int, pretrained: bool = False) -> nn.Module:
+    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links."""
+    net = BcosResNet(BasicBlock, (2, 2, 2, 2), num_classes)
+    if pretrained:
+        from bcos.models.pretrained import resnet18
+
+        load_published(net, resnet18(pretrained=True).state_dict())
+    return net
+
+
 @register_model(
     family="bcos",
     normalisation=UNIT,

@@ -11,9 +11,10 @@ import torch
 import yaml
 from PIL import Image
 
-from idsds import create_dataset, create_model, deletion_drops, evaluate, load_records
+from idsds import create_dataset, create_model, deletion_drops, evaluate, list_models, load_records
 from idsds.common.settings import SettingsError
 from idsds.datasets import fixed_order
+from idsds.models import authors
 from idsds.studies import accuracy_tradeoff as tradeoff
 from idsds.studies import compare_protocols as comparing
 from idsds.studies import design_choice as designs
@@ -55,8 +56,12 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     photos(root / "imagenet")
     photos(root / "imagenette", train=8)  # of which one per class is held out for validation
+    (root / "checkpoints").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDSDS_DATA", str(root))
+        patch.setenv("IDSDS_CHECKPOINTS", str(root / "checkpoints"))
+        for name in list_models():  # empty: a plan asks whether a file is there, not what is in it
+            authors.file_of(name).touch()
         yield root
 
 

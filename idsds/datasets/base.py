@@ -71,6 +71,7 @@ class ImageDataset(Dataset):
         self.augment, self.on_error, self.groups = augment, on_error, groups and list(map(str, groups))
         if self.groups and len(self.groups) != len(self.image_ids):
             raise ValueError(f"{name}: {len(self.groups)} groups for {len(self.image_ids)} images")
+        self.view: tuple[int, float] | None = None
         # In shared memory, so that marks set by a loader's worker processes are seen by the process that counts.
         self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()
 
@@ -112,7 +113,7 @@ class ImageDataset(Dataset):
     def subset(self, indices: Sequence[int]) -> ImageDataset:
         """Return the images at ``indices``, in that order, as a data set."""
         indices = list(indices)
-        return ImageDataset(
+        found = ImageDataset(
             self.name,
             self.split,
             image_ids=[self.image_ids[i] for i in indices],
@@ -124,6 +125,8 @@ class ImageDataset(Dataset):
             on_error=self.on_error,
             groups=self.groups and [self.groups[i] for i in indices],
         )
+        found.view = self.view
+        return found
 
 
 class _Picked:
@@ -173,8 +176,9 @@ def fixed_order(image_ids: Sequence[str]) -> list[int]:
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """Return a hash of name, split, ids, targets and normalisation: everything a result depends on, apart from the pixels."""
+    """Return a hash of name, split, ids, targets, normalisation and crop: everything a result depends on, apart from the files."""
     parts = (dataset.name, dataset.split, dataset.image_ids, dataset.targets, dataset.normalisation)
+    parts += () if dataset.view is None else (dataset.view,)  # type: ignore[assignment]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -8,6 +8,7 @@ centre is cropped. Training: a random crop of 8 to 100 % of the area and of aspe
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from idsds.datasets.base import ImageReadError
+from idsds.datasets.base import ImageDataset, ImageReadError
 
 # The endings of torchvision.datasets.ImageFolder, and GIF, of which the first frame counts.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -72,9 +73,14 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def evaluation_crop(size: int) -> v2.Transform:
-    """Return a transform of PIL pictures to float (3, size, size) in [0, 1]: resize, then centre crop, 224 pixels from 256."""
-    return v2.Compose([v2.Resize(round(size * RESIZE)), v2.CenterCrop(size), to_unit])
+def evaluation_crop(size: int, share: float | None = None) -> v2.Transform:
+    """Return a transform of PIL pictures to float (3, size, size) in [0, 1]: resize, then centre crop.
+
+    Args:
+        size: pixels per side of the crop.
+        share: of the resized picture's shorter side that the crop takes; None: 224 pixels of 256.
+    """
+    return v2.Compose([v2.Resize(round(size * RESIZE) if share is None else int(size / share)), v2.CenterCrop(size), to_unit])
 
 
 def training_crop(size: int) -> v2.Transform:
@@ -115,11 +121,16 @@ class FileImages:
         paths: one file per image.
         size: pixels of a side of what is returned.
         upright: see :func:`read_rgb`.
+        share: see :func:`evaluation_crop`.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int, upright: bool = False) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int, upright: bool = False, share: float | None = None) -> None:
         self.paths, self.size, self.upright = list(paths), size, upright
-        self._evaluation, self._training = evaluation_crop(size), training_crop(size)
+        self._evaluation, self._training = evaluation_crop(size, share), training_crop(size)
+
+    def viewed(self, size: int, share: float) -> FileImages:
+        """Return the same files, read at another size with another crop."""
+        return FileImages(self.paths, size, self.upright, share)
 
     def stamp(self, index: int) -> str:
         """Return the size and the time of the last change of a file; empty for one that is missing."""
@@ -158,3 +169,21 @@ class TensorImages:
     def augment(self, index: int, generator: torch.Generator) -> Tensor:
         """Return an image shifted and mirrored at random, float (3, H, W) in [0, 1]."""
         return keyed(self._augmentation, self.read(index), generator)
+
+
+def viewed(dataset: ImageDataset, view: tuple[int, float] | None) -> ImageDataset:
+    """Return a data set's images as a net wants them.
+
+    Args:
+        dataset: the images.
+        view: pixels per side, and the share of the resized picture's shorter side that the crop takes; None: as they are.
+
+    Returns:
+        A data set that reads the same files so; the same data set, if its images are no files.
+    """
+    images = getattr(dataset.read, "__self__", None)
+    if view is None or not isinstance(images, FileImages):
+        return dataset
+    found, seen = copy.copy(dataset), images.viewed(*view)
+    found.read, found.augment, found.view = seen.read, dataset.augment and seen.augment, view
+    return found

@@ -153,8 +153,10 @@ class _Look:
         source = _source(name, net, dataset, self.entry, seed, given.checkpoints, given.device, given.precision, settings)
         built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
         space = MODELS[built].normalisation if built else as_normalisation(given.normalisation)
-        where = (dataset, given.split, space) if isinstance(dataset, str) else dataset
+        where = (dataset, given.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
         data = named_dataset(*where) if isinstance(where, tuple) else where
+        if getattr(data, "view", None) is not None and "grid" in settings:  # of another size than the data set's own, perhaps
+            _checked_grid(self.entry, settings["grid"], data.view[:1] * 2)
         ids = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
         indices = tuple(fixed_order(ids)[: given.images or DEFAULT_IMAGES])
         fitting, excluded, bound = _applicable(given.methods, skeleton(built) if built else net, seed, self.own.values())

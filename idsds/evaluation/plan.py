@@ -22,6 +22,7 @@ from idsds.common.reach import switches
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
+from idsds.datasets.images import viewed
 from idsds.evaluation.records import FORMAT
 from idsds.methods import METHODS, Method, Passes, as_method, split_name
 from idsds.models import MODELS, create_model
@@ -67,7 +68,7 @@ class Job:
             options, else the user's own.
         methods: those of them that apply to the model.
         excluded: methods that do not apply, with the reason.
-        data: the images, in the space that the model wants: the user's, or (name, split, normalisation) of the registry's.
+        data: the images, in the space that the model wants: the user's, or (name, split, normalisation, view) of the registry's.
         indices: which of them, in the fixed order.
         groups: methods that share a computation.
         passes: passes per image of each group.
@@ -85,7 +86,7 @@ class Job:
     wanted: Methods
     methods: Methods
     excluded: Mapping[str, str]
-    data: Dataset | tuple[str, str, Normalisation | None]
+    data: Dataset | tuple[str, str, Normalisation | None, tuple[int, float] | None]
     indices: tuple[int, ...]
     groups: tuple[tuple[str, ...], ...]
     passes: tuple[Passes | None, ...]
@@ -337,15 +338,15 @@ class Plan:
 
 
 @lru_cache(maxsize=8)
-def named_dataset(name: str, split: str, normalisation: Normalisation | None) -> ImageDataset:
-    """A data set of the registry, read from disk once."""
-    return create_dataset(name, split, normalisation)
+def named_dataset(name: str, split: str, normalisation: Normalisation | None, view: tuple[int, float] | None = None) -> ImageDataset:
+    """A data set of the registry, read from disk once, at the size and with the crop of ``view``."""
+    return viewed(create_dataset(name, split, normalisation), view)
 
 
 @lru_cache(maxsize=8)
-def fingerprint_of(name: str, split: str, normalisation: Normalisation | None) -> str:
-    """The address of a data set of the registry: of its name, split, ids, targets and normalisation, without reading an image."""
-    return fingerprint(named_dataset(name, split, normalisation))
+def fingerprint_of(name: str, split: str, normalisation: Normalisation | None, view: tuple[int, float] | None = None) -> str:
+    """The address of a data set of the registry: of its name, split, ids, targets, normalisation and crop, without reading an image."""
+    return fingerprint(named_dataset(name, split, normalisation, view))
 
 
 def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:

@@ -65,6 +65,11 @@ class ModelEntry:
     source: str = ""
 
     @property
+    def view(self) -> tuple[int, float] | None:
+        """Pixels per side and crop, see :func:`idsds.datasets.images.viewed`; None where the data set decides."""
+        return None if self.crop is None else (self.input_size, self.crop)
+
+    @property
     def options(self) -> list[str]:
         """The keyword options that ``create_model`` takes for this model."""
         return [name for name in inspect.signature(self.build).parameters if name != "num_classes"]

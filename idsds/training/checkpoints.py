@@ -27,6 +27,7 @@ from idsds.common.normalisation import Normalisation
 from idsds.common.randomness import generator
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
+from idsds.datasets.images import viewed
 from idsds.datasets.splits import nested_share, permuted
 from idsds.models import MODELS, create_model
 from idsds.models.weights import CheckpointError, check_checkpoint, check_content, hash_file, save_checkpoint, written_hash
@@ -135,7 +136,9 @@ class Stage:
 
     def split(self, split: str) -> ImageDataset:
         """Return one split of the data, normalised for the model; of the training images, the stage's share."""
-        found = _split(self.dataset, split, MODELS[self.model].normalisation, tuple(sorted(self.options.items())))
+        found = _split(
+            self.dataset, split, (MODELS[self.model].normalisation, MODELS[self.model].view), tuple(sorted(self.options.items()))
+        )
         if self.permuted_labels and split == "val":
             return self.split("train")
         if split != "train":
@@ -176,9 +179,9 @@ class Stage:
 
 
 @lru_cache(maxsize=8)
-def _split(dataset: str, split: str, normalisation: Normalisation | None, options: tuple[tuple[str, Any], ...]) -> ImageDataset:
+def _split(dataset: str, split: str, wanted: tuple[Normalisation | None, Any], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
     # Listing 1.3 million files takes minutes on a network disk: do it once per model.
-    return create_dataset(dataset, split, normalisation, **dict(options))
+    return viewed(create_dataset(dataset, split, wanted[0], **dict(options)), wanted[1])
 
 
 def plan_training(

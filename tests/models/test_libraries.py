@@ -133,3 +133,60 @@ def test_evaluate_takes_them_by_name_with_a_checkpoint(tmp_path) -> None:
     )
     assert set(records["model"]) == {"timm/resnet18"}
     assert len(records) == 4
+
+
+def test_a_net_sees_the_size_and_crop_of_its_configuration(tmp_path, monkeypatch) -> None:
+    """Files are read at the size and with the crop of the library's configuration, in evaluations and in training."""
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    from idsds.evaluation.arguments import Arguments, make_plan
+    from idsds.models import save_checkpoint
+    from idsds.training.checkpoints import plan_training
+
+    rng = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "image_folder" / split / label).mkdir(parents=True)
+            for number in range(8):
+                pixels = torch.randint(256, (300, 400, 3), generator=rng, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(tmp_path / "image_folder" / split / label / f"{number}.png")
+    monkeypatch.setenv("IDSDS_DATA", str(tmp_path))
+    entry = MODELS["timm/efficientnet_b1"]
+    config = timm.get_pretrained_cfg("efficientnet_b1")
+    size, share = config.input_size[1], config.crop_pct
+    assert entry.view == (size, share)
+    path = save_checkpoint(create_model("timm/efficientnet_b1", num_classes=2), tmp_path / "net.safetensors")
+    given = Arguments(
+        ["timm/efficientnet_b1"], {"IxG": None}, "image_folder", checkpoints={"timm/efficientnet_b1": path}, settings={"grid": 4}
+    )
+    job = make_plan(given).jobs[0]
+    image, _, image_id = job.dataset[0]
+    picture = Image.open(tmp_path / image_id).convert("RGB")
+    wanted = v2.Compose([v2.Resize(int(size / share)), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(picture)
+    torch.testing.assert_close(image, entry.normalisation(wanted))
+    other = make_plan(Arguments(["resnet18"], {"IxG": None}, "image_folder", checkpoints={"resnet18": path}, settings={"grid": 4})).jobs[0]
+    assert other.dataset[0][0].shape[-1] == 224
+    assert other.data_key != job.data_key
+    stage = plan_training("timm/efficientnet_b1", "image_folder", weights=str(path))
+    assert stage.split("val")[0][0].shape[-1] == stage.split("train").augmented(0, 0)[0][0].shape[-1] == size
+    with pytest.raises(ValueError, match=f"grid 7 does not divide images of {size} x {size}"):
+        make_plan(Arguments(given.models, given.methods, "image_folder", checkpoints=given.checkpoints, settings={"grid": 7}))
+
+
+def test_in_domain_fine_tuning_of_any_net_from_params_is_cached(tmp_path, monkeypatch) -> None:
+    from idsds.models import save_checkpoint
+    from idsds.studies.finetune import Finetune
+
+    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
+    path = save_checkpoint(create_model("timm/resnet10t", num_classes=10), tmp_path / "net.safetensors")
+    values = {"dataset": "digits", "models": ["timm/resnet10t"], "checkpoints": {"timm/resnet10t": str(path)}, "images": 20, "epochs": 1}
+    table = Finetune(output="runs/once", **values).run(progress=False).table
+    assert set(table["model"]) == {"timm/resnet10t"}
+    (file,) = (tmp_path / "cache" / "checkpoints").rglob("resnet10t-in_domain*.safetensors")
+    made = file.stat().st_mtime_ns
+    again = Finetune(output="runs/again", **values)
+    assert not again.plan().table["steps"].sum()
+    again.run(progress=False)
+    assert file.stat().st_mtime_ns == made

@@ -116,7 +116,36 @@ def trace(model: nn.Module) -> fx.GraphModule:
             module.training = mode
     for name in HOOKS:
         setattr(graph, name, getattr(model, name))
+    _divide_norms(graph)
     return graph.eval()
+
+
+def _divide_norms(traced: fx.GraphModule) -> None:
+    """Write timm's batch norms with an activation as a batch norm, which shares their statistics, and the activation."""
+    from timm.layers import BatchNormAct2d
+
+    for number, node in enumerate(list(traced.graph.nodes)):
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if type(module) is not BatchNormAct2d:
+            continue
+        norm = _without_hooks(module)
+        norm.__class__, norm._modules = nn.BatchNorm2d, {}
+        with traced.graph.inserting_before(node):
+            value = _first(node)
+            for part in (norm, *(part for part in (module.drop, module.act) if not isinstance(part, nn.Identity))):
+                name = f"norm_{number}_{type(part).__name__}"
+                traced.add_module(name, part)
+                value = traced.graph.call_module(name, (value,))
+        node.replace_all_uses_with(value)
+        traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """A twin with the same weights."""
+    twin = copy.copy(module)
+    vars(twin).update({name: OrderedDict() for name in vars(module) if name.endswith("hooks") or "_hooks_" in name})
+    return twin
 
 
 @kept
@@ -247,8 +276,7 @@ def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: OfType) -> t
         module = traced.get_submodule(node.target)
         if not is_nonlinear(type(module)):
             return None, False
-        twin = copy.copy(module)
-        vars(twin).update({name: OrderedDict() for name in vars(module) if name.endswith("hooks") or "_hooks_" in name})
+        twin = _without_hooks(module)
         in_place = getattr(module, "inplace", False)
         if in_place:
             twin.inplace = False

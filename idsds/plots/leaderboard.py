@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from idsds.plots.parallel_axes import CEILING, spread
+from idsds.plots.parallel_axes import CEILING, REPEATED, spread
 from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of
+from idsds.published import REPRODUCTION
 from idsds.statistics import null_band
 
 ROW = 0.118  # inches per method
@@ -89,14 +90,14 @@ def _ranking(axes: Axes, rows: pd.DataFrame, families: Mapping[str, str], n_patc
     axes.axvspan(-band, band, color="#DDDDDD", linewidth=0, zorder=0)
     if ceilings:
         axes.axhline(ceilings + 0.1, color="#AAAAAA", linewidth=0.5, linestyle="--")
-    known = {} if published is None else {row.method: row.published for row in published.itertuples()}
     for place, row in zip(places, rows.itertuples(), strict=True):
         look = look_of(row.method, family_of(row.method, dict(families)))
         axes.plot([row.low, row.high], [place, place], color=look.colour, linewidth=1.0, zorder=2)
         axes.plot(row.mean, place, linestyle="", zorder=3, **look.line(3.6))
-        if row.method in known:
-            mark = {"marker": look.marker, "markersize": 3.6, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
-            axes.plot(known[row.method], place, linestyle="", zorder=2.5, **mark)
+        for known in () if published is None else published[published["method"] == row.method].itertuples():
+            face = REPEATED if known.source == REPRODUCTION else "white"
+            mark = {"marker": look.marker, "markersize": 3.6, "markeredgecolor": PUBLISHED, "markerfacecolor": face}
+            axes.plot(known.published, place, linestyle="", zorder=2.5, **mark)
         for x, text in ((1.1, _number(row.milliseconds)), (1.22, _number(row.megabytes))):
             axes.text(x, place, text, transform=axes.get_yaxis_transform(), fontsize=SMALL, ha="right", va="center", clip_on=False)
     for x, text in ((1.1, "ms"), (1.22, "MB")):
@@ -158,6 +159,9 @@ def _handles(shown: pd.DataFrame, families: Mapping[str, str], published: pd.Dat
     if published is not None and len(published):
         look = {"marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
         handles.append(Line2D([], [], linestyle="", label="published, in the method's shape", **look))
+        if (published["source"] == REPRODUCTION).any():
+            label = f"filled: {REPRODUCTION}'s, on correctly classified images"
+            handles.append(Line2D([], [], linestyle="", label=label, **{**look, "markerfacecolor": REPEATED}))
     if shown["ceiling"].any():
         handles.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} queried these very deletions: a ceiling"))
     return handles

@@ -141,7 +141,7 @@ def test_other_protocols_read_it_once(protocol):
 
 def test_methods_of_the_logit_alone_are_left_out():
     model = net()
-    for name in ("DeepLIFT", "LRP"):
+    for name in ("DeepLIFT", "LRP", "torchcam/CAM"):
         with pytest.raises(ValueError, match=f"method '{name}' applies to none of the models: it does not explain the probability"):
             evaluate(model, [name], quantity="probability")
     with pytest.raises(ValueError, match=r"'RISE' applies to none of the models: .* it weighs its masks by the probability"):

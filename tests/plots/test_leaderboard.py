@@ -4,6 +4,9 @@ import pandas as pd
 import pytest
 
 from idsds import plots
+from idsds.plots.parallel_axes import REPEATED
+from idsds.plots.style import PUBLISHED
+from idsds.published import POSTER, REPRODUCTION
 
 from .overlap import outside, overlaps, text_boxes
 
@@ -54,3 +57,17 @@ def test_ceilings_stand_apart_and_what_is_as_good_is_bold():
     assert "lower is better" in right.get_xlabel()
     (legend,) = left.figure.legends
     assert legend.get_title().get_text() == "The 40 of 50 images on which its model is right"
+
+
+def test_published_values_are_hollow_and_those_of_another_group_filled():
+    rows = table().assign(model="resnet50")
+    known = pd.DataFrame(
+        [
+            {"model": "resnet50", "method": "IG", "published": 0.2, "inferred": False, "source": POSTER},
+            {"model": "resnet50", "method": "IG", "published": 0.3, "inferred": False, "source": REPRODUCTION},
+            {"model": "vgg16", "method": "IG", "published": 0.9, "inferred": False, "source": POSTER},
+        ]
+    )
+    left = plots.leaderboard(rows, {}, published=known).axes[0]
+    drawn = {float(line.get_xdata()[0]): line.get_markerfacecolor() for line in left.lines if line.get_markeredgecolor() == PUBLISHED}
+    assert drawn == {0.2: "white", 0.3: REPEATED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
-from idsds.methods.base import Passes
+from idsds.methods.base import LOGIT_ONLY, Passes
 from idsds.methods.cam import Reading, cam_layer, resized
 from idsds.methods.libraries.base import CamMethod, gradients_needed, one_by_one
 
@@ -22,6 +23,10 @@ class Torchcam(CamMethod):
     RANDOM = ("SSCAM", "SmoothGradCAMpp")
     SCORING = ("ScoreCAM", "SSCAM", "ISCAM")
     NAMES = ("CAM", *SCORING, "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM", "FinerCAM")
+
+    @property
+    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
+        return LOGIT_ONLY if self.name == "CAM" else {}  # it reads the weights of the last layer
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         if self.name in self.SCORING:

@@ -83,14 +83,18 @@ class ImageDataset(Dataset):
 
     def item(self, index: int, generator: torch.Generator | None = None) -> Any:
         """Return the item at ``index``, augmented by ``generator`` if given; None for an unreadable image if ``on_error="skip"``."""
+        image = self.pixels(index, generator)
+        return None if image is None else (self.normalisation(image), self.targets[index], self.image_ids[index])
+
+    def pixels(self, index: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return the image of :meth:`item` before normalisation, float (3, H, W) in [0, 1]."""
         try:
-            image = self.read(index) if generator is None or self.augment is None else self.augment(index, generator)
+            return self.read(index) if generator is None or self.augment is None else self.augment(index, generator)
         except ImageReadError as error:
             if self.on_error == "raise":
                 raise ImageReadError(f"{self.name}: image {self.image_ids[index]!r}: {error}") from error
             self._unreadable[index] = True
             return None
-        return self.normalisation(image), self.targets[index], self.image_ids[index]
 
     def stamp(self, index: int) -> str:
         """Return what tells one version of an image's file from another; empty for images that are not files."""

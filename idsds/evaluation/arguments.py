@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
+from idsds.datasets.decoded import Decoded
 from idsds.evaluation.checks import check_stored, doubt, not_in_domain, unexplained, unfit
 from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make_method, named_dataset, registered
 from idsds.methods import METHODS, Method, Passes, split_name
@@ -62,6 +64,7 @@ class Arguments:
     split: str = "test"
     channels_last: bool = True
     compiled: bool = False
+    workers: int | None = None
     target: Target = "label"
     quantity: Any = None
     elsewhere: bool = False
@@ -105,7 +108,10 @@ def make_plan(given: Arguments) -> Plan:
             raise ValueError(f"normalisation={given.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
     else:
         given = replace(given, dataset=as_image_dataset(given.dataset, labels=given.target == "label", normalisation=given.normalisation))
-        own_images, sides = OwnImages(given.dataset), two_images(given.dataset, range(len(given.dataset))).shape[-2:]
+        decoded = Decoded(given.dataset)
+        if not isinstance(given.dataset, ImageDataset):  # ids and targets of the package's come without their images
+            given = replace(given, dataset=decoded)
+        own_images, sides = OwnImages(decoded), two_images(given.dataset, range(len(given.dataset))).shape[-2:]
     if "grid" in settings:
         settings["grid"] = _checked_grid(entry, settings["grid"], sides)
         for grid in settings["grid"] if isinstance(settings["grid"], tuple) else [settings["grid"]]:
@@ -132,10 +138,18 @@ def make_plan(given: Arguments) -> Plan:
         shard=given.shard,
         channels_last=given.channels_last,
         compiled=given.compiled,
+        workers=_workers(given),
         target=given.target,
         quantity=None if quantity is None or quantity.kind == "logit" else quantity,
         notes=tuple(look.notes),
     )
+
+
+def _workers(given: Arguments) -> int:
+    """How many processes read ahead. A user's data set may hold what another process must not touch, so it has to be asked for."""
+    if given.workers is not None:
+        return as_whole("workers", given.workers, least=0)
+    return min(8, os.cpu_count() or 1) if given.device == "cuda" and isinstance(given.dataset, str) else 0
 
 
 class _Look:

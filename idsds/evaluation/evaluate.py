@@ -36,7 +36,7 @@ from idsds.evaluation.folder import Folder, There
 from idsds.evaluation.plan import Plan, Target
 from idsds.evaluation.records import MANIFEST, collected
 from idsds.evaluation.result import Result
-from idsds.evaluation.run import Outcome, Task, run_task, tasks_of, wanted_images
+from idsds.evaluation.run import Outcome, Source, Task, run_task, tasks_of, wanted_images
 from idsds.evaluation.stages import on_device, with_weights
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
@@ -75,6 +75,7 @@ def evaluate(
     split: str = "test",
     channels_last: bool = True,
     compiled: bool = False,
+    workers: int | None = None,
     normalisation: Normalisation | tuple | None = None,
     **settings: Any,
 ) -> pd.DataFrame | Path:
@@ -119,6 +120,9 @@ def evaluate(
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         checkpoints: files of weights by model name, used in place of training; ``pretrained`` stands for the published weights as they are.
         shard: images per block of records, which is what a run that is killed loses at most.
+        workers: processes that read images ahead; 0 reads in this process. None: on a GPU one per CPU core, up to 8, for a data set that
+            is given by name, else 0. An image is decoded once per run for all models, as long as the decoded ones fit in
+            ``IDSDS_IMAGES_GB`` gigabytes (default: a quarter of the free memory), and beyond that once for each model and seed.
         split: of a data set that is given by name: ``test``, ``val`` or ``train``.
         channels_last: whether tensors are laid out with channels last, which is faster and changes scores by float rounding.
         compiled: whether the method-independent passes (for IDSDS: the deletions) run through ``torch.compile``; the methods, which hook
@@ -170,6 +174,7 @@ def evaluate(
             split=split,
             channels_last=channels_last,
             compiled=compiled,
+            workers=workers,
             target=target,
             quantity=quantity,
             elsewhere=scheduler is not None,
@@ -305,11 +310,13 @@ def _train_here(plan: Plan, numbers: Sequence[int], progress: bool) -> None:
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> list[Outcome]:
     """Do the tasks one after the other in this process."""
     outcomes = []
+    source = Source(plan, {task.job for task in tasks})
     for number, some in groupby(tasks, key=lambda task: task.job):
-        job = plan.jobs[number]
+        job, of_job = plan.jobs[number], list(some)
         bar.set_postfix_str(job.model)
         with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
-            outcomes += [run_task(plan, task, model, bar.update) for task in some]
+            sources = source.batches(job, of_job)
+            outcomes += [run_task(plan, task, model, bar.update, own) for task, own in zip(of_job, sources, strict=True)]
     return outcomes
 
 

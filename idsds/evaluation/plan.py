@@ -198,7 +198,7 @@ class Plan:
         protocol: the registry's entry.
         settings: the protocol's settings: grid, baseline and what else it takes.
         dataset: the data set's name.
-        device, precision, channels_last, compiled, batch_size, shard: how it is computed.
+        device, precision, channels_last, compiled, batch_size, shard, workers: how it is computed.
         target: the class that is explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
         quantity: what is explained and judged, in place of what methods and protocol read by themselves; None also for the logit.
         notes: what the user should be told before the work begins, a sentence each.
@@ -214,6 +214,7 @@ class Plan:
     shard: int
     channels_last: bool = True
     compiled: bool = False
+    workers: int = 0
     target: Target = "label"
     quantity: Quantity | None = None
     notes: tuple[str, ...] = ()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving
 from idsds.common.memory import Peak, peak_memory
+from idsds.datasets.decoded import Decoded, Images
 from idsds.evaluation.cache import Block, Store, cover, gathered, record_cache, share
 from idsds.evaluation.plan import Job, Plan, Unit, predictions
 from idsds.evaluation.records import as_values
@@ -26,7 +27,6 @@ from idsds.methods.base import MethodEntry, shared_maps
 from idsds.models.inspection import two_images
 from idsds.models.quantity import explaining
 from idsds.protocols import Batch
-from idsds.training.loop import batches
 
 Advance = Callable[[int], Any]
 #: Columns by name, of a batch or of a block.
@@ -158,7 +158,39 @@ def _itself(table: pa.Table) -> pa.Table:
     return table
 
 
-def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda passes: None) -> Outcome:
+class Source:
+    """The images of a run, from which each task takes its batches.
+
+    Args:
+        plan: the settings.
+        jobs: numbers of the jobs that will be done; if several take the same images, these are kept as long as there is room.
+    """
+
+    def __init__(self, plan: Plan, jobs: Collection[int]) -> None:
+        self.plan, self.several = plan, len(jobs) > 1
+        self.known: dict[Any, Decoded] = {}
+
+    def batches(self, job: Job, tasks: Sequence[Task]) -> Iterator[Iterator[Images]]:
+        """Yield the batches of each task of a job, all of which are read ahead."""
+        size = batch_size(self.plan, job)
+        cut = [[task.indices[start : start + size] for start in range(0, len(task.indices), size)] for task in tasks]
+        every = self._of(job).batches(chain.from_iterable(cut), self.plan.workers, pin=self.plan.device == "cuda")
+        for own in cut:
+            yield islice(every, len(own))
+
+    def _of(self, job: Job) -> Decoded:
+        if job.own_images is not None:
+            return job.own_images.dataset  # type: ignore[return-value]
+        # Nets that differ in their normalisation alone share images; those of another size or crop have their own.
+        key = (*job.data[:2], *job.data[3:]) if isinstance(job.data, tuple) else id(job.data)
+        if key not in self.known:
+            self.known[key] = Decoded(job.dataset, None if self.several else 0)
+        return self.known[key].of(job.dataset)
+
+
+def run_task(
+    plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda passes: None, source: Iterator[Images] | None = None
+) -> Outcome:
     """Compute the blocks of a task, and write them where the run has a folder.
 
     Args:
@@ -166,11 +198,13 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
         task: what to compute.
         model: the loaded model, on the device.
         advance: called with the number of passes done, after each batch and computation.
+        source: its batches; None reads them.
     """
+    source = next(Source(plan, [task.job]).batches(plan.jobs[task.job], [task])) if source is None else source
     making = {(unit.group, unit.grid): _Making(unit) for unit in task.units}
     try:
         with explaining(model, plan.quantity):
-            _run_batches(plan, task, (model, torch.compile(model) if plan.compiled else model), making, advance)
+            _run_batches(plan, task, (model, torch.compile(model) if plan.compiled else model), source, making, advance)
     except BaseException:  # what was computed before is kept
         _kept(task, [made.block(task.images) for made in making.values() if made.image_ids])
         raise
@@ -180,14 +214,19 @@ def run_task(plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda
 
 
 def _run_batches(
-    plan: Plan, task: Task, models: tuple[nn.Module, Any], making: Mapping[tuple[int | None, int], _Making], advance: Advance
+    plan: Plan,
+    task: Task,
+    models: tuple[nn.Module, Any],
+    source: Iterator[Images],
+    making: Mapping[tuple[int | None, int], _Making],
+    advance: Advance,
 ) -> None:
     """Compute what a task lacks, batch by batch; ``models`` are the net and, for what no method depends on, the compiled one."""
     job, (model, preparer) = plan.jobs[task.job], models
     groups = [unit for unit in _once(task.units) if unit.group is not None]
     methods = {unit.group: job.create_methods(model, unit.methods) for unit in groups}
     stored = {grid: _Stored(blocks, plan.device) for grid, blocks in task.stored.items()} if groups else {}
-    for images, targets, image_ids in batches(job.dataset, task.indices, batch_size(plan, job)):
+    for images, targets, image_ids in source:
         if not image_ids:  # none of them could be read
             continue
         batch = on_plan(plan, job, images, targets, image_ids)
@@ -288,7 +327,7 @@ def held(methods: Sequence[Method], batch: Batch) -> list[Method]:
 def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Sequence[str]) -> Batch:
     """A batch on the plan's device, in its layout, with what its pixels were normalised by where that is known."""
     normalisation = getattr(job.dataset, "normalisation", None)
-    images = images.to(plan.device, job.facts.dtype if job.facts else torch.float32)
+    images = images.to(plan.device, job.facts.dtype if job.facts else torch.float32, non_blocking=True)
     return Batch(images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device), image_ids, normalisation)
 
 

@@ -1,0 +1,131 @@
+"""Images of a run, each decoded once: read ahead by other processes, and kept for further models while there is room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from idsds.datasets.base import ImageDataset, collate
+
+#: Gigabytes of decoded images that may be kept; by default a quarter of the memory that is free. 0 keeps none.
+SETTING = "IDSDS_IMAGES_GB"
+Item = tuple[Tensor, int, str]
+Images = tuple[Tensor, Tensor, list[str]]
+
+
+def room() -> int:
+    """Return how many bytes of decoded images may be kept. Raises ValueError for a setting that is no number of gigabytes."""
+    if setting := os.environ.get(SETTING):
+        try:
+            gigabytes = float(setting)
+        except ValueError:
+            gigabytes = -1.0
+        if not 0 <= gigabytes < float("inf"):
+            raise ValueError(f"{SETTING} must be a number of gigabytes of at least 0, not {setting!r}")
+        return int(gigabytes * 2**30)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, ValueError, OSError):  # Windows, and systems that do not say
+        return 2 * 2**30
+
+
+class Decoded(Dataset):
+    """A data set whose images are kept once they are decoded, as long as there is room. The last ones find none and are read again.
+
+    Args:
+        dataset: of items (image, target, image_id), or None for an image that cannot be read.
+        keep: bytes of images to keep; None: see :func:`room`.
+    """
+
+    def __init__(self, dataset: Dataset, keep: int | None = None) -> None:
+        self.dataset, self._left = dataset, [room() if keep is None else keep]  # in a list, which copies share
+        self._read = _Reader(dataset)
+        self._kept: dict[int, Item | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def of(self, dataset: Dataset) -> Decoded:
+        """Return the same images, normalised as ``dataset`` says; what is kept of either is kept of both."""
+        other = Decoded.__new__(Decoded)
+        other.__dict__ = {**self.__dict__, "dataset": dataset}
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_left": [0]}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int) -> Item | None:
+        """Return the item of the data set."""
+        images, targets, image_ids = next(self.batches([[index]]))
+        return (images[0], int(targets[0]), image_ids[0]) if image_ids else None
+
+    def batches(self, chosen: Iterable[Sequence[int]], workers: int = 0, pin: bool = False) -> Iterator[Images]:
+        """Yield a batch for each group of indices: images (B, 3, H, W), targets (B,), image ids; see :func:`collate`.
+
+        Args:
+            chosen: the indices.
+            workers: processes that read ahead; 0 reads here, when a batch is asked for. The batches are the same.
+            pin: whether the images come in pinned memory, from which a GPU copies while it computes.
+        """
+        groups = [list(group) for group in chosen]
+        lacking = [[index for index in group if index not in self._kept] for group in groups]
+        ahead = self._ahead([group for group in lacking if group], workers) if workers else None
+        for group, missing in zip(groups, lacking, strict=True):
+            found = next(ahead) if ahead is not None and missing else [self._read[index] for index in missing]
+            new = dict(zip(missing, found, strict=True))
+            for index, item in new.items():
+                self._keep(index, item)
+            packed = [new[index] if index in new else self._kept[index] for index in group]
+            images, targets, image_ids = collate([item and (_unpacked(item[0]), *item[1:]) for item in packed])
+            if image_ids and isinstance(self.dataset, ImageDataset):
+                images = self.dataset.normalisation(images)
+            yield images.pin_memory() if pin else images, targets, image_ids
+
+    def _ahead(self, lacking: list[list[int]], workers: int) -> Iterator[list[Item | None]]:
+        # A generator of its own, since a loader would draw its seed from torch's global one.
+        return iter(DataLoader(self._read, batch_sampler=lacking, collate_fn=list, num_workers=workers, generator=torch.Generator()))
+
+    def _keep(self, index: int, item: Item | None) -> None:
+        size = 0 if item is None else item[0].numel() * item[0].element_size()
+        if size <= self._left[0]:
+            self._kept[index] = item
+            self._left[0] -= size
+
+
+class _Reader(Dataset):
+    """Items as they are kept: of the package's data sets before normalisation, which models may differ in, and packed."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item | None:
+        if isinstance(self.dataset, ImageDataset):
+            image = self.dataset.pixels(index)
+            return None if image is None else (_packed(image), self.dataset.targets[index], self.dataset.image_ids[index])
+        item = self.dataset[index]
+        return item and (_packed(item[0]), *item[1:])
+
+
+def _packed(image: Tensor) -> Tensor:
+    """Return an image whose values are whole multiples of 1 / 255 as bytes, exactly, and any other as it is."""
+    if image.dtype != torch.float32 or not bool((image.amin() >= 0) & (image.amax() <= 1)):
+        return image
+    small = (image * 255).round().to(torch.uint8)
+    return small if torch.equal(_unpacked(small), image) else image
+
+
+def _unpacked(image: Tensor) -> Tensor:
+    return image.float() / 255 if image.dtype == torch.uint8 else image

@@ -41,10 +41,8 @@ from idsds.evaluation.cache import Block
 from idsds.evaluation.commit import commit
 from idsds.evaluation.evaluate import LARGE
 from idsds.evaluation.folder import Folder
-from idsds.evaluation.folder import Folder
 from idsds.evaluation.plan import Plan, Unit
 from idsds.evaluation.records import Run
-from idsds.evaluation.result import Result
 from idsds.evaluation.result import Result
 
 GRID, SHARD = 4, 256

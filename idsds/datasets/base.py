@@ -100,6 +100,10 @@ class ImageDataset(Dataset):
         """Return what tells one version of an image's file from another; empty for images that are not files."""
         return _stamp(self.read, index)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the height and width in pixels of an image's file before it is cropped, or of an image in memory."""
+        return _size(self.read, index)
+
     def augmented(self, seed: int, epoch: int) -> AugmentedDataset:
         """Return the same images as training sees them in one epoch."""
         return AugmentedDataset(self, seed, epoch)
@@ -148,6 +152,14 @@ def _stamp(read: Callable[[int], Tensor], index: int) -> str:
         return _stamp(read.function, read.indices[index])
     stamp = getattr(getattr(read, "__self__", None), "stamp", None)
     return stamp(index) if stamp else ""
+
+
+def _size(read: Callable[[int], Tensor], index: int) -> tuple[int, int]:
+    if isinstance(read, _Picked):
+        return _size(read.function, read.indices[index])
+    size = getattr(getattr(read, "__self__", None), "file_size", None)
+    height, width = size(index) if size else read(index).shape[-2:]
+    return int(height), int(width)
 
 
 class AugmentedDataset(Dataset):

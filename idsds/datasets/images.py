@@ -140,6 +140,14 @@ class FileImages:
             return ""
         return f"{found.st_size} {found.st_mtime_ns}"
 
+    def file_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of a file in pixels; its header is read, and not the pixels."""
+        try:
+            with Image.open(self.paths[index]) as picture:
+                return picture.height, picture.width
+        except OSError as error:
+            raise ImageReadError(f"cannot read {os.fspath(self.paths[index])!r}: {error}") from error
+
     def read(self, index: int) -> Tensor:
         """The evaluation crop, float (3, size, size) in [0, 1]."""
         return self._evaluation(read_rgb(self.paths[index], self.upright))

@@ -7,11 +7,18 @@ data set, Food-101, is in :mod:`idsds.datasets.torchvision`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from idsds.common.normalisation import IMAGENET, Normalisation
+from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
-from idsds.datasets.folders import Layout, Root, data_root, folder_dataset, listed_dataset, register_folders
-from idsds.datasets.splits import VALIDATION, official_half
+from idsds.datasets.folders import Layout, Root, data_root, file_dataset, folder_dataset, listed_dataset, register_folders
+from idsds.datasets.images import EXTENSIONS
+from idsds.datasets.splits import VALIDATION, official_half, stratified_split
+
+#: How Stanford Dogs is divided: by the official lists, or a fifth of each class for testing, as in the study.
+Division = Literal["official", "80/20"]
+FIFTH = 0.2
 
 # The file of the official split of Stanford Dogs for each half.
 DOG_LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
@@ -47,17 +54,32 @@ def stanford_dogs(
     image_size: int = 224,
     held_out: float = VALIDATION,
     on_error: OnError = "raise",
+    division: Division = "official",
 ) -> ImageDataset:
     """Load 20,580 photos of 120 breeds from ``Images/n02085620-Chihuahua/*.jpg`` (official) or ``images/Images/...`` (Kaggle).
 
     With ``train_list.mat`` and ``test_list.mat`` beside ``Images`` (or in ``lists/``) the official 12,000 and 8,580 images are ``train``
     and ``test``, and ``val`` is the share ``held_out`` of the former; without them all three follow the keyed, stratified rule.
+    With ``division="80/20"``, as in the study, a fifth of each class is ``test``, whatever the lists say, and ``val`` is the share
+    ``held_out`` of the rest.
     """
+    if division not in get_args(Division):
+        raise UnknownNameError("division of 'stanford_dogs'", division, get_args(Division))
     wanted = "Images/<wnid>-<breed>/*.jpg, and for the official split train_list.mat and test_list.mat"
     layout = Layout(wanted, bases=("images/Images", "Images", "images", ""), names={})
     root = data_root("stanford_dogs", root, wanted)
-    listed = _dogs_listed(root, split, held_out)
+    listed = None if division == "80/20" else _dogs_listed(root, split, held_out)
     options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
+    if division == "80/20":
+        base, _ = layout.find(root, "stanford_dogs")
+        classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir())
+        files = [f"{key}/{path.name}" for key in classes for path in sorted((base / key).iterdir()) if path.suffix.lower() in EXTENSIONS]
+        ids, targets = [f"stanford_dogs/{name}" for name in files], [classes.index(name.split("/")[0]) for name in files]
+        # Without a share to hold out, validation images are the test images, as everywhere.
+        part = "test" if split == "val" and not held_out else split
+        chosen = stratified_split(ids, targets, part, validation=(1 - FIFTH) * held_out, test=FIFTH)
+        picked = [[values[i] for i in chosen] for values in ([str(base / name) for name in files], ids, targets)]
+        return file_dataset("stanford_dogs", split, normalisation, *picked, classes, image_size, on_error)
     if listed is None:
         return folder_dataset("stanford_dogs", split, normalisation, layout, root, **options)
     base, _ = layout.find(root, "stanford_dogs")

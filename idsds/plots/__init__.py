@@ -3,6 +3,7 @@
 from idsds.plots.accuracy_tradeoff import accuracy_tradeoff
 from idsds.plots.augmentation_robustness import augmentation_robustness
 from idsds.plots.compare_protocols import compare_protocols
+from idsds.plots.datasets import datasets, samples
 from idsds.plots.design_choice import design_choice
 from idsds.plots.finetune import finetune
 from idsds.plots.gallery import gallery
@@ -15,6 +16,7 @@ from idsds.plots.metric_sanity import metric_sanity
 from idsds.plots.rank_methods import deletion_drops, rank_methods
 from idsds.plots.roar import roar
 from idsds.plots.sanity_checks import sanity_checks
+from idsds.plots.score_vs_metrics import score_vs_metrics
 from idsds.plots.stability import stability
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, look_of, save, style_of
 from idsds.plots.train_fractions import confusions, train_fractions
@@ -28,6 +30,7 @@ __all__ = [
     "augmentation_robustness",
     "compare_protocols",
     "confusions",
+    "datasets",
     "deletion_drops",
     "design_choice",
     "finetune",
@@ -41,8 +44,10 @@ __all__ = [
     "metric_sanity",
     "rank_methods",
     "roar",
+    "samples",
     "sanity_checks",
     "save",
+    "score_vs_metrics",
     "stability",
     "style_of",
     "train_fractions",

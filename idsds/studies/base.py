@@ -57,8 +57,10 @@ STUDIES = (
     "accuracy_tradeoff",
     "compare_protocols",
     "stability",
+    "datasets",
     "train_fractions",
     "infidelity_sensitivity",
+    "score_vs_metrics",
     "how_infidelity_works",
     "augmentation_robustness",
     "sanity_checks",
@@ -67,7 +69,7 @@ STUDIES = (
     "metric_sanity",
 )
 #: The columns of a plan that are summed over the pieces of work.
-SUMS = ("epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
+SUMS = ("files", "epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
 #: The columns of a plan of which a group has the least or the most.
 EXTREMES = {"images_per_second": "min", "memory_gb": "max"}
 #: The settings that change the recipe.
@@ -143,6 +145,8 @@ class Plan:
                 parts.append(f"{stages} training stage(s) that are not cached")
         elif "images_left" in self.table:
             parts.append(f"{total['images_left']:,.0f} images forward and backward in training")
+        if total.get("files"):
+            parts.append(f"{total['files']:,.0f} files to open")
         if total.get("steps"):
             parts.append(f"{total['steps']:,.0f} steps of training")
         if seconds := total.get("seconds_left", 0) + 3600 * total.get("hours", 0):

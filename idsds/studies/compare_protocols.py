@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots
 from idsds.common.registry import UnknownNameError
-from idsds.datasets.base import first
+from idsds.datasets.base import DATASETS, first
 from idsds.evaluation.evaluate import evaluate
 from idsds.models import MODELS
 from idsds.protocols import PROTOCOLS
@@ -45,8 +45,22 @@ _NO_CONTROL = "no control was run"
 CONTROL = "Random"
 HERE, PAPER = "computed here", "Hesse et al., NeurIPS 2024"
 ROAR, ROAD, SAMEK = "Hooker et al., NeurIPS 2019", "Rong et al., ICML 2022", "Samek et al., TNNLS 2017"
+BIRDS = "Hesse et al., ICCV 2023"
+#: The poster's four properties; the other rows of the table are added here.
+POSTER = ("in-domain", "comparable between models", "no class information in what is deleted", "natural data")
+#: Where the poster's table has N/A.
+NOT_APPLICABLE = {("SDS", POSTER[2]), ("ID", POSTER[2]), ("ID updated", POSTER[2])}
+#: The cells of FunnyBirds, whose scenes are rendered without a part, are cited, too.
+FUNNYBIRDS = [
+    ("in-domain", "yes", "scenes are rendered without a part, and nets are trained on such scenes", BIRDS),
+    ("comparable between models", "yes", "the same rendered interventions for every model", BIRDS),
+    ("no class information in what is deleted", "yes", "the parts are the same for all maps", BIRDS),
+    ("natural data", "no", "rendered birds of 50 classes", BIRDS),
+    ("resolution", "part", "one of five parts of a bird", BIRDS),
+]
 #: ROAR's cells are cited: property, answer, evidence, source.
 CITED = [
+    ("natural data", "yes", "any data set; theirs are ImageNet, Birdsnap and Food-101", ROAR),
     ("in-domain", "yes", "a net is retrained on the deleted images", ROAR),
     ("comparable between models", "no", "each score is the accuracy of retrained nets", ROAR),
     ("no class information in what is deleted", "no", "the shape of the mask alone can tell the class to the net trained on it", ROAD),
@@ -176,8 +190,9 @@ class CompareProtocols(EvaluationStudy):
         """The poster's comparison of protocols, each cell with what it rests on.
 
         Returns:
-            One row per property and protocol (incremental deletion's two orders share theirs; ROAR's cells are cited): ``property``,
-            ``protocol``, ``answer``, ``evidence`` (numbers computed here, or what holds by construction), ``source``.
+            One row per property and protocol (incremental deletion's two orders share theirs; the cells of ROAR and FunnyBirds are cited):
+            ``property``, ``protocol``, ``answer``, ``evidence`` (numbers computed here, or what holds by construction), ``source``,
+            ``poster`` (``asked`` of its four properties, ``N/A`` where it says so, ``not asked`` of what is added here).
         """
         plan, worst = self.plan_table(), repeated.set_index("label")["largest difference"]
         rows: list[tuple[str, ...]] = []
@@ -186,8 +201,13 @@ class CompareProtocols(EvaluationStudy):
                 cells = [*self._nature(protocol, records[records["label"] == asked[0]], shares), self._cost(plan, asked[0])]
                 cells += [_repeatable(max(worst[label] for label in asked)), *_agrees(agreed, asked)]
                 rows += [(name, protocol, *rest) for name, *rest in cells]
-        rows += [(name, "ROAR", *rest) for name, *rest in CITED]
-        return pd.DataFrame(rows, columns=["property", "protocol", "answer", "evidence", "source"])
+        rows += [(name, protocol, *rest) for protocol, cells in (("ROAR", CITED), ("FunnyBirds", FUNNYBIRDS)) for name, *rest in cells]
+        table = pd.DataFrame(rows, columns=["property", "protocol", "answer", "evidence", "source"])
+        pairs = zip(table["property"], table["protocol"], strict=True)
+        of_poster = [
+            "not asked" if name not in POSTER else "N/A" if (protocol, name) in NOT_APPLICABLE else "asked" for name, protocol in pairs
+        ]
+        return table.assign(poster=of_poster)
 
     def _nature(self, protocol: str, records: pd.DataFrame, shares: pd.DataFrame) -> list[tuple[str, str, str, str]]:
         """Property, answer, evidence and source of what a protocol deletes and judges on."""
@@ -203,6 +223,7 @@ class CompareProtocols(EvaluationStudy):
         return [
             ("in-domain", "yes" if protocol == "IDSDS" else "no", lost if single else _fall(records), source),
             ("comparable between models", "yes" if single else "no", _control(records), source),
+            ("natural data", "no" if self.dataset == "synthetic" else "yes", DATASETS[self.dataset].source, "the data set's source"),
             ("sign of the attribution counts", "yes", _negative(records), HERE),
             ("no class information in what is deleted", *leak),
             ("resolution", *resolution, "by construction"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
@@ -116,6 +117,17 @@ def test_stanford_dogs(tmp_path, base):
     found = parts("stanford_dogs", tmp_path)
     assert_partition(found, 60)
     assert found["train"].classes == list(DOGS)
+
+
+def test_stanford_dogs_as_the_study_divides_them(tmp_path):
+    write_classes(tmp_path / "Images", DOGS)
+    found = parts("stanford_dogs", tmp_path, division="80/20", held_out=0.25)
+    assert {split: len(data) for split, data in found.items()} == {"train": 36, "val": 12, "test": 12}
+    assert len({image for data in found.values() for image in data.image_ids}) == 60
+    assert [found["test"].targets.count(number) for number in range(3)] == [4, 4, 4]
+    assert found["train"].size(0) == Image.open(tmp_path / "Images" / found["train"].image_ids[0].removeprefix("stanford_dogs/")).size[::-1]
+    with pytest.raises(ValueError, match="80/20"):
+        create_dataset("stanford_dogs", "test", root=tmp_path, division="80-20")
 
 
 def test_stanford_dogs_with_the_official_lists(tmp_path):

@@ -27,6 +27,7 @@ from idsds.studies.metric_sanity import MetricSanity
 from idsds.studies.rank_methods import RankMethods
 from idsds.studies.roar import study as retraining
 from idsds.studies.sanity_checks import SanityChecks
+from idsds.studies.score_vs_metrics import ScoreVsMetrics
 from tests.models.golden import filled, study_file
 from tests.notebooks.test_notebooks import touched
 
@@ -110,10 +111,11 @@ PLANNERS = {
     "augmentation_robustness": lambda given: AugmentationRobustness(**given).plan_table(),
     "metric_sanity": lambda given: MetricSanity(**given).plan_table(),
     "hyperparameter_sensitivity": lambda given: HyperparameterSensitivity(**given).plan_table(),
+    "score_vs_metrics": lambda given: ScoreVsMetrics(**given).plan_table(),
     "sanity_checks": lambda given: SanityChecks(**given).plan_table(),
 }
 #: The others take data sets that are no folder of ImageNet's form.
-ELSEWHERE = {"train_fractions", "infidelity_sensitivity"}
+ELSEWHERE = {"train_fractions", "infidelity_sensitivity", "datasets"}
 
 
 def test_every_params_file_of_full_size_is_planned_somewhere():

@@ -110,6 +110,11 @@ def test_properties_have_an_answer_and_evidence_in_every_cell(run):
     assert not table.duplicated(["property", "protocol"]).any()
     assert table.map(lambda cell: isinstance(cell, str) and bool(cell)).all(axis=None)
     cells = table.set_index(["property", "protocol"])
+    asked = cells[cells["poster"] != "not asked"].index
+    assert {name for name, _ in asked} == set(comparing.POSTER)
+    assert {"IDSDS", "SDS", "ID", "ROAR", "FunnyBirds"} <= {protocol for _, protocol in asked}
+    assert (cells.loc[[(comparing.POSTER[2], "ID"), (comparing.POSTER[2], "SDS")], "poster"] == "N/A").all()
+    assert cells.loc[("natural data", "FunnyBirds"), "answer"] == "no"
     assert cells.loc[("resolution", "IDSDS"), "evidence"] == "a patch of 8 x 8 pixels"
     assert "6 of 6 images" in cells.loc[("no class information in what is deleted", "SDS"), "evidence"]
     # By hand: 17 deletions, and one gradient (forward and backward) for IxG, its absolute value and Gradient together.

@@ -1,0 +1,115 @@
+"""Each image's probability against the infidelity and max-sensitivity of its maps: are the maps of confident answers better?
+
+The second study that this package repeats (burnpiro/xai-correlation) draws the probability of the predicted class of every image against
+both metrics, with that class explained.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field, PositiveInt
+from scipy import stats
+
+from idsds import plots
+from idsds.datasets.base import first
+from idsds.statistics.intervals import rng_for
+from idsds.statistics.verdicts import count_verdicts, verdicts
+from idsds.studies.base import EvaluationStudy, Findings, Positive, Result, resolve
+from idsds.training.predict import outputs
+from idsds.training.steps import loader_of
+
+METRICS = {"infidelity": "infidelity", "max_sensitivity": "max-sensitivity"}
+
+
+def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
+    """Correlate the probability with each metric over images.
+
+    Args:
+        table: from :meth:`ScoreVsMetrics.images_of`.
+        confidence, resamples, seed: of the percentile bootstrap over images.
+
+    Returns:
+        One row per model, method and metric: Spearman's ``rho``, ``low``, ``high`` (NaN for a constant metric), ``count`` of the images,
+        ``nan`` of those without a score, and the ``verdict`` on the claim that more probable classes have a lower, that is better, metric.
+    """
+    rows = []
+    for (model, method, metric), part in table.groupby(["model", "method", "metric"], sort=False):
+        known = part.dropna(subset="score")
+        values = known[["probability", "score"]].to_numpy()
+        rng = rng_for(seed, "score against metrics", len(values))
+        drawn = [_rho(values[rng.integers(0, len(values), len(values))]) for _ in range(resamples)] if len(values) > 2 else [np.nan]
+        ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = np.quantile(drawn, ends) if np.isfinite(drawn).all() else (np.nan, np.nan)
+        facts = {"model": model, "method": method, "metric": metric, "rho": _rho(values), "low": low, "high": high}
+        rows.append({**facts, "count": len(known), "nan": len(part) - len(known), "verdict": str(verdicts(-high, -low))})
+    return pd.DataFrame(rows)
+
+
+def _rho(values: np.ndarray) -> float:
+    """Return Spearman's correlation of two columns, NaN if one is constant."""
+    ranks = stats.rankdata(values, axis=0)
+    return float(np.corrcoef(ranks.T)[0, 1]) if len(values) > 2 and np.ptp(values, axis=0).all() else float("nan")
+
+
+class ScoreVsMetrics(EvaluationStudy):
+    """Hold the probability of the explained class against infidelity and max-sensitivity, image by image.
+
+    ``target`` is the class that is explained, ``prediction`` as in the study or ``label``; ``sigma``, ``radius`` and ``samples`` are those
+    of the metrics. The nets are not fine-tuned on deleted patches.
+    """
+
+    target: Literal["prediction", "label"] = "prediction"
+    sigma: Positive = 0.003
+    radius: Annotated[float, Field(gt=0)] = 0.02
+    samples: PositiveInt = 10
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run per metric."""
+        own = {"infidelity": {"sigma": self.sigma}, "max_sensitivity": {"radius": self.radius}}
+        shared = {"target": self.target, "samples": self.samples}
+        return {name: self.arguments(protocol=name, output=f"{self.output}/{name}", **shared, **own[name]) for name in METRICS}
+
+    def probabilities(self) -> pd.DataFrame:
+        """Return what each model says of each image.
+
+        Returns:
+            One row per model, seed and image: ``image_id``, ``probability`` (of the explained class, in [0, 1]), ``correct`` (bool).
+        """
+        plan, parts = resolve(**self.runs()["infidelity"]), []
+        for job in plan.jobs:
+            job.prepare(progress=False)
+            data = first(job.dataset, self.images)
+            chosen = [range(start, min(start + 64, len(data))) for start in range(0, len(data), 64)]
+            for logits, labels, ids in outputs(job.load().to(plan.device), loader_of(data, chosen, 0)):
+                shares, said = logits.softmax(dim=1), logits.argmax(dim=1)
+                explained = said if self.target == "prediction" else labels
+                facts = {"model": job.model, "seed": job.seed, "image_id": ids, "correct": (said == labels).cpu().numpy()}
+                parts.append(pd.DataFrame({**facts, "probability": shares.gather(1, explained[:, None])[:, 0].cpu().numpy()}))
+        return pd.concat(parts, ignore_index=True)
+
+    def images_of(self, progress: bool = True) -> pd.DataFrame:
+        """Return one row per image: model, method, ``metric``, seed, ``image_id``, ``probability``, ``correct``, ``score``."""
+        records = self.records(progress)
+        columns = ["model", "method", "family", "label", "seed", "image_id", "score"]
+        table = records[columns].merge(self.probabilities(), on=["model", "seed", "image_id"], validate="many_to_one")
+        return table.rename(columns={"label": "metric"})
+
+    def _run(self, progress: bool) -> Result:
+        images = self.images_of(progress)
+        table = correlations(images)
+
+        def draw() -> Figure:
+            return plots.score_vs_metrics(images, table, target=self.target, columns=self.columns)
+
+        sentences = []
+        for metric, name in METRICS.items():
+            part = table[(table["metric"] == metric) & table["rho"].notna()]
+            span = f"{part['rho'].min():+.2f} to {part['rho'].max():+.2f}" if len(part) else "undefined"
+            sentences.append(f"Spearman correlation of the probability with {name} over images: {span} ({len(part)} models and methods).")
+        sentences.append("Below 0: the more probable the class, the better the metric looks. Intervals: 95 %, bootstrap over images.")
+        judged = count_verdicts(table.assign(claim="more probable, lower " + table["metric"].map(METRICS)), "claim")
+        return Result(self.stem, {"": table, "images": images}, Findings(sentences, judged), draw, images)

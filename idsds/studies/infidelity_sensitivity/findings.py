@@ -51,6 +51,13 @@ def findings(judged: pd.DataFrame, study: pd.DataFrame) -> Findings:
     return Findings(sentences, shown.drop(columns="level"))
 
 
+def spread_said(parts: pd.DataFrame) -> str:
+    """Say how far the methods' infidelities differ on the same model, from :meth:`InfidelitySensitivity.parts_of_maps`."""
+    whole = parts[parts["architecture"] == "all"]
+    said = [f"{row.models_of} at sigma {row.sigma:g} {1 + row.median_spread:.3g} ({row.verdict})" for row in whole.itertuples()]
+    return f"Highest over lowest infidelity of the methods on the same model, in the median (claim: below 1.1): {', '.join(said)}."
+
+
 def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """Judge the claims by the intervals of the correlations of each method; the middle level is left to the table of correlations.
 

@@ -32,12 +32,15 @@ from idsds.methods.base import TENFOLD
 from idsds.protocols.infidelity import Perturbation
 from idsds.statistics.intervals import bca, check_options, rng_for
 from idsds.statistics.means import mean_interval
-from idsds.studies.base import MethodName, Result
+from idsds.studies.base import Findings, MethodName, Positive, Result
 from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, study_table
-from idsds.studies.infidelity_sensitivity.findings import claims, findings
+from idsds.studies.infidelity_sensitivity.findings import claims, findings, spread_said
+from idsds.studies.infidelity_sensitivity.map_part import map_part
 from idsds.studies.train_fractions import IDENTITY, ManyModels
 
 ZERO = "map of zeros"
+AT = ", infidelity at "  # in the label of a run with another sigma
+STUDY_SIGMA = 0.003
 
 
 def zero_map(images: Tensor, targets: Tensor) -> Tensor:
@@ -122,7 +125,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
 class InfidelitySensitivity(ManyModels):
     """Hold infidelity and max-sensitivity against the quality of models.
 
-    ``images`` are explained, quality is measured on all test images. The models are those of :mod:`idsds.studies.train_fractions`.
+    ``images`` are explained, quality is measured on all test images. ``other_sigmas`` are further sigmas of the noise, at which only the
+    part that the map plays is measured. The models are those of :mod:`idsds.studies.train_fractions`.
     """
 
     PLAN_BY = ("label",)
@@ -133,6 +137,7 @@ class InfidelitySensitivity(ManyModels):
     sigma: Annotated[float, Field(gt=0)] = 0.1
     radius: Annotated[float, Field(gt=0)] = 0.02
     samples: PositiveInt = 10
+    other_sigmas: list[Positive] = []
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Both protocols on each data set."""
@@ -150,7 +155,28 @@ class InfidelitySensitivity(ManyModels):
                 where = {"dataset": dataset, "protocol": protocol, "output": f"{self.output}/{dataset}/{protocol}"}
                 machine = {"device": self.device, "precision": self.precision, "images": self.images, "samples": self.samples}
                 runs[f"{dataset}, {protocol}"] = {"models": models, "methods": methods, **where, **machine, **options}
+            base = runs[f"{dataset}, infidelity"]
+            for sigma in self.other_sigmas:
+                changed = {"methods": names, "sigma": sigma, "output": f"{base['output']}_{sigma:g}"}
+                runs[f"{dataset}{AT}{sigma:g}"] = {**base, **changed}
         return runs
+
+    def parts_of_maps(self, records: pd.DataFrame, table: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+        """Return :func:`.map_part.map_part` for every sigma and for the study, with ``models_of`` and ``sigma``.
+
+        Args:
+            records: of all runs, ``label`` is the run.
+            table: from :meth:`judge`.
+            study: from :func:`.correlations.study_table`.
+        """
+        found = [map_part(table).assign(models_of="ours", sigma=self.sigma)]
+        found.append(map_part(study).assign(models_of="the study's", sigma=STUDY_SIGMA))
+        identity = pd.DataFrame([{**member.identity, "name": member.name} for member in self.members()])
+        for sigma in self.other_sigmas:
+            rows = records[records["label"].str.endswith(f"{AT}{sigma:g}")].rename(columns={"model": "name"})
+            means = rows.groupby(["dataset", "name", "method", "family"], sort=False)["raw"].mean().reset_index()
+            found.append(map_part(identity.merge(means, on=["dataset", "name"])).assign(models_of="ours", sigma=sigma))
+        return pd.concat(found, ignore_index=True)
 
     def judge(self, progress: bool = True) -> pd.DataFrame:
         """Measure infidelity, max-sensitivity and quality of every model and method; models that are not cached are trained first.
@@ -161,7 +187,11 @@ class InfidelitySensitivity(ManyModels):
         """
         # First, as it trains what is missing on the devices of the settings.
         qualities = self.quality(progress=progress)
-        table = per_model(self.records(progress).rename(columns={"model": "name"}))
+        return self._judged(self.records(progress), qualities)
+
+    def _judged(self, records: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
+        main = records[~records["label"].str.contains(AT, regex=False)]
+        table = per_model(main.rename(columns={"model": "name"}))
         members = self.members()
         chances = {member.dataset: 1 / member.stage.split("test").num_classes for member in members}
         identity = pd.DataFrame([{**member.identity, "name": member.name} for member in members])
@@ -171,9 +201,13 @@ class InfidelitySensitivity(ManyModels):
         return table.assign(samples=self.samples, chance=table["dataset"].map(chances), interval=covered)
 
     def _run(self, progress: bool) -> Result:
-        table, study = self.judge(progress), study_table()
+        qualities = self.quality(progress=progress)
+        records, study = self.records(progress), study_table()
+        table = self._judged(records, qualities)
         ours, theirs = correlations(table), correlations(study)
         draw = partial(plots.infidelity_sensitivity, table, ours, study, theirs, columns=self.columns)
         judged = claims(table, ours, theirs)
         tables = {"": table, "correlations": ours, "controls": beside_random(table), "study": theirs, "claims": judged}
-        return Result(self.stem, tables, findings(judged, theirs), draw)
+        tables["map_part"] = self.parts_of_maps(records, table, study)
+        said = findings(judged, theirs)
+        return Result(self.stem, tables, Findings([*said.sentences[:2], spread_said(tables["map_part"])], said.verdicts), draw)

@@ -279,7 +279,7 @@ def _source(
         if not isinstance(dataset, str):
             raise ValueError(f"checkpoints: 'pretrained' goes with a data set by name; pass the net itself for your own: {{{name!r}: net}}")
         if packaged and entry.in_domain and name not in checkpoints:
-            return plan_training(name, dataset, _deletion(settings), weights=PRETRAINED, seed=seed, device=device, precision=precision)
+            return plan_training(name, dataset, weights=PRETRAINED, seed=seed, device=device, precision=precision, **_deletion(settings))
         return published(name, dataset, device=device, precision=precision)
     if name in checkpoints:
         path = paths.resolve(checkpoints[name])
@@ -287,9 +287,9 @@ def _source(
             raise FileNotFoundError(f"no checkpoint of {name!r} at {str(path)!r}")
         return path
     if isinstance(dataset, str) and trains_from_scratch(name, dataset):
-        deletion = _deletion(settings) if entry.in_domain else None
-        return plan_training(name, dataset, deletion, seed=seed, device=device, precision=precision)
-    in_paper = dataset == "imagenet" and entry.in_domain and _deletion(settings) == Deletion(**authors.SETTINGS)
+        options = {"seed": seed, "device": device, "precision": precision, **_deletion(settings)}
+        return plan_training(name, dataset, in_domain=entry.in_domain, **options)
+    in_paper = dataset == "imagenet" and entry.in_domain and {**authors.SETTINGS, **_deletion(settings)} == authors.SETTINGS
     if in_paper and authors.file_of(name).is_file():
         return authors.file_of(name)
     where = dataset if isinstance(dataset, str) else "your own data set"

@@ -187,8 +187,10 @@ def _split(dataset: str, split: str, wanted: tuple[Normalisation | None, Any], o
 def plan_training(
     model: str,
     dataset: str,
-    deletion: Deletion | None = Deletion(),  # noqa: B008 (it is frozen)
     *,
+    in_domain: bool = True,
+    grid: int = 4,
+    baseline: str = "zeros",
     seed: int = 0,
     device: str = "auto",
     precision: str = "32-true",
@@ -198,12 +200,14 @@ def plan_training(
     fraction: float = 1.0,
     permuted_labels: bool = False,
 ) -> Stage:
-    """Return the stage that makes the model for a data set: trained and, with a ``deletion``, then fine-tuned in-domain.
+    """Return the stage that makes the model for a data set: trained and, if ``in_domain``, then fine-tuned in-domain.
 
     Args:
         model: a name of :func:`idsds.list_models`.
         dataset: a name of :func:`idsds.list_datasets`.
-        deletion: grid and baseline of the patches on whose deletion the model is fine-tuned; None: it is not.
+        in_domain: whether to fine-tune on deleted patches.
+        grid: patches per side.
+        baseline: what replaces a deleted patch.
         seed: of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
@@ -223,11 +227,12 @@ def plan_training(
     shared |= {"permuted_labels": permuted_labels}
     train, val = (Stage(recipe=PAPER, deletion=None, **shared).split(split) for split in ("train", "val"))
     shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
+    deletion = Deletion(grid=grid, baseline=baseline) if in_domain else None
     if weights is not None:
-        recipe = _changed(DISTILL if deletion and DATASETS[dataset].distill else PAPER, changes)
+        recipe = _changed(DISTILL if in_domain and DATASETS[dataset].distill else PAPER, changes)
         return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
     recipe = Recipe(**entry.training)
-    if deletion is None:
+    if not in_domain:
         return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
     # Shorter and gentler than training: the weights should adapt to holes, not be learned again.
     tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})

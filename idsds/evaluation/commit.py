@@ -59,7 +59,7 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
         "status": "complete",
         **described(plan),
         "images": len(result.images),
-        "models": [{"model": job.model, "seed": job.seed, "weights": job.model_key} for job in plan.jobs],
+        "models": [{"model": job.model, "seed": job.seed, "weights": job.model_key, "distilled": job.distilled} for job in plan.jobs],
         "checkpoints": {**folder.checkpoints, **{job.source.key: job.weights for job in plan.jobs if isinstance(job.source, Stage)}},
         "skipped": list(result.skipped),
         "files": entries,

@@ -111,6 +111,12 @@ class Job:
         return digest([weights, code_digest(MODELS[self.built].build), own_digest(MODELS[self.built])])
 
     @property
+    def distilled(self) -> bool:
+        """Whether the net was fine-tuned in-domain without labels, as far as it is known: its score is IDSDS (distilled)."""
+        recipe = self.source.recipe if isinstance(self.source, Stage) and self.source.deletion is not None else None
+        return getattr(self.source, "distilled", False) is True or (recipe is not None and recipe.loss == "distill")
+
+    @property
     def built(self) -> str:
         """The registry's name of the net: a stage may go by a name of its own in the records."""
         return self.source.model if isinstance(self.source, Stage) else self.model

@@ -73,6 +73,7 @@ class Content:
         facts: the columns that are the same in every row: ``dataset``, ``protocol``, and the protocol's settings.
         families: of the methods.
         queried: by method, the deletions that it queries itself; with the same settings its score is a ceiling.
+        distilled: the models that were fine-tuned in-domain without labels.
         groups: by image id, what an image belongs to, such as a photo that several are crops of; empty where there is none.
         predicted: whether the class explained is the model's prediction, which is among the method-independent columns.
     """
@@ -86,13 +87,16 @@ class Content:
     predicted: bool
     queried: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    distilled: Collection[str] = ()
 
     @property
     def columns(self) -> list[str]:
         """The names of the frame's columns."""
         settings = [name for name in self.facts if name not in IDENTITY]
         own = [name for part in (*self.prepared, *self.parts) for name in part.columns]
-        return list(dict.fromkeys([*IDENTITY, *(["group"] if self.groups else []), *settings, *own]))
+        return list(
+            dict.fromkeys([*IDENTITY, *(["group"] if self.groups else []), *(["distilled"] if self.distilled else []), *settings, *own])
+        )
 
     def frame(self, columns: Sequence[str] | None = None, categorical: bool = False) -> pd.DataFrame:
         """One row per record: all columns, or those named. Raises UnknownNameError for one that there is not.
@@ -139,6 +143,8 @@ def _constants(name: str, content: Content) -> list[Any]:
         return [content.families[part.method or ""] for part in content.parts]
     if name == "ceiling":
         return [is_ceiling(part, content) for part in content.parts]
+    if name == "distilled":
+        return [part.model in content.distilled for part in content.parts]
     if name in ("model", "method", "seed", "grid"):
         return [getattr(part, name) for part in content.parts]
     return [content.facts[name]] * len(content.parts)
@@ -272,6 +278,7 @@ class Run:
             families=manifest["families"],
             queried=manifest["queried"],
             groups=dict(zip(images["image_id"].to_pylist(), groups, strict=False)),
+            distilled=sorted({entry["model"] for entry in manifest["models"] if entry.get("distilled")}),
             predicted=manifest["target"] == "prediction",
         )
 

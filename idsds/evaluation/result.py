@@ -87,6 +87,7 @@ class Result:
             families={name: family for job in plan.jobs for name, family in job.families.items()},
             queried={name: queried for job in plan.jobs for name, queried in job.queried.items()},
             groups=plan.groups,
+            distilled=sorted({job.model for job in plan.jobs if job.distilled}),
             predicted=plan.target == "prediction",
         )
 

@@ -47,10 +47,12 @@ from idsds.common.interventions import patch_size
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, ImageDataset
 from idsds.datasets.base import OnError, first
+from idsds.evaluation.evaluate import evaluate
 from idsds.models.base import describe
 from idsds.statistics.intervals import wilson
-from idsds.studies.base import DatasetName, Findings, Result, TrainingStudy
-from idsds.training.checkpoints import Machine, Stage, obtain, rehearse_stage
+from idsds.statistics.rankings import rank_agreement
+from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy
+from idsds.training.checkpoints import PRETRAINED, Machine, Stage, obtain, rehearse_stage
 from idsds.training.launch import is_main, launch, of_all
 from idsds.training.predict import accuracy
 from idsds.training.recipes import BaselineName, Deletion
@@ -73,16 +75,18 @@ def measure(
     Returns:
         Two rows: ``images`` (``intact``, ``one patch deleted``), ``accuracy`` (share in [0, 1], higher is better), ``low`` and
         ``high`` (95 % Wilson interval over images), ``top5`` (accuracy with five guesses), ``top5_low``, ``top5_high``, ``count`` of
-        images, ``skipped``, those that could not be read.
+        images, ``skipped``, those that could not be read. Images that belong together, such as the crops of a photo, count as one in the
+        intervals, which are then too wide rather than too narrow.
     """
     kinds = {"intact": None, "one patch deleted": deletion}
     shares = launch(_measure, model, test, list(kinds.values()), batch_size or 64, workers, **machine)
     skipped = len(of_all(test.skipped))
     count, rows = len(test) - skipped, []
+    units = count if test.groups is None else min(count, len(set(test.groups)))
     for kind, (share, near) in zip(kinds, shares, strict=True):
         row: dict[str, Any] = {"images": kind}
         for name, value, ends in (("accuracy", share, ("low", "high")), ("top5", near, ("top5_low", "top5_high"))):
-            row |= {name: value, **dict(zip(ends, wilson(round(value * count), count), strict=True))}
+            row |= {name: value, **dict(zip(ends, wilson(value * units, units), strict=True))}
         rows.append({**row, "count": count, "skipped": skipped})
     return rows
 
@@ -111,13 +115,44 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
     return (intact - deleted)[["before", "after"]].assign(intact_change=intact["after"] - intact["before"]).reset_index()
 
 
+def ranking_changes(records: pd.DataFrame) -> pd.DataFrame:
+    """Return what fine-tuning did to the drops, and to the ranking of methods.
+
+    Args:
+        records: of :func:`idsds.evaluate`, with ``label``, ``before`` or ``after``.
+
+    Returns:
+        One row per model: ``largest_drop_before`` and ``largest_drop_after``, medians over images of the largest drop (logits); ``rho``,
+        Spearman's correlation of the methods' mean scores before and after, with ``low``, ``high``; ``tau``, Kendall's; ``methods`` that
+        were compared, all but the controls, and ``images``.
+    """
+    methods = [name for name, family in zip(records["method"], records["family"], strict=True) if family != "control"]
+    agreed = rank_agreement(records, "label", list(dict.fromkeys(methods)))
+    agreed = agreed[(agreed["first"] == "before") & (agreed["second"] == "after")].set_index("model")
+    once = records.drop_duplicates(["label", "model", "seed", "image_id"])
+    largest = once.assign(largest=[max(drops) for drops in once["drops"]]).pivot_table(
+        "largest", "model", "label", aggfunc="median", sort=False
+    )
+    table = largest.rename(columns={label: f"largest_drop_{label}" for label in ("before", "after")})[
+        ["largest_drop_before", "largest_drop_after"]
+    ]
+    names = {"rho": "rho", "low": "rho_low", "high": "rho_high", "tau": "tau", "methods": "methods", "images": "count"}
+    return table.assign(**{name: agreed[column] for name, column in names.items()}).rename_axis(columns=None).reset_index()
+
+
 class Finetune(TrainingStudy):
-    """Fine-tune models in-domain, and measure what it did to their accuracies on the first ``images`` test images."""
+    """Fine-tune models in-domain, and measure what it did to their accuracies on the first ``images`` test images.
+
+    With ``methods``, also to the drops and to the ranking of methods, on the first ``ranked_images``; that is for models that start from
+    published weights, since they are what is judged before.
+    """
 
     PLAN_BY = ("model", "stage")
 
     dataset: DatasetName
     images: PositiveInt
+    methods: list[MethodName] = []
+    ranked_images: PositiveInt = 60
     grid: PositiveInt = 4
     baseline: BaselineName = "zeros"
     root: str | None = None
@@ -130,6 +165,10 @@ class Finetune(TrainingStudy):
     def _fits_together(self) -> Self:
         size = DATASETS[self.dataset].image_size
         patch_size(size, size, self.grid)
+        if self.methods and any(self.checkpoints.get(model) != PRETRAINED for model in self.models):
+            raise ValueError("methods: a ranking before and after needs models whose checkpoints are 'pretrained'")
+        if self.methods and self.root is not None:
+            raise ValueError("methods: a ranking reads its images in $IDSDS_DATA, not in a root")
         for option in self._data_options():
             if option not in DATASETS[self.dataset].options:
                 raise UnknownNameError(f"option of data set {self.dataset!r}", option, DATASETS[self.dataset].options)
@@ -207,6 +246,19 @@ class Finetune(TrainingStudy):
                 table.to_csv(file, index=False)
         return table
 
+    def ranked(self, progress: bool = True) -> pd.DataFrame:
+        """Judge the methods on the nets before and after: the records of :func:`idsds.evaluate`, with ``label``."""
+        names = ("methods", "dataset", "grid", "baseline", "device", "precision")
+        shared = {name: getattr(self, name) for name in names} | {"images": self.ranked_images, "progress": progress}
+        parts = []
+        for seed in self.seeds:
+            tuned = {stage.model: stage for stage in self.stages() if stage.seed == seed}
+            for label, protocol, models in (("before", "single_deletion", self.models), ("after", "idsds", tuned)):
+                checkpoints = self.checkpoints if label == "before" else None
+                run = {"protocol": protocol, "seed": seed, "checkpoints": checkpoints, "output": f"{self.output}/{label}_{seed}"}
+                parts.append(evaluate(models, **shared, **run).assign(label=label))
+        return pd.concat(parts, ignore_index=True)
+
     def _run(self, progress: bool) -> Result:
         trained = self.train(progress)
         table, mean = trained.drop(columns="checkpoint"), (cost := costs(trained)).mean(numeric_only=True)
@@ -215,5 +267,10 @@ class Finetune(TrainingStudy):
             f"The accuracy on intact images changes by {mean['intact_change']:+.1%}.",
             f"These are means of {len(cost)} nets, {table['count'].max()} images each.",
         ]
+        tables = {"": table, "costs": cost}
+        if self.methods:
+            tables["ranking"] = changes = ranking_changes(self.ranked(progress))
+            agreed = ", ".join(f"{row.rho:.2f} [{row.low:.2f}, {row.high:.2f}] on {row.model}" for row in changes.itertuples())
+            sentences[2] = f"The ranking of methods before and after correlates by {agreed} (Spearman)."
         draw = partial(plots.finetune, table, columns=self.columns)
-        return Result(self.stem, {"": table, "costs": cost}, Findings(sentences), draw, trained)
+        return Result(self.stem, tables, Findings(sentences), draw, trained)

@@ -103,7 +103,7 @@ def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, 
                 drops=np.asarray(by_image[image_id]["drops"].iloc[0]).reshape(grid, grid),
                 records=by_image[image_id],
                 maps={name: values[row] for name, values in shown.items()},
-                score=SCORES[plan.protocol.name],
+                score=SCORES[plan.protocol.name] + " (distilled)" * job.distilled,
             )
 
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from idsds import plots, published
 from idsds.common.devices import _one_of
-from idsds.datasets import DATASETS
 from idsds.evaluation.costs import load_costs
 from idsds.methods.base import ABSOLUTE, METHODS, split_name
 from idsds.models.quantity import as_quantity
@@ -114,7 +113,7 @@ def _comparisons(table: pd.DataFrame, families: Mapping[str, str]) -> Iterator[t
 
 def _model_pairs(models: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yield (finding, model that it puts first, model that it puts second) by the models' names."""
-    depth = {m: (found[1], int(found[2])) for m in models if (found := re.fullmatch(r"(.*[a-z])(\d+)", m))}
+    depth = {m: (found[1], int(found[2])) for m in models if (found := re.fullmatch(r"(.*(?:net|vgg))(\d+)", m))}
     for first, (family, shallow) in depth.items():
         for second, (other, deep) in depth.items():
             if family == other and shallow < deep:
@@ -145,9 +144,8 @@ class RankMethods(EvaluationStudy):
 
     @property
     def score(self) -> str:
-        """The name of the score, which says so if a net was fine-tuned without labels."""
-        of = "" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}"
-        return SCORES[self.protocol] + of + (" (distilled)" if self.protocol == "idsds" and DATASETS[self.dataset].distill else "")
+        """The name of the score, on nets that were not fine-tuned without labels."""
+        return SCORES[self.protocol] + ("" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}")
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run of the protocol."""
@@ -158,14 +156,15 @@ class RankMethods(EvaluationStudy):
         records = select_images(everything, self.only, self.common)
         where = images_said(everything, records, self.only, self.common)
         table, claims, controls, drops = rank(records), published_findings(records), beside_controls(records), drops_of(records)
+        score = named_score(records, self.score)
         as_published = self.protocol == "idsds" and self.quantity == "logit"
         compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
         costs = load_costs(self.output).groupby(["model", "method"])[["milliseconds", "megabytes"]].mean().reset_index()
-        table = table.merge(costs, on=["model", "method"], how="left")
+        table = table.merge(costs, on=["model", "method"], how="left").assign(**({"score": score} if score != self.score else {}))
 
         def draw() -> list[Figure]:
-            options = {"n_patches": self.grid**2, "score": self.score, "columns": self.columns, "published": compared, "where": where}
+            options = {"n_patches": self.grid**2, "score": score, "columns": self.columns, "published": compared, "where": where}
             return [
                 plots.rank_methods(table, families, **options),
                 plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns),
@@ -173,7 +172,7 @@ class RankMethods(EvaluationStudy):
 
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
         tables["poster"] = poster_findings()
-        findings = Findings([*best(table, self.score), *above(controls)], beside_poster(claims))
+        findings = Findings([*best(table, score), *above(controls), *below_zero(table)], beside_poster(claims))
         return Result(self.stem, tables, findings, draw, records)
 
 
@@ -206,7 +205,22 @@ def above(controls: pd.DataFrame) -> list[str]:
     if controls.empty:
         return []
     counts = [int((controls["verdict"] == verdict).sum()) for verdict in (SUPPORTED, CONTRADICTED)]
-    return [f"Of {len(controls)} pairs of model and method, {counts[0]} score above every control and {counts[1]} below the best one."]
+    some = set(controls.loc[controls["verdict"] == SUPPORTED, "model"])
+    none = [model for model in dict.fromkeys(controls["model"]) if model not in some]
+    text = f"Of {len(controls)} pairs of model and method, {counts[0]} score above every control and {counts[1]} below the best one"
+    return [text + (f"; none is above on {', '.join(none)}." if none and some else ".")]
+
+
+def below_zero(table: pd.DataFrame) -> list[str]:
+    """Name the methods whose whole interval is below 0, from a table of :func:`idsds.rank`: they rank patches in the wrong order."""
+    rows = table[table["high"] < 0].sort_values("mean", kind="stable")
+    scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
+    return [f"The whole interval is below 0 for {', '.join(scores)}."] if scores else []
+
+
+def named_score(records: pd.DataFrame, score: str) -> str:
+    """The name of a score, with "(distilled)" where a net of the records was fine-tuned in-domain without labels."""
+    return f"{score} (distilled)" if "distilled" in records and records["distilled"].any() else score
 
 
 def drops_of(records: pd.DataFrame) -> pd.DataFrame:

@@ -76,7 +76,8 @@ def finetune(
             :class:`~idsds.training.recipes.Recipe`. ``loss="distill"`` needs no labels.
 
     Returns:
-        The copy, in eval mode on the CPU, whose attribute ``in_domain`` says what it was fine-tuned with.
+        The copy, in eval mode on the CPU, whose attribute ``in_domain`` says what it was fine-tuned with, and
+        ``distilled`` whether that was without labels; the records then say so too.
 
     Raises:
         SettingsError: for a recipe, a grid or a baseline that there is not.
@@ -119,6 +120,7 @@ def finetune(
         path.with_suffix(".resume.pt").unlink(missing_ok=True)
         _load(tuned, path)
     tuned.in_domain = deletion  # type: ignore[assignment]
+    tuned.distilled = settings.loss == "distill"  # type: ignore[assignment]
     return tuned.eval()
 
 

@@ -164,7 +164,8 @@ class RankMethods(EvaluationStudy):
         table = table.merge(costs, on=["model", "method"], how="left").assign(**({"score": score} if score != self.score else {}))
 
         def draw() -> list[Figure]:
-            options = {"n_patches": self.grid**2, "score": score, "columns": self.columns, "published": compared, "where": where}
+            options = {"n_patches": self.grid**2, "score": score, "models": self.models, "columns": self.columns}
+            options |= {"published": compared, "where": where}
             return [
                 plots.rank_methods(table, families, **options),
                 plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns),

@@ -24,24 +24,24 @@ def packages():
 def test_a_ranking_of_a_net_that_was_tuned_without_labels_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("idsds.datasets.photos.POOL", 1)
     changes = {"models": ["squeezenet1_1"], "checkpoints": {"squeezenet1_1": "pretrained"}, "epochs": 1, "batch_size": 20}
-    shared = {"dataset": "photos20", "methods": METHODS, "images": 10}
-    tuned = Finetune(**shared, **changes, ranked_images=10, output=str(tmp_path / "finetune"))
+    shared = {"dataset": "photos20", "methods": METHODS, "images": 6}
+    tuned = Finetune(**shared, **changes, ranked_images=6, output=str(tmp_path / "finetune"))
     result = tuned.run(progress=False)
     ranking = result.tables["ranking"].iloc[0]
-    assert ranking["methods"] == 3 and ranking["images"] == 10 and ranking["largest_drop_before"] > 0
+    assert ranking["methods"] == 3
+    assert ranking["images"] == 6
+    assert ranking["largest_drop_before"] > 0
     assert ranking["low"] <= ranking["rho"] <= ranking["high"]
-    wilson_of_crops = result.table.iloc[0]
-    assert wilson_of_crops["count"] == 10
+    assert (result.table["count"] == 6).all()
 
-    (stage,) = tuned.stages()
-    output = str(tmp_path / "records")
-    records = idsds.evaluate({"squeezenet1_1": stage}, METHODS, "photos20", images=10, output=output, progress=False)
-    assert records["distilled"].all() and idsds.load_records(output)["distilled"].all()
+    records = idsds.load_records(tmp_path / "finetune" / "after_0")
+    assert records["distilled"].all()
     assert {"group", "distilled"} <= set(records)
 
     plain = RankMethods(models=["squeezenet1_1"], protocol="single_deletion", output=str(tmp_path / "plain"), **shared)
     result = plain.run(progress=False)
-    assert "distilled" not in result.records and "score" not in result.table
+    assert "distilled" not in result.records
+    assert "score" not in result.table
     means = result.table.set_index("method")["mean"]
     assert means["Grad-CAM"] > means["Gradient"]
     assert (result.table["interval"].str.contains("group")).all()

@@ -164,6 +164,7 @@ class _Look:
     def job(self, name: str, net: nn.Module | Stage | None, seed: int) -> Job:
         """One model with one training seed."""
         given, dataset, settings = self.given, self.given.dataset, self.given.settings
+        methods = _for_model(given.methods, name, list(given.models))
         source = _source(name, net, dataset, self.entry, seed, given.checkpoints, given.device, given.precision, settings)
         built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
         space = MODELS[built].normalisation if built else as_normalisation(given.normalisation)
@@ -173,22 +174,22 @@ class _Look:
             _checked_grid(self.entry, settings["grid"], data.view[:1] * 2)
         ids = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
         indices = tuple(fixed_order(ids)[: given.images or DEFAULT_IMAGES])
-        fitting, excluded, bound = _applicable(given.methods, skeleton(built) if built else net, seed, self.own.values())
+        fitting, excluded, bound = _applicable(methods, skeleton(built) if built else net, seed, self.own.values())
         if name in self.own:
-            bound |= {m: reason for m, reason in self._unfit(name, fitting, data, indices).items() if m in fitting}
+            bound |= {m: reason for m, reason in self._unfit(name, fitting, methods, data, indices).items() if m in fitting}
             fitting = {m: method for m, method in fitting.items() if m not in bound}
-            self.notes |= dict.fromkeys(filter(None, (doubt(m, given.methods[m], name, net) for m in fitting)))
+            self.notes |= dict.fromkeys(filter(None, (doubt(m, methods[m], name, net) for m in fitting)))
         self.notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
         if given.quantity is not None:
-            excluded |= unexplained(given.quantity, fitting, given.methods)
+            excluded |= unexplained(given.quantity, fitting, methods)
             fitting = {m: method for m, method in fitting.items() if m not in excluded}
         groups, passes = _groups(fitting, self.entry, settings)
         return Job(
             model=name,
             seed=seed,
             source=source,
-            wanted=given.methods,
-            methods={method: given.methods[method] for method in fitting},
+            wanted=methods,
+            methods={method: methods[method] for method in fitting},
             excluded=excluded | bound,
             data=where,
             indices=indices,
@@ -199,15 +200,34 @@ class _Look:
             facts=self.known[name][0] if name in self.own else None,
         )
 
-    def _unfit(self, name: str, fitting: Mapping[str, Method], data: Dataset, indices: Sequence[int]) -> dict[str, str]:
+    def _unfit(
+        self, name: str, fitting: Mapping[str, Method], methods: Mapping[str, Any], data: Dataset, indices: Sequence[int]
+    ) -> dict[str, str]:
         """The methods that do not fit a net of the user's, with the reason, from a look at two images."""
         given, net = self.given, self.own[name]
         if name not in self.known:
             pair = two_images(data, indices)
             facts = examined(name, net, pair, given.device, given.channels_last)
-            self.known[name] = facts, unfit(fitting, given.methods, facts, net, pair, given.device)
+            self.known[name] = facts, unfit(fitting, methods, facts, net, pair, given.device)
             self.notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, self.entry, given.settings)])])
         return self.known[name][1]
+
+
+def _for_model(methods: Mapping[str, Any], model: str, models: Sequence[str]) -> dict[str, Any]:
+    """The methods as one model gets them: an option ``layer`` that is a mapping names the layer by model.
+
+    Raises UnknownNameError for a model that is not judged.
+    """
+    mine = dict(methods)
+    for name, value in methods.items():
+        options = value[1] if isinstance(value, tuple) and len(value) == 2 else None
+        if isinstance(options, Mapping) and isinstance(layers := options.get("layer"), Mapping):
+            for other in layers:
+                if other not in models:
+                    raise UnknownNameError(f"model with a layer of {name!r}", other, models)
+            rest = {key: option for key, option in options.items() if key != "layer"}
+            mine[name] = (value[0], rest | ({"layer": layers[model]} if model in layers else {}))
+    return mine
 
 
 def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def evaluate(
             :func:`idsds.training.checkpoints.plan_training` will do, which is trained when it is needed and cached.
         methods: names, or ``{"my_method": callable(images, targets) -> maps}``, an object of captum, torchcam or pytorch-grad-cam, or maps
             that were computed elsewhere (see :mod:`idsds.methods.own`); ``None`` as the value stands for the registry's method of that
-            name, and a pair for one with other options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or for a call with further arguments.
+            name, and a pair for one with other options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or for a call with further arguments. A
+            ``layer`` may be named by model: ``{"Grad-CAM": ("Grad-CAM", {"layer": {"my_net": "4"}})}``.
             A method that does not apply to one of several models, or that explains another net, is left out there.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.

@@ -80,7 +80,8 @@ def no_grad_cam(model: nn.Module) -> str | None:
 
 def _last_features(model: nn.Module) -> str:
     """Return the name of the last module whose type gives feature maps; "" if there is none."""
-    names = [name for name, module in model.named_modules() if isinstance(module, CHANNELS_FIRST) and "1d" not in type(module).__name__]
+    kinds = [(name, type(module).__name__) for name, module in model.named_modules() if isinstance(module, CHANNELS_FIRST)]
+    names = [name for name, kind in kinds if "1d" not in kind and not kind.startswith("Adaptive")]  # those pool all positions into one
     return names[-1] if names else ""
 
 

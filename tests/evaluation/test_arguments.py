@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import idsds
+from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import _source
 from idsds.evaluation.plan import named_dataset
 from idsds.protocols import PROTOCOLS
@@ -70,3 +72,24 @@ def test_a_folder_by_name_whose_file_was_replaced_is_computed_again(tmp_path, mo
     assert score("b") == before
     write(2_000)
     assert score("a") == score("c") == score(None) != before
+
+
+def test_a_cam_layer_is_named_by_model():
+    nets = {
+        name: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        ).eval()
+        for name in ("a", "b")
+    }
+    images = [(torch.rand(3, 16, 16), number % 3) for number in range(4)]
+    run = {"models": nets, "dataset": images, "protocol": "single_deletion", "output": None, "progress": False}
+    for layers in ({"a": "2", "b": "0"}, {"a": "0", "b": "2"}):
+        records = idsds.evaluate(methods={"Grad-CAM": ("Grad-CAM", {"layer": layers})}, **run)
+        for model, layer in layers.items():
+            alone = idsds.evaluate(methods={"Grad-CAM": ("Grad-CAM", {"layer": layer})}, **run | {"models": {model: nets[model]}})
+            mine = records[records["model"] == model]["patch_sums"]
+            assert np.array_equal(np.stack(mine), np.stack(alone["patch_sums"]))
+    with pytest.raises(UnknownNameError, match="model with a layer of 'Grad-CAM'"):
+        idsds.evaluate(methods={"Grad-CAM": ("Grad-CAM", {"layer": {"c": "2"}})}, **run)
+    with pytest.raises(ValueError, match=r'"layer": "2"'):  # the last convolution, not what pools it into one position
+        idsds.evaluate(methods=["Grad-CAM"], **run)

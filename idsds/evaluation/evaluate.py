@@ -115,8 +115,9 @@ def evaluate(
             the fine-tuned one), which costs one more forward pass per image and grid. Labels then need not be classes of the model.
         quantity: what is explained and judged of that class, by methods and protocol alike: its ``logit``, its ``probability`` (softmax),
             or a ``contrast``, its logit minus the highest other logit of the same input, or ``("contrast", 3)``, minus that of class 3. A
-            method that is defined by the logit is left out for the other two. None: methods explain the logit (RISE the probability,
-            as in its paper), and the protocol reads what its own page says.
+            method that is defined by the logit is left out for the other two; maps that were computed elsewhere are
+            taken as they are. None: methods explain the logit (RISE the probability, as in its paper), and the protocol reads what its own
+            page says.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         checkpoints: files of weights by model name, used in place of training; ``pretrained`` stands for the published weights as they are.

@@ -13,7 +13,7 @@ $(PAPERMILL) notebooks/$(1).ipynb runs/$(PROFILE)/$(1)/$(1).ipynb -f params/$(PR
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: lock help setup rank reproduce test lint bench lab docs clean
+.PHONY: lock lowest torture help setup rank reproduce test lint bench lab docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,18 @@ lint: setup ## check the style
 
 bench: setup ## measure speed and memory, as ratios in one run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+torture: setup ## some 500 trials of kills, writers, full disks, flipped bits, lost workers: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
+
+# Of what the extras bring, what the chosen tests need; a lower bound that is not true fails here.
+lowest: setup ## install the lowest versions that pyproject.toml allows into build/lowest, and test a part (pip install uv)
+	$(PYTHON) -m venv build/lowest
+	$(BIN)/python -m uv pip compile pyproject.toml --extra cluster --extra gradcam --extra saliency --extra zennit \
+		--resolution lowest-direct --no-header --no-annotate -q -o build/lowest/requirements.txt
+	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python -r build/lowest/requirements.txt "pytest>=8.3" "scikit-image>=0.25"
+	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common tests/models/test_weights.py tests/methods \
+		tests/protocols tests/evaluation -m "not slow"
 
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

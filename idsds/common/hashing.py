@@ -178,6 +178,11 @@ VERSIONED += ("mlxtend", "scikit-learn", "pillow", "pandas", "pyarrow")
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that compute numbers."""
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in VERSIONED:
         try:

@@ -413,17 +413,24 @@ def _row(name: str, outcomes: list[tuple[str, str]]) -> dict[str, Any]:
 
 def _with_workers(place: Path, seed: int, trials: int) -> list[dict[str, Any]]:
     """Workers that are lost, that are without the disk from the beginning, that lose it, or that have other code."""
+    outcomes: dict[str, list[tuple[str, str]]] = {"worker lost": [], "worker without the disk": [], "worker with other code": []}
+    with contextlib.ExitStack() as stack:
+        client = _client(stack)
+        for number in range(trials):
+            name = list(outcomes)[0 if number % 3 == 0 else number % 3]
+            if len(client.scheduler_info()["workers"]) < 2:
+                stack.close()
+                client = _client(stack)
+            outcomes[name].append(_trial(place, f"{seed} {name} {number}", lambda world, n=name, c=client: _spoiled(world, c, n), linear))
+    return [_row(name, some) for name, some in outcomes.items()]
+
+
+def _client(stack: contextlib.ExitStack) -> Any:
     from dask.distributed import Client
 
     from idsds.evaluation import cluster
 
-    outcomes: dict[str, list[tuple[str, str]]] = {"worker lost": [], "worker without the disk": [], "worker with other code": []}
-    with cluster.local(2) as made, Client(made, set_as_default=False) as client:
-        for number in range(trials):
-            name = list(outcomes)[0 if number % 2 else 1 + number // 2 % 2]
-            client.wait_for_workers(2, timeout=120)
-            outcomes[name].append(_trial(place, f"{seed} {name} {number}", lambda world, name=name: _spoiled(world, client, name), linear))
-    return [_row(name, some) for name, some in outcomes.items()]
+    return stack.enter_context(Client(stack.enter_context(cluster.local(2)), set_as_default=False))
 
 
 def _spoiled(world: World, client: Any, name: str) -> None:
@@ -480,7 +487,7 @@ def main() -> None:
     """Print the table, and fail where a number was wrong without a word."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=480)
-    parser.add_argument("--workers", type=int, default=30)
+    parser.add_argument("--workers", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.set_num_threads(1)

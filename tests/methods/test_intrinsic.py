@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from idsds.methods import create_method, list_methods
 from idsds.methods.intrinsic import dense_batch
 from idsds.models import create_model
+from idsds.models.bagnet import BagNet
 from tests.methods.nets import ConvNet, images_of, mini, seeded
 
 TARGETS = torch.tensor([1, 7])
@@ -33,18 +34,29 @@ def test_dense_maps_are_bounded_by_their_own_memory() -> None:
         published = create_model("bagnet33")
     # 4 tensors of 2048 channels of 4 bytes are 33 kB per pixel, where an ordinary pass is reckoned at 2: one image where there were 8.
     assert [dense_batch(published, batch) for batch in (1, 8, 16, 17, 160)] == [1, 1, 1, 2, 10]
-    assert dense_batch(mini("mini_bagnet"), 64) == 63
+    assert dense_batch(mini("mini_bagnet"), 64) == 42
 
 
 def test_bagnet_adds_up_to_the_logit() -> None:
     model, images = mini("mini_bagnet"), images_of(2, 24, 30)
     found = create_method("BagNet", model)(images, TARGETS)[:, 0]
     half = model.window // 2
-    # The net itself does not pad, and strides over windows.
+    # The net strides over windows, the last of which reach beyond the image.
     stride = math.prod(module.stride[0] for name, module in model.named_modules() if name.endswith("conv2") and "." in name)
     with torch.no_grad():
         wanted = model(images).gather(1, TARGETS[:, None])[:, 0]
-    assert torch.allclose(found[:, half : 24 - half : stride, half : 30 - half : stride].mean(dim=(1, 2)), wanted, rtol=0, atol=1e-9)
+    below, right = (-(side - model.window) % stride for side in (24, 30))
+    averaged = found[:, half : 24 + below - half : stride, half : 30 + right - half : stride].mean(dim=(1, 2))
+    assert torch.allclose(averaged, wanted, rtol=0, atol=1e-9)
+
+
+def test_the_small_bagnet_has_the_papers_proportion_and_sees_the_whole_image() -> None:
+    model, images = create_model("mini_bagnet"), torch.rand(4, 3, 32, 32, requires_grad=True)
+    assert model.window / 8 == pytest.approx(33 / 56, abs=0.05)
+    (gradient,) = torch.autograd.grad(model(images).square().sum(), images)
+    assert (gradient.abs().sum(dim=(0, 1)) > 0).all()
+    published = BagNet(10, width=2)
+    assert (published.window, published.stride, published.cover) == (33, 8, False)
 
 
 def test_bcos_adds_up_to_the_logit_less_its_constant() -> None:

@@ -203,7 +203,8 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
             score = example.records.loc[name, "score"]
             layout.text(left, top - 0.17, name, layout.cell)
             weight = "bold" if score == best else "normal"
-            layout.text(left, top - 0.05, f"{example.score} {_number(score, 2)}", layout.cell, weight=weight)
+            called = example.score if len(example.score) <= len("IDSDS") else "score"  # a long name is at the foot alone
+            layout.text(left, top - 0.05, f"{called} {_number(score, 2)}", layout.cell, weight=weight)
             _draw_map(
                 layout.axes(line + below, 2 + column),
                 values,

@@ -104,8 +104,15 @@ def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
     size = 5.5 * min(1.0, 4 / len(values))
     for (row, column), value in np.ndenumerate(values):
         look = {"ha": "center", "va": "center", "color": "white" if abs(value) > 0.6 * limit else "black"}
-        axes.text(column, row - 0.17, f"{value:.1g}" if 0 < abs(value) < 0.01 else f"{value:.2g}", fontsize=size, **look)
+        axes.text(column, row - 0.17, _short(value), fontsize=size, **look)
         axes.text(column, row + 0.23, f"{ranks[row, column]:g}", fontsize=size * 1.15, fontweight="bold", **look)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title, fontsize=7.5)
+
+
+def _short(value: float) -> str:
+    """Two digits, as wide as a cell allows: 6.1, 0.57, 630, and 1e-03 for what is nearly nothing."""
+    if 99.5 <= abs(value) < 99_999.5:
+        return f"{value:.0f}"
+    return f"{value:.1g}" if 0 < abs(value) < 0.01 else f"{value:.2g}"

@@ -23,13 +23,14 @@ _NAMES = {
 }
 
 
-def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2) -> Figure:
+def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, str], *, score: str = "IDSDS", columns: int = 2) -> Figure:
     """Draw the mean IDSDS of every method, a panel for each varied setting, with Kendall's tau to the reference above.
 
     Args:
         table: from :func:`idsds.studies.stability.means`.
         agreed: from :func:`idsds.studies.stability.agreement`.
         families: family of each method, for its marker.
+        score: name of the score.
         columns: width of the figure, in columns of a paper.
     """
     methods = list(table[table["variant"] != "all"].groupby("method")["mean"].mean().sort_values(ascending=False).index)
@@ -39,7 +40,7 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
             _panel(axes, table[table["kind"] == kind], agreed[agreed["kind"] == kind], kind, methods, families)
             axes.set_title("abcd"[number], loc="left", fontsize=9, fontweight="bold")
         for row in grid:
-            row[0].set_ylabel("IDSDS: mean rank correlation,\nhigher is better ↑", fontsize=7)
+            row[0].set_ylabel(f"{score}: mean rank correlation,\nhigher is better ↑", fontsize=7)
         handles = handles_of(methods, families)
         handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images (of 'all': over seeds and images)"))
         figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2, frameon=False, fontsize=7)

@@ -391,6 +391,11 @@ class TrainingStudy(Study):
         return plan_training(model, dataset, seed=seed, weights=weights, changes=changes, **machine, **options)
 
 
+def named_score(records: pd.DataFrame, score: str) -> str:
+    """The name of a score, with "(distilled)" where a net of the records was fine-tuned in-domain without labels."""
+    return f"{score} (distilled)" if "distilled" in records and records["distilled"].any() else score
+
+
 def resolve(**arguments: Any) -> engine.Plan:
     """Resolve the keyword arguments of :func:`idsds.evaluate` into its nets, methods and images, for what its records do not hold."""
     bound = inspect.signature(evaluate).bind(**arguments)

@@ -24,7 +24,7 @@ from idsds.models import MODELS
 from idsds.protocols import PROTOCOLS
 from idsds.statistics.rankings import rank_agreement, rank_each
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result, check_unique, resolve
+from idsds.studies.base import EvaluationStudy, Findings, Result, check_unique, named_score, resolve
 from idsds.studies.finetune import measure
 from idsds.training.checkpoints import PRETRAINED, check_starts
 from idsds.training.recipes import Deletion
@@ -241,14 +241,21 @@ class CompareProtocols(EvaluationStudy):
         records = self.records(progress)
         places, agreed, shares = rank_each(records, "label"), agreement(records), self.accuracies()
         repeated = self.repeatability(records)
+        said = findings(records, agreed, shares)
         families = dict(zip(records["method"], records["family"], strict=True))
+
+        tables = {"": places, "agreement": agreed, "accuracy": shares, "repeatability": repeated}
+        tables["properties"] = self.properties(records, agreed, shares, repeated)
+        if (score := named_score(records, "IDSDS")) != "IDSDS":  # by every protocol's label
+            tables = {name: table.replace("IDSDS", score) for name, table in tables.items()}
+            named = None if said.verdicts is None else said.verdicts.rename(columns=lambda name: name.replace("IDSDS", score))
+            said = Findings([text.replace("by IDSDS", f"by {score}") for text in said.sentences], named)
+        places, agreed = tables[""], tables["agreement"]
 
         def draw() -> Figure:
             return plots.compare_protocols(places, agreed, shares, families, columns=self.columns)
 
-        tables = {"": places, "agreement": agreed, "accuracy": shares, "repeatability": repeated}
-        tables["properties"] = self.properties(records, agreed, shares, repeated)
-        return Result(self.stem, tables, findings(records, agreed, shares), draw, records)
+        return Result(self.stem, tables, said, draw, records)
 
 
 def _span(values: pd.Series, form: str = "+.2f") -> str:

@@ -26,7 +26,7 @@ from idsds.methods.base import _reason
 from idsds.models.quantity import as_quantity
 from idsds.statistics import images_said, paired_differences, rank, select_images
 from idsds.statistics.means import rivals
-from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique
+from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score
 from idsds.studies.rank_methods import SCORES
 from idsds.training.recipes import BaselineName
 
@@ -108,6 +108,7 @@ class Leaderboard(EvaluationStudy):
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
         kept = select_images(records, self.only, self.common)
+        score = named_score(records, self.score)
         table = with_costs(standing(kept), load_costs(self.output))
         as_published = self.protocol == "idsds" and self.quantity == "logit" and not self.offset
         compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
@@ -115,11 +116,11 @@ class Leaderboard(EvaluationStudy):
 
         def draw() -> Figure:
             where = images_said(records, kept, self.only, self.common)
-            options = {"n_patches": len(records["drops"].iloc[0]), "score": self.score, "where": where, "columns": self.columns}
+            options = {"n_patches": len(records["drops"].iloc[0]), "score": score, "where": where, "columns": self.columns}
             return plots.leaderboard(table, families, published=compared, **options)
 
         tables = {"": table, "left_out": self.left_out, "published": compared}
-        return Result(self.stem, tables, findings(table, self.score), draw, records)
+        return Result(self.stem, tables, findings(table, score), draw, records)
 
 
 def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

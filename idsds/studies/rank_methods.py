@@ -21,7 +21,7 @@ from idsds.models.quantity import as_quantity
 from idsds.statistics import images_said, paired_differences, rank, select_images
 from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
-from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result
+from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, named_score
 
 Treatment = tuple[str, str]  # model, method
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
@@ -217,11 +217,6 @@ def below_zero(table: pd.DataFrame) -> list[str]:
     rows = table[table["high"] < 0].sort_values("mean", kind="stable")
     scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
     return [f"The whole interval is below 0 for {', '.join(scores)}."] if scores else []
-
-
-def named_score(records: pd.DataFrame, score: str) -> str:
-    """The name of a score, with "(distilled)" where a net of the records was fine-tuned in-domain without labels."""
-    return f"{score} (distilled)" if "distilled" in records and records["distilled"].any() else score
 
 
 def drops_of(records: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from idsds.statistics import nested_bootstrap
 from idsds.statistics.intervals import percentile_ends, rng_for
 from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each, spearman, weighted_means
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique
+from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique, named_score
 from idsds.training.checkpoints import starts_from_package, trains_from_scratch
 from idsds.training.recipes import BaselineName
 
@@ -207,5 +207,5 @@ class Stability(EvaluationStudy):
         records = self.records(progress)
         table, agreed = means(records), agreement(records)
         families = dict(zip(records["method"], records["family"], strict=True))
-        draw = partial(plots.stability, table, agreed, families, columns=self.columns)
+        draw = partial(plots.stability, table, agreed, families, score=named_score(records, "IDSDS"), columns=self.columns)
         return Result(self.stem, {"": table, "agreement": agreed, "spreads": spreads(table)}, findings(table, agreed), draw, records)

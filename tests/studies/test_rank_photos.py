@@ -50,7 +50,7 @@ def test_a_ranking_of_a_net_that_was_tuned_without_labels_says_so(tmp_path, monk
 
 
 def test_the_name_of_the_score_follows_the_training():
-    from idsds.studies.rank_methods import named_score
+    from idsds.studies.base import named_score
 
     assert named_score(pd.DataFrame({"distilled": [False, True]}), "IDSDS") == "IDSDS (distilled)"
     assert named_score(pd.DataFrame({"score": [1.0]}), "IDSDS") == "IDSDS"

@@ -32,6 +32,7 @@ from idsds.datasets import create_dataset
 from idsds.datasets.base import ImageDataset
 
 GOAL, SIZE = 1.1, (500, 375)  # of ImageNet's median image
+COUNT = [0]  # images in the folder
 
 
 def folder_of(images: int, folder: Path) -> ImageDataset:
@@ -62,7 +63,7 @@ def evaluate(data: object, methods: list[str], workers: int, models: int = 1, se
     nets = {f"net {number}": small_net(width) for number in range(models)}
     with tempfile.TemporaryDirectory() as folder:
         idsds.evaluate(
-            nets, methods, data, "single_deletion", images=None if isinstance(data, str) else len(data), seed=list(range(seeds)),
+            nets, methods, data, "single_deletion", images=COUNT[0] if isinstance(data, str) else len(data), seed=list(range(seeds)),
             output=folder, workers=workers, progress=False, device="cpu", normalisation=IMAGENET,
         )  # fmt: skip
 
@@ -79,6 +80,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         data = folder_of(given.images, Path(folder))
+        COUNT[0] = len(data)
         memory = TensorDataset(torch.stack([data[index][0] for index in range(len(data))]), torch.tensor(data.targets))
         evaluate(memory, given.methods, 0, width=given.width)  # to warm up
         decode = seconds(lambda: [data.pixels(index) for index in range(len(data))])

@@ -250,3 +250,13 @@ def test_a_store_leaves_no_half_block(tmp_path, monkeypatch):
         with pytest.warns(UserWarning, match="records are not shared with other runs: .*No space left"):
             found = evaluate(tmp_path / "run")
     same(found, evaluate())
+
+
+def test_the_ledger_takes_a_few_bytes_for_each_undefined_score(tmp_path):
+    data = TensorDataset(torch.zeros(300, 3, 8, 16), torch.arange(300) % 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        idsds.evaluate({"net": Linear()}, ["IxG", "Random"], data, images=300, output=tmp_path / "run", progress=False)
+    (ledger,) = (tmp_path / "run").glob("undefined-*.parquet")
+    assert read_manifest(tmp_path / "run")["undefined"] == 600
+    assert ledger.stat().st_size < 20 * 600

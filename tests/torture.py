@@ -69,7 +69,7 @@ def linear(output: Any, methods: list[str] = METHODS, images: int = IMAGES, **ch
 
 def cached(output: Any, methods: list[str] = METHODS[:1], **_: Any) -> pd.DataFrame:
     """The records of a net of the package, whose checkpoint is in the cache."""
-    stage = plan_training("mini_resnet8", "digits", in_domain=False, changes={"epochs": 1}, device="cpu")
+    stage = plan_training("mini_resnet8", "digits", deletion=None, changes={"epochs": 1}, device="cpu")
     return idsds.evaluate({"net": stage}, methods, "digits", images=4, output=output, progress=False)
 
 

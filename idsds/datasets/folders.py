@@ -187,18 +187,9 @@ def folder_dataset(
         chosen = within_half(ids, targets, split if source == cut else "test", held_out)
     if not chosen:
         raise ValueError(f"data set {name!r}: the split {split!r} of {str(base)!r} is empty; {len(files)} images, held_out={held_out}")
-    return file_dataset(
-        name,
-        split,
-        normalisation,
-        [files[i] for i in chosen],
-        [ids[i] for i in chosen],
-        [targets[i] for i in chosen],
-        class_names or classes,
-        image_size,
-        on_error,
-        layout.upright,
-    )
+    files, ids, targets = ([values[i] for i in chosen] for values in (files, ids, targets))
+    names = class_names or classes
+    return file_dataset(name, split, normalisation, files, ids, targets, names, image_size, on_error, layout.upright)
 
 
 def _labelled(source: Path, layout: Layout, name: str, classes: Sequence[str]) -> tuple[list[str], list[int]]:

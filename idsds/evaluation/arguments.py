@@ -35,6 +35,7 @@ from idsds.models.inspection import Facts, as_net, examined, two_images
 from idsds.models.quantity import as_quantity
 from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
+from idsds.training.recipes import Deletion
 
 #: Images that are judged where nobody says how many.
 DEFAULT_IMAGES = 200
@@ -299,7 +300,7 @@ def _source(
         if not isinstance(dataset, str):
             raise ValueError(f"checkpoints: 'pretrained' goes with a data set by name; pass the net itself for your own: {{{name!r}: net}}")
         if packaged and entry.in_domain and name not in checkpoints:
-            return plan_training(name, dataset, weights=PRETRAINED, seed=seed, device=device, precision=precision, **_deletion(settings))
+            return plan_training(name, dataset, _deletion(settings), weights=PRETRAINED, seed=seed, device=device, precision=precision)
         return published(name, dataset, device=device, precision=precision)
     if name in checkpoints:
         path = paths.resolve(checkpoints[name])
@@ -307,9 +308,9 @@ def _source(
             raise FileNotFoundError(f"no checkpoint of {name!r} at {str(path)!r}")
         return path
     if isinstance(dataset, str) and trains_from_scratch(name, dataset):
-        options = {"seed": seed, "device": device, "precision": precision, **_deletion(settings)}
-        return plan_training(name, dataset, in_domain=entry.in_domain, **options)
-    in_paper = dataset == "imagenet" and entry.in_domain and {**authors.SETTINGS, **_deletion(settings)} == authors.SETTINGS
+        deletion = _deletion(settings) if entry.in_domain else None
+        return plan_training(name, dataset, deletion, seed=seed, device=device, precision=precision)
+    in_paper = dataset == "imagenet" and entry.in_domain and _deletion(settings) == Deletion(**authors.SETTINGS)
     if in_paper and authors.file_of(name).is_file():
         return authors.file_of(name)
     where = dataset if isinstance(dataset, str) else "your own data set"
@@ -320,10 +321,10 @@ def _source(
     )
 
 
-def _deletion(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _deletion(settings: Mapping[str, Any]) -> Deletion:
     """The grid (of several the first) and the baseline that a net is fine-tuned with."""
     found = {key: settings[key] for key in ("grid", "baseline") if key in settings}
-    return {key: value[0] if isinstance(value, tuple) else value for key, value in found.items()}
+    return Deletion(**{key: value[0] if isinstance(value, tuple) else value for key, value in found.items()})
 
 
 def skeleton(name: str) -> nn.Module:

@@ -7,7 +7,7 @@ much room, and if even that does not fit, the figure becomes wider than requeste
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -199,27 +199,21 @@ def parallel_axes(
         _draw_joins(axes, layout, rows, joins, families)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        label = f"{score}: mean rank correlation per image"
-        axes.set_xlabel(f"{label} (-1 to 1), higher is better →" if columns == 2 else f"{label}\n(-1 to 1), higher is better →")
-        if where:
-            axes.set_xlabel(f"{axes.get_xlabel()}\n{where}")
-        top = 0.0
-        for handles, ncols, height in zip((upper, lower), across, heights, strict=True):
-            corner = (0.01, 1 - (0.05 + top) / layout.height)
-            figure.legend(
-                handles=handles,
-                loc="upper left",
-                bbox_to_anchor=corner,
-                ncols=ncols,
-                frameon=False,
-                fontsize=SMALL,
-                columnspacing=1.2,
-                borderpad=0,
-                borderaxespad=0,
-                labelspacing=0.35,
-            )
-            top += height
+        gap = " " if columns == 2 else "\n"
+        label = f"{score}: mean rank correlation per image{gap}(-1 to 1), higher is better →"
+        axes.set_xlabel(f"{label}\n{where}" if where else label)
+        _draw_legends(figure, layout.height, zip((upper, lower), across, heights, strict=True))
     return figure
+
+
+def _draw_legends(figure: Figure, height: float, legends: Iterable[tuple[list, int, float]]) -> None:
+    """Stack the legends at the top; each has its handles, its number of columns and its height in inches."""
+    tight = {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "columnspacing": 1.2}
+    top = 0.05
+    for handles, ncols, tall in legends:
+        corner = (0.01, 1 - top / height)
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, ncols=ncols, frameon=False, fontsize=SMALL, **tight)
+        top += tall
 
 
 def _draw_axis(

@@ -39,8 +39,8 @@ from idsds.evaluation.records import Run
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
 from idsds.models.quantity import as_quantity
-from idsds.training.checkpoints import PRETRAINED, Machine, Stage, check_starts, plan_training, trains_from_scratch
-from idsds.training.launch import check_machine, is_main
+from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, plan_training, trains_from_scratch
+from idsds.training.launch import Machine, check_machine, is_main
 from idsds.training.recipes import BaselineName
 
 if TYPE_CHECKING:

@@ -52,8 +52,8 @@ from idsds.models.base import describe
 from idsds.statistics.intervals import wilson
 from idsds.statistics.rankings import rank_agreement
 from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy
-from idsds.training.checkpoints import PRETRAINED, Machine, Stage, obtain, rehearse_stage
-from idsds.training.launch import is_main, launch, of_all
+from idsds.training.checkpoints import Stage, obtain, rehearse_stage
+from idsds.training.launch import Machine, is_main, launch, of_all
 from idsds.training.predict import accuracy
 from idsds.training.recipes import BaselineName, Deletion
 from idsds.training.steps import loader_of
@@ -189,7 +189,7 @@ class Finetune(TrainingStudy):
 
     def stages(self) -> list[Stage]:
         """Return the in-domain stage of each model and seed."""
-        domain = {"grid": self.grid, "baseline": self.baseline, "options": self._data_options()}
+        domain = {"deletion": Deletion(grid=self.grid, baseline=self.baseline), **self._data_options()}
         return [self.stage(model, self.dataset, seed, **domain) for model in self.models for seed in self.seeds]
 
     def _checked_stages(self) -> list[Stage]:

@@ -76,7 +76,7 @@ class SanityChecks(EvaluationStudy):
         The seed that the engine is given is that of the new weights (and of a method's own noise): for the first draw the training
         seed, for the others keyed by it and by the draw's number. The net is the one of the training seed under all of them.
         """
-        shared: dict[str, Any] = {"in_domain": False, "device": self.device, "precision": self.precision}
+        shared: dict[str, Any] = {"deletion": None, "device": self.device, "precision": self.precision}
         made = [name for name in self.models if name not in self.checkpoints and trains_from_scratch(name, self.dataset)]
         runs = {}
         for mode in self.modes:
@@ -99,7 +99,7 @@ class SanityChecks(EvaluationStudy):
 
     def stage(self, model: str, seed: int, permuted_labels: bool) -> Stage:
         """Training on true or on permuted labels: the same images, recipe and initial weights, so that the labels alone differ."""
-        shared: dict[str, Any] = {"in_domain": False, "seed": seed, "device": self.device, "precision": self.precision}
+        shared: dict[str, Any] = {"deletion": None, "seed": seed, "device": self.device, "precision": self.precision}
         shared |= {"fraction": self.label_fraction, "changes": self.label_recipe}
         return plan_training(model, self.dataset, permuted_labels=permuted_labels, **shared)
 

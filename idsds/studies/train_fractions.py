@@ -83,7 +83,7 @@ class ManyModels(TrainingStudy):
             for model in self.models:
                 for seed in self.seeds:
                     for fraction in self.fractions:
-                        yield Member(dataset, model, fraction, seed, self.stage(model, dataset, seed, in_domain=False, fraction=fraction))
+                        yield Member(dataset, model, fraction, seed, self.stage(model, dataset, seed, deletion=None, fraction=fraction))
 
     def quality(self, images: int | None = None, progress: bool = True) -> pd.DataFrame:
         """Measure how good each model is; what is not cached is trained.

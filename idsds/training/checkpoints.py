@@ -11,7 +11,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from idsds.datasets.images import viewed
 from idsds.datasets.splits import nested_share, permuted
 from idsds.models import MODELS, create_model
 from idsds.models.weights import CheckpointError, check_checkpoint, check_content, hash_file, save_checkpoint, written_hash
-from idsds.training.launch import is_main, of_all
+from idsds.training.launch import Machine, is_main, of_all
 from idsds.training.loop import Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
 
@@ -41,16 +41,6 @@ LOOP = 2
 PRETRAINED = "pretrained"
 # Up to this many pixels per side, training from scratch takes minutes on a CPU.
 SMALL = 32
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a stage runs on; only ``devices`` changes the result, through the statistics of its batches."""
-
-    devices: int = 1
-    workers: int = 0
-    accumulate: int = 1
-    save_every: int = 1000
 
 
 @dataclass(frozen=True)
@@ -155,10 +145,8 @@ class Stage:
             "recipe": self.recipe,
             "deletion": self.deletion,
             "seed": self.seed,
-            "device": self.device,
-            "precision": self.precision,
             "resume": self.resume,
-            **asdict(machine),
+            **asdict(replace(machine, device=self.device, precision=self.precision)),
         }
 
     def check_weights(self) -> None:
@@ -187,52 +175,47 @@ def _split(dataset: str, split: str, wanted: tuple[Normalisation | None, Any], o
 def plan_training(
     model: str,
     dataset: str,
+    deletion: Deletion | None = Deletion(),  # noqa: B008 (it is frozen)
     *,
-    in_domain: bool = True,
-    grid: int = 4,
-    baseline: str = "zeros",
     seed: int = 0,
     device: str = "auto",
     precision: str = "32-true",
     weights: str | None = None,
     changes: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
     fraction: float = 1.0,
     permuted_labels: bool = False,
+    **options: Any,
 ) -> Stage:
-    """Return the stage that makes the model for a data set: trained and, if ``in_domain``, then fine-tuned in-domain.
+    """Return the stage that makes the model for a data set: trained and, with a ``deletion``, then fine-tuned in-domain.
 
     Args:
         model: a name of :func:`idsds.list_models`.
         dataset: a name of :func:`idsds.list_datasets`.
-        in_domain: whether to fine-tune on deleted patches.
-        grid: patches per side.
-        baseline: what replaces a deleted patch.
+        deletion: grid and baseline of the patches on whose deletion the model is fine-tuned; None: it is not.
         seed: of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         weights: a checkpoint file to start from, or ``pretrained``; None first trains a small net from scratch.
         changes: changes to the recipe of the last stage (the model's own, or the paper's with ``weights``).
-        options: options of the data set.
         fraction: share of the training images, in (0, 1], stratified by class and drawn by ``seed``.
         permuted_labels: whether to permute the labels among the training images, keyed by ``seed``.
+        options: options of the data set, such as ``root``.
 
     Raises:
         FileNotFoundError: if the file of weights does not exist.
         ValueError: if ``fraction`` is not in (0, 1].
     """
     entry = MODELS[model]
-    shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": dict(options or {})}
+    shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": options}
     shared |= {"device": chosen_device(device).type, "num_classes": 0, "data": "", "train_images": 0, "fraction": fraction}
     shared |= {"permuted_labels": permuted_labels}
     train, val = (Stage(recipe=PAPER, deletion=None, **shared).split(split) for split in ("train", "val"))
     shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
-    deletion = Deletion(grid=grid, baseline=baseline) if in_domain else None
     if weights is not None:
-        recipe = _changed(DISTILL if in_domain and DATASETS[dataset].distill else PAPER, changes)
+        recipe = _changed(DISTILL if deletion and DATASETS[dataset].distill else PAPER, changes)
         return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
     recipe = Recipe(**entry.training)
-    if not in_domain:
+    if deletion is None:
         return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
     # Shorter and gentler than training: the weights should adapt to holes, not be learned again.
     tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})

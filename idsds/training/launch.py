@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,38 @@ from idsds.common.settings import SettingsError
 
 # A process that has used the CUDA driver cannot fork workers that use it. This lets torch count devices without the driver.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on.
+
+    Args:
+        devices: number of devices, see :func:`launch`; it changes the result a little, through the statistics of the batches.
+        workers: loader processes of each device.
+        accumulate: number of passes that each device's share of a batch is split into.
+        save_every: steps between two writes of the state of the run; it is also written after each epoch.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, as lightning-fabric names them.
+        channels_last: whether images and weights lie so in memory: up to twice as fast, on a CPU too, but not every net runs with it.
+    """
+
+    devices: int = 1
+    workers: int = 0
+    accumulate: int = 1
+    save_every: int = 1000
+    device: str = "auto"
+    precision: str = "32-true"
+    channels_last: bool = True
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The order of images and weights in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def launch(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run ``function(fabric, *args)`` on every device; see :func:`launch`."""
+        return launch(function, *args, device=self.device, devices=self.devices, precision=self.precision)
 
 
 def started_outside() -> tuple[int, int] | None:

@@ -30,7 +30,7 @@ from idsds.common.hashing import digest
 from idsds.common.randomness import generator
 from idsds.datasets.base import ImageDataset, ImageReadError, collate
 from idsds.models.base import Loss, describe
-from idsds.training.launch import forks, launch
+from idsds.training.launch import Machine, forks
 from idsds.training.predict import accuracy
 from idsds.training.recipes import Deletion, Recipe
 from idsds.training.steps import (
@@ -79,14 +79,11 @@ class Plan:
     recipe: Recipe
     deletion: Deletion | None
     seed: int
-    workers: int
-    accumulate: int
-    resume: Path | None
-    save_every: int
-    label: str
-    progress: bool
+    machine: Machine
+    resume: Path | None = None
+    label: str = ""
+    progress: bool = False
     teacher: nn.Module | None = None
-    layout: torch.memory_format = torch.channels_last  # up to twice as fast, on a CPU too
 
     @property
     def run(self) -> str:
@@ -104,12 +101,12 @@ class Plan:
         chosen = shares(
             len(self.train), self.recipe.batch_size, seed=self.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size
         )
-        loader = loader_of(self.epoch(epoch), chosen[first:], self.workers, pin=fabric.device.type == "cuda")
+        loader = loader_of(self.epoch(epoch), chosen[first:], self.machine.workers, pin=fabric.device.type == "cuda")
         for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
             if not len(targets):  # without an image there is no loss, and other processes wait for its gradient
                 names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
                 raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
-            images = images.to(fabric.device, non_blocking=True, memory_format=self.layout)
+            images = images.to(fabric.device, non_blocking=True, memory_format=self.machine.layout)
             targets = targets.to(fabric.device, non_blocking=True)
             if self.teacher is not None:
                 targets = _probabilities(self.teacher, images)  # (B, K), of the intact images
@@ -127,7 +124,7 @@ class Plan:
         mine = list(range(len(self.val)))[fabric.global_rank :: fabric.world_size]
         size = max(1, self.recipe.batch_size // fabric.world_size)
         chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
-        loader = loader_of(self.val, chosen[:batches], self.workers, pin=fabric.device.type == "cuda")
+        loader = loader_of(self.val, chosen[:batches], self.machine.workers, pin=fabric.device.type == "cuda")
         if self.teacher is None:
             return loader
         return (
@@ -158,16 +155,10 @@ def fit(
     *,
     deletion: Deletion | None = None,
     seed: int = 0,
-    device: str = "auto",
-    devices: int = 1,
-    precision: str = "32-true",
-    workers: int = 0,
-    accumulate: int = 1,
     resume: Path | None = None,
-    save_every: int = 1000,
     label: str = "training",
     progress: bool = True,
-    channels_last: bool = True,
+    **machine: Any,
 ) -> list[EpochResult]:
     """Train ``model`` in place, and leave it with the weights of the epoch that was most accurate on intact validation images.
 
@@ -178,28 +169,21 @@ def fit(
         recipe: optimiser, schedule, epochs, and the batch size over all devices together.
         deletion: grid and baseline of in-domain fine-tuning; None: ordinary training.
         seed: of the order of the images, the augmentation, the deletions and dropout.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: number of devices, see :func:`idsds.training.launch.launch`.
-        precision: as lightning-fabric names it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
-        workers: loader processes of each device.
-        accumulate: number of passes that each device's share of a batch is split into.
         resume: file for the state of the run, which continues from there if it exists. Remove it once the result is safe.
-        save_every: steps between two writes of that file; it is also written after each epoch.
         label: text of the progress bar.
         progress: whether to show the bar.
-        channels_last: whether images and weights lie so in memory, which not every net runs with.
+        machine: what it runs on, such as ``device="cuda"``; the names are those of :class:`~idsds.training.launch.Machine`.
 
     Returns:
         One result per epoch.
     """
-    plan = Plan(train, val, recipe, deletion, seed, workers, accumulate, resume, save_every, label, progress)
-    plan = plan if channels_last else replace(plan, layout=torch.contiguous_format)
-    setup: dict[str, Any] = {"device": device, "devices": devices, "precision": precision}
-    if not forks(devices):
-        return [EpochResult(**result) for result in launch(_fit, model, plan, None, **setup)]
+    on = Machine(**machine)
+    plan = Plan(train, val, recipe, deletion, seed, on, resume, label, progress)
+    if not forks(on.devices):
+        return [EpochResult(**result) for result in on.launch(_fit, model, plan, None)]
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"  # forked processes train copies of the model
-        results = launch(_fit, model, plan, weights, **setup)
+        results = on.launch(_fit, model, plan, weights)
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     model.eval()
     return [EpochResult(**result) for result in results]
@@ -207,7 +191,7 @@ def fit(
 
 def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> list[dict[str, float]]:
     recipe, rank = plan.recipe, fabric.global_rank
-    model.to(fabric.device, memory_format=plan.layout)  # type: ignore[call-overload]
+    model.to(fabric.device, memory_format=plan.machine.layout)  # type: ignore[call-overload]
     plan, loss = _with_teacher(plan, model)
     net, optimizer = fabric.setup(model, make_optimizer(model, recipe))
     steps = plan.steps(fabric.world_size)
@@ -227,14 +211,14 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
             for images, targets in plan.batches(fabric, state.epoch, first=state.step):
                 torch.manual_seed(generator(plan.seed, "training", state.epoch, state.step, rank).initial_seed())  # dropout
                 summed, correct = training_step(
-                    fabric, net, optimizer, images, targets, loss=loss, clip=recipe.clip, accumulate=plan.accumulate
+                    fabric, net, optimizer, images, targets, loss=loss, clip=recipe.clip, accumulate=plan.machine.accumulate
                 )
                 advance(scheduler, recipe, every="step")
                 state.sums = [a + b for a, b in zip(state.sums, (summed, correct, len(targets)), strict=True)]
                 state.step += 1
                 bar.update()
                 _show(bar, state)
-                if state.step % plan.save_every == 0 and state.step < steps:
+                if state.step % plan.machine.save_every == 0 and state.step < steps:
                     _save(fabric, plan, state, model, optimizer, scheduler)
             advance(scheduler, recipe, every="epoch")
             _share_buffers(fabric, model)
@@ -332,11 +316,11 @@ def rehearse(
     val: Dataset,
     recipe: Recipe,
     *,
-    device: str = "auto",
-    devices: int = 1,
-    precision: str = "32-true",
+    deletion: Deletion | None = None,
+    seed: int = 0,
+    resume: Path | None = None,
     measured: int = 3,
-    **options: Any,
+    **machine: Any,
 ) -> Rehearsal:
     """Time ``measured`` batches of training and of validation, after a warm-up batch each, and extrapolate.
 
@@ -347,13 +331,12 @@ def rehearse(
         Steps and hours left, training images per second over all devices, and the largest memory of a device in GB (10^9 bytes; for a
         CPU that of the process).
     """
-    defaults = {"deletion": None, "seed": 0, "workers": 0, "accumulate": 1, "resume": None, "save_every": 1, "label": "", "progress": False}
-    plan = Plan(train, val, recipe, **{**defaults, **options})
-    return Rehearsal(**launch(_rehearse, model, plan, measured, device=device, devices=devices, precision=precision))
+    plan = Plan(train, val, recipe, deletion, seed, Machine(**machine), resume)
+    return Rehearsal(**plan.machine.launch(_rehearse, model, plan, measured))
 
 
 def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> dict[str, float]:
-    model.to(fabric.device, memory_format=plan.layout)  # type: ignore[call-overload]
+    model.to(fabric.device, memory_format=plan.machine.layout)  # type: ignore[call-overload]
     plan, loss = _with_teacher(plan, model)
     net, optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
     scheduler = make_scheduler(optimizer, plan.recipe, plan.steps(fabric.world_size))
@@ -364,7 +347,7 @@ def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> di
     seconds = images = 0.0
     started = time.perf_counter()
     for number, (part, targets) in enumerate(plan.batches(fabric, 0)):
-        training_step(fabric, net, optimizer, part, targets, loss=loss, clip=plan.recipe.clip, accumulate=plan.accumulate)
+        training_step(fabric, net, optimizer, part, targets, loss=loss, clip=plan.recipe.clip, accumulate=plan.machine.accumulate)
         if cuda:
             torch.cuda.synchronize()
         if number == 0 and per_epoch > 1:  # the first batch also starts the loader and chooses kernels

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -99,32 +100,27 @@ def finetune(
     tuned = copy.deepcopy(net)
     widen(tuned)
     if not _load(tuned, path):
-        with own_inputs(tuned):
-            results = fit(
-                tuned,
-                images.dataset,
-                chosen.dataset,
-                settings,
-                deletion=deletion,
-                seed=seed,
-                device=device,
-                precision=precision,
-                resume=path.with_suffix(".resume.pt"),
-                label=f"in-domain fine-tuning: {type(net).__name__}",
-                progress=progress,
-                channels_last=channels_last,
-            )
-        tuned.to("cpu")
-        save_checkpoint(tuned, path)
-        write_json(path.with_suffix(".json"), {**content, "epochs": [vars(result) for result in results], "versions": versions()})
-        path.with_suffix(".resume.pt").unlink(missing_ok=True)
-        _load(tuned, path)
+        machine = {"device": device, "precision": precision, "channels_last": channels_last}
+        run = {"deletion": deletion, "seed": seed, "progress": progress, **machine}
+        _train(tuned, path, content, images.dataset, chosen.dataset, settings, **run)
     tuned.in_domain = deletion  # type: ignore[assignment]
     tuned.distilled = settings.loss == "distill"  # type: ignore[assignment]
     return tuned.eval()
 
 
-def _load(net: nn.Module, path: Any) -> bool:
+def _train(net: nn.Module, path: Path, content: dict[str, Any], train: Dataset, val: Dataset, recipe: Recipe, **run: Any) -> None:
+    """Fine-tune a net in place; leave it, on the CPU, with the weights of the checkpoint that it writes."""
+    resume = path.with_suffix(".resume.pt")
+    with own_inputs(net):
+        results = fit(net, train, val, recipe, resume=resume, label=f"in-domain fine-tuning: {type(net).__name__}", **run)
+    net.to("cpu")
+    save_checkpoint(net, path)
+    write_json(path.with_suffix(".json"), {**content, "epochs": [vars(result) for result in results], "versions": versions()})
+    resume.unlink(missing_ok=True)
+    _load(net, path)
+
+
+def _load(net: nn.Module, path: Path) -> bool:
     """Read the weights of a checkpoint into a net; False where there is none that can be read."""
     if not path.is_file():
         return False

@@ -164,7 +164,7 @@ def trained(tmp_path, monkeypatch):
     """Evaluate a net of the package with a cached checkpoint into a folder by name; whether it was trained."""
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("IDSDS_RECORD_CACHE", "1")
-    stage = plan_training("mini_resnet8", "digits", in_domain=False, changes={"epochs": 1}, device="cpu")
+    stage = plan_training("mini_resnet8", "digits", deletion=None, changes={"epochs": 1}, device="cpu")
 
     def run(output, methods=("IxG",)):
         before = stage.path.stat().st_ino if stage.path.is_file() else None

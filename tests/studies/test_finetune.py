@@ -347,7 +347,7 @@ def test_stages_for_other_callers(home):
 
 def test_a_damaged_checkpoint_in_the_cache_is_named_and_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path))
-    stage = plan_training("mini_resnet8", "digits", in_domain=False, changes={"epochs": 1})
+    stage = plan_training("mini_resnet8", "digits", deletion=None, changes={"epochs": 1})
     before = {key: value.clone() for key, value in obtain(stage, progress=False).state_dict().items()}
     stage.path.write_bytes(stage.path.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=f"{stage.path.name}.*made again"):

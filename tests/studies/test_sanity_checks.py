@@ -51,8 +51,8 @@ def settings(**changes):
 
 
 def test_permuted_labels_keep_their_numbers_and_are_keyed():
-    stage = plan_training("small_test", "digits", in_domain=False, fraction=0.1, permuted_labels=True, device="cpu")
-    true = plan_training("small_test", "digits", in_domain=False, fraction=0.1, device="cpu").split("train")
+    stage = plan_training("small_test", "digits", deletion=None, fraction=0.1, permuted_labels=True, device="cpu")
+    true = plan_training("small_test", "digits", deletion=None, fraction=0.1, device="cpu").split("train")
     train = stage.split("train")
     assert train.image_ids == true.image_ids
     assert sorted(train.targets) == sorted(true.targets)
@@ -67,7 +67,7 @@ def test_permuted_labels_keep_their_numbers_and_are_keyed():
 
 def test_addresses_of_stages_with_true_labels_are_what_they_were():
     """The field enters the address only where it is set: checkpoints that were there before it keep their names."""
-    stage = plan_training("mini_resnet8", "mnist5k", in_domain=False, device="cpu")
+    stage = plan_training("mini_resnet8", "mnist5k", deletion=None, device="cpu")
     content = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
     for name in ("start", "weights", "options", "fraction", "permuted_labels"):
         content.pop(name)
@@ -76,7 +76,7 @@ def test_addresses_of_stages_with_true_labels_are_what_they_were():
     from idsds.training.checkpoints import LOOP
 
     assert stage.key == digest({**content, "start": None, "loop": LOOP, "torch": versions()["torch"]})
-    assert plan_training("mini_resnet8", "mnist5k", in_domain=False, device="cpu", permuted_labels=True).key != stage.key
+    assert plan_training("mini_resnet8", "mnist5k", deletion=None, device="cpu", permuted_labels=True).key != stage.key
 
 
 def test_every_check_in_one_table(home):
@@ -126,7 +126,7 @@ def test_new_weights_are_drawn_several_times_on_one_net(home):
     assert len(set(keys)) == 3
     assert keys[:2] == settings(draws=2).draw_seeds(0), "a draw that is added leaves the others as they are"
     assert set(keys[1:]).isdisjoint(settings(draws=3).draw_seeds(1))
-    stage = plan_training("small_test", "digits", in_domain=False, device="cpu")
+    stage = plan_training("small_test", "digits", deletion=None, device="cpu")
     model, test = obtain(stage, progress=False), stage.split("test")
     chosen = [test[test.image_ids.index(name)] for name in records["image_id"].unique()[:3]]
     images, targets = torch.stack([image for image, _, _ in chosen]), torch.tensor([target for _, target, _ in chosen])

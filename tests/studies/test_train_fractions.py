@@ -58,11 +58,11 @@ def settings(**changes):
 def test_the_addresses_of_all_images_are_those_before_there_were_shares(monkeypatch):
     """Committed figures come from checkpoints under these addresses."""
     monkeypatch.setattr(stages, "versions", lambda: {"torch": "2.6.0"})
-    trained = plan_training("mini_resnet8", "digits", in_domain=False, device="cpu")
+    trained = plan_training("mini_resnet8", "digits", deletion=None, device="cpu")
     tuned = plan_training("mini_resnet8", "digits", device="cpu", fraction=1.0)
     assert (trained.key, tuned.key) == ("3b87a85f14cdb5e7a23c", "879a6e632322c42e096b")
     keys = {
-        plan_training("mini_resnet8", "digits", in_domain=False, device="cpu", fraction=f, seed=s).key for f in (0.2, 0.4) for s in (0, 1)
+        plan_training("mini_resnet8", "digits", deletion=None, device="cpu", fraction=f, seed=s).key for f in (0.2, 0.4) for s in (0, 1)
     }
     assert len(keys | {trained.key}) == 5
 

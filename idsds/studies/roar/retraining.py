@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from idsds.datasets import ImageDataset
 from idsds.protocols.roar import MASK, Shown, mask_images, replace_pixels, replaced_pixels
 from idsds.studies.roar.images import Fill, fill_colour, modified
 from idsds.studies.roar.pixel_ranks import PixelRanks
-from idsds.training.checkpoints import Machine, Stage
-from idsds.training.launch import is_main
+from idsds.training.checkpoints import Stage
+from idsds.training.launch import Machine, is_main
 from idsds.training.loop import fit
 from idsds.training.predict import predicted
 
@@ -92,13 +92,10 @@ class Retraining:
             self.split("val"),
             self.stage.recipe,
             seed=self.seed,
-            device=device,
-            devices=machine.devices,
-            precision=precision,
-            workers=machine.workers,
             label=f"{self.method}, {self.kind}, {self.share:.0%}",
             progress=progress,
             resume=resume,
+            **asdict(replace(machine, device=device, precision=precision)),
         )
         model.to(chosen_device(device))
         classes = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)

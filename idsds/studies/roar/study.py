@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar, Self
 
 import pandas as pd
@@ -39,8 +39,8 @@ from idsds.studies.roar.curves import CLAIMS, claims_of, retraining_areas, retra
 from idsds.studies.roar.images import Fill
 from idsds.studies.roar.pixel_ranks import SHARD, Target, ranks_of, store_ranks
 from idsds.studies.roar.retraining import Predictions, Retraining, compared, most_frequent, predictions
-from idsds.training.checkpoints import PRETRAINED, Machine, Stage, check_starts, obtain, plan_training, trains_from_scratch
-from idsds.training.launch import is_main
+from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, obtain, plan_training, trains_from_scratch
+from idsds.training.launch import Machine, is_main
 from idsds.training.loop import rehearse
 from idsds.training.recipes import Recipe
 
@@ -119,12 +119,12 @@ class Roar(Study):
         return plan_training(
             model,
             self.dataset,
-            in_domain=False,
+            deletion=None,
             seed=seed,
             device=self.device,
             precision=self.precision,
             changes=changes,
-            options=options,
+            **options,
         )
 
     def plan_table(self) -> pd.DataFrame:
@@ -309,7 +309,7 @@ def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
     waiting = [one for one in nets if not one.path.is_file()]
     each = {"steps": 0, "hours": 0.0}
     if waiting:
-        machine = {"device": settings.device, "precision": settings.precision, **asdict(settings.machine)}
+        machine = asdict(replace(settings.machine, device=settings.device, precision=settings.precision))
         found = rehearse(net, plan.data["train"], plan.data["val"], waiting[0].stage.recipe, **machine)
         each = {"steps": found.steps, "hours": found.hours}
     for work, masks in (("retrain", False), ("retrain on masks alone", True)):

@@ -52,7 +52,7 @@ from idsds.models.base import describe
 from idsds.statistics.intervals import wilson
 from idsds.statistics.rankings import rank_agreement
 from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy
-from idsds.training.checkpoints import Stage, obtain, rehearse_stage
+from idsds.training.checkpoints import PRETRAINED, Stage, obtain, rehearse_stage
 from idsds.training.launch import Machine, is_main, launch, of_all
 from idsds.training.predict import accuracy
 from idsds.training.recipes import BaselineName, Deletion

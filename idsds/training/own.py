@@ -97,8 +97,7 @@ def finetune(
         "run": [seed, kind, precision, channels_last, LOOP, versions()["torch"]],
     }
     path = paths.cache() / "checkpoints" / f"{type(net).__name__}-in_domain-{digest(content)}.safetensors"
-    tuned = copy.deepcopy(net)
-    widen(tuned)
+    widen(tuned := copy.deepcopy(net))
     if not _load(tuned, path):
         machine = {"device": device, "precision": precision, "channels_last": channels_last}
         run = {"deletion": deletion, "seed": seed, "progress": progress, **machine}

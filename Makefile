@@ -46,7 +46,8 @@ torture: setup ## some 500 trials of kills, writers, full disks, flipped bits, l
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
 # Of what the extras bring, what the chosen tests need; a lower bound that is not true fails here.
-lowest: setup ## install the lowest versions that pyproject.toml allows into build/lowest, and test a part (pip install uv)
+lowest: setup ## install the lowest versions that pyproject.toml allows into build/lowest, and test a part
+	$(BIN)/python -m pip install -q uv
 	$(PYTHON) -m venv build/lowest
 	$(BIN)/python -m uv pip compile pyproject.toml --extra cluster --extra gradcam --extra saliency --extra zennit \
 		--resolution lowest-direct --no-header --no-annotate -q -o build/lowest/requirements.txt
@@ -64,7 +65,8 @@ docs: setup ## build the documentation, offline, into build/docs
 clean: ## remove the environment, the cache and the runs
 	rm -rf .venv cache runs
 
-lock: setup ## write requirements.lock: what is installed here, with hashes (pip install uv)
+lock: setup ## write requirements.lock: what is installed here, with hashes
+	$(BIN)/python -m pip install -q uv
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v @ > .venv/installed.txt
 	$(BIN)/python -m uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
 		-c .venv/installed.txt -o requirements.lock

@@ -106,8 +106,8 @@ class BagNet(nn.Module):
         if dense:
             images = F.pad(images, [self.window // 2] * 4)
         elif self.cover:
-            below, right = (-(side - self.window) % self.stride for side in images.shape[-2:])
-            images = F.pad(images, [0, right, 0, below])
+            height, width = images.shape[-2:]
+            images = F.pad(images, [0, (self.window - width) % self.stride, 0, (self.window - height) % self.stride])
         features = self.relu(self.bn1(self.conv2(self.conv1(images))))
         for stage, dilations in enumerate(self._dilations):
             for block, dilation in zip(getattr(self, f"layer{stage + 1}"), dilations, strict=True):

@@ -106,7 +106,7 @@ def sanity_check(
     mode: Mode = "cascading",
     depths: int = 4,
     absolute: bool = False,
-    similarities: Sequence[str] = ("spearman", "absolute", "ssim"),
+    ssim: bool = True,
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity between maps of the intact and of randomised models, in [0, 1]; lower is better.
 
@@ -121,16 +121,12 @@ def sanity_check(
         prepared: not used.
         mode, depths: see :func:`randomised_models`.
         absolute: compare absolute values, so that the sign of each pixel, and not only of the whole map, is ignored.
-        similarities: which columns there are; ``spearman`` is always there. SSIM takes most of the time on small nets.
+        ssim: whether to compute SSIM, which takes most of the time on small nets.
 
     Raises:
-        UnknownNameError: for an unknown similarity.
         ValueError: for a user's own method; and see :func:`randomised_models`.
     """
-    for name in similarities:
-        if name not in SIMILARITIES:
-            raise UnknownNameError("similarity", name, SIMILARITIES)
-    kinds = [name for name in SIMILARITIES if name in {"spearman", *similarities}]
+    kinds = [name for name in SIMILARITIES if ssim or name != "ssim"]
     found: dict[str, dict[str, list[Tensor]]] = {method.name: {name: [] for name in kinds} for method in methods}
     with frozen(model):
         intact = {name: _Compared(maps) for name, maps in maps_on(model, methods, batch, absolute).items()}

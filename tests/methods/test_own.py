@@ -136,7 +136,8 @@ def test_a_ready_method_keeps_its_options_under_the_name_it_is_given(model: nn.M
 )
 def test_captum(model: nn.Module, attribution: type, name: str) -> None:
     found = as_method("theirs", attribution(model), model)(IMAGES, TARGETS, IDS)
-    assert torch.allclose(found, ours(name, model), rtol=1e-9, atol=1e-12)
+    rtol = 1e-5 if name == "IG" else 1e-9  # captum rounds the places on the path to float32
+    assert torch.allclose(found, ours(name, model), rtol=rtol, atol=1e-9)
 
 
 def test_captums_layer_attribution_is_resized(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ from idsds.studies.augmentation_robustness import AugmentationRobustness
 from idsds.studies.how_idsds_works import HowIdsdsWorks
 from idsds.studies.how_infidelity_works import HowInfidelityWorks
 from idsds.studies.hyperparameter_sensitivity import HyperparameterSensitivity
+from idsds.studies.leaderboard import Leaderboard
 from idsds.studies.metric_sanity import MetricSanity
 from idsds.studies.rank_methods import RankMethods
 from idsds.studies.roar import study as retraining
@@ -111,6 +112,7 @@ PLANNERS = {
     "augmentation_robustness": lambda given: AugmentationRobustness(**given).plan_table(),
     "metric_sanity": lambda given: MetricSanity(**given).plan_table(),
     "hyperparameter_sensitivity": lambda given: HyperparameterSensitivity(**given).plan_table(),
+    "leaderboard": lambda given: Leaderboard(**given).plan_table(),
     "score_vs_metrics": lambda given: ScoreVsMetrics(**given).plan_table(),
     "sanity_checks": lambda given: SanityChecks(**given).plan_table(),
 }

@@ -30,12 +30,12 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 
 import idsds
 from idsds.evaluation import plan, records
 from idsds.training.checkpoints import plan_training
+from tests.evaluation.linear import Linear
 
 METHODS = ["IxG", "IxG-SG", "Random", "Gradient"]
 IMAGES = 12
@@ -43,20 +43,6 @@ FORK = multiprocessing.get_context("fork")
 #: As it was before a trial lets it fail.
 REPLACE = os.replace
 ORDER = ("survived", "named", "obscure", "silent")
-
-
-class Linear(nn.Module):
-    """Logits that are linear in the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3 * 8 * 16, 4)
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.linspace(-1, 1, self.fc.weight.numel()).sin().view_as(self.fc.weight))
-            self.fc.bias.zero_()
-
-    def forward(self, images):
-        return self.fc(images.flatten(1))
 
 
 def linear(output: Any, methods: list[str] = METHODS, images: int = IMAGES, **changes: Any) -> pd.DataFrame:

@@ -78,7 +78,7 @@ def local(workers: int = 2, gpus: int | None = None) -> Any:
 
     Args:
         workers: how many, on the CPU.
-        gpus: in place of them, one worker for each of so many CUDA devices.
+        gpus: in place of them, the number of CUDA devices, each with one worker.
 
     Raises:
         ValueError: for fewer than one.

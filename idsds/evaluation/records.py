@@ -94,9 +94,8 @@ class Content:
         """The names of the frame's columns."""
         settings = [name for name in self.facts if name not in IDENTITY]
         own = [name for part in (*self.prepared, *self.parts) for name in part.columns]
-        return list(
-            dict.fromkeys([*IDENTITY, *(["group"] if self.groups else []), *(["distilled"] if self.distilled else []), *settings, *own])
-        )
+        some = {"group": self.groups, "distilled": self.distilled, "explained": self.predicted}
+        return list(dict.fromkeys([*IDENTITY, *(name for name, there in some.items() if there), *settings, *own]))
 
     def frame(self, columns: Sequence[str] | None = None, categorical: bool = False) -> pd.DataFrame:
         """One row per record: all columns, or those named. Raises UnknownNameError for one that there is not.
@@ -145,6 +144,8 @@ def _constants(name: str, content: Content) -> list[Any]:
         return [is_ceiling(part, content) for part in content.parts]
     if name == "distilled":
         return [part.model in content.distilled for part in content.parts]
+    if name == "explained":
+        return ["prediction"] * len(content.parts)
     if name in ("model", "method", "seed", "grid"):
         return [getattr(part, name) for part in content.parts]
     return [content.facts[name]] * len(content.parts)

@@ -12,12 +12,11 @@ from idsds.evaluation.records import Run
 def images_right(run: Run, ledger: pa.Table) -> dict[str, Any]:
     """How many images each model gets right, where its predictions are known; on how many all methods are defined, and all models right."""
     content, right = run.content(), []
-    for part in content.prepared if all("prediction" in part.columns for part in content.prepared) else ():
-        names = ["prediction", *(["target"] if content.predicted else [])]
-        table = part.load(names)
+    known = not content.predicted and all("prediction" in part.columns for part in content.prepared)
+    for part in content.prepared if known else ():  # a prediction that is explained is no label to be right about
+        table = part.load(["prediction"])
         places = table["image"].to_numpy()
-        targets = table["target"].to_numpy() if content.predicted else content.targets[places]
-        good = places[table["prediction"].to_numpy() == targets]
+        good = places[table["prediction"].to_numpy() == content.targets[places]]
         right.append((part.model, part.seed, part.grid, {content.image_ids[place] for place in good}))
     defined = set(content.image_ids) - set(ledger["image_id"].to_pylist())
     common = defined.intersection(*(images for *_, images in right)) if right else None

@@ -22,12 +22,14 @@ def select_images(records: pd.DataFrame, only: str | None = None, common: bool =
 
     Raises:
         UnknownNameError: for another ``only``.
-        ValueError: where there is no prediction, or no image is left.
+        ValueError: where there is no prediction, where the class explained is the prediction and not the label, or no image is left.
     """
     if only is not None:
         one_of("choice of images", only, (CORRECT,))
         if "prediction" not in records or records["prediction"].isna().any():
             raise ValueError("only='correct' needs the models' predictions, which the records of idsds and single_deletion have")
+        if "explained" in records:
+            raise ValueError("only='correct' needs the labels, but these records explain the predictions: evaluate with target='label'")
     kept = records if only is None else records[records["prediction"] == records["target"]]
     if common:
         keys = [name for name in ("model", "method", "seed", "grid") if name in records]

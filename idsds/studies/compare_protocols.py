@@ -110,7 +110,7 @@ class CompareProtocols(EvaluationStudy):
 
     ``checkpoints`` are weights after in-domain fine-tuning, ``plain_checkpoints`` those before: a file, or ``pretrained`` for the
     published ones. The small nets on embedded data need neither. An update explains each image ``steps`` - 1 times, hence
-    ``update_images``, the first so many of the images.
+    ``update_images``, how many of the images it takes.
     """
 
     PLAN_BY = ("label",)

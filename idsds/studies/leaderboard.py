@@ -1,6 +1,6 @@
 """The leaderboard: all methods that apply to a net, at equal settings, by their quality and by what they cost.
 
-Methods are chosen by what they need: those of the registry that apply to a model and take at most so many passes per image. Methods that
+Methods are chosen by what they need: those of the registry that apply to a model and take at most ``passes`` passes per image. Methods that
 query the patches of a grid get the grid and baseline of the protocol, and are then ceilings; given others, or judged by a moved grid, they
 are rivals.
 """

@@ -190,7 +190,7 @@ class Stability(EvaluationStudy):
 
         Returns:
             Records of :func:`idsds.evaluate` with ``kind``, one of :data:`KINDS`, and ``variant``, the value it has: the reference is in
-            all of the kinds, and of kind ``images`` are its first so many images.
+            all of the kinds, and kind ``images`` takes the beginning of its images.
         """
         found = {name: rows.drop(columns="label") for name, rows in super().records(progress).groupby("label", sort=False)}
         reference, parts = found[REFERENCE], []

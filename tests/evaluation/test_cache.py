@@ -11,28 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 
 import idsds
 import idsds.evaluation.evaluate
 from idsds.common.files import facts_of
+from tests.evaluation.linear import Linear
 
 METHODS = ["Gradient", "IxG", "IxG-SG", "Random"]
-
-
-class Linear(nn.Module):
-    """Logits that are linear in the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3 * 8 * 16, 4)
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.linspace(-1, 1, self.fc.weight.numel()).sin().view_as(self.fc.weight))
-            self.fc.bias.zero_()
-
-    def forward(self, images):
-        return self.fc(images.flatten(1))
 
 
 def own_data(n=40, changed=()):

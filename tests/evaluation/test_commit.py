@@ -10,7 +10,6 @@ import warnings
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 
 import idsds
@@ -22,21 +21,9 @@ from idsds.evaluation.evaluate import MissingRecordsError
 from idsds.evaluation.records import read_manifest
 from idsds.models.weights import CheckpointError, read_state_dict, save_checkpoint, written_hash
 from idsds.training.checkpoints import obtain, plan_training
+from tests.evaluation.linear import Linear
 
 METHODS = ["IxG", "IxG-SG", "Random", "Gradient"]
-
-
-class Linear(nn.Module):
-    """Logits that are linear in the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3 * 8 * 16, 4)
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.linspace(-1, 1, self.fc.weight.numel()).sin().view_as(self.fc.weight))
-
-    def forward(self, images):
-        return self.fc(images.flatten(1))
 
 
 def evaluate(output=None, methods=METHODS, **changes):

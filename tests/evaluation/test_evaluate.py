@@ -363,6 +363,7 @@ def test_the_class_explained_is_the_label_or_what_the_net_takes_the_image_for(tm
         expected = idsds.evaluate({"net": net}, methods, TensorDataset(images, taken_for), **asked)
         folder = tmp_path / protocol
         records = idsds.evaluate({"net": net}, methods, unlabelled, **asked, output=folder, target="prediction")
+        assert (records.pop("explained") == "prediction").all()
         pd.testing.assert_frame_equal(records, expected)
         assert dict(zip(records.image_id, records.target, strict=True)) == {str(i): int(k) for i, k in enumerate(taken_for)}
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -676,6 +677,19 @@ def test_manifest_has_costs_and_images_that_are_right(run, tmp_path):
     assert [entry["images"] for entry in right["models"]] == [good.sum()] * 2  # for either grid
     assert right["common"] <= good.sum()
     assert right["defined"] == 24 - records.loc[records["score"].isna(), "image_id"].nunique()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_prediction_that_is_explained_is_not_taken_for_a_right_one(run, tmp_path, stored):
+    """It equals itself on every image; the column `target` then holds it, and not the label."""
+    records = run(methods=["IxG", "Random"], target="prediction", output=tmp_path / "run" if stored else None)
+    assert (records["explained"] == "prediction").all()
+    with pytest.raises(ValueError, match="needs the labels"):
+        idsds.select_images(records, only="correct")
+    assert len(idsds.select_images(records, common=True)) > 0
+    if stored:
+        assert read_manifest(tmp_path / "run")["right"]["models"] == []
+    assert "explained" not in run(methods=["IxG", "Random"])
 
 
 def test_judged_by_a_moved_grid_occlusion_is_a_rival(run):

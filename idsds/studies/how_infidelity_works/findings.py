@@ -92,7 +92,8 @@ def steps_table(walk: Walk) -> pd.DataFrame:
         squared logits, lower is better. ``interval`` says what is covered.
         ``map_of_zeros``: its infidelity. ``mean_change`` of the logit with ``mean_change_se``; ``floor``: its square, which no map can go
         below for noise, whose mean is 0 (NaN for masks).
-        ``fitted_to``: perturbations that the optimal map was fitted to, so many of them ``different`` (a noise and its opposite are one);
+        ``fitted_to``: how many perturbations the optimal map was fitted to, and how many of them ``different`` (a noise and its opposite
+        count once);
         ``seen``: how many of the ``perturbations``, which judge, are among them; ``ridge``: a multiple of the mean eigenvalue of E[I I^T].
         ``cosine_with_gradient``, ``spearman_with_gradient``: of the map with that of Gradient, cell by cell.
         ``wins_elsewhere`` of ``other_images``: on how many this map is the lowest of the given ones.

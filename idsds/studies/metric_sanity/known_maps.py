@@ -192,7 +192,7 @@ def known_scores(
         entry: the protocol.
         model: what it asks about the maps.
         maps: such as :func:`noisy_maps`.
-        images: of the synthetic test split, the first so many of its fixed order.
+        images: how many of the synthetic test split, in its fixed order.
         seed: of the protocol's own draws.
         settings: of the protocol.
     """

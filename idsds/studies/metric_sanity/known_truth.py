@@ -176,7 +176,7 @@ def judge(
 
     Args:
         protocols: names, or readings of one's own; None: all.
-        images: of the synthetic test split, the first so many of its fixed order.
+        images: how many of the synthetic test split, in its fixed order.
         levels: of noise, rising from 0.
         seed: of the noise and of the protocols.
         retraining: how much is retrained for a protocol that scores a whole data set.

@@ -33,7 +33,7 @@ class KnownRetraining:
     Args:
         repetitions: how often everything is drawn anew: the maps' noise, the order of equal pixels, and the nets' weights.
         shares: of the pixels that are replaced, ascending from 0.
-        train, test: images of the synthetic splits, the first so many of their fixed order.
+        train, test: how many images of the synthetic splits, in their fixed order.
         epochs, batch_size, lr: of Adam.
     """
 

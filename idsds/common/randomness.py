@@ -58,12 +58,17 @@ class Draws:
         key: the purpose of the numbers, such as the method's name.
         images: float (B, C, H, W), whose shape, dtype and device the numbers take.
         image_ids: one id per image of the batch; None takes :func:`content_ids` of ``images`` when they are needed.
-        given: numbers (B, samples, C, H, W) to return instead of drawn ones, as parity tests do.
+        given: standard normal numbers (B, samples, C, H, W) that :meth:`normal` returns instead of drawn ones, as parity tests do.
+
+    Raises:
+        ValueError: if ``given`` is not for this many images.
     """
 
     def __init__(
         self, seed: int, key: str, images: Tensor, image_ids: Sequence[object] | None = None, *, given: Tensor | None = None
     ) -> None:
+        if given is not None and len(given) != len(images):
+            raise ValueError(f"{key}: noise of shape {tuple(given.shape)} was passed for {len(images)} images")
         self.seed, self.key, self.images, self.given = seed, key, images, given
         self._ids = None if image_ids is None else [str(i) for i in image_ids]
 
@@ -76,7 +81,12 @@ class Draws:
 
     def normal(self, samples: int, *, key: str = "normal") -> Tensor:
         """Draw standard normal numbers, (B, samples, C, H, W)."""
-        return self._draw(torch.randn, samples, key)
+        if self.given is None:
+            return self._draw(torch.randn, samples, key)
+        shape = (len(self.images), samples, *self.images.shape[1:])
+        if tuple(self.given.shape) != shape:
+            raise ValueError(f"{self.key}: the noise passed has shape {tuple(self.given.shape)}, not {shape}")
+        return self.given.to(self.images)
 
     def uniform(self, samples: int, *, key: str = "uniform") -> Tensor:
         """Draw uniform numbers in [0, 1), (B, samples, C, H, W)."""
@@ -90,10 +100,5 @@ class Draws:
 
     def _draw(self, sampler, samples: int, key: str) -> Tensor:
         shape = (samples, *self.images.shape[1:])
-        if self.given is not None:
-            wanted = (len(self.images), *shape)
-            if tuple(self.given.shape) != wanted:
-                raise ValueError(f"{self.key}: the noise handed in has shape {tuple(self.given.shape)}, wanted {wanted}")
-            return self.given.to(self.images)
         drawn = [sampler(shape, generator=generator(self.seed, self.key, key, image_id)) for image_id in self.image_ids]
         return torch.stack(drawn).to(self.images)  # (B, samples, C, H, W)

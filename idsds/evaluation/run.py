@@ -309,13 +309,11 @@ class _Held(Method):
     """A method whose maps of a batch are known already; any other images it explains anew."""
 
     def __init__(self, method: Method, images: Tensor, maps: Tensor) -> None:
-        self.name, self.transform, self.model, self.seed, self.batch = method.name, "", method.model, method.seed, None
-        self.options = {"maps": maps}
-
         def explain(_model: nn.Module, asked: Tensor, targets: Tensor, *, maps: Tensor) -> Tensor:
             return maps if asked is images else method(asked, targets)
 
-        self.entry = MethodEntry(name=method.name, function=explain, family=method.entry.family, passes=Passes(0))
+        entry = MethodEntry(name=method.name, function=explain, family=method.entry.family, passes=Passes(0))
+        super().__init__(method.name, method.model, seed=method.seed, entry=entry, maps=maps)
 
 
 def held(methods: Sequence[Method], batch: Batch) -> list[Method]:

@@ -40,7 +40,7 @@ ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu, TENFOLD: lambda maps: 10 * maps}
 #: What a method that is defined by the logit says of the other quantities.
 LOGIT_ONLY = dict.fromkeys(("probability", "contrast"), "it is defined by the logit alone")
-ENGINE = ("draws", "batch")  # arguments that the engine provides, not options of the method
+ENGINE = ("draws", "batch", "image_ids")  # arguments that the engine provides, not options of the method
 
 
 class Passes(NamedTuple):
@@ -217,6 +217,8 @@ class Method:
         model: a net that returns logits (B, K).
         seed: of the method's random numbers, which otherwise depend only on the method and the image's id.
         batch: images per internal pass; None bounds it by memory.
+        noise: standard normal numbers (B, samples, C, H, W) for SmoothGrad and the like, in place of drawn ones; they fit one batch.
+        entry: how a method is computed that is not registered.
         options: the method's own settings.
 
     Raises:
@@ -224,14 +226,27 @@ class Method:
         ValueError: if the method does not apply to the model, with the reason.
     """
 
-    def __init__(self, name: str, model: nn.Module, *, seed: int = 0, batch: int | None = None, **options: Any) -> None:
-        base, self.transform = split_name(name)
-        self.name, self.entry = name, METHODS[base]
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        *,
+        seed: int = 0,
+        batch: int | None = None,
+        noise: Tensor | None = None,
+        entry: MethodEntry | None = None,
+        **options: Any,
+    ) -> None:
+        base, self.transform = split_name(name) if entry is None else (name, "")
+        self.name, self.entry = name, entry or METHODS[base]
         if reason := self.entry.inapplicable(model):
             fitting = ", ".join(list_methods(model))
             raise ValueError(f"{name} does not apply to {describe(model).name}: {reason}. Methods that do: {fitting}")
         self.model, self.seed, self.batch = model, seed, batch
-        self.options = self.entry.settings(**options)
+        asked = _asked(self.entry.function)
+        if noise is not None and ("draws" not in asked or "noise" in asked):  # it draws none, or has an option of this name
+            options["noise"], noise = noise, None
+        self.noise, self.options = noise, self.entry.settings(**options)
         self.model_name = describe(model).name
 
     @property
@@ -270,7 +285,7 @@ class Method:
     def computation(self) -> Hashable:
         """A key that is equal for methods that share a computation."""
         options = tuple((key, id(value) if isinstance(value, Tensor) else repr(value)) for key, value in self.options.items())
-        return id(self.model), self.entry.function, self.entry.noise, self.seed, options
+        return id(self.model), self.entry.function, self.entry.noise, self.seed, id(self.noise), options
 
     def output_of(self, result: object) -> object:
         """Return this method's part of its function's result. Raises UnknownNameError for a dict without it."""
@@ -339,7 +354,7 @@ def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequenc
     """
     entry, function = method.entry, method.function
     asked = _asked(entry.function)
-    draws = Draws(method.seed, entry.noise or entry.name, images, image_ids)
+    draws = Draws(method.seed, entry.noise or entry.name, images, image_ids, given=method.noise)
     if "draws" in asked:
         function = partial(function, draws=draws)
     if "image_ids" in asked:

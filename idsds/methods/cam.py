@@ -314,7 +314,6 @@ def sg_cam(
     channels: Reading = None,
     samples: int = 4,
     sigma: float = 0.3,
-    noise: Tensor | None = None,
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
@@ -336,12 +335,10 @@ def sg_cam(
             (B, K, h, w), as ``reshape_transform`` does elsewhere; None: see :func:`channels_of`.
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
-        noise: standard normal numbers (B, samples, C, H, W) in place of drawn ones.
         draws: the noise.
         batch: images per pass.
     """
     check_channels(channels)
-    draws.given = noise
     drawn, name = draws.normal(samples), cam_layer(model, layer)
 
     def clean(images: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from idsds.methods.base import Passes, register_method
 
 
 @register_method("Random", family="control", passes=Passes(0), source="this package")
-def random(model: nn.Module, images: Tensor, targets: Tensor, *, noise: Tensor | None = None, draws: Draws) -> Tensor:
-    """Draw standard normal numbers, keyed by the image's id; ``noise`` (B, 1, C, H, W) replaces them."""
-    draws.given = noise
+def random(model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws) -> Tensor:
+    """Draw standard normal numbers, keyed by the image's id."""
     return draws.normal(1)[:, 0, :1]
 
 

@@ -113,7 +113,6 @@ def smoothed(
     samples: int,
     sigma: float,
     relative: bool,
-    noise: Tensor | None,
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
@@ -127,13 +126,9 @@ def smoothed(
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
         relative: whether sigma is a share of each image's range (largest minus smallest value) instead.
-        noise: standard normal numbers (B, samples, C, H, W) to use instead of drawn ones.
         draws: the noise.
         batch: images per pass, which also bounds the number of noisy copies at a time.
     """
-    draws = Draws(draws.seed, draws.key, images, draws.image_ids, given=noise)
-    if noise is not None and tuple(noise.shape) != (wanted := (len(images), samples, *images.shape[1:])):
-        raise ValueError(f"{draws.key}: the noise handed in has shape {tuple(noise.shape)}, wanted {wanted}")
     maps: dict[str, list[Tensor]] = {}
     step = max(1, batch // samples)
     for start in range(0, len(images), step):
@@ -174,7 +169,6 @@ def gradient_smoothed(
     samples: int = SAMPLES,
     sigma: float = SIGMA,
     relative: bool = False,
-    noise: Tensor | None = None,
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
@@ -184,7 +178,7 @@ def gradient_smoothed(
         found = gradients(model, noisy, targets, batch)
         return {"Gradient": found, "IxG": found * noisy, "Saliency": found.abs()}
 
-    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
+    return smoothed(attribute, images, targets, samples, sigma, relative, draws, batch)
 
 
 def ig(
@@ -211,7 +205,6 @@ def ig_smoothed(
     samples: int = SAMPLES,
     sigma: float = SIGMA,
     relative: bool = False,
-    noise: Tensor | None = None,
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
@@ -221,7 +214,7 @@ def ig_smoothed(
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         return {"IG": integrated_gradients(model, noisy, targets, starts[some].repeat_interleave(samples, dim=0), steps, batch)}
 
-    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
+    return smoothed(attribute, images, targets, samples, sigma, relative, draws, batch)
 
 
 def gradient_shap_smoothed(
@@ -232,7 +225,6 @@ def gradient_shap_smoothed(
     samples: int = 8,
     sigma: float = SIGMA,
     relative: bool = False,
-    noise: Tensor | None = None,
     baseline_samples: int = 5,
     baselines: Tensor | None = None,
     draws: Draws,
@@ -246,7 +238,7 @@ def gradient_shap_smoothed(
         found = gradient_shap(model, noisy, targets, samples=baseline_samples, baselines=baselines, draws=drawn, batch=batch)
         return {"GradientSHAP": found}
 
-    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)
+    return smoothed(attribute, images, targets, samples, sigma, relative, draws, batch)
 
 
 @register_method(

@@ -202,7 +202,6 @@ def guided_smoothed(
     samples: int = STUDY_SMOOTHGRAD["samples"],
     sigma: float = SIGMA,
     relative: bool = False,
-    noise: Tensor | None = None,
     draws: Draws,
     batch: int,
 ) -> Tensor:
@@ -214,7 +213,7 @@ def guided_smoothed(
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         return {of: explain(model, noisy, targets, batch=batch)}
 
-    return smoothed(attribute, images, targets, samples, sigma, relative, noise, draws, batch)[f"{of}-SG"]
+    return smoothed(attribute, images, targets, samples, sigma, relative, draws, batch)[f"{of}-SG"]
 
 
 for _name, _passes, _reason, _source in (

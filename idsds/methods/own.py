@@ -40,7 +40,6 @@ from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, MethodEntry, as_tensor, is_map
 from idsds.methods.binding import bound_elsewhere, library_of
 from idsds.methods.cam import channels_of
-from idsds.models.base import describe
 
 Explain = Callable[..., Any]
 
@@ -56,11 +55,8 @@ class OwnMethod(Method):
     """
 
     def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
-        self.name, self.transform, self.model, self.seed, self.batch = name, "", model, seed, None
-        self.options: dict[str, Any] = {}
-        self.model_name = describe(model).name
+        super().__init__(name, model, seed=seed, entry=MethodEntry(name=name, function=partial(_in_parts, explain), family="own"))
         self._explain = explain
-        self.entry = MethodEntry(name=name, function=partial(_in_parts, explain), family="own")
 
     @property
     def explain(self) -> Any:

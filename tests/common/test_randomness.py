@@ -54,5 +54,5 @@ def test_noise_handed_in_is_used_and_its_shape_checked():
     images = torch.zeros(2, 3, 4, 6)
     given = torch.randn(2, 5, 3, 4, 6)
     assert torch.equal(Draws(0, "x", images, given=given).normal(5), given)
-    with pytest.raises(ValueError, match=r"\(2, 5, 3, 4, 6\).*wanted \(2, 4, 3, 4, 6\)"):
+    with pytest.raises(ValueError, match=r"\(2, 5, 3, 4, 6\).*not \(2, 4, 3, 4, 6\)"):
         Draws(0, "x", images, given=given).normal(4)

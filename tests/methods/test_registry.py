@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from idsds.methods import FAMILIES, METHODS, create_method, list_methods, shared_maps, shared_passes, split_name
+from idsds.common.registry import UnknownNameError
+from idsds.methods import FAMILIES, METHODS, create_method, list_methods, register_method, shared_maps, shared_passes, split_name
 from idsds.models import describe
 from tests.methods.nets import MINI, ConvNet, images_of, mini, seeded
 from tests.methods.test_transformer import vit
@@ -267,3 +268,20 @@ def test_randomness_is_keyed_by_seed_method_and_image(name: str) -> None:
     assert not torch.allclose(first, small(name, model)(image, target, ["b"]))
     known = {k: v for k, v in SMALL.items() if k in METHODS[name].settings()}
     assert not torch.allclose(first, create_method(name, model, seed=2, **known)(image, target, ["a"]))
+
+
+def test_a_registered_function_gets_image_ids_and_keeps_an_option_called_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+    asked = []
+
+    @register_method
+    def mine(model: nn.Module, images: Tensor, targets: Tensor, *, image_ids: list[str], noise: float = 1.0) -> Tensor:
+        asked.append(list(image_ids))
+        return noise * images
+
+    images, net = images_of(2, 6, 4), seeded(ConvNet)
+    maps = create_method("mine", net, noise=2.0)(images, torch.tensor([0, 1]), ["a", "b"])
+    assert torch.equal(maps, (2 * images).sum(dim=1, keepdim=True))
+    assert asked == [["a", "b"]]
+    with pytest.raises(UnknownNameError, match="noise"):
+        create_method("IxG", net, noise=torch.zeros(2, 1, 3, 6, 4))

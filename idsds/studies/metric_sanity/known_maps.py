@@ -98,10 +98,9 @@ class KnownMap(Method):
         if importance not in get_args(Known):
             raise UnknownNameError("importance", importance, get_args(Known))
         name = "noise" if level == torch.inf else f"exact + {level:g} noise" if level else "exact"
-        self.name = name if scale == 1 else f"{name} x{scale:g}"
-        self.model, self.transform, self.seed, self.batch = model, "", seed, None
-        self.options = {"level": level, "importance": importance, "scale": scale}
-        self.entry = MethodEntry(name=self.name, function=_known, family="control", passes=Passes(0), noise="known map")
+        name = name if scale == 1 else f"{name} x{scale:g}"
+        entry = MethodEntry(name=name, function=_known, family="control", passes=Passes(0), noise="known map")
+        super().__init__(name, model, seed=seed, entry=entry, level=level, importance=importance, scale=scale)
 
 
 def noisy_maps(model: PatchModel, levels: Sequence[float] = LEVELS, seed: int = 0, importance: Known = "deletion") -> list[Method]:

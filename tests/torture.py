@@ -365,9 +365,6 @@ def torture(trials: int, seed: int, kinds: dict[str, Any] | None = None, workers
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         os.environ["IDSDS_HOME"] = place
         try:
-            # Whether torch was patched takes most of the time of so small a call, and is the same in every trial.
-            known = plan.switches()
-            stack.enter_context(patch.object(plan, "switches", lambda: known))
             for evaluate in dict.fromkeys(call for _, call, _ in kinds.values()):
                 World.prepare(Path(place), evaluate)
             for name, (act, evaluate, share) in kinds.items():

@@ -610,11 +610,22 @@ def switches() -> tuple:
 
 def patches() -> Iterator[tuple[str, str, Any]]:
     """Functions of the user's that stand where a library had one of its own: (module, name, function)."""
+    # Some 50,000 functions come from a few packages: each package is asked once, and anew in the next call.
+    users = functools.cache(is_users)
+
+    def is_patch(value: Any) -> bool:
+        return type(value) is types.FunctionType and users(_top(value))
+
     for name, module in sorted(sys.modules.items()):
         if name.split(".")[0] not in PATCHED or not isinstance(module, types.ModuleType):
             continue
         for key, value in list(vars(module).items()):
-            if _is_patch(value):
+            if is_patch(value):
                 yield name, key, value
             elif issubclass(type(value), type) and value.__module__ == name:
-                yield from ((name, f"{key}.{inner}", member) for inner, member in list(vars(value).items()) if _is_patch(member))
+                yield from ((name, f"{key}.{inner}", member) for inner, member in list(vars(value).items()) if is_patch(member))
+
+
+def _top(function: types.FunctionType) -> str:
+    """The package that a function's globals belong to, on which alone :func:`is_users` depends."""
+    return (function.__globals__.get("__name__") or "__main__").split(".")[0]

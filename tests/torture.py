@@ -3,7 +3,8 @@
 Each trial spoils one thing at a random moment or place, in processes of their own, and looks at all that anybody is then given: the frame
 that a call returns, the records that the folder gives to a reader, and those of the same call made again when nothing is spoiled any more.
 They are compared with records that were computed in memory beforehand. A trial has *survived* if all of them are right, it is *named* if
-somebody got an error that names a file or a worker, *obscure* if the error does not, and *silent* if a wrong number came without a word.
+somebody got an error that names a file or a worker, *obscure* if the error does not, *hung* if a call took longer than two minutes, and
+*silent* if a wrong number came without a word.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import idsds
-from idsds.evaluation import plan, records
+from idsds.evaluation import records
 from idsds.training.checkpoints import plan_training
 from tests.evaluation.linear import Linear
 
@@ -42,7 +42,29 @@ IMAGES = 12
 FORK = multiprocessing.get_context("fork")
 #: As it was before a trial lets it fail.
 REPLACE = os.replace
-ORDER = ("survived", "named", "obscure", "silent")
+ORDER = ("survived", "named", "obscure", "hung", "silent")
+#: Seconds after which a call hangs.
+PATIENCE = 120
+
+
+class Hung(BaseException):
+    """A call took too long; no ``except Exception`` on the way may take it for something else."""
+
+
+@contextlib.contextmanager
+def patient(seconds: float = PATIENCE) -> Iterator[None]:
+    """Raise Hung in the main thread where what is within takes longer."""
+
+    def ring(*_: Any) -> None:
+        raise Hung(f"it took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def linear(output: Any, methods: list[str] = METHODS, images: int = IMAGES, **changes: Any) -> pd.DataFrame:
@@ -81,12 +103,12 @@ class Attempt:
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.join()
 
-    def result(self) -> pd.DataFrame | Exception | None:
+    def result(self) -> pd.DataFrame | BaseException | None:
         """What came of it; None where it was killed before."""
-        self.process.join(120)
+        self.process.join(PATIENCE)
         if self.process.is_alive():
             self.killed()
-            return TimeoutError("it hangs")
+            return Hung(f"it took more than {PATIENCE} seconds")
         content = self.answer.read_bytes()
         return pickle.loads(content) if content else None
 
@@ -146,11 +168,13 @@ class World:
         """Remember the worst of what was seen."""
         verdict = self._verdict(found, methods, images)
         if ORDER.index(verdict) > ORDER.index(self.worst):
-            self.worst, self.said = verdict, f"{type(found).__name__}: {found}" if isinstance(found, Exception) else "other numbers"
+            self.worst, self.said = verdict, f"{type(found).__name__}: {found}" if isinstance(found, BaseException) else "other numbers"
 
     def _verdict(self, found: Any, methods: list[str] | None, images: int) -> str:
         if found is None:
             return "survived"  # it was killed
+        if isinstance(found, Hung):
+            return "hung"
         if isinstance(found, Exception):
             return "named" if "/" in str(found) or "worker" in str(found) else "obscure"
         expected = self.expected[self.name]
@@ -358,11 +382,11 @@ def torture(trials: int, seed: int, kinds: dict[str, Any] | None = None, workers
         workers: trials with a Dask cluster, more.
 
     Returns:
-        One row per kind: ``trials``, ``survived``, ``named``, ``obscure``, ``silent``, and ``said``, the worst that was said.
+        One row per kind: ``trials``, ``survived``, ``named``, ``obscure``, ``hung``, ``silent``, and ``said``, the worst that was said.
     """
     rows, before = [], {name: os.environ.get(name) for name in ("IDSDS_CACHE", "IDSDS_RECORD_CACHE", "IDSDS_HOME")}
     kinds = KINDS if kinds is None else kinds
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as place:
         os.environ["IDSDS_HOME"] = place
         try:
             for evaluate in dict.fromkeys(call for _, call, _ in kinds.values()):
@@ -392,7 +416,8 @@ def _row(name: str, outcomes: list[tuple[str, str]]) -> dict[str, Any]:
     counts = Counter(outcome for outcome, _ in outcomes)
     worst = max(outcomes, key=lambda outcome: ORDER.index(outcome[0]))
     row = {"what": name, "trials": len(outcomes), **{outcome: counts[outcome] for outcome in ORDER}, "said": worst[1][:200]}
-    print({key: value for key, value in row.items() if key != "said" or counts["obscure"] + counts["silent"]}, file=sys.stderr, flush=True)
+    bad = any(counts[outcome] for outcome in ORDER[2:])
+    print({key: value for key, value in row.items() if key != "said" or bad}, file=sys.stderr, flush=True)
     return row
 
 
@@ -403,7 +428,7 @@ def _with_workers(place: Path, seed: int, trials: int) -> list[dict[str, Any]]:
         client = _client(stack)
         for number in range(trials):
             name = list(outcomes)[0 if number % 3 == 0 else number % 3]
-            if len(client.scheduler_info()["workers"]) < 2:
+            if len(client.scheduler_info()["workers"]) < 2 or any("hung" in some[-1] for some in outcomes.values() if some):
                 stack.close()
                 client = _client(stack)
             outcomes[name].append(_trial(place, f"{seed} {name} {number}", lambda world, n=name, c=client: _spoiled(world, c, n), linear))
@@ -419,23 +444,32 @@ def _client(stack: contextlib.ExitStack) -> Any:
 
 
 def _spoiled(world: World, client: Any, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with patient(), _one_spoiled(world, client, name):
+                world.judge(linear(world.run, scheduler=client), METHODS)
+        except (Exception, Hung) as error:
+            world.judge(error)
+
+
+@contextlib.contextmanager
+def _one_spoiled(world: World, client: Any, name: str) -> Iterator[None]:
     victim = world.rng.choice(list(client.scheduler_info()["workers"]))
     if name == "worker lost":
         pid, delay = client.run(os.getpid, workers=[victim])[victim], world.rng.uniform(0, 0.8)
         killer = FORK.Process(target=_kill_later, args=(pid, delay))
         killer.start()
+        try:
+            yield
+        finally:
+            killer.join()
     else:
         client.run(_spoil, name, world.rng.random() < 0.5, workers=[victim])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         try:
-            world.judge(linear(world.run, scheduler=client), METHODS)
-        except Exception as error:
-            world.judge(error)
-    if name == "worker lost":
-        killer.join()
-    else:
-        client.run(_mend, workers=[victim])
+            yield
+        finally:
+            client.run(_mend, workers=[victim])
 
 
 def _kill_later(pid: int, delay: float) -> None:
@@ -469,9 +503,9 @@ def _mend() -> None:
 
 
 def main() -> None:
-    """Print the table, and fail where a number was wrong without a word."""
+    """Print the table, and fail where a number was wrong without a word, an error was obscure, or a call hung."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=480)
+    parser.add_argument("--trials", type=int, default=540)
     parser.add_argument("--workers", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -479,11 +513,11 @@ def main() -> None:
     begun = time.monotonic()
     table = torture(asked.trials, asked.seed, workers=asked.workers)
     total = {"what": "**all**", **{name: table[name].sum() for name in ("trials", *ORDER)}}
-    print("| what | trials | survived | named errors | obscure errors | silent wrong numbers |\n|---|---|---|---|---|---|")
+    print("| what | trials | survived | named errors | obscure errors | hung | silent wrong numbers |\n|---|---|---|---|---|---|---|")
     for row in (*table.to_dict("records"), total):
         print("| " + " | ".join(str(row[name]) for name in ("what", "trials", *ORDER)) + " |")
     print(f"\n{time.monotonic() - begun:.0f} seconds, seed {asked.seed}")
-    sys.exit(int(total["silent"] + total["obscure"] > 0))
+    sys.exit(int(total["silent"] + total["obscure"] + total["hung"] > 0))
 
 
 if __name__ == "__main__":

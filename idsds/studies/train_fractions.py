@@ -111,16 +111,19 @@ class ManyModels(TrainingStudy):
         return pd.DataFrame(rows).assign(interval="95 % bootstrap over test images, one training seed each")
 
     def _predictions(self, member: Member, images: int | None) -> pd.DataFrame:
-        """Return image id, target, prediction and ``top5`` of the test images, computed once per checkpoint and kept beside it."""
+        """Return image id, target, prediction and ``top5`` of the test images, computed once for each content of the checkpoint."""
         test = member.stage.split("test")
         test = test if images is None else first(test, images)
-        address = digest([member.stage.key, fingerprint(test), member.stage.device, self.precision, "top5"])
-        path = paths.cache() / "predictions" / f"{member.stage.model}-{address}.parquet"
-        if not path.is_file() or member.stage.missing:
-            model = obtain(member.stage, machine=self.machine, progress=False)
+        stage, model = member.stage, None
+        if not stage.intact:
+            model = obtain(stage, machine=self.machine, progress=False)
+        address = digest([stage.key, stage.content, fingerprint(test), stage.device, self.precision, "top5"])
+        path = paths.cache() / "predictions" / f"{stage.model}-{address}.parquet"
+        if not path.is_file():
+            model = model or obtain(stage, machine=self.machine, progress=False)
             model.to(chosen_device(self.device))
             table = predicted(model, test, size=self.batch_size or 64, workers=self.workers, precision=self.precision)
-            write_table(path, table, {"checkpoint": member.stage.path.name})
+            write_table(path, table, {"checkpoint": stage.path.name})
         return read_table(path)[0]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from idsds.common.settings import SettingsError
 from idsds.datasets import create_dataset
 from idsds.models import MODELS, create_model, register_model
+from idsds.models.weights import hash_file, save_checkpoint
 from idsds.plots import confusions as confusion_figure
 from idsds.plots import train_fractions as plot
 from idsds.studies.infidelity_sensitivity import InfidelitySensitivity
@@ -114,6 +115,18 @@ def test_from_settings_to_the_table(home, monkeypatch):
     monkeypatch.setattr(stages, "_run", never)
     monkeypatch.setattr("idsds.studies.train_fractions.predicted", never)
     assert asked.run(progress=False).table.equals(table)
+
+    # Other weights under the same name are other predictions, and a damaged file is no reason to compute any.
+    monkeypatch.undo()
+    monkeypatch.setenv("IDSDS_HOME", str(home))
+    path = member.stage.path
+    kept = [each.read_bytes() for each in (path, hash_file(path))]
+    save_checkpoint(create_model("small_study", num_classes=10), path)
+    other = asked.quality(progress=False)
+    changed = [i for i in other.index if other["accuracy"][i] != table["accuracy"][i]]
+    assert changed == [place for place, each in enumerate(asked.members()) if each.stage.key == member.stage.key]
+    for each, content in zip((path, hash_file(path)), kept, strict=True):
+        each.write_bytes(content)
 
     said = findings(table)
     gains = 100 * (cells := table.pivot_table(index="seed", columns="fraction", values="accuracy"))[1.0].sub(cells[0.2])

@@ -199,8 +199,14 @@ class _Planned:
         wanted["val"] = -(-len(whole["val"]) * wanted["train"] // len(whole["train"]))
         self.data = {split: data.subset(fixed_order(data.image_ids)[: wanted[split]]) for split, data in whole.items()}
         self.fingerprints = {split: fingerprint(data) for split, data in self.data.items()}  # a second for a million images
+        self._find()
+
+    def _find(self) -> None:
+        """Say where the predictions and the ranks of the net that is explained are, or will be: by the content of its weights."""
+        settings, model = self.settings, self.model
         start = settings.checkpoints.get(model)
-        key = self.explained.key if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
+        own = [self.explained.key, self.explained.content]
+        key = own if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
         model_key = digest([model, key, code_digest(MODELS[model].build)])
         address = digest([model_key, self.fingerprints["test"], self.device.type, versions()["torch"]])
         self.explained_path = paths.cache() / "roar" / f"explained-{model}-{address}.json"
@@ -220,6 +226,7 @@ class _Planned:
         start = self.settings.checkpoints.get(self.model)
         if start is None:
             net = obtain(self.explained, machine=self.settings.machine, progress=progress)
+            self._find()  # its weights are known from here on
         elif start == PRETRAINED:
             net = create_model(self.model, self.explained.num_classes, pretrained=True)
         else:

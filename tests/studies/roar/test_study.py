@@ -15,6 +15,7 @@ from idsds.datasets import create_dataset, fixed_order, synthetic
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods import METHODS, Passes, create_method, register_method
 from idsds.models import MODELS, register_model
+from idsds.models.weights import save_checkpoint
 from idsds.protocols.roar import MASK, pixel_ranks
 from idsds.studies.roar import Roar, retraining_areas, retraining_curves
 from idsds.studies.roar import pixel_ranks as ranks_module
@@ -191,6 +192,20 @@ def test_ranks_are_kept_as_they_are_computed(home, monkeypatch):
     files[1].write_bytes(b"damaged")
     with pytest.raises(DamagedFileError, match="cannot read the ranks"):
         retraining._Planned(settings(), "small_test").ranks["Exact"]["train"][45]
+
+
+def test_ranks_belong_to_the_content_of_the_weights(home):
+    """Another net in the place of the one that is explained has ranks, predictions and retrainings of its own."""
+    one = retraining._Planned(settings(), "small_test")
+    unknown = one.ranks["Exact"]["train"].key
+    one.explain(progress=False)
+    assert unknown != one.ranks["Exact"]["train"].key == retraining._Planned(settings(), "small_test").ranks["Exact"]["train"].key
+    torch.manual_seed(3)
+    save_checkpoint(Small(4), one.explained.path)
+    other = retraining._Planned(settings(), "small_test")
+    assert other.explained_path != one.explained_path
+    assert other.ranks["Exact"]["test"].missing
+    assert {each.key for each in other.retrainings() if each.ranks}.isdisjoint(each.key for each in one.retrainings())
 
 
 def test_large_images_get_wider_ranks(tmp_path, monkeypatch):

@@ -18,13 +18,14 @@ INK = "#0072B2"
 SIZE = 6.5  # points
 
 
-def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = None, columns: int = 2) -> Figure:
+def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = None, score: str = "IDSDS", columns: int = 2) -> Figure:
     """Draw a point per model with intervals on both axes; models on the Pareto front are filled and joined.
 
     Args:
         table: from :func:`idsds.studies.accuracy_tradeoff.tradeoff`.
         published: from :func:`idsds.studies.accuracy_tradeoff.published_points`, drawn in grey and hollow; a thin line joins a model of
             both.
+        score: its name.
         columns: width of the figure, in columns of a paper.
     """
     with mpl.rc_context(STYLE):
@@ -52,15 +53,15 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
         axes.set_xlabel("accuracy of the in-domain net on intact images (share), higher is better →")
         if columns == 1:
             axes.set_xlabel("accuracy of the in-domain net on\nintact images (share), higher is better →")
-        axes.set_ylabel("IDSDS of the best method (-1 to 1), higher is better →")
+        axes.set_ylabel(f"{score} of the best method (-1 to 1), higher is better →")
         axes.grid(color="#E5E5E5", linewidth=0.5)
         axes.margins(0.08)
-        _legend(figure, table, published is not None and len(published) > 0, columns)
+        _legend(figure, table, published is not None and len(published) > 0, score, columns)
         place_labels(figure, axes, labels)
     return figure
 
 
-def _legend(figure: Figure, table: pd.DataFrame, published: bool, columns: int) -> None:
+def _legend(figure: Figure, table: pd.DataFrame, published: bool, score: str, columns: int) -> None:
     dot = {"linestyle": "", "marker": "o", "markersize": 5}
     handles = [
         Line2D([], [], color=INK, label="on the Pareto front", **dot),
@@ -69,7 +70,7 @@ def _legend(figure: Figure, table: pd.DataFrame, published: bool, columns: int) 
     ]
     if published:
         handles.append(Line2D([], [], color=PUBLISHED, markerfacecolor="white", label="published", **dot))
-    title = f"n = {table['count'].max()} images for IDSDS, {table['accuracy_count'].max()} for accuracy"
+    title = f"n = {table['count'].max()} images for {score}, {table['accuracy_count'].max()} for accuracy"
     if "top5" in table:
         title += f"; top-5 accuracy: {table['top5'].min():.3f} to {table['top5'].max():.3f}"
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=7, title=title, title_fontsize=7)

@@ -23,6 +23,7 @@ def design_choice(
     families: dict[str, str],
     *,
     n_patches: int = 16,
+    score: str = "IDSDS",
     columns: int = 2,
     published: pd.DataFrame | None = None,
 ) -> Figure:
@@ -37,6 +38,7 @@ def design_choice(
         chains: axes, the highest by the claim first.
         families: family of each method.
         n_patches: patches per image, for the null band.
+        score: its name.
         columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`.
     """
@@ -53,4 +55,5 @@ def design_choice(
         for verdict, (style, width) in LINES.items()
     ]
     models = [axis for chain in chains for axis in chain]
-    return parallel_axes(table, families, models, joins, n_patches=n_patches, columns=columns, published=published, notes=notes)
+    looks = {"n_patches": n_patches, "columns": columns, "published": published, "notes": notes, "score": score}
+    return parallel_axes(table, families, models, joins, **looks)

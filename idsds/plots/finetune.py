@@ -20,8 +20,8 @@ def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figur
     """Draw one panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
 
     Args:
-        table: model, seed, stage (``before``, ``after``), images, accuracy, low, high, count, and ``top5``, which is written above
-            its panel (intact, one patch deleted).
+        table: model, seed, stage (``before``, ``after``), images, accuracy, low, high, count, ``top5``, which is written above its
+            panel (intact, one patch deleted), and ``groups``, how many groups of images the intervals are over, where there are some.
         panels: maximal number of panels in a row.
         columns: width of the figure, in columns of a paper.
     """
@@ -41,7 +41,8 @@ def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figur
             axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
         for row in grid:
             row[0].set_ylabel("accuracy, higher is better →")
-        title = f"n = {int(table['count'].max())} test images, 95 % interval over images"
+        title = f"n = {int(table['count'].max())} test images, 95 % interval over "
+        title += f"{int(table['groups'].max())} groups of them" if "groups" in table else "images"
         figure.legend(handles=kind_handles(), loc="outside upper center", ncols=2, frameon=False, fontsize=7, title=title, title_fontsize=7)
     return figure
 

@@ -22,11 +22,12 @@ LEAST = 2  # lanes of a block: it is as high as its name
 HOLLOW = {"markerfacecolor": "white"}
 
 
-def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, columns: int = 2) -> Figure:
+def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, *, score: str = "IDSDS", columns: int = 2) -> Figure:
     """Draw the effect of each hyperparameter on the IDSDS of a method (left) and on its maps (right).
 
     Args:
         scores, spreads: the tables of :func:`idsds.studies.hyperparameter_sensitivity.measure`.
+        score: its name.
         columns: width of the figure, in columns of a paper.
     """
     several = spreads["model"].nunique() > 1
@@ -48,7 +49,7 @@ def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, colu
             _similarity(right, spread, middles[-1], marker, colour)
         left.set_yticks(middles, names, fontsize=7)
         left.set_ylim(tops[-1], 0)
-        left.set_xlabel("IDSDS at each setting (-1 to 1)\nhigher is better →", fontsize=7.5)
+        left.set_xlabel(f"{score} at each setting (-1 to 1)\nhigher is better →", fontsize=7.5)
         right.set_xlabel("similarity of maps (1: identical)\nless sensitive →", fontsize=7.5)
         right.set_xlim(min(0.0, spreads[["low", "ssim_low"]].min().min()) - 0.03, 1.03)
         for axes, handles in zip((left, right), _legends(spreads["interval"].iloc[0]), strict=True):

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from idsds.statistics.intervals import check_options, percentile_ends, rng_for, weights
 from idsds.statistics.means import rank
-from idsds.statistics.scores import LOWER, as_frame
+from idsds.statistics.scores import LOWER, as_frame, unit_of
 
 
 def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.nda
         table = rows.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False, observed=True)
         table = table.sort_index()[list(dict.fromkeys(rows["method"]))]
         group = np.arange(len(table))
-        if "group" in rows.columns and rows["group"].notna().all():
+        if unit_of(rows) == "group":
             of_image = rows.drop_duplicates("image_id").set_index("image_id")["group"]
             group = np.unique(of_image.loc[table.index].to_numpy(dtype=str), return_inverse=True)[1]
         yield str(model), table, group

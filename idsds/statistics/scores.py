@@ -95,6 +95,11 @@ class ScoreTable:
             yield np.array(columns), self.select(columns)
 
 
+def unit_of(records: pd.DataFrame) -> str:
+    """Return the column whose values are drawn together in a resample: ``group`` where every record has one, else ``image_id``."""
+    return "group" if "group" in records.columns and records["group"].notna().all() else "image_id"
+
+
 def as_frame(records: Records, *more: str) -> pd.DataFrame:
     """Return records as they are, or those of a run's folder, of which only the columns that statistics need are read.
 
@@ -207,7 +212,7 @@ def score_table(records: Records) -> ScoreTable:
 
     keys = ["model", *varying_settings(records), "method"]
     treatment, first = _codes(records, keys)
-    grouped = ["group"] if "group" in records.columns and records["group"].notna().all() else []
+    grouped = ["group"] if unit_of(records) == "group" else []
     seeded = [*grouped, "image_id", *(["seed"] if "seed" in records.columns else [])]
     row, first_of_row = _codes(records, seeded)  # sorted by group, then image, then seed
     cell = row.astype(np.int64) * len(first) + treatment

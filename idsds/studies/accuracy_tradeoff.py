@@ -18,25 +18,29 @@ from idsds.datasets.base import first
 from idsds.published import BASELINE, DATASET, GRID, accuracies, idsds_scores
 from idsds.statistics import rank
 from idsds.statistics.intervals import rng_for, wilson
+from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
+from idsds.studies.base import EvaluationStudy, Findings, Result, named_score, resolve
 from idsds.training.predict import predicted
 
 
 def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds fixed),
-    ``count``, and ``top5`` (accuracy with five guesses) where ``correct`` has it."""
+    ``count``, and ``top5`` (accuracy with five guesses) where ``correct`` has it. Images of one ``group`` count as one in the interval."""
     rows = []
     for model, found in correct.groupby("model", sort=False):
-        hits, count = int(found["correct"].sum()), len(found)
-        low, high = wilson(hits, count, confidence)
-        row = {"model": model, "accuracy": hits / count, "low": low, "high": high, "count": count}
+        share, count = found["correct"].mean(), len(found)
+        units = min(count, found["group"].nunique()) if unit_of(found) == "group" else count
+        low, high = wilson(share * units, units, confidence)
+        row = {"model": model, "accuracy": share, "low": low, "high": high, "count": count}
         rows.append(row | ({"top5": found["top5"].mean()} if "top5" in found else {}))
     return pd.DataFrame(rows)
 
 
 def best(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records of each model's best method, selected on one half of the images and taken from the other; without controls.
+
+    Images of one ``group`` are in one half.
 
     Args:
         records: of :func:`idsds.evaluate`.
@@ -46,8 +50,7 @@ def best(records: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for (_, _), rows in records[records["family"] != "control"].groupby(["model", "seed"], sort=False):
-        place = {image: number for number, image in enumerate(dict.fromkeys(rows["image_id"]))}
-        half = rows["image_id"].map(place) % 2
+        half = pd.Series(pd.factorize(rows[unit_of(rows)])[0] % 2, rows.index)
         for judged in (0, 1):
             picked = rows[half != judged].groupby("method", sort=False)["score"].mean()
             if picked.notna().any():
@@ -60,7 +63,7 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
 
     Args:
         records: of :func:`idsds.evaluate`.
-        correct: one row per model, seed and image: ``image_id``, ``correct`` (bool).
+        correct: one row per model, seed and image: ``image_id``, ``correct`` (bool), ``group`` where the records have it.
         resamples, seed: of the bootstrap over images behind ``front_share``.
 
     Returns:
@@ -102,16 +105,30 @@ def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1
 
 def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of resamples in which each model is on the front (models,), and the correlations (resamples,)."""
-    quality = picks.pivot_table(index="image_id", columns="model", values="score", sort=False)[models].to_numpy(float)
-    right = correct.pivot_table(index="image_id", columns="model", values="correct", aggfunc="mean", sort=False)[models].to_numpy(float)
+    scored = picks.pivot_table(index="image_id", columns="model", values="score", sort=False)[models]
+    judged = correct.pivot_table(index="image_id", columns="model", values="correct", aggfunc="mean", sort=False)[models]
+    quality, right = scored.to_numpy(float), judged.to_numpy(float)
+    of_quality, of_right = _members(picks, scored.index), _members(correct, judged.index)
     rng = rng_for(seed, "tradeoff", len(quality), len(right))
     front, rho = np.zeros(len(models)), np.zeros(resamples)
     for number in range(resamples):
-        drawn = right[rng.integers(0, len(right), len(right))].mean(0)
-        scores = np.nanmean(quality[rng.integers(0, len(quality), len(quality))], axis=0)
+        drawn = right[_draw(rng, of_right)].mean(0)
+        scores = np.nanmean(quality[_draw(rng, of_quality)], axis=0)
         front += on_front(np.column_stack([drawn, scores]))
         rho[number] = stats.spearmanr(drawn, scores).statistic if np.ptp(drawn) and np.ptp(scores) else np.nan
     return front / resamples, rho
+
+
+def _members(records: pd.DataFrame, image_ids: pd.Index) -> list[np.ndarray]:
+    """The places in ``image_ids`` of the images of each group; without groups each image is one."""
+    unit = records.drop_duplicates("image_id").set_index("image_id", drop=False)[unit_of(records)].loc[image_ids]
+    codes = pd.factorize(unit)[0]
+    return [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+
+
+def _draw(rng: np.random.Generator, members: list[np.ndarray]) -> np.ndarray:
+    """The images of as many groups, drawn with replacement."""
+    return np.concatenate([members[number] for number in rng.integers(0, len(members), len(members))])
 
 
 def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = BASELINE) -> pd.DataFrame:
@@ -138,18 +155,19 @@ def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     return both.rename(columns={"method": "published_method"})
 
 
-def findings(table: pd.DataFrame, correlated: dict[str, float]) -> Findings:
+def findings(table: pd.DataFrame, correlated: dict[str, float], score: str = "IDSDS") -> Findings:
     """Judge the claim by the interval of the correlation, and name the Pareto front.
 
     Args:
         table: from :func:`tradeoff`.
         correlated: from :func:`correlation`.
+        score: its name.
     """
-    claim = {"claim": "accuracy and IDSDS trade off", **{f"Spearman {name}": correlated[name] for name in ("rho", "low", "high")}}
+    claim = {"claim": f"accuracy and {score} trade off", **{f"Spearman {name}": correlated[name] for name in ("rho", "low", "high")}}
     claim |= {"p over models": correlated["p"], "verdict": str(verdicts(-correlated["high"], -correlated["low"]))}
     ends = f"95 % interval over images [{correlated['low']:+.2f}, {correlated['high']:+.2f}]"
     sentences = [
-        f"Accuracy and best IDSDS correlate by {correlated['rho']:+.2f} (Spearman over {correlated['models']} models, {ends}).",
+        f"Accuracy and best {score} correlate by {correlated['rho']:+.2f} (Spearman over {correlated['models']} models, {ends}).",
         f"Pareto front: {', '.join(table.loc[table['front'], 'model'])}.",
         "The interval holds for these models on other images; p asks whether as many other models would show it.",
     ]
@@ -165,7 +183,7 @@ class AccuracyTradeoff(EvaluationStudy):
         """Return whether each in-domain model is right on each of the first ``accuracy_images`` intact test images.
 
         Returns:
-            One row per model, seed and image: ``image_id``, ``correct``, ``top5`` (bool).
+            One row per model, seed and image: ``image_id``, ``correct``, ``top5`` (bool), ``group`` where images belong together.
         """
         plan, parts = resolve(**self.arguments(methods=["Random"], images=1)), []
         for job in plan.jobs:
@@ -174,15 +192,18 @@ class AccuracyTradeoff(EvaluationStudy):
             table = predicted(job.load().to(plan.device), test, size=64, precision=self.precision)
             right = (table["prediction"] == table["target"]).to_numpy()
             facts = {"model": job.model, "seed": job.seed, "image_id": table["image_id"]}
+            if test.groups is not None:
+                facts["group"] = table["image_id"].map(dict(zip(test.image_ids, test.groups, strict=True)))
             parts.append(pd.DataFrame({**facts, "correct": right, "top5": table["top5"]}))
         return pd.concat(parts, ignore_index=True)
 
     def _run(self, progress: bool) -> Result:
         records, correct = self.records(progress), self.correct()
         table, points = tradeoff(records, correct), published_points(self.dataset, self.grid, self.baseline)
+        score = named_score(records, "IDSDS")
 
         def draw() -> Figure:
-            return plots.accuracy_tradeoff(table, published=points, columns=self.columns)
+            return plots.accuracy_tradeoff(table, published=points, score=score, columns=self.columns)
 
         tables = {"": table, "published": compare(table, points)}
-        return Result(self.stem, tables, findings(table, correlation(records, correct)), draw, records)
+        return Result(self.stem, tables, findings(table, correlation(records, correct), score), draw, records)

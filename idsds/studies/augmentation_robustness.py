@@ -19,6 +19,7 @@ from idsds.protocols.robustness import ANGLES, FILTERS, Filters, Group, Similari
 from idsds.statistics import paired_differences, rank, rank_agreement
 from idsds.statistics.intervals import percentile_ends, rng_for, weights
 from idsds.statistics.rankings import spearman, weighted_means
+from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result
 
@@ -82,12 +83,13 @@ def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd
         One row per model, method, seed, image, augmentation (and ``all rotations``, ``all filters``: the mean over those that count) and
         measure: ``score``, NaN where it does not count; ``changed``, whether the augmentation (one of them) changed the image; ``stayed``,
         whether it (one of them) did so and left the target's probability alone; ``data_range`` of SSIM in words (empty for the other
-        measures); ``family``.
+        measures); ``family``; ``belongs``, the image's own group where the data set has some, such as the photo of a crop.
     """
     parts = []
     for group, rows in records.groupby("label", sort=False):
         shifts = pd.DataFrame(rows["shifts"].tolist(), index=rows.index).astype(float)  # NaN where the image is left as it is
-        plain = rows[["model", "method", "family", "seed", "image_id"]].assign(group=group)
+        belongs = {"belongs": rows["group"]} if unit_of(rows) == "group" else {}
+        plain = rows[["model", "method", "family", "seed", "image_id"]].assign(group=group, **belongs)
         names = [*AUGMENTATIONS[str(group)], f"all {group}"]
         for number, name in enumerate(names):
             whole = number == len(names) - 1
@@ -116,7 +118,7 @@ def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
     keys = ["group", "augmentation", "measure"]
     parts = []
     for key, rows in similarity.groupby(keys, sort=False):
-        table = rank(rows[["model", "method", "seed", "image_id", "score"]])
+        table = rank(_of_images(rows)[["model", "method", "seed", "image_id", "score", *(["group"] if "belongs" in rows else [])]])
         by_model = rows[rows["method"] == rows.groupby("model")["method"].transform("first")].groupby("model")
         counts = by_model[["changed", "stayed"]].sum().assign(images=by_model.size())
         families = dict(zip(rows["method"], rows["family"], strict=True))
@@ -156,7 +158,7 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
                 continue
             pairs = [(method, name) if claim == MOST else (name, method) for name in rivals]
             part_of_all = 1 - (1 - confidence) / len(rivals)
-            table = paired_differences(part.drop(columns="group"), pairs=pairs, confidence=part_of_all, permutations=1)
+            table = paired_differences(_of_images(part), pairs=pairs, confidence=part_of_all, permutations=1)
             table = table.assign(rival=table["b" if claim == MOST else "a"])
             verdict = verdicts(table["low"].min(skipna=False), table["high"].min()).item()
             worst = table.loc[table["difference"].fillna(np.inf).idxmin()]
@@ -184,8 +186,7 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
         means = part.pivot_table(index="method", columns="measure", values="score", sort=False).dropna()
         facts = {"model": model, "group": group, "interval": "95 % percentile bootstrap over images"}
         if len(means) > 2:
-            # The column of the augmentations' group is none of images that are drawn together.
-            table = rank_agreement(part.drop(columns="group"), "measure", list(means.index), resamples=resamples, seed=seed)
+            table = rank_agreement(_of_images(part), "measure", list(means.index), resamples=resamples, seed=seed)
             for row in table[(table["first"] == "ssim") & (table["second"] != "ssim")].itertuples():
                 p = _pairing_p(means["ssim"], means[row.second])
                 found = {"rho": row.rho, "low": row.rho_low, "high": row.rho_high, "p": p, "methods": row.methods, "count": row.count}
@@ -194,16 +195,23 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
         shared = [name for name in means.index if name in theirs.index]
         if len(shared) > 2:
             ours = part[part["measure"] == "ssim"].pivot_table(index="image_id", columns="method", values="score")[shared].sort_index()
-            rows.append({**facts, "other": "published", **_beside_fixed(ours, theirs[shared].to_numpy(), resamples, seed)})
+            own = _of_images(part).drop_duplicates("image_id").set_index("image_id", drop=False)
+            group = np.unique(own.loc[ours.index, unit_of(own)].to_numpy(dtype=str), return_inverse=True)[1]
+            rows.append({**facts, "other": "published", **_beside_fixed(ours, theirs[shared].to_numpy(), group, resamples, seed)})
     return pd.DataFrame(rows, columns=["model", "group", "other", "rho", "low", "high", "p", "methods", "count", "interval"])
 
 
-def _beside_fixed(scores: pd.DataFrame, fixed: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    """Spearman's rho between the columns' means over images (images, methods) and fixed numbers (methods,)."""
-    images, values = len(scores), scores.to_numpy()
+def _of_images(similarity: pd.DataFrame) -> pd.DataFrame:
+    """The table as statistics read it: its ``group`` is that of the images, and not that of the augmentations."""
+    return similarity.drop(columns="group").rename(columns={"belongs": "group"})
+
+
+def _beside_fixed(scores: pd.DataFrame, fixed: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """Spearman's rho between the columns' means over images (images, methods) and fixed numbers (methods,), ``group`` (images,)."""
+    images, values, units = len(scores), scores.to_numpy(), int(group.max()) + 1
     seen = weighted_means(values, np.ones((1, images)))
-    chunks = weights(rng_for(seed, "images", images), images, resamples)
-    drawn = np.concatenate([spearman(found := weighted_means(values, w), np.tile(fixed, (len(found), 1))) for w in chunks])
+    chunks = weights(rng_for(seed, "images", units), units, resamples)
+    drawn = np.concatenate([spearman(found := weighted_means(values, w[:, group]), np.tile(fixed, (len(found), 1))) for w in chunks])
     (low,), (high,) = percentile_ends(drawn[:, None], 0.95)
     facts = {"rho": float(spearman(seen, fixed[None])[0]), "low": low, "high": high}
     return {**facts, "p": _pairing_p(seen[0], fixed), "methods": len(fixed), "count": images}

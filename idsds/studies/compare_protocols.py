@@ -247,7 +247,7 @@ class CompareProtocols(EvaluationStudy):
         tables = {"": places, "agreement": agreed, "accuracy": shares, "repeatability": repeated}
         tables["properties"] = self.properties(records, agreed, shares, repeated)
         if (score := named_score(records, "IDSDS")) != "IDSDS":  # by every protocol's label
-            tables = {name: table.replace("IDSDS", score) for name, table in tables.items()}
+            tables = {name: table.replace(r"^(agrees with )?IDSDS\b", rf"\1{score}", regex=True) for name, table in tables.items()}
             named = None if said.verdicts is None else said.verdicts.rename(columns=lambda name: name.replace("IDSDS", score))
             said = Findings([text.replace("by IDSDS", f"by {score}") for text in said.sentences], named)
         places, agreed = tables[""], tables["agreement"]

@@ -22,7 +22,7 @@ from idsds.common.registry import UnknownNameError
 from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
-from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result
+from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, named_score
 
 POSTER = "Hesse, Schaub-Meyer, Roth, NeurIPS 2024, arXiv 2407.11910, poster"
 QUANTITIES = ("logit", "probability")
@@ -170,7 +170,7 @@ class DesignChoice(EvaluationStudy):
         families = dict(zip(records["method"], records["family"], strict=True))
 
         def draw() -> Figure:
-            looks = {"n_patches": self.grid**2, "columns": self.columns, "published": published}
+            looks = {"n_patches": self.grid**2, "columns": self.columns, "published": published, "score": named_score(records, "IDSDS")}
             return plots.design_choice(table, compared, self.axes, families, **looks)
 
         tables = {"": table, "differences": compared, "published": published}

@@ -76,7 +76,7 @@ def measure(
         Two rows: ``images`` (``intact``, ``one patch deleted``), ``accuracy`` (share in [0, 1], higher is better), ``low`` and
         ``high`` (95 % Wilson interval over images), ``top5`` (accuracy with five guesses), ``top5_low``, ``top5_high``, ``count`` of
         images, ``skipped``, those that could not be read. Images that belong together, such as the crops of a photo, count as one in the
-        intervals, which are then too wide rather than too narrow.
+        intervals, which are then too wide rather than too narrow; ``groups`` says how many there are.
     """
     kinds = {"intact": None, "one patch deleted": deletion}
     shares = launch(_measure, model, test, list(kinds.values()), batch_size or 64, workers, **machine)
@@ -87,7 +87,7 @@ def measure(
         row: dict[str, Any] = {"images": kind}
         for name, value, ends in (("accuracy", share, ("low", "high")), ("top5", near, ("top5_low", "top5_high"))):
             row |= {name: value, **dict(zip(ends, wilson(value * units, units), strict=True))}
-        rows.append({**row, "count": count, "skipped": skipped})
+        rows.append({**row, "count": count, "skipped": skipped, **({} if units == count else {"groups": units})})
     return rows
 
 

@@ -25,8 +25,9 @@ from idsds.models import MODELS, create_model
 from idsds.protocols.hyperparameters import sweeps_of
 from idsds.statistics import holm, rank
 from idsds.statistics.intervals import check_options, rng_for, weights
+from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, count_verdicts, verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.base import EvaluationStudy, Findings, Result, named_score
 
 SIMILARITIES = ("spearman", "ssim", "deviation")
 HALF = 0.5  # of the gap between the methods: a hyperparameter that moves one method by more can turn their order about
@@ -117,12 +118,14 @@ class HyperparameterSensitivity(EvaluationStudy):
         scores, spreads = self.measure(progress)
 
         def draw() -> Figure:
-            return plots.hyperparameter_sensitivity(scores, spreads, columns=self.columns)
+            return plots.hyperparameter_sensitivity(scores, spreads, score=score, columns=self.columns)
 
-        claims = pd.concat([spreads[["model"]].assign(claim=claim, verdict=spreads[name]) for name, claim in CLAIMS.items()])
-        return Result(
-            self.stem, {"": spreads, "settings": scores}, Findings(sentences(spreads), count_verdicts(claims, ["model", "claim"])), draw
+        score = score_of(spreads)
+        claims = pd.concat(
+            [spreads[["model"]].assign(claim=claim.replace("IDSDS", score), verdict=spreads[name]) for name, claim in CLAIMS.items()]
         )
+        found = Findings(sentences(spreads), count_verdicts(claims, ["model", "claim"]))
+        return Result(self.stem, {"": spreads, "settings": scores}, found, draw)
 
     def measure(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Do the runs, or read what is there.
@@ -140,6 +143,7 @@ class HyperparameterSensitivity(EvaluationStudy):
             ``idsds_lowest``, ``idsds_highest``          of the means
             columns of :func:`movements`, ``p_holm``     corrected for the hyperparameters of the model
             ``noise_verdict``, ``gap_verdict``           on :data:`CLAIMS`
+            ``score``                                    IDSDS (distilled), where a net was fine-tuned in-domain without labels
             ============================================ =============================================================================
         """
         runs, scores, spreads, moved = self.runs(), [], [], []
@@ -153,7 +157,8 @@ class HyperparameterSensitivity(EvaluationStudy):
             for (method, option), rows in settings.groupby(["method", "hyperparameter"], sort=False):
                 maps = evaluate(**runs[f"{model}, {method}, {option}"], progress=progress)
                 own = {"model": model, "method": method, "family": maps["family"].iloc[0], "hyperparameter": option, "settings": len(rows)}
-                spreads.append({**own, **_similarity(maps)})
+                named = {"score": score} if (score := named_score(records, "IDSDS")) != "IDSDS" else {}
+                spreads.append({**own, **named, **_similarity(maps)})
         key = ["model", "method", "hyperparameter"]
         per_setting = pd.concat(scores, ignore_index=True)
         span = per_setting.groupby(key)["mean"].agg(idsds_lowest="min", idsds_highest="max").reset_index()
@@ -212,7 +217,8 @@ def movements(
     is drawn with them; all errors are multiplied by sqrt(n / (n - 1)), as n images vary less about their own mean.
 
     Args:
-        records: of one model, one ``method`` per setting, with ``image_id`` and ``score``; several seeds of an image are drawn together.
+        records: of one model, one ``method`` per setting, with ``image_id`` and ``score``; several seeds of an image, and images of one
+            ``group``, are drawn together.
         sweeps: by hyperparameter the names of its settings.
         own: the names of the settings between which ``gap`` lies; of fewer than two, it and the shares are NaN.
         confidence, resamples, seed: of the bootstrap.
@@ -224,7 +230,7 @@ def movements(
     """
     check_options(confidence, resamples=resamples)
     names = list(dict.fromkeys([*(name for sweep in sweeps for name in sweep), *own]))
-    each = records.groupby(["image_id", "method"])["score"].agg(["sum", "count"]).unstack(fill_value=0)
+    each = records.groupby([unit_of(records), "method"])["score"].agg(["sum", "count"]).unstack(fill_value=0)
     sums, counts = (each[what].reindex(columns=names, fill_value=0).to_numpy(float) for what in ("sum", "count"))  # (images, settings)
     images, own_places = len(sums), [names.index(name) for name in own]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -262,17 +268,23 @@ def _named_ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
+def score_of(spreads: pd.DataFrame) -> str:
+    """The name of the score, from a table of :meth:`HyperparameterSensitivity.measure`."""
+    return next(iter(spreads["score"].dropna()), "IDSDS") if "score" in spreads else "IDSDS"
+
+
 def sentences(spreads: pd.DataFrame) -> list[str]:
     """State which hyperparameters move IDSDS most and least, how many move it beyond noise, and which change the maps most."""
+    score = score_of(spreads)
     most, least = spreads.loc[spreads["idsds_range"].idxmax()], spreads.loc[spreads["idsds_range"].idxmin()]
     moved = int((spreads["noise_verdict"] == SUPPORTED).sum())
     by_rank, by_ssim, by_pixel = (
         spreads.loc[spreads[name].idxmax() if name == "deviation" else spreads[name].idxmin()] for name in SIMILARITIES
     )
     return [
-        f"{_named(most)} moves IDSDS most, by {_range(most)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}); {_named(least)} least,"
-        f" by {_range(least, '.3f')}.",
-        f"{moved} of {len(spreads)} hyperparameters move IDSDS by more than image noise alone would (Holm-corrected p at most {ALPHA}).",
+        f"{_named(most)} moves {score} most, by {_range(most)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}); "
+        f"{_named(least)} least, by {_range(least, '.3f')}.",
+        f"{moved} of {len(spreads)} hyperparameters move {score} by more than image noise alone would (Holm-corrected p at most {ALPHA}).",
         f"Maps change most with {_named(by_rank)} by Spearman ({by_rank.spearman:.2f}), "
         f"with {_named(by_ssim)} by SSIM ({by_ssim.ssim:.2f}), with {_named(by_pixel)} by deviation per pixel ({by_pixel.deviation:.2f}).",
     ]

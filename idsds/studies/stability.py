@@ -21,6 +21,7 @@ from idsds.datasets.base import DATASETS
 from idsds.statistics import nested_bootstrap
 from idsds.statistics.intervals import percentile_ends, rng_for
 from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each, spearman, weighted_means
+from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique, named_score
 from idsds.training.checkpoints import starts_from_package, trains_from_scratch
@@ -76,8 +77,14 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
 
 
 def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 0.95, seed: int = 0, **_: Any) -> pd.DataFrame:
-    """Measure the agreement of random subsets of ``count`` images with the other images; NaN if fewer than ``count`` are left."""
-    scores = records.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False).to_numpy()
+    """Measure the agreement of random subsets of ``count`` images with the other images; NaN if fewer than ``count`` are left.
+
+    Images of one group, such as crops of a photo, are on one side; the number of groups makes about ``count`` images.
+    """
+    table = records.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False)
+    of_image = records.drop_duplicates("image_id").set_index("image_id", drop=False)[unit_of(records)]
+    group = np.unique(of_image.loc[table.index].to_numpy(dtype=str), return_inverse=True)[1]
+    scores, units = table.to_numpy(), int(group.max()) + 1
     images, methods = scores.shape
     row: dict[str, Any] = {"model": records["model"].iloc[0], "first": str(count), "second": "rest", "methods": methods, "count": count}
     row |= {"interval": f"{100 * confidence:g} % percentiles over random subsets of the images"}
@@ -85,7 +92,7 @@ def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 
     if 2 * count <= images and methods > 1:
         rng, drawn_means = rng_for(seed, "subsets", images, count), []
         for start in range(0, draws, CHUNK):  # all at once would take gigabytes for 50,000 images
-            chosen = rng.random((min(CHUNK, draws - start), images)).argsort(1) < count
+            chosen = (rng.random((min(CHUNK, draws - start), units)).argsort(1) < max(1, round(count * units / images)))[:, group]
             drawn_means.append([weighted_means(scores, part.astype(float)) for part in (chosen, ~chosen)])
         parts = [np.concatenate(side) for side in zip(*drawn_means, strict=True)]
         found = {"tau": kendall(*parts), "rho": spearman(*parts)}

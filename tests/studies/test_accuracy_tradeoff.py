@@ -105,3 +105,18 @@ def test_published_points_trade_off():
     assert len(points) == 10
     assert points.loc["vgg16", ["idsds", "method"]].tolist() == [0.577, "XGrad-CAM"]
     assert points["accuracy"].corr(points["idsds"], method="spearman") < -0.5
+
+
+def test_crops_of_a_photo_are_one_unit():
+    """Copies of every image as crops of one photo tell nothing new: intervals, halves and draws stay those of the photos."""
+    models = ("a", "b", "c")
+    once = noise(models, methods=3, n=12)
+    right = once[once["method"] == "m0"].assign(correct=lambda rows: rows["score"] > -0.5)
+    crops = [rows.assign(group=rows["image_id"]) for rows in (once, right)]
+    three = [pd.concat([rows.assign(image_id=rows["image_id"] * 3 + crop) for crop in range(3)], ignore_index=True) for rows in crops]
+    columns = ["accuracy", "accuracy_low", "accuracy_high", "method", "idsds", "front"]
+    single, triple = tradeoff.tradeoff(once, right, resamples=5), tradeoff.tradeoff(*three, resamples=5)
+    pd.testing.assert_frame_equal(single[columns], triple[columns])
+    np.testing.assert_allclose(single[["idsds_low", "idsds_high"]], triple[["idsds_low", "idsds_high"]], atol=0.05)
+    ends = [[tradeoff.correlation(*data, resamples=400)[end] for end in ("low", "high")] for data in ((once, right), three)]
+    np.testing.assert_allclose(*ends, atol=0.15)

@@ -167,3 +167,15 @@ def test_what_is_as_robust_as_noise_is_named_with_it():
     table.loc[at & (table["method"] == "Saliency"), "mean"] = 1.0
     table.loc[at & (table["method"] == "Random"), "mean"] = 0.9995
     assert "Random, Saliency on a by Spearman (1.00)" in sentences(table)[2]
+
+
+def test_crops_of_a_photo_are_drawn_together():
+    rng = np.random.default_rng(4)
+    once = similarity_of({name: rng.uniform(size=20) for name in ("Guided Grad-CAM", "Deconvolution", "Gradient", "IG")})
+    crops = [once.assign(belongs=once["image_id"], image_id=[f"{image}/{crop}" for image in once["image_id"]]) for crop in range(5)]
+    five = pd.concat(crops, ignore_index=True)
+    study = pd.DataFrame({"augmentation": "all rotations", "method": ["Guided Grad-CAM", "Gradient", "IG"], "ssim": [0.3, 0.2, 0.1]})
+    for found in (means_of, lambda table: judged(table, ["Guided Grad-CAM", "Deconvolution", "Gradient"]), lambda t: agreements(t, study)):
+        single, copied = found(once), found(five)
+        assert "groups of images" in copied["interval"].iloc[0] or "other" in copied
+        np.testing.assert_allclose(single[["low", "high"]], copied[["low", "high"]], atol=0.02)

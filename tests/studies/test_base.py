@@ -1,10 +1,15 @@
+import re
+
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.text import Text
 
 from idsds.common import paths
 from idsds.common.devices import chosen_device
 from idsds.common.settings import SettingsError
+from idsds.models import create_model
+from idsds.models.weights import save_checkpoint
 from idsds.studies.base import STUDIES, EvaluationStudy, Findings, Plan, Result, read_params, run_file, study_class
 from idsds.studies.rank_methods import RankMethods
 from idsds.training.recipes import PAPER, Recipe
@@ -217,3 +222,37 @@ def test_a_study_on_a_large_run_reads_what_it_needs(tmp_path, monkeypatch, check
     assert "patch_sums" not in large.records
     for name, table in small.tables.items():
         pd.testing.assert_frame_equal(table, large.tables[name], check_dtype=False, check_categorical=False)
+
+
+SCORED = {
+    "accuracy_tradeoff": {"accuracy_images": 40, "models": ["mini_resnet8", "mini_vgg11"]},
+    "compare_protocols": {"protocols": ["IDSDS", "SDS"], "accuracy_images": 4, "update_images": 2, "steps": 4},
+    "design_choice": {"choice": "softmax"},
+    "hyperparameter_sensitivity": {"methods": ["IG", "Grad-CAM"], "sweeps": {"IG": {"steps": [2, 4]}}},
+    "leaderboard": {"passes": 4},
+    "rank_methods": {},
+    "stability": {"baselines": ["zeros", "blur"], "grids": [4, 2], "counts": [2, 4], "seeds": [0, 1]},
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_score_on_nets_that_were_tuned_without_labels_is_called_so(name, tmp_path, checkpoint, monkeypatch):
+    """In every sentence, table and text of the figure."""
+    monkeypatch.setattr("idsds.evaluation.plan.Job.distilled", True)
+    given = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": ["IxG", "Saliency", "Random"], "images": 4} | SCORED[name]
+    other = save_checkpoint(create_model("mini_vgg11"), tmp_path / "other.safetensors")
+    files = {model: str({"mini_resnet8": checkpoint}.get(model, other)) for model in given["models"]}
+    if name == "stability":
+        given["variant_checkpoints"] = dict.fromkeys(("seed 1", "baseline blur", "grid 2"), str(checkpoint))
+    if name == "compare_protocols":
+        given["plain_checkpoints"] = files
+    if name == "leaderboard":
+        del given["methods"]
+    result = study_class(name)(**given, checkpoints=files, output=str(tmp_path / "run")).run(progress=False)
+    figures = result.plot()
+    texts = [text.get_text() for figure in (figures if isinstance(figures, list) else [figures]) for text in figure.findobj(Text)]
+    frames = [*result.tables.values(), result.findings.verdicts]
+    cells = [str(cell) for table in frames if table is not None for cell in [*table.columns, *table.to_numpy().ravel()]]
+    plain = re.compile(r"IDSDS(?! \(distilled\))")
+    assert not [text for text in [*texts, *cells, *result.findings.sentences] if plain.search(text)]
+    assert any("IDSDS (distilled)" in text for text in texts)

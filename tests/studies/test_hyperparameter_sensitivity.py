@@ -164,3 +164,11 @@ def test_maps_and_idsds_of_a_setting_come_from_one_net(tmp_path):
     stages = [resolve(**call).jobs[0].source for call in calls]
     assert stages[0].key == stages[1].key
     assert stages[1].deletion.baseline == "blur"
+
+
+def test_crops_of_a_photo_are_drawn_together():
+    scores = np.random.default_rng(3).normal(size=(30, 3))
+    once = settings_of(scores).assign(group=lambda rows: rows["image_id"])
+    five = pd.concat([once.assign(image_id=once["image_id"] + f"/{crop}") for crop in range(5)], ignore_index=True)
+    single, copied = (movements(records, [["s0", "s1", "s2"]], ["s0", "s1"]) for records in (once, five))
+    pd.testing.assert_frame_equal(single, copied)

@@ -156,3 +156,12 @@ def test_findings_judge_every_pair_and_name_the_worst():
 def test_wrong_settings_are_named(tmp_path, changes, message):
     with pytest.raises(SettingsError, match=message):
         settings(tmp_path, **changes)
+
+
+def test_crops_of_a_photo_are_on_one_side():
+    """With copies of an image on both sides the two rankings would agree too well."""
+    once = synthetic(noise=2.0)
+    five = pd.concat([once.assign(image_id=once["image_id"] + f"/{crop}", group=once["image_id"]) for crop in range(5)])
+    five["variant"] = five["variant"].where(five["kind"] != "images", five["variant"].map({"10": "50", "60": "300"}))
+    few = [stability.agreement(records, draws=400, resamples=10).query("kind == 'images'")["tau"].iloc[0] for records in (once, five)]
+    assert few[0] == pytest.approx(few[1], abs=0.1)

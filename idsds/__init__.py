@@ -44,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "ranking_with_ties",
             "select_images",
         ],
+        "studies.explore": ["explore"],
         "training.own": ["finetune"],
     },
 )

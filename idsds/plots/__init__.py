@@ -5,6 +5,7 @@ from idsds.plots.augmentation_robustness import augmentation_robustness
 from idsds.plots.compare_protocols import compare_protocols
 from idsds.plots.datasets import datasets, samples
 from idsds.plots.design_choice import design_choice
+from idsds.plots.explore import explore
 from idsds.plots.finetune import finetune
 from idsds.plots.gallery import gallery
 from idsds.plots.how_idsds_works import how_idsds_works
@@ -33,6 +34,7 @@ __all__ = [
     "datasets",
     "deletion_drops",
     "design_choice",
+    "explore",
     "finetune",
     "gallery",
     "how_idsds_works",

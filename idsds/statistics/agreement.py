@@ -114,3 +114,28 @@ def _ranks(part: ScoreTable) -> tuple[np.ndarray, int, np.ndarray]:
     complete = (count > 0).all(1)
     group = np.unique(part.group[start][complete], return_inverse=True)[1]
     return rankdata(sums[complete] / count[complete], axis=1), len(images) - int(complete.sum()), group
+
+
+def disagreement(records: pd.DataFrame) -> pd.Series:
+    """Measure by image how much the methods disagree: 1 minus the mean rank correlation of the patch sums of two of them.
+
+    Records without patch sums take the standard deviation of the scores. Controls are left out, and methods whose patch sums have no ranks;
+    NaN for fewer than two methods.
+
+    Args:
+        records: of one model, seed and grid.
+    """
+    rows = records[records["family"] != "control"] if "family" in records else records
+    if "patch_sums" not in rows:
+        return rows.groupby("image_id", sort=False)["score"].std()
+    sums = np.stack(rows["patch_sums"].to_numpy()).astype(float)  # (records, patches)
+    ranks = rankdata(sums, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    length = np.sqrt((ranks**2).sum(1, keepdims=True))
+    usable = np.isfinite(sums).all(1) & (length[:, 0] > 0)
+    code, images = pd.factorize(rows["image_id"])
+    total, count = np.zeros((len(images), sums.shape[1])), np.bincount(code[usable], minlength=len(images))
+    np.add.at(total, code[usable], ranks[usable] / length[usable])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pairs = ((total**2).sum(1) - count) / (count * (count - 1))
+    return pd.Series(np.where(count > 1, 1 - pairs, np.nan), index=images)

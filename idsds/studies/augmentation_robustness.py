@@ -25,7 +25,7 @@ from idsds.studies.base import EvaluationStudy, Findings, Result
 
 MEASURES = get_args(Similarity)
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
-TIED = 1e-3  # of a measure: methods that are no farther below the best share its place
+TIED = 1e-3  # of a measure: methods within this distance of the best share its rank
 AUGMENTATIONS: dict[str, list[str]] = {"rotations": [f"{angle:+.0f} degrees" for angle in ANGLES], "filters": list(FILTERS)}
 # What the study found, by SSIM, among the methods that it printed.
 MOST, LEAST = "the most robust", "the least robust"
@@ -33,9 +33,9 @@ CLAIMS = {MOST: "Guided Grad-CAM", LEAST: "Deconvolution"}
 
 
 class AugmentationRobustness(EvaluationStudy):
-    """Compare the maps of an image before and after rotations and photo filters that leave the target's probability alone.
+    """Compare the maps of an image before and after rotations and photo filters that leave the target's probability unchanged.
 
-    ``data_range`` is that of SSIM: one number for the whole experiment, as in the study, or None for each pair of maps its own.
+    ``data_range`` is that of SSIM: one number for the whole experiment, as in the study, or None for the range of each pair of maps.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "label")
@@ -48,7 +48,7 @@ class AugmentationRobustness(EvaluationStudy):
 
     @property
     def ssim_range(self) -> str:
-        """In words, the data range of SSIM."""
+        """The data range of SSIM in words."""
         return "of each pair of maps" if self.data_range is None else f"{self.data_range:g} for all maps"
 
     def runs(self) -> dict[str, dict[str, Any]]:
@@ -82,7 +82,7 @@ def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd
     Returns:
         One row per model, method, seed, image, augmentation (and ``all rotations``, ``all filters``: the mean over those that count) and
         measure: ``score``, NaN where it does not count; ``changed``, whether the augmentation (one of them) changed the image; ``stayed``,
-        whether it (one of them) did so and left the target's probability alone; ``data_range`` of SSIM in words (empty for the other
+        whether it (one of them) did so and left the target's probability unchanged; ``data_range`` of SSIM in words (empty for the other
         measures); ``family``; ``belongs``, the image's own group where the data set has some, such as the photo of a crop.
     """
     parts = []
@@ -103,7 +103,7 @@ def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd
 
 
 def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
-    """Averages over images, with their intervals and the counts behind them.
+    """Return the averages over images, with their intervals and counts.
 
     Args:
         similarity: from :func:`similarities`.
@@ -134,16 +134,16 @@ def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
-    """Both halves of the study's claim put to the test: by SSIM, over all augmentations of a group, among the methods that it printed.
+    """Test both halves of the study's claim: by SSIM, over all augmentations of a group, among the methods that it printed.
 
     Args:
         similarity: from :func:`similarities`.
-        printed: the study's methods; those that were not measured here take no part.
+        printed: the study's methods; those not measured here are ignored.
         confidence: of all rivals together (Bonferroni).
 
     Returns:
-        One row per model, group and half: ``claim`` (:data:`MOST` or :data:`LEAST`), ``method`` of which it says so, ``rival``, the other
-        method that speaks most against it, ``difference`` between the two on the same images, positive where it favours the claim, with
+        One row per model, group and half: ``claim`` (:data:`MOST` or :data:`LEAST`), ``method`` that it is about, ``rival``, the other
+            method that contradicts it most, ``difference`` between the two on the same images, positive where it favours the claim, with
         ``low`` and ``high``; ``count`` and ``nan`` of these images; ``rivals``, how many; ``verdict``: ``supported`` where the intervals of
         all rivals are above 0, ``contradicted`` where one is below, else ``not supported``; ``interval``, what it covers.
     """
@@ -168,7 +168,7 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
 
 
 def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """How alike SSIM orders the methods (controls aside) and the other measures do, and how alike the study's own SSIM does.
+    """Return how well SSIM's order of the methods (without controls) agrees with that of the other measures and of the study's own SSIM.
 
     Args:
         similarity: from :func:`similarities`.
@@ -177,8 +177,8 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
 
     Returns:
         One row per model, group and ``other`` (a measure, or ``published``): Spearman's ``rho`` of the methods' means over all
-        augmentations, ``low`` and ``high`` (95 % percentile bootstrap over images), ``p``, two-sided, were any pairing of the methods as
-        likely; ``methods`` and ``count`` of images. Nothing for fewer than three methods.
+        augmentations, ``low`` and ``high`` (95 % percentile bootstrap over images), ``p``, two-sided, by permutation of the methods;
+        ``methods`` and ``count`` of images. Nothing for fewer than three methods.
     """
     rows = []
     whole = similarity[similarity["augmentation"].str.startswith("all ") & (similarity["family"] != "control")]
@@ -218,7 +218,7 @@ def _beside_fixed(scores: pd.DataFrame, fixed: np.ndarray, group: np.ndarray, re
 
 
 def _pairing_p(first: Any, second: Any) -> float:
-    """Two-sided p of Spearman's rho over all pairings (a random 9,999 of them from eight methods on)."""
+    """Return the two-sided permutation p of Spearman's rho (9,999 random permutations from eight methods on)."""
     other = stats.rankdata(second)
 
     def rho(ranks: np.ndarray) -> float:
@@ -243,7 +243,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
 
 
 def _most_robust(rows: pd.DataFrame) -> list[str]:
-    """The methods within :data:`TIED` of the highest mean, controls first: what ties with noise is not robust by merit."""
+    """Return the methods within :data:`TIED` of the highest mean, controls first: a tie with noise is no merit."""
     top = rows[rows["mean"] >= rows["mean"].max() - TIED]
     return list(
         top.sort_values("mean", ascending=False, kind="stable").sort_values(

@@ -30,14 +30,14 @@ from idsds.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, count_verdicts, 
 from idsds.studies.base import EvaluationStudy, Findings, Result, named_score
 
 SIMILARITIES = ("spearman", "ssim", "deviation")
-HALF = 0.5  # of the gap between the methods: a hyperparameter that moves one method by more can turn their order about
+HALF = 0.5  # of the gap between the methods: a hyperparameter that moves one method by more can reverse their order
 ALPHA = 0.05
 #: The claims that each hyperparameter is judged by, and the column of the verdict.
 CLAIMS = {"noise_verdict": "moves IDSDS by more than image noise", "gap_verdict": "moves it by more than half the gap between methods"}
 
 
 def plain_value(value: Any) -> Any:
-    """Return a string that spells a number as that number: YAML reads ``1e-05``, which has no decimal point, as a string."""
+    """Return a string that spells a number as that number: YAML reads ``1e-05``, without a decimal point, as a string."""
     try:
         return float(value) if isinstance(value, str) and any(character.isdigit() for character in value) else value
     except ValueError:
@@ -49,7 +49,7 @@ Sweeps = dict[str, dict[str, Annotated[list[Value], Field(min_length=2)]]]
 
 
 class HyperparameterSensitivity(EvaluationStudy):
-    """Vary each hyperparameter of each method alone, and compare maps and IDSDS.
+    """Vary each hyperparameter of each method by itself, and compare maps and IDSDS.
 
     ``sweeps`` gives the values by method and hyperparameter; a method that is not in it is tried with those of
     :data:`idsds.protocols.hyperparameters.SWEEPS`.
@@ -128,7 +128,7 @@ class HyperparameterSensitivity(EvaluationStudy):
         return Result(self.stem, {"": spreads, "settings": scores}, found, draw)
 
     def measure(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Do the runs, or read what is there.
+        """Do the runs, or read their stored records.
 
         Returns:
             Two tables. Per setting: ``model``, ``method``, ``family``, ``hyperparameter``, ``value``, ``default`` (whether it is the
@@ -167,13 +167,13 @@ class HyperparameterSensitivity(EvaluationStudy):
 
 
 def _own_value(method: str, option: str, model: str) -> Any:
-    """The value that the method has where none is given."""
+    """The method's default value."""
     own = METHODS[split_name(method)[0]].settings()[option]
     return MODELS[model].cam_layer if option == "layer" and own is None else own
 
 
 def _similarity(records: pd.DataFrame) -> dict[str, Any]:
-    """How similar the maps of one hyperparameter's settings are: the mean of each measure, with its interval over images."""
+    """Return how similar the maps of one hyperparameter's settings are: the mean of each measure, with its interval over images."""
     found: dict[str, Any] = {}
     for name in SIMILARITIES:
         row, prefix = rank(records.assign(score=records[name])).iloc[0], "" if name == "spearman" else f"{name}_"
@@ -206,11 +206,11 @@ def movements(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How far each hyperparameter moves the mean score, beside the gap between methods and beside what image noise alone would do.
+    """Return how far each hyperparameter moves the mean score, beside the gap between methods and the range due to image noise alone.
 
-    ``idsds_range`` is the highest less the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings, ``share``
-    the one divided by the other. The range of noisy means is above 0 even where nothing moves, and which settings are the extremes is
-    itself a matter of the images. So each resample of images gives the errors of all means, its own mean less that of all images, and
+    ``idsds_range`` is the highest less the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings,
+    ``share`` their ratio. The range of noisy means is above 0 even where nothing moves, and which settings are the extremes itself
+    depends on the images. So each resample of images gives the errors of all means, its own mean less that of all images, and
     their range over the sweep, whichever settings they are: a range is never farther from the true one than the range of its errors. The
     interval is the range plus and minus the ``confidence`` quantile of these, cut at 0. It holds for every pair of settings at once, and
     reaches 0 where image noise alone could have made the range. For ``share`` the errors are those of the means in units of the gap, which
@@ -224,9 +224,9 @@ def movements(
         confidence, resamples, seed: of the bootstrap.
 
     Returns:
-        One row per sweep: ``idsds_range``, ``range_low``, ``range_high``; ``noise``, the mean range of the errors, which is what is to be
-        expected where nothing moves; ``p``, how often that is at least the range found; ``share``, ``share_low``, ``share_high``, ``gap``,
-        ``gap_low``, ``gap_high``. A setting without any score takes no part; NaN without images, and no interval for one.
+        One row per sweep: ``idsds_range``, ``range_low``, ``range_high``; ``noise``, the mean range of the errors, expected where
+            nothing moves; ``p``, how often that is at least the observed range; ``share``, ``share_low``, ``share_high``, ``gap``,
+        ``gap_low``, ``gap_high``. A setting without any score is ignored; NaN without images, and no interval for one image.
     """
     check_options(confidence, resamples=resamples)
     names = list(dict.fromkeys([*(name for sweep in sweeps for name in sweep), *own]))
@@ -254,7 +254,7 @@ def movements(
 
 
 def _span(values: np.ndarray) -> np.ndarray:
-    """Largest less smallest along the last axis; NaN takes no part."""
+    """Return the largest minus the smallest along the last axis; NaN is ignored."""
     return np.fmax.reduce(values, axis=-1) - np.fmin.reduce(values, axis=-1)
 
 

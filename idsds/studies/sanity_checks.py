@@ -1,7 +1,7 @@
 """Sanity checks over a data set: layers randomised from the output down, each group of layers alone, and labels permuted in training.
 
 The layers' checks run through the benchmark engine (:mod:`idsds.protocols.sanity`); for the labels' check a net is trained from scratch on
-permuted labels until it knows them by heart, once, and cached like any other.
+permuted labels until it has memorised them, once, and cached like any other.
 
 Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292).
 """
@@ -36,19 +36,19 @@ from idsds.training.loop import batches
 from idsds.training.recipes import Recipe
 
 LABELS = "labels"
-LEARNED = 0.95  # share of the permuted labels that the paper asks a net to have learned
+LEARNED = 0.95  # share of the permuted labels that, by the paper, a net must have learned
 REFERENCE = "Gradient"
 # What the paper found.
 CLAIMED = {REFERENCE: "passes", "Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "fails"}
-MARGIN = 0.1  # of a similarity: by how much more alike than the reference's a method's maps may stay before it fails
+MARGIN = 0.1  # of a similarity: how much more similar than the reference's a method's maps may stay before it fails
 
 
 class SanityChecks(EvaluationStudy):
     """Compare maps with those of nets whose layers were randomised, or whose labels were permuted in training.
 
     ``depths`` groups of layers; ``modes`` of randomising them, ``draws`` times, each with new weights; ``label_fraction`` of the training
-    images is learned with true and with permuted labels, by the model's recipe as ``label_recipe`` changes it, 0 leaves that check out. It
-    needs a small net on embedded data.
+    images is learned with true and with permuted labels, by the model's recipe with the changes ``label_recipe``; 0 leaves that check
+    out. It needs a small net on embedded data.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "check")
@@ -73,8 +73,8 @@ class SanityChecks(EvaluationStudy):
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run per mode and training seed.
 
-        The seed that the engine is given is that of the new weights (and of a method's own noise): for the first draw the training
-        seed, for the others keyed by it and by the draw's number. The net is the one of the training seed under all of them.
+        The engine's seed is that of the new weights (and of a method's own noise): the training seed for the first draw, else keyed by
+        it and by the draw's number. The net is that of the training seed in every draw.
         """
         shared: dict[str, Any] = {"deletion": None, "device": self.device, "precision": self.precision}
         made = [name for name in self.models if name not in self.checkpoints and trains_from_scratch(name, self.dataset)]
@@ -125,14 +125,14 @@ class SanityChecks(EvaluationStudy):
         return pd.concat([every, pd.DataFrame(rows)], ignore_index=True).astype({"draw": "Int64"})
 
     def similarities(self, progress: bool = True) -> pd.DataFrame:
-        """Do every check for every model, method, seed and image, or read what is there.
+        """Do every check for every model, method, seed and image, or read its stored records.
 
         Returns:
             One row per model, method, seed, check (``cascading``, ``independent``, ``labels``), depth, draw of the new weights, similarity
             (``spearman``, ``absolute``: Spearman of absolute values, ``ssim``) and image: ``value``, NaN where undefined (a constant map),
-            lower is better. ``depth`` is the share of the layers that have been randomised from the output down (``cascading``), or where
-            the group of layers that is randomised ends (``independent``), and ``layers`` names them, first and last; 1 and ``all`` for
-            ``labels``. ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere.
+            lower is better. ``depth`` is the share of the layers that have been randomised from the output down (``cascading``), or
+            where the randomised group of layers ends (``independent``); ``layers`` names the first and the last of them; 1 and ``all``
+            for ``labels``. ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere.
         """
         frames = []
         for mode, records in self.by_draw(self.records(progress)).groupby("check", sort=False):
@@ -160,7 +160,7 @@ class SanityChecks(EvaluationStudy):
 
 
 def layer_groups(model: str, mode: str, depths: int) -> list[str]:
-    """What :func:`idsds.protocols.sanity.randomised_models` randomises at each depth, in words: the first and the last of the layers."""
+    """Name the first and the last layer that :func:`idsds.protocols.sanity.randomised_models` randomises at each depth."""
     layers = layers_from_the_top(skeleton(model))
     bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
     groups = [layers[:end] if mode == "cascading" else layers[start:end] for start, end in pairwise(bounds)]
@@ -220,10 +220,10 @@ def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.Data
 
 
 def image_values(part: pd.DataFrame) -> pd.Series:
-    """One number per image: the mean over the draws with a value of each training seed, then over all seeds.
+    """Return one number per image: the mean over the defined draws of each training seed, then over all seeds.
 
-    Draws are interchangeable, so that those with a value stand for the others; training seeds are nets of their own, and a mean over fewer
-    of them is another quantity: NaN.
+    Draws are interchangeable, so the defined ones stand for the others; training seeds are different nets, and a mean over fewer of them
+    is another quantity: NaN.
     """
     of_seeds = part.groupby(["image_id", "seed"])["value"].mean()
     return of_seeds.groupby("image_id").agg(lambda each: each.mean(skipna=False))
@@ -237,7 +237,7 @@ def _covers(part: pd.DataFrame, confidence: float) -> str:
 
 
 def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
-    """The paper's claim put to the test, where all layers are randomised and where the labels are permuted.
+    """Test the paper's claim where all layers are randomised and where the labels are permuted.
 
     A method ``fails`` where its maps stay more alike than :data:`REFERENCE`'s, on the same images, by more than ``margin``: where the
     whole interval of the paired difference is above it. It ``passes`` where the whole interval is below, else the check is ``undecided``.

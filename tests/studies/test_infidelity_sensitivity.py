@@ -139,7 +139,7 @@ def test_what_is_said_is_computed(study, theirs):
     assert follows[["nets", "methods", "supported", "contradicted"]].tolist() == [24, 2, 2, 0]
     assert rows.loc["better models have a lower infidelity", "ours", "all models"]["contradicted"] == 2
     known = ours.query("method == 'Random' and measure == 'normalised' and quality == 'accuracy' and level == 'all models'").iloc[0]
-    control = rows.loc["better models have a lower infidelity, the scale of the map taken out", "ours, Random", "all models"]
+    control = rows.loc["better models have a lower infidelity, with the scale of the map removed", "ours, Random", "all models"]
     assert control["lowest"] == control["highest"] == known["spearman"]
     printed = rows.xs(("better models have a lower infidelity", "all models"), level=("claim", "level"))
     assert printed.loc["the study's, weighted_precision", "methods"] == 4

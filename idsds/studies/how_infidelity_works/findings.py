@@ -2,8 +2,8 @@
 
 Intervals are 95 % t intervals over the perturbations of one image. Two maps are compared by the differences of their squared errors under
 the same perturbations, and one is called clearly lower where the interval of the mean difference leaves out 0 (each interval on its own;
-that a map's best factor is estimated from the same perturbations is not in it). Where the perturbations are all that there are, nothing is
-drawn: a mean is exact, and any difference counts.
+that a map's best factor is estimated from the same perturbations is not included). Where all perturbations are used and none is drawn, a
+mean is exact and any difference counts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from idsds.studies.how_infidelity_works.study import Step, Walk
 
 CONFIDENCE = 0.95
-#: What the optimal map is compared with.
+#: The map that the optimal map is compared with.
 GRADIENT = "Gradient"
 ZEROS = "a map of zeros"
 
 
 class Mean(NamedTuple):
-    """A mean with its standard error and the ends of its interval."""
+    """A mean with its standard error and interval."""
 
     mean: float
     se: float
@@ -38,7 +38,7 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: np.ndarray, sampled: bool = True) -> Mean:
-    """The mean of values (samples,) with its t interval; exact where nothing was drawn."""
+    """Return the mean of values (samples,) with its t interval; exact where nothing was drawn."""
     mean = float(values.mean())
     se = float(values.std(ddof=1)) / np.sqrt(len(values)) if sampled else 0.0
     half = se * float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) if sampled else 0.0
@@ -46,31 +46,31 @@ def mean_of(values: np.ndarray, sampled: bool = True) -> Mean:
 
 
 def infidelity_of(step: Step, errors: np.ndarray) -> Mean:
-    """The mean of squared errors (samples,) of one step; its interval does not go below 0."""
+    """Return the mean of squared errors (samples,) of one step; its interval does not go below 0."""
     found = mean_of(errors, step.sampled)
     return found._replace(low=max(found.low, 0.0))
 
 
 def lower(step: Step, first: str, second: str, *, scaled: bool = False) -> bool:
-    """Whether a map's infidelity is clearly below another's (or that of ``a map of zeros``), each as it is or scaled to its best."""
+    """Return whether a map's infidelity is clearly below another's (or that of ``a map of zeros``), each unscaled or scaled to its best."""
     errors = {**(step.scaled if scaled else step.errors), ZEROS: step.zero}
     return mean_of(errors[first] - errors[second], step.sampled).high < 0
 
 
 def reordered(step: Step, given: list[str]) -> list[tuple[str, str]]:
-    """Pairs of maps of which the first is clearly lower as they are, and the second with each scaled to its best."""
+    """Return pairs of maps of which the first is clearly lower unscaled, and the second with each scaled to its best."""
     pairs = [*combinations(given, 2), *combinations(given[::-1], 2)]
     return [(a, b) for a, b in pairs if lower(step, a, b) and lower(step, b, a, scaled=True)]
 
 
 def winners_of(step: Step, given: list[str]) -> list[str]:
-    """The map of least infidelity, and those that are not clearly above it."""
+    """Return the map of least infidelity, and those not clearly above it."""
     best = min(given, key=lambda name: step.errors[name].mean())
     return [best, *(name for name in given if name != best and not lower(step, best, name))]
 
 
 def similarity(found: np.ndarray, gradient: np.ndarray, cells: int) -> tuple[float, float]:
-    """Cosine and rank correlation of two maps (H, W), each averaged over the cells of a grid; NaN for a constant map."""
+    """Return the cosine and the rank correlation of two maps (H, W), each averaged over the cells of a grid; NaN for a constant map."""
     first, second = (_cell_means(values.astype(float), cells) for values in (found, gradient))
     norm = float(np.linalg.norm(first) * np.linalg.norm(second))
     constant = min(np.ptp(first), np.ptp(second)) == 0
@@ -90,13 +90,13 @@ def steps_table(walk: Walk) -> pd.DataFrame:
         ``perturbation``, ``map``; ``logit`` of the intact image, ``first_change`` and ``first_predicted`` of the first perturbation.
         ``infidelity`` with ``infidelity_se``, ``low`` and ``high``, and ``normalised`` (each map scaled to its best) with its own; in
         squared logits, lower is better. ``interval`` says what is covered.
-        ``map_of_zeros``: its infidelity. ``mean_change`` of the logit with ``mean_change_se``; ``floor``: its square, which no map can go
-        below for noise, whose mean is 0 (NaN for masks).
+        ``map_of_zeros``: its infidelity. ``mean_change`` of the logit with ``mean_change_se``; ``floor``: its square, a lower bound for
+            every map under noise, whose mean is 0 (NaN for masks).
         ``fitted_to``: how many perturbations the optimal map was fitted to, and how many of them ``different`` (a noise and its opposite
         count once);
-        ``seen``: how many of the ``perturbations``, which judge, are among them; ``ridge``: a multiple of the mean eigenvalue of E[I I^T].
+        ``seen``: how many of the judging ``perturbations`` are among them; ``ridge``: a multiple of the mean eigenvalue of E[I I^T].
         ``cosine_with_gradient``, ``spearman_with_gradient``: of the map with that of Gradient, cell by cell.
-        ``wins_elsewhere`` of ``other_images``: on how many this map is the lowest of the given ones.
+        ``wins_elsewhere`` of ``other_images``: on how many this map has the lowest infidelity of the methods' maps.
     """
     table = pd.DataFrame([row for step in walk.steps for row in _rows(walk, step)])
     return table.astype(dict.fromkeys(("fitted_to", "different", "seen", "wins_elsewhere"), "Int64"))
@@ -141,16 +141,16 @@ def _rows(walk: Walk, step: Step) -> Iterator[dict[str, object]]:
 
 
 def claims_table(walk: Walk) -> pd.DataFrame:
-    """Judge, per perturbation, whether the optimal map has a lower infidelity than every given map (proposition 2.1), and compare these.
+    """Judge, per perturbation, whether the optimal map has a lower infidelity than every method's map (proposition 2.1), and compare these.
 
     Returns:
         =============================== ==========================================================================================
         ``perturbation``                one row each
-        ``lowest``, ``ties``            the given map of least infidelity, and those that are not clearly above it
-        ``zeros_below``                 the given maps that a map of zeros is clearly below
-        ``reversed`` of ``comparisons`` pairs of given maps whose order turns when each is scaled to its best
+        ``lowest``, ``ties``            the method's map of least infidelity, and those not clearly above it
+        ``zeros_below``                 the methods' maps that a map of zeros is clearly below
+        ``reversed`` of ``comparisons`` pairs of methods' maps whose order reverses when each is scaled to its best
         ``same_elsewhere`` of ``other_images`` on how many the same map is lowest, with its exact binomial ``low`` and ``high``
-        ``by_construction``             whether the optimal map was fitted exactly to what judges it
+        ``by_construction``             whether the optimal map was fitted exactly to the judging perturbations
         ``verdict``                     supported, not supported or contradicted
         =============================== ==========================================================================================
     """
@@ -179,7 +179,7 @@ def sentences(walk: Walk, claims: pd.DataFrame) -> list[str]:
     return [
         f"{settings.model} gives {walk.image_id} of {settings.dataset}, labelled {walk.label}, a logit of {walk.steps[0].logit:.2f}; "
         "intervals are over perturbations, not over images.",
-        f"{clear} of {len(claims)} perturbations have a clear winner among the given maps; a map of zeros is clearly below all of them "
+        f"{clear} of {len(claims)} perturbations have a clear winner among the methods' maps; a map of zeros is clearly below all of them "
         f"for {silent}.",
         f"Scaling each map to its best clearly reverses {claims['reversed'].sum()} of {claims['comparisons'].sum()} comparisons.",
     ]

@@ -15,19 +15,19 @@ RIDGES = (0.0, *(10 ** (power / 2) for power in range(-12, 7)))
 
 
 def optimal_map(weights: Tensor, changes: Tensor, ridge: float = 0.0) -> Tensor:
-    """The map of least infidelity, (P,), for perturbations (samples, P) and the changes of the logit (samples,), both float64.
+    """Return the map of least infidelity, (P,), for perturbations (samples, P) and the changes of the logit (samples,), both float64.
 
-    ``(E[I I^T] + ridge m)^-1 E[I change]``, m the mean eigenvalue of ``E[I I^T]``; where the perturbations leave several such maps, the one
-    of least norm.
+    ``(E[I I^T] + ridge m)^-1 E[I change]``, with m the mean eigenvalue of ``E[I I^T]``; of several such maps the one of least norm.
     """
     values, vectors, along = _principal(weights, changes)
     return vectors @ (_inverse(values, ridge) * along)
 
 
 def best_ridge(weights: Tensor, changes: Tensor) -> float:
-    """Of :data:`RIDGES` that of least generalised cross-validation, ``E[(H change - change)^2] / (1 - trace(H) / samples)^2``.
+    """Return the one of :data:`RIDGES` with the lowest generalised cross-validation error, ``E[(H change - change)^2] / (1 - trace(H) /
+    samples)^2``.
 
-    H, (samples, samples), takes the changes to what the map that is fitted to them predicts.
+    H, (samples, samples), maps the changes to the predictions of the map that is fitted to them.
     """
     values, _, along = _principal(weights, changes)
     scores = []
@@ -41,17 +41,17 @@ def best_ridge(weights: Tensor, changes: Tensor) -> float:
 
 
 def _principal(weights: Tensor, changes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues (P,) and eigenvectors (P, P) of E[I I^T], and E[I change] (P,) along these."""
+    """Return eigenvalues (P,) and eigenvectors (P, P) of E[I I^T], and E[I change] (P,) along these."""
     values, vectors = torch.linalg.eigh(weights.T @ weights / len(weights))
     return values, vectors, vectors.T @ (weights.T @ changes / len(weights))
 
 
 def _inverse(values: Tensor, ridge: float) -> Tensor:
-    """1 / (value + ridge m), and 0 for eigenvalues that count as 0."""
+    """Return 1 / (value + ridge m), and 0 for eigenvalues that count as 0."""
     return torch.where(values > LEAST * values.max(), 1 / (values + ridge * values.mean()), torch.zeros_like(values))
 
 
 def best_factor(predicted: np.ndarray, changes: np.ndarray) -> float:
-    """What a map is to be multiplied by for its infidelity to be least: E[predicted change] / E[predicted^2], 0 for a map of zeros."""
+    """Return the factor that minimises a map's infidelity: E[predicted change] / E[predicted^2], 0 for a map of zeros."""
     power = float((predicted**2).mean())
     return float((predicted * changes).mean()) / power if power > 0 else 0.0

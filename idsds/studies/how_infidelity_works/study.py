@@ -1,14 +1,14 @@
-"""How infidelity works, on one image: what is taken away, what a map predicts, what the model does, and when the number misleads.
+"""How infidelity works, on one image: the perturbation, what a map predicts, what the model does, and when the number misleads.
 
 ``infidelity = E[(I . map - (f(x) - f(x - d)))^2]`` over perturbations: the noise I = d, or a mask I that removes d = I * x.
 
-The optimal explanation of the paper, the map that no other has a lower infidelity than, solves a least squares problem:
-``map* = E[I I^T]^-1 E[I (f(x) - f(x - d))]``. It is sought among maps that are constant on the cells of a grid, on pixels where the grid is
-as fine as the image, from three times as many perturbations as there are cells. These are other draws than those that judge. Noise is drawn
-with both signs, I and -I, which leaves the expectations as they are (it is symmetric about 0) and takes out of their estimate all that a
-linear map cannot predict because it is the same for both, the mean change above all. A ridge keeps in bounds what so few perturbations
-cannot tell (on cells that are coarser than what counts, nearly everything): generalised cross-validation on the fitting perturbations
-chooses it, 0 among others. Where perturbations leave several optimal maps (fewer different ones than cells), it is that of least norm.
+The optimal explanation of the paper, the map of lowest infidelity, solves a least squares problem:
+``map* = E[I I^T]^-1 E[I (f(x) - f(x - d))]``. It is fitted among maps that are constant on the cells of a grid (on pixels where the grid
+is as fine as the image), to three times as many perturbations as cells, drawn independently of those that judge. Noise is drawn with
+both signs, I and -I. This leaves the expectations unchanged (it is symmetric about 0) and removes from their estimates everything that a
+linear map cannot predict because it is the same for both, above all the mean change. A ridge bounds what so few perturbations cannot
+determine; generalised cross-validation on the fitting perturbations selects it, 0 being a candidate. Where several maps are optimal
+(fewer distinct perturbations than cells), it is the one of least norm.
 
 Sources: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392), proposition 2.1; Golub, Heath,
 Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter", Technometrics 1979.
@@ -89,12 +89,12 @@ class HowInfidelityWorks(Study):
 
     @property
     def side(self) -> int:
-        """Pixels of an image's side."""
+        """Pixels per side of an image."""
         return DATASETS[self.dataset].image_size
 
     @property
     def optimal(self) -> str:
-        """What the optimal map is called: by the maps among which it is sought."""
+        """The name of the optimal map, after the maps among which it is fitted."""
         return "optimal (pixels)" if self.optimal_cells == self.side else f"optimal ({self.optimal_cells} x {self.optimal_cells} cells)"
 
     @property
@@ -104,16 +104,16 @@ class HowInfidelityWorks(Study):
         return [*noise, Kind(f"square, {self.square:.0%} of side", "square", self.square), Kind(PATCHES, None)]
 
     def draws(self, kind: Kind) -> int:
-        """How many perturbations are drawn for the optimal map; noise is used with both signs."""
+        """The number of perturbations drawn for the optimal map; noise is used with both signs."""
         return -(-FITTED * self.optimal_cells**2 // (2 if kind.perturbation == "gaussian" else 1)) if kind.perturbation else 0
 
     def passes(self, kind: Kind) -> dict[str, int]:
-        """Forward passes of one image: to ``judge`` maps, and to ``fit`` the optimal one."""
+        """Forward passes per image: to ``judge`` maps, and to ``fit`` the optimal one."""
         judge = self.samples if kind.perturbation else self.grid**2
         return {"judge": judge, "fit": self.draws(kind) * (2 if kind.perturbation == "gaussian" else 1)}
 
     def planned(self) -> tuple[Plan, Job]:
-        """Return the plan of the maps: of the image, and of the others that follow it in the fixed order."""
+        """Return the plan of the maps: of the image, and of the others after it in the fixed order."""
         where = (self.dataset, "infidelity", self.image + self.others + 1, [self.seed])
         given = {"checkpoints": self.checkpoints, "device": self.device, "precision": "32-true"}
         plan = make_plan(Arguments([self.model], self.methods, *where, **given, batch_size=None, shard=1, settings={}))
@@ -121,7 +121,7 @@ class HowInfidelityWorks(Study):
         return replace(plan, jobs=(job,)), job
 
     def plan_table(self) -> pd.DataFrame:
-        """What :meth:`walk` will do, from the settings alone.
+        """Return what :meth:`walk` will do, from the settings alone.
 
         Returns:
             One row per piece of work: ``model``, ``work``, ``epochs`` (of training that is not cached, else <NA>), ``forward`` and
@@ -146,7 +146,7 @@ class HowInfidelityWorks(Study):
         return pd.DataFrame(rows).astype({"epochs": "Int64", "forward": "Int64", "backward": "Int64"})
 
     def walk(self, progress: bool = True) -> Walk:
-        """Take the steps of one image, one per perturbation; a small net that is not cached is trained first (without deletions)."""
+        """Go through one image, one step per perturbation; a small net that is not cached is trained first (without deletions)."""
         plan, job = self.planned()
         job.prepare(progress)
         model, normalisation = job.load().to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
@@ -176,24 +176,24 @@ class HowInfidelityWorks(Study):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One kind of perturbation of one image; the first perturbation is shown, all of them judge.
+    """One kind of perturbation of one image; the first perturbation is shown, all of them are used to judge.
 
     Args:
         name: what is done.
         noise: whether it is noise, whose mean is 0.
-        sampled: whether the perturbations are drawn; else they are all that there are.
+        sampled: whether the perturbations are drawn; else all of them are used.
         taken: the first perturbation d, (H, W), mean over channels, in normalised units.
-        picture: what it leaves, (H, W, 3) in [0, 1].
+        picture: the image after it, (H, W, 3) in [0, 1].
         products: by map, of the first two, its product with the first I, (H, W), whose sum is what it predicts.
         logit: the target's, of the intact image.
         changes: how much it falls, (samples,).
         predicted: by map what it predicts, (samples,); the optimal map is the last.
         optimal: the optimal map, (H, W).
-        cells: of its grid, the unknowns that it is fitted for.
+        cells: of its grid, the number of unknowns.
         ridge: that it is fitted with, as a multiple of the mean eigenvalue of E[I I^T].
-        fitted: perturbations that it is fitted to, noise with both signs.
-        different: how many different ones were drawn for that, a noise and its opposite being one.
-        seen: of those that judge, how many are among these.
+        fitted: the number of perturbations that it is fitted to, noise with both signs.
+        different: how many distinct ones were drawn for that; a noise and its negative count once.
+        seen: how many of the judging perturbations are among these.
     """
 
     name: str
@@ -214,12 +214,12 @@ class Step:
 
     @property
     def by_construction(self) -> bool:
-        """Whether the optimal map predicts, whatever the model does, all that judges it: it was fitted exactly to just these."""
+        """Whether the optimal map predicts all judging perturbations whatever the model does: it was fitted exactly to them."""
         return self.different <= self.cells and self.seen == len(self.changes) and self.ridge == 0
 
     @cached_property
     def errors(self) -> dict[str, np.ndarray]:
-        """By map its squared errors, (samples,) in squared logits; their mean is its infidelity."""
+        """Squared errors by map, (samples,) in squared logits; their mean is its infidelity."""
         return {name: (values - self.changes) ** 2 for name, values in self.predicted.items()}
 
     @cached_property
@@ -238,12 +238,12 @@ class Walk:
     """One image with all its steps.
 
     Args:
-        settings: what was asked for.
+        settings: of the study.
         image_id, label: of the image; the label's name.
         picture: (H, W, 3) in [0, 1].
         maps: by method, (H, W).
         steps: one per kind of perturbation.
-        winners: by kind the given map of least infidelity on each of the other images.
+        winners: by kind, the method's map of least infidelity on each of the other images.
     """
 
     settings: HowInfidelityWorks
@@ -256,7 +256,7 @@ class Walk:
 
 
 class _Image:
-    """One image: what the model does to it under perturbations, and what its maps predict."""
+    """One image: what the model does under perturbations, and what its maps predict."""
 
     def __init__(
         self, model: nn.Module, images: Tensor, target: int, image_id: str, maps: dict[str, Tensor], settings: HowInfidelityWorks
@@ -266,12 +266,12 @@ class _Image:
             self.logit = float(model(images)[0, target])
 
     def changes(self, taken: Tensor) -> Tensor:
-        """How much the logit falls, (samples,), when each d (samples, C, H, W) is taken away."""
+        """Return how much the logit falls, (samples,), when each d (samples, C, H, W) is subtracted."""
         logits = in_batches(self.model, self.images - taken, size=default_batch(self.images))[:, self.target]
         return self.logit - logits.cpu().double()
 
     def judging(self, kind: Kind) -> tuple[Tensor, Tensor]:
-        """I and d of the perturbations that judge, (samples, C, H, W): those of the protocol, or every patch."""
+        """Return I and d of the judging perturbations, (samples, C, H, W): those of the protocol, or every patch."""
         if kind.perturbation:
             draw = {"samples": self.settings.samples, "seed": self.settings.seed, "image_ids": [self.image_id]}
             return perturbations(self.images, kind.perturbation, kind.size, **draw)
@@ -281,13 +281,13 @@ class _Image:
         return mask, mask * self.images
 
     def fitting(self, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
-        """I and d of the perturbations that the optimal map is fitted to, some at a time; draws of their own."""
+        """Yield I and d of the perturbations that the optimal map is fitted to, some at a time, from independent draws."""
         for start in range(0, count := self.settings.draws(kind), BLOCK):
             draw = {"samples": min(BLOCK, count - start), "seed": self.settings.seed, "image_ids": [f"{self.image_id}, to fit, {start}"]}
             yield perturbations(self.images, kind.perturbation, kind.size, **draw)  # type: ignore[arg-type]
 
     def predicted(self, weights: Tensor) -> dict[str, Tensor]:
-        """By map what it predicts, (samples,)."""
+        """Return the predictions by map, (samples,)."""
         return {name: (weights[:, :1] * found).flatten(1).cpu().double().sum(dim=1) for name, found in self.maps.items()}
 
     def winner(self, kind: Kind) -> str:
@@ -298,7 +298,7 @@ class _Image:
         return min(infidelity, key=infidelity.__getitem__)
 
     def step(self, kind: Kind, invert: Callable[[Tensor], Tensor]) -> Step:
-        """All that one kind of perturbation does."""
+        """Return the step of one kind of perturbation."""
         weights, taken = self.judging(kind)
         changes = self.changes(taken)
         by_cell, keys = self._by_cell(weights), _keys(weights)
@@ -329,7 +329,7 @@ class _Image:
         )
 
     def _fit(self, kind: Kind) -> tuple[Tensor, float, set[bytes]]:
-        """The optimal map by cell, (cells * cells,), its ridge, and the keys of the perturbations that it is fitted to."""
+        """Return the optimal map by cell, (cells * cells,), its ridge, and the keys of the perturbations that it is fitted to."""
         sums, falls, known = [], [], set()
         for weights, taken in self.fitting(kind):
             changes = self.changes(taken)
@@ -343,12 +343,12 @@ class _Image:
         return optimal_map(*fitted, ridge), ridge, known
 
     def _by_cell(self, weights: Tensor) -> Tensor:
-        """I summed over each cell of the optimal map, (samples, cells * cells) float64."""
+        """Return I summed over each cell of the optimal map, (samples, cells * cells) float64."""
         return patch_sums(weights[:, :1], self.settings.optimal_cells).cpu().double()
 
 
 def _keys(weights: Tensor) -> list[bytes]:
-    """What tells perturbations (samples, C, H, W) apart: a hash of each I."""
+    """Return a hash of each I, which tells perturbations (samples, C, H, W) apart."""
     return [blake2b(one.contiguous().numpy().tobytes(), digest_size=16).digest() for one in weights[:, 0].cpu()]
 
 

@@ -1,4 +1,4 @@
-"""Do what metrics say of many models and how good these are go together? Rank correlations at three levels, and methods beside a control.
+"""Do metrics follow the quality of models? Rank correlations at three levels, and methods beside a control.
 
 The table is that of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`, or that of the study's 75 models
 (burnpiro/xai-correlation).
@@ -17,54 +17,52 @@ from idsds.statistics.grouped import FEWEST, jackknife_interval, mean_of_groups,
 from idsds.statistics.intervals import check_options
 from idsds.statistics.verdicts import verdicts
 
-#: What is correlated, and what each is called.
+#: What is correlated, and its label.
 MEASURES = {
     "raw": "infidelity",
     "normalised": "infidelity, scale of the map taken out",
     "relative": "infidelity, scales of map and logit taken out",
     "sensitivity": "max-sensitivity",
     "change": "squared change of the logit (no map)",
-    "forecast": "squared change that the map predicts, its own scale",
+    "forecast": "squared change that the map predicts (the map's scale)",
 }
 QUALITIES = ("accuracy", "macro_f1", "weighted_f1", "weighted_precision")
-#: Within what the models are ranked, so that only models that share it are compared with each other.
+#: The groups within which models are ranked; only models of one group are compared.
 LEVELS: dict[str, tuple[str, ...]] = {
     "all models": (),
     "within data set": ("dataset",),
     "within architecture and data set": ("dataset", "model"),
 }
 WITHIN = list(LEVELS)[-1]
-#: What tells whether a measure says more of a model's quality than the logit's scale does.
+#: The column held fixed to see whether a measure says more about a model's quality than the logit's scale does.
 GIVEN = " given change"
 #: The random map.
 CONTROL = "Random"
 
 
 def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Spearman correlations over models of what the metrics say with how good the models are, at three levels.
+    """Return the Spearman correlations, over models, of the metrics with the models' quality, at three levels.
 
     Each pair of columns takes the models that have both. Intervals hold for groups of models (an architecture on a data set), whose models
     share images and design; they cover neither other images nor, apart from the groups, other training seeds. Within architecture and data
-    set it is Student's t over the groups' own coefficients. At the other levels groups cannot be taken apart, and each is left out in turn
+    set it is Student's t over the groups' own coefficients. At the other levels each group is left out in turn
     (:func:`idsds.statistics.grouped.jackknife_interval`). Both need three groups that do not all agree.
 
     Args:
-        table: one row per model and method: ``dataset``, ``model``, ``method``, and those of :data:`MEASURES` and :data:`QUALITIES` that
-            there are.
+        table: one row per model and method: ``dataset``, ``model``, ``method``, and any of :data:`MEASURES` and :data:`QUALITIES`.
         confidence: of the intervals.
 
     Returns:
-        One row per method, level, measure and quality: a quality of the models; ``change`` or ``forecast``, which say how far a measure
-        goes by the scale of the logit or of the map; or a quality ``given change``, the partial correlation. ``spearman`` (within
-        architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval; ``models`` that have all
-        columns, ``dropped``, those that lack one; ``groups`` with a coefficient of their own, or of all models; ``interval``, what it
-        covers.
+        One row per method, level, measure and quality: a quality of the models; ``change`` or ``forecast``, which show how far a measure
+            follows the scale of the logit or of the map; or a quality ``given change``, the partial correlation. ``spearman`` (within
+        architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval; ``models`` with all
+        columns, ``dropped``, those without; ``groups`` with a coefficient of their own, or of all models; ``interval``, what it covers.
     """
     check_options(confidence)
     columns = [name for name in (*MEASURES, *QUALITIES) if name in table]
     rows = []
     for method, part in table.groupby("method", sort=False):
-        matrices: dict[bytes, list[_Matrices]] = {}  # once for all pairs that the same models have
+        matrices: dict[bytes, list[_Matrices]] = {}  # once for all pairs defined for the same models
         for measure, quality, used in _pairs(columns):
             there = part[used].notna().all(axis=1).to_numpy()
             chosen = part[there]
@@ -81,7 +79,7 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def _pairs(columns: list[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Measure, what it is correlated with, and the columns that this takes."""
+    """Yield a measure, what it is correlated with, and the columns needed."""
     for measure in (name for name in MEASURES if name in columns):
         for other in (name for name in (*QUALITIES, "change", "forecast") if name in columns and name != measure):
             yield measure, other, [measure, other]
@@ -92,7 +90,7 @@ def _pairs(columns: list[str]) -> Iterator[tuple[str, str, list[str]]]:
 
 @dataclass(frozen=True)
 class _Matrices:
-    """The correlations of all columns at one level.
+    """Return the correlations of all columns at one level.
 
     Args:
         level: one of :data:`LEVELS`.
@@ -105,7 +103,7 @@ class _Matrices:
     others: np.ndarray
 
     def correlation(self, places: list[int], confidence: float) -> dict[str, Any]:
-        """The columns ``level`` to ``interval`` of :func:`correlations`, of two columns, or of two given a third."""
+        """Return the columns ``level`` to ``interval`` of :func:`correlations`, of two columns, or of two given a third."""
         point, others = (_coefficient(matrices, places) for matrices in (self.point, self.others))
         groups = len(others)
         if self.level == WITHIN:
@@ -127,7 +125,7 @@ def _coefficient(matrices: np.ndarray, places: list[int]) -> np.ndarray:
 
 
 def _matrices(table: pd.DataFrame, columns: list[str]) -> list[_Matrices]:
-    """Of the models of one method, at each level."""
+    """Return the correlations of the models of one method, at each level."""
     values, cells = table[columns].to_numpy(float), table.groupby(["dataset", "model"], sort=False).ngroup().to_numpy()
     found = []
     for level, keys in LEVELS.items():
@@ -141,7 +139,7 @@ def _matrices(table: pd.DataFrame, columns: list[str]) -> list[_Matrices]:
 
 
 def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """How far each method's relative infidelity is below that of a random map, on the same models.
+    """Return how far each method's relative infidelity is below that of a random map, on the same models.
 
     Args:
         table: from :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`.
@@ -149,8 +147,8 @@ def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame
 
     Returns:
         One row per method but :data:`CONTROL`: ``difference`` of ``relative`` (method - control; below 0: the method is better), the mean
-        of the groups', with ``low`` and ``high``; the ``verdict`` that it is below 0; ``models`` that have both, ``groups``, ``interval``.
-        No rows where there is no control.
+        of the groups', with ``low`` and ``high``; the ``verdict`` that it is below 0; ``models`` with both, ``groups``, ``interval``.
+        Empty without a control.
     """
     check_options(confidence)
     identity = ["dataset", "model", "fraction", "seed"]

@@ -1,4 +1,4 @@
-"""What the correlations of metrics with the quality of models say of the study's claims."""
+"""What the correlations of metrics with the quality of models say about the study's claims."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ POOLED = next(iter(LEVELS))
 IDENTITY = ["dataset", "model", "fraction", "seed"]
 #: What is claimed of the correlation of a measure with a quality (all measures: lower is better), and its sign.
 CLAIMS = [
-    ("raw", "change", "infidelity follows the squared change of the logit, in which no map plays a part", 1),
+    ("raw", "change", "infidelity follows the squared change of the logit, whatever the map", 1),
     ("raw", "forecast", "infidelity follows the scale of the map", 1),
     ("raw", "accuracy", "better models have a lower infidelity", -1),
-    ("raw", f"accuracy{GIVEN}", "better models have a lower infidelity, the change of the logit held fixed", -1),
-    ("normalised", "accuracy", "better models have a lower infidelity, the scale of the map taken out", -1),
+    ("raw", f"accuracy{GIVEN}", "better models have a lower infidelity, with the change of the logit held fixed", -1),
+    ("normalised", "accuracy", "better models have a lower infidelity, with the scale of the map removed", -1),
     ("relative", "accuracy", "better models have a lower relative infidelity", -1),
     ("sensitivity", "accuracy", "better models have a lower max-sensitivity", -1),
 ]
@@ -84,17 +84,17 @@ def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.D
 
 
 def at_chance(table: pd.DataFrame) -> pd.Series:
-    """Which rows are of models whose accuracy cannot be told from 1 / classes, or is below it."""
+    """Return which rows are of models whose accuracy is not significantly above 1 / classes."""
     return table["accuracy_low"] <= table["chance"]
 
 
 def _as_accuracy(study: pd.DataFrame, quality: str) -> pd.DataFrame:
-    """The study's correlations with one of its qualities, which it has in place of accuracy."""
+    """Return the study's correlations with one of its qualities, which stand in for accuracy."""
     return study[study["quality"] == quality].assign(quality="accuracy")
 
 
 def _counted(found: pd.DataFrame, sign: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Per level the extent over methods and the verdicts."""
+    """Return per level the range over methods and the verdicts."""
     for level in (POOLED, WITHIN):
         rows = found[found["level"] == level].dropna(subset="spearman")
         if len(rows):

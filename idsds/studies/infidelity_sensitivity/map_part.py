@@ -1,4 +1,4 @@
-"""How much of infidelity is the map's doing? What methods differ by on the same model, beside what models differ by."""
+"""How much of infidelity is due to the map? The spread between methods on one model, beside the spread between models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MODEL = ["dataset", "model", "fraction", "seed"]
 
 
 def map_part(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Take the infidelity of the same models under several methods apart; controls are left out.
+    """Decompose the infidelity of the same models under several methods; controls are left out.
 
     Models that lack a method, or have an infidelity of 0 or a ``doubtful`` reading, are left out.
 
     Args:
-        table: one row per model and method: ``dataset``, ``model``, ``fraction``, ``method``, ``raw``, and where there are any ``seed``,
+        table: one row per model and method: ``dataset``, ``model``, ``fraction``, ``method``, ``raw``, and optionally ``seed``,
             ``family``, ``doubtful``.
         confidence: of Student's t over groups of models (an architecture on a data set).
 

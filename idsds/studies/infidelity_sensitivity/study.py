@@ -1,7 +1,7 @@
 """Do infidelity and max-sensitivity follow the quality of a model? The study's question, asked of our models and of its printed numbers.
 
-Raw infidelity is a mean of squared logits. It grows with the scale of a map and with the scale of the model's logits, so that a model whose
-logits change more has a higher infidelity whatever its maps are. Three readings tell the two apart:
+Raw infidelity is a mean of squared logits. It grows with the scale of a map and with the scale of the model's logits, so a model whose
+logits change more has a higher infidelity whatever its maps. Three versions separate the two:
 
 * ``raw``: as the paper defines it and the study used it;
 * ``normalised``: each map is first multiplied by the factor that suits it best, so that its scale does not matter;
@@ -9,9 +9,9 @@ logits change more has a higher infidelity whatever its maps are. Three readings
   every change. The model's scale does not matter either. The factor is fitted on the very perturbations that then judge it, so that a
   random map is at about 1 - 1 / samples (0.9 with 10) and not at 1: what counts is how far a method is below ``Random``.
 
-With p the change that the map predicts and c that of the logit, raw infidelity is ``E[p^2] - 2 E[p c] + E[c^2]``: the map's own scale
-(``forecast``), how well the two go together, and the logit's (``change``). Whether ``raw`` says more of a model's quality than ``change``
-does, its partial correlation given ``change`` tells.
+With p the change that the map predicts and c that of the logit, raw infidelity is ``E[p^2] - 2 E[p c] + E[c^2]``: the map's scale
+(``forecast``), the agreement of the two, and the logit's scale (``change``). The partial correlation of ``raw`` given ``change`` shows
+whether ``raw`` says more about a model's quality than ``change``.
 
 Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392); burnpiro/xai-correlation.
 """
@@ -44,12 +44,12 @@ STUDY_SIGMA = 0.003
 
 
 def zero_map(images: Tensor, targets: Tensor) -> Tensor:
-    """A map that predicts no change: its infidelity is the mean squared change of the logit."""
+    """A map that predicts no change; its infidelity is the mean squared change of the logit."""
     return images[:, :1] * 0
 
 
 def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
-    """Means over images from records of both protocols.
+    """Return means over images from records of both protocols.
 
     Args:
         records: of :func:`idsds.evaluate` with either protocol, with ``dataset``, ``protocol`` and the model's ``name``.
@@ -84,7 +84,7 @@ def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 
 def _readings(
     raw: pd.DataFrame, normalised: pd.DataFrame, sensitive: pd.DataFrame, methods: list[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """By name of a column, the numbers of each image and method (images, methods); and the squared change of the logit (images, 1)."""
+    """Return, by column name, the numbers of each image and method (images, methods), and the squared change of the logit (images, 1)."""
     tenfold = [f"{method}{TENFOLD}" for method in methods]
     once, times_ten, change = raw[methods].to_numpy(float), raw[tenfold].to_numpy(float), raw[[ZERO]].to_numpy(float)
     # raw = F - 2 A + C and raw_x10 = 100 F - 20 A + C, with the forecast's square F, the product A and the change's square C.
@@ -97,7 +97,7 @@ def _readings(
 def _means(
     readings: dict[str, np.ndarray], change: np.ndarray, confidence: float, resamples: int, seed: int
 ) -> dict[str, np.ndarray | float]:
-    """The columns of one model: means over images, and intervals of those that are drawn."""
+    """Return the columns of one model: means over images, with intervals for those that are drawn in the figure."""
     columns = {name: _mean(values) for name, values in readings.items()} | {"change": _mean(change)[0]}
     for name in ("raw", "sensitivity"):
         images = len(readings[name])
@@ -117,16 +117,16 @@ def _means(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """The mean of the finite values of each column, NaN without any."""
+    """Return the mean of the finite values of each column, NaN without any."""
     finite = np.isfinite(values)
     return np.divide(np.where(finite, values, 0).sum(axis=0), count := finite.sum(axis=0), out=np.full(len(count), np.nan), where=count > 0)
 
 
 class InfidelitySensitivity(ManyModels):
-    """Hold infidelity and max-sensitivity against the quality of models.
+    """Compare infidelity and max-sensitivity with the quality of models.
 
     ``images`` are explained, quality is measured on all test images. ``other_sigmas`` are further sigmas of the noise, at which only the
-    part that the map plays is measured. The models are those of :mod:`idsds.studies.train_fractions`.
+    map's part in infidelity is measured. The models are those of :mod:`idsds.studies.train_fractions`.
     """
 
     PLAN_BY = ("label",)
@@ -185,7 +185,7 @@ class InfidelitySensitivity(ManyModels):
             One row per model and method: what identifies the model; the columns of :func:`per_model`, of which ``interval`` says what all
             intervals of the table cover; those of :meth:`ManyModels.quality`; ``samples`` of the settings and ``chance``, 1 / classes.
         """
-        # First, as it trains what is missing on the devices of the settings.
+        # First, since it trains missing models on the devices of the settings.
         qualities = self.quality(progress=progress)
         return self._judged(self.records(progress), qualities)
 

@@ -1,8 +1,8 @@
 """From the accuracies after retraining (:meth:`idsds.studies.roar.Roar.retrain`) to curves, areas and verdicts.
 
-A score says something about pixels only as far as the places of the replaced pixels do not tell the class by themselves. Where they do,
-they hold up the accuracy of a retrained net: ROAR's area is then too low, KAR's too high. A verdict in that direction is *confounded*: it
-may be due to the places alone. One in the other direction stands in spite of them.
+A score says something about pixels only if the positions of the replaced pixels do not reveal the class by themselves. Where they do,
+they keep up the accuracy of a retrained net: ROAR's area is then too low, KAR's too high. A verdict in that direction is *confounded*:
+it may be due to the positions alone. One in the other direction stands in spite of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from idsds.statistics.paired import holm
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
 
 NAMES = {"remove": "ROAR", "keep": "KAR"}
-#: The methods of which Hooker et al. claim to be no better than random ranks, and worse than an edge filter.
+#: The methods that, as Hooker et al. claim, are no better than random ranks and worse than an edge filter.
 CLAIMED = ("Gradient", "IG", "Guided Backprop")
 CLAIMS = {"Random": "no better than Random", "Edges": "worse than Edges"}
 UNTESTED = "not tested"
@@ -30,23 +30,23 @@ ALPHA = 0.05
 
 
 def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Mean accuracy over training seeds at each share, of images without some pixels and of masks alone.
+    """Return the mean accuracy over training seeds at each share, for images without some pixels and for masks alone.
 
     Args:
         records: from :meth:`idsds.studies.roar.Roar.retrain`.
         confidence: of the intervals, each on its own.
 
     Returns:
-        One row per model, method, kind (``mask``: masks alone) and share: ``family``, ``mean``, ``low`` and ``high`` (over seeds, cut at 0
-        and 1, beyond which there is no accuracy), ``agreement`` with the explained net, its ``agreement_low`` and ``agreement_high``
-        (likewise), ``explained_accuracy`` (of that net), ``chance`` (share of the most frequent class), ``seeds``, ``count`` of test
-        images; ``images_low`` and ``images_high``, ``agreement_images_low`` and ``agreement_images_high`` (over images, Wilson, seeds held
+        One row per model, method, kind (``mask``: masks alone) and share: ``family``, ``mean``, ``low`` and ``high`` (over seeds,
+        clipped to [0, 1]), ``agreement`` with the explained net, its ``agreement_low`` and ``agreement_high`` (likewise),
+        ``explained_accuracy`` (of that net), ``chance`` (share of the most frequent class), ``seeds``, ``count`` of test images;
+        ``images_low`` and ``images_high``, ``agreement_images_low`` and ``agreement_images_high`` (over images, Wilson, seeds held
         fixed); ``p`` and ``p_holm`` of masks alone, else NaN; ``interval``, what the intervals over seeds cover.
 
-    Nets that see nothing but masks know the class better than ``chance`` only if the masks tell it. The test is exact, binomial, one-sided,
-    over test images, corrected by Holm for all masks of the records, those of the control among them. Of several training seeds the mean
+    Nets that see only masks beat ``chance`` only if the masks reveal the class. The test is exact, binomial, one-sided,
+    over test images, Holm-corrected for all masks of the records, including the control's. Of several training seeds the mean
     accuracy is taken for that of one net, whose correct answers vary over images no less than the mean's. A net may fail to learn what a
-    mask tells: no finding is no proof of absence.
+    mask reveals: a null result does not prove absence.
     """
     rows = []
     for (model, method, kind, share), part in records.groupby(["model", "method", "kind", "share"], sort=False):
@@ -67,7 +67,7 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
 
 
 def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Random", confidence: float = 0.95) -> pd.DataFrame:
-    """The area between the control's curve and each method's, in points of accuracy averaged over the shares; higher is better.
+    """Return the area between the control's curve and each method's, in accuracy averaged over the shares; higher is better.
 
     The two curves of one training seed are compared with each other, as they share initial weights and the order of the images; the
     interval is over the seeds' areas. See :func:`idsds.protocols.roar.roar_score`. Masks alone have no score.
@@ -79,10 +79,11 @@ def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Rand
 
     Returns:
         One row per model, control, kind and method, best first: ``area``, ``low``, ``high``, ``p`` (t test over seeds), ``p_holm``
-        (corrected for all rows of the table), ``verdict`` by it on whether the method's area exceeds 0, ``leaking`` (those of the two
-        whose masks alone tell the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether leakage alone
-        may have given the verdict; missing where it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0), ``undefined``
-        and ``constant`` (maps that order nothing, of ``explained``), ``interval``.
+        (corrected for all rows of the table), ``verdict`` by it on whether the method's area exceeds 0, ``leaking`` (which of the
+        two have masks that alone reveal the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether leakage
+        alone may have given the verdict; missing where it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0),
+        ``undefined``
+        and ``constant`` (maps without an order, out of ``explained``), ``interval``.
 
     Raises:
         ValueError: where the records lack a control.
@@ -119,7 +120,7 @@ def claims_of(areas: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per model, kind, part of the claim and method of :data:`CLAIMED`: ``area``, ``low``, ``high``, ``p_holm``, ``confounded``
-        and the ``verdict`` on the claim, which a difference that leakage alone may have brought about does not decide.
+        and the ``verdict`` on the claim, which is left open where leakage alone may explain the difference.
     """
     part = areas[areas["method"].isin(CLAIMED) & areas["control"].isin(CLAIMS)]
     below, above = (~part["confounded"].fillna(False).astype(bool) & (part["verdict"] == verdict) for verdict in (CONTRADICTED, SUPPORTED))
@@ -129,7 +130,7 @@ def claims_of(areas: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(areas: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
-    """State the areas against the first control by kind, and whether the places of the replaced pixels tell the class.
+    """State the areas against the first control by kind, and whether the positions of the replaced pixels reveal the class.
 
     Args:
         areas: from :func:`retraining_areas`.
@@ -142,30 +143,32 @@ def sentences(areas: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
     masks = curves[curves["kind"] == MASK]
     telling = masks[masks["p_holm"] <= ALPHA]
     methods = ", ".join(dict.fromkeys(telling["method"])) or "none"
-    leaks = f"The places of the replaced pixels alone tell the class for {len(telling)} of {len(masks)} masks ({methods}; Holm-corrected)."
-    return [*told, leaks if len(masks) else f"Whether the places of the replaced pixels tell the class was {UNTESTED}."]
+    leaks = (
+        f"The positions of the replaced pixels alone reveal the class for {len(telling)} of {len(masks)} masks ({methods}; Holm-corrected)."
+    )
+    return [*told, leaks if len(masks) else f"Whether the positions of the replaced pixels reveal the class was {UNTESTED}."]
 
 
 def _in_range(values: pd.Series, confidence: float) -> tuple[float, float, float]:
-    """The mean of shares over seeds, and the part of its interval that lies in [0, 1]; NaN stay."""
+    """Return the mean of shares over seeds with its interval clipped to [0, 1]; NaN is kept."""
     mean, low, high = seed_interval(values.to_numpy(), confidence)
     return mean, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
 def _above_chance(share: float, count: int, chance: float) -> float:
-    """One-sided exact binomial p; part of an image counts for nothing."""
+    """Return the one-sided exact binomial p; fractions of an image are dropped."""
     return float(stats.binomtest(math.floor(share * count + 1e-9), count, chance, alternative="greater").pvalue)
 
 
 def _differs_from_0(areas: np.ndarray) -> float:
-    """Two-sided p of the t test over seeds; NaN for one seed, and where a few agree but for rounding, which is no certainty."""
+    """Return the two-sided p of the t test over seeds; NaN for one seed, and where a few agree up to rounding, which is not certainty."""
     if len(areas) < 2 or np.ptp(areas) < 1e-12:
         return math.nan
     return float(stats.ttest_1samp(areas, 0).pvalue)
 
 
 def _leaks(curves: pd.DataFrame, scored: pd.DataFrame, alpha: float) -> dict[tuple[str, str, str], bool]:
-    """By model, kind and method whether a mask of the kind's shares tells the class; empty where no mask was tested."""
+    """Return, by model, kind and method, whether a mask at one of the kind's shares reveals the class; empty where no mask was tested."""
     masks = curves[curves["kind"] == MASK]
     if masks.empty:
         return {}
@@ -178,7 +181,7 @@ def _leaks(curves: pd.DataFrame, scored: pd.DataFrame, alpha: float) -> dict[tup
 
 
 def _verdicts(areas: pd.DataFrame, leaks: dict[tuple[str, str, str], bool], alpha: float) -> pd.DataFrame:
-    """The columns of :func:`retraining_areas` that are drawn from the others."""
+    """Return the columns of :func:`retraining_areas` that follow from the others."""
     corrected = holm(areas["p"].to_numpy())
     rows = []
     for row, p in zip(areas.itertuples(), corrected, strict=True):
@@ -186,8 +189,8 @@ def _verdicts(areas: pd.DataFrame, leaks: dict[tuple[str, str, str], bool], alph
         found: dict[str, Any] = {"p_holm": p, "verdict": verdict, "leaking": UNTESTED, "confounded": pd.NA}
         if leaks:
             method, control = (leaks[row.model, row.kind, name] for name in (row.method, row.control))
-            # Leakage holds up the accuracy: that of the method spoils its score under ROAR and lifts it under KAR, that of the control the
-            # other way round.
+            # Leakage keeps accuracy high: the method's lowers its score under ROAR and raises it under KAR; the control's does the
+            # opposite.
             lifted = {SUPPORTED: control, CONTRADICTED: method} if row.kind == "remove" else {SUPPORTED: method, CONTRADICTED: control}
             names = [name for name, leaks_it in ((row.method, method), (row.control, control)) if leaks_it]
             found |= {"leaking": " and ".join(names), "confounded": lifted.get(verdict, False)}

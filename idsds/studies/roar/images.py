@@ -19,7 +19,7 @@ Fill = Literal["mean", "black"]
 
 
 class _Replacing:
-    """Reads the images of a data set with some of their pixels replaced; the ``read`` and the ``augment`` of another."""
+    """Reads the images of a data set with some of their pixels replaced; its ``read`` and ``augment`` serve as another data set's."""
 
     def __init__(self, dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Shown, fill: Tensor) -> None:
         self.dataset, self.ranks, self.share, self.kind, self.fill = dataset, ranks, share, kind, fill
@@ -35,7 +35,7 @@ class _Replacing:
         return replace_pixels(image[None], self.ranks[index][None], self.share, self.kind, self.fill)[0]
 
     def mirrored(self, index: int, generator: torch.Generator) -> Tensor:
-        """As ``read``, mirrored half the time. A random crop would leave holes of another size."""
+        """Like ``read``, mirrored half the time. A random crop would change the size of the holes."""
         return keyed(v2.RandomHorizontalFlip(), self.read(index), generator)
 
 
@@ -46,9 +46,9 @@ def modified(
 
     Args:
         dataset: the images.
-        ranks: their pixels' ranks; None where nothing (``share`` 0) or everything (1) is replaced, which needs none.
-        share, kind: see :func:`idsds.protocols.roar.replacement_mask`; with ``mask`` the image is not shown at all, but which pixels are
-            replaced (:func:`idsds.protocols.roar.mask_images`), which needs ``ranks``.
+        ranks: their pixels' ranks; None where nothing (``share`` 0) or everything (1) is replaced.
+        share, kind: see :func:`idsds.protocols.roar.replacement_mask`; with ``mask`` only the mask of replaced pixels is shown
+            (:func:`idsds.protocols.roar.mask_images`), which needs ``ranks``.
         fill: (3,), in [0, 1], what replaces a pixel.
         flip: whether training mirrors the modified images at random.
     """
@@ -66,7 +66,7 @@ def modified(
 
 
 def channel_means(dataset: ImageDataset) -> Tensor:
-    """The mean of each channel over all pixels of all images, (3,), in [0, 1]."""
+    """Return the mean of each channel over all pixels of all images, (3,), in [0, 1]."""
     sums = torch.zeros(3, dtype=torch.float64)
     for index in range(len(dataset)):
         sums += dataset.read(index).double().mean(dim=(1, 2))
@@ -74,9 +74,9 @@ def channel_means(dataset: ImageDataset) -> Tensor:
 
 
 def fill_colour(fill: Fill, train: ImageDataset) -> Tensor:
-    """What replaces a pixel, (3,), in [0, 1]: the training images' mean of each channel, or black.
+    """Return what replaces a pixel, (3,), in [0, 1]: the mean of each channel over the training images, or black.
 
-    Decoding a large data set takes as long as an epoch of training: the mean is computed once, and kept.
+    Decoding a large data set takes as long as an epoch of training, so the mean is cached.
     """
     if fill == "black":
         return torch.zeros(3)

@@ -1,9 +1,9 @@
-"""What a method says about every image of a data set, computed once: the rank of each pixel, on disk, memory-mapped.
+"""The rank of each pixel in a method's map of every image of a data set, computed once, on disk and memory-mapped.
 
-Retraining looks at the map of an image thousands of times, and only at the order of its pixels. So ranks are what is kept: 16 bits per
-pixel (32 beyond 65,536 pixels), 0.1 MB for an image of 224 x 224. A folder's name is a hash of all that determines its content, and a file
-of it, a shard of images, appears complete or not at all: a run that is killed goes on at the shard where it was, and several processes may
-work on one data set.
+Retraining reads the map of an image thousands of times, and only the order of its pixels. So only ranks are stored: 16 bits per
+pixel (32 beyond 65,536 pixels), 0.1 MB for an image of 224 x 224. A folder's name is a hash of everything that determines its content.
+Each of its files, a shard of images, is whole or absent: a run that is killed resumes at the shard it was on, and several processes may
+    work on one data set.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class PixelRanks:
         return [start for start in self.shards if not self.file(start).is_file()]
 
     def write(self, start: int, ranks: Tensor, undefined: int, constant: int) -> None:
-        """Store one shard: ranks (images, 1, H, W), and how many of its maps order nothing."""
+        """Store one shard: ranks (images, 1, H, W), and the number of its maps without an order."""
         kind = np.uint16 if self.height * self.width <= 2**16 else np.uint32
-        # The counts first: where the ranks are, they are.
+        # The counts first, so that they exist wherever the ranks do.
         write_json(self.file(start).with_suffix(".json"), {"undefined": undefined, "constant": constant})
         with atomic(self.file(start)) as partial, open(partial, "wb") as file:
             np.save(file, ranks[:, 0].cpu().numpy().astype(kind))
@@ -83,7 +83,7 @@ class PixelRanks:
                 self._open[start] = np.load(self.file(start), mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise DamagedFileError(
-                    f"cannot read the ranks in {str(self.file(start))!r}: {error}; remove it to make it again"
+                    f"cannot read the ranks in {str(self.file(start))!r}: {error}; delete it and it is computed again"
                 ) from error
             wanted = (min(SHARD, self.count - start), self.height, self.width)
             if self._open[start].shape != wanted:
@@ -95,7 +95,7 @@ class PixelRanks:
         return {**self.__dict__, "_open": {}}
 
     def counts(self) -> tuple[int, int]:
-        """Over all images: maps with a value that is not finite, and constant maps."""
+        """Over all images: the numbers of maps with a non-finite value and of constant maps."""
         found = [read_json(self.file(start).with_suffix(".json")) for start in self.shards]
         return sum(each["undefined"] for each in found), sum(each["constant"] for each in found)
 
@@ -108,7 +108,7 @@ def ranks_of(method: str, model_key: str, dataset: ImageDataset, *, seed: int, t
         model_key: the address of the net that is explained.
         dataset: the images.
         seed: of the method's noise and of the order of equal pixels.
-        target: what is explained: the net's own ``prediction``, or the ``label``, which tells a retrained net the class of a test image.
+        target: what is explained: the net's own ``prediction``, or the ``label``, which leaks the class of a test image to a retrained net.
         device: its kind; rounding differs between them.
 
     Raises:
@@ -141,11 +141,11 @@ def store_ranks(
     device: torch.device,
     progress: bool = True,
 ) -> None:
-    """Compute and store what is missing of several methods' ranks; methods that share a computation share its passes.
+    """Compute and store the missing ranks of several methods; methods that share a computation share its passes.
 
     Args:
         model: the net that is explained, in eval mode.
-        wanted: for each method's name what :func:`ranks_of` gave.
+        wanted: the result of :func:`ranks_of` by method name.
         dataset, seed, target: as there.
         device: where the net is moved to.
         progress: whether to show a bar.

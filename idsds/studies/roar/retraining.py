@@ -1,4 +1,4 @@
-"""One net of :mod:`idsds.studies.roar.study`: trained from scratch on modified images, and tested on images that are modified alike."""
+"""One net of :mod:`idsds.studies.roar.study`: trained from scratch on modified images, and tested on images modified in the same way."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Predictions = list[int | None]
 
 @dataclass(frozen=True)
 class Retraining:
-    """One net, trained from scratch on modified images and tested on images that are modified alike.
+    """One net, trained from scratch on modified images and tested on images modified in the same way.
 
     Args:
         method, share, seed: what is replaced, and the seed of training.
-        kind: ``remove`` (ROAR), ``keep`` (KAR), or ``mask``: nothing but which pixels ``remove`` replaces.
+        kind: ``remove`` (ROAR), ``keep`` (KAR), or ``mask``: only the mask of the pixels that ``remove`` replaces.
         stage: how the net is trained.
         data: the three splits, as they are, and their ``fingerprints``.
         ranks: the ranks of their pixels; None where nothing or everything is replaced.
@@ -55,7 +55,7 @@ class Retraining:
 
     @cached_property
     def key(self) -> str:
-        """The address of the result. Where nothing or everything is replaced it is one for all methods."""
+        """The address of the result, the same for all methods where nothing or everything is replaced."""
         done: Any = "nothing"
         if self.pixels:
             done = {"pixels": self.pixels, "fill": None if self.kind == MASK else self.fill}
@@ -66,7 +66,7 @@ class Retraining:
 
     @property
     def pixels(self) -> int:
-        """How many pixels of an image are replaced."""
+        """The number of replaced pixels per image."""
         height, width = self.data["test"][0][0].shape[-2:]
         return replaced_pixels(self.share, height * width)
 
@@ -82,7 +82,7 @@ class Retraining:
         return modified(self.data[split], ranks, self.share, self.kind, colour, flip=self.flip and split == "train")
 
     def result(self, device: Device, precision: Precision, machine: Machine, progress: bool = True) -> dict[str, Any]:
-        """``predicted`` classes of the modified test images and ``train_accuracy``: from the cache, or by training now."""
+        """``predicted`` classes of the modified test images and ``train_accuracy``: from the cache, or by training."""
         if self.path.is_file():
             return read_json(self.path)
         model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
@@ -118,11 +118,11 @@ def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 
 
 
 def compared(predicted: Sequence[int | None], wanted: Sequence[int | None]) -> tuple[int, int]:
-    """How many of the images that have both are the same in both, and how many have both."""
+    """Return how many images have the same class in both, and how many have a class in both."""
     pairs = [(ours, theirs) for ours, theirs in zip(predicted, wanted, strict=True) if ours is not None and theirs is not None]
     return sum(ours == theirs for ours, theirs in pairs), len(pairs)
 
 
 def most_frequent(targets: Sequence[int]) -> float:
-    """The share of the most frequent class: the highest accuracy that is to be expected of a net that is told nothing."""
+    """Return the share of the most frequent class: the highest expected accuracy of a net that sees nothing."""
     return float(np.bincount(targets).max() / len(targets))

@@ -2,10 +2,10 @@
 
 A method's maps of all training, validation and test images are computed once and kept as ranks (:mod:`idsds.studies.roar.pixel_ranks`);
 each retraining is one
-small file, addressed by all that determines it (:mod:`idsds.studies.roar.retraining`). Beside what a net learns from images without some
-pixels stands what one learns from the places of these pixels alone, and how far either repeats the net that is explained.
+small file, addressed by all that determines it (:mod:`idsds.studies.roar.retraining`). What a net learns from images without some pixels
+is shown beside what one learns from the positions of these pixels alone, and how often either agrees with the explained net.
 
-A run that is killed goes on inside the retraining where it was. Retrainings do not depend on each other: jobs of a cluster that share the
+A run that is killed resumes inside the retraining it was on. Retrainings are independent: jobs of a cluster that share the
 cache may each take some ``seeds`` or ``methods``, and one more call collects them.
 """
 
@@ -54,8 +54,9 @@ class Roar(Study):
 
     ``shares`` of the pixels are replaced, the most important ones under ``remove`` (ROAR), the least important ones under ``keep`` (KAR),
     by the mean of each channel over the training images (the paper) or by ``black``. With ``mask_only`` nets are also retrained on images
-    that show nothing but which pixels these are, in black and white: where such a net knows the class, the places of the replaced pixels
-    tell it. ``images`` is the number of test images, ``train_images`` that of training images, None for all; validation images are taken in
+    that show only the mask of these pixels, in black and white: where such a net knows the class, the positions of the replaced pixels
+        reveal it. ``images`` is the number of test images, ``train_images`` that of training images, None for all; validation images are
+        taken in
     proportion. ``recipe`` changes the model's own. What is explained is one net per model: that of ``checkpoints`` (a file, or
     ``pretrained``), or a small net trained by its own recipe on all images with the seed ``explained_seed``, which is also that of the
     methods' noise; ``seeds`` are those of the retrainings.
@@ -114,7 +115,7 @@ class Roar(Study):
         return Machine(devices=self.devices, workers=self.workers)
 
     def stage(self, model: str, seed: int, changes: dict[str, Any] | None = None) -> Stage:
-        """Training of a fresh net on all images as they are."""
+        """Return the training of a fresh net on all unmodified images."""
         options = {} if self.root is None else {"root": self.root}
         return plan_training(
             model,
@@ -128,7 +129,7 @@ class Roar(Study):
         )
 
     def plan_table(self) -> pd.DataFrame:
-        """What remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
+        """Return what remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
 
         Returns:
             One row per model and piece of work: ``work``, ``total`` and ``cached`` (images for maps and predictions, nets for
@@ -139,13 +140,13 @@ class Roar(Study):
         return pd.DataFrame(rows, columns=["model", "work", "total", "cached", "forward", "backward", "steps", "hours"])
 
     def retrain(self, progress: bool = True) -> pd.DataFrame:
-        """Explain every image, then retrain for every method, kind, share and seed. What is cached is not done again.
+        """Explain every image, then retrain for every method, kind, share and seed. Cached results are reused.
 
         Returns:
             One row per model, method, kind, share of the pixels that were replaced, and training seed; also in ``output/roar.csv``.
 
             =========================== ==============================================================================================
-            ``kind``                    ``remove``: ROAR, ``keep``: KAR, ``mask``: the places of what ``remove`` replaces, alone
+            ``kind``                    ``remove``: ROAR, ``keep``: KAR, ``mask``: the positions of what ``remove`` replaces, alone
             ``accuracy``                on the modified test images (share in [0, 1])
             ``low``, ``high``           95 % interval over images (Wilson)
             ``count``                   of test images
@@ -154,12 +155,12 @@ class Roar(Study):
             ``explained_accuracy``      the explained net's, on untouched images
             ``chance``                  the share of the most frequent class
             ``train_accuracy``          in the last epoch
-            ``undefined``, ``constant`` how many maps of all ``explained`` images order nothing (a value that is not finite, or one
-                                        value), so that their pixels are replaced at random
-            =========================== ==============================================================================================
+            ``undefined``, ``constant`` how many maps of all ``explained`` images have no order (a non-finite value, or one value), so
+            that their pixels are replaced at random ===========================
+            ==============================================================================================
 
         Raises:
-            ValueError: for more images than there are, before any work is done.
+            ValueError: for more images than the data set has, before any work is done.
         """
         plans, rows = [_Planned(self, model) for model in self.models], []
         for plan in plans:
@@ -219,7 +220,7 @@ class _Planned:
         }
 
     def explain(self, progress: bool) -> None:
-        """Compute what is missing: the ranks, and what the net itself predicts for the test images."""
+        """Compute what is missing: the ranks, and the net's own predictions for the test images."""
         missing = any(ranks.missing for of_method in self.ranks.values() for ranks in of_method.values())
         if not missing and self.explained_path.is_file():
             return
@@ -245,14 +246,14 @@ class _Planned:
         return read_json(self.explained_path)
 
     def counts(self, method: str) -> dict[str, int]:
-        """How many maps of all ``explained`` images order nothing: ``undefined`` and ``constant`` ones."""
+        """Count the maps without an order of all ``explained`` images: ``undefined`` and ``constant`` ones."""
         undefined, constant = (sum(each) for each in zip(*(ranks.counts() for ranks in self.ranks[method].values()), strict=True))
         return {"undefined": undefined, "constant": constant, "explained": sum(map(len, self.data.values()))}
 
     def retrainings(self) -> Iterator[Retraining]:
         """All of them, by seed; those where nothing or everything is replaced come once for every method, under one address.
 
-        The masks alone come last of each seed; one where nothing or everything is replaced shows nothing, and is left out.
+        The masks alone come last of each seed; masks of nothing or of everything carry no information and are left out.
         """
         settings, side = self.settings, self.data["test"][0][0].shape[-2:].numel()
         shown: list[tuple[Shown, float]] = [(kind, share) for share in settings.shares for kind in settings.kinds]
@@ -327,7 +328,7 @@ def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
 
 
 def _seconds_of(explain: Callable[..., Tensor], plan: _Planned) -> float:
-    """Of one image: measured on eight, after one that is not."""
+    """Seconds per image, measured on eight after a warm-up."""
     images, targets, image_ids = collate([plan.data["test"][index] for index in range(min(8, len(plan.data["test"])))])
     explain(images[:1].to(plan.device), targets[:1].to(plan.device), image_ids[:1])
     started = time.perf_counter()

@@ -201,7 +201,7 @@ def test_the_leakage_is_told_by_masks_alone():
     assert row[["agreement_images_low", "agreement_images_high"]].tolist() == pytest.approx([same.low, same.high])
     told = sentences(retraining_areas(table), curves)
     assert told[0].startswith("ROAR, area against Random: IG on m +0.150 [")
-    assert told[-1] == "The places of the replaced pixels alone tell the class for 1 of 6 masks (IG; Holm-corrected)."
+    assert told[-1] == "The positions of the replaced pixels alone reveal the class for 1 of 6 masks (IG; Holm-corrected)."
 
 
 def test_an_accuracy_above_that_on_untouched_images_is_no_leakage():
@@ -210,7 +210,7 @@ def test_an_accuracy_above_that_on_untouched_images_is_no_leakage():
     untouched = table[table["share"] == 0.1].assign(share=0.0, accuracy=0.2, agreement=0.21)
     table = pd.concat([table, untouched])
     told = sentences(retraining_areas(table), retraining_curves(table))
-    assert told[-1] == "Whether the places of the replaced pixels tell the class was not tested."
+    assert told[-1] == "Whether the positions of the replaced pixels reveal the class was not tested."
 
 
 def test_one_seed_has_no_verdict_but_its_masks_do():

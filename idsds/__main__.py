@@ -1,4 +1,5 @@
-"""The command line: ``python -m idsds reproduce PROFILE``, ``python -m idsds run STUDY FILE``, ``python -m idsds finetune FILE``."""
+"""The command line: ``python -m idsds reproduce PROFILE``, ``python -m idsds run STUDY FILE``, ``python -m idsds finetune FILE``,
+``python -m idsds report FOLDER``."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ EXAMPLES = """examples:
   python -m idsds run rank_methods params/mnist5k/rank_methods.yaml images=64
                                                                     one study without its notebook: tables, figure, findings
   python -m idsds finetune params/imagenet/finetune.yaml devices=4  in-domain fine-tuning on four GPUs (also under torchrun, Slurm)
+  python -m idsds report runs/mnist5k                               one HTML file to send: figures, tables, settings, undefined scores
   python -m idsds checkpoints                                       which of the authors' checkpoints are there, and their sha256
   python -m idsds finetune mine.yaml                                a net of your own, "net: my_code:net", on images of your own
 """
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("changes", nargs="*", metavar="key=value", help="settings to change, such as dry_run=true")
     checkpoints = commands.add_parser("checkpoints", help="look for the authors' checkpoints, and print their sha256")
     checkpoints.add_argument("models", nargs="*", help="names of models; all that the paper's params name if none is given")
+    report = commands.add_parser("report", help="write one HTML file of some runs")
+    report.add_argument("folders", nargs="+", help="folders of runs, or of a profile's runs")
+    report.add_argument("--output", help="the file (default: report.html in the first folder)")
     given = parser.parse_args(arguments)
     from idsds.common.registry import UnknownNameError
     from idsds.common.settings import SettingsError
@@ -49,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from idsds.studies.reproduce import run_profile
 
             return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
+        if given.command == "report":
+            from idsds.studies.report import report as write
+
+            try:
+                print(write(given.folders, given.output))
+            except (OSError, ValueError) as error:  # no run there, or records of another format
+                parser.error(str(error))
+            return 0
         if given.command == "checkpoints":
             from idsds.models import MODELS, authors
             from idsds.published import idsds_scores

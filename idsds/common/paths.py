@@ -40,6 +40,13 @@ def figures_of(output: str | os.PathLike[str]) -> Path:
     return output / "figures"
 
 
+def run_of(figure: Path) -> Path:
+    """Return the folder of the run whose figure this is, the inverse of :func:`figures_of`; it need not be there."""
+    if figure.parent.parent == root() / "figures":
+        return root() / "runs" / figure.parent.name / figure.stem
+    return figure.parent.parent
+
+
 def check_creatable(folder: str | os.PathLike[str]) -> Path:
     """Check, without writing anything, that a folder could be made and written to.
 

@@ -89,6 +89,7 @@ STYLE = {
     "axes.spines.right": False,
     "pdf.fonttype": 42,  # embedded TrueType: text stays text
     "ps.fonttype": 42,
+    "svg.hashsalt": "idsds",  # the same figure gives the same file
     "savefig.dpi": 200,
     "figure.dpi": 100,
 }
@@ -244,7 +245,7 @@ def save(
     """
     stem = Path(stem)
     written = []
-    dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "ModDate": None}}
+    dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}}
     for page, figure in enumerate([figures] if isinstance(figures, Figure) else figures, start=1):
         for kind in formats:
             path = stem.with_name(f"{stem.name}_{page}.{kind}" if page > 1 else f"{stem.name}.{kind}")

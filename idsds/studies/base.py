@@ -230,6 +230,8 @@ class Result:
 
         tables = {name: table for name, table in self.tables.items() if not name or len(table)}
         files = plots.save(figure, self.stem, tables, finding=self.findings.markdown())
+        if (run := paths.run_of(self.stem)).is_dir():  # in vectors, for the report
+            plots.save(figure, run / self.stem.name, {}, formats=("svg",))
         print(f"figure: {files[0]}", flush=True)
         return files
 

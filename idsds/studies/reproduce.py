@@ -12,7 +12,6 @@ was killed goes on from its records and checkpoints.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from idsds.common.hashing import digest, file_digest, versions
 from idsds.common.registry import UnknownNameError
 from idsds.common.settings import parameters_of, read_values
 from idsds.studies.base import STUDIES
+from idsds.studies.report import figure_files, report, table_files
 
 STAMP = "idsds"
 
@@ -184,17 +184,15 @@ def page(runs: Sequence[Run]) -> str:
         if not (figure := run.figures.with_suffix(".png")).is_file():
             continue
         finding = run.figures.with_suffix(".md")
-        pages = [figure, *sorted(p for p in figure.parent.glob(f"{run.stem}_*.png") if re.fullmatch(r"\d+", p.stem[len(run.stem) + 1 :]))]
-        tables = [run.figures.with_suffix(".csv"), *sorted(figure.parent.glob(f"{run.stem}_*.csv"))]
         # A longer stem's files begin with this one's name as well.
         longer = [other.stem for other in runs if other.stem.startswith(f"{run.stem}_")]
-        tables = [path for path in tables if path.is_file() and not any(path.stem.startswith(name) for name in longer)]
+        tables = [path for path in table_files(run.figures) if not any(path.stem.startswith(name) for name in longer)]
         lines += ["", f"## {run.title}", ""]
         if not run.is_done:
             lines += ["*Not made by the notebook, settings and package of this tree, or by a run that did not end well.*", ""]
         if finding.is_file():
             lines += [finding.read_text().strip(), ""]
-        lines += [f"![{run.title}]({path.name})" for path in pages]
+        lines += [f"![{run.title}]({path.name})" for path in figure_files(run.figures)]
         links = [f"[{path.name}]({path.name})" for path in (figure.with_suffix(".pdf"), *tables)]
         source = f"[{run.notebook.stem}.ipynb](../../notebooks/{run.notebook.name})"
         settings = f"[{run.params.name}](../../params/{profile}/{run.params.name})"
@@ -224,6 +222,10 @@ def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, 
     with atomic(overview) as partial:
         partial.write_text(page(everything))
     print(f"\n{len(runs) - len(failures)} of {len(runs)} runs are there; overview: {overview.relative_to(paths.root())}")
+    try:
+        print(f"to send: {report([paths.root() / 'runs' / profile]).relative_to(paths.root())}")
+    except (OSError, ValueError) as error:  # no run has left anything, or records are of another format
+        print(f"no report: {error}", file=sys.stderr)
     return _told(failures)
 
 

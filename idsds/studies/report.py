@@ -1,0 +1,204 @@
+"""A report to send: one HTML file with figures, findings, sortable tables, settings, versions, undefined scores and how to cite.
+
+    python -m idsds report runs/mnist5k/rank_methods        # a run, or several
+    python -m idsds report runs/mnist5k                     # every run of a profile, as `make reproduce` leaves it
+
+It needs no network and nothing beside it, and prints with all tables open. Every text from records is escaped: names are the user's.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment
+
+from idsds import plots
+from idsds.common import paths
+from idsds.common.files import atomic, read_json
+from idsds.common.hashing import versions
+from idsds.evaluation.records import MANIFEST, Run
+from idsds.statistics import rank
+
+#: Rows of a table that are shown; the whole table is beside the figure.
+ROWS = 500
+#: Bytes above which a figure in vectors is shown in pixels.
+HEAVY = 3_000_000
+
+#: The page, with what is filled in.
+PAGE = Path(__file__).with_suffix(".html")
+
+
+def report(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write the report of some runs and return its file.
+
+    Args:
+        folders: of runs, or of a profile's runs (``runs/mnist5k``).
+        output: the file; None: ``report.html`` in the first of the folders.
+
+    Raises:
+        FileNotFoundError: a folder without any run.
+        OldRecordsError, DamagedFileError: as :func:`idsds.load_records` does.
+    """
+    sections, resolved = [], [paths.resolve(folder) for folder in folders]
+    for folder in resolved:
+        members = list(_runs_in(folder))
+        if not members:
+            raise FileNotFoundError(f"no run in {str(folder)!r}: neither records nor a figure are there")
+        sections += [_section(member) for member in members]
+    title = "Attribution quality: " + ", ".join(dict.fromkeys(folder.name for folder in resolved))
+    environment = Environment(autoescape=True, trim_blocks=True)
+    page = environment.from_string(PAGE.read_text(encoding="utf-8")).render(title=title, sections=sections, version=versions()["idsds"])
+    path = paths.resolve(output) if output is not None else resolved[0] / "report.html"
+    with atomic(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return path
+
+
+def _runs_in(folder: Path) -> Iterator[Path]:
+    """The folder of a run itself, or those of a profile."""
+    if _manifests(folder, deep=False) or _stem(folder).with_suffix(".png").is_file():
+        yield folder
+    elif folder.is_dir():
+        for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if _manifests(path) or _stem(path).with_suffix(".png").is_file():
+                yield path
+
+
+def _manifests(folder: Path, deep: bool = True) -> list[Path]:
+    return sorted(folder.rglob(MANIFEST)) if deep else [path for path in (folder / MANIFEST,) if path.is_file()]
+
+
+def _stem(folder: Path) -> Path:
+    """The figures of a run, without their ending."""
+    return paths.figures_of(folder) / folder.name
+
+
+def figure_files(stem: Path, kind: str = "png") -> list[Path]:
+    """The pages of a figure: ``stem.png``, ``stem_2.png`` and so on; none where there is no figure."""
+    first = stem.with_name(f"{stem.name}.{kind}")
+    more = [path for path in stem.parent.glob(f"{stem.name}_*.{kind}") if re.fullmatch(r"\d+", path.stem[len(stem.name) + 1 :])]
+    return [first, *sorted(more, key=lambda path: int(path.stem.rpartition("_")[2]))] if first.is_file() else []
+
+
+def table_files(stem: Path) -> list[Path]:
+    """The tables of a figure: ``stem.csv`` and ``stem_<name>.csv``, but for those of a figure with a longer name."""
+    longer = [path.stem for path in stem.parent.glob(f"{stem.name}_*.md")]
+    more = [path for path in sorted(stem.parent.glob(f"{stem.name}_*.csv")) if not any(path.stem.startswith(name) for name in longer)]
+    return [path for path in (stem.with_name(f"{stem.name}.csv"), *more) if path.is_file()]
+
+
+def _section(folder: Path) -> dict[str, Any]:
+    """What the template takes of a run."""
+    stem, runs = _stem(folder), [Run.open(path.parent) for path in _manifests(folder) if read_json(path).get("status") == "complete"]
+    figures = [_address(path) for path in _sharpest(folder, stem)]
+    named = {path.stem[len(stem.name) + 1 :].replace("_", " "): path for path in table_files(stem)} if figures else {}
+    tables = [(name, _frame(_read(path))) for name, path in named.items()]
+    if not tables and not figures and (folder / MANIFEST).is_file():  # no study made it
+        ranking = rank(folder)
+        tables = [("", _frame(ranking))]
+        figures = [_drawn(folder, runs[0], ranking)]
+    finding = stem.with_name(f"{stem.name}.md")
+    lines, verdicts = _findings(finding.read_text(encoding="utf-8")) if finding.is_file() and figures else ([], None)
+    return {
+        "title": folder.name,
+        "figures": figures,
+        "findings": lines,
+        "verdicts": verdicts,
+        "tables": tables,
+        "runs": [_run(run, str(run.folder.relative_to(folder.parent).as_posix())) for run in runs],
+    }
+
+
+def _sharpest(folder: Path, stem: Path) -> list[Path]:
+    """The pages of a figure in vectors, or in pixels where there are none, they are older, or they are large."""
+    pixels = figure_files(stem)
+    vectors = {path.stem: path for path in figure_files(folder / stem.name, "svg")}
+
+    def best(path: Path) -> Path:
+        vector = vectors.get(path.stem)
+        fresh = vector is not None and vector.stat().st_mtime >= path.stat().st_mtime - 60 and vector.stat().st_size <= HEAVY
+        return vector if vector is not None and fresh else path
+
+    return [best(path) for path in pixels]
+
+
+def _address(path: Path) -> str:
+    return f"data:{mimetypes.guess_type(path.name)[0]};base64,{b64encode(path.read_bytes()).decode()}"
+
+
+def _drawn(folder: Path, run: Run, ranking: pd.DataFrame) -> str:
+    """The ranking of records that no study has drawn."""
+    manifest = run.manifest
+    grid = manifest["settings"].get("grid")
+    figure = plots.rank_methods(
+        ranking,
+        manifest["families"],
+        n_patches=grid**2 if isinstance(grid, int) else 16,
+        score={"idsds": "IDSDS", "single_deletion": "SDS"}.get(manifest["protocol"], manifest["protocol"]),
+        columns=2,
+    )
+    (path,) = plots.save(figure, folder / "ranking", {}, formats=["svg"])
+    return _address(path)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
+
+def _frame(table: pd.DataFrame) -> dict[str, Any]:
+    """A table for the template: each cell with what it is sorted by."""
+    shown = table.head(ROWS)
+    said = f"{len(table):,} rows" + (f", of which the first {ROWS} are shown" if len(table) > ROWS else "")
+    return {
+        "head": list(map(str, table.columns)),
+        "rows": [[_cell(value) for value in row] for row in shown.itertuples(index=False)],
+        "said": said,
+    }
+
+
+def _cell(value: Any) -> tuple[str, str]:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "", "\N{EN DASH}"
+    if isinstance(value, (float, np.floating)):
+        return repr(float(value)), f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+    return str(value), str(value)
+
+
+def _findings(text: str) -> tuple[list[str], dict[str, Any] | None]:
+    """The sentences of :meth:`idsds.studies.base.Findings.markdown`, and its table."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in lines if line.startswith("|")]
+    cells = [[cell.strip().replace("\\|", "|") for cell in row] for row in rows]
+    verdicts = _frame(pd.DataFrame(cells[2:], columns=cells[0])) if len(cells) > 2 else None
+    return [line.removeprefix("- ") for line in lines if not line.startswith("|")], verdicts
+
+
+def _run(run: Run, name: str) -> dict[str, Any]:
+    manifest = run.manifest
+    keys = ("dataset", "protocol", "direction", "target", "seeds", "device", "precision", "channels_last", "compiled")
+    settings = {**{key: manifest[key] for key in keys}, **manifest["settings"]}
+    nets = {f"net {entry['model']}, seed {entry['seed']}": entry["weights"] for entry in manifest["models"]}
+    skipped = len(manifest["skipped"])
+    return {
+        "name": name,
+        "counts": f"{manifest['records']:,} records of {manifest['images']:,} images, {manifest['undefined']:,} scores undefined"
+        + (f"; {skipped} images could not be read" if skipped else ""),
+        "settings": _pairs("setting", {**settings, **nets}),
+        "versions": _pairs("package", manifest["versions"]),
+        "undefined": _frame(run._read(run.files("undefined")[0], 0, None).to_pandas()),
+        "left_out": _frame(pd.DataFrame(manifest["left_out"])),
+    }
+
+
+def _pairs(what: str, values: dict[str, Any]) -> dict[str, Any]:
+    return _frame(pd.DataFrame({what: list(values), "value": [str(value) for value in values.values()]}))

@@ -22,13 +22,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from idsds.common.reach import Unknown, digest_of
+from idsds.common.origin import Unknown
+from idsds.common.reach import digest_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Modules of the package in which no number is computed.
 INDIFFERENT = (
     "idsds.common.hashing",
     "idsds.common.reach",
+    "idsds.common.bytecode",
+    "idsds.common.origin",
+    "idsds.common.switches",
     "idsds.common.paths",
     "idsds.common.registry",
     "idsds.common.settings",

@@ -17,11 +17,9 @@ in a constructor, whose work can be seen in the object. It is computed again, an
 
 from __future__ import annotations
 
-import ast
 import builtins
 import collections
 import contextlib
-import dis
 import enum
 import functools
 import hashlib
@@ -29,14 +27,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import pathlib
-import site
 import sys
-import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,16 +39,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-
-class Unknown(Exception):  # noqa: N818
-    """What something computes cannot be established; the message says why."""
-
+from idsds.common.bytecode import attributes_of, content_of, globals_of, imports_of
+from idsds.common.origin import BUILT_IN, Unknown, home_of, imported_by, is_installed, is_patch, is_users, text_of, version_of
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented), range, slice)
 ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
-# What C code defines, known by its place.
-BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
-BUILT_IN += (types.MethodWrapperType, types.GetSetDescriptorType, types.MemberDescriptorType)
 # Of the standard library, the modules that look at nothing but their arguments.
 PURE = """__future__ _abc _bisect _collections _collections_abc _decimal _functools _heapq _operator _pydecimal _struct _warnings
 abc array bisect builtins cmath collections contextlib copy copyreg dataclasses decimal enum fractions functools heapq itertools
@@ -65,8 +55,6 @@ READERS = {"load", "open", "fromfile", "from_file", "memmap", "loadtxt", "genfro
 OUTWARD = {"read_text", "read_bytes", "getenv", "environ", "import_module", "imread", "fromfile", "loadtxt", "genfromtxt", "load_file"}
 # Libraries that are there to read what is elsewhere.
 ELSEWHERE = {"h5py", "zarr", "lmdb", "requests", "httpx", "urllib3", "fsspec", "boto3", "sqlalchemy", "yaml", "joblib", "datasets"}
-# Packages in which a function of the user's may have been put in place of their own.
-PATCHED = {"torch", "torchvision", "timm", "captum", "torchcam", "numpy", "bcos", "idsds"}
 CONTAINERS = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes)
 # Members of a class that say nothing of what it computes; annotations are in the text of the module.
 UNTOLD = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate__", "__annotate_func__"}
@@ -74,49 +62,6 @@ UNTOLD |= {"__annotations_cache__", "_abc_impl", "__firstlineno__", "__static_at
 UNTOLD |= {"__orig_bases__", "__parameters__"}
 # Members of a module that the import system sets.
 IMPORTED = {"__builtins__", "__loader__", "__spec__", "__cached__", "__file__", "__path__", "__doc__", "__warningregistry__"}
-GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-
-
-@functools.cache
-def _libraries() -> tuple[str, ...]:
-    folders = [sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders += [*site.getsitepackages(), site.getusersitepackages()]
-    return tuple({f"{path}{os.sep}" for folder in folders for path in (folder, os.path.realpath(folder))})
-
-
-def is_users(module: str | None) -> bool:
-    """Whether a module is neither installed, nor the standard library's, nor the package's own."""
-    top = (module or "__main__").split(".")[0]
-    if top == "idsds":
-        return False
-    if top == "__main__":
-        return True
-    found = sys.modules.get(top)
-    places = [getattr(found, "__file__", None), *list(getattr(found, "__path__", None) or [])]
-    places = [place for place in places if isinstance(place, str)]
-    if not places:
-        return top not in sys.stdlib_module_names
-    return not any(os.path.abspath(place).startswith(_libraries()) for place in places)
-
-
-@functools.cache
-def _version(module: str) -> str:
-    """What tells an installed module from another version of it."""
-    top = module.split(".")[0]
-    if top == "idsds":
-        from idsds.common.hashing import _sources
-
-        return _sources(module)
-    if top in sys.stdlib_module_names:
-        return ""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(top)
-    if names := importlib.metadata.packages_distributions().get(top):  # slow
-        return importlib.metadata.version(names[0])
-    version = getattr(sys.modules.get(top), "__version__", None)
-    if not isinstance(version, str):
-        raise Unknown(f"the version of {top!r} is not known")
-    return version
 
 
 def digest_of(thing: object, *, judged: bool = False) -> str:
@@ -160,7 +105,7 @@ class _Walk:
             content = self._class(node, as_type) if isinstance(node, type) else self._content(node)
             found.update(b"\0node" + b"\0".join(self._write(part) for part in content))
         for name in sorted(self._all_texts()):
-            found.update(f"\0text {name} ".encode() + _text(name))
+            found.update(f"\0text {name} ".encode() + text_of(name))
         return found.hexdigest()[:20]
 
     # ---- how a thing is written where it is met: atoms and tuples in place, all else by its number
@@ -178,7 +123,7 @@ class _Walk:
         if kind in (set, frozenset):
             return _framed("set", *self._unordered(thing))
         if kind is types.CodeType:
-            return _framed("code", *map(self._write, _code(thing)))
+            return _framed("code", *map(self._write, content_of(thing)))
         if isinstance(thing, (type, types.FunctionType, types.ModuleType, *BUILT_IN)):
             self._check(thing)
         return self._refer(thing)
@@ -215,11 +160,11 @@ class _Walk:
         shape = ("function", home, thing.__qualname__)
         if not is_users(home):
             if _at(home, thing.__qualname__) is thing:
-                return (*shape, _version(home))
-            return (*shape, _version(home), thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing))
+                return (*shape, version_of(home))
+            return (*shape, version_of(home), thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing))
         self.texts.add(home)
-        used = [(name, *self._used(thing, name, chain)) for name, chain in sorted(set(_globals_of(thing.__code__)))]
-        used += [(name, *self._imported(thing, name, *how)) for name, *how in sorted(set(_imports_of(thing.__code__)), key=repr)]
+        used = [(name, *self._used(thing, name, chain)) for name, chain in sorted(set(globals_of(thing.__code__)))]
+        used += [(name, *self._imported(thing, name, *how)) for name, *how in sorted(set(imports_of(thing.__code__)), key=repr)]
         self._check_attributes(thing)
         return (*shape, thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing), used)
 
@@ -260,7 +205,7 @@ class _Walk:
             taken = [getattr(module, each, None) for each in names or ()]
             for each in taken if names else [module]:
                 self._check(each)
-            return full, _version(full), [] if names is None else taken
+            return full, version_of(full), [] if names is None else taken
         self.texts.add(full)
         if names is None or "*" in names:
             return full, module, sys.modules[full.split(".")[0]]
@@ -276,8 +221,8 @@ class _Walk:
 
     def _check_attributes(self, function: types.FunctionType) -> None:
         """Raise Unknown for a name that looks elsewhere whatever it is taken from; for more of them where it may be a module's."""
-        imports = any(True for _ in _imports_of(function.__code__))
-        taken = set(_attributes_of(function.__code__)) & (OUTWARD | READERS if imports else OUTWARD)
+        imports = any(True for _ in imports_of(function.__code__))
+        taken = set(attributes_of(function.__code__)) & (OUTWARD | READERS if imports else OUTWARD)
         if taken and not self.lenient:
             raise Unknown(f"{function.__qualname__} uses {min(taken)}()")
 
@@ -298,12 +243,12 @@ class _Walk:
             raise Unknown(f"{home}.{name} may look at what is elsewhere")
 
     def _class(self, thing: type, as_type: bool) -> tuple:
-        home = _home(thing)
+        home = home_of(thing)
         shape = ("class", home, thing.__qualname__)
         if not is_users(home) and _at(home, thing.__qualname__) is thing:
-            patches = [(name, value) for name, value in sorted(vars(thing).items()) if _is_patch(value)]
+            patches = [(name, value) for name, value in sorted(vars(thing).items()) if is_patch(value)]
             bases = [_Type(base) for base in thing.__bases__ if base is not object]
-            return (*shape, _version(home), patches, bases)
+            return (*shape, version_of(home), patches, bases)
         if is_users(home):
             self.texts.add(home)
         members = []
@@ -318,12 +263,12 @@ class _Walk:
     def _module(self, thing: types.ModuleType) -> tuple:
         name = thing.__name__
         if not is_users(name):
-            return ("module", name, _version(name))
+            return ("module", name, version_of(name))
         if name == "__main__":
             raise Unknown("the main program is used as a whole")
         self.texts.add(name)
         members = [(key, value) for key, value in vars(thing).items() if key not in IMPORTED]
-        return ("module", name, [pair for pair in members if not _is_installed(pair[1])])
+        return ("module", name, [pair for pair in members if not is_installed(pair[1])])
 
     def _tensor(self, thing: Tensor) -> tuple:
         if type(thing) not in (Tensor, nn.Parameter, nn.Buffer):
@@ -436,7 +381,7 @@ class _Walk:
             if name in found or name not in sys.modules or not is_users(name) or name == "__main__":
                 continue
             found.add(name)
-            waiting += _imported_by(name)
+            waiting += imported_by(name)
         return found
 
 
@@ -464,50 +409,6 @@ def _is_plain(thing: Any) -> bool:
     return type(thing) in ATOMS
 
 
-def _code(code: types.CodeType) -> tuple:
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    return code.co_code, code.co_exceptiontable, *counts, *names, code.co_consts
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for value in code.co_consts:
-        if isinstance(value, types.CodeType):
-            yield from _codes(value)
-
-
-def _globals_of(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Global names that code uses, each with the attributes that are taken of it at once: ``(np, (linalg, norm))``."""
-    for each in _codes(code):
-        chain: list[str] | None = None
-        for step in dis.get_instructions(each):
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain is not None:
-                chain.append(step.argval)
-            elif step.opname != "EXTENDED_ARG":
-                if chain is not None:
-                    yield chain[0], tuple(chain[1:])
-                chain = [step.argval] if step.opname in GLOBAL else None
-
-
-def _imports_of(code: types.CodeType) -> Iterator[tuple[str, int, tuple[str, ...] | None]]:
-    """Imports within code: name, level and what is taken from the module."""
-    for each in _codes(code):
-        last: list[Any] = [0, None]
-        for step in dis.get_instructions(each):
-            if step.opname == "IMPORT_NAME":
-                yield step.argval, last[0], last[1]
-            elif step.opname != "EXTENDED_ARG":
-                last = [last[1], step.argval]
-
-
-def _attributes_of(code: types.CodeType) -> Iterator[str]:
-    for each in _codes(code):
-        for step in dis.get_instructions(each):
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                yield step.argval
-
-
 def _cell(cell: types.CellType) -> Any:
     try:
         return ("cell", cell.cell_contents)
@@ -521,11 +422,6 @@ def _at(module: str, path: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
-
-
-def _home(kind: type) -> str:
-    home = kind.__module__
-    return home if isinstance(home, str) else repr(kind).split("'")[1].rpartition(".")[0]  # Cython hides it behind a property
 
 
 def _slots(kind: type) -> list[str]:
@@ -547,85 +443,3 @@ def _holds_more(kind: type, base: type) -> bool:
 
 def _has_numbers(hooks: dict) -> bool:
     return all(type(key) is int for key in hooks)
-
-
-def _is_patch(value: Any) -> bool:
-    # type(): some libraries warn where isinstance() asks a deprecated member for its class
-    return type(value) is types.FunctionType and is_users(value.__globals__.get("__name__"))
-
-
-def _is_installed(value: Any) -> bool:
-    if isinstance(value, types.ModuleType):
-        return not is_users(value.__name__)
-    if isinstance(value, (type, types.FunctionType, *BUILT_IN)):
-        return not is_users(getattr(value, "__module__", None)) and not _is_patch(value)
-    return False
-
-
-def _text(module: str) -> bytes:
-    file = getattr(sys.modules[module], "__file__", None)
-    if not file or not os.path.isfile(file):
-        return b""  # made while the program ran: followed by its functions
-    with open(file, "rb") as stream:
-        return hashlib.sha256(stream.read()).digest()
-
-
-def _imported_by(module: str) -> list[str]:
-    """The loaded modules of the user's that a module's source imports, anywhere in it."""
-    found = sys.modules[module]
-    file = getattr(found, "__file__", None)
-    if not file or not file.endswith(".py") or not os.path.isfile(file):
-        return []
-    with open(file, "rb") as stream:
-        tree = ast.parse(stream.read())
-    package = getattr(found, "__package__", "") or ""
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            names += [name, *(f"{name}.{alias.name}" for alias in node.names)]
-    parts = {".".join(name.split(".")[:count]) for name in names for count in range(1, len(name.split(".")) + 1)}
-    return [name for name in sorted(parts) if isinstance(sys.modules.get(name), types.ModuleType) and is_users(name)]
-
-
-def switches() -> tuple:
-    """What changes numbers without being an argument: torch's global switches, hooks on all modules, functions put in a library's place."""
-    hooks = [value for name, value in sorted(vars(nn.modules.module).items()) if name.startswith("_global_") and isinstance(value, dict)]
-    states = (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.enabled,
-        torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.mkldnn.enabled,
-        [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
-        [type(mode) for mode in torch.overrides._get_current_function_mode_stack()],
-    )
-    return states, [list(each.values()) for each in hooks], list(patches())
-
-
-def patches() -> Iterator[tuple[str, str, Any]]:
-    """Functions of the user's that stand where a library had one of its own: (module, name, function)."""
-    # Some 50,000 functions come from a few packages: each package is asked once, and anew in the next call.
-    users = functools.cache(is_users)
-
-    def is_patch(value: Any) -> bool:
-        return type(value) is types.FunctionType and users(_top(value))
-
-    for name, module in sorted(sys.modules.items()):
-        if name.split(".")[0] not in PATCHED or not isinstance(module, types.ModuleType):
-            continue
-        for key, value in list(vars(module).items()):
-            if is_patch(value):
-                yield name, key, value
-            elif issubclass(type(value), type) and value.__module__ == name:
-                yield from ((name, f"{key}.{inner}", member) for inner, member in list(vars(value).items()) if is_patch(member))
-
-
-def _top(function: types.FunctionType) -> str:
-    """The package that a function's globals belong to, on which alone :func:`is_users` depends."""
-    return (function.__globals__.get("__name__") or "__main__").split(".")[0]

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.hashing import OwnImages, code_digest, digest, file_digest, own_digest, versions
 from idsds.common.normalisation import Normalisation
-from idsds.common.reach import switches
 from idsds.common.registry import UnknownNameError
+from idsds.common.switches import switches
 from idsds.datasets import DATASETS, create_dataset, fingerprint
 from idsds.datasets.base import ImageDataset
 from idsds.datasets.images import viewed

@@ -1,0 +1,57 @@
+"""What compiled code says: its constants, and the globals, imports and attributes that it names."""
+
+from __future__ import annotations
+
+import dis
+import types
+from collections.abc import Iterator
+from typing import Any
+
+GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+
+
+def content_of(code: types.CodeType) -> tuple:
+    """Return all that determines what a code object computes, with its nested code among the constants."""
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return code.co_code, code.co_exceptiontable, *counts, *names, code.co_consts
+
+
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield a code object and all that are nested in it."""
+    yield code
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from codes(value)
+
+
+def globals_of(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Global names that code uses, each with the attributes that are taken of it at once: ``(np, (linalg, norm))``."""
+    for each in codes(code):
+        chain: list[str] | None = None
+        for step in dis.get_instructions(each):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain is not None:
+                chain.append(step.argval)
+            elif step.opname != "EXTENDED_ARG":
+                if chain is not None:
+                    yield chain[0], tuple(chain[1:])
+                chain = [step.argval] if step.opname in GLOBAL else None
+
+
+def imports_of(code: types.CodeType) -> Iterator[tuple[str, int, tuple[str, ...] | None]]:
+    """Imports within code: name, level and what is taken from the module."""
+    for each in codes(code):
+        last: list[Any] = [0, None]
+        for step in dis.get_instructions(each):
+            if step.opname == "IMPORT_NAME":
+                yield step.argval, last[0], last[1]
+            elif step.opname != "EXTENDED_ARG":
+                last = [last[1], step.argval]
+
+
+def attributes_of(code: types.CodeType) -> Iterator[str]:
+    """Yield the names of all attributes that code loads."""
+    for each in codes(code):
+        for step in dis.get_instructions(each):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                yield step.argval

@@ -59,7 +59,8 @@ lowest: setup ## install the lowest versions that pyproject.toml allows into bui
 		tests/protocols tests/evaluation -m "not slow"
 
 lab: setup ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	@$(BIN)/python -m idsds index
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/index.ipynb
 
 docs: setup ## build the documentation, offline, into build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write one HTML file of some runs")
     report.add_argument("folders", nargs="+", help="folders of runs, or of a profile's runs")
     report.add_argument("--output", help="the file (default: report.html in the first folder)")
+    commands.add_parser("index", help="bring notebooks/index.ipynb up to date")
     given = parser.parse_args(arguments)
     from idsds.common.registry import UnknownNameError
     from idsds.common.settings import SettingsError
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from idsds.studies.reproduce import run_profile
 
             return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
+        if given.command == "index":
+            from idsds.studies.index import write as write_index
+
+            print(write_index())
+            return 0
         if given.command == "report":
             from idsds.studies.report import report as write
 

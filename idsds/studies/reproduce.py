@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 
 from idsds.common import paths
 from idsds.common.files import atomic
@@ -138,14 +139,30 @@ def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None,
     return failures
 
 
+def minutes_of(profile: str) -> dict[str, float]:
+    """The minutes that each run of a profile took at most, by stem, as far as it was ever made from nothing."""
+    path = paths.root() / "figures" / profile / "minutes.csv"
+    return dict(pd.read_csv(path).itertuples(index=False)) if path.is_file() else {}
+
+
+def _note_minutes(run: Run, minutes: float) -> None:
+    """Keep what a run took; what is cached takes less, so that the longest is what it takes from an empty cache."""
+    known = minutes_of(run.profile)
+    if minutes > known.get(run.stem, 0):
+        known[run.stem] = round(minutes, 1)
+        with atomic(run.figures.with_name("minutes.csv")) as partial:
+            pd.DataFrame(sorted(known.items()), columns=["run", "minutes"]).to_csv(partial, index=False, lineterminator="\n")
+
+
 def cost(run: Run) -> None:
     """Run a notebook up to what it says of its cost; its other outcome stays as it is."""
     _execute(run, run.executed.with_suffix(".dry.ipynb"), dry_run=True)
 
 
 def _papermill(run: Run) -> None:
-    stamp = run.stamp
+    stamp, begun = run.stamp, time.monotonic()
     _execute(run, run.executed)
+    _note_minutes(run, (time.monotonic() - begun) / 60)
     # Only what ended well is stamped: papermill saves the notebook of a run that failed too.
     notebook = nbformat.read(run.executed, as_version=4)
     notebook.metadata[STAMP] = stamp
@@ -221,6 +238,10 @@ def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, 
     overview = paths.root() / "figures" / profile / "README.md"
     with atomic(overview) as partial:
         partial.write_text(page(everything))
+    if profile == "mnist5k":
+        from idsds.studies.index import write  # needs this module
+
+        write()
     print(f"\n{len(runs) - len(failures)} of {len(runs)} runs are there; overview: {overview.relative_to(paths.root())}")
     try:
         print(f"to send: {report([paths.root() / 'runs' / profile]).relative_to(paths.root())}")

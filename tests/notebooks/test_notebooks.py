@@ -10,7 +10,7 @@ import yaml
 from idsds.studies.base import STUDIES, study_class
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem != "index")
 DRAWN = "figure = result.plot()\nfiles = result.save(figure)"
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 params = pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -64,6 +64,20 @@ def test_it_is_complete(path):
         for kind in ("png", "pdf", "csv", "md"):
             assert (ROOT / "figures" / "mnist5k" / f"{stem}.{kind}").is_file()
         assert f"]({stem}.png)" in (ROOT / "figures" / "mnist5k" / "README.md").read_text()
+
+
+def test_the_index_is_what_the_facts_say(monkeypatch):
+    from idsds.studies.index import index
+
+    monkeypatch.setenv("IDSDS_HOME", str(ROOT))
+    text = (ROOT / "notebooks" / "index.ipynb").read_text(encoding="utf-8")
+    assert text == index(), "a heading, finding, time or params file has changed: python -m idsds index"
+    for path in NOTEBOOKS:
+        assert f"]({path.name})" in text
+    assert "not made yet" not in text
+    assert "not known yet" not in text
+    for link in re.findall(r'src=\\"([^"\\]+)', text):
+        assert (ROOT / "notebooks" / link).is_file(), link
 
 
 @names

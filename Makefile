@@ -52,7 +52,7 @@ torture: setup ## some 500 trials of kills, writers, full disks, flipped bits, l
 lowest: setup ## install the lowest versions that pyproject.toml allows into build/lowest, and test a part
 	$(BIN)/python -m pip install -q uv
 	$(PYTHON) -m venv build/lowest
-	$(BIN)/python -m uv pip compile pyproject.toml --extra cluster --extra gradcam --extra saliency --extra zennit \
+	$(BIN)/python -m uv pip compile pyproject.toml --extra cluster --extra gradcam --extra saliency --extra zennit --extra quantus \
 		--resolution lowest-direct --no-header --no-annotate -q -o build/lowest/requirements.txt
 	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python -r build/lowest/requirements.txt "pytest>=8.3" "scikit-image>=0.25"
 	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common tests/models/test_weights.py tests/methods \

@@ -300,7 +300,9 @@ def _source(
         if not isinstance(dataset, str):
             raise ValueError(f"checkpoints: 'pretrained' goes with a data set by name; pass the net itself for your own: {{{name!r}: net}}")
         if packaged and entry.in_domain and name not in checkpoints:
-            return plan_training(name, dataset, _deletion(settings), weights=PRETRAINED, seed=seed, device=device, precision=precision)
+            return plan_training(
+                name, dataset, _deletion(settings, entry), weights=PRETRAINED, seed=seed, device=device, precision=precision
+            )
         return published(name, dataset, device=device, precision=precision)
     if name in checkpoints:
         path = paths.resolve(checkpoints[name])
@@ -308,9 +310,9 @@ def _source(
             raise FileNotFoundError(f"no checkpoint of {name!r} at {str(path)!r}")
         return path
     if isinstance(dataset, str) and trains_from_scratch(name, dataset):
-        deletion = _deletion(settings) if entry.in_domain else None
+        deletion = _deletion(settings, entry) if entry.in_domain else None
         return plan_training(name, dataset, deletion, seed=seed, device=device, precision=precision)
-    in_paper = dataset == "imagenet" and entry.in_domain and _deletion(settings) == Deletion(**authors.SETTINGS)
+    in_paper = dataset == "imagenet" and entry.in_domain and _deletion(settings, entry) == Deletion(**authors.SETTINGS)
     if in_paper and authors.file_of(name).is_file():
         return authors.file_of(name)
     where = dataset if isinstance(dataset, str) else "your own data set"
@@ -321,10 +323,11 @@ def _source(
     )
 
 
-def _deletion(settings: Mapping[str, Any]) -> Deletion:
+def _deletion(settings: Mapping[str, Any], entry: ProtocolEntry) -> Deletion:
     """The grid (of several the first) and the baseline that a net is fine-tuned with."""
     found = {key: settings[key] for key in ("grid", "baseline") if key in settings}
-    return Deletion(**{key: value[0] if isinstance(value, tuple) else value for key, value in found.items()})
+    found = {key: value[0] if isinstance(value, tuple) else value for key, value in found.items()}
+    return Deletion(**found, share=entry.masked_share)
 
 
 def skeleton(name: str) -> nn.Module:

@@ -30,14 +30,16 @@ def not_in_domain(name: str, net: nn.Module, protocol: ProtocolEntry, settings: 
         return None
     grid = settings.get("grid")
     asked = {"grid": grid[0] if isinstance(grid, tuple) else grid, "baseline": settings.get("baseline")}
+    asked |= {} if protocol.masked_share is None else {"share": protocol.masked_share}
     if isinstance(known, Deletion):
         if known.model_dump() == asked:
             return None
         return f"model {name!r} was fine-tuned in-domain with {known.model_dump()}, but is judged with {asked}"
+    share = "" if protocol.masked_share is None else f", share={protocol.masked_share:g}"
     return (
         f"model {name!r} is judged by {protocol.name!r}, but is not known to be fine-tuned in-domain: its drops measure the strangeness of "
-        "a hole as well. idsds.finetune(net, training_images) fine-tunes it; protocol='single_deletion' is the score of a net as it is; "
-        "net.in_domain = True says that it was done elsewhere"
+        f"a hole as well. idsds.finetune(net, training_images{share}) fine-tunes it; protocol='single_deletion' is the score of a net "
+        "as it is; net.in_domain = True says that it was done elsewhere"
     )
 
 

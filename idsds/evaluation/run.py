@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving
 from idsds.common.memory import Peak, peak_memory
+from idsds.datasets.base import collate, fixed_order
 from idsds.datasets.decoded import Decoded, Images
 from idsds.evaluation.cache import Block, Store, cover, gathered, record_cache, share
-from idsds.evaluation.plan import Job, Plan, Unit, predictions
+from idsds.evaluation.plan import Job, Plan, Unit, named_dataset, predictions
 from idsds.evaluation.records import as_values
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
@@ -293,7 +294,7 @@ def score(
         parts: dict[int, list[list[Columns]]] = {grid: [[] for _ in methods] for grid in grids}
         for start in range(0, len(batch.images), size):
             some = slice(start, start + size)
-            part = Batch(batch.images[some], batch.targets[some], batch.image_ids[some], batch.normalisation)
+            part = replace(batch, images=batch.images[some], targets=batch.targets[some], image_ids=batch.image_ids[some])
             judged = methods if len(grids) == 1 else held(methods, part)
             for grid in grids:
                 ready = {name: values[some] for name, values in prepared[grid].items()}
@@ -326,7 +327,22 @@ def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Se
     """A batch on the plan's device, in its layout, with what its pixels were normalised by where that is known."""
     normalisation = getattr(job.dataset, "normalisation", None)
     images = images.to(plan.device, job.facts.dtype if job.facts else torch.float32, non_blocking=True)
-    return Batch(images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device), image_ids, normalisation)
+    images, targets = images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device)
+    # A user's images have addresses one by one, in which the others have no part.
+    companions = partial(_companions, job.data) if isinstance(job.data, tuple) else None
+    return Batch(images, targets, image_ids, normalisation, companions)
+
+
+#: How many images of a data set a protocol may put beside the one it judges.
+COMPANIONS = 64
+
+
+@lru_cache(maxsize=4)
+def _companions(data: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """The first images of a data set of the registry in its fixed order, whatever the run takes, and their classes."""
+    dataset = named_dataset(*data)
+    images, targets, _ = collate([dataset[index] for index in fixed_order(dataset.image_ids)[:COMPANIONS]])
+    return images, targets
 
 
 def batch_size(plan: Plan, job: Job) -> int:

@@ -1,14 +1,19 @@
 """Protocols, one file each. Importing this package fills the registry."""
 
 from idsds.protocols import (
+    f_fidelity,
     hyperparameters,
+    imputation,
     incremental_deletion,
     infidelity,
+    libraries,
+    localisation,
     roar,
     robustness,
     sanity,
     similarity,
     single_deletion,
+    subsets,
 )
 from idsds.protocols.base import PROTOCOLS, Batch, MeanOverImages, ProtocolEntry, list_protocols, register_protocol
 
@@ -17,14 +22,19 @@ __all__ = [
     "Batch",
     "MeanOverImages",
     "ProtocolEntry",
+    "f_fidelity",
     "hyperparameters",
+    "imputation",
     "incremental_deletion",
     "infidelity",
+    "libraries",
     "list_protocols",
+    "localisation",
     "register_protocol",
     "roar",
     "robustness",
     "sanity",
     "similarity",
     "single_deletion",
+    "subsets",
 ]

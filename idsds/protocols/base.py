@@ -25,16 +25,22 @@ from idsds.methods.base import Method, Passes, shared_passes
 from idsds.models.base import describe
 
 Level = Literal["image", "data set"]
+#: What a protocol asks of a map: is it right, stable, dependent on model and class, at the right place, simple?
+Asks = Literal["right", "stable", "dependent", "localised", "simple"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images (B, 3, H, W), targets (B,), one id per image, and the normalisation if it is known."""
+    """Normalised images (B, 3, H, W), targets (B,), one id per image, and the normalisation if it is known.
+
+    ``companions`` returns further images (N, 3, H, W) and their classes (N,), which depend on the data set and not on the batch.
+    """
 
     images: Tensor
     targets: Tensor
     image_ids: Sequence[str]
     normalisation: Normalisation | None = None
+    companions: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class ProtocolEntry:
         function: ``function(model, methods, batch, prepared, **settings)`` returns, by method name, columns of length B; one is
             ``score``.
         in_domain: whether it needs the model that was fine-tuned on deletions.
+        masked_share: how many patches that fine-tuning deletes at most, as a share of all; None: one patch.
         higher_is_better: the direction of the score.
         range: lowest and highest possible score.
         prepare: ``prepare(model, batch, **settings)`` returns columns that do not depend on the method; computed once for all
@@ -56,6 +63,7 @@ class ProtocolEntry:
         level: what it scores: each ``image``, or a method on a whole ``data set``, for which there are no per-image records.
             The function of the latter makes a method's score from its curve; ``call`` replaces ``evaluate``.
         call: the public function that runs a protocol of level ``data set``.
+        asks: what it asks of a map, see :data:`Asks`.
     """
 
     name: str
@@ -69,6 +77,8 @@ class ProtocolEntry:
     source: str = ""
     level: Level = "image"
     call: str = ""
+    masked_share: float | None = None
+    asks: Asks = "right"
 
     @property
     def direction(self) -> str:
@@ -90,17 +100,23 @@ def register_protocol(name: str | None = None, *, replace: bool = False, **entry
     return decorate
 
 
-def list_protocols(level: Level | None = None) -> list[str]:
-    """Return the names of all protocols, or of those of one level.
+def list_protocols(level: Level | None = None, library: str | None = None) -> list[str]:
+    """Return the names of all protocols, or of those of one level, or of a library's.
 
     Protocols of level ``image`` score every image and run through ``evaluate(protocol=...)``. Those of level ``data set`` score a method
     on a whole data set; the entry's ``call`` names the function that runs them.
 
+    Args:
+        level: ``image`` or ``data set``; None: both.
+        library: ``quantus``: its metrics, as ``quantus/Name``, all of level ``image``. None: the package's own.
+
     Raises:
-        UnknownNameError: for an unknown level.
+        UnknownNameError: for an unknown level or library.
     """
     if level is not None and level not in get_args(Level):
         raise UnknownNameError("level", level, get_args(Level))
+    if library is not None:
+        return PROTOCOLS.names_of(library) if level != "data set" else []
     return [name for name, entry in PROTOCOLS.items() if level in (None, entry.level)]
 
 

@@ -139,6 +139,7 @@ def _passes(methods: Sequence[Method], *, sweep: Sweep | None = None, **_: Any) 
     higher_is_better=True,
     range=(-1, 1),
     passes=_passes,
+    asks="stable",
     source="Bansal, Agarwal, Nguyen, CVPR 2020",
 )
 def hyperparameter_sensitivity(

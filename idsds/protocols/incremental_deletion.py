@@ -1,17 +1,22 @@
 """Incremental deletion and insertion: the target's output while pixels or patches are deleted or inserted in the order of attribution.
 
-Three variants are registered. ``incremental_deletion`` deletes the least attributed first, as reported in the IDSDS paper;
-``incremental_deletion_descending`` the most attributed first (Samek et al., 2017); ``insertion`` starts from the baseline and restores the
-most attributed first (RISE). With ``update`` the map is recomputed after each step, on the modified image.
+``incremental_deletion`` deletes the least attributed first, as reported in the IDSDS paper; ``incremental_deletion_descending`` the most
+attributed first (Samek et al., 2017); ``insertion`` starts from the baseline and restores the most attributed first (RISE);
+``symmetric_relevance_gain`` is the difference of the first two. With ``update`` the map is recomputed after each step, on the modified
+image. ``in_domain_incremental_deletion`` and ``in_domain_relevance_gain`` delete patches on a net that was fine-tuned with any number of
+patches deleted, so that, as for IDSDS, a hole is no surprise.
 
 Sources: Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", TNNLS 2017 (arXiv 1509.06321);
-Petsiuk, Das, Saenko, "RISE", BMVC 2018 (arXiv 1806.07421); Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910).
+Petsiuk, Das, Saenko, "RISE", BMVC 2018 (arXiv 1806.07421); Blücher, Vielhaben, Strodthoff, "Decoupling Pixel Flipping and Occlusion
+Strategy for Consistent XAI Benchmarks", TMLR 2024 (arXiv 2401.06654), for the gain; Hesse, Schaub-Meyer, Roth, NeurIPS 2024
+(arXiv 2407.11910).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -267,19 +272,24 @@ def _passes(
     units: Units = "pixels",
     grid: int = 4,
     rule: Rule = "mean",
+    gain: bool = False,
     **_: Any,
 ) -> Passes:
     counts = list(range(steps + (rule == "trapezoid"))) if units == "pixels" else _counts(grid * grid, steps, rule == "trapezoid")
+    curves = len(methods) * (1 + gain)
     if update:  # each method's maps are its own, once the image has changed
-        times = sum(count > 0 for count in counts)
-        return sum(((method.passes or Passes(0)).times(times) for method in methods), Passes(len(counts) * len(methods)))
-    return shared_passes(methods) + Passes(len(set(counts)) * len(methods))
+        times = sum(count > 0 for count in counts) * (1 + gain)
+        return sum(((method.passes or Passes(0)).times(times) for method in methods), Passes(len(counts) * curves))
+    return shared_passes(methods) + Passes(len(set(counts)) * curves)
 
 
 def _columns(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, update: bool, rule: Rule, settings: dict[str, Any]
+    model: nn.Module, methods: Sequence[Method], batch: Batch, update: bool, rule: Rule, gain: bool, settings: dict[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return ``score`` (B,) and ``curve`` (B, S) by method name; methods can share the first maps, but not those after an update."""
+    """Return ``score`` (B,) and ``curve`` (B, S) by method name; methods can share the first maps, but not those after an update.
+
+    With ``gain`` the curve is the difference between deletion in ascending and in descending order.
+    """
     _check_names(rule=(rule, RULES))
     settings = {**settings, "update": update, "endpoint": rule == "trapezoid", "image_ids": batch.image_ids, "seed": methods[0].seed}
     maps = {} if update else shared_maps(methods, batch.images, batch.targets, batch.image_ids)
@@ -287,12 +297,29 @@ def _columns(
     for method in methods:
         explainer = method if update else maps[method.name]
         curve = incremental_deletion_curve(model, explainer, batch.images, batch.targets, **settings)
+        if gain:
+            curve = curve - incremental_deletion_curve(model, explainer, batch.images, batch.targets, **{**settings, "order": "descending"})
         columns[method.name] = {"score": area_under_curve(curve, rule=rule), "curve": curve}
     return columns
 
 
-def _register(name: str, what: str, higher_is_better: bool, source: str, default_baseline: str = "zeros", **fixed: Any) -> None:
-    @register_protocol(name, in_domain=False, higher_is_better=higher_is_better, range=(0, 1), passes=_passes, source=source)
+def _register(
+    name: str,
+    what: str,
+    higher_is_better: bool,
+    source: str,
+    default_baseline: str = "zeros",
+    gain: bool = False,
+    entry: Mapping[str, Any] = MappingProxyType({}),
+    **fixed: Any,
+) -> None:
+    entry = {"in_domain": False, "range": (-1 if gain else 0, 1), **entry}
+    in_patches: Units = "patches" if entry["in_domain"] else "pixels"  # what the net has learned to do without
+
+    def passes(methods: Sequence[Method], *, units: Units = in_patches, **settings: Any) -> Passes:
+        return _passes(methods, units=units, gain=gain, **settings)
+
+    @register_protocol(name, higher_is_better=higher_is_better, passes=passes, source=source, **entry)
     def protocol(
         model: nn.Module,
         methods: Sequence[Method],
@@ -302,12 +329,12 @@ def _register(name: str, what: str, higher_is_better: bool, source: str, default
         steps: int = 32,
         baseline: str = default_baseline,
         update: bool = False,
-        units: Units = "pixels",
+        units: Units = in_patches,
         grid: int = 4,
         rule: Rule = "mean",
     ) -> dict[str, dict[str, Tensor]]:
         settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, **fixed}
-        return _columns(model, methods, batch, update, rule, settings)
+        return _columns(model, methods, batch, update, rule, gain, settings)
 
     protocol.__doc__ = f"""Score {what}.
 
@@ -338,4 +365,28 @@ _register(
     default_baseline="blur",
     order="descending",
     mode="insertion",
+)
+GAIN = "the mean probability lost by deleting {} most attributed rather than least attributed first, in [-1, 1]; higher is better, random 0"
+ON_MASKS = {"in_domain": True, "masked_share": 1.0}
+_register(
+    "symmetric_relevance_gain",
+    GAIN.format("pixels"),
+    True,
+    "Blücher et al., TMLR 2024",
+    gain=True,
+)
+_register(
+    "in_domain_incremental_deletion",
+    "the mean probability in [0, 1] while the least attributed patches are deleted first, on a net fine-tuned with any number deleted",
+    True,
+    "Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (their fine-tuning and their incremental deletion, joined)",
+    entry=ON_MASKS,
+)
+_register(
+    "in_domain_relevance_gain",
+    GAIN.format("patches, on a net fine-tuned with any number of them deleted,"),
+    True,
+    "Blücher et al., TMLR 2024, on a net fine-tuned in the manner of Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
+    gain=True,
+    entry=ON_MASKS,
 )

@@ -250,6 +250,7 @@ def max_sensitivity(
     higher_is_better=False,
     range=(0, float("inf")),
     passes=lambda methods, *, samples=10, **_: shared_passes(methods).times(samples + 1),
+    asks="stable",
     source="Yeh et al., NeurIPS 2019",
 )
 def max_sensitivity_protocol(

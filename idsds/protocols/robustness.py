@@ -199,6 +199,7 @@ def _count(group: str) -> int:
     prepare=probability_shifts,
     prepare_passes=lambda *, kind="rotations", **_: Passes(1 + _count(kind)),
     passes=lambda methods, *, kind="rotations", **_: shared_passes(methods).times(1 + _count(kind)),
+    asks="stable",
     source="'Don't Augment Me', the robustness experiment of the xai-correlation study",
 )
 def augmentation_robustness(

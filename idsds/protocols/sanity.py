@@ -4,23 +4,29 @@ Layers are randomised from the output to the input, one after another (``cascadi
 maps are compared with those of the intact model at each depth. Lower is better: a map that stays the same shows the image, not the
 model. Compare with the controls: ``Edges`` and ``Center`` do not depend on the model and fail with similarity 1.
 
-Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292).
+Later variants: the smooth and the efficient check, and the comparison with the map of another class.
+
+Sources: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292); Hedström, Weber, Lapuschkin, Höhne, "Sanity
+Checks Revisited: An Exploration to Repair the Model Parameter Randomisation Test", 2023 (arXiv 2401.06465); Sixt, Granz, Landgraf, "When
+Explanations Lie: Why Many Modified BP Attributions Fail", ICML 2020 (arXiv 1912.09818).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from idsds.common.batching import default_batch, in_batches
 from idsds.common.numbers import as_whole
-from idsds.common.randomness import generator
+from idsds.common.randomness import Draws, generator
 from idsds.common.registry import UnknownNameError
-from idsds.methods.base import Method, shared_maps, shared_passes
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, on_model, register_protocol
 from idsds.protocols.similarity import spearman, structural_similarity
@@ -95,6 +101,7 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
     higher_is_better=False,
     range=(0, 1),
     passes=lambda methods, *, depths=4, **_: shared_passes(methods).times(1 + depths),
+    asks="dependent",
     source="Adebayo et al., NeurIPS 2018",
 )
 def sanity_check(
@@ -127,18 +134,167 @@ def sanity_check(
         ValueError: for a user's own method; and see :func:`randomised_models`.
     """
     kinds = [name for name in SIMILARITIES if ssim or name != "ssim"]
-    found: dict[str, dict[str, list[Tensor]]] = {method.name: {name: [] for name in kinds} for method in methods}
-    with frozen(model):
-        intact = {name: _Compared(maps) for name, maps in maps_on(model, methods, batch, absolute).items()}
-        for other in randomised_models(model, mode, depths, methods[0].seed):
-            for name, maps in maps_on(other, methods, batch, absolute).items():
-                for kind in kinds:
-                    found[name][kind].append(intact[name].similarity(kind, maps))
+    found = _by_depth(
+        model, lambda net: maps_on(net, methods, batch, absolute), randomised_models(model, mode, depths, methods[0].seed), kinds
+    )
     columns = {}
     for name, values in found.items():
-        by_depth = {f"{kind}_by_depth": torch.stack(each, dim=1) for kind, each in values.items()}  # (B, depths)
+        by_depth = {f"{kind}_by_depth": each for kind, each in values.items()}  # (B, depths)
         columns[name] = {"score": by_depth["spearman_by_depth"].abs().mean(dim=1), **by_depth}
     return columns
+
+
+def _by_depth(
+    model: nn.Module, explain: Callable[[nn.Module], dict[str, Tensor]], others: Iterable[nn.Module], kinds: Sequence[str]
+) -> dict[str, dict[str, Tensor]]:
+    """Return by method and kind the similarity of the maps of a net and of others, (B, others)."""
+    with frozen(model):
+        intact = {name: _Compared(maps) for name, maps in explain(model).items()}
+        found: dict[str, dict[str, list[Tensor]]] = {name: {kind: [] for kind in kinds} for name in intact}
+        for other in others:
+            for name, maps in explain(other).items():
+                for kind in kinds:
+                    found[name][kind].append(intact[name].similarity(kind, maps))
+    return {name: {kind: torch.stack(each, dim=1) for kind, each in values.items()} for name, values in found.items()}
+
+
+@register_protocol(
+    "smooth_mprt",
+    in_domain=False,
+    higher_is_better=False,
+    range=(0, 1),
+    passes=lambda methods, *, depths=4, samples=8, **_: shared_passes(methods).times((1 + depths) * samples),
+    asks="dependent",
+    source="Hedström et al., 2023 (arXiv 2401.06465)",
+)
+def smooth_mprt(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    mode: Mode = "cascading",
+    depths: int = 4,
+    samples: int = 8,
+    sigma: float = 0.2,
+) -> dict[str, dict[str, Tensor]]:
+    """Score as :func:`sanity_check` does, but with maps averaged over noisy copies of the image, in [0, 1]; lower is better.
+
+    Without its own noise, a map cannot pass by being noisy (the smooth MPRT, there with SSIM and here with the rank correlation of
+    ``sanity_check``). Columns ``score`` and ``spearman_by_depth`` (B, depths).
+
+    Args:
+        model, methods, batch, prepared, mode, depths: see :func:`sanity_check`.
+        samples: noisy copies of each image, keyed by its id; all keep the id, so that a method's own noise is the same for them.
+        sigma: standard deviation of the noise, as a share of the image's range.
+
+    Raises:
+        ValueError: if ``samples`` is below 1 or ``sigma`` is not above 0, and as for :func:`sanity_check`.
+    """
+    as_whole("samples", samples)
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, not {sigma!r}")
+    images = batch.images
+    span = (images.flatten(1).amax(dim=1) - images.flatten(1).amin(dim=1)).view(-1, 1, 1, 1, 1)
+    noise = sigma * span * Draws(methods[0].seed, "smooth mprt", images, batch.image_ids).normal(samples)  # (B, S, C, H, W)
+    ids = [image_id for image_id in batch.image_ids for _ in range(samples)]
+    copies = replace(batch, images=(images[:, None] + noise).flatten(0, 1), targets=batch.targets.repeat_interleave(samples), image_ids=ids)
+
+    def explain(net: nn.Module) -> dict[str, Tensor]:
+        return {name: maps.unflatten(0, (-1, samples)).mean(dim=1) for name, maps in maps_on(net, methods, copies).items()}
+
+    found = _by_depth(model, explain, randomised_models(model, mode, depths, methods[0].seed), ["spearman"])
+    return {name: {"score": each["spearman"].abs().mean(dim=1), "spearman_by_depth": each["spearman"]} for name, each in found.items()}
+
+
+@register_protocol(
+    "efficient_mprt",
+    in_domain=False,
+    higher_is_better=True,
+    range=(-1, float("inf")),
+    passes=lambda methods, **_: shared_passes(methods).times(2),
+    asks="dependent",
+    source="Hedström et al., 2023 (arXiv 2401.06465)",
+)
+def efficient_mprt(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, bins: int = 100
+) -> dict[str, dict[str, Tensor]]:
+    """Score how much more complex the maps of a fully randomised net are, as a share of the intact net's; higher is better.
+
+    ``score = (H(random) - H(intact)) / H(intact)``, H the :func:`histogram_entropy`. A map that stays the same scores 0, and a map with
+    all its pixels in one bin has no score: NaN. Columns ``score``, ``intact`` and ``random``, in nats.
+
+    Args:
+        model, methods, batch, prepared: see :func:`sanity_check`.
+        bins: of the histogram of a map, over its own range; at least 2.
+    """
+    as_whole("bins", bins, least=2)
+    columns = {}
+    with frozen(model):
+        first = maps_on(model, methods, batch)
+        (other,) = randomised_models(model, "cascading", 1, methods[0].seed)
+        for name, maps in maps_on(other, methods, batch).items():
+            intact, random = histogram_entropy(first[name], bins), histogram_entropy(maps, bins)
+            columns[name] = {"score": (random - intact) / intact.masked_fill(intact == 0, torch.nan), "intact": intact, "random": random}
+    return columns
+
+
+def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
+    """Return the entropy of the histogram of each map's values over its own range, (B,) in nats; NaN for values that are not finite."""
+    values = maps.flatten(1).double()
+    undefined = ~values.isfinite().all(dim=1)
+    values = values.masked_fill(undefined[:, None], 0)
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+    place = ((values - low) / (high - low).masked_fill(high == low, 1) * bins).long().clamp(max=bins - 1)
+    share = torch.zeros(len(values), bins, dtype=values.dtype, device=values.device).scatter_add_(1, place, torch.ones_like(values))
+    return torch.special.entr(share / values.shape[1]).sum(dim=1).masked_fill(undefined, torch.nan)
+
+
+def other_classes(model: nn.Module, batch: Batch, *, seed: int = 0, **_: object) -> dict[str, Tensor]:
+    """Draw for each image another class than its target, ``other`` (B,), keyed by its id.
+
+    Raises:
+        ValueError: if the model has a single class.
+    """
+    with torch.inference_mode(), frozen(model):
+        classes = in_batches(model, batch.images, size=default_batch(batch.images)).shape[1]
+    if classes < 2:
+        raise ValueError("random_logit compares the maps of two classes, and the model has one")
+    steps = [int(torch.randint(1, classes, (), generator=generator(seed, "random logit", image_id))) for image_id in batch.image_ids]
+    return {"other": (batch.targets + torch.tensor(steps, device=batch.targets.device)) % classes}
+
+
+@register_protocol(
+    "random_logit",
+    in_domain=False,
+    higher_is_better=False,
+    range=(-1, 1),
+    prepare=other_classes,
+    prepare_passes=lambda **_: Passes(1),
+    passes=lambda methods, **_: shared_passes(methods).times(2),
+    asks="dependent",
+    source="Sixt, Granz, Landgraf, ICML 2020 (arXiv 1912.09818)",
+)
+def random_logit(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, similarity: str = "ssim"
+) -> dict[str, dict[str, Tensor]]:
+    """Score the similarity of the maps of the target and of another class, in [-1, 1]; lower is better.
+
+    A map that stays the same whatever class is explained does not explain the class.
+
+    Args:
+        model, methods, batch: see :func:`sanity_check`; a user's own method is fine.
+        prepared: ``other``, see :func:`other_classes`.
+        similarity: ``ssim`` as in the paper, ``spearman``, or ``absolute``.
+
+    Raises:
+        UnknownNameError: for an unknown similarity.
+    """
+    if similarity not in SIMILARITIES:
+        raise UnknownNameError("similarity", similarity, SIMILARITIES)
+    first = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
+    other = shared_maps(methods, batch.images, prepared["other"], batch.image_ids)
+    return {name: {"score": SIMILARITIES[similarity](maps, other[name])} for name, maps in first.items()}
 
 
 class _Compared:

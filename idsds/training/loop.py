@@ -35,8 +35,7 @@ from idsds.training.predict import accuracy
 from idsds.training.recipes import Deletion, Recipe
 from idsds.training.steps import (
     advance,
-    delete,
-    drawn_patches,
+    deleted_at_random,
     loader_of,
     make_optimizer,
     make_scheduler,
@@ -111,8 +110,7 @@ class Plan:
             if self.teacher is not None:
                 targets = _probabilities(self.teacher, images)  # (B, K), of the intact images
             if self.deletion is not None:
-                patches = drawn_patches(image_ids, self.deletion.grid, seed=self.seed, epoch=epoch)
-                images = delete(images, patches, image_ids, self.deletion, self.seed)
+                images = deleted_at_random(images, image_ids, self.deletion, seed=self.seed, epoch=epoch)
             yield images, targets
 
     def steps(self, world: int) -> int:

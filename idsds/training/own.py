@@ -52,6 +52,7 @@ def finetune(
     *,
     grid: int = 4,
     baseline: str = "zeros",
+    share: float | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "32-true",
@@ -69,6 +70,7 @@ def finetune(
         val: images on which the epoch is chosen; None holds a tenth of ``train`` out, by class and by a hash of the image ids.
         grid: patches per side, the same as in ``evaluate``.
         baseline: what replaces a patch, the same as in ``evaluate``.
+        share: delete a random number of patches up to this share of them, in place of one: the protocol's ``masked_share``.
         seed: of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
@@ -85,7 +87,7 @@ def finetune(
         ValueError: for a net that does not fit the images, or labels that are no classes of it.
     """
     settings = Recipe(**{**OWN.model_dump(), **recipe})
-    deletion = Deletion(grid=grid, baseline=baseline)
+    deletion = Deletion(grid=grid, baseline=baseline, share=share)
     kind = chosen_device(device).type
     images, chosen = _images(train, val)
     channels_last = _check(net, images, chosen, settings, kind)

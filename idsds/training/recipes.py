@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_serializer
 
 from idsds.common.devices import _one_of
 from idsds.common.interventions import BASELINES
@@ -14,10 +16,21 @@ BaselineName = Annotated[str, _one_of("baseline", BASELINES)]
 
 
 class Deletion(Settings):
-    """Deletion of one patch of a ``grid`` x ``grid`` grid, which is replaced by ``baseline``."""
+    """Deletion of one patch of a ``grid`` x ``grid`` grid, or of a random number of them up to ``share``; ``baseline`` replaces them."""
 
     grid: PositiveInt = 4
     baseline: BaselineName = "zeros"
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave ``share`` out where it is None, so that checkpoints keep the addresses they had."""
+        return {name: value for name, value in dump(self).items() if name != "share" or value is not None}
+
+    @property
+    def most(self) -> int:
+        """The largest number of patches that an image loses."""
+        return 1 if self.share is None else math.ceil(self.share * self.grid**2)
 
 
 class Recipe(Settings):

@@ -17,7 +17,7 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from idsds.common.interventions import baseline_images, delete_patches
+from idsds.common.interventions import baseline_images, delete_patches, patch_numbers
 from idsds.common.randomness import generator
 from idsds.datasets.base import collate
 from idsds.models.base import Loss
@@ -132,6 +132,23 @@ def training_step(
         fabric.clip_gradients(net, optimizer, max_norm=clip)
     optimizer.step()
     return summed, correct
+
+
+def deleted_at_random(images: Tensor, image_ids: list[str], deletion: Deletion, *, seed: int, epoch: int) -> Tensor:
+    """Return training images (B, 3, H, W) of an epoch: half of them intact, the others without one or, by ``share``, several patches.
+
+    With a share the number of patches is uniform in 1 .. ``deletion.most``, and so is the choice among sets of that number.
+    """
+    if deletion.share is None:
+        return delete(images, drawn_patches(image_ids, deletion.grid, seed=seed, epoch=epoch), image_ids, deletion, seed)
+    masks = []
+    for image_id in image_ids:
+        draw = generator(seed, "random masks", epoch, image_id)
+        intact, count = torch.rand(2, generator=draw).tolist()
+        order = torch.randperm(deletion.grid**2, generator=draw)
+        masks.append(order < (0 if intact < 0.5 else 1 + int(count * deletion.most)))
+    lost = torch.stack(masks).to(images.device)[:, patch_numbers(images, deletion.grid)][:, None]  # (B, 1, H, W)
+    return torch.where(lost, baseline_images(images, deletion.baseline, seed=seed, image_ids=image_ids), images)
 
 
 def delete(images: Tensor, patches: Tensor, image_ids: list[str], deletion: Deletion, seed: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ import inspect
 import random
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,9 +34,34 @@ PUBLISHED = {
     "max_sensitivity": (False, False),
     "augmentation_robustness": (True, False),
     "sanity_check": (False, False),
+    "symmetric_relevance_gain": (True, False),
+    "in_domain_incremental_deletion": (True, True),
+    "in_domain_relevance_gain": (True, True),
+    "f_fidelity": (True, True),
+    "road": (False, False),
+    "sensitivity_n": (True, False),
+    "faithfulness_correlation": (True, False),
+    "grid_pointing_game": (True, False),
+    "smooth_mprt": (False, False),
+    "efficient_mprt": (True, False),
+    "random_logit": (False, False),
 }
 # Protocols that draw perturbations, layers or parameters themselves with their default settings.
-OWN_NOISE = ("infidelity", "max_sensitivity", "sanity_check")
+OWN_NOISE = (
+    "infidelity",
+    "max_sensitivity",
+    "sanity_check",
+    "smooth_mprt",
+    "efficient_mprt",
+    "random_logit",
+    "f_fidelity",
+    "road",
+    "sensitivity_n",
+    "faithfulness_correlation",
+    "grid_pointing_game",
+)
+# Protocols that move methods to other nets.
+MOVING = ("sanity_check", "smooth_mprt", "efficient_mprt")
 # The smallest settings that still use every part of a protocol.
 SMALL = {"steps": 4, "samples": 3, "depths": 2, "grid": 2}
 
@@ -67,12 +93,13 @@ def net():
 @pytest.fixture
 def batch():
     """Not square, more than one image, one target each; little contrast, so that rotations hardly change what the model says."""
-    return Batch(0.2 * images_of(3, 16, 20) - 0.1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+    companions = 0.2 * images_of(8, 16, 20) - 0.1, torch.arange(8) % 4
+    return Batch(0.2 * images_of(3, 16, 20) - 0.1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF, lambda: companions)
 
 
 def part(batch: Batch, indices: list[int]) -> Batch:
     chosen = torch.tensor(indices)
-    return Batch(batch.images[chosen], batch.targets[chosen], [batch.image_ids[i] for i in indices], batch.normalisation)
+    return replace(batch, images=batch.images[chosen], targets=batch.targets[chosen], image_ids=[batch.image_ids[i] for i in indices])
 
 
 def create(net: nn.Module, seed: int = 0) -> list[Method]:
@@ -80,7 +107,7 @@ def create(net: nn.Module, seed: int = 0) -> list[Method]:
 
 
 def test_the_registry():
-    assert list_protocols("image") == [*PUBLISHED]
+    assert sorted(list_protocols("image")) == sorted(PUBLISHED)
     assert list_protocols("data set") == ["roar", "kar"]
     for name, (higher_is_better, in_domain) in PUBLISHED.items():
         assert (PROTOCOLS[name].higher_is_better, PROTOCOLS[name].in_domain) == (higher_is_better, in_domain)
@@ -194,7 +221,7 @@ class TestEveryProtocol:
         method = OwnMethod("mine", method, net)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="method '(mine|maps)' gave a NaN")
-            if protocol == "sanity_check":  # it moves methods to other nets, and a callable cannot be moved
+            if protocol in MOVING:  # it moves methods to other nets, and a callable cannot be moved
                 with pytest.raises(ValueError, match="'mine' cannot be moved"):
                     run(protocol, net, [method], batch)
                 return

@@ -182,6 +182,13 @@ def model_shift(scores: Sequence[Tensor]) -> float:
     return float(moved / (means[:, 0] - means[:, -1]).abs().mean())
 
 
+def _companions(model: PatchModel) -> tuple[Tensor, Tensor]:
+    """Further synthetic images, none of them judged."""
+    data = create_dataset("synthetic", "val")
+    images, targets, _ = next(batches(data, fixed_order(data.image_ids)[:64], 64))
+    return images.to(model.evidence.weight), targets
+
+
 def known_scores(
     entry: ProtocolEntry, model: PatchModel, maps: Sequence[Method], images: int, seed: int, settings: Mapping[str, Any]
 ) -> Tensor:
@@ -197,7 +204,7 @@ def known_scores(
     """
     data = create_dataset("synthetic", "test")
     chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))
-    batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation)
+    batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation, lambda: _companions(model))
     prepared = entry.prepare(model, batch, seed=seed, **settings) if entry.prepare else {}
     columns = entry.function(model, maps, batch, prepared, **settings)
     return torch.stack([columns[one.name]["score"] for one in maps], dim=1)

@@ -77,12 +77,18 @@ class Reading:
 
 EASY = "has it easy: the truth is the drop of a patch, which is what it measures"
 STILL = "asks for a map that does not change with the image: noise that is drawn once per image does not"
+RANDOMISED = "asks for a map that changes with the model, as noise drawn once per image does not"
+IN_DOMAIN = "a model in closed form needs no fine-tuning: a patch of zeros has no evidence"
 SQUARES = {"perturbation": "square", "sigma": 0.25}
 BY_RANKS = "retrains nets, which need a pass backward for each forward one; its unit is a repetition and not an image"
 #: Protocols that are not read as they are, or of which there is something to say.
 READINGS: dict[str, tuple[Reading, ...]] = {
     "idsds": (Reading("idsds", note=f"{EASY}; on a model in closed form it is the same as single_deletion"),),
     "single_deletion": (Reading("single_deletion", note=EASY),),
+    **{name: (Reading(name, note=IN_DOMAIN),) for name in ("in_domain_incremental_deletion", "in_domain_relevance_gain", "f_fidelity")},
+    "grid_pointing_game": (
+        Reading("grid_pointing_game", note="the net finds evidence in the other images too, and an exact map shows it"),
+    ),
     # A map of contributions predicts the removal of squares, a gradient predicts noise: each is asked what it can know.
     "infidelity": (
         Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
@@ -105,9 +111,14 @@ READINGS: dict[str, tuple[Reading, ...]] = {
         Reading(
             "sanity_check",
             known={"depths": 1},
-            note="asks for a map that changes with the model, as noise drawn once per image does not",
+            note=RANDOMISED,
             test=True,
         ),
+    ),
+    "smooth_mprt": (Reading("smooth_mprt", known={"depths": 1}, note=RANDOMISED, test=True),),
+    "efficient_mprt": (Reading("efficient_mprt", note=RANDOMISED, test=True),),
+    "random_logit": (
+        Reading("random_logit", note="asks for a map that changes with the class, as noise drawn once per image does not", test=True),
     ),
     "hyperparameter_sensitivity": (
         Reading("hyperparameter_sensitivity", note="a map that is given has no hyperparameters", applies=False),

@@ -1,0 +1,110 @@
+"""F-Fidelity: the loss of probability when a random few of the most attributed patches go, on a net fine-tuned with so few deleted.
+
+The most attributed patches are the explanation. A random subset of it is deleted, never more patches than the net has learned to do
+without, whatever the size of the explanation; the same number is deleted from the rest of the image. A good map loses much by the first
+and little by the second.
+
+Source: Zheng, Shirani, Chen, Lin, Cheng, Guo, Luo, "F-Fidelity: A Robust Framework for Faithfulness Evaluation of Explainable AI",
+ICLR 2025 (arXiv 2410.02970).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from idsds.common.batching import default_batch, in_batches
+from idsds.common.interventions import baseline_images, patch_numbers
+from idsds.common.numbers import as_whole
+from idsds.common.randomness import generator
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.models.base import frozen
+from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.single_deletion import patch_sums
+
+#: The share of the patches that is deleted at most, in fine-tuning and in judging: beta of the paper.
+MOST = 0.1
+#: Sizes of the explanation, as shares of the patches, and the share of it that is deleted where that is no more than :data:`MOST`.
+SIZES, PART = (0.25, 0.5, 0.75), 0.5
+
+
+def subsets(n: int, samples: int, seed: int, image_id: object) -> Tensor:
+    """Return random places in the order of attribution, (sizes, 2, samples, n), True where a patch is deleted.
+
+    Of each size the first half is chosen among the most attributed patches, the second among the others. The number of patches is the
+    same in both: half of the smaller part, but at least 1 and at most a tenth of all patches, rounded up.
+    """
+    draw = generator(seed, "f-fidelity", image_id)
+    found = torch.zeros(len(SIZES), 2, samples, n, dtype=torch.bool)
+    for chosen, size in zip(found, SIZES, strict=True):
+        top = round(size * n)
+        count = max(1, min(int(PART * min(top, n - top)), -int(-MOST * n // 1)))
+        for half, (start, stop) in zip(chosen, ((0, top), (top, n)), strict=True):
+            for one in half:
+                one[start + torch.randperm(stop - start, generator=draw)[:count]] = True
+    return found
+
+
+@register_protocol(
+    "f_fidelity",
+    in_domain=True,
+    masked_share=MOST,
+    higher_is_better=True,
+    range=(-1, 1),
+    passes=lambda methods, *, samples=4, **_: shared_passes(methods) + Passes(2 * len(SIZES) * samples * len(methods)),
+    source="Zheng et al., ICLR 2025",
+)
+def f_fidelity(
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    samples: int = 4,
+    grid: int = 4,
+    baseline: str = "zeros",
+) -> dict[str, dict[str, Tensor]]:
+    """Score the probability lost by deleting some of the explanation rather than of the rest, in [-1, 1]; higher is better, random 0.
+
+    ``score = mean over sizes and samples of p(x without some of the rest) - p(x without some of the explanation)``
+
+    Columns ``score``, ``rest`` and ``explanation``, the mean probability after either deletion. The sets of places in the order of
+    attribution are keyed by the image and the same for every method; a map with a NaN has no score.
+
+    Args:
+        model: the net fine-tuned with up to a tenth of the patches deleted.
+        methods: methods on that net.
+        batch: images (B, 3, H, W), targets, ids.
+        prepared: not used.
+        samples: random sets for each size.
+        grid: patches per side, at least 2.
+        baseline: what replaces a patch.
+
+    Raises:
+        ValueError: if ``samples`` is below 1, ``grid`` below 2 or no divisor of the image's sides.
+    """
+    as_whole("samples", samples)
+    as_whole("grid", grid, least=2)
+    images, targets, n = batch.images, batch.targets, grid**2
+    replacement = baseline_images(images, baseline, seed=methods[0].seed, image_ids=batch.image_ids)
+    places = torch.stack([subsets(n, samples, methods[0].seed, image_id) for image_id in batch.image_ids]).to(images.device)
+    numbers, each = patch_numbers(images, grid), places[0].numel() // n
+
+    def probability(pairs: Tensor, place: Tensor) -> Tensor:
+        image = pairs // each
+        gone = places.flatten(1, 3)[image, pairs % each].gather(1, place[image])  # (pairs, n), by patch
+        changed = torch.where(gone[:, numbers][:, None], replacement[image], images[image])
+        return model(changed).softmax(dim=1).gather(1, targets[image, None])
+
+    columns = {}
+    for name, maps in shared_maps(methods, images, targets, batch.image_ids).items():
+        sums = patch_sums(maps, grid)
+        place = sums.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        with torch.inference_mode(), frozen(model):
+            pairs = torch.arange(len(images) * each, device=images.device)
+            found = in_batches(lambda some, place=place: probability(some, place), pairs, size=default_batch(images))
+        left = found.view(len(images), len(SIZES), 2, samples).mean(dim=(1, 3)).masked_fill(sums.isnan().any(dim=1)[:, None], torch.nan)
+        columns[name] = {"score": left[:, 1] - left[:, 0], "explanation": left[:, 0], "rest": left[:, 1]}
+    return columns

@@ -1,6 +1,6 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded, folders, photos, synthetic, torchvision, xai_correlation
+from idsds.datasets import embedded, folders, photos, sprites, synthetic, torchvision, xai_correlation
 from idsds.datasets.base import (
     DATASETS,
     AugmentedDataset,
@@ -38,6 +38,7 @@ __all__ = [
     "read_manifest",
     "register_dataset",
     "select",
+    "sprites",
     "stratified_split",
     "synthetic",
     "torchvision",

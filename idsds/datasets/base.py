@@ -11,7 +11,7 @@ import inspect
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from idsds.common.normalisation import Normalisation, as_normalisation
 from idsds.common.randomness import generator as keyed_generator
 from idsds.common.registry import Registry, UnknownNameError
+from idsds.datasets.parts import Parts
 
 OnError = Literal["raise", "skip"]
 ON_ERROR = ("raise", "skip")
@@ -46,6 +47,8 @@ class ImageDataset(Dataset):
         on_error: treatment of unreadable images: ``raise`` stops with an :class:`ImageReadError`, ``skip`` returns None as the item, which
             :func:`collate` leaves out, and counts it in :attr:`skipped`.
         groups: one per image where images belong together, such as crops of a photo; intervals then draw groups.
+        parts: the known parts of the images, if they have any; ``augment`` may then return the image without some of them, and the
+            probabilities (K,) of the classes that fit the others, which become its target.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ImageDataset(Dataset):
         augment: Callable[[int, torch.Generator], Tensor] | None = None,
         on_error: OnError = "raise",
         groups: Sequence[str] | None = None,
+        parts: Parts | None = None,
     ) -> None:
         if len(image_ids) != len(targets):
             raise ValueError(f"{name}: {len(image_ids)} image ids for {len(targets)} targets")
@@ -72,6 +76,7 @@ class ImageDataset(Dataset):
         if self.groups and len(self.groups) != len(self.image_ids):
             raise ValueError(f"{name}: {len(self.groups)} groups for {len(self.image_ids)} images")
         self.view: tuple[int, float] | None = None
+        self.parts = parts
         # In shared memory, so that marks set by a loader's worker processes are seen by the process that counts.
         self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()
 
@@ -84,10 +89,13 @@ class ImageDataset(Dataset):
     def item(self, index: int, generator: torch.Generator | None = None) -> Any:
         """Return the item at ``index``, augmented by ``generator`` if given; None for an unreadable image if ``on_error="skip"``."""
         image = self.pixels(index, generator)
-        return None if image is None else (self.normalisation(image), self.targets[index], self.image_ids[index])
+        if image is None:
+            return None
+        image, target = image if isinstance(image, tuple) else (image, self.targets[index])
+        return self.normalisation(image), target, self.image_ids[index]
 
-    def pixels(self, index: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Return the image of :meth:`item` before normalisation, float (3, H, W) in [0, 1]."""
+    def pixels(self, index: int, generator: torch.Generator | None = None) -> Any:
+        """Return the image of :meth:`item` before normalisation, float (3, H, W) in [0, 1]; None, or a pair, as there."""
         try:
             return self.read(index) if generator is None or self.augment is None else self.augment(index, generator)
         except ImageReadError as error:
@@ -132,6 +140,7 @@ class ImageDataset(Dataset):
             augment=None if self.augment is None else _Picked(self.augment, indices),
             on_error=self.on_error,
             groups=self.groups and [self.groups[i] for i in indices],
+            parts=self.parts,
         )
         found.view = self.view
         return found
@@ -211,6 +220,7 @@ class DatasetEntry:
         embedded: whether the pixels come with the installation.
         distill: whether nets are fine-tuned in-domain without its labels, since there are too few labelled images.
         source: where it comes from.
+        training: changes to the recipe of small nets that are trained from scratch on it.
     """
 
     name: str
@@ -221,6 +231,7 @@ class DatasetEntry:
     embedded: bool = False
     distill: bool = False
     source: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> list[str]:
@@ -393,7 +404,7 @@ class _WithIds(Dataset):
 
 
 def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Tensor, list[str]]:
-    """Collate items into a batch: images (B, 3, H, W), targets (B,), image ids.
+    """Collate items into a batch: images (B, 3, H, W), targets (B,) or probabilities of classes (B, K), image ids.
 
     Images that were skipped as unreadable are left out; if none remains, the batch is (0, 3, 1, 1), (0,), [].
     """
@@ -407,7 +418,8 @@ def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Te
             raise ValueError(f"images of one data set must be of one size, not {shapes}: resize and crop them in the data set")
         if image.isnan().any():
             raise ValueError(f"image {image_id!r} has NaN pixels")
-    return torch.stack(images), torch.tensor(targets), list(image_ids)
+    labels = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
+    return torch.stack(images), labels, list(image_ids)
 
 
 def first(dataset: ImageDataset, images: int) -> ImageDataset:

@@ -126,6 +126,8 @@ def make_plan(given: Arguments) -> Plan:
     )
     if left_out := [name for name in wanted if not any(name in job.methods for job in jobs)]:
         raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
+    if entry.parts and any(getattr(job.dataset, "parts", None) is None for job in jobs):
+        raise ValueError(f"protocol {entry.name!r} removes known parts, which this data set lacks: take 'funnybirds' or 'sprites'")
     if given.images is not None and given.images > (available := max(len(job.dataset) for job in jobs)):
         raise ValueError(f"images={given.images}, but this split has {available}")
     return Plan(

@@ -330,7 +330,7 @@ def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Se
     images, targets = images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device)
     # A user's images have addresses one by one, in which the others have no part.
     companions = partial(_companions, job.data) if isinstance(job.data, tuple) else None
-    return Batch(images, targets, image_ids, normalisation, companions)
+    return Batch(images, targets, image_ids, normalisation, companions, getattr(job.dataset, "parts", None))
 
 
 #: How many images of a data set a protocol may put beside the one it judges.

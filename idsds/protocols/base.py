@@ -21,6 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import Registry, UnknownNameError
+from idsds.datasets.parts import Parts
 from idsds.methods.base import Method, Passes, shared_passes
 from idsds.models.base import describe
 
@@ -33,7 +34,8 @@ Asks = Literal["right", "stable", "dependent", "localised", "simple"]
 class Batch:
     """Normalised images (B, 3, H, W), targets (B,), one id per image, and the normalisation if it is known.
 
-    ``companions`` returns further images (N, 3, H, W) and their classes (N,), which depend on the data set and not on the batch.
+    ``companions`` returns further images (N, 3, H, W) and their classes (N,), which depend on the data set and not on the batch;
+    ``parts`` are the known parts of the images, if they have any.
     """
 
     images: Tensor
@@ -41,6 +43,7 @@ class Batch:
     image_ids: Sequence[str]
     normalisation: Normalisation | None = None
     companions: Callable[[], tuple[Tensor, Tensor]] | None = None
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class ProtocolEntry:
             The function of the latter makes a method's score from its curve; ``call`` replaces ``evaluate``.
         call: the public function that runs a protocol of level ``data set``.
         asks: what it asks of a map, see :data:`Asks`.
+        parts: whether it needs images whose parts are known.
     """
 
     name: str
@@ -79,6 +83,7 @@ class ProtocolEntry:
     call: str = ""
     masked_share: float | None = None
     asks: Asks = "right"
+    parts: bool = False
 
     @property
     def direction(self) -> str:

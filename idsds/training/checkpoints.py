@@ -214,7 +214,7 @@ def plan_training(
     if weights is not None:
         recipe = _changed(DISTILL if deletion and DATASETS[dataset].distill else PAPER, changes)
         return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
-    recipe = Recipe(**entry.training)
+    recipe = Recipe(**{**entry.training, **DATASETS[dataset].training})
     if deletion is None:
         return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
     # Shorter and gentler than training: the weights should adapt to holes, not be learned again.
@@ -325,8 +325,9 @@ def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
 
 
 def trains_from_scratch(model: str, dataset: str) -> bool:
-    """Return whether the package trains this pair itself: a small net on images of at most 32 x 32 pixels."""
-    return DATASETS[dataset].image_size == MODELS[model].input_size <= SMALL
+    """Return whether the package trains this pair itself: a small net, on images of its size or, if it is convolutional, of twice that."""
+    net, side = MODELS[model], DATASETS[dataset].image_size
+    return net.input_size <= SMALL and (side == net.input_size or (side == 2 * net.input_size and net.family != "vit"))
 
 
 def starts_from_package(model: str, dataset: str) -> bool:

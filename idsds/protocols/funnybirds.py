@@ -1,0 +1,279 @@
+"""The protocols of FunnyBirds: does a map say which parts of a creature matter to the net?
+
+What each protocol asks is a function of :mod:`idsds.protocols.parts`.
+
+Departures from the authors' code, which ``reference=True`` undoes: a part or object without a visible pixel is never important (theirs is
+if the map's sum is negative); importances and sum are those of one map (theirs explains the image twice, so that a random method
+contradicts itself); a class without two suitable rivals has no target sensitivity (theirs takes the last pair it looked at).
+
+Source: Hesse, Schaub-Meyer, Roth, "FunnyBirds", ICCV 2023 (arXiv 2308.06248).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.parts import (
+    THRESHOLDS,
+    accuracy,
+    background_independence,
+    completeness,
+    controlled_data,
+    deletion,
+    deletion_correlation,
+    distraction,
+    important,
+    irrelevant,
+    known_parts,
+    part_importance,
+    part_shapley,
+    part_table,
+    preservation,
+    rivals,
+    rivals_differ,
+    sensitivity,
+    target_logits,
+)
+from idsds.protocols.single_deletion import rank_correlation
+
+
+class _Explained:
+    """The table of a batch, and the maps of some methods as importances of parts.
+
+    Args:
+        methods, batch: as in a protocol.
+        prepared: what :func:`part_table` returned; rows may be flat.
+        reference: see this module's docstring.
+    """
+
+    def __init__(self, methods: Sequence[Method], batch: Batch, prepared: Mapping[str, Tensor], reference: bool) -> None:
+        self.methods, self.batch, self.parts, self.reference = methods, batch, known_parts(batch), reference
+        self.number = len(self.parts.names)
+        self.logits = prepared["part_logits"].reshape(len(batch.images), self.parts.whole + 1, -1)
+        self.objects = prepared["object_logits"].reshape(len(batch.images), self.parts.objects)
+        self.targets, self.predictions = batch.targets, self.logits[:, -1].argmax(dim=1)
+        self.variants = self.parts.variants.to(self.logits.device)
+        self.known: dict[str, dict[str, tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def of(self, kind: str, classes: Tensor, rows: Tensor | None = None) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Return by method importances (B, P + O), sums of the maps (B,), and what can be seen, bool (B, P + O).
+
+        Args:
+            kind: of classes, by which what was computed is found again.
+            classes: to explain, (B,).
+            rows: which images are needed, bool (B,); the others get NaN. None: all.
+        """
+        if kind not in self.known:
+            self.known[kind] = self._explain(classes, torch.ones_like(classes, dtype=torch.bool) if rows is None else rows)
+        return self.known[kind]
+
+    def predicted(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Return the same for the predicted classes; where they are the targets, nothing is explained anew."""
+        differs = self.predictions != self.targets
+        own, other = self.of("target", self.targets), self.of("predicted", self.predictions, differs)
+        return {
+            name: tuple(torch.where(differs.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(own[name], other[name], strict=True))
+            for name in own
+        }  # type: ignore[misc]
+
+    def _explain(self, classes: Tensor, rows: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        places, batch, count = rows.nonzero().flatten(), self.batch, self.number + self.parts.objects
+        empty = torch.full((len(rows), count), torch.nan, dtype=torch.float64, device=rows.device)
+        found = {method.name: (empty.clone(), empty[:, 0].clone(), torch.zeros_like(empty, dtype=torch.bool)) for method in self.methods}
+        if not len(places):
+            return found
+        image_ids = [batch.image_ids[place] for place in places.tolist()]
+        asked = (batch.images[places], classes[places], image_ids)
+        maps = shared_maps(self.methods, *asked)
+        again = shared_maps([_again(method) for method in self.methods], *asked) if self.reference else maps
+        for number, (place, image_id) in enumerate(zip(places.tolist(), image_ids, strict=True)):
+            regions = self.parts.regions(image_id).to(rows.device)
+            stack = torch.stack([maps[method.name][number, 0] for method in self.methods]).double()
+            sums = part_importance(stack, regions, self.parts.owners, count)
+            seen = sums.new_zeros(count).index_add(0, torch.tensor(self.parts.owners, device=rows.device), regions.sum(dim=(1, 2)).double())
+            for method, row in zip(self.methods, sums, strict=True):
+                total = again[method.name][number].double().sum()
+                for into, value in zip(found[method.name], (row, total, (seen > 0) | self.reference), strict=True):
+                    into[place] = value
+        return found
+
+    def chosen(self, explained: tuple[Tensor, Tensor, Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is important, bool (B, T, P + O), and 0 per image, NaN where the map is not finite, (B, 1), to be added to scores."""
+        importance, totals, visible = explained
+        return important(importance, totals, thresholds, visible), 0 * (importance.sum(dim=1) + totals)[:, None]
+
+    def checks(self, thresholds: Tensor, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Return by method the named checks at each threshold, (B, T)."""
+        columns: dict[str, dict[str, Tensor]] = {method.name: {} for method in self.methods}
+        parts = slice(0, self.number)
+        of_target = self.of("target", self.targets) if {"csdc", "distractibility"} & set(names) else {}
+        for name, explained in of_target.items():
+            chosen, undefined = self.chosen(explained, thresholds)
+            if "csdc" in names:
+                columns[name]["csdc"] = controlled_data(self.logits, self.targets, chosen[..., parts], self.variants) + undefined
+            if "distractibility" in names:
+                columns[name]["distractibility"] = distraction(irrelevant(self.logits, self.targets, self.objects), chosen) + undefined
+        for name, explained in self.predicted().items() if {"pc", "dc"} & set(names) else ():
+            chosen, undefined = self.chosen(explained, thresholds)
+            for check, function in (("pc", preservation), ("dc", deletion)):
+                if check in names:
+                    columns[name][check] = function(self.logits, chosen[..., parts]) + undefined
+        return columns
+
+    def deletions(self) -> dict[str, Tensor]:
+        """Return by method the single deletion score, (B,)."""
+        explained = self.of("target", self.targets)
+        return {name: deletion_correlation(self.logits, self.targets, found[0][:, : self.number]) for name, found in explained.items()}
+
+    def shapley(self) -> dict[str, Tensor]:
+        """Return by method the correlation of importances with the exact Shapley values, (B,)."""
+        exact = part_shapley(target_logits(self.logits, self.targets))
+        return {name: rank_correlation(found[0][:, : self.number], exact) for name, found in self.of("target", self.targets).items()}
+
+    def sensitivities(self) -> dict[str, Tensor]:
+        """Return by method the target sensitivity, (B,)."""
+        pairs = rivals(self.parts.variants, self.reference).to(self.targets.device)[self.targets]  # (B, 2)
+        shared = self.variants[self.targets][:, None] == self.variants[pairs.clamp(min=0)]  # (B, 2, P)
+        usable = rivals_differ(self.logits, shared, pairs)
+        first, second = (self.of(f"rival {number}", pairs[:, number], usable) for number in range(2))
+        return {name: sensitivity(torch.stack([first[name][0], second[name][0]], 1)[..., : self.number], shared) for name in first}
+
+
+def _again(method: Method) -> Method:
+    """Return the method with other random numbers."""
+    other = copy.copy(method)
+    other.__dict__.pop("function", None)
+    other.seed = method.seed + 1
+    return other
+
+
+def _entry(maps: int, **changes: Any) -> dict[str, Any]:
+    """Return the entry of a protocol that explains at most ``maps`` classes of an image."""
+    return {
+        "in_domain": False,
+        "higher_is_better": True,
+        "range": (0, 1),
+        "parts": True,
+        "prepare": part_table,
+        "prepare_passes": lambda **_: Passes(32),
+        "passes": lambda methods, *, reference=False, **_: shared_passes(methods).times(maps * (1 + reference)),
+        "source": "Hesse, Schaub-Meyer, Roth, ICCV 2023",
+    } | changes
+
+
+Columns = dict[str, dict[str, Tensor]]
+Prepared = dict[str, Tensor]
+
+
+def _check(name: str, methods: Sequence[Method], batch: Batch, prepared: Prepared, threshold: float, reference: bool) -> Columns:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be in (0, 1), not {threshold}")
+    columns = _Explained(methods, batch, prepared, reference).checks(torch.tensor([threshold], dtype=torch.float64), [name])
+    return {method: {"score": found[name][:, 0]} for method, found in columns.items()}
+
+
+@register_protocol(**_entry(1))
+def controlled_synthetic_data_check(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
+) -> Columns:
+    """Score how much of a minimal set of parts that identifies the class is important, see :func:`controlled_data`."""
+    return _check("csdc", methods, batch, prepared, threshold, reference)
+
+
+@register_protocol(**_entry(2))
+def preservation_check(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
+) -> Columns:
+    """Score whether the important parts alone keep the prediction, 0 or 1, see :func:`preservation`."""
+    return _check("pc", methods, batch, prepared, threshold, reference)
+
+
+@register_protocol(**_entry(2))
+def deletion_check(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
+) -> Columns:
+    """Score whether the prediction changes without the important parts, 0 or 1, see :func:`deletion`."""
+    return _check("dc", methods, batch, prepared, threshold, reference)
+
+
+@register_protocol(**_entry(1))
+def distractibility(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
+) -> Columns:
+    """Score 1 - the share of parts and objects without influence that are important, see :func:`distraction`."""
+    return _check("distractibility", methods, batch, prepared, threshold, reference)
+
+
+@register_protocol(**_entry(1))
+def part_single_deletion(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared) -> Columns:
+    """Score the rank correlation between the drops without each part and the importances, see :func:`deletion_correlation`."""
+    return {name: {"score": score} for name, score in _Explained(methods, batch, prepared, False).deletions().items()}
+
+
+@register_protocol(**_entry(2))
+def target_sensitivity(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, reference: bool = False
+) -> Columns:
+    """Score whether the maps of two similar classes stress the parts that each shares with the target, see :func:`sensitivity`."""
+    return {name: {"score": score} for name, score in _Explained(methods, batch, prepared, reference).sensitivities().items()}
+
+
+@register_protocol(**_entry(1, range=(-1, 1), source="Shapley, 1953; the parts of Hesse, Schaub-Meyer, Roth, ICCV 2023"))
+def part_shapley_correlation(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared) -> Columns:
+    """Score Spearman's correlation between the importances and the exact Shapley values of the parts, see :func:`part_shapley`."""
+    return {name: {"score": score} for name, score in _Explained(methods, batch, prepared, False).shapley().items()}
+
+
+@register_protocol(**_entry(4))
+def funnybirds(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
+) -> Columns:
+    """Score all protocols of FunnyBirds at once; ``score`` is the mean of completeness, correctness and contrastivity of an image.
+
+    It is NaN where one of the terms is undefined; means over a data set are better taken term by term, from the other columns.
+
+    Returns:
+        By method name, with T = 80 thresholds:
+
+        | column | shape | |
+        |---|---|---|
+        | ``score`` | (B,) | at ``threshold`` |
+        | ``csdc``, ``pc``, ``dc``, ``distractibility`` | (B, T) | at each of :data:`THRESHOLDS` |
+        | ``single_deletion``, ``target_sensitivity`` | (B,) | correctness, contrastivity |
+        | ``shapley`` | (B,) | see :func:`part_shapley_correlation` |
+        | ``importance`` | (B, P) | of the parts, for the target |
+        | ``correct``, ``background_independence`` | (B,) | of the net |
+        | ``objects`` | (B,) | number of background objects |
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be in (0, 1), not {threshold}")
+    explained = _Explained(methods, batch, prepared, reference)
+    names = ("csdc", "pc", "dc", "distractibility")
+    checks = explained.checks(torch.cat([THRESHOLDS.double(), torch.tensor([threshold], dtype=torch.float64)]), names)
+    deletions, shapley, sensitivities = explained.deletions(), explained.shapley(), explained.sensitivities()
+    intact = target_logits(explained.logits, batch.targets)[:, -1]
+    of_net = {
+        "correct": accuracy(explained.logits, batch.targets),
+        "background_independence": background_independence(intact, explained.objects),
+        "objects": (~explained.objects.isnan()).sum(dim=1),
+    }
+    columns = {}
+    for name, found in checks.items():
+        complete = completeness(*(found[check][:, -1] for check in names))
+        columns[name] = {
+            "score": (complete + deletions[name] + sensitivities[name]) / 3,
+            **{check: found[check][:, :-1].float() for check in names},
+            "single_deletion": deletions[name],
+            "target_sensitivity": sensitivities[name],
+            "shapley": shapley[name],
+            "importance": explained.of("target", batch.targets)[name][0][:, : explained.number],
+            **of_net,
+        }
+    return columns

@@ -1,0 +1,278 @@
+"""The one table behind the protocols of FunnyBirds, and each of them as a function of it.
+
+The table holds the logits for every subset of the P parts, and the target's logit without each background object: 2^P forward passes per
+image and one for each of its background objects, once for all methods. A map enters through the importance of a part: the signed sum over
+its pixels, dilated 5 x 5. A part is *important* at a threshold t if its importance exceeds t times the sum of the map. The same table gives
+the exact Shapley values of the parts.
+
+Throughout, S = 2^P subsets are numbered as in :mod:`idsds.datasets.parts`: the last is the whole creature.
+
+Source: Hesse, Schaub-Meyer, Roth, "FunnyBirds", ICCV 2023 (arXiv 2308.06248).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations
+from math import factorial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idsds.common.batching import default_batch, in_batches
+from idsds.datasets.parts import Parts, members
+from idsds.models.base import frozen
+from idsds.protocols.base import Batch, normalisation_of
+from idsds.protocols.single_deletion import rank_correlation
+
+#: The thresholds of the paper, from which one is chosen for all images.
+THRESHOLDS = torch.linspace(0.01, 0.5, 80)
+#: A change of the logit by less than this share of it counts as none.
+RELEVANT = 0.05
+DILATION = 5
+
+
+def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
+    """Compute what every method is scored against, with 2^P forward passes per image and one per background object.
+
+    Args:
+        model: returns logits (B, K).
+        batch: images of a data set with :attr:`~idsds.protocols.base.Batch.parts`.
+
+    Returns:
+        ``part_logits`` (B, S, K), for each subset of the parts, and ``object_logits`` (B, O), the target's without each background object,
+        NaN where an image has no more objects.
+
+    Raises:
+        ValueError: if the parts of the images are not known.
+    """
+    parts, normalisation = known_parts(batch), normalisation_of(model, batch)
+    logits, objects = [], batch.images.new_full((len(batch.images), parts.objects), torch.nan)
+    with torch.inference_mode(), frozen(model):
+        for row, (image_id, target) in enumerate(zip(batch.image_ids, batch.targets.tolist(), strict=True)):
+            count = parts.count(image_id)
+            pictures = [parts.draw(image_id, subset) for subset in range(parts.whole + 1)]
+            pictures += [parts.without_object(image_id, number) for number in range(count)]
+            images = normalisation(torch.stack(pictures).to(batch.images))
+            found = in_batches(model, images, size=default_batch(batch.images)).to(objects)  # (S + count, K)
+            logits.append(found[: parts.whole + 1])
+            objects[row, :count] = found[parts.whole + 1 :, target]
+    return {"part_logits": torch.stack(logits), "object_logits": objects}
+
+
+def known_parts(batch: Batch) -> Parts:
+    """Return the parts of a batch. Raises ValueError if they are not known."""
+    if batch.parts is None:
+        raise ValueError("the parts of these images are not known: take the data set 'funnybirds' or 'sprites', or pass Batch(parts=...)")
+    return batch.parts
+
+
+def part_shapley(values: Tensor) -> Tensor:
+    """Return the exact Shapley values of P parts from a value for each of the 2^P subsets, (..., S) -> (..., P), float64.
+
+    For the target's logits, ``part_shapley(part_logits.gather(2, targets...))``, they sum to the logit of the whole creature minus that of
+    the one without parts.
+
+    Raises:
+        ValueError: if the number of subsets is no power of two.
+    """
+    parts = values.shape[-1].bit_length() - 1
+    if values.shape[-1] != 2**parts or not parts:
+        raise ValueError(f"there must be a value for each of 2, 4, 8, ... subsets, not {values.shape[-1]}")
+    has = members(parts).to(values.device)  # (S, P)
+    size = has.sum(dim=1, keepdim=True)
+    weight = torch.tensor([factorial(n) * factorial(parts - 1 - n) / factorial(parts) for n in range(parts)], dtype=torch.float64)
+    weight = weight.to(values.device)
+    return values.double() @ torch.where(has, weight[(size - 1).clamp(min=0)], -weight[size.clamp(max=parts - 1)])
+
+
+def target_logits(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the logits of one class per image, (B, S, K) and (B,) -> (B, S)."""
+    return logits.gather(2, classes[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
+
+
+def part_drops(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return by how much the logit of a class falls without each part alone, (B, P)."""
+    values = target_logits(logits, classes)
+    whole = values.shape[1] - 1
+    return values[:, -1:] - values[:, [whole - 2**part for part in range(whole.bit_length())]]
+
+
+def part_importance(maps: Tensor, regions: Tensor, owners: Sequence[int], count: int) -> Tensor:
+    """Return the signed sums of maps of one image over the dilated regions of each part and object.
+
+    Args:
+        maps: (N, H, W).
+        regions: bool (R, H, W), see :meth:`idsds.datasets.parts.Parts.regions`.
+        owners: what each region belongs to, below ``count``; those of one owner are added.
+        count: number M of parts and objects.
+
+    Returns:
+        (N, M), in the maps' dtype.
+    """
+    seen = regions.flatten(1).any(dim=1).nonzero().flatten()
+    dilated = F.max_pool2d(regions[seen].to(maps.dtype), DILATION, stride=1, padding=DILATION // 2).flatten(1)  # (r, H * W)
+    sums = maps.flatten(1) @ dilated.T
+    return maps.new_zeros(len(maps), count).index_add(1, torch.tensor(owners, device=maps.device)[seen], sums)
+
+
+def important(importance: Tensor, totals: Tensor, thresholds: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Return which parts are important at each threshold, bool (B, T, M).
+
+    Args:
+        importance: (B, M).
+        totals: signed sums of the maps, (B,).
+        thresholds: (T,).
+        visible: which parts have a pixel, bool (B, M); others are never important. None: all may be.
+    """
+    found = importance[:, None] > thresholds.to(totals)[:, None] * totals[:, None, None]
+    return found if visible is None else found & visible[:, None]
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return whether the net classifies the whole creature correctly, 0 or 1, (B,)."""
+    return (logits[:, -1].argmax(dim=1) == targets).double()
+
+
+def background_independence(intact: Tensor, object_logits: Tensor) -> Tensor:
+    """Return the share of background objects whose removal lowers the target's logit by less than 5 %, (B,); NaN without any.
+
+    Args:
+        intact: the target's logit of the whole image, (B,).
+        object_logits: that without each object, (B, O), NaN where there is none.
+    """
+    return _without_relevance(intact, object_logits).double().sum(dim=1) / (~object_logits.isnan()).sum(dim=1)
+
+
+def irrelevant(logits: Tensor, targets: Tensor, object_logits: Tensor) -> Tensor:
+    """Return which parts, then which objects, can go without lowering the target's logit by 5 % or more, bool (B, P + O)."""
+    intact, drops = target_logits(logits, targets)[:, -1], part_drops(logits, targets)
+    return _without_relevance(intact, torch.cat([intact[:, None] - drops, object_logits], dim=1))
+
+
+def _without_relevance(intact: Tensor, without: Tensor) -> Tensor:
+    drops = intact[:, None] - without
+    return (drops.abs() < RELEVANT * intact[:, None].abs()) | (drops < 0)
+
+
+def controlled_data(logits: Tensor, targets: Tensor, chosen: Tensor, variants: Tensor) -> Tensor:
+    """Controlled synthetic data check: return how much of a sufficient set of parts is important, (B, T).
+
+    The best share over the minimal sets of parts by which the class differs from all others; NaN if the image is classified wrongly, or
+    if there is no such set.
+
+    Args:
+        logits: (B, S, K).
+        targets: (B,).
+        chosen: which of the P parts are important for the target, bool (B, T, P).
+        variants: of the parts of each class, (K, P).
+    """
+    scores = torch.full(chosen.shape[:2], torch.nan, dtype=torch.float64, device=logits.device)
+    for row in accuracy(logits, targets).nonzero().flatten().tolist():
+        sets = sufficient_sets(variants, int(targets[row])).to(logits.device)  # (N, P)
+        if len(sets):
+            scores[row] = (chosen[row].double() @ sets.double().T / sets.sum(dim=1)).amax(dim=1)
+    return scores
+
+
+def sufficient_sets(variants: Tensor, target: int) -> Tensor:
+    """Return the minimal sets of parts that no other class has in the variants of ``target``, bool (N, P)."""
+    return _sufficient(tuple(map(tuple, variants.tolist())), target)
+
+
+@lru_cache(maxsize=1000)
+def _sufficient(variants: tuple[tuple[int, ...], ...], target: int) -> Tensor:
+    parts, own = range(len(variants[target])), variants[target]
+    others = [row for number, row in enumerate(variants) if number != target]
+    found: list[tuple[int, ...]] = []
+    for size in range(1, len(parts) + 1):
+        for some in combinations(parts, size):
+            shared = any(all(row[part] == own[part] for part in some) for row in others)
+            if not shared and not any(set(less) < set(some) for less in found):
+                found.append(some)
+    return torch.tensor([[part in some for part in parts] for some in found], dtype=torch.bool).view(-1, len(parts))
+
+
+def subset_of(chosen: Tensor) -> Tensor:
+    """Return the numbers of subsets, bool (..., P) -> (...)."""
+    return (chosen.long() << torch.arange(chosen.shape[-1], device=chosen.device)).sum(dim=-1)
+
+
+def preservation(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Preservation check: return 1 where the prediction stays with the important parts alone, else 0, (B, T).
+
+    ``chosen``, bool (B, T, P), are the important parts for the class predicted from the whole creature.
+    """
+    predictions = logits.argmax(dim=2)
+    return (predictions.gather(1, subset_of(chosen)) == predictions[:, -1:]).double()
+
+
+def deletion(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Deletion check: return 1 where the prediction changes without the important parts, else 0, (B, T); see :func:`preservation`."""
+    return 1 - preservation(logits, ~chosen)
+
+
+def distraction(dispensable: Tensor, chosen: Tensor) -> Tensor:
+    """Distractibility: return 1 - the share of irrelevant parts and objects that are important, (B, T); NaN without any.
+
+    ``dispensable`` is what :func:`irrelevant` returns, (B, P + O), ``chosen`` what is important for the target, bool (B, T, P + O).
+    """
+    count = dispensable.sum(dim=1)[:, None]
+    return 1 - (chosen & dispensable[:, None]).sum(dim=2) / torch.where(count > 0, count, torch.nan).double()
+
+
+def deletion_correlation(logits: Tensor, targets: Tensor, importance: Tensor) -> Tensor:
+    """Single deletion: return Spearman's correlation between part drops and importance (B, P), moved from [-1, 1] to [0, 1], (B,)."""
+    return rank_correlation(importance, part_drops(logits, targets).to(importance)) / 2 + 0.5
+
+
+def rivals(variants: Tensor, reference: bool = False) -> Tensor:
+    """Return for each class the first two others that share two parts with it, and not the same ones; -1 without any, (K, 2).
+
+    With ``reference`` a class without such a pair gets the last two that share two parts, as in the authors' code.
+    """
+    found = torch.full((len(variants), 2), -1)
+    same = (variants[:, None] == variants).cpu()  # (K, K, P)
+    for target, shared in enumerate(same):
+        pairs = list(combinations((shared.sum(dim=1) == 2).nonzero().flatten().tolist(), 2))
+        fitting = [pair for pair in pairs if not (shared[pair[0]] & shared[pair[1]]).any()]
+        if fitting or (reference and pairs):
+            found[target] = torch.tensor(fitting[0] if fitting else pairs[-1])
+    return found
+
+
+def rivals_differ(logits: Tensor, shared: Tensor, pairs: Tensor) -> Tensor:
+    """Return whether the net behaves as :func:`sensitivity` assumes, bool (B,).
+
+    Without the parts that the target shares with a rival, that rival's logit must fall further than without those it shares with the other.
+
+    Args:
+        logits: (B, S, K).
+        shared: which parts the target shares with each rival, bool (B, 2, P).
+        pairs: the two rivals, (B, 2); -1 for an image that has none.
+    """
+    rows = torch.arange(len(logits), device=logits.device)[:, None, None]
+    without = logits[rows, subset_of(~shared)[:, :, None], pairs.clamp(min=0)[:, None]]  # (B, whose parts are gone, whose logit)
+    return (without[:, 0, 0] < without[:, 1, 0]) & (without[:, 1, 1] < without[:, 0, 1]) & (pairs >= 0).all(dim=1)
+
+
+def sensitivity(importance: Tensor, shared: Tensor) -> Tensor:
+    """Target sensitivity: return the mean of two zeros or ones, (B,).
+
+    Each is 1 if the parts that the target shares with a rival matter more to the map of that rival than to the map of the other.
+
+    Args:
+        importance: of the parts for each rival, (B, 2, P).
+        shared: as in :func:`rivals_differ`.
+    """
+    sums = torch.einsum("brp,bqp->bqr", importance, shared.to(importance))  # (B, whose parts, whose map)
+    right = torch.stack([sums[:, 0, 0] > sums[:, 0, 1], sums[:, 1, 1] > sums[:, 1, 0]], dim=1)
+    return torch.where(sums.isnan().flatten(1).any(dim=1), torch.nan, right.double().mean(dim=1))
+
+
+def completeness(csdc: Tensor, pc: Tensor, dc: Tensor, distractibility: Tensor) -> Tensor:
+    """Return the mean of distractibility and of the mean of the three checks; the threshold is chosen to maximise it."""
+    return ((csdc + pc + dc) / 3 + distractibility) / 2

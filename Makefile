@@ -25,7 +25,9 @@ setup: .venv/.ready ## make the virtual environment and install the package into
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@echo "Installing into .venv: a few minutes, most of them for torch, which is the largest of the downloads"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	@mkdir -p .venv/etc/ipython && echo '{"IPKernelApp": {"log_level": 40}}' > .venv/etc/ipython/ipython_kernel_config.json
 	@touch $@
 
 rank: setup ## rank attribution methods on embedded data: the main job

@@ -26,6 +26,7 @@ from torch import nn
 
 from idsds.common import paths
 from idsds.common.devices import DEVICES, chosen_device
+from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.cache import SWITCH
 from idsds.evaluation.plan import Job, Plan
@@ -37,7 +38,6 @@ from idsds.training.checkpoints import Stage
 
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
-    from tqdm import tqdm
 
 # Where files are is the same for all: workers take over what the caller's environment says.
 SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB")
@@ -185,7 +185,7 @@ def workers_device(client: Client, device: str) -> str:
     return client.submit(_device, device, pure=False).result()
 
 
-def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> list[Outcome]:
+def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:
     """Do the tasks on the workers.
 
     Args:

@@ -21,12 +21,12 @@ from typing import Any
 import pandas as pd
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from idsds.common import paths
 from idsds.common.devices import check_precision
 from idsds.common.files import locked
 from idsds.common.normalisation import Normalisation
+from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import Arguments, as_seeds, check_images, check_jobs, make_plan
 from idsds.evaluation.cache import cover, record_cache
@@ -44,7 +44,7 @@ from idsds.training.checkpoints import Stage
 #: A run with a folder and more records than these is not read into memory when it is complete.
 LARGE = 1_000_000
 #: Trains the checkpoints of jobs, and does tasks, here or elsewhere.
-Work = tuple[Callable[[Plan, Sequence[int], bool], None], Callable[[Plan, Sequence[Task], bool, tqdm], list[Outcome]]]
+Work = tuple[Callable[[Plan, Sequence[int], bool], None], Callable[[Plan, Sequence[Task], bool, Progress], list[Outcome]]]
 
 
 class MissingRecordsError(RuntimeError):
@@ -252,7 +252,9 @@ def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, w
     total = sum(task.passes for task in tasks)
     outcomes: list[Outcome] = []
     if tasks:
-        with tqdm(total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress) as bar:
+        with Progress(
+            total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress
+        ) as bar:
             outcomes = work[1](plan, tasks, progress, bar)
     for task, outcome in zip(tasks, outcomes, strict=True):
         for unit, block in zip(task.units, outcome.blocks, strict=True) if outcome.blocks else ():
@@ -309,7 +311,7 @@ def _train_here(plan: Plan, numbers: Sequence[int], progress: bool) -> None:
         plan.jobs[number].prepare(progress)
 
 
-def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: tqdm) -> list[Outcome]:
+def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:
     """Do the tasks one after the other in this process."""
     outcomes = []
     source = Source(plan, {task.job for task in tasks})

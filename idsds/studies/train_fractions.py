@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
-from tqdm import tqdm
 
 from idsds import plots
 from idsds.common import paths
 from idsds.common.devices import chosen_device
 from idsds.common.files import atomic, read_json, read_table, write_table
 from idsds.common.hashing import digest
+from idsds.common.progress import Progress
 from idsds.datasets import fingerprint
 from idsds.datasets.base import first
 from idsds.statistics.classification import EXCESS, classification_scores, confusion, per_class
@@ -99,7 +99,7 @@ class ManyModels(TrainingStudy):
             images; ``interval``, what these intervals cover.
         """
         rows = []
-        with tqdm(self.members(), desc="models", disable=not progress) as bar:
+        with Progress(self.members(), desc="models", disable=not progress) as bar:
             for member in bar:
                 bar.set_postfix_str(f"{member.name} on {member.dataset}")
                 found = self._predictions(member, images)

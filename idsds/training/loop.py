@@ -23,10 +23,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from idsds.common.files import DamagedFileError, atomic
 from idsds.common.hashing import digest
+from idsds.common.progress import Progress
 from idsds.common.randomness import generator
 from idsds.datasets.base import ImageDataset, ImageReadError, collate
 from idsds.models.base import Loss, describe
@@ -195,7 +195,7 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
     steps = plan.steps(fabric.world_size)
     scheduler = make_scheduler(optimizer, recipe, steps)
     state = _load(fabric, plan, model, optimizer, scheduler)
-    bar = tqdm(
+    bar = Progress(
         total=recipe.epochs * steps,
         initial=state.epoch * steps + state.step,
         desc=plan.label,
@@ -241,7 +241,7 @@ def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Mo
     state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
 
 
-def _show(bar: tqdm, state: TrainingState) -> None:
+def _show(bar: Progress, state: TrainingState) -> None:
     """Show loss and accuracy of the epoch so far, or of the last one; tqdm itself shows the time left."""
     last = state.results[-1] if state.results else {}
     shown = {"loss": last.get("train_loss"), "accuracy": last.get("train_accuracy"), "val_accuracy": last.get("val_accuracy")}

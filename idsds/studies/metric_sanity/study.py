@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, PositiveInt, model_validator
-from tqdm import tqdm
 
 from idsds import plots
+from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, split_name
@@ -112,7 +112,7 @@ class MetricSanity(EvaluationStudy):
             :func:`against_controls`, and the ``verdict`` of :func:`idsds.studies.metric_sanity.known_truth.verdict` on both.
         """
         runs, judged = self.runs(), self.judged
-        with tqdm(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
+        with Progress(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
 
             def report(label: str) -> None:
                 bar.set_postfix_str(label)

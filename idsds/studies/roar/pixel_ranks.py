@@ -16,12 +16,12 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from idsds.common import paths
 from idsds.common.batching import default_batch
 from idsds.common.files import DamagedFileError, atomic, read_json, write_json
 from idsds.common.hashing import code_digest, digest, own_digest, versions
+from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import ImageDataset, fingerprint
 from idsds.methods.base import METHODS, Method, shared_maps, shared_passes, split_name
@@ -157,7 +157,7 @@ def store_ranks(
     methods = {name: Method(name, model, seed=seed) for name in wanted}
     passes = {start: sum(shared_passes([methods[n] for n in names])) * _length(start, dataset) for start, names in waiting.items()}
     size = default_batch(dataset[0][0][None].to(device))
-    bar = tqdm(total=sum(passes.values()), desc=f"maps of {dataset.split}", unit="pass", unit_scale=True, disable=not progress)
+    bar = Progress(total=sum(passes.values()), desc=f"maps of {dataset.split}", unit="pass", unit_scale=True, disable=not progress)
     with bar:
         for start, names in waiting.items():
             found: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -19,13 +19,13 @@ from typing import Annotated, Any, ClassVar, Self
 import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
-from tqdm import tqdm
 
 from idsds import plots
 from idsds.common import paths
 from idsds.common.devices import Device, Precision, chosen_device
 from idsds.common.files import atomic, read_json, write_json
 from idsds.common.hashing import code_digest, digest, file_digest, versions
+from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, fingerprint, fixed_order
 from idsds.datasets.base import collate
@@ -166,7 +166,7 @@ class Roar(Study):
         for plan in plans:
             plan.explain(progress)
             explained, counts = plan.predicted(), {method: plan.counts(method) for method in self.methods}
-            with tqdm(list(plan.retrainings()), desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
+            with Progress(list(plan.retrainings()), desc=f"retraining {plan.model}", unit="net", disable=not progress) as bar:
                 for one in bar:
                     bar.set_postfix_str(f"{one.method}, {one.kind}, {one.share:.0%}, seed {one.seed}")
                     rows.append({**plan.record(one, explained), **counts[one.method]})

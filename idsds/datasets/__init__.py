@@ -1,6 +1,6 @@
 """Data sets. Importing this package fills the registry."""
 
-from idsds.datasets import embedded, folders, photos, sprites, synthetic, torchvision, xai_correlation
+from idsds.datasets import embedded, folders, funnybirds, photos, sprites, synthetic, torchvision, xai_correlation
 from idsds.datasets.base import (
     DATASETS,
     AugmentedDataset,
@@ -32,6 +32,7 @@ __all__ = [
     "first_images",
     "fixed_order",
     "folders",
+    "funnybirds",
     "list_datasets",
     "manifest",
     "photos",

@@ -56,9 +56,12 @@ lowest: setup ## install the lowest versions that pyproject.toml allows into bui
 	$(PYTHON) -m venv build/lowest
 	$(BIN)/python -m uv pip compile pyproject.toml --extra cluster --extra gradcam --extra saliency --extra zennit --extra quantus \
 		--resolution lowest-direct --no-header --no-annotate -q -o build/lowest/requirements.txt
-	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python -r build/lowest/requirements.txt "pytest>=8.3" "scikit-image>=0.25"
-	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common tests/models/test_weights.py tests/methods \
-		tests/protocols tests/evaluation -m "not slow"
+	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python -r build/lowest/requirements.txt "pytest>=8.3" "scikit-image>=0.25" \
+		"krippendorff>=0.8"
+	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common/test_files.py tests/common/test_settings.py \
+		tests/models/test_weights.py tests/statistics tests/protocols/test_single_deletion.py tests/protocols/test_registry.py \
+		tests/evaluation/test_cache.py tests/evaluation/test_commit.py tests/evaluation/test_records.py tests/methods/test_gradient.py \
+		tests/methods/test_cam.py tests/methods/test_libraries.py tests/plots/test_rank_methods.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/python -m idsds index

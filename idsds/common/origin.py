@@ -114,8 +114,3 @@ def imported_by(module: str) -> list[str]:
             names += [name, *(f"{name}.{alias.name}" for alias in node.names)]
     parts = {".".join(name.split(".")[:count]) for name in names for count in range(1, len(name.split(".")) + 1)}
     return [name for name in sorted(parts) if isinstance(sys.modules.get(name), types.ModuleType) and is_users(name)]
-
-
-def package_of(function: types.FunctionType) -> str:
-    """The package that a function's globals belong to, on which alone :func:`is_users` depends."""
-    return (function.__globals__.get("__name__") or "__main__").split(".")[0]

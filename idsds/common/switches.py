@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from idsds.common.origin import is_users, package_of
+from idsds.common.origin import is_users
 
 # Packages in which a function of the user's may have been put in place of their own.
 PATCHED = {"torch", "torchvision", "timm", "captum", "torchcam", "numpy", "bcos", "idsds"}
@@ -37,17 +36,21 @@ def switches() -> tuple:
 
 def patches() -> Iterator[tuple[str, str, Any]]:
     """Functions of the user's that stand where a library had one of its own: (module, name, function)."""
-    # Some 50,000 functions come from a few packages: each package is asked once, and anew in the next call.
-    users = functools.cache(is_users)
+    # Of 170,000 members, 50,000 functions come from a few hundred modules: each module is asked once, and anew in the next call.
+    users: dict[int, bool] = {}
 
-    def is_patch(value: Any) -> bool:
-        return type(value) is types.FunctionType and users(package_of(value))
+    def foreign(members: dict[str, Any]) -> list[tuple[str, Any]]:
+        found = [(key, value) for key, value in members.items() if type(value) is types.FunctionType]
+        for _, value in found:
+            if id(value.__globals__) not in users:
+                users[id(value.__globals__)] = is_users(value.__globals__.get("__name__"))
+        return [(key, value) for key, value in found if users[id(value.__globals__)]]
 
     for name, module in sorted(sys.modules.items()):
         if name.split(".")[0] not in PATCHED or not isinstance(module, types.ModuleType):
             continue
-        for key, value in list(vars(module).items()):
-            if is_patch(value):
-                yield name, key, value
-            elif issubclass(type(value), type) and value.__module__ == name:
-                yield from ((name, f"{key}.{inner}", member) for inner, member in list(vars(value).items()) if is_patch(member))
+        members = dict(vars(module))
+        yield from ((name, key, value) for key, value in foreign(members))
+        for key, value in members.items():
+            if issubclass(type(value), type) and value.__module__ == name:
+                yield from ((name, f"{key}.{inner}", member) for inner, member in foreign(dict(vars(value))))

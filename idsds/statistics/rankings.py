@@ -14,14 +14,14 @@ from scipy.stats import rankdata
 
 from idsds.statistics.intervals import check_options, percentile_ends, rng_for, weights
 from idsds.statistics.means import rank
-from idsds.statistics.scores import LOWER, as_frame, unit_of
+from idsds.statistics.scores import LOWER, Records, frames, unit_of
 
 
-def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def rank_each(records: Records, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Apply :func:`idsds.rank` under each condition, and add each method's place among the methods with its interval.
 
     Args:
-        records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart.
+        records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart; of a folder one model is read at a time.
         by: name of that column.
         confidence, resamples, seed: as for :func:`idsds.rank`.
 
@@ -31,26 +31,31 @@ def rank_each(records: pd.DataFrame, by: str, confidence: float = 0.95, resample
         ``place_low`` and ``place_high``, percentiles of the bootstrap over images. Places are NaN for a method without any defined score.
     """
     check_options(confidence, resamples=resamples)
-    records = as_frame(records, by)
     parts = []
-    for condition in dict.fromkeys(records[by]):
-        found = records[records[by] == condition]
-        table = rank(found, confidence, resamples, seed)[
-            ["model", "method", "mean", "low", "high", "count", "nan", "interval", "direction"]
-        ]
-        places = []
-        for model, scores, group in _by_model(found):
-            drawn = _drawn_means(scores.to_numpy(), group, resamples, seed)
-            low, high = percentile_ends(_places(drawn), confidence) if len(scores) > 1 else np.full((2, scores.shape[1]), np.nan)
-            place = _places(weighted_means(scores.to_numpy(), np.ones((1, len(scores)))))[0]
-            places.append(pd.DataFrame({"model": model, "method": scores.columns, "place": place, "place_low": low, "place_high": high}))
-        parts.append(table.merge(pd.concat(places), on=["model", "method"]).assign(**{by: condition}))
+    for records_of in frames(records, by):
+        for condition in dict.fromkeys(records_of[by]):
+            found = records_of[records_of[by] == condition]
+            table = rank(found, confidence, resamples, seed)[
+                ["model", "method", "mean", "low", "high", "count", "nan", "interval", "direction"]
+            ]
+            places = []
+            for model, scores, group in _by_model(found):
+                drawn = _drawn_means(scores.to_numpy(), group, resamples, seed)
+                low, high = percentile_ends(_places(drawn), confidence) if len(scores) > 1 else np.full((2, scores.shape[1]), np.nan)
+                place = _places(weighted_means(scores.to_numpy(), np.ones((1, len(scores)))))[0]
+                places.append(
+                    pd.DataFrame({"model": model, "method": scores.columns, "place": place, "place_low": low, "place_high": high})
+                )
+            parts.append(table.merge(pd.concat(places), on=["model", "method"]).assign(**{by: condition}))
     table = pd.concat(parts, ignore_index=True)
+    order = {condition: number for number, condition in enumerate(table[by].unique())}
+    table = table.sort_values([by, "model"], key=lambda column: column.map(order) if column.name == by else column, kind="stable")
+    table = table.reset_index(drop=True)
     return table[["model", by, *(name for name in table.columns if name not in ("model", by))]]
 
 
 def rank_agreement(
-    records: pd.DataFrame,
+    records: Records,
     by: str,
     methods: Sequence[str] | None = None,
     confidence: float = 0.95,
@@ -74,10 +79,9 @@ def rank_agreement(
         NaN for fewer than two methods or images.
     """
     check_options(confidence, resamples=resamples)
-    records = as_frame(records, by)
-    conditions = list(dict.fromkeys(records[by]))
+    conditions = dict.fromkeys(condition for records_of in frames(records, by) for condition in records_of[by].unique())
     rows = []
-    for model, rows_of_model in records.groupby("model", sort=False):
+    for model, rows_of_model in (pair for records_of in frames(records, by) for pair in records_of.groupby("model", sort=False)):
         found_of = {c: next(_by_model(rows_of_model[rows_of_model[by] == c])) for c in conditions if (rows_of_model[by] == c).any()}
         tables = {c: scores for c, (_, scores, _) in found_of.items()}
         groups = {image: group for _, scores, codes in found_of.values() for image, group in zip(scores.index, codes, strict=True)}

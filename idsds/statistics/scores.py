@@ -100,20 +100,23 @@ def unit_of(records: pd.DataFrame) -> str:
     return "group" if "group" in records.columns and records["group"].notna().all() else "image_id"
 
 
-def as_frame(records: Records, *more: str) -> pd.DataFrame:
-    """Return records as they are, or those of a run's folder, of which only the columns that statistics need are read.
+def frames(records: Records, *more: str) -> Iterator[pd.DataFrame]:
+    """Yield records as they are, or those of a run's folder model by model, of which only the columns that statistics need are read.
 
     Args:
         records: a frame, or the folder. Texts of a folder are categorical, so that a record takes some 20 bytes.
         more: names of further columns to read where the run has them.
     """
     if not isinstance(records, (str, os.PathLike)):
-        return records
+        yield records
+        return
     from idsds.evaluation.records import Run
 
-    content = Run.open(records).content()
-    needed = (*REQUIRED, "seed", "group", "direction", "ceiling", "family", *SETTINGS, *more)
-    return content.frame([name for name in dict.fromkeys(needed) if name in content.columns], categorical=True)
+    run = Run.open(records)
+    for model in run.models:
+        content = run.content([model])
+        needed = (*REQUIRED, "seed", "group", "direction", "ceiling", "family", *SETTINGS, *more)
+        yield content.frame([name for name in dict.fromkeys(needed) if name in content.columns], categorical=True)
 
 
 @dataclass(frozen=True)
@@ -186,18 +189,17 @@ def _table_of(content: Content, parts: Sequence[Part]) -> ScoreTable:
     return table if present.any(1).all() else table.select(np.arange(len(columns)))
 
 
-def score_table(records: Records) -> ScoreTable:
+def score_table(records: pd.DataFrame) -> ScoreTable:
     """Check ``records`` and lay them out as a matrix; the order of their rows does not matter.
 
     Args:
-        records: a run's folder, or a frame with the columns model, method, image_id, score; optionally seed (of the training), group (of
+        records: a frame with the columns model, method, image_id, score; optionally seed (of the training), group (of
             the image), direction (of the score), and those of :data:`SETTINGS`.
 
     Raises:
         TypeError: if ``records`` is not a data frame or the scores are not numbers.
         ValueError: if there are no rows, a column is missing, or a row occurs twice.
     """
-    records = as_frame(records)
     if not isinstance(records, pd.DataFrame):
         raise TypeError(f"records must be a pandas DataFrame, got {type(records).__name__}")
     if missing := [name for name in REQUIRED if name not in records.columns]:

@@ -21,7 +21,7 @@ from idsds.statistics import (
     rank_each,
     ranking_with_ties,
 )
-from idsds.statistics.scores import as_frame
+from idsds.statistics.scores import frames
 
 
 def crops(photos: int, each: int, effect: float = 0.3, rng: np.random.Generator | None = None, methods=("a", "b"), within: float = 0.1):
@@ -125,7 +125,7 @@ def test_a_folder_of_records_serves_as_well_as_their_frame(tmp_path):
     for function in (rank, paired_differences, ranking_with_ties, kendalls_w):
         found, expected = function(tmp_path), function(records)
         pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_categorical=False)
-    assert "drops" not in as_frame(tmp_path)
+    assert all("drops" not in part for part in frames(tmp_path))
     with pytest.raises(FileNotFoundError, match="no records"):
         rank(tmp_path / "elsewhere")
 
@@ -148,8 +148,11 @@ def test_a_folder_is_read_a_few_models_at_a_time_with_the_same_result(tmp_path, 
             lambda given: paired_differences(given, wanted),
             lambda given: images_needed(given, *wanted[0]),
             lambda given: rank_each(given, "grid"),
+            lambda given: rank_agreement(given, "grid"),
         ):
             pd.testing.assert_frame_equal(function(tmp_path), function(records), check_dtype=False, check_categorical=False)
+    parts = list(frames(tmp_path, "grid"))
+    assert [set(part["model"]) for part in parts] == [{"b"}, {"a"}], "never more than one model in memory"
     with pytest.raises(UnknownNameError, match=r"unknown method 'IG'"):
         paired_differences(tmp_path, [("IxG", "IG")])
 

@@ -133,7 +133,7 @@ def small_ones(model: nn.Module, images: Tensor, targets: Tensor) -> Iterator[tu
         "captum",
         "sensitivity_max",
         sensitivity,
-        lambda: metrics.sensitivity_max(lambda x, target: ixg(model, x[0], target), images, n_perturb_samples=SAMPLES, target=targets),
+        lambda: metrics.sensitivity_max(lambda x, target: (ixg(model, x[0], target),), images, n_perturb_samples=SAMPLES, target=targets),
     )
     if find_spec("quantus") is None:
         return

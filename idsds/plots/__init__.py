@@ -13,7 +13,7 @@ from idsds.plots.how_infidelity_works import how_infidelity_works
 from idsds.plots.hyperparameter_sensitivity import hyperparameter_sensitivity
 from idsds.plots.infidelity_sensitivity import infidelity_sensitivity
 from idsds.plots.leaderboard import leaderboard
-from idsds.plots.metric_sanity import metric_sanity
+from idsds.plots.metric_sanity import agreement, metric_sanity
 from idsds.plots.rank_methods import deletion_drops, rank_methods
 from idsds.plots.roar import roar
 from idsds.plots.sanity_checks import sanity_checks
@@ -28,6 +28,7 @@ __all__ = [
     "STYLES",
     "Look",
     "accuracy_tradeoff",
+    "agreement",
     "augmentation_robustness",
     "compare_protocols",
     "confusions",

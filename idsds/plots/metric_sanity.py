@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, DIVERGING, STYLE
 
 Text = Callable[[float], str]
 PER_CENT = "{:.0%}".format
@@ -34,6 +38,8 @@ PROPERTIES: dict[str, tuple[str, Text, Callable[[float], float]]] = {
     "ordering": ("order of maps\nby noise ↑", _no_zero("+.2f"), lambda x: max(0.0, x)),
     "exact_first": ("exact map\nfirst ↑", PER_CENT, lambda x: x),
     "shapley_first": ("Shapley values\nfirst ↑", PER_CENT, lambda x: x),
+    "parts_ordering": ("order of maps\nof parts ↑", _no_zero("+.2f"), lambda x: max(0.0, x)),
+    "parts_first": ("exact parts\nfirst ↑", PER_CENT, lambda x: x),
     "random_last": ("random map\nlast ↑", PER_CENT, lambda x: x),
     "resolution": (
         "least noise\ndetected ↓",
@@ -57,10 +63,30 @@ SHORT = {
     "neither: a test to pass, not a ranking": "neither (a test)",
     "does not apply": "n/a",
 }
+#: What the metrics of a page ask.
+PAGES = (("right",), ("localised", "simple", "stable", "dependent"))
 LEFT, RIGHT = 1.22, 0.98  # inches for the names and the verdicts
 
 
-def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
+def metric_sanity(table: pd.DataFrame, agreed: pd.DataFrame | None = None, columns: int = 2) -> Figure | list[Figure]:
+    """Draw a page for each :data:`PAGES` that has rows, and one of the agreement of metrics.
+
+    Args:
+        table: of the study ``metric_sanity``.
+        agreed: its table of agreement; None or without a defined tau: no such page.
+        columns: width of the figures, in columns of a paper.
+
+    Returns:
+        The figure, or several.
+    """
+    pages = [table[table["asks"].isin(asks)] for asks in PAGES] if "asks" in table else [table]
+    figures = [judged(page, columns) for page in pages if len(page)]
+    if agreed is not None and agreed["tau"].notna().any():
+        figures.append(agreement(agreed, columns))
+    return figures if len(figures) > 1 else figures[0]
+
+
+def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
     """Draw one row per variant of a protocol and one column per property; a white cell with a dash does not apply or is unknown.
 
     Args:
@@ -76,7 +102,7 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
         axes = figure.add_axes((LEFT / width, foot / height, 1 - (LEFT + RIGHT) / width, row * len(rows) / height))
         for y, record in enumerate(rows.to_dict("records")):
             for x, (name, (_, text, good)) in enumerate(PROPERTIES.items()):
-                value = record[name]
+                value = record.get(name, np.nan)
                 if not known(record, name, value):
                     axes.text(x, y, "-", ha="center", va="center", fontsize=6.5, color="#777777")
                     continue
@@ -96,15 +122,67 @@ def metric_sanity(table: pd.DataFrame, columns: int = 2) -> Figure:
             axes.axvline(place, color="white", linewidth=1.5)
         for spine in axes.spines.values():
             spine.set_visible(False)
+        if "asks" in rows:
+            groups = rows["asks"].tolist()
+            for y in [y for y in range(1, len(rows)) if groups[y] != groups[y - 1]]:
+                axes.axhline(y - 0.5, color="black", linewidth=1)
         for y, name in enumerate(rows["verdict"]):
             axes.text(len(PROPERTIES) - 0.4, y, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
         figure.text(0.01, 0.03 / height, _note(rows), fontsize=5.6, va="bottom", ha="left", linespacing=1.25)
     return figure
 
 
+def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
+    """Draw Kendall's tau of every pair of metrics, in the order of a clustering; a dot marks an interval that leaves 0 out.
+
+    Args:
+        agreed: of :func:`idsds.studies.metric_sanity.agreement.agreement`.
+        columns: width of the figure, in columns of a paper.
+    """
+    names = list(dict.fromkeys([*agreed["first"], *agreed["second"]]))
+    sure = ((agreed["low"] > 0) | (agreed["high"] < 0)).astype(float)
+    taus, marks = (_square(agreed.assign(value=values), names) for values in (agreed["tau"], sure))
+    names = [name for name in names if taus.loc[name].drop(name).notna().any()]
+    taus, marks = taus.loc[names, names], marks.loc[names, names]
+    if len(names) > 2:
+        distance = 1 - taus.fillna(0).to_numpy()
+        np.fill_diagonal(distance, 0)
+        tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+        order = [names[place] for place in leaves_list(tree)]
+        taus, marks = taus.loc[order, order], marks.loc[order, order]
+    with mpl.rc_context(STYLE):
+        side = COLUMNS[columns]
+        figure = plt.figure(figsize=(side, side * 0.93))
+        axes = figure.add_axes((0.27, 0.27, 0.62, 0.67))
+        bar = figure.add_axes((0.91, 0.45, 0.02, 0.3))
+        size = min(6.0, 250 / len(names))
+        ticks = [name.replace("_", " ") for name in taus]
+        sns.heatmap(taus, ax=axes, cbar_ax=bar, vmin=-1, vmax=1, cmap=DIVERGING, square=True, xticklabels=ticks, yticklabels=ticks)
+        places = np.argwhere(marks.to_numpy() == 1)
+        axes.scatter(places[:, 1] + 0.5, places[:, 0] + 0.5, s=max(0.4, 60 / len(names) ** 1.5), color="black", linewidths=0)
+        axes.tick_params(length=0, labelsize=size)
+        axes.set_title("Do metrics rank methods alike?", fontsize=8)
+        bar.tick_params(labelsize=6)
+        bar.set_title("tau", fontsize=6)
+        models, methods = int(agreed["models"].max()), int(agreed["methods"].max())
+        note = f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets; dot: 95 % interval over images leaves 0 out."
+        figure.text(0.02, 0.01, note, fontsize=5.8)
+    return figure
+
+
+def _square(agreed: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Return the values of pairs as a symmetric table with 1 on its diagonal."""
+    found = pd.DataFrame(np.nan, index=names, columns=names)
+    for first, second, value in zip(agreed["first"], agreed["second"], agreed["value"], strict=True):
+        found.loc[first, second] = found.loc[second, first] = value
+    for name in names:
+        found.loc[name, name] = 1.0
+    return found
+
+
 def known(record: dict[str, Any], name: str, value: float) -> bool:
     """Return whether there is something to print: an infinite resolution is a result, an unknown share is not."""
-    return record["applies"] and (name == "resolution" or bool(np.isfinite(value)))
+    return (record["applies"] or name.startswith("parts_")) and (name == "resolution" or bool(np.isfinite(value)))
 
 
 def _ends(record: dict[str, Any], name: str, text: Text) -> str:
@@ -116,6 +194,7 @@ def _ends(record: dict[str, Any], name: str, text: Text) -> str:
 
 
 def _name(label: str) -> str:
+    label = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label.replace("quantus/", "Quantus "))
     return "\n".join(textwrap.wrap(label.replace("_", " "), 24))
 
 
@@ -128,7 +207,7 @@ def _note(rows: pd.DataFrame) -> str:
     return "\n".join(
         [
             "Darker is better; - does not apply or is not known. Small: 95 % intervals (shares: Wilson; others: jackknife, Student's t).",
-            f"Known truth, {' (of retrainings '.join(counted)}{')' * (len(counted) > 1)}: the first eight columns.",
+            f"Known truth, {' (of retrainings '.join(counted)}{')' * (len(counted) > 1)}: the first ten columns (parts: of sprites).",
             f"Trained nets{nets}: Random's shift, and methods whose paired 95 % interval against a control leaves 0 out",
             "(of retrainings: by Holm, where leakage alone cannot be the reason). Verdict: ranks methods on one model (ranks), comparable",
             "between models too, or neither; a test does not ask whether a map is right: it is passed or failed.",

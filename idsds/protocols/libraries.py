@@ -173,6 +173,9 @@ def quantus_scores(
         batch = Batch(images, batch.targets, batch.image_ids, batch.normalisation)
         masks = torch.eye(4, device=cells.device)[cells]  # (B, cells)
     others = _companions(batch) if name in ("Sufficiency", "Consistency") else None
+    first = next((module for module in model.modules() if not list(module.children())), model)
+    if name == "InputInvariance" and getattr(first, "bias", None) is None:
+        raise ValueError(f"quantus/InputInvariance shifts the bias of the first layer, and that of this net, {first}, has none")
     # Quantus converts images to float32, and so does the net have to be.
     judged = model if next(iter(model.parameters()), torch.zeros(())).dtype == torch.float32 else copy.deepcopy(model).float()
     columns = {}

@@ -10,19 +10,24 @@ run too, and called what they are: tests to pass. ROAR and KAR retrain on the kn
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from idsds.common.files import write_json
+from idsds.common.hashing import code_digest, digest
 from idsds.common.numbers import as_whole
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods.base import Passes
-from idsds.protocols.base import PROTOCOLS, ProtocolEntry, list_protocols
+from idsds.protocols.base import PROTOCOLS, Asks, ProtocolEntry, list_protocols
 from idsds.protocols.roar import SCORES
 from idsds.statistics.intervals import jackknife, wilson
 from idsds.studies.metric_sanity.known_maps import (
@@ -37,6 +42,7 @@ from idsds.studies.metric_sanity.known_maps import (
     orderings,
     properties,
 )
+from idsds.studies.metric_sanity.known_parts import parts_judged
 from idsds.studies.metric_sanity.retraining import RETRAINING, KnownRetraining, known_areas
 
 
@@ -53,6 +59,7 @@ class Reading:
         note: what the table cannot tell, or what the protocol asks instead of whether a map is right.
         test: whether it asks something else.
         applies: whether a map that is given can be put to it.
+        most: the largest number of images that it is judged on, of which trained nets get half; None: as many as others.
     """
 
     protocol: str
@@ -63,6 +70,11 @@ class Reading:
     note: str = ""
     test: bool = False
     applies: bool = True
+    most: int | None = None
+
+    def images(self, count: int, nets: bool = False) -> int:
+        """How many of ``count`` images it is judged on, on known maps or on trained ``nets``."""
+        return min(count, (self.most + nets) // (1 + nets) if self.most else count)
 
     @property
     def label(self) -> str:
@@ -123,9 +135,16 @@ READINGS: dict[str, tuple[Reading, ...]] = {
     "hyperparameter_sensitivity": (
         Reading("hyperparameter_sensitivity", note="a map that is given has no hyperparameters", applies=False),
     ),
+    "quantus/InputInvariance": (
+        Reading("quantus/InputInvariance", note="shifts the bias of the first layer, which the nets here do not have", applies=False),
+    ),
     "roar": (Reading("roar", note=BY_RANKS),),
     "kar": (Reading("kar", note=BY_RANKS),),
 }
+#: What metrics ask, in the order of the table.
+GROUPS = get_args(Asks)
+#: Metrics of libraries explain and judge image by image: they are judged on fewer images, and on half as many on trained nets.
+ONE_BY_ONE, COSTLY = 12, {"quantus/NonSensitivity": 4, "quantus/MonotonicityCorrelation": 8, "quantus/SmoothMPRT": 8}
 RESOLVES = 1.0  # a protocol that can rank sees noise of less spread than the importances have
 RANKS, SHIFTS = 0.5, 0.5  # least ordering of a protocol that can rank; most that a change that says nothing of a map may shift its score
 VERDICTS = (
@@ -147,8 +166,18 @@ def readings(protocols: Sequence[str] | None = None) -> list[Reading]:
         UnknownNameError: for a protocol that is not there.
     """
     names = [PROTOCOLS[name].name for name in (list_protocols() if protocols is None else protocols)]
-    found = [reading for name in names for reading in READINGS.get(name, (Reading(name),))]
-    return sorted(found, key=lambda reading: not reading.applies)
+    found = [reading for name in names for reading in READINGS.get(name) or (_plain(name),)]
+    return sorted(found, key=lambda reading: (not reading.applies, GROUPS.index(reading.entry.asks)))
+
+
+def _plain(name: str) -> Reading:
+    """How a protocol without an entry in :data:`READINGS` is read; of a library, what asks for stability or dependence is a test."""
+    if PROTOCOLS[name].parts:
+        return Reading(name, note="needs images of known parts, which patches and photos are not: judged on sprites alone", applies=False)
+    if "/" not in name:
+        return Reading(name)
+    test = PROTOCOLS[name].asks in ("stable", "dependent")
+    return Reading(name, test=test, most=COSTLY.get(name, ONE_BY_ONE), note=STILL if test else "")
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -181,6 +210,8 @@ def judge(
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
     retraining: KnownRetraining = RETRAINING,
+    parts: bool = False,
+    folder: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
     """The table protocol x property.
@@ -191,6 +222,8 @@ def judge(
         levels: of noise, rising from 0.
         seed: of the noise and of the protocols.
         retraining: how much is retrained for a protocol that scores a whole data set.
+        parts: whether known parts of sprites are judged too, for which nets are trained once.
+        folder: where each row is kept, so that a run that was broken off goes on; None: nowhere.
         report: is told each row's label before it is made.
 
     Returns:
@@ -200,9 +233,11 @@ def judge(
         the exact map's score moves when the map is multiplied by three, in the same unit; ``shapley_first``, as ``exact_first`` for Shapley
         values on a model where they are not the drops (NaN where the truth is the gradient). ``exact_first``, ``random_last``,
         ``shapley_first`` (Wilson's), ``ordering``, ``separation``, ``model_shift`` and ``scale_shift`` (jackknife, Student's t) have 95 %
-        intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``. ``forward``, the protocol's own forward passes per image
-        for one method; ``maps``, how many maps it asks of the method per image; ``applies``, ``test``; ``settings``, those that are not
-        defaults; ``note``; ``verdict``. A property that does not apply is NaN.
+        intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``; so have ``parts_ordering`` and ``parts_first``, the
+        same as ``ordering`` and ``exact_first`` for parts (:mod:`idsds.studies.metric_sanity.known_parts`). ``asks``: what the protocol
+        asks of a map. ``seconds`` it took. ``forward``, its own forward passes per image for one method; ``maps``, how many maps it asks of
+        the method per image; ``applies``, ``test``; ``settings``, those that are not defaults; ``note``; ``verdict``. A property that does
+        not apply is NaN.
 
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
@@ -214,14 +249,34 @@ def judge(
     for reading in sorted(chosen, key=lambda reading: not reading.applies):
         report(reading.label)
         row: dict[str, Any] = {"label": reading.label, "protocol": reading.protocol, "applies": reading.applies, "test": reading.test}
-        if reading.applies:
-            row |= _judged(reading, images, levels, seed, retraining)
+        row["asks"] = reading.entry.asks
+        if reading.applies or (parts and reading.entry.parts):
+            row |= _kept(folder, reading, (reading.images(images), tuple(levels), seed, retraining), parts)
         row |= _cost(reading, retraining)
         settings = {**reading.settings, **reading.known}
         row["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
         rows.append({**row, "note": reading.note})
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
+
+
+def _kept(folder: Path | None, reading: Reading, how: tuple[Any, ...], parts: bool) -> dict[str, Any]:
+    """What :func:`_judged` and :func:`~idsds.studies.metric_sanity.known_parts.parts_judged` find, read where it is there."""
+
+    def found() -> dict[str, Any]:
+        return (_judged(reading, *how) if reading.applies else {}) | (parts_judged(reading, *how[:3]) if parts else {})
+
+    if folder is None:
+        return found()
+    key = digest([repr(reading), repr(how), parts, code_digest(reading.entry.function), code_digest(judge), code_digest(parts_judged)])
+    path = folder / f"{key}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    begun = time.perf_counter()
+    row = found()
+    row["seconds"] = time.perf_counter() - begun
+    write_json(path, row)
+    return row
 
 
 def _judged(reading: Reading, images: int, levels: Sequence[float], seed: int, retraining: KnownRetraining) -> dict[str, Any]:
@@ -279,7 +334,7 @@ def _scale_shift(reading: Reading, images: int, seed: int, scores: np.ndarray) -
 
     def shift(some: np.ndarray) -> float:
         exact, noise, scaled = (_mean(some[:, column]) for column in range(3))
-        return abs(scaled - exact) / abs(exact - noise)
+        return abs(scaled - exact) / abs(exact - noise) if exact != noise else np.nan
 
     each = np.column_stack([scores[:, 0], scores[:, -1], found[:, 0]])
     return {"scale_shift": shift(each), **_ends("scale_shift", jackknife(shift, each))}
@@ -302,12 +357,16 @@ def _with_ends(*names: str) -> list[str]:
 COLUMNS = [
     "label",
     "protocol",
+    "asks",
     *_with_ends("exact_first", "random_last", "ordering"),
     "resolution",
     "beaten",
     *_with_ends("separation", "model_shift", "scale_shift", "shapley_first"),
+    *_with_ends("parts_ordering", "parts_first"),
+    "parts_images",
     "units",
     "undefined",
+    "seconds",
     "forward",
     "maps",
     "applies",

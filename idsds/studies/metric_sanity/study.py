@@ -6,24 +6,29 @@ Known ground truth is :func:`idsds.studies.metric_sanity.known_truth.judge`'s; h
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, PositiveInt, model_validator
 
 from idsds import plots
+from idsds.common import paths
 from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, split_name
-from idsds.protocols import PROTOCOLS
+from idsds.protocols import PROTOCOLS, list_protocols
 from idsds.protocols.roar import SCORES
 from idsds.statistics import paired_differences
 from idsds.statistics.intervals import jackknife
 from idsds.statistics.verdicts import SUPPORTED
 from idsds.studies.base import EvaluationStudy, Findings, Result
-from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, judge, readings, verdict
+from idsds.studies.metric_sanity.agreement import agreement
+from idsds.studies.metric_sanity.known_maps import LEVELS, known_models
+from idsds.studies.metric_sanity.known_parts import asked, sprite_stage
+from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, _cost, judge, readings, verdict
+from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.roar import Roar, retraining_areas
 
 CONTROLS = ("Random", "Edges", "Center")
@@ -55,6 +60,8 @@ class MetricSanity(EvaluationStudy):
     PLAN_BY: ClassVar[tuple[str, ...]] = ("label",)
 
     protocols: list[Annotated[str, AfterValidator(_is_protocol)]] = []
+    libraries: list[Literal["quantus"]] = []
+    parts: bool = False
     known_images: PositiveInt = 64
     retraining: dict[str, Any] = {}
 
@@ -69,7 +76,8 @@ class MetricSanity(EvaluationStudy):
     @property
     def judged(self) -> list[Reading]:
         """The rows of the table."""
-        return readings(self.protocols or None)
+        own = self.protocols or list_protocols()
+        return readings([*own, *(name for library in self.libraries for name in list_protocols(library=library))])
 
     @property
     def roar(self) -> Roar | None:
@@ -91,25 +99,47 @@ class MetricSanity(EvaluationStudy):
         """One run per reading that methods can be put to image by image, by its label."""
         return {
             reading.label: self.arguments(
-                protocol=reading.protocol, **reading.settings, output=f"{self.output}/{reading.label.replace(', ', '_')}"
+                protocol=reading.protocol,
+                **reading.settings,
+                images=reading.images(self.images, nets=True),
+                output=f"{self.output}/{reading.label.replace(', ', '_').replace('/', '_')}",
             )
             for reading in self.judged
             if reading.applies and reading.entry.level == "image"
         }
 
     def plan_table(self) -> pd.DataFrame:
-        """What the runs on trained nets will do, one row per reading, model, seed and computation; known ground truth takes a minute."""
+        """What will be done, one row per reading, model, seed and computation: on trained nets, then on known ground truth."""
         plans = [super().plan_table()] if self.runs() else []
+        plans.append(self._known_plan())
         if self.roar is not None and any(reading.entry.level == "data set" for reading in self.judged):
             plans.append(self.roar.plan_table().assign(label="roar and kar"))
         return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
 
-    def measure(self, progress: bool = True) -> pd.DataFrame:
+    def _known_plan(self) -> pd.DataFrame:
+        """The passes on models in closed form, and the nets that are trained for known parts."""
+        maps, rows = len(known_models()) * (len(LEVELS) + 1) + 1, []
+        for reading in self.judged:
+            if reading.applies and reading.entry.level == "image":
+                images = reading.images(self.known_images)
+                forward = int(images * maps * _cost(reading, RETRAINING)["forward"])
+                shared = {"label": reading.label, "protocol": reading.protocol, "model": "patches", "seed": self.seeds[0]}
+                rows.append({**shared, "work": "known truth", "images": images, "forward": forward, "backward": 0})
+        wanted = [reading for reading in self.judged if self.parts and asked(reading)]
+        for stage in {stage.key: stage for reading in wanted for stage in sprite_stage(reading).missing}.values():
+            shared = {"label": "known parts", "model": stage.model, "seed": stage.seed, "work": "train on sprites"}
+            rows.append({**shared, "images": stage.train_images, "epochs": stage.recipe.epochs, "checkpoint": stage.path.name})
+        columns = ["label", "protocol", "model", "seed", "work", "images", "epochs", "forward", "backward", "note", "checkpoint"]
+        table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("images", "epochs", "forward", "backward"), "Int64"))
+        return table.assign(**{name: table[name].astype(object).fillna("") for name in ("protocol", "note", "checkpoint")})
+
+    def measure(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Do the runs, or read what is there.
 
         Returns:
-            One row per reading of a protocol: the columns of :func:`idsds.studies.metric_sanity.known_truth.judge`, of
-            :func:`against_controls`, and the ``verdict`` of :func:`idsds.studies.metric_sanity.known_truth.verdict` on both.
+            Two tables; the second is :func:`idsds.studies.metric_sanity.agreement.agreement`'s. The first has one row per reading: the
+            columns of :func:`idsds.studies.metric_sanity.known_truth.judge`, of :func:`against_controls`, and the ``verdict`` of
+            :func:`idsds.studies.metric_sanity.known_truth.verdict` on both.
         """
         runs, judged = self.runs(), self.judged
         with Progress(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
@@ -118,23 +148,31 @@ class MetricSanity(EvaluationStudy):
                 bar.set_postfix_str(label)
                 bar.update()
 
-            table = judge(judged, images=self.known_images, seed=self.seeds[0], report=lambda label: report(f"{label}, known truth"))
-            rows = []
+            kept = paths.resolve(self.output) / "known"
+            known = {"images": self.known_images, "seed": self.seeds[0], "parts": self.parts, "folder": kept}
+            table = judge(judged, **known, report=lambda label: report(f"{label}, known truth"))
+            rows, of_nets = [], {}
             for label, run in runs.items():
                 report(f"{label}, trained nets")
                 records = evaluate(**run, progress=False)
                 rows.append({"label": label, **against_controls(records, PROTOCOLS[run["protocol"]].higher_is_better)})
+                of_nets[label] = records[["image_id", "model", "method", "family", "direction", "score"]]
         data_sets = [reading for reading in judged if reading.entry.level == "data set"]
         if self.roar is not None and data_sets:
             records = self.roar.retrain(progress)
             rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
         table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=ON_NETS), on="label", how="left")
-        return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
+        return table.assign(verdict=[verdict(row) for row in table.to_dict("records")]), agreement(of_nets, seed=self.seeds[0])
 
     def _run(self, progress: bool) -> Result:
-        table = self.measure(progress)
-        shown = table[["label", "ordering", "exact_first", "resolution", "scale_shift", "model_shift", "control_shift", "note", "verdict"]]
-        return Result(self.stem, {"": table}, Findings(sentences(table), shown), lambda: plots.metric_sanity(table, columns=self.columns))
+        table, agreed = self.measure(progress)
+        shown = table[
+            ["asks", "label", "ordering", "exact_first", "resolution", "scale_shift", "model_shift", "control_shift", "note", "verdict"]
+        ]
+        tables = {"": table, "agreement": agreed}
+        return Result(
+            self.stem, tables, Findings(sentences(table), shown), lambda: plots.metric_sanity(table, agreed, columns=self.columns)
+        )
 
 
 def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str, float]:
@@ -221,5 +259,14 @@ def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]
 
 def sentences(table: pd.DataFrame) -> list[str]:
     """Name the protocols that rank methods, those of them that are comparable between models, and those that do neither."""
-    groups = {kind.capitalize(): table.loc[table["verdict"] == kind, "label"] for kind in VERDICTS[:3]}
-    return [f"{kind}: {', '.join(names)}." for kind, names in groups.items() if len(names)]
+    found = []
+    for kind in VERDICTS[:3]:
+        names = table.loc[table["verdict"] == kind, "label"]
+        own, others = [name for name in names if "/" not in name], [name.partition("/")[2] for name in names if "/" in name]
+        listed = [
+            *own,
+            *([f"of Quantus {' and '.join(others)}" if len(others) <= 2 else f"{len(others)} of Quantus"] if len(others) else []),
+        ]
+        if listed:
+            found.append(f"{kind.capitalize()}: {', '.join(listed)}.")
+    return found

@@ -37,6 +37,8 @@ def test_a_ranking_of_a_net_that_was_tuned_without_labels_says_so(tmp_path, monk
     records = idsds.load_records(tmp_path / "finetune" / "after_0")
     assert records["distilled"].all()
     assert {"group", "distilled"} <= set(records)
+    units = result.table["groups"] if "groups" in result.table else result.table["count"]
+    assert (units == records["group"].nunique()).all(), "crops of a photo count once in an interval"
 
     plain = RankMethods(models=["squeezenet1_1"], protocol="single_deletion", output=str(tmp_path / "plain"), **shared)
     result = plain.run(progress=False)

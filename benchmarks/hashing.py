@@ -2,7 +2,8 @@
 
 python benchmarks/hashing.py [--images 48] [--cpu]
 
-Seconds are of the wall's clock, or with --cpu of the CPU, which other work on the machine changes little; waiting for the disk is not in them.
+Seconds are of the wall's clock, or with --cpu of the CPU, which other work on the machine changes little; those do not hold the time that
+is spent waiting for the disk.
 
 "files" are all hashes of weights, blocks and records and what is compared when they are read; "commit" writes the run's files and its
 manifest; "addresses" is what it takes to say by what each number is determined.

@@ -1,4 +1,4 @@
-"""From what ``evaluate`` was given to a plan: every name looked up, every number checked, before any work is done."""
+"""Turn the arguments of ``evaluate`` into a plan: look up every name and check every number before any work is done."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from idsds.protocols import PROTOCOLS, ProtocolEntry
 from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
 from idsds.training.recipes import Deletion
 
-#: Images that are judged where nobody says how many.
+#: Number of images if none is set.
 DEFAULT_IMAGES = 200
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What :func:`idsds.evaluate` was given, as far as a plan depends on it; see there for what each means.
+    """The arguments of :func:`idsds.evaluate` that a plan depends on; they are documented there.
 
     Args:
-        settings: of the protocol, grid and baseline among them.
-        elsewhere: whether ``device`` stands for that of workers, which are still to be asked.
+        settings: of the protocol, including grid and baseline.
+        elsewhere: whether the work is done on a cluster, whose device is not known yet.
     """
 
     models: Sequence[str] | Mapping[str, nn.Module | Stage]
@@ -72,7 +72,7 @@ class Arguments:
     normalisation: Any = None
 
     def check(self) -> None:
-        """Raise UnknownNameError, TypeError or ValueError for what can be seen to be wrong without looking at anything else."""
+        """Raise UnknownNameError, TypeError or ValueError for an argument that is invalid on its own."""
         check_target(self.target)
         if self.quantity is not None:
             as_quantity(self.quantity)
@@ -84,107 +84,108 @@ class Arguments:
             raise UnknownNameError(f"split of {self.dataset!r}", self.split, SPLITS)
 
 
-def make_plan(given: Arguments) -> Plan:
-    """Resolve and check everything that ``evaluate`` was given. Raises before any work is done; see :func:`idsds.evaluate`."""
-    entry = PROTOCOLS[given.protocol]
+def make_plan(arguments: Arguments) -> Plan:
+    """Resolve and check the arguments of ``evaluate``. Raises before any work is done; see :func:`idsds.evaluate`."""
+    entry = PROTOCOLS[arguments.protocol]
     if entry.level != "image":
-        raise ValueError(f"protocol {given.protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
-    given.check()
-    quantity = None if given.quantity is None else as_quantity(given.quantity)
-    read = {} if quantity is None else {"quantity": "logit"}  # what the net returns is read as it is
-    settings = protocol_settings(entry, given.settings)
+        raise ValueError(f"protocol {arguments.protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
+    arguments.check()
+    quantity = None if arguments.quantity is None else as_quantity(arguments.quantity)
+    read = {} if quantity is None else {"quantity": "logit"}  # the net already returns the quantity
+    settings = protocol_settings(entry, arguments.settings)
     settings |= {name: value for name, value in read.items() if name in settings}
-    given = replace(given, quantity=quantity)
-    numbers = {name: getattr(given, name) for name in ("images", "batch_size", "shard")}
+    arguments = replace(arguments, quantity=quantity)
+    numbers = {name: getattr(arguments, name) for name in ("images", "batch_size", "shard")}
     numbers = {name: number if number is None else as_whole(name, number) for name, number in numbers.items()}
-    given = replace(given, device=chosen_device(given.device).type, **numbers)
-    if not given.elsewhere:
-        check_precision(given.precision, given.device)
-    nets = {name: as_net(name, net) for name, net in _as_mapping("models", given.models, MODELS).items()}
-    wanted = {name: as_stored(name, thing) for name, thing in _as_mapping("methods", given.methods, None).items()}
+    arguments = replace(arguments, device=chosen_device(arguments.device).type, **numbers)
+    if not arguments.elsewhere:
+        check_precision(arguments.precision, arguments.device)
+    nets = {name: as_net(name, net) for name, net in _as_mapping("models", arguments.models, MODELS).items()}
+    methods = {name: as_stored(name, thing) for name, thing in _as_mapping("methods", arguments.methods, None).items()}
     own_images = None
-    if isinstance(given.dataset, str):
-        sides = (DATASETS[given.dataset].image_size,) * 2
-        if given.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
-            raise ValueError(f"normalisation={given.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
+    if isinstance(arguments.dataset, str):
+        sides = (DATASETS[arguments.dataset].image_size,) * 2
+        if arguments.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
+            raise ValueError(f"normalisation={arguments.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
     else:
-        given = replace(given, dataset=as_image_dataset(given.dataset, labels=given.target == "label", normalisation=given.normalisation))
-        decoded = Decoded(given.dataset)
-        if not isinstance(given.dataset, ImageDataset):  # ids and targets of the package's come without their images
-            given = replace(given, dataset=decoded)
-        own_images, sides = OwnImages(decoded), two_images(given.dataset, range(len(given.dataset))).shape[-2:]
+        dataset = as_image_dataset(arguments.dataset, labels=arguments.target == "label", normalisation=arguments.normalisation)
+        arguments = replace(arguments, dataset=dataset)
+        decoded = Decoded(arguments.dataset)
+        if not isinstance(arguments.dataset, ImageDataset):  # the package's own data sets give ids and targets without loading images
+            arguments = replace(arguments, dataset=decoded)
+        own_images, sides = OwnImages(decoded), two_images(arguments.dataset, range(len(arguments.dataset))).shape[-2:]
     if "grid" in settings:
         settings["grid"] = _checked_grid(entry, settings["grid"], sides)
         for grid in settings["grid"] if isinstance(settings["grid"], tuple) else [settings["grid"]]:
             shifted(*sides, grid, settings.get("offset", 0))
-    if unused := [name for name in given.checkpoints if name not in nets]:
+    if unused := [name for name in arguments.checkpoints if name not in nets]:
         raise UnknownNameError("model with a checkpoint", unused[0], nets)
-    own_keys = {name: own_digest(thing) for name, thing in wanted.items() if thing is not None}
-    look = _Look(replace(given, models=nets, methods=wanted, settings=settings), entry)
+    keys = {name: own_digest(thing) for name, thing in methods.items() if thing is not None}
+    look = _Look(replace(arguments, models=nets, methods=methods, settings=settings), entry)
     jobs = tuple(
-        replace(look.job(name, net, seed), own_keys=own_keys, own_images=own_images) for seed in given.seeds for name, net in nets.items()
+        replace(look.job(name, net, seed), own_keys=keys, own_images=own_images) for seed in arguments.seeds for name, net in nets.items()
     )
-    if left_out := [name for name in wanted if not any(name in job.methods for job in jobs)]:
+    if left_out := [name for name in methods if not any(name in job.methods for job in jobs)]:
         raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
     if entry.parts and any(getattr(job.dataset, "parts", None) is None for job in jobs):
-        raise ValueError(f"protocol {entry.name!r} removes known parts, which this data set lacks: take 'funnybirds' or 'sprites'")
-    if given.images is not None and given.images > (available := max(len(job.dataset) for job in jobs)):
-        raise ValueError(f"images={given.images}, but this split has {available}")
+        raise ValueError(f"protocol {entry.name!r} removes known parts, which this data set lacks: use 'funnybirds' or 'sprites'")
+    if arguments.images is not None and arguments.images > (available := max(len(job.dataset) for job in jobs)):
+        raise ValueError(f"images={arguments.images}, but this split has {available}")
     return Plan(
         jobs=jobs,
         protocol=entry,
         settings=settings,
-        dataset=given.dataset if isinstance(given.dataset, str) else getattr(given.dataset, "name", "own"),
-        device=given.device,
-        precision=given.precision,
-        batch_size=given.batch_size,
-        shard=given.shard,
-        channels_last=given.channels_last,
-        compiled=given.compiled,
-        workers=_workers(given),
-        target=given.target,
+        dataset=arguments.dataset if isinstance(arguments.dataset, str) else getattr(arguments.dataset, "name", "own"),
+        device=arguments.device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        shard=arguments.shard,
+        channels_last=arguments.channels_last,
+        compiled=arguments.compiled,
+        workers=_workers(arguments),
+        target=arguments.target,
         quantity=None if quantity is None or quantity.kind == "logit" else quantity,
         notes=tuple(look.notes),
     )
 
 
-def _workers(given: Arguments) -> int:
-    """How many processes read ahead. A user's data set may hold what another process must not touch, so it has to be asked for."""
-    if given.workers is not None:
-        return as_whole("workers", given.workers, least=0)
-    return min(8, os.cpu_count() or 1) if given.device == "cuda" and isinstance(given.dataset, str) else 0
+def _workers(arguments: Arguments) -> int:
+    """Return the number of loader processes. A user's data set may not work in another process, so there the default is none."""
+    if arguments.workers is not None:
+        return as_whole("workers", arguments.workers, least=0)
+    return min(8, os.cpu_count() or 1) if arguments.device == "cuda" and isinstance(arguments.dataset, str) else 0
 
 
 class _Look:
-    """Makes the jobs; each net of the user's is looked at once, however many seeds there are."""
+    """Makes the jobs; each of the user's nets is inspected once, however many seeds there are."""
 
-    def __init__(self, given: Arguments, entry: ProtocolEntry) -> None:
-        self.given, self.entry = given, entry
-        self.own = {name: net for name, net in given.models.items() if isinstance(net, nn.Module)}  # type: ignore[union-attr]
+    def __init__(self, arguments: Arguments, entry: ProtocolEntry) -> None:
+        self.arguments, self.entry = arguments, entry
+        self.own = {name: net for name, net in arguments.models.items() if isinstance(net, nn.Module)}  # type: ignore[union-attr]
         self.known: dict[str, tuple[Facts, dict[str, str]]] = {}
         self.notes: dict[str, None] = {}
 
     def job(self, name: str, net: nn.Module | Stage | None, seed: int) -> Job:
-        """One model with one training seed."""
-        given, dataset, settings = self.given, self.given.dataset, self.given.settings
-        methods = _for_model(given.methods, name, list(given.models))
-        source = _source(name, net, dataset, self.entry, seed, given.checkpoints, given.device, given.precision, settings)
+        """Return the job of one model with one training seed."""
+        arguments, dataset, settings = self.arguments, self.arguments.dataset, self.arguments.settings
+        methods = _for_model(arguments.methods, name, list(arguments.models))
+        source = _source(name, net, dataset, self.entry, seed, arguments.checkpoints, arguments.device, arguments.precision, settings)
         built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
-        space = MODELS[built].normalisation if built else as_normalisation(given.normalisation)
-        where = (dataset, given.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
+        space = MODELS[built].normalisation if built else as_normalisation(arguments.normalisation)
+        where = (dataset, arguments.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
         data = named_dataset(*where) if isinstance(where, tuple) else where
-        if getattr(data, "view", None) is not None and "grid" in settings:  # of another size than the data set's own, perhaps
+        if getattr(data, "view", None) is not None and "grid" in settings:  # the model's input may differ from the data set's size
             _checked_grid(self.entry, settings["grid"], data.view[:1] * 2)
         ids = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
-        indices = tuple(fixed_order(ids)[: given.images or DEFAULT_IMAGES])
+        indices = tuple(fixed_order(ids)[: arguments.images or DEFAULT_IMAGES])
         fitting, excluded, bound = _applicable(methods, skeleton(built) if built else net, seed, self.own.values())
         if name in self.own:
             bound |= {m: reason for m, reason in self._unfit(name, fitting, methods, data, indices).items() if m in fitting}
             fitting = {m: method for m, method in fitting.items() if m not in bound}
             self.notes |= dict.fromkeys(filter(None, (doubt(m, methods[m], name, net) for m in fitting)))
         self.notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
-        if given.quantity is not None:
-            excluded |= unexplained(given.quantity, fitting, methods)
+        if arguments.quantity is not None:
+            excluded |= unexplained(arguments.quantity, fitting, methods)
             fitting = {m: method for m, method in fitting.items() if m not in excluded}
         groups, passes = _groups(fitting, self.entry, settings)
         return Job(
@@ -206,22 +207,22 @@ class _Look:
     def _unfit(
         self, name: str, fitting: Mapping[str, Method], methods: Mapping[str, Any], data: Dataset, indices: Sequence[int]
     ) -> dict[str, str]:
-        """The methods that do not fit a net of the user's, with the reason, from a look at two images."""
-        given, net = self.given, self.own[name]
+        """Return the methods that do not apply to a user's net, with the reason, found by running two images."""
+        arguments, net = self.arguments, self.own[name]
         if name not in self.known:
             pair = two_images(data, indices)
-            facts = examined(name, net, pair, given.device, given.channels_last)
-            self.known[name] = facts, unfit(fitting, methods, facts, net, pair, given.device)
-            self.notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, self.entry, given.settings)])])
+            facts = examined(name, net, pair, arguments.device, arguments.channels_last)
+            self.known[name] = facts, unfit(fitting, methods, facts, net, pair, arguments.device)
+            self.notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, self.entry, arguments.settings)])])
         return self.known[name][1]
 
 
 def _for_model(methods: Mapping[str, Any], model: str, models: Sequence[str]) -> dict[str, Any]:
-    """The methods as one model gets them: an option ``layer`` that is a mapping names the layer by model.
+    """Return the methods for one model: of an option ``layer`` that maps models to layers, the model's own layer.
 
-    Raises UnknownNameError for a model that is not judged.
+    Raises UnknownNameError for a model that is not evaluated.
     """
-    mine = dict(methods)
+    resolved = dict(methods)
     for name, value in methods.items():
         options = value[1] if isinstance(value, tuple) and len(value) == 2 else None
         if isinstance(options, Mapping) and isinstance(layers := options.get("layer"), Mapping):
@@ -229,33 +230,33 @@ def _for_model(methods: Mapping[str, Any], model: str, models: Sequence[str]) ->
                 if other not in models:
                     raise UnknownNameError(f"model with a layer of {name!r}", other, models)
             rest = {key: option for key, option in options.items() if key != "layer"}
-            mine[name] = (value[0], rest | ({"layer": layers[model]} if model in layers else {}))
-    return mine
+            resolved[name] = (value[0], rest | ({"layer": layers[model]} if model in layers else {}))
+    return resolved
 
 
-def protocol_settings(entry: ProtocolEntry, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a protocol with their defaults. Raises UnknownNameError for one that it does not take."""
+def protocol_settings(entry: ProtocolEntry, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a protocol, completed by its defaults. Raises UnknownNameError for a setting that it does not have."""
     known: dict[str, Any] = {}
     for function in (entry.prepare, entry.function):
         for parameter in inspect.signature(function).parameters.values() if function else ():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "seed":
                 known.setdefault(parameter.name, parameter.default)
-    for name in given:
+    for name in settings:
         if name not in known and name not in ("grid", "baseline"):
             raise UnknownNameError(f"setting of protocol {entry.name!r}", name, known)
     if "baseline" in known:
-        BASELINES[given.get("baseline", known["baseline"])]
-    return {**known, **{name: plain(value) for name, value in given.items() if name in known}}
+        BASELINES[settings.get("baseline", known["baseline"])]
+    return {**known, **{name: plain(value) for name, value in settings.items() if name in known}}
 
 
 def _checked_grid(entry: ProtocolEntry, grid: Any, sides: Sequence[int]) -> Any:
-    """One grid as a number, several as a tuple. Raises ValueError for a grid that does not divide the image, or too many of them."""
+    """Return one grid as a number, several as a tuple. Raises ValueError if a grid does not divide the image or several are not allowed."""
     if not isinstance(grid, (list, tuple, range, np.ndarray)):
         patch_size(*sides, grid)
         return grid
     grid = [plain(each) for each in grid]
     if entry.prepare is None:
-        raise ValueError(f"protocol {entry.name!r} takes one grid, not {list(grid)}: its maps' passes depend on it")
+        raise ValueError(f"protocol {entry.name!r} takes one grid, not {list(grid)}: its maps depend on the grid")
     if not grid or len(set(grid)) < len(grid):
         raise ValueError(f"grid must be a number or a list of different numbers, not {list(grid)}")
     for each in grid:
@@ -263,16 +264,16 @@ def _checked_grid(entry: ProtocolEntry, grid: Any, sides: Sequence[int]) -> Any:
     return tuple(grid) if len(grid) > 1 else grid[0]
 
 
-def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
-    """A list of names as a mapping from name to None, a mapping as it is."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(f"{what} must be a list of names or a mapping from name to {what[:-1]}, not {given!r}")
-    found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
-    if not found:
+def _as_mapping(what: str, things: Any, registry: Any) -> dict[str, Any]:
+    """Return a list of names as a mapping from name to None, and a mapping unchanged."""
+    if isinstance(things, str) or not isinstance(things, Iterable):
+        raise TypeError(f"{what} must be a list of names or a mapping from name to {what[:-1]}, not {things!r}")
+    mapping = dict(things) if isinstance(things, Mapping) else dict.fromkeys(things)
+    if not mapping:
         raise ValueError(f"{what} is empty")
-    if not isinstance(given, Mapping) and len(found) < len(list(given)):
-        raise ValueError(f"{what} lists a name more than once: {list(given)}")
-    for name, thing in found.items():
+    if not isinstance(things, Mapping) and len(mapping) < len(list(things)):
+        raise ValueError(f"{what} lists a name more than once: {list(things)}")
+    for name, thing in mapping.items():
         if not isinstance(name, str):
             raise TypeError(f"{what} must be named by strings, not by {name!r}")
         if thing is None and registry is not None:
@@ -281,7 +282,7 @@ def _as_mapping(what: str, given: Any, registry: Any) -> dict[str, Any]:
             split_name(known[0])
         elif what == "models" and not isinstance(thing, (nn.Module, Stage)):
             raise TypeError(f"model {name!r} must be a torch.nn.Module, not {type(thing).__name__}")
-    return found
+    return mapping
 
 
 def _source(
@@ -326,40 +327,40 @@ def _source(
 
 
 def _deletion(settings: Mapping[str, Any], entry: ProtocolEntry) -> Deletion:
-    """The grid (of several the first) and the baseline that a net is fine-tuned with."""
-    found = {key: settings[key] for key in ("grid", "baseline") if key in settings}
-    found = {key: value[0] if isinstance(value, tuple) else value for key, value in found.items()}
-    return Deletion(**found, share=entry.masked_share)
+    """Return the grid (the first of several), the baseline and the share of images that a net is fine-tuned with."""
+    deletion = {key: settings[key] for key in ("grid", "baseline") if key in settings}
+    deletion = {key: value[0] if isinstance(value, tuple) else value for key, value in deletion.items()}
+    return Deletion(**deletion, share=entry.masked_share)
 
 
 def skeleton(name: str) -> nn.Module:
-    """A net of the registry without memory for its weights: enough to ask which methods apply."""
+    """Return a registered net without memory for its weights, which suffices to see which methods apply."""
     try:
         with torch.device("meta"):
             return create_model(name)
-    except RuntimeError:  # a net that reads its weights while it is built, which those without memory cannot give
+    except RuntimeError:  # its constructor reads weights, which meta tensors do not have
         return create_model(name)
 
 
 def _applicable(
-    wanted: Methods, model: nn.Module, seed: int, judged: Iterable[nn.Module]
+    methods: Methods, model: nn.Module, seed: int, judged: Iterable[nn.Module]
 ) -> tuple[dict[str, Method], dict[str, str], dict[str, str]]:
-    """The methods that apply to a model; why others never do; and why others do not as they are asked for, which is to be said."""
+    """Return the methods that apply to a model, why others never apply, and why others do not with these options (worth a warning)."""
     fitting, excluded, bound = {}, {}, {}
-    for name, given in wanted.items():
-        found = registered(name, given)
-        unasked = bound_elsewhere(given, model, judged) if found is None else _no_layer(model, found[1].get("layer"))
-        if found is not None and (reason := METHODS[split_name(found[0])[0]].inapplicable(model)):
+    for name, value in methods.items():
+        known = registered(name, value)
+        unasked = bound_elsewhere(value, model, judged) if known is None else _no_layer(model, known[1].get("layer"))
+        if known is not None and (reason := METHODS[split_name(known[0])[0]].inapplicable(model)):
             excluded[name] = reason
         elif unasked:
             bound[name] = unasked
         else:
-            fitting[name] = make_method(name, given, model, seed)
+            fitting[name] = make_method(name, value, model, seed)
     return fitting, excluded, bound
 
 
 def _no_layer(model: nn.Module, layer: object) -> str | None:
-    """Why a layer that an option names cannot be read; None where it is there, or none is named."""
+    """Return why the layer named by an option cannot be read; None if it exists or no layer is named."""
     modules = [name for name, _ in model.named_modules() if name]
     return None if layer is None or layer in modules else str(UnknownNameError("layer", layer, modules))
 
@@ -367,7 +368,7 @@ def _no_layer(model: nn.Module, layer: object) -> str | None:
 def _groups(
     methods: Mapping[str, Method], entry: ProtocolEntry, settings: Mapping[str, Any]
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[Passes | None, ...]]:
-    """Methods that fall out of one computation, and its passes per image (None where unknown)."""
+    """Return the groups of methods that share a computation, and the passes per image of each (None if unknown)."""
     groups: dict[Any, list[Method]] = {}
     for method in methods.values():
         groups.setdefault(method.computation, []).append(method)
@@ -377,7 +378,7 @@ def _groups(
 
 
 def as_seeds(seed: int | Sequence[int]) -> list[int]:
-    """One seed or several as a list. Raises TypeError or ValueError for none, one twice, and what is no whole number."""
+    """Return one or several seeds as a list. Raises TypeError or ValueError for an empty list, duplicates and non-integers."""
     seed = plain(seed)
     try:
         seeds = [as_whole("seed", each, least=None) for each in ([seed] if isinstance(seed, (int, float, str)) else seed)]
@@ -391,26 +392,26 @@ def as_seeds(seed: int | Sequence[int]) -> list[int]:
 
 
 def check_images(plan: Plan) -> None:
-    """Raise ValueError for a user's data set in which two of the images asked for have one id: their records would be one."""
+    """Raise ValueError if two of the requested images of a user's data set share an id: their records would be mixed up."""
     for job in _once(plan.jobs, lambda job: id(job.data)):
         for name, given in job.methods.items():
             check_stored(name, given, job.ids(job.indices))
         if job.own_images is None:
             continue
         if twice := [image_id for image_id, count in Counter(job.ids(job.indices)).items() if count > 1]:
-            raise ValueError(f"{len(twice)} image id(s) of the data set are there more than once, the first is {twice[0]!r}")
+            raise ValueError(f"{len(twice)} image id(s) occur more than once in the data set, the first is {twice[0]!r}")
 
 
 def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
-    """Load checkpoint files, and compare the targets with the logits of what is going to run.
+    """Load the checkpoint files of the jobs that will run, and check that every target is a class of its model.
 
     Args:
         plan: the whole evaluation.
         numbers: the jobs that have something to compute.
 
     Raises:
-        CheckpointError: a file that does not fit its model, naming both.
-        ValueError: a label to explain that is not below K.
+        CheckpointError: if a file does not fit its model, naming both.
+        ValueError: if a label to explain is not in [0, K).
     """
     jobs = [plan.jobs[number] for number in numbers]
     for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
@@ -422,19 +423,19 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
         images = job.images(job.indices).values() if job.own_images is not None else job.indices
         for index, target, key in zip(job.indices, job.targets(job.indices), images, strict=True):
             if key == "":
-                continue  # it cannot be read, and has no label
+                continue  # an unreadable image has no label
             if not 0 <= target < classes:
                 raise ValueError(f"the target of image {job.ids([index])[0]!r} is {target}, but {job.model!r} has {classes} classes")
 
 
 def _classes(job: Job) -> int:
-    """K of the model."""
+    """Return the number of classes K of the model."""
     if isinstance(job.source, Stage):
         return job.source.num_classes
     if isinstance(job.source, Path):
-        job.load()  # does it fit?
+        job.load()  # raises if the checkpoint does not fit
         return getattr(job.dataset, "num_classes", None) or MODELS[job.model].num_classes
-    assert job.facts is not None  # of every net of the user's
+    assert job.facts is not None  # known for each of the user's nets
     return job.facts.classes
 
 

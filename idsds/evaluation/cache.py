@@ -1,9 +1,9 @@
 """Blocks of records, in the folder of a run while it runs and in the cache that all runs share.
 
-A block holds what one computation gives for some images: the method-independent columns, or the records of the methods that fall out of
-it. It is there as a whole or not at all, its file is named by the hash of its bytes, and that hash is checked whenever it is read. So a
-block may be a link to a file that others link to as well: an edit in place is found, and carries over to nobody. Nothing is ever added to
-a block: images and methods that are asked for later come in blocks of their own.
+A block holds the output of one computation for some images: the method-independent columns, or the records of the methods that share the
+computation. A block is complete or absent. Its file is named by the hash of its bytes, and the hash is verified at every read, so that
+several runs can safely link to one file: an edit in place is detected. Blocks are never extended: images and methods added later
+get blocks of their own.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ OFF = ("0", "off", "false", "no")
 
 
 def record_cache() -> Store | None:
-    """The store of the blocks that runs share, ``records`` in the cache; None where ``IDSDS_RECORD_CACHE`` is 0."""
+    """Return the store of the blocks that runs share, ``records`` in the cache; None if ``IDSDS_RECORD_CACHE`` is 0."""
     return None if os.environ.get(SWITCH, "1").lower() in OFF else Store(paths.cache() / "records")
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a computation gives for some images.
+    """The output of a computation for some images.
 
     Args:
-        address: of the computation, a hash of all that determines it but the images.
-        images: by id, the address of each image, in the order of the rows.
-        methods: whose records these are, one after the other; none for method-independent columns.
+        address: of the computation, a hash of everything but the images that determines it.
+        images: the address of each image by id, in the order of the rows.
+        methods: names of the methods, in the order of their records; empty for method-independent columns.
         load: reads the columns, ``len(images)`` rows for each method. Raises DamagedFileError.
-        forward, backward, seconds: what it took.
-        memory: bytes that it took at its peak, per image of a batch; 0 where that is not known.
+        forward, backward, seconds: passes and time of the computation.
+        memory: peak memory in bytes per image of a batch; 0 if unknown.
         where: the file, for messages.
     """
 
@@ -59,7 +59,7 @@ class Block:
     where: str = "memory"
 
     def only(self, image_ids: Sequence[str], methods: Sequence[str] | None = None) -> Block:
-        """The block of some of its images and methods, in the order given, with the images' share of what it took."""
+        """Return the block restricted to some images and methods, in this order, with the images' share of its cost."""
         methods = self.methods if methods is None else tuple(methods)
         if methods == self.methods and list(image_ids) == list(self.images):
             return self
@@ -83,17 +83,17 @@ def _taken(load: Callable[[], pa.Table], rows: np.ndarray) -> pa.Table:
 
 
 class Store:
-    """A folder of blocks: a file for each in a folder for each address.
+    """A folder of blocks, with a subfolder per address and a file per block.
 
     Args:
-        folder: made when something is written to it.
+        folder: created by the first write.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, block: Block) -> Block:
-        """Write a block; the same, read from there. Raises OSError, naming the file."""
+        """Write a block, and return it as read from the file. Raises OSError, naming the file."""
         facts = {
             "address": block.address,
             "images": list(block.images),
@@ -107,7 +107,7 @@ class Store:
         return replace(block, load=partial(_columns, str(path)), where=str(path))
 
     def find(self, address: str) -> list[Block]:
-        """The blocks of a computation. One that is damaged is named and removed, so that it is computed again."""
+        """Return the blocks of a computation. A damaged block causes a warning and is removed, so that it is computed again."""
         folder, found = self.folder / address, []
         if not folder.is_dir():
             return found
@@ -122,24 +122,24 @@ class Store:
         return found
 
     def add(self, path: Path, address: str) -> Path:
-        """Take over a block's file from another store, as a link or, between two disks, as a copy. Raises OSError, naming the file here."""
+        """Link a block's file from another store, or copy it from another disk. Raises OSError, naming the new file."""
         here = self.folder / address / path.name
         if not here.is_file():
             with atomic(here, sync=False) as partial_path:
                 try:
                     os.link(path, partial_path)
-                except OSError:  # another disk, or one that has no links
+                except OSError:  # another disk, or a file system without hard links
                     shutil.copyfile(path, partial_path)
                     os.chmod(partial_path, 0o444)
         return here
 
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove the folder with all blocks."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _opened(path: Path, address: str) -> Block:
-    """A block's facts, once its content is known to be whole."""
+    """Return the block in a file, after checking that the file is intact."""
     facts, _ = _parsed(path)
     try:
         if facts["address"] != address:
@@ -168,21 +168,18 @@ def _columns(path: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise DamagedFileError(f"cannot read the records in {path!r}: {error}") from error
     if table.num_rows != len(facts["images"]) * max(1, len(facts["methods"])):
-        raise DamagedFileError(f"cannot read the records in {path!r}: it does not hold a row for each of its images and methods")
+        raise DamagedFileError(f"cannot read the records in {path!r}: rows are missing for some of its images and methods")
     return table.replace_schema_metadata(None)
 
 
 def linked(store: Store, block: Block) -> Block:
-    """The block of another store, in this one. Raises OSError, naming the file here."""
+    """Link a block of another store into this one, and return it. Raises OSError, naming the new file."""
     here = str(store.add(Path(block.where), block.address))
     return replace(block, load=partial(_columns, here), where=here)
 
 
 def share(block: Block, cache: Store | None) -> None:
-    """Leave a block's file in the cache for other runs.
-
-    A cache that cannot be written costs the other runs time and this one nothing: it is named, and the run goes on.
-    """
+    """Add a block's file to the cache for other runs. If the cache cannot be written, warn and continue: only other runs lose time."""
     if cache is None or block.where == "memory":
         return
     try:
@@ -191,24 +188,24 @@ def share(block: Block, cache: Store | None) -> None:
         warnings.warn(f"records are not shared with other runs: {error}. {SWITCH}=0 turns sharing off", stacklevel=2)
 
 
-#: For a method (None: method-independent columns), blocks and which of their images are to be taken from each.
+#: By method (None: method-independent columns), the blocks to use, each with the ids of the images to take from it.
 Cover = dict[str | None, list[tuple[Block, list[str]]]]
 
 
 def cover(blocks: Iterable[Block], methods: Sequence[str], images: Mapping[str, str]) -> tuple[Cover, set[str]]:
-    """Which blocks to take the images from.
+    """Choose the blocks to take the images from.
 
     Args:
-        blocks: of one computation; those that hold more of the methods are preferred, then those that come first.
-        methods: wanted; none for method-independent columns.
-        images: wanted, by id the address of each.
+        blocks: of one computation; blocks that hold more of the methods are preferred, then those that come first.
+        methods: requested methods; empty for method-independent columns.
+        images: addresses of the requested images, by id.
 
     Returns:
-        The blocks for each method, and the ids of the images that some method lacks.
+        The blocks for each method, and the ids of the images that are missing for some method.
     """
     ordered = sorted(blocks, key=lambda block: -len({*methods} & {*block.methods}))
-    found: Cover = {}
-    lacking: set[str] = set()
+    chosen: Cover = {}
+    missing: set[str] = set()
     for method in methods or (None,):
         left, picks = dict(images), []
         for block in ordered:
@@ -218,16 +215,16 @@ def cover(blocks: Iterable[Block], methods: Sequence[str], images: Mapping[str, 
                     picks.append((block, there))
                     for image_id in there:
                         del left[image_id]
-        found[method] = picks
-        lacking |= left.keys()
-    return found, lacking
+        chosen[method] = picks
+        missing |= left.keys()
+    return chosen, missing
 
 
 def gathered(picks: Collection[tuple[Block, list[str]]], method: str | None, place: Mapping[str, int]) -> pa.Table:
-    """The columns of a method from several blocks, rows in the images' order, with a first column ``image``: the place of each.
+    """Return the columns of a method from several blocks, rows in image order; the first column, ``image``, is the image's position.
 
     Raises:
-        DamagedFileError: naming the file that cannot be read, or that has other columns than the first.
+        DamagedFileError: if a file cannot be read or has other columns than the first, naming it.
     """
     tables, rows = [], []
     for block, image_ids in picks:

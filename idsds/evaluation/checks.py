@@ -1,4 +1,4 @@
-"""What is checked of a user's net and methods when the plan is made: which methods fit the net, whether it was fine-tuned in-domain."""
+"""Checks of a user's net and methods while the plan is made: which methods apply to the net, and whether it was fine-tuned in-domain."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from idsds.models.quantity import Quantity
 from idsds.protocols import ProtocolEntry
 from idsds.training.recipes import Deletion
 
-#: Passes per image up to which a method is tried as it is before the work begins.
+#: Methods with at most this many passes per image are tried on one image before the work begins.
 CHEAP = 12
 
 
 def not_in_domain(name: str, net: nn.Module, protocol: ProtocolEntry, settings: Mapping[str, Any]) -> str | None:
-    """What to say of a net that a protocol wants fine-tuned in-domain and that is not known to be; None where nothing is to say."""
+    """Return a warning for a net that the protocol requires to be fine-tuned in-domain and that is not known to be, else None."""
     known = getattr(net, "in_domain", None)
     if not protocol.in_domain or known is True:
         return None
@@ -37,27 +37,27 @@ def not_in_domain(name: str, net: nn.Module, protocol: ProtocolEntry, settings: 
         return f"model {name!r} was fine-tuned in-domain with {known.model_dump()}, but is judged with {asked}"
     share = "" if protocol.masked_share is None else f", share={protocol.masked_share:g}"
     return (
-        f"model {name!r} is judged by {protocol.name!r}, but is not known to be fine-tuned in-domain: its drops measure the strangeness of "
-        f"a hole as well. idsds.finetune(net, training_images{share}) fine-tunes it; protocol='single_deletion' is the score of a net "
-        "as it is; net.in_domain = True says that it was done elsewhere"
+        f"model {name!r} is judged by {protocol.name!r}, but is not known to be fine-tuned in-domain: its drops then also measure how "
+        f"out-of-distribution a deleted patch is. idsds.finetune(net, training_images{share}) fine-tunes it; protocol='single_deletion' "
+        "needs no fine-tuning; set net.in_domain = True if it was fine-tuned elsewhere"
     )
 
 
 def unfit(
     methods: Mapping[str, Method], wanted: Mapping[str, Any], facts: Facts, net: nn.Module, images: Tensor, device: str
 ) -> dict[str, str]:
-    """Why some methods do not apply to a net of the user's, seen by trying those that take few passes on one image.
+    """Return why some methods do not apply to a user's net, by trying the cheap ones on one image.
 
     Args:
         methods: on the net, by name.
-        wanted: what ``evaluate`` was given for them.
-        facts: of the net.
+        wanted: their values in the ``methods`` argument of ``evaluate``.
+        facts: about the net.
         net: the net.
         images: (2, C, H, W).
-        device: where the net will be judged.
+        device: where the net will be evaluated.
 
     Returns:
-        By name the reason, of those that do not apply.
+        The reason by name, for the methods that do not apply.
     """
     reasons: dict[Any, str | None] = {}
     with torch.random.fork_rng(devices=[]), on_loan(net, device, facts.layout) as model:
@@ -90,7 +90,7 @@ def _failure(method: Method, batch: Tensor) -> str | None:
 
 
 def unexplained(quantity: Quantity, fitting: Mapping[str, Method], wanted: Mapping[str, Any]) -> dict[str, str]:
-    """The methods that cannot explain a quantity, with the reason."""
+    """Return the methods that cannot explain a quantity, with the reason."""
     reasons = {name: method.entry.explains_not.get(quantity.kind) for name, method in fitting.items()}
     if quantity.kind != "logit":
         reasons |= {name: BEYOND_RULES for name in fitting if has_rules(wanted[name])}
@@ -98,13 +98,13 @@ def unexplained(quantity: Quantity, fitting: Mapping[str, Method], wanted: Mappi
 
 
 def doubt(name: str, given: Any, model: str, net: nn.Module) -> str | None:
-    """What to say of a callable that holds a net, but not the one that is judged; None where nothing is to say."""
+    """Return a warning for a callable that holds another net than the one it is scored on, else None."""
     if given is None or (isinstance(given, tuple) and isinstance(given[0], str)) or (other := other_net(given, net)) is None:
         return None
     return f"method {name!r} holds a {type(other).__name__}, and not model {model!r}, which it is scored on: is that the net it explains?"
 
 
 def check_stored(name: str, given: Any, image_ids: Iterable[str]) -> None:
-    """Raise ValueError where a method of stored maps lacks those of some images."""
+    """Raise ValueError if a method of stored maps has no map for some images."""
     if isinstance(given, StoredMaps):
         given.check(list(image_ids))

@@ -1,9 +1,9 @@
-"""Shards on the workers of a Dask cluster: one machine with several devices, Slurm, or whatever else Dask runs on.
+"""Run shards on the workers of a Dask cluster: one machine with several devices, Slurm, or whatever else Dask runs on.
 
 Every missing checkpoint is trained once, on one worker, before the shards start. Before any work each worker is compared with the caller:
-other code or versions, or another disk, are an error (:mod:`idsds.evaluation.workers`). Records go through the shared output folder,
-so that a run that lost its cluster goes on where it was; a worker that dies loses the shard that it was at, which another takes over. On
-workers with CUDA each shard asks for one unit of the resource ``GPU``.
+different code or versions, or another disk, are an error (:mod:`idsds.evaluation.workers`). Records are exchanged through the shared output
+folder, so a run that loses its cluster resumes where it stopped. A worker that dies loses only its current shard, which another worker
+computes again. On workers with CUDA each shard requests one unit of the resource ``GPU``.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from idsds.training.checkpoints import Stage
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
 
-# Where files are is the same for all: workers take over what the caller's environment says.
+# All processes use the same paths: workers copy these variables from the caller's environment.
 SHARED = ("IDSDS_DATA", "IDSDS_MEMORY_GB")
 PARAMS = ("queue", "account", "cores", "memory", "walltime", "gpus", "workers", "interface", "directives", "prologue", "tls")
 TLS = ("ca_file", "cert", "key")
 
-# Dask has no authentication: whoever reaches a scheduler or a worker runs code there.
+# Dask has no authentication: anybody who can reach a scheduler or a worker can run code there.
 LOOPBACK = "127.0.0.1"
 
-GUARD = 'In a script, everything that starts workers stands in a function, called below the line `if __name__ == "__main__":`.'
+GUARD = 'In a script, put everything that starts workers into a function, and call it below the line `if __name__ == "__main__":`.'
 
-# A worker keeps the model of its last shard. Its threads, should it have several, take turns: hooks and modes belong to the model.
+# A worker keeps the model of its last shard. If it has several threads, they take turns, since hooks and modes are state of the model.
 _last: list[tuple[Plan, int, nn.Module]] = []
 _turn = threading.Lock()
 
 
 @contextmanager
 def connected(scheduler: Any) -> Iterator[Client]:
-    """A client of a scheduler: of an address, a cluster, or the client itself, which stays open.
+    """Connect to a scheduler given as an address, a cluster, or a client (which stays open).
 
     Raises:
-        ModuleNotFoundError: where dask is not installed, saying how to install it.
+        ModuleNotFoundError: if dask is not installed, saying how to install it.
         TypeError: for anything else.
-        OSError: where nobody answers at the address.
+        OSError: if no scheduler answers at the address.
     """
     distributed = _distributed()
     if isinstance(scheduler, distributed.Client):
@@ -74,14 +74,14 @@ def connected(scheduler: Any) -> Iterator[Client]:
 
 
 def local(workers: int = 2, gpus: int | None = None) -> Any:
-    """A cluster on this machine, each worker a process with one thread; nothing of it listens to the network.
+    """Start a cluster on this machine. Each worker is a process with one thread, and nothing listens on the network.
 
     Args:
-        workers: how many, on the CPU.
-        gpus: in place of them, the number of CUDA devices, each with one worker.
+        workers: number of workers, on the CPU.
+        gpus: instead, the number of CUDA devices, with one worker each.
 
     Raises:
-        ValueError: for fewer than one.
+        ValueError: for fewer than one worker.
         RuntimeError: in a script without a main guard, which each worker would run again from its first line.
     """
     count = workers if gpus is None else gpus
@@ -100,12 +100,12 @@ def local(workers: int = 2, gpus: int | None = None) -> Any:
         return distributed.SpecCluster(workers=specs, scheduler=scheduler)
     except RuntimeError as error:
         if "failed to start" in str(error):
-            raise RuntimeError(f"the workers do not start. {GUARD}") from error
+            raise RuntimeError(f"the workers failed to start. {GUARD}") from error
         raise
 
 
 def _check_guard() -> None:
-    """Raise RuntimeError in a script that a worker would run again: it never asks for its name, or is being run again already."""
+    """Raise RuntimeError in a script that workers would run again: it never tests ``__name__``, or a worker is running it now."""
     path = getattr(sys.modules["__main__"], "__file__", None)
     again = getattr(multiprocessing.current_process(), "_inheriting", False)
     if again or (path and path.endswith(".py") and os.path.isfile(path) and b"__name__" not in Path(path).read_bytes()):
@@ -113,22 +113,22 @@ def _check_guard() -> None:
 
 
 def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.yaml", *, submit: bool = True) -> Any:
-    """Workers in jobs of Slurm, through dask-jobqueue; they are submitted at once, and work starts when the first of them runs.
+    """Start workers as Slurm jobs through dask-jobqueue. Work begins when the first job runs.
 
     Args:
         params: a file such as ``params/cluster.yaml``, relative to the repository root, or its content: ``queue``, ``account``, ``cores``
-            and ``memory`` of a job, ``walltime``, ``gpus`` of a job (0 or 1: a worker drives one device), ``workers`` (jobs),
-            ``interface`` of the network, further ``directives`` for sbatch, shell lines that come before the worker, ``prologue``, and
-            ``tls``: the files ``ca_file``, ``cert`` and ``key``, on a disk that all machines see, by which scheduler, workers and caller
-            know each other and encrypt what they say; without it whoever reaches their ports can run code as you.
-        submit: whether to submit the jobs now; otherwise ``cluster.job_script()`` shows one, and ``cluster.scale(jobs=4)`` submits.
+            and ``memory`` of a job, ``walltime``, ``gpus`` of a job (0 or 1: a worker drives one device), ``workers`` (jobs), the network
+            ``interface``, further ``directives`` for sbatch, a ``prologue`` of shell lines that run before the worker, and ``tls``:
+            the files ``ca_file``, ``cert`` and ``key``, on a shared disk, with which scheduler, workers and caller authenticate each
+            other and encrypt their traffic. Without ``tls``, anybody who can reach their ports can run code as you.
+        submit: whether to submit the jobs now; otherwise ``cluster.job_script()`` shows one, and ``cluster.scale(jobs=4)`` submits four.
 
     Returns:
         A ``dask_jobqueue.SLURMCluster``, for ``evaluate(scheduler=...)``.
 
     Raises:
         UnknownNameError: for an unknown key, with the nearest match.
-        ValueError: for more than one GPU in a job, fewer than one worker, or a file of ``tls`` that is not named or not there.
+        ValueError: for more than one GPU in a job, fewer than one worker, or a missing file of ``tls``.
     """
     if not isinstance(params, Mapping):
         params = yaml.safe_load(paths.resolve(params).read_text())
@@ -137,7 +137,7 @@ def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.y
             raise UnknownNameError("key of the cluster's params", key, PARAMS)
     gpus, workers = params.get("gpus", 0), params.get("workers", 1)
     if gpus not in (0, 1):
-        raise ValueError(f"gpus must be 0 or 1, not {gpus!r}: each job is one worker and drives one device; ask for more workers")
+        raise ValueError(f"gpus must be 0 or 1, not {gpus!r}: each job is one worker with one device; set workers to use more devices")
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be a whole number of at least 1, not {workers!r}")
     security = None if params.get("tls") is None else _security(params["tls"])
@@ -166,42 +166,42 @@ def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.y
 
 
 def _security(tls: Mapping[str, str]) -> Any:
-    """Dask's settings of TLS, one certificate for all."""
+    """Return Dask's TLS settings, with one certificate for all roles."""
     for key in tls:
         if key not in TLS:
             raise UnknownNameError("key of tls in the cluster's params", key, TLS)
     files = {key: paths.resolve(tls.get(key) or "") for key in TLS}
     for key, path in files.items():
         if not path.is_file():
-            raise ValueError(f"tls in the cluster's params needs {', '.join(TLS)}; {key} is {tls.get(key)!r}, which is no file")
+            raise ValueError(f"tls in the cluster's params needs {', '.join(TLS)}; {key} is {tls.get(key)!r}, which is not a file")
     roles = {f"tls_{role}_{kind}": str(files[kind]) for role in ("scheduler", "worker", "client") for kind in ("cert", "key")}
     return _distributed().Security(require_encryption=True, tls_ca_file=str(files["ca_file"]), **roles)
 
 
 def workers_device(client: Client, device: str) -> str:
-    """The device that the workers compute on: ``auto`` is what the first of them has."""
+    """Return the device that the workers compute on: ``auto`` is resolved by one worker."""
     if device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES)
     return client.submit(_device, device, pure=False).result()
 
 
 def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:
-    """Do the tasks on the workers.
+    """Run the tasks on the workers.
 
     Args:
         client: of the scheduler.
         plan: the settings, with the workers' device.
-        tasks: what to do.
-        progress: whether to say what is trained.
+        tasks: to run.
+        progress: unused; :func:`train_on` prints what is trained.
         bar: advanced as tasks are finished.
 
     Returns:
-        What came of each task; where the records are kept in a folder, the blocks lie there.
+        The outcome of each task; if the run has a folder, the blocks are stored there.
 
     Raises:
-        WorkerError: workers with other code or versions, or that do not see the folders.
+        WorkerError: if workers have other code or versions, or do not see the folders.
         ValueError: for CUDA workers without the resource ``GPU``.
-        Exception: whatever a worker raised; what has not begun is cancelled.
+        Exception: whatever a worker raised; tasks that have not started are cancelled.
     """
     from dask.distributed import as_completed
 
@@ -219,7 +219,7 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
 
 
 def train_on(client: Client, plan: Plan, numbers: Sequence[int], progress: bool) -> None:
-    """Train the checkpoints of some jobs, each on one worker. Raises as :func:`run_on` does."""
+    """Train the checkpoints of some jobs, each on one worker. Raises the same errors as :func:`run_on`."""
     with _sent(client, plan, set()) as (sent, needs):
         futures = []
         for number in numbers:
@@ -234,7 +234,7 @@ def train_on(client: Client, plan: Plan, numbers: Sequence[int], progress: bool)
 
 @contextmanager
 def _sent(client: Client, plan: Plan, folders: set[Path]) -> Iterator[tuple[Future, dict[str, int]]]:
-    """The plan on its way to workers that have been compared with the caller, and the resources that a task needs."""
+    """Check the workers and send them the plan; yield its future, and the resources that a task needs."""
     needs = {"GPU": 1} if plan.device == "cuda" else {}
     there = client.scheduler_info()["workers"].values()
     if needs and there and not any(worker.get("resources", {}).get("GPU") for worker in there):
@@ -250,9 +250,9 @@ def _sent(client: Client, plan: Plan, folders: set[Path]) -> Iterator[tuple[Futu
     }
     with caller(sorted(folders)) as expected:
         check_workers(client, expected)
-        # What the worker compares comes before the plan, which other code could not even read.
+        # The versions are pickled apart from the plan, because a worker with other code could not unpickle the plan.
         content = pickle.dumps((expected, cloudpickle.dumps((plan, own, environment))))
-        # A result, and no scattered data: when the worker that holds it dies, the scheduler has it made again.
+        # Submitted rather than scattered: if the worker that holds the content dies, the scheduler computes it again.
         yield client.submit(bytes, content, pure=False), needs
 
 
@@ -274,7 +274,7 @@ def _device(device: str) -> str:
 
 @lru_cache(maxsize=1)
 def _opened(content: bytes) -> Plan:
-    """The plan, once for each worker, with the caller's own methods registered and its environment set."""
+    """Return the plan, unpickled once per worker, after registering the caller's own methods and setting its environment."""
     expected, rest = pickle.loads(content)
     check_worker(expected)
     plan, own, environment = pickle.loads(rest)
@@ -285,7 +285,7 @@ def _opened(content: bytes) -> Plan:
 
 
 def _model(plan: Plan, job: Job) -> nn.Module:
-    """The net of a job, which is this worker's own."""
+    """Load the net of a job; it belongs to this worker, so that it need not be restored."""
     net = job.load().to(plan.device, memory_format=plan.layout_of(job))  # type: ignore[call-overload]
     widen(net)
     return net

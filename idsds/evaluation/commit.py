@@ -1,8 +1,8 @@
-"""How a run becomes complete: its files, then its manifest.
+"""Complete a run: write its files, then its manifest.
 
-A run is complete when its manifest is in place, and that happens last: every file that it names is there, hashed, and holds what was asked.
-Until then the folder is what it was before. Files are named by a hash of what they hold, so that a reader of the old manifest keeps the old
-files, and a run that changes nothing writes nothing.
+A run is complete once its manifest is written, which happens last: by then every file that it names exists and is hashed. Until then the
+folder is unchanged for readers. Files are named by a hash of their content, so that a reader of the old manifest keeps the old files, and a
+run that changes nothing writes nothing.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from idsds.training.checkpoints import Stage
 
 
 def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
-    """Make a run complete: write its files, then its manifest, then remove what no manifest names.
+    """Complete a run: write its files, then its manifest, then remove the files that the manifest does not name.
 
     Args:
-        folder: whose lock is held.
-        result: what the records are taken from.
-        began: gives the seconds since the call began.
+        folder: of the run; the caller holds its lock.
+        result: where each record is stored.
+        began: returns the seconds since the call began.
 
     Raises:
-        DamagedFileError, OSError: naming the file; the folder is then as complete as it was before.
+        DamagedFileError, OSError: naming the file; the folder then still has its previous content.
     """
     plan = result.plan
     table = {"image_id": list(result.images), "target": list(result.targets.values()), "key": list(result.images.values())}
@@ -51,7 +51,7 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
     entries = writer.table("images", pa.table(table))
     files: dict[tuple, list[tuple[Job, Unit, Cover]]] = {}
     for job, unit, found in result.members:
-        seed = job.seed if unit.group is None else None  # the seeds of a model are in one file of scores, in one each of columns
+        seed = job.seed if unit.group is None else None  # scores of all seeds share a file; columns have a file per seed
         files.setdefault((unit.group is not None, job.model, unit.grid, seed), []).append((job, unit, found))
     for members in files.values():
         entries += writer.members(result, members)
@@ -82,7 +82,7 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
 
 
 class _Writer:
-    """Writes the files of a run, but for those that are there.
+    """Writes the files of a run that do not exist yet.
 
     Args:
         folder: of the run.
@@ -97,10 +97,10 @@ class _Writer:
                 folder.run.check(entry)  # type: ignore[union-attr]
                 self.there.setdefault(entry["holds"], []).append(entry)
             except DamagedFileError:
-                pass  # it has been named, and is written again
+                pass  # a warning was given when the folder was opened; the file is written again
 
     def table(self, kind: str, table: pa.Table) -> list[dict[str, Any]]:
-        """A file that holds one table."""
+        """Write a table to a file of its own, and return its entry in the manifest."""
         holds = digest([kind, self.images, table.to_pylist() if kind == "undefined" else None])
         if holds in self.there:
             return self.there[holds]
@@ -109,7 +109,7 @@ class _Writer:
         return [{**file.facts, "kind": kind, "holds": holds, "model": None, "grid": None}]
 
     def members(self, result: Result, members: Sequence[tuple[Job, Unit, Cover]]) -> list[dict[str, Any]]:
-        """The files that hold some units of one model: one, or one for each set of columns where methods have different ones."""
+        """Write some units of one model, and return their entries: a file for each set of columns, since methods may differ in theirs."""
         (job, unit, _), everything = members[0], len(result.images)
         kind, grid = "deletions" if unit.group is None else "scores", result.plan.grids[unit.grid].get("grid")
         chosen = [
@@ -120,7 +120,7 @@ class _Writer:
         holds = digest([kind, job.model, grid, self.images, chosen])
         if holds in self.there:
             return self.there[holds]
-        slug = re.sub(r"[^\w+-]+", "_", job.model)[:60]  # what the user calls a net may be no name of a file
+        slug = re.sub(r"[^\w+-]+", "_", job.model)[:60]  # the name of a user's net may not be a valid file name
         files: dict[pa.Schema, _File] = {}
         with ExitStack() as stack:
             for member in members:
@@ -134,7 +134,7 @@ class _Writer:
 
 
 def _with_keys(part: Part) -> pa.Table:
-    """The columns of a part with those that say what each row is."""
+    """Return the columns of a part, preceded by the keys of each row."""
     table = part.load(part.columns)
     if part.method is None:
         return table
@@ -146,7 +146,7 @@ def _with_keys(part: Part) -> pa.Table:
 
 
 class _File(ExitStack):
-    """A parquet file that is written part by part, each a row group, and hashed meanwhile."""
+    """A parquet file that is written part by part, one row group each, and hashed on the way."""
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
         super().__init__()
@@ -161,13 +161,13 @@ class _File(ExitStack):
         return self
 
     def write(self, table: pa.Table, facts: dict[str, Any]) -> None:
-        """Add a part."""
+        """Append a part."""
         self.writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.parts.append(facts)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As it stands in the manifest, once the file is closed."""
+        """The file's entry in the manifest, available once the file is closed."""
         columns = {field.name: str(field.type) for field in self.schema}
         rows = sum(part["rows"] for part in self.parts)
         return {"path": self.name, "sha256": self.hash.hexdigest(), "rows": rows, "columns": columns, "parts": self.parts}
@@ -176,14 +176,14 @@ class _File(ExitStack):
 class _Hashed(io.FileIO):
     """A file whose bytes are hashed as they are written."""
 
-    def __init__(self, path: Path, found: Any) -> None:
+    def __init__(self, path: Path, hasher: Any) -> None:
         super().__init__(path, "wb")
-        self.found = found
+        self.hasher = hasher
 
     def write(self, content: Any) -> int:
-        """Write all of it."""
+        """Write and hash the whole content."""
         left = memoryview(content).cast("B")
-        self.found.update(left)
+        self.hasher.update(left)
         size = len(left)
         while len(left):
             left = left[super().write(left) :]
@@ -191,24 +191,25 @@ class _Hashed(io.FileIO):
 
 
 def _ledger(run: Run) -> pa.Table:
-    """Which scores are undefined, and why."""
-    content, found = run.content(), []
+    """Return a table of the undefined scores, with the reasons."""
+    content, tables = run.content(), []
     for part in content.parts:
         if "score" in part.columns and np.isnan(part.load(["score"])["score"].to_numpy()).any():
-            found.append(undefined_scores(replace(content, parts=[part]).frame()))
+            tables.append(undefined_scores(replace(content, parts=[part]).frame()))
     empty = undefined_scores(pd.DataFrame({name: [] for name in ("model", "method", "seed", "image_id", "score")}))
-    return pa.Table.from_pandas(pd.concat(found, ignore_index=True) if found else empty, preserve_index=False).replace_schema_metadata(None)
+    frame = pd.concat(tables, ignore_index=True) if tables else empty
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
 
 
 def _keep(folder: Folder, result: Result) -> None:
-    """What the folder holds of other calls, and this one has not asked for, goes to ``kept``."""
-    asked: dict[tuple[str, str | None], set[str]] = {}
+    """Move records of earlier calls that this call did not request to ``kept``."""
+    requested: dict[tuple[str, str | None], set[str]] = {}
     for _, unit, found in result.members:
         for method, picks in found.items():
-            asked.setdefault((unit.address, method), set()).update(image_id for _, image_ids in picks for image_id in image_ids)
+            requested.setdefault((unit.address, method), set()).update(image_id for _, image_ids in picks for image_id in image_ids)
     for address, blocks in folder.committed.items():
         for block in blocks:
-            there = asked.get((address, block.methods[0] if block.methods else None), set())
+            there = requested.get((address, block.methods[0] if block.methods else None), set())
             if rest := [image_id for image_id, key in block.images.items() if image_id not in there or result.images.get(image_id) != key]:
                 folder.kept.write(block.only(rest))
     used = {block.where for _, _, found in result.members for picks in found.values() for block, _ in picks}
@@ -218,7 +219,7 @@ def _keep(folder: Folder, result: Result) -> None:
 
 
 def _tidy(folder: Folder, named: set[str]) -> None:
-    """Remove the files that the manifest does not name, but for what is kept."""
+    """Remove the files that the manifest does not name, except those in ``kept``."""
     folder.blocks.remove()
     for kind in ("scores", "deletions"):
         for path in (folder.path / kind).glob("*.parquet"):

@@ -1,4 +1,4 @@
-"""What an evaluation will cost, measured on a few batches of every computation, and what a run has cost."""
+"""The cost of an evaluation: measured beforehand on a few batches of every computation, or read from a finished run."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from idsds.models.quantity import explaining
 from idsds.training.checkpoints import Stage, rehearse_stage
 from idsds.training.loop import batches
 
-# A computation is repeated until so many seconds have gone by, after one batch that is not counted.
+# Seconds, and number of times, for which a computation is repeated, after one warm-up batch that is not timed.
 ENOUGH, AT_MOST = 0.3, 3
 
 
 def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
-    """The plan's table with what each computation costs on this machine.
+    """Return the plan's table with the cost of each computation on this machine.
 
-    A net whose checkpoint is still to be trained is timed with fresh weights, which take as long.
+    A net whose checkpoint is not trained yet is timed with random weights, which take the same time.
 
     Args:
         plan: the settings.
-        folder: of the run; what lies there is not to be done again.
+        folder: of the run; records that exist there are not computed again.
 
     Returns:
-        :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb`` of its
-        files, an upper estimate.
+        :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb``, an
+        upper bound on the size of its files.
     """
     there = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
     if folder is not None:
@@ -59,7 +59,7 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
 
 
 def load_costs(output: str | Path) -> pd.DataFrame:
-    """What each method of a run took, from the manifest: whose costs are those of the computation that it needs, alone or not.
+    """Return the cost of each method of a run, read from the manifest. Methods that share a computation each have its full cost.
 
     Args:
         output: the run's folder.
@@ -69,14 +69,14 @@ def load_costs(output: str | Path) -> pd.DataFrame:
 
         ==================  ==============================================================================================
         forward, backward   passes per image, counted
-        milliseconds        per image, the protocol's part (sums, ranks) included, on the device of the run
-        megabytes           per image of a batch, at the peak, beyond what was taken before; NaN where it was not measured
-        together            how many methods fall out of that computation
-        images              how many the means are over
+        milliseconds        per image, including the protocol's part (sums, ranks), on the device of the run
+        megabytes           peak memory per image of a batch, beyond what was allocated before; NaN if it was not measured
+        together            number of methods that share the computation
+        images              number of images that the means are over
         ==================  ==============================================================================================
 
     Raises:
-        FileNotFoundError, OldRecordsError, DamagedFileError: as :func:`load_records`.
+        FileNotFoundError, OldRecordsError, DamagedFileError: as in :func:`load_records`.
     """
     run = Run.open(output)
     parts = pd.DataFrame([{"model": part.model, **part.facts} for part in run.parts("scores")])
@@ -89,7 +89,7 @@ def load_costs(output: str | Path) -> pd.DataFrame:
         together=groups["method"].transform("nunique"),
         images=images,
     )
-    # Of several grids one has all costs: the maps serve the others too.
+    # With several grids, one of them has all costs, since the maps are shared.
     return costs.groupby(["model", "seed", "method"], sort=False).max().reset_index()
 
 
@@ -97,7 +97,7 @@ _RATES: dict[tuple, float] = {}
 
 
 def training_rate(stage: Stage) -> float:
-    """Images per second of a stage, validation included, measured once per process for stages that differ in their images alone."""
+    """Return the images per second of a stage, including validation; stages that differ only in their images share one measurement."""
     key = (stage.model, stage.dataset, stage.device, stage.precision, stage.recipe.batch_size, stage.deletion is None)
     if key not in _RATES:
         _RATES[key] = stage.train_images * stage.recipe.epochs / (3600 * rehearse_stage(stage).hours)
@@ -105,11 +105,11 @@ def training_rate(stage: Stage) -> float:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """One line per model, and the sum."""
+    """Return one line per model, and one with the total."""
     lines = []
     for model, rows in table.groupby("model", sort=False):
         lines.append(f"{model}: {_spell(rows['seconds_left'].sum())}, {rows['disk_mb'].sum():.1f} MB")
-    return "\n".join([*lines, f"in all: {_spell(table['seconds_left'].sum())} left, {table['disk_mb'].sum():.1f} MB on disk"])
+    return "\n".join([*lines, f"total: {_spell(table['seconds_left'].sum())} left, {table['disk_mb'].sum():.1f} MB on disk"])
 
 
 def _spell(seconds: float) -> str:
@@ -124,7 +124,7 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
-    """By computation: images left, images per second, bytes per image."""
+    """Return images left, images per second and bytes per image, by computation."""
     with on_loan(_model(job), plan.device, plan.layout_of(job)) as model, explaining(model, plan.quantity):
         return _timed_on(model, plan, job, tasks)
 
@@ -135,7 +135,7 @@ def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict
     batch = on_plan(plan, job, images, targets, image_ids)
     preparer = torch.compile(model) if plan.compiled else model
     grids = range(len(plan.grids))
-    found: dict[str, tuple[int, float, float]] = {}
+    costs: dict[str, tuple[int, float, float]] = {}
 
     def prepared() -> list[dict[str, Any]]:
         return [prepare(plan, job, preparer, batch, settings) for settings in plan.grids]
@@ -144,13 +144,14 @@ def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict
         columns, per_second = _rate(prepared, len(image_ids), plan.device)
         if plan.shared_work:
             left = sum(len(task.indices) for task in tasks for unit in task.units if unit.group is None) // len(plan.grids)
-            found[plan.shared_work] = left, per_second, _bytes(columns) / len(image_ids)
+            costs[plan.shared_work] = left, per_second, _bytes(columns) / len(image_ids)
         for number, group in enumerate(job.groups):
             methods = job.create_methods(model, group)
             scores, per_second = _rate(lambda m=methods: score(plan, job, model, m, batch, columns, grids), len(image_ids), plan.device)
             left = sum(len(task.indices) for task in tasks if number in {unit.group for unit in task.units})
-            found[", ".join(group)] = left, per_second, _bytes([some for of_grid in scores.values() for some in of_grid]) / len(image_ids)
-    return found
+            size_of_scores = _bytes([part for of_grid in scores.values() for part in of_grid])
+            costs[", ".join(group)] = left, per_second, size_of_scores / len(image_ids)
+    return costs
 
 
 def _model(job: Job) -> nn.Module:
@@ -160,7 +161,7 @@ def _model(job: Job) -> nn.Module:
 
 
 def _rate(function: Callable[[], Any], images: int, device: str) -> tuple[Any, float]:
-    """What the function returns, and images per second."""
+    """Return the function's result, and its images per second."""
     result = function()
     _finish(device)
     start, times = time.perf_counter(), 0
@@ -176,4 +177,4 @@ def _finish(device: str) -> None:
 
 
 def _bytes(columns: Sequence[Columns]) -> int:
-    return sum(values.nbytes for some in columns for values in some.values())
+    return sum(values.nbytes for part in columns for values in part.values())

@@ -1,10 +1,10 @@
-"""The benchmark engine: models x methods over a data set, every pass once, records that survive.
+"""The benchmark engine: evaluate models x methods on a data set, compute every pass once, and keep records that survive a crash.
 
-Work is cut into blocks of images. For each of them the method-independent columns (for IDSDS: the deletion drops) are computed once, and
-each group of methods that share a computation is one block of records. A block's address is a hash of all that determines its content, and
-it is there as a whole or not at all: a run that is killed goes on where it was, and methods or images that are added later cost their own
-passes only. Blocks are shared with other runs through the cache (:mod:`idsds.evaluation.cache`); when all are there, the run's folder is
-made complete (:mod:`idsds.evaluation.commit`).
+The images are split into blocks. For each block the method-independent columns (for IDSDS: the deletion drops) are computed once, and each
+group of methods that share a computation gives one block of records. A block's address is a hash of everything that determines its content.
+A block is complete or absent, so a killed run resumes where it stopped, and methods or images added later cost only their own passes.
+Runs share blocks through the cache (:mod:`idsds.evaluation.cache`). Once all blocks exist, the run's folder is completed
+(:mod:`idsds.evaluation.commit`).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from idsds.evaluation.stages import on_device, with_weights
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
 
-#: A run with a folder and more records than these is not read into memory when it is complete.
+#: A run with a folder and more records than this is not read into memory when it is complete.
 LARGE = 1_000_000
-#: Trains the checkpoints of jobs, and does tasks, here or elsewhere.
+#: Two functions: one trains the checkpoints of jobs, the other runs tasks; in this process or on a cluster.
 Work = tuple[Callable[[Plan, Sequence[int], bool], None], Callable[[Plan, Sequence[Task], bool, Progress], list[Outcome]]]
 
 
 class MissingRecordsError(RuntimeError):
-    """Records that were asked for are not there when all work is done. The message names what is missing, and where it should be."""
+    """Requested records are missing after all work is done. The message names them, and where they should be."""
 
 
 def evaluate(
@@ -82,75 +82,74 @@ def evaluate(
     """Judge attribution methods on models over a data set.
 
     Args:
-        models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used as it is: it is
-            tried on two images before any work, moved to ``device`` while it is at work, and then has the tensors, hooks, devices and modes
-            that it came with. It computes in the precision of its weights, to which images are converted; half precision is widened to
-            float32. :func:`idsds.finetune` fine-tunes one in-domain. In place of a net a stage of
-            :func:`idsds.training.checkpoints.plan_training` will do, which is trained when it is needed and cached.
+        models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used without further
+            training: the net is tested on two images first and moved to ``device`` for the run; its tensors, hooks, devices and modes are
+            restored afterwards. It computes in the precision of its weights, to which images are converted; half precision is widened to
+            float32. :func:`idsds.finetune` fine-tunes a net in-domain. A stage of :func:`idsds.training.checkpoints.plan_training` can
+            replace a net: it is trained when needed, and cached.
         methods: names, or ``{"my_method": callable(images, targets) -> maps}``, an object of captum, torchcam or pytorch-grad-cam, or maps
-            that were computed elsewhere (see :mod:`idsds.methods.own`); ``None`` as the value stands for the registry's method of that
-            name, and a pair for one with other options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or for a call with further arguments. A
-            ``layer`` may be named by model: ``{"Grad-CAM": ("Grad-CAM", {"layer": {"my_net": "4"}})}``.
-            A method that does not apply to one of several models, or that explains another net, is left out there.
+            that were computed elsewhere (see :mod:`idsds.methods.own`). ``None`` as the value selects the registered method of that
+            name; a pair sets options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or passes further arguments to a call. A
+            ``layer`` may be set per model: ``{"Grad-CAM": ("Grad-CAM", {"layer": {"my_net": "4"}})}``.
+            A method that does not apply to one of several models, or that explains another net, is left out for that model.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.
-        images: how many are taken from one fixed order, the same for every model and method; None: 200, or all if there are fewer.
-        grid: patches per side; of several, each has records and drops of its own, the maps are computed once, and a net that is
-            fine-tuned for this run is fine-tuned with the first.
+        images: number of images, taken in one fixed order, the same for every model and method; None: 200, or all if there are fewer.
+        grid: patches per side. With several grids, each has its own records and drops, the maps are computed once, and a net that is
+            fine-tuned for this run is fine-tuned with the first grid.
         baseline: what replaces a deleted patch.
-        seed: of training, noise and masks; several seeds give records for each.
-        output: folder for the records, relative to the repository root. What other runs have computed of them is taken from the cache
-            (``cache/records``), and what is computed is left there; ``IDSDS_RECORD_CACHE=0`` in the environment turns that off. None
-            computes everything, whatever is cached, and keeps nothing on disk but trained checkpoints. A folder has one writer at a time:
-            a second call waits for the first. What earlier calls have left there, with other methods or settings, is kept.
-        scheduler: the address of a Dask scheduler, a ``dask.distributed.Client`` or a cluster (see :mod:`idsds.evaluation.cluster`),
-            which spreads
-            shards over its workers; ``output`` and the cache are then folders that they share. None: the address in ``$IDSDS_SCHEDULER``,
-            which sends every notebook's records to a cluster, else (and for ``output=None``) this process.
-        batch_size: images per batch; None bounds it by memory. It changes scores by float rounding only.
+        seed: of training, noise and masks; with several seeds there are records for each.
+        output: folder for the records, relative to the repository root. Records that other runs have computed are reused from the cache
+            (``cache/records``), and new ones are added to it; ``IDSDS_RECORD_CACHE=0`` in the environment turns sharing off. With None the
+            cache is neither read nor written, and only trained checkpoints are kept on disk. A folder has one writer at a time: a second
+            call waits for the first. Records of earlier calls with other methods or settings are kept.
+        scheduler: the address of a Dask scheduler, a ``dask.distributed.Client`` or a cluster (see :mod:`idsds.evaluation.cluster`).
+            It spreads the shards over its workers, which must share ``output`` and the cache. None: the address in ``$IDSDS_SCHEDULER``,
+            which sends the records of every notebook to a cluster, else (and for ``output=None``) this process.
+        batch_size: images per batch; None chooses it by the free memory. It changes scores only by float rounding.
         dry_run: return the plan (passes per model and computation) instead of computing anything; ``"measure"`` also times a few batches
             of every computation: images per second, seconds left and megabytes on disk. Neither writes anything.
-        progress: show progress bars, and say beforehand what will be computed.
-        target: the class that is explained and judged: the image's ``label``, or the ``prediction`` of the model that is judged (for IDSDS
+        progress: show progress bars, and print what will be computed.
+        target: the class that is explained and scored: the image's ``label``, or the ``prediction`` of the model being scored (for IDSDS
             the fine-tuned one), which costs one more forward pass per image and grid. Labels then need not be classes of the model.
-        quantity: what is explained and judged of that class, by methods and protocol alike: its ``logit``, its ``probability`` (softmax),
+        quantity: what methods explain and the protocol measures of that class: its ``logit``, its ``probability`` (softmax),
             or a ``contrast``, its logit minus the highest other logit of the same input, or ``("contrast", 3)``, minus that of class 3. A
-            method that is defined by the logit is left out for the other two; maps that were computed elsewhere are
-            taken as they are. None: methods explain the logit (RISE the probability, as in its paper), and the protocol reads what its own
-            page says.
+            method defined only for the logit is left out for the other two; maps that were computed elsewhere are
+            used unchanged. None: methods explain the logit (RISE the probability, as in its paper), and the protocol uses the quantity
+            that its page documents.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        checkpoints: files of weights by model name, used in place of training; ``pretrained`` stands for the published weights as they are.
-        shard: images per block of records, which is what a run that is killed loses at most.
-        workers: processes that read images ahead; 0 reads in this process. None: on a GPU one per CPU core, up to 8, for a data set that
-            is given by name, else 0. An image is decoded once per run for all models, as long as the decoded ones fit in
-            ``IDSDS_IMAGES_GB`` gigabytes (default: a quarter of the free memory), and beyond that once for each model and seed.
-        split: of a data set that is given by name: ``test``, ``val`` or ``train``.
-        channels_last: whether tensors are laid out with channels last, which is faster and changes scores by float rounding.
+        checkpoints: weight files by model name, used instead of training; ``pretrained`` selects the published weights, unchanged.
+        shard: images per block of records: the most that a killed run can lose.
+        workers: processes that load images ahead; 0 loads them in this process. None: on a GPU one per CPU core, up to 8, for a named
+            data set, else 0. An image is decoded once per run for all models, as long as the decoded images fit in
+            ``IDSDS_IMAGES_GB`` gigabytes (default: a quarter of the free memory), and beyond that once per model and seed.
+        split: of a named data set: ``test``, ``val`` or ``train``.
+        channels_last: whether to use the channels-last memory format, which is faster and changes scores only by float rounding.
         compiled: whether the method-independent passes (for IDSDS: the deletions) run through ``torch.compile``; the methods, which hook
             into layers, do not.
-        normalisation: what the images of your own data set are normalised by, ``(mean, std)`` per channel or one of torchvision's, for
-            protocols that change pixels; the data set may say it too, as its attribute ``normalisation``. For a data set that is given by
-            name, how images are normalised for your own nets.
+        normalisation: how the images of your own data set are normalised, ``(mean, std)`` per channel or one of torchvision's, for
+            protocols that change pixels; the data set may have it as its attribute ``normalisation`` instead. For a named data set,
+            how images are normalised for your own nets.
         settings: further settings of the protocol.
 
     Returns:
         One row per (image, model, method, seed): ``image_id``, ``model``, ``method``, ``target`` (the class explained), ``score`` (NaN
-        where undefined), and the protocol's other columns; the same as :func:`load_records` of ``output``. With ``dry_run`` the plan. A run
-        of more than a million records is not read into memory: its folder is returned, which :func:`rank`, :func:`paired_differences` and
-        the other statistics take as well, and of which :func:`load_records` reads what is asked for.
+        where undefined), and the protocol's other columns; :func:`load_records` reads the same from ``output``. With ``dry_run`` the plan.
+        A run of more than a million records is not read into memory: its folder is returned instead, which :func:`rank`,
+        :func:`paired_differences` and the other statistics accept, and from which :func:`load_records` reads a selection.
 
     Raises:
-        UnknownNameError: an unknown name, with the nearest match.
-        OldRecordsError: ``output`` holds records of another format, which are left alone.
-        MissingRecordsError: what was computed does not lie in ``output`` in the end.
-        WorkerError: a worker of ``scheduler`` has other code or versions, or does not see ``output`` and the cache.
-        ValueError, TypeError, OSError: anything else that cannot work, before any work is done.
-        MethodError: whatever a method of the user's raises; what was computed before is kept in ``output``.
+        UnknownNameError: for an unknown name, with the nearest match.
+        OldRecordsError: if ``output`` holds records of another format, which are left alone.
+        MissingRecordsError: if computed records are not in ``output`` at the end.
+        WorkerError: if a worker of ``scheduler`` has other code or versions, or does not see ``output`` and the cache.
+        ValueError, TypeError, OSError: for any other invalid argument, before any work is done.
+        MethodError: if a user's method raises; what was computed before is kept in ``output``.
 
     Warns:
-        UserWarning: once for each net that returns probabilities, that is not deterministic, that needs contiguous memory, or that a
-            protocol wants fine-tuned in-domain and that is not known to be; and for each method that is left out for such a reason.
+        UserWarning: once for each net that returns probabilities, is not deterministic, needs contiguous memory, or is not known to
+            be fine-tuned in-domain although the protocol requires it; and for each method that is left out for such a reason.
     """
     as_seeds(seed)
     if output is not None and str(output) in ("", "."):
@@ -169,7 +168,7 @@ def evaluate(
             as_seeds(seed),
             settings={"grid": grid, "baseline": baseline, **settings},
             checkpoints=checkpoints or {},
-            device=device if scheduler is None else "cpu",  # the caller's machine may have no more than that; the workers are asked below
+            device=device if scheduler is None else "cpu",  # the caller's machine may have no GPU; the workers' device is set below
             precision=precision,
             batch_size=batch_size,
             shard=shard,
@@ -206,7 +205,7 @@ def evaluate(
 
 
 def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd.DataFrame | Path:
-    """Everything after planning."""
+    """Compute and commit what a plan lacks."""
     if folder is None:
         there: There = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
         check_jobs(plan, range(len(plan.jobs)))
@@ -223,7 +222,7 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd
 
 
 def _state(plan: Plan, folder: Path) -> tuple[Folder, Plan, There]:
-    """A folder, the plan with the checkpoints that are known, and what there is of it."""
+    """Return a folder's state, the plan with the known checkpoints, and the blocks that exist."""
     state = Folder(folder, record_cache())
     plan = with_weights(plan, state.checkpoints)
     return state, plan, state.find(plan)
@@ -234,12 +233,12 @@ def _content_of(path: Path) -> bytes:
 
 
 def _tasks(plan: Plan, there: There, folder: Path | None) -> list[Task]:
-    """What is to be done, in the order of the jobs."""
+    """Return the tasks that remain, in the order of the jobs."""
     return [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, there[number], folder and folder / "blocks")]
 
 
 def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, work: Work) -> Result:
-    """Compute what is lacking. Raises MissingRecordsError where something is lacking in the end that could have been read."""
+    """Compute the missing records. Raises MissingRecordsError if records of readable images are still missing at the end."""
     path = None if folder is None else folder.path
     tasks = _tasks(plan, there, path)
     if progress:
@@ -259,13 +258,13 @@ def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, w
     for task, outcome in zip(tasks, outcomes, strict=True):
         for unit, block in zip(task.units, outcome.blocks, strict=True) if outcome.blocks else ():
             if folder is not None and not Path(block.where).is_file():
-                raise MissingRecordsError(f"{block.where!r} is not there, although {outcome.worker} has written it: was it removed?")
+                raise MissingRecordsError(f"{block.where!r} is missing, although {outcome.worker} has written it: was it removed?")
             there[task.job][unit].append(block)
     return _result(plan, there, {image_id for outcome in outcomes for image_id in outcome.skipped}, folder is not None)
 
 
 def _trained(plan: Plan, there: There, folder: Folder | None, progress: bool, tasks: Sequence[Task], work: Work) -> tuple[There, Plan]:
-    """Train what the tasks need; only then it is known what the checkpoints hold, and with it where the records are."""
+    """Train the checkpoints that the tasks need: records are addressed by the content of checkpoints, which is not known before."""
     if numbers := [number for number in dict.fromkeys(task.job for task in tasks) if not plan.jobs[number].is_ready]:
         work[0](plan, numbers, progress)
         if folder is not None:
@@ -275,13 +274,13 @@ def _trained(plan: Plan, there: There, folder: Folder | None, progress: bool, ta
 
 
 def _result(plan: Plan, there: There, skipped: set[str], addressed: bool) -> Result:
-    """Where each record is to be taken from. Raises MissingRecordsError for one that is nowhere."""
+    """Return where each record is stored. Raises MissingRecordsError for a record that is nowhere."""
     covers, images, targets = [], {}, {}
     lost = 0
     for job, units in zip(plan.jobs, there, strict=True):
         wanted = wanted_images(job, addressed)
         labels = dict(zip(wanted, job.targets(job.indices), strict=True))
-        skipped |= {image_id for image_id, key in wanted.items() if not key}  # it could not be read when it was looked at
+        skipped |= {image_id for image_id, key in wanted.items() if not key}  # images without an address could not be read
         found = {unit: cover(blocks, unit.methods, wanted) for unit, blocks in units.items()}
         for unit, (_, lacking) in found.items():
             if lacking - skipped:
@@ -312,11 +311,11 @@ def _train_here(plan: Plan, numbers: Sequence[int], progress: bool) -> None:
 
 
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:
-    """Do the tasks one after the other in this process."""
+    """Run the tasks one after the other in this process."""
     outcomes = []
     source = Source(plan, {task.job for task in tasks})
-    for number, some in groupby(tasks, key=lambda task: task.job):
-        job, of_job = plan.jobs[number], list(some)
+    for number, group in groupby(tasks, key=lambda task: task.job):
+        job, of_job = plan.jobs[number], list(group)
         bar.set_postfix_str(job.model)
         with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
             sources = source.batches(job, of_job)
@@ -325,7 +324,7 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) 
 
 
 def announcement(plan: Plan, there: There, tasks: Sequence[Task], folder: Folder | None) -> str:
-    """What is going to be computed, in two or three lines."""
+    """Describe what will be computed, in two or three lines."""
     names = {name for job in plan.jobs for name in job.methods}
     models = list(dict.fromkeys(job.model for job in plan.jobs))
     seeds = list(dict.fromkeys(job.seed for job in plan.jobs))
@@ -339,11 +338,11 @@ def announcement(plan: Plan, there: There, tasks: Sequence[Task], folder: Folder
     training = plan.table().dropna(subset="epochs")
     if len(training):
         steps = int((training["epochs"] * training["images"]).sum())
-        lines.append(f"first {len(training)} training stage(s) that are not cached: {steps:,} images forward and backward")
+        lines.append(f"first, {len(training)} training stage(s) that are not cached: {steps:,} images forward and backward")
     to_do = len({(task.job, unit) for task in tasks for unit in task.units if unit.group is not None})
     records = sum(unit.group is not None for units in there for unit in units)
     left, taken = sum(task.passes for task in tasks), 0 if folder is None else folder.from_cache(there)
     if to_do < records or taken or left < sum(plan.announced):
         shared = f"; {taken} blocks are reused from other runs ({record_cache().folder})" if taken else ""
-        lines.append(f"{records - to_do} of {records} sets of records are there already{shared}; {left:,} passes left")
+        lines.append(f"{records - to_do} of {records} sets of records already exist{shared}; {left:,} passes left")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The folder of a run, from the side of the one who writes: which blocks there are already, in the folder and in the cache."""
+"""The folder of a run while it is written: which blocks already exist, in the folder and in the cache."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from idsds.evaluation.records import OldRecordsError, Run, write_manifest
 from idsds.evaluation.result import described
 from idsds.evaluation.run import wanted_images
 
-#: What each job's units are, and the blocks that there are of each.
+#: For each job, the existing blocks of each unit.
 There = list[dict[Unit, list[Block]]]
 
 
 def opened(folder: Path) -> Run | None:
-    """The complete run in a folder, if there is one. Raises OldRecordsError; a damaged manifest is named, and made again."""
+    """Return the complete run in a folder, or None. Raises OldRecordsError; a damaged manifest causes a warning, and None."""
     try:
         return Run.open(folder)
     except FileNotFoundError:
@@ -31,7 +31,7 @@ def opened(folder: Path) -> Run | None:
     except OldRecordsError:
         raise
     except DamagedFileError as error:
-        warnings.warn(f"{error}; what it said of the records is found out again", stacklevel=3)
+        warnings.warn(f"{error}; the manifest is written again", stacklevel=3)
         return None
 
 
@@ -51,11 +51,11 @@ class Folder:
 
     @property
     def checkpoints(self) -> Mapping[str, str]:
-        """By the key of a stage, the sha256 of the checkpoint that records in the folder were made with."""
+        """The sha256 of the checkpoints that the folder's records were made with, by key of the training stage."""
         return {} if self.run is None else self.run.manifest.get("checkpoints", {})
 
     def find(self, plan: Plan) -> There:
-        """What there is of a plan: in the folder, and in the cache where the folder lacks something."""
+        """Return the existing blocks of a plan: from the folder, and from the cache for what the folder lacks."""
         return [
             {unit: self._blocks(unit, images) for unit in plan.units(job, True)}
             for job, images in ((job, wanted_images(job, True)) for job in plan.jobs)
@@ -68,9 +68,9 @@ class Folder:
         return own
 
     def begin(self, plan: Plan, there: There) -> There:
-        """Prepare the folder for a run: bring over the blocks of the cache that it will use, and leave there what it lacks.
+        """Prepare the folder for a run: link the blocks of the cache that it will use, and add to the cache the blocks that it lacks.
 
-        What is complete stays so until there is a new manifest. Raises OSError, naming the file.
+        A complete run stays complete until the new manifest is written. Raises OSError, naming the file.
         """
         remove_abandoned(self.path, older_than=0)
         if self.run is None:
@@ -95,19 +95,19 @@ class Folder:
         ]
 
     def from_cache(self, there: There) -> int:
-        """How many of the blocks are those of other runs."""
+        """Return how many of the blocks come from other runs."""
         own = str(self.path) + os.sep
         return len({block.where for of_job in there for blocks in of_job.values() for block in blocks if not block.where.startswith(own)})
 
 
 def committed_blocks(run: Run) -> dict[str, list[Block]]:
-    """The records of a complete run as blocks, by address. A file that is damaged is named, and what was in it left out."""
-    found: dict[str, list[Block]] = {}
+    """Return the records of a complete run as blocks, by address. A damaged file causes a warning and is left out."""
+    committed: dict[str, list[Block]] = {}
     try:
         table = run.images()
     except DamagedFileError as error:
         warnings.warn(f"{error}; the records are computed again", stacklevel=4)
-        return found
+        return committed
     keys = dict(zip(table["image_id"].to_pylist(), table["key"].to_pylist(), strict=True))
     ids = list(keys)
     for kind in ("deletions", "scores"):
@@ -122,20 +122,20 @@ def committed_blocks(run: Run) -> dict[str, list[Block]]:
                     taken = {name: facts.get(name, 0) for name in ("forward", "backward", "seconds", "memory")}
                     load = partial(_columns_of, str(run.folder), entry["path"], number)
                     block = Block(facts["address"], images, methods, load, **taken, where=str(run.folder / entry["path"]))
-                    found.setdefault(block.address, []).append(block)
+                    committed.setdefault(block.address, []).append(block)
             except DamagedFileError as error:
                 warnings.warn(f"{error}; what was in it is computed again", stacklevel=4)
-    return found
+    return committed
 
 
 def _columns_of(folder: str, path: str, number: int) -> pa.Table:
-    """The columns of a part of a run, as those of a block."""
+    """Return the columns of a part of a run, in the form of a block's columns."""
     run = Run.open(folder)
     entry = next(entry for entry in run.manifest["files"] if entry["path"] == path)
     return run.part(entry, number, entry["columns"]).drop_columns("image")
 
 
 def share_again(block: Block, cache: Store) -> None:
-    """Leave what the folder has in a cache that has nothing of it. A cache that cannot be written stops nothing."""
+    """Add a block of the folder to a cache that lacks it. A cache that cannot be written is ignored."""
     with suppress(OSError):
         cache.write(block)

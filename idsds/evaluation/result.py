@@ -1,4 +1,4 @@
-"""What a run came to: where each record is taken from, and what the manifest says of the plan."""
+"""The result of a run: where each record is stored, and what the manifest says about the plan."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from idsds.evaluation.records import KEYS, Content, Part, ordered
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: for every job and unit the blocks to take each image from, and what could not be read.
+    """The result of a run: for every job and unit the blocks to take each image from, and which images could not be read.
 
     Args:
-        plan: what was asked for.
-        covers: for each job, by unit.
-        images: by id, the address of each image that has records, in the fixed order.
-        targets: by id, the label of each.
+        plan: of the run.
+        covers: the blocks to use, for each job, by unit.
+        images: addresses of the images that have records, by id, in the fixed order.
+        targets: labels of these images, by id.
         skipped: ids of the images that the data set could not read.
     """
 
@@ -38,21 +38,21 @@ class Result:
 
     @cached_property
     def place(self) -> dict[str, int]:
-        """The place of each image."""
+        """The position of each image in the fixed order, by id."""
         return {image_id: number for number, image_id in enumerate(self.images)}
 
     @property
     def members(self) -> Iterator[tuple[Job, Unit, Cover]]:
-        """Every unit of every job."""
+        """Every unit of every job, with its blocks."""
         for job, units in zip(self.plan.jobs, self.covers, strict=True):
-            for unit, found in units.items():
-                yield job, unit, found
+            for unit, cover in units.items():
+                yield job, unit, cover
 
-    def assembled(self, job: Job, unit: Unit, found: Cover) -> Iterator[Part]:
-        """The parts of a unit, each with all its rows in memory; what the unit took stands with the first of them.
+    def assembled(self, job: Job, unit: Unit, cover: Cover) -> Iterator[Part]:
+        """Yield the parts of a unit, each with all rows in memory. The first part carries the cost of the unit, the others zero.
 
         Raises:
-            DamagedFileError: naming the file of a block that is not what it was.
+            DamagedFileError: if a block's file has changed, naming it.
         """
         grid = self.plan.grids[unit.grid].get("grid")
         loaded: dict[int, pa.Table] = {}
@@ -63,11 +63,11 @@ class Result:
             return loaded[id(block)]
 
         took = {"forward": 0.0, "backward": 0.0, "seconds": 0.0, "memory": 0.0}
-        for block, image_ids in next(iter(found.values()), []):
+        for block, image_ids in next(iter(cover.values()), []):
             for name in ("forward", "backward", "seconds"):
                 took[name] += getattr(block, name) * len(image_ids) / len(block.images)
             took["memory"] = max(took["memory"], block.memory)
-        for method, picks in found.items():
+        for method, picks in cover.items():
             if picks:
                 table = gathered([(replace(block, load=partial(once, block)), image_ids) for block, image_ids in picks], method, self.place)
                 names = tuple(name for name in table.column_names if name not in KEYS)
@@ -75,7 +75,7 @@ class Result:
                 took = dict.fromkeys(took, 0.0)
 
     def content(self) -> Content:
-        """All records, in memory."""
+        """Return all records, in memory."""
         plan, parts = self.plan, [part for member in self.members for part in self.assembled(*member)]
         models = {(job.model, job.seed): number for number, job in enumerate(plan.jobs)}
         return Content(
@@ -97,18 +97,18 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 
 def plain_settings(plan: Plan) -> dict[str, Any]:
-    """The settings that are stored; what is a tensor is part of the address alone."""
+    """Return the settings to store with the records; tensors only enter the address."""
     quantity = {} if plan.quantity is None else {"quantity": str(plan.quantity)}
     return {name: _in_a_cell(value) for name, value in plan.settings.items() if not isinstance(value, Tensor)} | quantity
 
 
 def _in_a_cell(setting: Any) -> Any:
-    """A setting as one value of a column: a mapping or a sequence (but several grids) as JSON."""
+    """Return a setting as one value of a column: mappings and lists as JSON."""
     return json.dumps(setting) if isinstance(setting, (Mapping, list)) else setting
 
 
 def described(plan: Plan) -> dict[str, Any]:
-    """What the manifest says of a plan."""
+    """Return the plan's entries in the manifest."""
     return {
         "protocol": plan.protocol.name,
         "direction": plan.protocol.direction,

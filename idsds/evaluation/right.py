@@ -1,4 +1,4 @@
-"""How many images the models of a run get right."""
+"""The number of images that the models of a run classify correctly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from idsds.evaluation.records import Run
 
 
 def images_right(run: Run, ledger: pa.Table) -> dict[str, Any]:
-    """How many images each model gets right, where its predictions are known; on how many all methods are defined, and all models right."""
+    """Count the images that each model classifies correctly, that have defined scores of all methods, and that fulfil both for all models."""
     content, right = run.content(), []
     known = not content.predicted and all("prediction" in part.columns for part in content.prepared)
-    for part in content.prepared if known else ():  # a prediction that is explained is no label to be right about
+    for part in content.prepared if known else ():  # with target="prediction" there are no labels to compare with
         table = part.load(["prediction"])
         places = table["image"].to_numpy()
         good = places[table["prediction"].to_numpy() == content.targets[places]]

@@ -1,4 +1,4 @@
-"""Some images of one model, from pixels to blocks of columns and records."""
+"""Compute the blocks of columns and records of some images for one model."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from idsds.models.quantity import explaining
 from idsds.protocols import Batch
 
 Advance = Callable[[int], Any]
-#: Columns by name, of a batch or of a block.
+#: Columns of a batch or a block, by name.
 Columns = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images of one job for which the same is to be computed.
+    """Images of one job for which the same units are to be computed.
 
     Args:
         job: number of the job in the plan.
-        indices: the images.
-        images: by id, the address of each.
-        units: what is to be computed.
-        stored: by number of the grid, the blocks of method-independent columns that are there already.
-        folder: where the blocks go; None to hand them back.
-        passes: how many it takes, as far as they are known.
+        indices: of the images in the data set.
+        images: addresses of the images, by id.
+        units: to compute.
+        stored: existing blocks of method-independent columns, by number of the grid.
+        folder: where the blocks are written; None returns them.
+        passes: number of passes, as far as it is known.
     """
 
     job: int
@@ -59,12 +59,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task.
+    """The outcome of a task.
 
     Args:
-        blocks: one for each unit; none where no image could be read.
-        skipped: ids of the images that the data set said it could not read.
-        worker: who did it, for messages.
+        blocks: one for each unit; empty if no image could be read.
+        skipped: ids of the images that the data set reported as unreadable.
+        worker: the process that ran the task, for messages.
     """
 
     blocks: tuple[Block, ...]
@@ -73,23 +73,23 @@ class Outcome:
 
 
 def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], folder: Path | None) -> Iterator[Task]:
-    """What a job lacks, cut into tasks of at most ``plan.shard`` images.
+    """Yield what a job lacks as tasks of at most ``plan.shard`` images.
 
     Args:
         plan: the whole evaluation.
         number: of the job.
-        there: the job's units, each with the blocks that there are.
-        folder: for the blocks to come; None where nothing is kept on disk, and images need no address.
+        there: the existing blocks of each of the job's units.
+        folder: for the new blocks; None if nothing is kept on disk, so that images need no address.
     """
     job = plan.jobs[number]
-    wanted = wanted_images(job, folder is not None)
-    known = list(wanted.items())
-    lacking = {unit: cover(blocks, unit.methods, wanted)[1] for unit, blocks in there.items()}
+    addresses = wanted_images(job, folder is not None)
+    known = list(addresses.items())
+    lacking = {unit: cover(blocks, unit.methods, addresses)[1] for unit, blocks in there.items()}
     columns = {unit.grid: blocks for unit, blocks in there.items() if unit.group is None}
     for start in range(0, len(known), plan.shard):
-        some = range(start, min(start + plan.shard, len(known)))
-        # An image without an address could not be read when it was looked at.
-        for units, same in groupby(some, key=lambda i: tuple(u for u in there if known[i][0] in lacking[u]) if known[i][1] else ()):
+        shard = range(start, min(start + plan.shard, len(known)))
+        # An image without an address could not be read.
+        for units, same in groupby(shard, key=lambda i: tuple(u for u in there if known[i][0] in lacking[u]) if known[i][1] else ()):
             places = list(same)
             images = dict(known[i] for i in places)
             if not units:
@@ -101,7 +101,7 @@ def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], fol
 
 
 def wanted_images(job: Job, addressed: bool) -> dict[str, str]:
-    """By id, the address of each image of a job, in the fixed order; the id itself where nothing is kept on disk."""
+    """Return the addresses of a job's images by id, in the fixed order; the ids themselves if nothing is kept on disk."""
     return job.images(job.indices) if addressed else {image_id: image_id for image_id in job.ids(job.indices)}
 
 
@@ -110,7 +110,7 @@ def _covering(blocks: Sequence[Block], images: Mapping[str, str]) -> tuple[Block
 
 
 def _once(units: Sequence[Unit]) -> list[Unit]:
-    """The units without those of further grids of a group: its maps serve all of them."""
+    """Return the units without further grids of the same group, since they share its maps."""
     first: dict[Any, Unit] = {}
     for unit in units:
         first.setdefault(("columns", unit.grid) if unit.group is None else unit.group, unit)
@@ -118,12 +118,12 @@ def _once(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _passes(plan: Plan, job: Job, unit: Unit) -> int:
-    """Per image, as far as they are known."""
+    """Return the passes per image, as far as they are known."""
     return sum(plan.prepare_passes(plan.grids[unit.grid])) if unit.group is None else sum(job.passes[unit.group] or (0, 0))
 
 
 class _Making:
-    """What is computed for a block, batch by batch."""
+    """A block that is being computed, batch by batch."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
@@ -133,7 +133,7 @@ class _Making:
 
     @contextmanager
     def computing(self, model: nn.Module, batch: Batch) -> Iterator[None]:
-        """A batch is computed: count its passes and seconds, and the memory of the first."""
+        """Count the passes and seconds of a batch, and measure the memory of the first."""
         device = batch.images.device
         with nullcontext(Peak()) if self.image_ids else peak_memory(str(device)) as peak:
             begun = time.perf_counter()
@@ -143,12 +143,12 @@ class _Making:
         self.memory = max(self.memory, peak.bytes / len(batch.images))
 
     def add(self, columns: Sequence[Columns], image_ids: Sequence[str]) -> None:
-        """The columns of a batch, for each method."""
-        self.parts.append([{name: as_array(values) for name, values in some.items()} for some in columns])
+        """Append the columns of a batch, one set per method."""
+        self.parts.append([{name: as_array(values) for name, values in of_method.items()} for of_method in columns])
         self.image_ids += image_ids
 
     def block(self, images: Mapping[str, str]) -> Block:
-        """All batches, method by method; ``images`` are the addresses by id."""
+        """Return all batches as a block, method by method; ``images`` are the addresses by id."""
         table = as_table([part[number] for number in range(len(self.parts[0])) for part in self.parts])
         taken = {"forward": self.counter.forward, "backward": self.counter.backward, "seconds": self.seconds, "memory": self.memory}
         kept = {image_id: images[image_id] for image_id in self.image_ids}
@@ -164,7 +164,7 @@ class Source:
 
     Args:
         plan: the settings.
-        jobs: numbers of the jobs that will be done; if several take the same images, these are kept as long as there is room.
+        jobs: numbers of the jobs that will run; images that several jobs use are kept as long as memory allows.
     """
 
     def __init__(self, plan: Plan, jobs: Collection[int]) -> None:
@@ -172,7 +172,7 @@ class Source:
         self.known: dict[Any, Decoded] = {}
 
     def batches(self, job: Job, tasks: Sequence[Task]) -> Iterator[Iterator[Images]]:
-        """Yield the batches of each task of a job, all of which are read ahead."""
+        """Yield the batches of each task of a job; all are loaded ahead."""
         size = batch_size(self.plan, job)
         cut = [[task.indices[start : start + size] for start in range(0, len(task.indices), size)] for task in tasks]
         every = self._of(job).batches(chain.from_iterable(cut), self.plan.workers, pin=self.plan.device == "cuda")
@@ -182,7 +182,7 @@ class Source:
     def _of(self, job: Job) -> Decoded:
         if job.own_images is not None:
             return job.own_images.dataset  # type: ignore[return-value]
-        # Nets that differ in their normalisation alone share images; those of another size or crop have their own.
+        # Nets that differ only in their normalisation share images; nets with another size or crop have their own.
         key = (*job.data[:2], *job.data[3:]) if isinstance(job.data, tuple) else id(job.data)
         if key not in self.known:
             self.known[key] = Decoded(job.dataset, None if self.several else 0)
@@ -192,21 +192,21 @@ class Source:
 def run_task(
     plan: Plan, task: Task, model: nn.Module, advance: Advance = lambda passes: None, source: Iterator[Images] | None = None
 ) -> Outcome:
-    """Compute the blocks of a task, and write them where the run has a folder.
+    """Compute the blocks of a task, and write them if the run has a folder.
 
     Args:
         plan: the settings.
-        task: what to compute.
+        task: to run.
         model: the loaded model, on the device.
-        advance: called with the number of passes done, after each batch and computation.
-        source: its batches; None reads them.
+        advance: called with the number of completed passes, after each batch and computation.
+        source: the task's batches; None loads them.
     """
     source = next(Source(plan, [task.job]).batches(plan.jobs[task.job], [task])) if source is None else source
     making = {(unit.group, unit.grid): _Making(unit) for unit in task.units}
     try:
         with explaining(model, plan.quantity):
             _run_batches(plan, task, (model, torch.compile(model) if plan.compiled else model), source, making, advance)
-    except BaseException:  # what was computed before is kept
+    except BaseException:  # keep what was computed before
         _kept(task, [made.block(task.images) for made in making.values() if made.image_ids])
         raise
     blocks = tuple(made.block(task.images) for made in making.values() if made.image_ids)
@@ -222,7 +222,7 @@ def _run_batches(
     making: Mapping[tuple[int | None, int], _Making],
     advance: Advance,
 ) -> None:
-    """Compute what a task lacks, batch by batch; ``models`` are the net and, for what no method depends on, the compiled one."""
+    """Compute the units of a task, batch by batch; ``models`` are the net and its compiled form for the method-independent columns."""
     job, (model, preparer) = plan.jobs[task.job], models
     groups = [unit for unit in _once(task.units) if unit.group is not None]
     methods = {unit.group: job.create_methods(model, unit.methods) for unit in groups}
@@ -241,14 +241,14 @@ def _run_batches(
         for unit in groups:
             grids = [other.grid for other in task.units if other.group == unit.group]
             with making[unit.group, unit.grid].computing(model, batch), autocast(plan):
-                found = score(plan, job, model, methods[unit.group], batch, prepared, grids)
-            for grid, columns in found.items():
+                scores = score(plan, job, model, methods[unit.group], batch, prepared, grids)
+            for grid, columns in scores.items():
                 making[unit.group, grid].add(columns, image_ids)
             advance(_passes(plan, job, unit) * len(image_ids))
 
 
 def _kept(task: Task, blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """The blocks, written to the run's folder and left in the cache; without a folder, as they are."""
+    """Write the blocks to the run's folder and the cache, and return them as stored; without a folder, return them unchanged."""
     if task.folder is None:
         return tuple(blocks)
     store, cache = Store(task.folder), record_cache()
@@ -259,7 +259,7 @@ def _kept(task: Task, blocks: Sequence[Block]) -> tuple[Block, ...]:
 
 
 class _Stored:
-    """Method-independent columns that are there already."""
+    """Method-independent columns that were computed before."""
 
     def __init__(self, blocks: Sequence[Block], device: str) -> None:
         self.place = {image_id: number for number, image_id in enumerate(image_id for block in blocks for image_id in block.images)}
@@ -268,13 +268,13 @@ class _Stored:
         self.device = device
 
     def rows(self, image_ids: Sequence[str]) -> Columns:
-        """Those of some images, as tensors."""
-        some = self.table.take(pa.array([self.place[image_id] for image_id in image_ids]))
-        return {name: torch.from_numpy(np.array(as_values(some[name]))).to(self.device) for name in some.column_names}
+        """Return the columns of some images as tensors."""
+        table = self.table.take(pa.array([self.place[image_id] for image_id in image_ids]))
+        return {name: torch.from_numpy(np.array(as_values(table[name]))).to(self.device) for name in table.column_names}
 
 
 def prepare(plan: Plan, job: Job, model: nn.Module, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The method-independent columns of a batch for one grid; with ``target`` where the class to explain is the model's prediction."""
+    """Return the method-independent columns of a batch for one grid, with a column ``target`` if the model's prediction is explained."""
     columns: dict[str, Tensor] = {}
     if plan.target == "prediction":
         columns["target"] = predictions(model, batch.images)
@@ -285,7 +285,7 @@ def prepare(plan: Plan, job: Job, model: nn.Module, batch: Batch, settings: Mapp
 def score(
     plan: Plan, job: Job, model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Sequence[Columns], grids: Sequence[int]
 ) -> dict[int, list[Columns]]:
-    """The protocol's columns of a batch, by number of the grid a set for each method; ``prepared`` has those of all grids."""
+    """Return the protocol's columns of a batch for each method, by number of the grid; ``prepared`` has the columns of all grids."""
     if plan.target == "prediction":
         batch = replace(batch, targets=prepared[grids[0]]["target"])
         prepared = [{name: values for name, values in columns.items() if name != "target"} for columns in prepared]
@@ -298,33 +298,33 @@ def score(
             judged = methods if len(grids) == 1 else held(methods, part)
             for grid in grids:
                 ready = {name: values[some] for name, values in prepared[grid].items()}
-                found = plan.protocol.function(model, judged, part, ready, **plan.grids[grid])
+                scores = plan.protocol.function(model, judged, part, ready, **plan.grids[grid])
                 for method, columns in zip(methods, parts[grid], strict=True):
-                    columns.append({name: as_array(values) for name, values in found[method.name].items()})
+                    columns.append({name: as_array(values) for name, values in scores[method.name].items()})
         return {grid: [joined(columns) for columns in of_methods] for grid, of_methods in parts.items()}
 
     return halving(judge, len(batch.images))[0]
 
 
 class _Held(Method):
-    """A method whose maps of a batch are known already; any other images it explains anew."""
+    """A method that returns precomputed maps for one batch, and explains any other images as usual."""
 
     def __init__(self, method: Method, images: Tensor, maps: Tensor) -> None:
-        def explain(_model: nn.Module, asked: Tensor, targets: Tensor, *, maps: Tensor) -> Tensor:
-            return maps if asked is images else method(asked, targets)
+        def explain(_model: nn.Module, batch: Tensor, targets: Tensor, *, maps: Tensor) -> Tensor:
+            return maps if batch is images else method(batch, targets)
 
         entry = MethodEntry(name=method.name, function=explain, family=method.entry.family, passes=Passes(0))
         super().__init__(method.name, method.model, seed=method.seed, entry=entry, maps=maps)
 
 
 def held(methods: Sequence[Method], batch: Batch) -> list[Method]:
-    """The methods with their maps of a batch computed once, for a protocol that asks for them several times."""
+    """Return the methods with precomputed maps of a batch, for several runs of the protocol on it."""
     maps = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
     return [_Held(method, batch.images, maps[method.name]) for method in methods]
 
 
 def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Sequence[str]) -> Batch:
-    """A batch on the plan's device, in its layout, with what its pixels were normalised by where that is known."""
+    """Return a batch on the plan's device, in its memory format, with its normalisation if that is known."""
     normalisation = getattr(job.dataset, "normalisation", None)
     images = images.to(plan.device, job.facts.dtype if job.facts else torch.float32, non_blocking=True)
     images, targets = images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device)
@@ -346,20 +346,20 @@ def _companions(data: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 
 def batch_size(plan: Plan, job: Job) -> int:
-    """Images per batch: as asked for, or bounded by memory."""
+    """Return the images per batch: as set in the plan, or chosen by the free memory."""
     if plan.batch_size is not None:
         return plan.batch_size
     return default_batch(two_images(job.dataset, job.indices)[:1].to(plan.device))
 
 
 def autocast(plan: Plan) -> torch.autocast:
-    """The precision of a plan."""
+    """Return the autocast context for the precision of a plan."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(plan.precision, torch.float32)
     return torch.autocast(plan.device, dtype=dtype, enabled=plan.precision != "32-true")
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Values of a batch, (B,) or (B, n), on the CPU."""
+    """Return the values of a batch, (B,) or (B, n), as an array on the CPU."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -367,12 +367,12 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def joined(parts: Sequence[Columns]) -> Columns:
-    """Columns of several batches, one after the other."""
+    """Return the concatenated columns of several batches."""
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def as_table(parts: Sequence[Columns]) -> pa.Table:
-    """Columns of several batches, (B,) or (B, n), as typed columns: lists of n have a fixed size."""
+    """Return the columns of several batches, (B,) or (B, n), as a table; (B, n) becomes fixed-size lists."""
     columns = {}
     for name, values in joined(parts).items():
         flat = pa.array(values.reshape(-1) if values.ndim > 1 else values)
@@ -381,7 +381,7 @@ def as_table(parts: Sequence[Columns]) -> pa.Table:
 
 
 class PassCounter:
-    """Images that went forward through a model, and images whose logits were differentiated."""
+    """Counts the images of forward passes through a model, and the images whose logits were differentiated."""
 
     def __init__(self) -> None:
         self.forward = self.backward = 0

@@ -1,4 +1,4 @@
-"""A plan whose nets are stages of training: what their checkpoints hold, and the device that they are trained for."""
+"""Plans whose nets are training stages: the content of their checkpoints, and the device that they are trained for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from idsds.training.checkpoints import Stage
 
 
 def with_weights(plan: Plan, known: Mapping[str, str] | None = None) -> Plan:
-    """The plan with the content of its checkpoints, which is a part of the records' addresses.
+    """Return the plan with the hashes of its checkpoints, which are part of the records' addresses.
 
     Args:
-        plan: whose checkpoints may have been trained in the meantime.
-        known: by the key of a stage, the sha256 of a checkpoint that is no longer in the cache.
+        plan: whose checkpoints may have been trained since it was made.
+        known: the sha256 of checkpoints that are no longer in the cache, by key of the stage.
     """
 
     def weighed(job: Job) -> Job:
@@ -26,7 +26,7 @@ def with_weights(plan: Plan, known: Mapping[str, str] | None = None) -> Plan:
 
 
 def on_device(plan: Plan, device: str) -> Plan:
-    """The plan for a device that is not this process's: that of a cluster's workers."""
+    """Return the plan for the device of a cluster's workers, which may differ from this process's."""
 
     def moved(stage: Stage) -> Stage:
         return replace(stage, device=device, start=moved(stage.start) if stage.start else None)

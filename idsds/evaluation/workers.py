@@ -1,4 +1,4 @@
-"""Whether the workers of a cluster compute what the caller would: with the same code and versions, and on the same disk."""
+"""Check that the workers of a cluster compute the same as the caller: with the same code and versions, and on the same disk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from idsds.common.hashing import package_digest, versions
 if TYPE_CHECKING:
     from dask.distributed import Client
 
-#: Seconds in which a file that one machine has written is to be seen by another: network disks are slow to tell.
+#: Seconds until a file written by one machine must be visible to another: network disks are slow to synchronise.
 PATIENCE = 5.0
 
 
 class WorkerError(RuntimeError):
-    """A worker that would not compute what the caller would, or not where. The message names it and all that differs."""
+    """A worker does not match the caller's code, versions or disk. The message names the worker and every difference."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Caller:
     Args:
         code: a hash of the package's source.
         versions: of Python and all packages that compute numbers.
-        tokens: by path, what stands in a file that the caller has written to a folder that all must share.
+        tokens: content of the files that the caller has written to the shared folders, by path.
     """
 
     code: str
@@ -43,10 +43,10 @@ class Caller:
 
 @contextmanager
 def caller(folders: Sequence[Path]) -> Iterator[Caller]:
-    """This process, as its workers must find it; while the block lasts, a small file lies in each of the folders.
+    """Yield what workers must have in common with this process. Inside the block each folder contains a small file to check for.
 
     Raises:
-        OSError: naming a folder that cannot be written.
+        OSError: if a folder cannot be written, naming it.
     """
     tokens = {str(folder / f".shared.{uuid.uuid4().hex}.part"): uuid.uuid4().hex for folder in folders}
     try:
@@ -61,18 +61,18 @@ def caller(folders: Sequence[Path]) -> Iterator[Caller]:
 
 
 def differences(expected: Caller) -> list[str]:
-    """What this process has not in common with the caller, a sentence each."""
-    found = []
+    """Return how this process differs from the caller, one clause per difference."""
+    faults = []
     if package_digest() != expected.code:
-        found.append(f"its code of idsds is another ({package_digest()}, the caller has {expected.code})")
+        faults.append(f"its idsds source differs ({package_digest()}, the caller has {expected.code})")
     own = versions()
     for name, version in expected.versions.items():
         if own.get(name) != version:
-            found.append(f"it has {name} {own.get(name)}, the caller has {version}")
+            faults.append(f"it has {name} {own.get(name)}, the caller has {version}")
     for path, content in expected.tokens.items():
         if not _is_there(Path(path), content):
-            found.append(f"it does not see what the caller has written to {os.path.dirname(path)!r}: that folder must be on a shared disk")
-    return found
+            faults.append(f"it does not see what the caller has written to {os.path.dirname(path)!r}: that folder must be on a shared disk")
+    return faults
 
 
 def _is_there(path: Path, content: str) -> bool:
@@ -86,33 +86,33 @@ def _is_there(path: Path, content: str) -> bool:
 
 
 def check_worker(expected: Caller) -> None:
-    """Raise WorkerError where this process, which is a worker, differs from the caller."""
-    if found := differences(expected):
-        raise WorkerError(f"{worker_name()} cannot be used: {'; '.join(found)}")
+    """Raise WorkerError if this worker process differs from the caller."""
+    if faults := differences(expected):
+        raise WorkerError(f"{worker_name()} cannot be used: {'; '.join(faults)}")
 
 
 def check_workers(client: Client, expected: Caller) -> None:
-    """Compare all workers that there are. Those that come later compare themselves, before their first task.
+    """Compare all connected workers with the caller. Workers that connect later check themselves before their first task.
 
     Raises:
-        WorkerError: naming each that differs.
+        WorkerError: if workers differ, naming each of them.
     """
     answers = client.run(differences, expected, on_error="return")
     faults = [
-        f"worker {address}: {'; '.join(found) if isinstance(found, list) else f'{type(found).__name__}: {found}'}"
-        for address, found in answers.items()
-        if found
+        f"worker {address}: {'; '.join(answer) if isinstance(answer, list) else f'{type(answer).__name__}: {answer}'}"
+        for address, answer in answers.items()
+        if answer
     ]
     if faults:
         raise WorkerError(f"{len(faults)} of {len(answers)} workers cannot be used. {' | '.join(faults)}")
 
 
 def worker_name() -> str:
-    """This worker, for messages: its address, process and machine."""
+    """Return the address, process and machine of this worker, for messages."""
     from dask.distributed import get_worker
 
     where = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         return f"worker {get_worker().address} ({where})"
-    except ValueError:  # it is none
+    except ValueError:  # not a worker
         return where

@@ -206,13 +206,13 @@ def test_what_is_reused_is_announced(run, tmp_path, capsys):
     run.seen.clear()  # it is within reach of what is patched here, and so a part of every address
     idsds.evaluate(**arguments, images=12, output=tmp_path / "b")
     said = capsys.readouterr().out
-    assert "3 of 3 sets of records are there already; 4 blocks are reused from other runs" in said
+    assert "3 of 3 sets of records already exist; 4 blocks are reused from other runs" in said
     assert str(tmp_path / "cache" / "records") in said
     assert "; 0 passes left" in said
     run.seen.clear()
     idsds.evaluate(**arguments, images=20, output=tmp_path / "c")
     said = capsys.readouterr().out
-    assert "0 of 3 sets of records are there already; 4 blocks are reused from other runs" in said
+    assert "0 of 3 sets of records already exist; 4 blocks are reused from other runs" in said
     assert f"; {8 * 27} passes left" in said
 
 

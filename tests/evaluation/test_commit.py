@@ -81,7 +81,7 @@ def test_what_vanishes_in_the_middle_is_missed_by_name(tmp_path, monkeypatch, wh
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "run_task", spoil)
-        with pytest.raises(MissingRecordsError, match=r"blocks/.*parquet' is not there, although this process has written it"):
+        with pytest.raises(MissingRecordsError, match=r"blocks/.*parquet' is missing, although this process has written it"):
             evaluate(folder)
     with pytest.raises(FileNotFoundError):
         idsds.load_records(folder)

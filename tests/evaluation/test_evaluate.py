@@ -456,7 +456,7 @@ class Pair(Linear):
     [
         (Linear(classes=3), own_data(), r"the target of image '\d+' is [34], but 'net' has 3 classes"),
         (Linear(), TensorDataset(own_data().tensors[0], -torch.ones(12, dtype=torch.long)), "is -1, but 'net' has 5 classes"),
-        (Linear(), Named(*own_data().tensors), r"6 image id\(s\) of the data set are there more than once, the first is 'image \d'"),
+        (Linear(), Named(*own_data().tensors), r"6 image id\(s\) occur more than once in the data set, the first is 'image \d'"),
         (Pair(), own_data(), r"(?s)'net' must return logits \(B, K\); .* returns a tuple of 2.*self.net\(images\)\[0\]"),
     ],
 )

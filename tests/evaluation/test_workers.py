@@ -86,7 +86,7 @@ def test_the_code_is_that_of_every_file(tmp_path, monkeypatch):
 def test_other_code_is_named_before_any_work(client, changed, tmp_path):
     changed("idsds.evaluation.workers", "package_digest", lambda: "another")
     with pytest.raises(
-        WorkerError, match=r"1 of 1 workers cannot be used. worker tcp://.*its code of idsds is another \(another, the caller"
+        WorkerError, match=r"1 of 1 workers cannot be used. worker tcp://.*its idsds source differs \(another, the caller"
     ):
         idsds.evaluate(**given(), output=tmp_path / "run", scheduler=client)
     assert not list(tmp_path.rglob("*.parquet"))
@@ -118,7 +118,7 @@ def test_another_file_under_the_same_name_is_another_disk(tmp_path, monkeypatch)
 def test_a_worker_that_comes_later_compares_itself_before_it_reads_the_plan():
     with caller([]) as expected:
         content = pickle.dumps((workers.Caller("another", expected.versions, {}), b"no pickle at all"))
-    with pytest.raises(WorkerError, match=rf"process {os.getpid()} on .* cannot be used: its code of idsds is another"):
+    with pytest.raises(WorkerError, match=rf"process {os.getpid()} on .* cannot be used: its idsds source differs"):
         cluster._opened(content)
     assert cloudpickle.loads(content)[1] == b"no pickle at all"
 
@@ -140,7 +140,7 @@ def test_records_that_a_worker_wrote_elsewhere_are_missed_by_name(client, change
     client.run(patch)
     try:
         with pytest.raises(
-            MissingRecordsError, match=r"gone\.parquet' is not there, although worker tcp://.*\(process \d+ on .*has written it"
+            MissingRecordsError, match=r"gone\.parquet' is missing, although worker tcp://.*\(process \d+ on .*has written it"
         ):
             idsds.evaluate(**given(), output=tmp_path / "run", scheduler=client)
     finally:
@@ -182,7 +182,7 @@ def test_tls_reaches_the_jobs_of_slurm(certificate):
         assert made.scheduler_address.startswith("tls://")
     for wanted in ("tls://", f"--tls-ca-file {certificate['ca_file']}", f"--tls-key {certificate['key']}"):
         assert wanted in script
-    with pytest.raises(ValueError, match="key is 'nowhere', which is no file"):
+    with pytest.raises(ValueError, match="key is 'nowhere', which is not a file"):
         cluster.slurm({"tls": {**certificate, "key": "nowhere"}})
     with pytest.raises(idsds.common.registry.UnknownNameError, match="Did you mean 'cert'"):
         cluster.slurm({"tls": {"certs": "x"}})

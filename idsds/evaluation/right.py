@@ -10,7 +10,7 @@ from idsds.evaluation.records import Run
 
 
 def images_right(run: Run, ledger: pa.Table) -> dict[str, Any]:
-    """Count the images that each model classifies correctly, that have defined scores of all methods, and that fulfil both for all models."""
+    """Count the images that each model classifies correctly, those on which every method is defined, and those with both for all models."""
     content, right = run.content(), []
     known = not content.predicted and all("prediction" in part.columns for part in content.prepared)
     for part in content.prepared if known else ():  # with target="prediction" there are no labels to compare with

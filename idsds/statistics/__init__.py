@@ -1,7 +1,7 @@
 """From records to results with their uncertainty: means, paired comparisons, rankings with ties, agreement between images.
 
-Every function takes records (a tidy pandas frame, one row per image, model, method and setting) and returns a tidy frame. Each interval
-says in its ``interval`` column what it covers: images alone, or training seeds and images. Undefined (NaN) scores are counted, never lost.
+Every function takes records (a tidy pandas frame, one row per image, model, method and setting) and returns a tidy frame. The column
+``interval`` says what each interval covers: images only, or training seeds and images. Undefined (NaN) scores are counted, never dropped.
 """
 
 from idsds.statistics.agreement import kendalls_w, krippendorffs_alpha

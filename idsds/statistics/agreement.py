@@ -69,12 +69,12 @@ def krippendorffs_alpha(records: Records, confidence: float = 0.95, resamples: i
 
         def alpha(sums: np.ndarray) -> np.ndarray:
             chosen = sums.reshape(*sums.shape[:-1], methods, len(values))
-            given = chosen.sum(-2)  # (..., values)
-            coders, total = chosen.sum(-1), given.sum(-1)
-            middle = given.cumsum(-1) - given / 2
+            counts = chosen.sum(-2)  # (..., values)
+            coders, total = chosen.sum(-1), counts.sum(-1)
+            middle = counts.cumsum(-1) - counts / 2
             middle = (middle - total[..., None] / 2) / total[..., None]
             within = coders * np.einsum("...uv,...v->...u", chosen, middle**2) - np.einsum("...uv,...v->...u", chosen, middle) ** 2
-            between = total * (given * middle**2).sum(-1) - (given * middle).sum(-1) ** 2
+            between = total * (counts * middle**2).sum(-1) - (counts * middle).sum(-1) ** 2
             return (1 - (within / (coders - 1)).sum(-1) / (between / (total - 1)))[..., None]
 
         return features, alpha

@@ -1,4 +1,4 @@
-"""How good a classifier is, from its predictions: accuracy, F1 and precision, each with an interval over images; confusions and classes."""
+"""The quality of a classifier: accuracy, F1 and precision, each with an interval over images; the confusion matrix; scores per class."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def classification_scores(
 ) -> dict[str, float]:
     """Four measures of a classifier, all in [0, 1], higher is better.
 
-    With n_k images of class k, p_k predicted as k and t_k of them rightly: accuracy = sum t_k / n; macro F1 = mean of 2 t_k / (n_k + p_k)
+    With n_k images of class k, p_k predicted as k, t_k of these correctly: accuracy = sum t_k / n; macro F1 = mean of 2 t_k / (n_k + p_k)
     over the classes that occur in either, weighted F1 their mean weighted by n_k / n; weighted precision = sum (n_k / n) (t_k / p_k),
-    where a class that is never predicted has precision 0. They are those of scikit-learn's ``classification_report``.
+    where a class that is never predicted has precision 0. The values equal those of scikit-learn's ``classification_report``.
 
     Args:
         targets: the class of each image.
-        predictions: the class that the model gives it.
+        predictions: the class that the model predicts for each image.
         confidence, resamples, seed: of the percentile bootstrap over images.
 
     Returns:
@@ -34,21 +34,21 @@ def classification_scores(
         resample's own, so that its interval is paired), each followed by its ``_low`` and ``_high``; ``count`` of the images.
 
     Raises:
-        ValueError: without images, or where the two differ in length.
+        ValueError: if there are no images, or if the two differ in length.
     """
     check_options(confidence, resamples=resamples)
-    given, found = np.asarray(targets), np.asarray(predictions)
-    if given.shape != found.shape or given.ndim != 1 or not len(given):
-        raise ValueError(f"wanted one prediction per target and at least one of them, not {given.shape} and {found.shape}")
-    classes, codes = np.unique(np.concatenate([given, found]), return_inverse=True)
+    labels, predicted = np.asarray(targets), np.asarray(predictions)
+    if labels.shape != predicted.shape or labels.ndim != 1 or not len(labels):
+        raise ValueError(f"expected one prediction per target, and at least one target, not {labels.shape} and {predicted.shape}")
+    classes, codes = np.unique(np.concatenate([labels, predicted]), return_inverse=True)
     pairs, counts = np.unique(codes.reshape(2, -1), axis=1, return_counts=True)  # (2, P): which (target, prediction) occur
-    drawn = rng_for(seed, "classification", len(given)).multinomial(len(given), counts / len(given), resamples)  # (resamples, P)
+    drawn = rng_for(seed, "classification", len(labels)).multinomial(len(labels), counts / len(labels), resamples)  # (resamples, P)
     observed, resampled = (_scores(values, pairs, len(classes)) for values in (counts[None], drawn))
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     row: dict[str, float] = {}
     for number, name in enumerate((*QUALITIES, EXCESS)):
         row |= {name: observed[0, number], f"{name}_low": low[number], f"{name}_high": high[number]}
-    return {**row, "count": len(given)}
+    return {**row, "count": len(labels)}
 
 
 def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def _scores(counts: np.ndarray, pairs: np.ndarray, classes: int) -> np.ndarray:
 
 
 def confusion(targets: Sequence[int], predictions: Sequence[int]) -> pd.DataFrame:
-    """Count how often each class is predicted as each: ``target``, ``prediction``, ``count``, pairs that occur only."""
+    """Count the pairs of ``target`` and ``prediction`` that occur: one row per pair, with its ``count``."""
     pairs = pd.DataFrame({"target": np.asarray(targets), "prediction": np.asarray(predictions)})
     return pairs.value_counts(sort=False).reset_index(name="count").sort_values(["target", "prediction"], ignore_index=True)
 
@@ -75,13 +75,13 @@ def per_class(targets: Sequence[int], predictions: Sequence[int]) -> pd.DataFram
     """Measure a classifier class by class, as scikit-learn's ``classification_report`` does.
 
     Returns:
-        One row per class that occurs in either: ``class``, ``precision`` (share of the images predicted as it; 0 if there are none),
-        ``recall`` (share of its images that are predicted as it; 0 if there are none) and ``f1``, all in [0, 1], higher is better;
-        ``support``, its images.
+        One row per class that occurs in either: ``class``, ``precision`` (share of the images predicted as the class that belong to it),
+        ``recall`` (share of its images that are predicted as the class) and ``f1``, all in [0, 1], higher is better, 0 if there are no
+        images to count; ``support``, the number of its images.
     """
-    given, found = np.asarray(targets), np.asarray(predictions)
-    classes = np.union1d(given, found)
-    counts = [pd.Series(values).value_counts().reindex(classes, fill_value=0) for values in (given, found, given[given == found])]
+    labels, outputs = np.asarray(targets), np.asarray(predictions)
+    classes = np.union1d(labels, outputs)
+    counts = [pd.Series(values).value_counts().reindex(classes, fill_value=0) for values in (labels, outputs, labels[labels == outputs])]
     support, predicted, right = (values.to_numpy() for values in counts)
     ratios = {"precision": right / np.maximum(predicted, 1), "recall": right / np.maximum(support, 1)}
     return pd.DataFrame({"class": classes, **ratios, "f1": 2 * right / (support + predicted), "support": support})

@@ -18,7 +18,7 @@ from idsds.statistics.intervals import check_options, jackknife_ends, seed_inter
 
 #: Fewer groups have no interval: for two, Student's t would say next to nothing.
 FEWEST = 3
-#: Coefficients of groups that differ by less are equal up to rounding.
+#: Coefficients that differ by less than this are equal up to rounding.
 ALIKE = 1e-12
 
 
@@ -83,7 +83,7 @@ def jackknife_interval(point: float, left_out: np.ndarray, confidence: float = 0
         confidence: such as 0.95.
 
     Returns:
-        Low and high; NaN for fewer than :data:`FEWEST` groups, if a correlation is undefined or of size 1, and if all of them are equal:
+        Low and high; NaN for fewer than :data:`FEWEST` groups, if a correlation is undefined or -1 or 1, and if all of them are equal:
         a spread of 0 among a few groups does not mean certainty.
     """
     check_options(confidence)

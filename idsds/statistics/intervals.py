@@ -17,7 +17,7 @@ Ends = tuple[np.ndarray, np.ndarray]
 CHUNK = 1_000_000
 #: The acceleration needs a leave-one-out value per image; beyond this many images, groups of images are left out.
 JACKKNIFE_GROUPS = 2_000
-#: For fewer units than these, a spread of 0 says nothing about the next unit.
+#: With fewer units than this, a spread of 0 says nothing about the next unit.
 FEW = 10
 
 
@@ -30,14 +30,14 @@ def rng_for(seed: int, *key: object) -> np.random.Generator:
 def check_options(confidence: float, **counts: int) -> None:
     """Raise ValueError for a confidence or a named count (``resamples``, ``permutations``) out of range."""
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence!r}; 0.95 is usual")
+        raise ValueError(f"confidence must lie strictly between 0 and 1, not {confidence!r}; 0.95 is usual")
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+            raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
 
 
 def covers(confidence: float, seeds: int, unit: str = "images") -> str:
-    """Say what a BCa interval over images, or groups of them, covers: other images, but not other training seeds than the ones at hand."""
+    """Describe what a BCa interval over images, or groups of them, covers: new images, but not new training seeds."""
     over = unit if seeds == 1 else f"{unit}, {seeds} training seeds held fixed"
     return f"{100 * confidence:g} % BCa bootstrap over {over}"
 
@@ -183,7 +183,7 @@ def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
         The ends are NaN for a single seed, and all three if a value is NaN.
 
     Raises:
-        ValueError: without values, or for a confidence out of range.
+        ValueError: if there are no values, or if the confidence is out of range.
     """
     check_options(confidence)
     values = np.asarray(values, float)
@@ -197,5 +197,5 @@ def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
 
 
 def covers_seeds(seeds: int, confidence: float = 0.95) -> str:
-    """Say in words what :func:`seed_interval` covers."""
+    """Describe what :func:`seed_interval` covers."""
     return "one training seed: no interval" if seeds == 1 else f"{100 * confidence:g} % t interval over {seeds} training seeds"

@@ -17,23 +17,23 @@ def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, see
 
     The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Where an image has
     several scores (one per training seed) they are drawn together: the interval then holds for these seeds and says so;
-    :func:`nested_bootstrap` covers other seeds too. Images of one ``group``, such as crops of a photo, are drawn together too.
+    :func:`nested_bootstrap` covers new seeds too. Images of one ``group``, such as crops of a photo, are drawn together too.
 
     Args:
         records: columns model, method, image_id, score; optionally seed, group, direction and settings (grid, baseline, protocol, ...).
-            Or the folder of a run, of which a few models are read at a time.
+            Or the folder of a run, from which a few models are read at a time.
         confidence: such as 0.95.
-        resamples: bootstrap resamples. 2,000 place a 95 % end within about 3 % of the interval's width.
+        resamples: bootstrap resamples. With 2,000, the Monte Carlo error of a 95 % end is about 3 % of the interval's width.
         seed: of the resamples.
 
     Returns:
         One row per model, setting (where several occur) and method: ``mean`` of the defined scores, ``low`` and ``high``, ``count`` of the
         defined scores, ``nan`` the number of undefined ones, ``interval`` what the interval covers, ``direction`` of the score. Sorted by
-        model and setting, then by mean, the best first by the direction. The ends are NaN for fewer than two images and equal the mean
-        where all scores are equal.
+        model and setting, then by mean, best first according to the direction. The ends are NaN for fewer than two images and equal the
+        mean if all scores are equal.
 
     Raises:
-        TypeError, ValueError: for unusable ``records`` or options, naming the fault.
+        TypeError, ValueError: for invalid ``records`` or options, naming the fault.
     """
     check_options(confidence, resamples=resamples)
     return _sorted([_ranked(table, confidence, resamples, seed) for table in scores_of(records).tables("model")])
@@ -51,7 +51,7 @@ def _ranked(table: ScoreTable, confidence: float, resamples: int, seed: int) -> 
 
 
 def rivals(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a ranking without the ceilings: methods that queried the very deletions by which they are judged."""
+    """Return the rows of a ranking without the ceilings: methods that query the very deletions that they are scored on."""
     return table[~table["ceiling"].astype(bool)] if "ceiling" in table else table
 
 
@@ -60,18 +60,18 @@ def nested_bootstrap(records: Records, confidence: float = 0.95, resamples: int 
 
     Each resample draws training seeds and, within them, images. All seeds are scored on the same images, so one draw of images serves all
     drawn seeds (Owen, "The pigeonhole bootstrap", 2007); drawing other images for each seed would average out the variance of images.
-    Of n seeds, n - 1 are drawn: drawing n would underestimate the variance between seeds by (n - 1) / n, which
-    matters for three of them (Rao and Wu, JASA 1988). It is a percentile interval.
+    Of n seeds, n - 1 are drawn: drawing n would underestimate the variance between seeds by the factor (n - 1) / n, which
+    matters for few seeds (Rao and Wu, JASA 1988). It is a percentile interval.
 
     Args:
         records: as for :func:`rank`, with a column ``seed`` that holds at least two training seeds.
         confidence, resamples, seed: as for :func:`rank`.
 
     Returns:
-        As :func:`rank`, with ``seeds`` (how many) and ``seed_sd``, the standard deviation of the seeds' means.
+        As :func:`rank`, with ``seeds`` (their number) and ``seed_sd``, the standard deviation of the seeds' means.
 
     Raises:
-        ValueError: if a model and method has fewer than two seeds.
+        ValueError: if a model and method have fewer than two seeds.
     """
     check_options(confidence, resamples=resamples)
     return _sorted([_nested(table, confidence, resamples, seed) for table in scores_of(records).tables("model")])
@@ -83,7 +83,7 @@ def _nested(table: ScoreTable, confidence: float, resamples: int, seed: int) -> 
     for columns, part in table.same_rows():
         if part.seeds < 2:
             where = ", ".join(f"{name}={value}" for name, value in part.treatments.iloc[0].items())
-            raise ValueError(f"an interval over training seeds needs at least two of them; {where} has one (column 'seed')")
+            raise ValueError(f"an interval over training seeds needs at least two seeds; {where} has one (column 'seed')")
         unit, which = np.unique(part.group, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
         sums, defined = np.zeros((2, part.units, part.seeds, len(columns)))
         np.add.at(sums, (unit, which), np.nan_to_num(part.scores))
@@ -100,7 +100,7 @@ def _nested(table: ScoreTable, confidence: float, resamples: int, seed: int) -> 
 
 
 def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95) -> float | np.ndarray | pd.Series:
-    """Return half the width of the band around 0 that holds the mean rank correlation of random maps.
+    """Return half the width of the band around 0 that contains the mean rank correlation of random maps.
 
     Against any fixed order of the drops, a random order of n patches has a Spearman correlation of mean 0 and variance 1 / (n - 1). The
     mean of ``count`` images then lies within z / sqrt(n - 1) / sqrt(count) of 0 with probability ``confidence``.
@@ -115,9 +115,9 @@ def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: f
     """
     check_options(confidence)
     if n_patches < 2:
-        raise ValueError(f"n_patches must be at least 2, a rank correlation needs two patches; got {n_patches!r}")
+        raise ValueError(f"n_patches must be at least 2, not {n_patches!r}: a rank correlation needs two patches")
     if np.any(np.asarray(count) < 0):
-        raise ValueError(f"count must not be negative, got {count!r}")
+        raise ValueError(f"count must not be negative, but is {count!r}")
     images = np.where(np.asarray(count) > 0, count, np.nan)
     width = ndtri((1 + confidence) / 2) / np.sqrt(n_patches - 1) / np.sqrt(images)
     return float(width) if np.ndim(width) == 0 else width
@@ -145,7 +145,7 @@ def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resa
     deviation = per_image(np.where(finite & ~constant, scores - np.nan_to_num(centre), 0.0), image)
     defined = per_image(finite.astype(np.float64), image)
     columns = scores.shape[1]
-    if (defined == defined[:1, :1]).all():  # nothing is undefined: the second sum is a constant
+    if (defined == defined[:1, :1]).all():  # all scores are defined: the second sum is a constant
         rows_per_image = defined[0, 0] * len(defined)
         low, high = bca(deviation, lambda sums: sums / rows_per_image, confidence, resamples, rng)
         if columns and rows_per_image == 0:
@@ -186,7 +186,7 @@ def _means(table: ScoreTable) -> pd.DataFrame:
 
 
 def _sorted(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the rows of several tables of means in one, the best of each model and setting first."""
+    """Concatenate several tables of means, and sort each model and setting from best to worst."""
     result, last = pd.concat(parts, ignore_index=True), ["mean", "low", "high", "count", "nan", "interval", "direction"]
     more = [name for name in ("ceiling", "seeds", "seed_sd") if name in result.columns]
     keys = [name for name in result.columns if name not in (*last, *more)]

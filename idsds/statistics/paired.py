@@ -1,4 +1,4 @@
-"""Comparisons on the same images: paired differences, sign-flip tests with Holm's correction, rankings with ties, images needed."""
+"""Comparisons on the same images: paired differences, sign-flip tests with Holm's correction, rankings with ties, sample sizes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from idsds.statistics.scores import HIGHER, LOWER, SETTINGS, Records, Scores, Sc
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
-#: Columns that say what a comparison holds for.
+#: Columns that identify a comparison.
 KEYS = (*COMPARED, *SETTINGS)
-#: Differences are formed for this many pairs at a time, which bounds memory: 64 x 50,000 images are 26 MB. No result depends on it.
+#: Differences are computed for this many pairs at a time, which bounds memory: 64 x 50,000 images are 26 MB. No result depends on it.
 PAIRS_AT_ONCE = 64
 
 
@@ -32,26 +32,26 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Compare any two methods (of one model) or any two models (under one method), image by image.
 
-    Only images on which both scores are defined are compared. ``p`` is that of the two-sided sign-flip test (:func:`sign_flip_test`),
-    ``p_holm`` is corrected for all rows of the returned table: ask for fewer pairs to correct for fewer. Intervals are not
-    simultaneous: each row's holds on its own.
+    Only images on which both scores are defined are compared. ``p`` is the p-value of the two-sided sign-flip test
+    (:func:`sign_flip_test`), ``p_holm`` is corrected for all rows of the returned table, so fewer ``pairs`` mean a milder correction.
+    Intervals are pointwise, not simultaneous.
 
     Args:
-        records: columns model, method, image_id, score; optionally seed (its scores are paired too) and settings.
-        by: what to compare, ``"method"`` or ``"model"``; pairs in its place are pairs of methods.
+        records: columns model, method, image_id, score; optionally seed (scores are then paired within seeds) and settings.
+        by: what to compare, ``"method"`` or ``"model"``; a list of pairs compares these methods.
         pairs: (a, b) names; None takes every pair.
         confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
         permutations: number of random sign flips, if there are too many images for all flips.
 
     Returns:
         One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,
-        ``a_beats_b`` (the share of images where a scores better, ties count half), ``p``, ``p_holm``, ``count`` (scores compared), ``nan``
-        (scores that both have but one of them undefined), ``interval``, ``direction`` (of the scores: with ``lower is better`` a is
-        better where the difference is negative).
+        ``a_beats_b`` (the share of images on which a scores better, ties count half), ``p``, ``p_holm``, ``count`` (scores compared),
+        ``nan`` (records of both of which at least one score is undefined), ``interval``, ``direction`` (of the scores: with
+        ``lower is better``, a is better if the difference is negative).
 
     Raises:
-        UnknownNameError: for a name in ``pairs`` that the records do not hold, or an unknown ``by``.
-        TypeError, ValueError: for unusable ``records`` or options.
+        UnknownNameError: for a name in ``pairs`` that the records do not contain, or an unknown ``by``.
+        TypeError, ValueError: for invalid ``records`` or options.
     """
     check_options(confidence, resamples=resamples, permutations=permutations)
     if pairs is None and not isinstance(by, str):
@@ -59,15 +59,15 @@ def paired_differences(
     one_of("comparison", by, COMPARED)
     scores = scores_of(records)
     _check_pairs(by, pairs, scores.names[by])
-    found = [
+    tables = [
         pd.DataFrame({**where, **_compare(part, first, second, confidence, resamples, permutations, seed)}).assign(
             a=part.treatments[by].to_numpy()[first], b=part.treatments[by].to_numpy()[second]
         )
         for where, part, first, second in _pairs_in(scores, by, pairs)
     ]
-    if not found:
-        raise ValueError(f"no two {by}s have records of the same setting, there is nothing to compare")
-    result = pd.concat(found, ignore_index=True)
+    if not tables:
+        raise ValueError(f"no two {by}s have records of the same setting, so there is nothing to compare")
+    result = pd.concat(tables, ignore_index=True)
     result = result.sort_values([name for name in result.columns if name in KEYS], kind="stable", ignore_index=True)
     result = result.assign(p_holm=holm(result["p"].to_numpy()))
     last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval", "direction"]
@@ -81,17 +81,16 @@ def ranking_with_ties(
 
     Args:
         records: as for :func:`idsds.statistics.rank`.
-        alpha: neighbours differ if their sign-flip p, corrected by Holm for all neighbours of the table, is at
-            most this.
+        alpha: neighbours differ if their p-value (sign-flip test, Holm-corrected for all neighbours in the table) is at most this.
         resamples, permutations, seed: as for :func:`paired_differences`.
 
     Returns:
         The table of :func:`idsds.statistics.rank` (confidence 1 - alpha) with ``place`` (1 is best), ``next`` (the method below),
-        ``difference`` to it, ``p_holm``, ``told_apart`` (whether it differs from the next; missing for the last) and ``tie``: methods with
-        the same number form a chain of neighbours that do not differ.
+        ``difference`` to it, ``p_holm``, ``told_apart`` (whether it differs significantly from the next; missing for the last) and ``tie``:
+        methods with the same number form a chain of neighbours that do not differ significantly.
     """
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha!r}; 0.05 is usual")
+        raise ValueError(f"alpha must lie strictly between 0 and 1, not {alpha!r}; 0.05 is usual")
     ranking = rank(records, 1 - alpha, resamples, seed)
     keys = list(ranking.columns[: ranking.columns.get_loc("method")])
     grouped = ranking.groupby(keys, sort=False, dropna=False)
@@ -104,7 +103,7 @@ def ranking_with_ties(
         ranking = ranking.merge(pairs, how="left", on=[*keys, "method", "next"])
     else:
         ranking = ranking.assign(difference=np.nan, p=np.nan)
-    # Holm's family is the neighbours alone: a pair that is adjacent for one model only is not compared for another.
+    # Holm's family is the neighbours only: a pair that is adjacent for one model is not compared for another.
     ranking["p_holm"] = holm(ranking.pop("p").to_numpy())
     told_apart = (ranking["p_holm"] <= alpha).astype("boolean").mask(ranking["next"].isna())
     step = (told_apart.fillna(True)).groupby([ranking[k] for k in keys], sort=False, dropna=False).shift(1, fill_value=False)
@@ -113,7 +112,7 @@ def ranking_with_ties(
 
 
 def images_needed(records: Records, a: str, b: str, by: str = "method", power: float = 0.8, alpha: float = 0.05) -> pd.DataFrame:
-    """Return how many images it takes to tell ``a`` from ``b``, if the true difference and its spread are those of the records.
+    """Return how many images are needed to tell ``a`` from ``b``, if the true difference and its spread are those of the records.
 
     n = ((z_(1 - alpha / 2) + z_power) sd / difference)^2 + z_(1 - alpha / 2)^2 / 2: the two-sided paired test, with Guenther's (1981) term
     for the unknown standard deviation.
@@ -121,50 +120,50 @@ def images_needed(records: Records, a: str, b: str, by: str = "method", power: f
     Args:
         records: as for :func:`paired_differences`; scores of several seeds are averaged per image.
         a, b: two names.
-        by: what they are, ``"method"`` or ``"model"``.
+        by: whether they are names of a ``"method"`` or a ``"model"``.
         power: the desired probability of telling them apart.
         alpha: the level of the (uncorrected) test.
 
     Returns:
-        One row per model (or method) and setting that holds both: ``a``, ``b``, ``difference``, ``sd`` (of the difference over images),
-        ``count`` (images, or groups of images, at hand), ``images`` (needed; inf where the means are equal, NaN for fewer than two
-        images at hand).
+        One row per model (or method) and setting with records of both: ``a``, ``b``, ``difference``, ``sd`` (of the difference over
+        images), ``count`` (available images, or groups of images), ``images`` (needed; inf if the means are equal, NaN for fewer than
+        two available images).
 
     Raises:
-        UnknownNameError: if the records do not hold ``a`` or ``b``.
+        UnknownNameError: if the records do not contain ``a`` or ``b``.
         ValueError: for a power or alpha outside (0, 1) or a power below alpha.
     """
     one_of("comparison", by, COMPARED)
     if not 0 < alpha < 1 or not alpha < power < 1:
-        raise ValueError(f"wanted 0 < alpha < power < 1, got alpha={alpha!r} and power={power!r}")
+        raise ValueError(f"alpha and power must satisfy 0 < alpha < power < 1, not alpha={alpha!r} and power={power!r}")
     scores = scores_of(records)
     _check_pairs(by, [(a, b)], scores.names[by])
     z, rows = ndtri(1 - alpha / 2), []
     for where, part, first, second in _pairs_in(scores, by, [(a, b)]):
         sums, counts = _unit_sums(part.scores[:, first] - part.scores[:, second], part.group)
         each = sums[counts > 0] / counts[counts > 0]
-        per_unit = counts[counts > 0].mean() if part.unit != "images" else 1.0  # images that come with a further group
+        per_unit = counts[counts > 0].mean() if part.unit != "images" else 1.0  # images per group
         difference, sd, images = each.mean() if len(each) else np.nan, np.nan, np.nan
         if len(each) > 1:
             sd = each.std(ddof=1)
             images = np.inf if difference == 0 else np.ceil(((z + ndtri(power)) * sd / difference) ** 2 + z**2 / 2) * per_unit
         rows.append({**where, "a": a, "b": b, "difference": difference, "sd": sd, "count": len(each), "images": images})
     if not rows:
-        raise ValueError(f"no setting holds records of both {a!r} and {b!r}")
+        raise ValueError(f"no setting has records of both {a!r} and {b!r}")
     return pd.DataFrame(rows)
 
 
 def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the two-sided p of the mean of paired differences, if the sign of each image's difference were a fair coin.
+    """Return two-sided p-values of the mean paired difference; under the null hypothesis, each image's difference has a random sign.
 
-    All 2^n flips are used if there are at most ``permutations`` of them; otherwise random ones, p = (1 + as extreme) / (1 + permutations).
-    Such a p has a floor, which would hide every difference once hundreds of pairs are corrected for. If Hoeffding's
-    bound on the same probability, 2 exp(-(sum d)^2 / (2 sum d^2)), is below the floor, it is returned: the exact p is no larger.
+    All 2^n sign flips are used if there are at most ``permutations`` of them; otherwise random ones, with p = (1 + number of flips at least
+    as extreme) / (1 + permutations). The latter cannot fall below 1 / (1 + permutations), which would hide every difference once hundreds
+    of pairs are corrected for. If Hoeffding's bound, 2 exp(-(sum d)^2 / (2 sum d^2)), is smaller, it is returned: the exact p is no larger.
 
     Args:
         differences: (images, pairs), 0 where undefined (a difference of 0 has no effect).
         permutations: number of random flips.
-        rng: draws them.
+        rng: draws the flips.
 
     Returns:
         p (pairs,), 1 where all differences are 0.
@@ -175,7 +174,7 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
     np.divide(observed**2, 2 * squares, out=p, where=squares > 0)
     p = np.where(squares > 0, np.clip(2 * np.exp(-p), np.finfo(float).tiny, 1.0), 1.0)
     taking_part = (differences != 0).sum(0)
-    slack = 1e-12 * np.abs(differences).sum(0)  # flips that tie with the observed sum count, whatever the order of summation
+    slack = 1e-12 * np.abs(differences).sum(0)  # so that flips equal to the observed sum count as ties despite rounding
     exact = taking_part <= np.log2(permutations)
     for column in np.flatnonzero(exact & (taking_part > 0)):
         d = differences[differences[:, column] != 0, column]
@@ -194,7 +193,7 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Apply Holm's (1979) step-down correction: the i-th smallest of m becomes max over j <= i of (m - j + 1) p_j, at most 1; NaN stay."""
+    """Apply Holm's (1979) step-down correction: the i-th smallest of m becomes max over j <= i of (m - j + 1) p_j, at most 1; NaNs stay."""
     p = np.asarray(p, dtype=np.float64)
     corrected = np.full(p.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(p))
@@ -229,7 +228,7 @@ def _compare(
 
 
 def _unit_sums(difference: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per group (or image) the sum of the defined differences and their number; its images and seeds flip sign together."""
+    """Return sum and number of the defined differences of each group (or image), whose images and seeds flip sign together."""
     finite = np.isfinite(difference)
     return per_image(np.where(finite, difference, 0.0), group), per_image(finite.astype(np.int64), group)
 
@@ -237,17 +236,17 @@ def _unit_sums(difference: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, n
 def _check_pairs(by: str, pairs: Pairs | None, allowed: Collection[object]) -> None:
     for pair in pairs or ():
         if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
-            raise ValueError(f"a pair must be two different {by}s, got {pair!r}")
+            raise ValueError(f"a pair must be two different {by}s, not {pair!r}")
         known(by, pair, allowed)
 
 
 def _pairs_in(scores: Scores, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:
-    """Yield per model (or method) and setting: its name, its table, and the columns to compare as two lists."""
+    """Yield the key, the table and the columns to compare (as two lists) of each model (or method) and setting."""
     for table in scores.tables("model" if by == "method" else "method"):
         for where, part in table.groups([name for name in table.treatments.columns if name != by]):
             place = {name: column for column, name in enumerate(part.treatments[by])}
-            wanted = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
-            columns = [(place[a], place[b]) for a, b in wanted]
+            compared = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
+            columns = [(place[a], place[b]) for a, b in compared]
             for start in range(0, len(columns), PAIRS_AT_ONCE):
                 first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
                 yield where, part, first, second

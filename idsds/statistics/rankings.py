@@ -21,7 +21,7 @@ def rank_each(records: Records, by: str, confidence: float = 0.95, resamples: in
     """Apply :func:`idsds.rank` under each condition, and add each method's place among the methods with its interval.
 
     Args:
-        records: of :func:`idsds.evaluate`, with a column ``by`` that tells the conditions apart; of a folder one model is read at a time.
+        records: from :func:`idsds.evaluate`, with a column ``by`` that names the condition; a folder is read one model at a time.
         by: name of that column.
         confidence, resamples, seed: as for :func:`idsds.rank`.
 
@@ -34,12 +34,12 @@ def rank_each(records: Records, by: str, confidence: float = 0.95, resamples: in
     parts = []
     for records_of in frames(records, by):
         for condition in dict.fromkeys(records_of[by]):
-            found = records_of[records_of[by] == condition]
-            table = rank(found, confidence, resamples, seed)[
+            selected = records_of[records_of[by] == condition]
+            table = rank(selected, confidence, resamples, seed)[
                 ["model", "method", "mean", "low", "high", "count", "nan", "interval", "direction"]
             ]
             places = []
-            for model, scores, group in _by_model(found):
+            for model, scores, group in _by_model(selected):
                 drawn = _drawn_means(scores.to_numpy(), group, resamples, seed)
                 low, high = percentile_ends(_places(drawn), confidence) if len(scores) > 1 else np.full((2, scores.shape[1]), np.nan)
                 place = _places(weighted_means(scores.to_numpy(), np.ones((1, len(scores)))))[0]
@@ -62,29 +62,29 @@ def rank_agreement(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return Kendall's tau-b and Spearman's rho between the rankings of methods under each two conditions.
+    """Return Kendall's tau-b and Spearman's rho between the rankings of methods under every two conditions.
 
-    A resample's rankings are noisier than the rankings themselves, so if the means of methods are close the interval extends
-    below the observed value rather than above it. The diagonal shows the effect of noise alone: the agreement of a condition
+    The rankings of a resample are noisier than those of all images, so if the means of methods are close the interval extends
+    further below the observed value than above it. The diagonal shows the effect of noise alone: the agreement of a condition
     with itself between two random halves of the images.
 
     Args:
         records, by: as for :func:`rank_each`.
-        methods: names; None takes those that every condition has. A control that is last under every condition raises agreement for free.
+        methods: names; None takes those that every condition has. A control that is last under every condition inflates the agreement.
         confidence, resamples, seed: as for :func:`idsds.rank`.
 
     Returns:
         Per model and pair of conditions (``first`` before ``second`` in order of appearance, or the same): ``tau``, ``tau_low``,
-        ``tau_high``, ``rho``, ``rho_low``, ``rho_high``, ``methods``, ``count`` of the images that both have, ``interval``, what it covers.
+        ``tau_high``, ``rho``, ``rho_low``, ``rho_high``, ``methods``, ``count`` of the shared images, ``interval`` (what it covers).
         NaN for fewer than two methods or images.
     """
     check_options(confidence, resamples=resamples)
     conditions = dict.fromkeys(condition for records_of in frames(records, by) for condition in records_of[by].unique())
     rows = []
     for model, rows_of_model in (pair for records_of in frames(records, by) for pair in records_of.groupby("model", sort=False)):
-        found_of = {c: next(_by_model(rows_of_model[rows_of_model[by] == c])) for c in conditions if (rows_of_model[by] == c).any()}
-        tables = {c: scores for c, (_, scores, _) in found_of.items()}
-        groups = {image: group for _, scores, codes in found_of.values() for image, group in zip(scores.index, codes, strict=True)}
+        scored = {c: next(_by_model(rows_of_model[rows_of_model[by] == c])) for c in conditions if (rows_of_model[by] == c).any()}
+        tables = {c: scores for c, (_, scores, _) in scored.items()}
+        groups = {image: group for _, scores, codes in scored.values() for image, group in zip(scores.index, codes, strict=True)}
         shared = [m for m in (methods or next(iter(tables.values())).columns) if all(m in table.columns for table in tables.values())]
         for number, first in enumerate(tables):
             for second in list(tables)[number:]:
@@ -93,11 +93,11 @@ def rank_agreement(
                 pair = [tables[c].loc[images, shared].to_numpy() for c in (first, second)]
                 group = np.unique([groups[image] for image in images], return_inverse=True)[1]
                 unit = "images" if len(np.unique(group)) == len(group) else "groups of images"
-                found = _halves(pair[0], group, resamples, seed) if first == second else _resampled(*pair, group, resamples, seed)
+                results = _halves(pair[0], group, resamples, seed) if first == second else _resampled(*pair, group, resamples, seed)
                 over = f"random halves of the {unit}" if first == second else unit
                 kind = "percentiles over" if first == second else "percentile bootstrap over"
                 facts |= {"count": len(images), "interval": f"{100 * confidence:g} % {kind} {over}"}
-                for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
+                for name, (value, drawn) in zip(("tau", "rho"), results, strict=True):
                     (low,), (high,) = percentile_ends(drawn[:, None], confidence)
                     facts |= {name: value, f"{name}_low": low, f"{name}_high": high}
                 rows.append(facts)
@@ -125,11 +125,11 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 # Number of resamples drawn at a time.
 CHUNK = 100
-Found = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
+Correlations = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
 
 
-def _resampled(first: np.ndarray, second: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Found:
-    """Tau and rho of the means of two score matrices (images, methods) of the same images, and their resampled values."""
+def _resampled(first: np.ndarray, second: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Correlations:
+    """Return tau and rho of the mean scores (images, methods) of two conditions on the same images, with their resampled values."""
     nothing = float("nan"), np.full(1, np.nan)
     if len(first) < 2 or first.shape[1] < 2:
         return nothing, nothing
@@ -138,26 +138,26 @@ def _resampled(first: np.ndarray, second: np.ndarray, group: np.ndarray, resampl
     return (float(kendall(*seen)[0]), kendall(*drawn)), (float(spearman(*seen)[0]), spearman(*drawn))
 
 
-def _halves(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Found:
-    """Mean tau and rho between random halves of the images (or groups of them), and all of them."""
+def _halves(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Correlations:
+    """Return the mean tau and rho between random halves of the images (or groups of them), with the values of all splits."""
     images, methods = int(group.max(initial=-1)) + 1, scores.shape[1]
     if images < 2 or methods < 2:
         return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
-    rng, found = rng_for(seed, "halves", images), []
+    rng, means = rng_for(seed, "halves", images), []
     for start in range(0, resamples, CHUNK):  # all at once would take gigabytes for 50,000 images
         order = rng.random((min(CHUNK, resamples - start), images)).argsort(1)
         half = (order < images // 2).astype(float)[:, group]  # (CHUNK, images)
         other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)[:, group]
-        found.append((weighted_means(scores, half), weighted_means(scores, other)))
-    pair = [np.concatenate(side) for side in zip(*found, strict=True)]
+        means.append((weighted_means(scores, half), weighted_means(scores, other)))
+    pair = [np.concatenate(side) for side in zip(*means, strict=True)]
     tau, rho = kendall(*pair), spearman(*pair)
     return (float(np.nanmean(tau)), tau), (float(np.nanmean(rho)), rho)
 
 
 def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
-    """Scores of each model (images, methods), higher is better, averaged over training seeds, and the group of each image.
+    """Yield the scores of each model (images, methods), averaged over training seeds, and the group of each image.
 
-    Methods are in order of appearance, images sorted. Where lower is better the sign is changed.
+    Methods are in order of appearance, images sorted. If lower is better, scores are negated, so that higher is better throughout.
     """
     if "direction" in records.columns:
         sign = np.where(records["direction"] == LOWER, -1.0, 1.0)
@@ -173,7 +173,7 @@ def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.nda
 
 
 def _drawn_means(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means (resamples, methods) over groups of images drawn with replacement; equal draws for equal numbers of groups."""
+    """Return means (resamples, methods) over groups of images drawn with replacement; equal numbers of groups give equal draws."""
     units = int(group.max()) + 1
     rng = rng_for(seed, "images", units)
     return np.concatenate([weighted_means(scores, drawn[:, group]) for drawn in weights(rng, units, resamples)])
@@ -187,5 +187,5 @@ def weighted_means(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _places(means: np.ndarray) -> np.ndarray:
-    """Rank each column within its row, 1 for the highest; NaN stays NaN and takes no place."""
+    """Rank each column within its row, 1 for the highest; NaN stays NaN and is not ranked."""
     return rankdata(-means, axis=1, nan_policy="omit")

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 #: A frame of records, or the folder of a run.
 Records = pd.DataFrame | str | os.PathLike[str]
-#: Columns of scores that are read from a folder at a time, which bounds memory: 50,000 images x 96 are 38 MB. No result depends on it.
+#: Number of score columns read from a folder at a time, which bounds memory: 50,000 images x 96 are 38 MB. No result depends on it.
 COLUMNS_AT_ONCE = 96
-#: What the column ``direction`` of records and tables says; records without it are read as the first.
+#: Values of the column ``direction`` of records and tables; records without it count as the first.
 HIGHER, LOWER = "higher is better", "lower is better"
 REQUIRED = ("model", "method", "image_id", "score")
-#: Columns of protocol settings; those that hold more than one value split every table.
+#: Columns of protocol settings; tables have one part per value of those that vary.
 SETTINGS = ("dataset", "protocol", "grid", "baseline", "steps", "order", "update")
 
 
@@ -34,11 +34,11 @@ class ScoreTable:
         scores: float64 (rows, treatments); NaN where the score is undefined or no record exists.
         present: bool (rows, treatments); True where a record exists.
         image: int (rows,), ascending; which image a row belongs to.
-        group: int (rows,), ascending; images that belong together, such as crops of a photo, share one. Elsewhere each image is its own.
+        group: int (rows,), ascending; images that belong together, such as crops of a photo, share one; any other image is a group itself.
         seed: int (rows,); which training seed a row belongs to.
         treatments: one row per column of ``scores``: model, the settings that vary, method.
         lower: bool (treatments,); whether a lower score is better.
-        ceiling: bool (treatments,); whether a method queried the very deletions that judge it. None: the records do not say.
+        ceiling: bool (treatments,); whether a method queries the very deletions that it is scored on. None if the records do not say.
     """
 
     scores: np.ndarray
@@ -62,16 +62,16 @@ class ScoreTable:
 
     @property
     def units(self) -> int:
-        """How many units are drawn anew in a resample: groups of images, or images."""
+        """Number of units that a resample draws: groups of images, or images."""
         return len(np.unique(self.group))
 
     @property
     def unit(self) -> str:
-        """What a unit is, in words."""
+        """Description of a unit: images, or groups of images."""
         return "images" if self.units == self.images else "groups of images"
 
     def select(self, columns: Sequence[int] | np.ndarray) -> ScoreTable:
-        """Return these columns, with the rows for which any of them has a record."""
+        """Return these columns, with the rows in which at least one of them has a record."""
         columns = np.asarray(columns)
         present = self.present[:, columns]
         rows = present.any(1)
@@ -87,7 +87,7 @@ class ScoreTable:
             yield dict(zip(keys, values, strict=True)), self.select(rows)
 
     def same_rows(self) -> Iterator[tuple[np.ndarray, ScoreTable]]:
-        """Yield columns with records for exactly the same rows, and their indices: these can share their resamples."""
+        """Yield indices and tables of columns with records for exactly the same rows, which can share their resamples."""
         alike: dict[bytes, list[int]] = {}
         for column, mask in enumerate(np.packbits(self.present, axis=0).T):
             alike.setdefault(mask.tobytes(), []).append(column)
@@ -96,16 +96,16 @@ class ScoreTable:
 
 
 def unit_of(records: pd.DataFrame) -> str:
-    """Return the column whose values are drawn together in a resample: ``group`` where every record has one, else ``image_id``."""
+    """Return the column that a resample draws from: ``group`` if every record has one, else ``image_id``."""
     return "group" if "group" in records.columns and records["group"].notna().all() else "image_id"
 
 
 def frames(records: Records, *more: str) -> Iterator[pd.DataFrame]:
-    """Yield records as they are, or those of a run's folder model by model, of which only the columns that statistics need are read.
+    """Yield a frame unchanged, or read a run's folder model by model, restricted to the columns that statistics need.
 
     Args:
-        records: a frame, or the folder. Texts of a folder are categorical, so that a record takes some 20 bytes.
-        more: names of further columns to read where the run has them.
+        records: a frame, or the folder. Strings from a folder become categorical, so that a record takes some 20 bytes.
+        more: names of further columns to read if the run has them.
     """
     if not isinstance(records, (str, os.PathLike)):
         yield records
@@ -125,8 +125,8 @@ class Scores:
 
     Args:
         names: the models and the methods that have records.
-        tables: from ``"model"`` or ``"method"`` to tables that hold all scores together, those of one model (or method) in one table; of a
-            folder they are read when their turn comes.
+        tables: takes ``"model"`` or ``"method"`` and yields tables that together hold all scores, with those of one model (or method) in
+            one table; tables of a folder are read one at a time.
     """
 
     names: Mapping[str, Collection[object]]
@@ -134,7 +134,7 @@ class Scores:
 
 
 def scores_of(records: Records) -> Scores:
-    """Return the scores of a frame, or of the folder of a run. Raises as :func:`score_table`, and as :func:`idsds.load_records`."""
+    """Return the scores of a frame, or of a run's folder. Raises the errors of :func:`score_table` and :func:`idsds.load_records`."""
     if not isinstance(records, (str, os.PathLike)):
         table = score_table(records)
         return Scores({name: set(table.treatments[name]) for name in ("model", "method")}, lambda _by: iter([table]))
@@ -149,20 +149,20 @@ def scores_of(records: Records) -> Scores:
         one, other = len(names[by]), sum(map(len, names.values())) - len(names[by])
         step = max(1, COLUMNS_AT_ONCE // other)
         for start in range(0, one, step):
-            some = names[by][start : start + step]
-            yield _table_of(content, [part for part in content.parts if getattr(part, by) in some])
+            chunk = names[by][start : start + step]
+            yield _table_of(content, [part for part in content.parts if getattr(part, by) in chunk])
 
     return Scores(names, tables)
 
 
 def _table_of(content: Content, parts: Sequence[Part]) -> ScoreTable:
-    """Return the score table of some parts of a run, read one after the other."""
+    """Return the score table of some parts of a run, which are read one after the other."""
     from idsds.evaluation.records import is_ceiling
 
     ids = np.array(content.image_ids)
     groups = np.array([content.groups[image_id] for image_id in content.image_ids]) if content.groups else ids
     order = np.lexsort((ids, groups))
-    of_image = np.empty(len(ids), dtype=np.int64)  # the place of each image in the order of the rows
+    of_image = np.empty(len(ids), dtype=np.int64)  # the position of each image among the rows
     of_image[order] = np.arange(len(ids))
     seeds = sorted({part.seed for part in parts})
     several = len({part.grid for part in content.parts}) > 1
@@ -190,7 +190,7 @@ def _table_of(content: Content, parts: Sequence[Part]) -> ScoreTable:
 
 
 def score_table(records: pd.DataFrame) -> ScoreTable:
-    """Check ``records`` and lay them out as a matrix; the order of their rows does not matter.
+    """Check ``records`` and arrange them as a matrix; the order of their rows does not matter.
 
     Args:
         records: a frame with the columns model, method, image_id, score; optionally seed (of the training), group (of
@@ -201,7 +201,7 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
         ValueError: if there are no rows, a column is missing, or a row occurs twice.
     """
     if not isinstance(records, pd.DataFrame):
-        raise TypeError(f"records must be a pandas DataFrame, got {type(records).__name__}")
+        raise TypeError(f"records must be a pandas DataFrame, not {type(records).__name__}")
     if missing := [name for name in REQUIRED if name not in records.columns]:
         raise ValueError(f"records lack the columns {missing}; they have {list(map(str, records.columns))}")
     if records.empty:
@@ -221,7 +221,7 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     if np.bincount(cell).max() > 1:
         twice = records[pd.Series(cell).duplicated().to_numpy()].iloc[0]
         where = ", ".join(f"{name}={twice[name]}" for name in (*keys, *seeded))
-        raise ValueError(f"records hold more than one row for {where}; columns that tell rows apart: {', '.join((*SETTINGS, 'seed'))}")
+        raise ValueError(f"records hold more than one row for {where}; columns that distinguish rows: {', '.join((*SETTINGS, 'seed'))}")
 
     matrix = np.full((len(first_of_row), len(first)), np.nan)
     present = np.zeros(matrix.shape, dtype=bool)

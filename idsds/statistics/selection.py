@@ -1,4 +1,4 @@
-"""Fair comparisons: the same images for every method and model, and those that the models get right."""
+"""Selections of images for fair comparisons: the same for every method and model, or the correctly classified ones."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ CORRECT = "correct"
 
 
 def select_images(records: pd.DataFrame, only: str | None = None, common: bool = False) -> pd.DataFrame:
-    """Return the records of the images that are to be compared.
+    """Return the records of the images to compare.
 
     Args:
         records: from :func:`idsds.evaluate`; ``only`` needs the column ``prediction``, which IDSDS and single deletion have.
-        only: ``correct`` keeps for each model (and training seed) the images whose target is its prediction; None keeps all.
+        only: ``correct`` keeps, for each model (and training seed), the images that it classifies correctly; None keeps all.
         common: keep the images on which every method of every model has a defined score and, with ``only``, every model is right.
 
     Returns:
-        The rows of ``records`` that are kept, unchanged; ``images_said`` says in words which these are.
+        The selected rows of ``records``, unchanged; :func:`images_said` describes the selection.
 
     Raises:
-        UnknownNameError: for another ``only``.
-        ValueError: where there is no prediction, where the class explained is the prediction and not the label, or no image is left.
+        UnknownNameError: for an unknown ``only``.
+        ValueError: if there are no predictions, if the prediction was explained rather than the label, or if no image is left.
     """
     if only is not None:
         one_of("choice of images", only, (CORRECT,))
@@ -33,16 +33,16 @@ def select_images(records: pd.DataFrame, only: str | None = None, common: bool =
     kept = records if only is None else records[records["prediction"] == records["target"]]
     if common:
         keys = [name for name in ("model", "method", "seed", "grid") if name in records]
-        asked = len(records[keys].drop_duplicates())
+        expected = len(records[keys].drop_duplicates())
         counts = kept.loc[kept["score"].notna(), "image_id"].value_counts()
-        kept = kept[kept["image_id"].isin(counts.index[counts == asked])]
+        kept = kept[kept["image_id"].isin(counts.index[counts == expected])]
     if kept.empty and len(records):
         raise ValueError(f"no image is left of {records['image_id'].nunique()}: {images_said(records, kept, only, common)}")
     return kept
 
 
 def images_said(records: pd.DataFrame, kept: pd.DataFrame, only: str | None, common: bool) -> str:
-    """Say in words which of the images of ``records`` are kept, for axes and findings; empty where all are."""
+    """Describe which images of ``records`` are kept, for axes and findings; an empty string if all are."""
     if only is None and not common:
         return ""
     which = {

@@ -1,4 +1,4 @@
-"""One vocabulary for what an interval says about a claim."""
+"""Verdicts on claims: what an interval says about a claim, in one vocabulary."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def verdicts(low: pd.Series | np.ndarray | float, high: pd.Series | np.ndarray |
 
     Args:
         low, high: ends of the intervals, of any common shape.
-        threshold: what the claim says is exceeded.
+        threshold: the value that the quantity exceeds according to the claim.
 
     Returns:
-        ``supported`` where the whole interval lies above the threshold, ``contradicted`` where it lies below, else ``not supported``,
-        which includes an undefined (NaN) end.
+        ``supported`` if the whole interval lies above the threshold, ``contradicted`` if it lies below, else ``not supported``,
+        also if an end is undefined (NaN).
     """
     low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     return np.select([low > threshold, high < threshold], [SUPPORTED, CONTRADICTED], NOT_SUPPORTED)

@@ -85,9 +85,7 @@ def test_the_code_is_that_of_every_file(tmp_path, monkeypatch):
 
 def test_other_code_is_named_before_any_work(client, changed, tmp_path):
     changed("idsds.evaluation.workers", "package_digest", lambda: "another")
-    with pytest.raises(
-        WorkerError, match=r"1 of 1 workers cannot be used. worker tcp://.*its idsds source differs \(another, the caller"
-    ):
+    with pytest.raises(WorkerError, match=r"1 of 1 workers cannot be used. worker tcp://.*its idsds source differs \(another, the caller"):
         idsds.evaluate(**given(), output=tmp_path / "run", scheduler=client)
     assert not list(tmp_path.rglob("*.parquet"))
 

@@ -1,6 +1,6 @@
 """Measure the attribution quality of vision models: IDSDS and its rivals, from records to figures.
 
-The public names, each by the module that it is imported from when it is first used, so that ``import idsds`` costs next to nothing.
+The public names are imported on first use from the modules listed here, so that ``import idsds`` takes almost no time.
 """
 
 import lazy_loader

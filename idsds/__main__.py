@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 
 EXAMPLES = """examples:
-  python -m idsds reproduce mnist5k                                 every notebook of a profile; what is done is reused
-  python -m idsds reproduce mnist5k rank_methods stability          some of them
-  python -m idsds reproduce imagenet --dry-run                      what they would cost, measured on a few batches
+  python -m idsds reproduce mnist5k                                 every notebook of a profile; finished runs are reused
+  python -m idsds reproduce mnist5k rank_methods stability          selected notebooks
+  python -m idsds reproduce imagenet --dry-run                      the expected cost, measured on a few batches
   python -m idsds run rank_methods params/mnist5k/rank_methods.yaml images=64
                                                                     one study without its notebook: tables, figure, findings
   python -m idsds finetune params/imagenet/finetune.yaml devices=4  in-domain fine-tuning on four GPUs (also under torchrun, Slurm)
-  python -m idsds report runs/mnist5k                               one HTML file to send: figures, tables, settings, undefined scores
-  python -m idsds checkpoints                                       which of the authors' checkpoints are there, and their sha256
-  python -m idsds finetune mine.yaml                                a net of your own, "net: my_code:net", on images of your own
+  python -m idsds report runs/mnist5k                               one HTML file to share: figures, tables, settings, undefined scores
+  python -m idsds checkpoints                                       which of the authors' checkpoints you have, and their sha256
+  python -m idsds finetune mine.yaml                                your own net, "net: my_code:net", on your own images
 """
 
 
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reproduce = commands.add_parser("reproduce", help="run the notebooks of a profile")
     reproduce.add_argument("profile", nargs="?", default="mnist5k", help="a folder of params/ (default: mnist5k)")
     reproduce.add_argument("only", nargs="*", help="names of params files; all if none is given")
-    reproduce.add_argument("--again", action="store_true", help="repeat what is done as well")
-    reproduce.add_argument("--dry-run", action="store_true", help="say what each run would cost, and compute nothing")
+    reproduce.add_argument("--again", action="store_true", help="repeat finished runs as well")
+    reproduce.add_argument("--dry-run", action="store_true", help="print what each run would cost, and compute nothing")
     for name, what in (("run", "run one study from a params file"), ("finetune", "fine-tune models in-domain from a params file")):
         command = commands.add_parser(name, help=what)
         if name == "run":
@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("params", help="a params file, such as params/imagenet/finetune.yaml")
         command.add_argument("changes", nargs="*", metavar="key=value", help="settings to change, such as dry_run=true")
     checkpoints = commands.add_parser("checkpoints", help="look for the authors' checkpoints, and print their sha256")
-    checkpoints.add_argument("models", nargs="*", help="names of models; all that the paper's params name if none is given")
-    report = commands.add_parser("report", help="write one HTML file of some runs")
+    checkpoints.add_argument("models", nargs="*", help="names of models; all models of the paper if none is given")
+    report = commands.add_parser("report", help="write a single HTML file about some runs")
     report.add_argument("folders", nargs="+", help="folders of runs, or of a profile's runs")
     report.add_argument("--output", help="the file (default: report.html in the first folder)")
-    commands.add_parser("index", help="bring notebooks/index.ipynb up to date")
+    commands.add_parser("index", help="update notebooks/index.ipynb")
     given = parser.parse_args(arguments)
     from idsds.common.registry import UnknownNameError
     from idsds.common.settings import SettingsError

@@ -1,1 +1,1 @@
-"""Used by every room, and using none: registry, paths, settings, devices, randomness, hashing, files."""
+"""Tools that every other package uses and that depend on none of them: registry, paths, settings, devices, randomness, hashing, files."""

@@ -1,4 +1,4 @@
-"""What compiled code says: its constants, and the globals, imports and attributes that it names."""
+"""Facts from compiled code: its constants, and the globals, imports and attributes that it names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 
 
 def content_of(code: types.CodeType) -> tuple:
-    """Return all that determines what a code object computes, with its nested code among the constants."""
+    """Return everything that determines what a code object computes; nested code is among the constants."""
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return code.co_code, code.co_exceptiontable, *counts, *names, code.co_consts
 
 
 def codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield a code object and all that are nested in it."""
+    """Yield a code object and all code objects nested in it."""
     yield code
     for value in code.co_consts:
         if isinstance(value, types.CodeType):
@@ -26,7 +26,7 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def globals_of(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Global names that code uses, each with the attributes that are taken of it at once: ``(np, (linalg, norm))``."""
+    """Yield the global names that code uses, each with the attributes that directly follow: ``(np, (linalg, norm))``."""
     for each in codes(code):
         chain: list[str] | None = None
         for step in dis.get_instructions(each):
@@ -39,7 +39,7 @@ def globals_of(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def imports_of(code: types.CodeType) -> Iterator[tuple[str, int, tuple[str, ...] | None]]:
-    """Imports within code: name, level and what is taken from the module."""
+    """Yield the imports within code: name, level and the names imported from the module."""
     for each in codes(code):
         last: list[Any] = [0, None]
         for step in dis.get_instructions(each):

@@ -1,4 +1,4 @@
-"""Devices and precisions: which exist, and which one a setting stands for."""
+"""Devices and precisions: the allowed names, and the choice of an available device."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ Precision = Annotated[str, _one_of("precision", PRECISIONS)]
 def check_precision(precision: str, device: str) -> None:
     """Raise SettingsError for half precision on a device (``cpu``, ``cuda`` or ``mps``) that does not support it."""
     if precision == "16-mixed" and device != "cuda":
-        raise SettingsError(f"precision '16-mixed' needs a CUDA device, this is {device!r}; use 'bf16-mixed' or '32-true'")
+        raise SettingsError(f"precision '16-mixed' needs a CUDA device, not {device!r}; use 'bf16-mixed' or '32-true'")
 
 
 def chosen_device(device: str = "auto") -> torch.device:
-    """Return the device that ``auto`` stands for: cuda, else mps, else cpu. Raises SettingsError if it is not available."""
+    """Return a device; ``auto`` selects cuda, else mps, else cpu. Raises SettingsError if the device is not available."""
     try:
         _is_available(device)
     except ValueError as error:

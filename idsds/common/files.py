@@ -1,6 +1,6 @@
-"""Files that survive: written atomically, addressed by what determines their content, checked when read.
+"""Robust files: written atomically, and checked when they are read.
 
-A file appears under its name complete or not at all, whatever kills the process in between.
+A file appears under its name only when it is complete, even if the process is killed while writing.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ import pyarrow.parquet as pq
 
 from idsds.common.hashing import _plain
 
-#: Name of the lock file in a folder. It stays there; whether it is held is known to the operating system alone.
+#: Name of the lock file in a folder. The file is never removed; only the operating system knows whether the lock is held.
 LOCK = ".lock"
-#: Seconds after which a temporary file is taken for one that a killed process has left behind.
+#: Seconds after which a temporary file counts as left behind by a killed process.
 ABANDONED = 24 * 3600
 
 
 class DamagedFileError(ValueError):
-    """A stored file that cannot be read, or does not hold what its name promises. The message names it."""
+    """A stored file cannot be read, or its content does not match its name. The message names it."""
 
 
 @lru_cache(maxsize=1024)
 def sweep(folder: Path, pattern: str, days: float) -> None:
-    """Remove files that killed processes have left, once per folder and process: those that nobody has touched for so many days."""
+    """Remove files that killed processes left behind, i.e. those unmodified for some days; once per folder and process."""
     for path in folder.glob(pattern):
-        with suppress(OSError):  # another process removes it, too
+        with suppress(OSError):  # another process may remove it, too
             if time.time() - path.stat().st_mtime > 86400 * days:
                 path.unlink()
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes the name once the block has ended well, and goes if it has not.
+    """Yield a temporary path to write to. It is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     Args:
-        path: the file to write or replace; its folder is made.
-        sync: whether to wait until the disk has the content and the name. Not for what is checked by its hash and can be made again.
+        path: the file to write or replace; its folder is created.
+        sync: whether to wait until content and name are on disk; not needed for files that are checked by hash and can be recomputed.
 
     Raises:
         OSError: naming ``path`` and the system's reason (no space left, read-only, ...).
@@ -74,7 +74,7 @@ def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder; where a folder cannot be opened (Windows) there is nothing to wait for."""
+    """Wait until the names in a folder are on disk; skipped if folders cannot be opened (Windows)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -86,11 +86,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_abandoned(folder: Path, older_than: float = ABANDONED) -> None:
-    """Remove the temporary files that killed processes have left in a folder and below it.
+    """Remove the temporary files that killed processes left in a folder and its subfolders.
 
     Args:
-        folder: which.
-        older_than: seconds since the last write to them; 0 where nobody else can be writing.
+        folder: to clean.
+        older_than: minimum age in seconds since the last write; 0 if no other process can be writing.
     """
     for partial in folder.rglob(".*.part"):
         with suppress(OSError):
@@ -100,13 +100,13 @@ def remove_abandoned(folder: Path, older_than: float = ABANDONED) -> None:
 
 @contextmanager
 def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
-    """Hold the lock of a folder inside the block; wait for it where another process, or another thread, holds it.
+    """Hold the lock of a folder inside the block; wait while another process or thread holds it.
 
-    It is a lock of the operating system and goes with its process, however that ends. Over NFS it needs a server that supports locks.
+    The operating system releases the lock when the process ends, however it ends. Over NFS the server must support locks.
 
     Args:
-        folder: made if it is not there.
-        who: what is waiting, for the line that says so.
+        folder: created if it does not exist.
+        who: what is waiting, for the message.
 
     Yields:
         Whether it had to wait.
@@ -136,48 +136,48 @@ def _holder(path: Path) -> str:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError."""
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Plain data as an indented JSON file, atomically."""
+    """Write plain data as an indented JSON file, atomically."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Plain data from a JSON file. Raises DamagedFileError, naming the file."""
+    """Read plain data from a JSON file. Raises DamagedFileError, naming the file."""
     try:
         return json.loads(Path(path).read_text())
     except (ValueError, OSError) as error:
         raise DamagedFileError(f"cannot read {str(path)!r}: {error}") from error
 
 
-#: How parquet files are written: each page has a checksum.
+#: Options for writing parquet files: each page has a checksum.
 PARQUET: Mapping[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
 
 
 def with_facts(table: pa.Table, facts: Mapping[str, object]) -> pa.Table:
-    """The table with plain data in its metadata."""
+    """Return the table with plain data in its metadata."""
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b"idsds": json.dumps(facts).encode()})
 
 
 def facts_of(schema: pa.Schema) -> dict[str, Any]:
-    """What :func:`with_facts` has put there. Raises KeyError, TypeError or ValueError where it has not."""
+    """Return the data stored by :func:`with_facts`. Raises KeyError, TypeError or ValueError if there is none."""
     return json.loads(schema.metadata[b"idsds"])
 
 
 def write_table(path: str | os.PathLike[str], table: pd.DataFrame, facts: Mapping[str, object]) -> None:
-    """A frame as a parquet file with ``facts`` (plain data: passes, seconds, ...) in its metadata, atomically."""
+    """Write a frame as a parquet file with ``facts`` (plain data: passes, seconds, ...) in its metadata, atomically."""
     with atomic(path) as partial:
         pq.write_table(with_facts(pa.Table.from_pandas(table, preserve_index=False), facts), partial, **PARQUET)
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
+    """Read the frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
     try:
         arrow = pq.read_table(path, page_checksum_verification=True)
         return arrow.to_pandas(), facts_of(arrow.schema)
@@ -186,7 +186,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, An
 
 
 def write_hashed(folder: Path, table: pa.Table) -> Path:
-    """A table as a read-only parquet file whose name is the hash of its bytes; it need not reach the disk at once."""
+    """Write a table as a read-only parquet file named by the hash of its bytes, without waiting for the disk; return its path."""
     stream = pa.BufferOutputStream()
     pq.write_table(table, stream, **PARQUET)
     content = stream.getvalue()
@@ -199,11 +199,11 @@ def write_hashed(folder: Path, table: pa.Table) -> Path:
 
 
 def read_hashed(path: str | os.PathLike[str]) -> pa.BufferReader:
-    """The content of a file from :func:`write_hashed`. Raises DamagedFileError where it is not there, or not what its name says."""
+    """Read a file from :func:`write_hashed`. Raises DamagedFileError if it is missing or its content does not match its name."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error.strerror or error}") from error
     if hashlib.sha256(content).hexdigest()[:40] != Path(path).stem:
-        raise DamagedFileError(f"cannot read the records in {str(path)!r}: its content is not what its name says")
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: its content does not match its name")
     return pa.BufferReader(content)

@@ -1,7 +1,7 @@
-"""What determines a record, as hashes: code, weights, pixels, and whatever a user hands in.
+"""Hashes of everything that determines a record: code, weights, pixels, and the user's own objects.
 
-The same thing gets the same hash in another process, on another day and on another machine; a thing that would give other numbers gets
-another. What is the user's is hashed with all that it reaches: see :mod:`idsds.common.reach`.
+An object has the same hash in every process and on every machine; objects that could give different numbers have different hashes. A
+user's object is hashed together with everything that it reaches: see :mod:`idsds.common.reach`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from idsds.common.origin import Unknown
 from idsds.common.reach import digest_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# Modules of the package in which no number is computed.
+# Modules of the package that do not affect any number.
 INDIFFERENT = (
     "idsds.common.hashing",
     "idsds.common.reach",
@@ -48,7 +48,7 @@ def file_digest(path: Path) -> str:
 
 
 def code_digest(function: Callable) -> str:
-    """A hash of registered code: the package's own by the source of its module and of those it imports, else :func:`own_digest`."""
+    """Hash registered code: the package's own by the source of its module and of those it imports, a user's by :func:`own_digest`."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if module is None or not module.__name__.startswith("idsds."):
         return own_digest(function)
@@ -57,26 +57,26 @@ def code_digest(function: Callable) -> str:
 
 @lru_cache(maxsize=256)
 def _sources(name: str) -> str:
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for module in sorted(modules_of(name)):
-        found.update(_file(module).read_bytes())
-    return found.hexdigest()
+        hasher.update(_file(module).read_bytes())
+    return hasher.hexdigest()
 
 
 def modules_of(name: str) -> set[str]:
-    """A module of the package and all those of the package that it takes something from, as its source says."""
-    found: set[str] = set()
+    """Return a module of the package and, recursively, the package's modules that its source imports from."""
+    modules: set[str] = set()
     waiting = [name]
     while waiting:
         module = waiting.pop()
-        if module not in found and module not in INDIFFERENT:
-            found.add(module)
+        if module not in modules and module not in INDIFFERENT:
+            modules.add(module)
             waiting += {_origin(source, what) for what, source in _imported(module).items()}
-    return found
+    return modules
 
 
 def _origin(module: str, name: str) -> str:
-    """Where ``from module import name`` leads: to a module, through the ``__init__`` of packages."""
+    """Return the module that ``from module import name`` leads to, followed through the ``__init__`` of packages."""
     if _file(f"{module}.{name}").is_file():
         return f"{module}.{name}"
     if _file(module).name != "__init__.py":
@@ -87,7 +87,7 @@ def _origin(module: str, name: str) -> str:
 
 @lru_cache(maxsize=256)
 def _imported(module: str) -> dict[str, str]:
-    """By name, the module or package within this one that it is imported from."""
+    """Return the names that a module imports from the package, each with the module or package that it comes from."""
     statements = [node for node in ast.walk(ast.parse(_file(module).read_bytes())) if isinstance(node, ast.ImportFrom)]
     return {alias.name: node.module for node in statements if (node.module or "").split(".")[0] == "idsds" for alias in node.names}
 
@@ -99,18 +99,18 @@ def _file(module: str) -> Path:
 
 @lru_cache(maxsize=1)
 def package_digest() -> str:
-    """A hash of all the source of the package, as it lies on this machine."""
-    found = hashlib.sha256()
+    """Return a hash of the package's whole source on this machine."""
+    hasher = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: path.relative_to(PACKAGE).as_posix()):
-        found.update(f"{path.relative_to(PACKAGE).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return found.hexdigest()[:20]
+        hasher.update(f"{path.relative_to(PACKAGE).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return hasher.hexdigest()[:20]
 
 
 class OwnImages:
-    """Id, target and address of a user's images, each read once, however many models are evaluated.
+    """Ids, targets and addresses of a user's images, each read once, however many models are evaluated.
 
     Args:
-        dataset: of items (image, target, image_id), or None for an image that cannot be read and is to be left out.
+        dataset: of items (image, target, image_id), or None for an image that cannot be read and is left out.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -128,28 +128,28 @@ class OwnImages:
             known = [getattr(self.dataset, name, None) for name in ("image_ids", "targets")]
             return (str(index), -1, "") if None in known else (known[0][index], known[1][index], "")
         image, target, image_id = item
-        # Some protocols take a normalisation back.
+        # Some protocols undo the normalisation, so it affects their scores.
         normalisation = getattr(self.dataset, "normalisation", None)
-        found = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id, normalisation)).encode())
-        found.update(_bytes(image))
-        return image_id, int(target), found.hexdigest()[:20]
+        hasher = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id, normalisation)).encode())
+        hasher.update(_bytes(image))
+        return image_id, int(target), hasher.hexdigest()[:20]
 
 
 class Digest(str):
-    """A hash; with a ``reason`` where it is none, but a number that is new each time."""
+    """A hash. If the content could not be determined, it is random and ``reason`` says why."""
 
     reason: str = ""
 
 
 def own_digest(thing: Any, *, judged: bool = False) -> Digest:
-    """Return a hash of something of the user's and of all that it reaches, by the rule of :mod:`idsds.common.reach`.
+    """Return a hash of a user's object and of everything that it reaches, by the rule of :mod:`idsds.common.reach`.
 
     Args:
-        thing: a net, a method, a value of a setting.
-        judged: a net that is put into eval mode before it is used: its modes do not count.
+        thing: a net, a method, or the value of a setting.
+        judged: whether the net is put into eval mode before it is used, so that its modes do not matter.
 
     Returns:
-        20 hexadecimal digits. Where it cannot be established what the thing computes, they are new each time, and ``reason`` says why.
+        20 hexadecimal digits. If it cannot be determined what the object computes, they are random, and ``reason`` says why.
     """
     try:
         return Digest(digest_of(thing, judged=judged))
@@ -175,7 +175,7 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot address content by a {type(value).__name__}: {value!r}")
 
 
-# What computes numbers or makes images; the last two store them.
+# Packages that compute numbers or produce images; the last two store them.
 VERSIONED = ("idsds", "torch", "torchvision", "captum", "torchcam", "numpy", "scipy", "timm", "bcos", "torchmetrics", "lightning-fabric")
 VERSIONED += ("mlxtend", "scikit-learn", "pillow", "pandas", "pyarrow")
 
@@ -187,10 +187,10 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in VERSIONED:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed

@@ -1,4 +1,4 @@
-"""The most memory that a computation takes at once."""
+"""The peak memory of a computation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 
 @dataclass
 class Peak:
-    """Bytes beyond what was taken before; 0 where that is not known."""
+    """Peak memory in bytes beyond what was allocated before; 0 if unknown."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[Peak]:
-    """Measure the peak inside the block: on CUDA what torch allocates, on Linux's CPUs how far resident memory rises, elsewhere nothing."""
+    """Measure the peak inside the block: of torch's allocations on CUDA, of resident memory on the CPU under Linux, elsewhere nothing."""
     peak = Peak()
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -38,7 +38,7 @@ def peak_memory(device: str) -> Iterator[Peak]:
 
 
 def _reset() -> int:
-    """Give what is free back to the system, and make the highest resident memory the present one, which is returned; 0 if that fails."""
+    """Return free memory to the system, reset the peak of resident memory, and return the current value; 0 if that fails."""
     with suppress(OSError, AttributeError):
         _libc().malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -52,6 +52,6 @@ def _libc() -> ctypes.CDLL:
 
 
 def _status(name: str) -> int:
-    """A line of Linux's facts about this process, in bytes."""
+    """Return a field of ``/proc/self/status``, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -1,4 +1,4 @@
-"""Whose a thing is, the user's, a library's or the package's, and what tells its version from another."""
+"""The origin of an object (the user's code, a library or this package), and the version of that code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import sysconfig
 import types
 from typing import Any
 
-# What C code defines, known by its place.
+# Objects defined by C code, identified by module and name.
 BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 BUILT_IN += (types.MethodWrapperType, types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
 class Unknown(Exception):  # noqa: N818
-    """What something computes cannot be established; the message says why."""
+    """It cannot be determined what an object computes; the message says why."""
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def _libraries() -> tuple[str, ...]:
 
 
 def is_users(module: str | None) -> bool:
-    """Whether a module is neither installed, nor the standard library's, nor the package's own."""
+    """Return whether a module is the user's: not installed, not of the standard library, and not of this package."""
     top = (module or "__main__").split(".")[0]
     if top == "idsds":
         return False
@@ -48,7 +48,7 @@ def is_users(module: str | None) -> bool:
 
 @functools.cache
 def version_of(module: str) -> str:
-    """What tells an installed module from another version of it."""
+    """Return what identifies the version of an installed module."""
     top = module.split(".")[0]
     if top == "idsds":
         from idsds.common.hashing import _sources
@@ -62,7 +62,7 @@ def version_of(module: str) -> str:
         return importlib.metadata.version(names[0])
     version = getattr(sys.modules.get(top), "__version__", None)
     if not isinstance(version, str):
-        raise Unknown(f"the version of {top!r} is not known")
+        raise Unknown(f"the version of {top!r} is unknown")
     return version
 
 
@@ -91,13 +91,13 @@ def text_of(module: str) -> bytes:
     """Return the hash of a module's source, empty for one without a file."""
     file = getattr(sys.modules[module], "__file__", None)
     if not file or not os.path.isfile(file):
-        return b""  # made while the program ran: followed by its functions
+        return b""  # a module created at run time is followed function by function
     with open(file, "rb") as stream:
         return hashlib.sha256(stream.read()).digest()
 
 
 def imported_by(module: str) -> list[str]:
-    """The loaded modules of the user's that a module's source imports, anywhere in it."""
+    """Return the user's loaded modules that a module's source imports, anywhere in it."""
     found = sys.modules[module]
     file = getattr(found, "__file__", None)
     if not file or not file.endswith(".py") or not os.path.isfile(file):

@@ -1,7 +1,7 @@
-"""Every path of the project, relative to the repository root.
+"""The project's paths, relative to the repository root.
 
-nbval runs a notebook in ``notebooks/`` and papermill in the caller's folder, so a path relative to the working folder would mean
-two things. ``IDSDS_HOME`` moves the whole tree (cache, runs, figures), ``IDSDS_CACHE`` only the cache, for example to the shared disk of
+nbval runs a notebook in ``notebooks/`` and papermill in the caller's folder, so a path relative to the working folder would be
+ambiguous. ``IDSDS_HOME`` moves the whole tree (cache, runs, figures), ``IDSDS_CACHE`` only the cache, for example to the shared disk of
 a cluster.
 """
 
@@ -22,7 +22,7 @@ def root() -> Path:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """Return an absolute path as it is, and a relative one below the repository root."""
+    """Return an absolute path unchanged, and resolve a relative one against the repository root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else root() / path
 
@@ -48,7 +48,7 @@ def run_of(figure: Path) -> Path:
 
 
 def check_creatable(folder: str | os.PathLike[str]) -> Path:
-    """Check, without writing anything, that a folder could be made and written to.
+    """Check, without writing anything, that a folder could be created and written to.
 
     Raises:
         OSError: naming the folder and the reason.
@@ -56,10 +56,10 @@ def check_creatable(folder: str | os.PathLike[str]) -> Path:
     if not os.fspath(folder).strip():
         raise OSError(errno.EINVAL, "the output folder has no name")
     folder = resolve(folder)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"cannot write to the output folder {str(folder)!r}: {str(there)!r} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"cannot write to the output folder {str(folder)!r}: {str(nearest)!r} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"cannot write to the output folder {str(folder)!r}: {os.strerror(errno.EACCES)}")
     return folder
 

@@ -1,18 +1,18 @@
-"""All that a net, a method or a setting of the user's can reach, as one hash: the rule by which numbers are reused.
+"""A hash of everything that a user's net, method or setting can reach: the rule that decides whether numbers are reused.
 
-The rule. Two things have the same hash only if all of this is the same:
+The rule: two objects have the same hash only if all of the following agree:
 
-- the code of every function on the way, as it is loaded, with its defaults, closure, attributes, and the globals and attributes of
-  modules that its code names; of every class all its members, its bases and its metaclass; of an object all its attributes;
-- the source text of every module of the user's on the way, and of the user's modules that these import (the main program, a notebook's
-  cells among it, is followed function by function, so that a cell or a line that was added elsewhere changes nothing);
+- for every function reached, its code as loaded, with its defaults, closure, attributes, and the globals and module attributes
+  that its code names; for every class, all its members, its bases and its metaclass; for an object, all its attributes;
+- the source text of each of the user's modules reached, and of the user's modules that these import (the main program, including a
+  notebook's cells, is followed function by function instead, so that unrelated new cells or lines change nothing);
 - tensors and arrays by content, hooks, plain values by value;
-- what is installed by its name and its version, the package's own code by its source, and a function of the user's that was put in
-  the place of a library's by its code.
+- installed packages by name and version, this package's own code by its source, and a user's function that replaces one of a library
+  by its code.
 
-Whatever cannot be established is new each time: objects of C code that cannot be pickled, generators, open files, locks, and code that
-looks elsewhere while it runs: it opens files, reads the environment or the clock, or imports by a computed name. The last does not count
-in a constructor, whose work can be seen in the object. It is computed again, and its records are never taken for those of another.
+If something cannot be determined, the hash is random: for objects of C code that cannot be pickled, generators, open files, locks, and
+code whose result depends on more than its arguments: it opens files, reads the environment or the clock, or imports by a computed name.
+Constructors may do so, since their result is visible in the object. Records with a random hash are computed again and never reused.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from idsds.common.origin import BUILT_IN, Unknown, home_of, imported_by, is_inst
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented), range, slice)
 ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
-# Of the standard library, the modules that look at nothing but their arguments.
+# Modules of the standard library whose functions depend only on their arguments.
 PURE = """__future__ _abc _bisect _collections _collections_abc _decimal _functools _heapq _operator _pydecimal _struct _warnings
 abc array bisect builtins cmath collections contextlib copy copyreg dataclasses decimal enum fractions functools heapq itertools
 logging math numbers operator re statistics string struct textwrap types typing warnings weakref""".split()  # noqa: SIM905
-# Builtins, and names in a library, that look further.
+# Builtins, and functions of libraries, that depend on more than their arguments.
 IMPURE = {"open", "eval", "exec", "compile", "input", "globals", "locals", "vars", "__import__", "breakpoint"}
 READERS = {"load", "open", "fromfile", "from_file", "memmap", "loadtxt", "genfromtxt", "imread", "load_file", "safe_open", "hub", "File"}
-# Attributes that look further, whatever they are taken from.
+# Attributes that count as such, whatever object they belong to.
 OUTWARD = {"read_text", "read_bytes", "getenv", "environ", "import_module", "imread", "fromfile", "loadtxt", "genfromtxt", "load_file"}
-# Libraries that are there to read what is elsewhere.
+# Libraries whose purpose is to read external data.
 ELSEWHERE = {"h5py", "zarr", "lmdb", "requests", "httpx", "urllib3", "fsspec", "boto3", "sqlalchemy", "yaml", "joblib", "datasets"}
 CONTAINERS = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes)
-# Members of a class that say nothing of what it computes; annotations are in the text of the module.
+# Members of a class that do not affect what it computes; annotations are part of the module's text.
 UNTOLD = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate__", "__annotate_func__"}
 UNTOLD |= {"__annotations_cache__", "_abc_impl", "__firstlineno__", "__static_attributes__", "__abstractmethods__"}
 UNTOLD |= {"__orig_bases__", "__parameters__"}
@@ -65,31 +65,31 @@ IMPORTED = {"__builtins__", "__loader__", "__spec__", "__cached__", "__file__", 
 
 
 def digest_of(thing: object, *, judged: bool = False) -> str:
-    """A hash of something and all that it reaches, 20 hexadecimal digits.
+    """Return a hash of an object and everything that it reaches, 20 hexadecimal digits.
 
     Args:
-        thing: anything.
-        judged: a net that is put into eval mode before it is used, so that its modes do not count.
+        thing: any object.
+        judged: whether the net is put into eval mode before it is used, so that its modes do not matter.
 
     Raises:
-        Unknown: saying what could not be established.
+        Unknown: saying what could not be determined.
     """
     walk = _Walk(thing if judged and isinstance(thing, nn.Module) else None)
     try:
         return walk.run(thing)
     except Unknown:
         raise
-    except Exception as error:  # whatever a user's object raises when it is looked at
+    except Exception as error:  # anything that a user's object raises on inspection
         raise Unknown(f"{type(error).__name__}: {error}") from error
 
 
 class _Walk:
-    """Goes from thing to thing, breadth first: each is written once, and referred to by its number."""
+    """A breadth-first walk over objects: each is written once, and referred to by its number afterwards."""
 
     def __init__(self, judged: nn.Module | None) -> None:
         self.numbers: dict[tuple[int, bool, bool], int] = {}
         self.waiting: collections.deque[tuple[Any, bool, bool]] = collections.deque()
-        self.kept: list[Any] = []  # so that no id is given twice
+        self.kept: list[Any] = []  # references, so that Python reuses no id
         self.texts: set[str] = set()
         self.lenient = False
         self.moded: set[int] = set()
@@ -99,14 +99,14 @@ class _Walk:
                 self.moded = {id(net) for net in nets}
 
     def run(self, thing: Any) -> str:
-        found = hashlib.sha256(self._write(thing))
+        hasher = hashlib.sha256(self._write(thing))
         while self.waiting:
             node, self.lenient, as_type = self.waiting.popleft()
             content = self._class(node, as_type) if isinstance(node, type) else self._content(node)
-            found.update(b"\0node" + b"\0".join(self._write(part) for part in content))
+            hasher.update(b"\0node" + b"\0".join(self._write(part) for part in content))
         for name in sorted(self._all_texts()):
-            found.update(f"\0text {name} ".encode() + text_of(name))
-        return found.hexdigest()[:20]
+            hasher.update(f"\0text {name} ".encode() + text_of(name))
+        return hasher.hexdigest()[:20]
 
     # ---- how a thing is written where it is met: atoms and tuples in place, all else by its number
 
@@ -138,7 +138,7 @@ class _Walk:
         return f"#{self.numbers[key]}".encode()
 
     def _unordered(self, things: Any) -> list[bytes]:
-        """Elements in an order that does not depend on the process. Of those that are no plain values, names decide."""
+        """Return the elements in an order that does not depend on the process: plain values sorted, then objects by name."""
         plain = [thing for thing in things if _is_plain(thing)]
         others = [thing for thing in things if not _is_plain(thing)]
         names = [f"{getattr(each, '__module__', '')}.{getattr(each, '__qualname__', '')}" for each in others]
@@ -146,7 +146,7 @@ class _Walk:
             raise Unknown("a set of objects has no order")
         return sorted(map(self._write, plain)) + [self._write(thing) for _, thing in sorted(zip(names, others, strict=True))]
 
-    # ---- what a thing consists of
+    # ---- what an object consists of
 
     def _content(self, thing: Any) -> tuple:
         for kinds, content in self.KNOWN:
@@ -169,7 +169,7 @@ class _Walk:
         return (*shape, thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing), used)
 
     def _used(self, function: types.FunctionType, name: str, chain: tuple[str, ...]) -> tuple:
-        """What a global name and the attributes that are taken of it lead to."""
+        """Resolve a global name and the chain of attributes that follow it."""
         if name in function.__globals__:
             value = function.__globals__[name]
         elif hasattr(builtins, name):
@@ -194,7 +194,7 @@ class _Walk:
         return path, value
 
     def _imported(self, function: types.FunctionType, name: str, level: int, names: tuple[str, ...] | None) -> tuple:
-        """What an import within a function leads to; it is carried out, as the function would do it."""
+        """Resolve an import within a function, by executing it as the function would."""
         package = function.__globals__.get("__package__") or ""
         full = importlib.util.resolve_name("." * level + name, package) if level else name
         try:
@@ -220,14 +220,14 @@ class _Walk:
         return full, parts
 
     def _check_attributes(self, function: types.FunctionType) -> None:
-        """Raise Unknown for a name that looks elsewhere whatever it is taken from; for more of them where it may be a module's."""
+        """Raise Unknown for attributes that read external data; if the function imports modules, also for names such as ``load``."""
         imports = any(True for _ in imports_of(function.__code__))
         taken = set(attributes_of(function.__code__)) & (OUTWARD | READERS if imports else OUTWARD)
         if taken and not self.lenient:
             raise Unknown(f"{function.__qualname__} uses {min(taken)}()")
 
     def _check(self, thing: Any) -> None:
-        """Raise Unknown for what is installed and looks elsewhere while it runs."""
+        """Raise Unknown for installed code that may read external data while it runs."""
         if self.lenient:
             return
         home = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
@@ -237,10 +237,10 @@ class _Walk:
         if isinstance(thing, types.FunctionType) and is_users(thing.__globals__.get("__name__")):
             return
         if top in ELSEWHERE or (top in sys.stdlib_module_names and top not in PURE):
-            raise Unknown(f"{home}.{name} may look at what is elsewhere")
+            raise Unknown(f"{home}.{name} may read external data")
         impure = name in IMPURE if top == "builtins" else name in READERS or name.startswith("read_")
         if impure and isinstance(thing, (types.FunctionType, *BUILT_IN)):
-            raise Unknown(f"{home}.{name} may look at what is elsewhere")
+            raise Unknown(f"{home}.{name} may read external data")
 
     def _class(self, thing: type, as_type: bool) -> tuple:
         home = home_of(thing)
@@ -292,7 +292,7 @@ class _Walk:
         if id(thing) in self.moded and isinstance(state.get("training"), bool):
             del state["training"]
         hooks = {name: each for name, each in state.items() if "_hooks" in name and isinstance(each, dict) and _has_numbers(each)}
-        # Hooks go by numbers that count up in a process: what counts is their order.
+        # Hooks are numbered in the order of the process's registrations: only their relative order matters.
         numbers = {number: place for place, number in enumerate(sorted({key for each in hooks.values() for key in each}))}
         state |= {name: [(numbers[key], value) for key, value in each.items()] for name, each in hooks.items()}
         return ("object", _Type(type(thing)), sorted(state.items()))
@@ -320,11 +320,11 @@ class _Walk:
         kind = type(thing)
         for name in ("__reduce_ex__", "__reduce__", "__getstate__"):
             if isinstance(reducer := getattr(kind, name, None), types.FunctionType) and is_users(reducer.__globals__.get("__name__")):
-                raise Unknown(f"what a {kind.__name__} holds cannot be seen")
+                raise Unknown(f"the content of a {kind.__name__} cannot be seen")
         try:
             reduced = thing.__reduce_ex__(4)
         except Exception as error:
-            raise Unknown(f"a {kind.__name__} cannot be looked into: {error}") from error
+            raise Unknown(f"a {kind.__name__} cannot be inspected: {error}") from error
         if isinstance(reduced, str):
             return ("object", _Type(kind), reduced)
         content, rest = reduced[:3], reduced[3:5]  # the rest are iterators
@@ -373,27 +373,27 @@ class _Walk:
     # ---- the text of modules
 
     def _all_texts(self) -> set[str]:
-        """The user's modules on the way, and those of the user's that they import, as their sources say."""
-        found: set[str] = set()
+        """Return the user's modules reached, and the user's modules that their sources import."""
+        names: set[str] = set()
         waiting = list(self.texts - {"__main__"})
         while waiting:
             name = waiting.pop()
-            if name in found or name not in sys.modules or not is_users(name) or name == "__main__":
+            if name in names or name not in sys.modules or not is_users(name) or name == "__main__":
                 continue
-            found.add(name)
+            names.add(name)
             waiting += imported_by(name)
-        return found
+        return names
 
 
 class _Lenient:
-    """A constructor: it has run already."""
+    """A constructor that has already run, so that it may have read external data."""
 
     def __init__(self, function: types.FunctionType) -> None:
         self.function = function
 
 
 class _Type:
-    """The class of an object that is there: it is not about to be made."""
+    """The class of an existing object, whose constructor has already run."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
@@ -417,11 +417,11 @@ def _cell(cell: types.CellType) -> Any:
 
 
 def _at(module: str, path: str) -> Any:
-    """What stands at a place, or None."""
-    found: Any = sys.modules.get(module)
+    """Return the object at a dotted path in a module, or None."""
+    value: Any = sys.modules.get(module)
     for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
 def _slots(kind: type) -> list[str]:
@@ -433,7 +433,7 @@ def _slots(kind: type) -> list[str]:
 
 
 def _holds_more(kind: type, base: type) -> bool:
-    """Whether an object has memory beyond its attributes and those of a plain container, which only C code can see."""
+    """Return whether an object has memory beyond its attributes and those of a plain container, which only C code can see."""
     if kind is base:
         return False
     size = base.__basicsize__ + sum(8 for offset in (kind.__dictoffset__, kind.__weakrefoffset__) if offset > 0)

@@ -1,4 +1,4 @@
-"""A small registry: decorated functions under their names; an unknown name lists the close matches."""
+"""A small registry of decorated functions by name; the error for an unknown name lists close matches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
-#: An error message lists no more names than this: a library may have a thousand.
+#: The most names that an error message lists: a library may have a thousand.
 MOST_LISTED = 300
 
 
@@ -28,7 +28,7 @@ class Registry(Mapping[str, Entry]):
     """Entries by name, in the order of their registration.
 
     Two kinds of names are known but not iterated over: those registered with ``listed=False``, which need an optional library, and
-    ``library/Name`` of the libraries that were added, whose entries are made when they are asked for.
+    ``library/Name`` of the libraries that were added, whose entries are created on access.
 
     Args:
         kind: the noun for an entry in error messages, such as ``"method"``.
@@ -43,7 +43,7 @@ class Registry(Mapping[str, Entry]):
     def add(self, name: str, entry: Entry, *, replace: bool = False, listed: bool = True) -> None:
         """Add ``entry`` under ``name``. Raises ValueError if the name is taken and ``replace`` is not set."""
         if (name in self._entries or name in self._unlisted) and not replace:
-            raise ValueError(f"{self.kind} {name!r} is already registered; pass replace=True to put another in its place")
+            raise ValueError(f"{self.kind} {name!r} is already registered; pass replace=True to replace it")
         self._unlisted.pop(name, None)
         (self._entries if listed else self._unlisted)[name] = entry
 
@@ -51,9 +51,9 @@ class Registry(Mapping[str, Entry]):
         """Make every ``library/Name`` known.
 
         Args:
-            library: what stands before the slash.
-            names: lists what may stand behind it.
-            make: gives the entry of a whole name. It must not import an optional library: to name a thing is free.
+            library: the part before the slash.
+            names: returns the allowed parts after the slash.
+            make: returns the entry of a full name, without importing an optional library.
         """
         self._libraries[library] = (names, make)
 
@@ -69,7 +69,7 @@ class Registry(Mapping[str, Entry]):
         return list(self._libraries)
 
     def names_of(self, library: str) -> list[str]:
-        """All ``library/Name`` of a library. Raises UnknownNameError for a library that is not known."""
+        """Return all ``library/Name`` of a library. Raises UnknownNameError for an unknown library."""
         if library not in self._libraries:
             raise UnknownNameError(f"library of {self.kind}s", library, self._libraries)
         return [f"{library}/{name}" for name in self._libraries[library][0]()]
@@ -80,11 +80,11 @@ class Registry(Mapping[str, Entry]):
         return dict(self._unlisted)
 
     def unknown(self, name: object, suffix: str = "") -> UnknownNameError:
-        """Return the error for an unknown name: it gives the nearest match among its library's names, or among all others.
+        """Return the error for an unknown name, with the nearest match among its library's names, or among all others.
 
         Args:
-            name: what was asked for.
-            suffix: what may stand behind every name as well.
+            name: the unknown name.
+            suffix: an optional ending that every name may have.
         """
         library = str(name).partition("/")[0]
         own = "/" not in str(name) or library not in self._libraries

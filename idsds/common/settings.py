@@ -1,4 +1,4 @@
-"""Frozen, validated settings: the base of everything that a params file may set."""
+"""Frozen, validated settings: the base class of everything that a params file can set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _literally(cls, value: Any, info: ValidationInfo) -> Any:
-        # True and 1.0 equal 1, and pydantic takes them for it.
+        # True and 1.0 equal 1, so pydantic would accept them.
         annotation = cls.model_fields[info.field_name or ""].annotation
         allowed = get_args(annotation) if get_origin(annotation) is Literal else ()
         if allowed and not any(type(value) is type(each) and value == each for each in allowed):
@@ -43,7 +43,7 @@ class Settings(BaseModel):
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
         """Return the settings in a notebook's ``globals()``.
 
-        Papermill only warns about a key that the parameters cell does not have, so whatever its injected cell assigns must be a
+        Papermill only warns about a key that the parameters cell does not have, so every name that its injected cell assigns must be a
         setting. Other variables of the notebook are ignored, so that a cell can be run again.
         """
         injected = {name for source in namespace.get("In", ()) if source.lstrip().startswith("# Parameters") for name in _assigned(source)}
@@ -69,10 +69,10 @@ def read_values(path: str | Path, known: Iterable[str] | None = None) -> dict[st
 
     Args:
         path: the YAML file.
-        known: the settings that there are; None leaves that to whoever takes the values.
+        known: the allowed settings; None leaves the check to the caller.
 
     Raises:
-        SettingsError: naming the file, if it is no mapping from names to values, or has a key that is not among ``known``.
+        SettingsError: if the file is not a mapping from names to values, or has a key that is not in ``known``; the message names it.
     """
     try:
         values = yaml.safe_load(Path(path).read_text())
@@ -89,10 +89,10 @@ def read_values(path: str | Path, known: Iterable[str] | None = None) -> dict[st
 
 
 def check_keys(values: Mapping[Any, Any], where: str) -> None:
-    """Raise SettingsError for a key that is not a plain name, and could hold code."""
+    """Raise SettingsError for a key that is not a plain name and could therefore contain code."""
     for key in values:
         if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key) or key.startswith("__"):
-            raise SettingsError(f"{where!r}: the key {key!r} is not a name of a setting")
+            raise SettingsError(f"{where!r}: the key {key!r} is not a valid name of a setting")
 
 
 def parameters_of(source: str) -> set[str]:

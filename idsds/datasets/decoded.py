@@ -1,4 +1,4 @@
-"""Images of a run, each decoded once: read ahead by other processes, and kept for further models while there is room."""
+"""The images of a run, each decoded once: loaded ahead by other processes, and kept for further models while memory allows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from idsds.datasets.base import ImageDataset, collate
 
-#: Gigabytes of decoded images that may be kept; by default a quarter of the memory that is free. 0 keeps none.
+#: Variable with the gigabytes of decoded images that may be kept; by default a quarter of the free memory. 0 keeps none.
 SETTING = "IDSDS_IMAGES_GB"
 Item = tuple[Tensor, int, str]
 Images = tuple[Tensor, Tensor, list[str]]
 
 
 def room() -> int:
-    """Return how many bytes of decoded images may be kept. Raises ValueError for a setting that is no number of gigabytes."""
+    """Return how many bytes of decoded images may be kept. Raises ValueError if the setting is not a number of gigabytes."""
     if setting := os.environ.get(SETTING):
         try:
             gigabytes = float(setting)
@@ -30,12 +30,12 @@ def room() -> int:
         return int(gigabytes * 2**30)
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, ValueError, OSError):  # Windows, and systems that do not say
+    except (AttributeError, ValueError, OSError):  # Windows, and systems that do not report it
         return 2 * 2**30
 
 
 class Decoded(Dataset):
-    """A data set whose images are kept once they are decoded, as long as there is room. The last ones find none and are read again.
+    """A data set that keeps decoded images as long as memory allows. Later images are then decoded again at every access.
 
     Args:
         dataset: of items (image, target, image_id), or None for an image that cannot be read.
@@ -51,7 +51,7 @@ class Decoded(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def of(self, dataset: Dataset) -> Decoded:
-        """Return the same images, normalised as ``dataset`` says; what is kept of either is kept of both."""
+        """Return the same images with the normalisation of ``dataset``; the two share the decoded images."""
         other = Decoded.__new__(Decoded)
         other.__dict__ = {**self.__dict__, "dataset": dataset}
         return other
@@ -74,15 +74,15 @@ class Decoded(Dataset):
 
         Args:
             chosen: the indices.
-            workers: processes that read ahead; 0 reads here, when a batch is asked for. The batches are the same.
-            pin: whether the images come in pinned memory, from which a GPU copies while it computes.
+            workers: processes that load ahead; 0 loads here, when a batch is requested. The batches are the same.
+            pin: whether to put the images into pinned memory, from which a GPU copies while it computes.
         """
         groups = [list(group) for group in chosen]
         lacking = [[index for index in group if index not in self._kept] for group in groups]
         ahead = self._ahead([group for group in lacking if group], workers) if workers else None
         for group, missing in zip(groups, lacking, strict=True):
-            found = next(ahead) if ahead is not None and missing else [self._read[index] for index in missing]
-            new = dict(zip(missing, found, strict=True))
+            items = next(ahead) if ahead is not None and missing else [self._read[index] for index in missing]
+            new = dict(zip(missing, items, strict=True))
             for index, item in new.items():
                 self._keep(index, item)
             packed = [new[index] if index in new else self._kept[index] for index in group]
@@ -92,7 +92,7 @@ class Decoded(Dataset):
             yield images.pin_memory() if pin else images, targets, image_ids
 
     def _ahead(self, lacking: list[list[int]], workers: int) -> Iterator[list[Item | None]]:
-        # A generator of its own, since a loader would draw its seed from torch's global one.
+        # With its own generator, since the loader would otherwise draw its seed from torch's global one.
         return iter(DataLoader(self._read, batch_sampler=lacking, collate_fn=list, num_workers=workers, generator=torch.Generator()))
 
     def _keep(self, index: int, item: Item | None) -> None:
@@ -103,7 +103,7 @@ class Decoded(Dataset):
 
 
 class _Reader(Dataset):
-    """Items as they are kept: of the package's data sets before normalisation, which models may differ in, and packed."""
+    """Items in the form in which they are kept: packed, and for the package's data sets before the normalisation, which models choose."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -120,7 +120,7 @@ class _Reader(Dataset):
 
 
 def _packed(image: Tensor) -> Tensor:
-    """Return an image whose values are whole multiples of 1 / 255 as bytes, exactly, and any other as it is."""
+    """Return an image as bytes if all its values are multiples of 1 / 255, which loses nothing, and any other image unchanged."""
     if image.dtype != torch.float32 or not bool((image.amin() >= 0) & (image.amax() <= 1)):
         return image
     small = (image * 255).round().to(torch.uint8)

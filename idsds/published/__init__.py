@@ -1,5 +1,5 @@
-"""Published numbers under our names, to draw beside our own: of the IDSDS paper's poster, of an independent reproduction of it (DECAF) and
-of the xai-correlation study.
+"""Published numbers under our names, for comparison with our own: from the IDSDS paper's poster, from an independent reproduction (DECAF)
+and from the xai-correlation study.
 
 The source and reliability of each number are in ``README.md`` beside the files. ``inferred`` marks a value whose label is not printed in
 the figure.
@@ -11,13 +11,13 @@ from importlib import resources
 
 import pandas as pd
 
-# The settings of the published numbers; for others there is nothing to compare with.
+# The settings of the published numbers; nothing is published for others.
 DATASET, GRID, BASELINE = "imagenet", 4, "zeros"
-# Readings from a figure are this close to the values behind it.
+# Readings from a figure are this close to the plotted values.
 SCORE_READING, ACCURACY_READING = 0.003, 0.001
-# Two bars of a printed chart were read this many pixels apart at most, where both could be read.
+# Two readings of a bar that are more pixels apart than this are doubtful.
 DOUBTFUL_PIXELS = 3
-# The sensitivity at which the study's charts end.
+# The upper limit of the sensitivity axis in the study's charts.
 CLIPPED = 3.0
 
 AXES = "poster, parallel IDSDS axes"
@@ -60,8 +60,8 @@ def idsds_scores() -> pd.DataFrame:
     """Return IDSDS on ImageNet (validation images, grid of 4, zero baseline), read from the poster's figure to about +-0.003.
 
     Hesse, Schaub-Meyer, Roth, *Benchmarking the Attribution Quality of Vision Models*, NeurIPS 2024, arXiv 2407.11910. The absolute maps
-    (but ``IG-U abs``) and the squared and variance versions of SmoothGrad are the six squares without a label of each axis. Which of
-    ``IG-SG-SQ`` and ``IG-SG-VG`` is which cannot be told; they differ by at most 0.007.
+    (except ``IG-U abs``) and the squared and variance versions of SmoothGrad are the six unlabelled squares on each axis. The squares of
+    ``IG-SG-SQ`` and ``IG-SG-VG`` cannot be told apart; they differ by at most 0.007.
 
     Returns:
         One row per model and method: ``score`` (mean rank correlation in [-1, 1], higher is better), ``inferred`` (whether the value's
@@ -81,10 +81,10 @@ def idsds_scores() -> pd.DataFrame:
 
 
 def idsds_reproduction() -> pd.DataFrame:
-    """Return IDSDS on ImageNet as another group has measured it: DECAF (2026), arXiv 2608.12935, tables 6, 7, 10 and appendix H.2.
+    """Return IDSDS on ImageNet as measured by another group: DECAF (2026), arXiv 2608.12935, tables 6, 7, 10 and appendix H.2.
 
-    Correctly classified images only, IG with 32 steps. Means over three nets are under the model ``mean of ...``; ``SmoothGrad``, whose
-    settings are not known, matches none of our methods.
+    Correctly classified images only, IG with 32 steps. Means over three nets have the model ``mean of ...``. ``SmoothGrad``, whose
+    settings are unknown, matches none of our methods.
 
     Returns:
         One row per model and method: ``score`` (mean rank correlation in [-1, 1], higher is better), ``steps`` of IG, ``images``, ``how``.
@@ -105,14 +105,14 @@ def accuracies() -> pd.DataFrame:
 def xai_correlation_models() -> pd.DataFrame:
     """Return the study's 75 models (3 architectures x 5 data sets x 5 shares of the training images) under four methods.
 
-    Guided Backprop is as its notebooks print it. Saliency, Guided Grad-CAM and GradientSHAP are read from its charts, by which Guided
-    Backprop comes back to 0.2 % in infidelity and 0.007 in sensitivity.
+    Numbers of Guided Backprop are printed in the study's notebooks. Those of Saliency, Guided Grad-CAM and GradientSHAP are read from its
+    charts; reading Guided Backprop in the same way reproduces its numbers to 0.2 % in infidelity and 0.007 in sensitivity.
 
     Returns:
         One row per model, data set, share and method: ``train_fraction`` (in (0, 1]), ``weighted_precision`` (what the study calls "acc")
         and ``weighted_f1`` (what it calls "f1") in [0, 1], higher is better; ``infidelity`` and ``sensitivity`` of the maps, lower is
-        better, NaN where the chart shows none; ``digitised``; ``doubtful``, whether two readings are more than
-        :data:`DOUBTFUL_PIXELS` pixels apart or the bar reaches the end of the chart.
+        better, NaN if the chart has no bar; ``digitised``, whether the numbers are read from a chart; ``doubtful``, whether two readings
+        are more than :data:`DOUBTFUL_PIXELS` pixels apart or the bar reaches the end of the chart.
     """
     model = ["model", "dataset", "train_fraction"]
     printed = _read("xai_correlation_gbp_75_models")
@@ -132,10 +132,10 @@ def xai_correlation_models() -> pd.DataFrame:
 
 
 def xai_correlation_ssim() -> pd.DataFrame:
-    """Return the structural similarity of maps before and after an augmentation, as the study "Don't Augment Me" prints it.
+    """Return the structural similarity of maps before and after an augmentation, as printed in the study "Don't Augment Me".
 
     The names of the augmentations are those of :func:`idsds.protocols.robustness.augmentations`; our filters are close equivalents of
-    the study's. Rows over several augmentations are ``all rotations``, ``all filters`` and ``all``.
+    the study's. Rows that average several augmentations are ``all rotations``, ``all filters`` and ``all``.
 
     Returns:
         One row per method and augmentation: ``group`` (``rotations``, ``filters``, ``all``), ``ssim`` (mean in [-1, 1], higher is more
@@ -153,13 +153,13 @@ def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, basel
 
     Args:
         table: from :func:`idsds.rank`: model, method, mean, low, high.
-        dataset, grid, baseline: the settings of the scores. Those on ImageNet with a grid of 4 and the zero baseline are published; for
-            any other setting nothing matches.
+        dataset, grid, baseline: the settings of the scores. Scores are published for ImageNet with a grid of 4 and the zero baseline only;
+            with any other settings nothing matches.
 
     Returns:
         One row per match: ``model``, ``method``, ``ours``, ``low``, ``high``, ``published``, ``difference`` (ours minus published),
-        ``inferred`` (of the published value's label), ``source`` (:data:`POSTER` or :data:`REPRODUCTION`). A mean over nets matches the
-        mean of ours where all of these nets have the method, without an interval. Empty if nothing matches.
+        ``inferred`` (whether the published value's label is), ``source`` (:data:`POSTER` or :data:`REPRODUCTION`). A published mean over
+        nets is compared with our mean if all of these nets have the method, without an interval. Empty if nothing matches.
 
     Raises:
         ValueError: if the table lacks a column.
@@ -170,14 +170,14 @@ def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, basel
     same = (dataset, grid, baseline) == (DATASET, GRID, BASELINE)
     ours = table[columns] if same else table[columns].head(0)
     repeated = idsds_reproduction().assign(inferred=False, source=REPRODUCTION)
-    theirs = pd.concat([idsds_scores().assign(source=POSTER), repeated], ignore_index=True)
-    ours = pd.concat([ours, *(_mean_of_nets(ours, name) for name in sorted(set(theirs["model"])) if name.startswith(MEAN))])
-    both = ours.rename(columns={"mean": "ours"}).merge(theirs.rename(columns={"score": "published"}), on=["model", "method"])
+    published = pd.concat([idsds_scores().assign(source=POSTER), repeated], ignore_index=True)
+    ours = pd.concat([ours, *(_mean_of_nets(ours, name) for name in sorted(set(published["model"])) if name.startswith(MEAN))])
+    both = ours.rename(columns={"mean": "ours"}).merge(published.rename(columns={"score": "published"}), on=["model", "method"])
     return both.assign(difference=both["ours"] - both["published"])[COLUMNS]
 
 
 def _mean_of_nets(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return our counterpart of a mean over nets, which its name lists: a row per method that all of them have."""
+    """Return our counterpart of a published mean over the nets listed in its name: a row per method that all of them have."""
     nets = name.removeprefix(MEAN).split(", ")
     groups = table[table["model"].isin(nets) & table["mean"].notna()].groupby("method", sort=False)["mean"]
     means = groups.mean()[groups.size() == len(nets)]
@@ -185,7 +185,7 @@ def _mean_of_nets(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _augmentation(name: str) -> str:
-    """Return our name of the study's augmentation; a row over several keeps its name."""
+    """Return our name for the study's augmentation; the name of an average over several is kept."""
     if name.endswith("° rotation"):
         return f"{int(name.removesuffix('° rotation')):+d} degrees"
     return STUDY_FILTERS.get(name, name)

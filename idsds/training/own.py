@@ -1,14 +1,14 @@
-"""In-domain fine-tuning of a user's own net on the user's own images: one call, or one params file, cached like the package's own.
+"""In-domain fine-tuning of a user's net on the user's images, from one call or one params file, cached like the package's own.
 
-The checkpoint's name is a hash of all that determines it: the net (its weights and the code that it runs), the images and their labels,
-the recipe, the deletion, the seed, the precision, the kind of device and the version of torch. What cannot be addressed for certain, such
-as a net whose code is not at hand, is trained again in every call.
+The checkpoint's name is a hash of everything that determines it: the net (its weights and the code that it runs), the images and their
+labels, the recipe, the deletion, the seed, the precision, the kind of device and the version of torch. A net that cannot be hashed
+reliably, for example because its code is not available, is trained again in every call.
 
 From a params file, ``python -m idsds finetune mine.yaml``::
 
     net: my_code:net          # a function without arguments, or the net itself
     train: my_code:images     # likewise: items (image, target) or (image, target, image_id)
-    epochs: 20                # and whatever else FineTuning takes
+    epochs: 20                # and any other setting of FineTuning
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from idsds.training.checkpoints import LOOP
 from idsds.training.loop import fit
 from idsds.training.recipes import PAPER, BaselineName, Deletion, Recipe
 
-#: The paper's recipe with smaller batches and fewer epochs: data sets of one's own are smaller than ImageNet.
+#: The paper's recipe with smaller batches and fewer epochs, since most users' data sets are smaller than ImageNet.
 OWN = PAPER.model_copy(update={"epochs": 10, "batch_size": 64})
-#: Share of the training images on which the epoch is chosen where no others are given.
+#: Share of the training images held out to choose the epoch, if there are no validation images.
 HELD_OUT = 0.1
 
 
@@ -61,13 +61,13 @@ def finetune(
 ) -> nn.Module:
     """Return a copy of a net that is fine-tuned in-domain, for ``idsds.evaluate({"mine": copy}, ..., protocol="idsds")``.
 
-    Half of the images lose one random patch of the grid in each epoch (Hesse, Schaub-Meyer, Roth, NeurIPS 2024), so that a hole is no
-    surprise to the net when it is judged. The net itself stays as it is; methods that are bound to it must be made anew for the copy.
+    In each epoch, one random patch of the grid is deleted from half of the images (Hesse, Schaub-Meyer, Roth, NeurIPS 2024), so that
+    deleted patches are in-distribution for the net. The net itself is unchanged; methods bound to it must be created again for the copy.
 
     Args:
         net: returns logits (B, K).
-        train: training images, items (image (C, H, W), target) or (image, target, image_id), as the net wants them. Not the test images.
-        val: images on which the epoch is chosen; None holds a tenth of ``train`` out, by class and by a hash of the image ids.
+        train: training images, items (image (C, H, W), target) or (image, target, image_id), preprocessed for the net. Not the test images.
+        val: images on which the epoch is chosen; None holds out a tenth of ``train``, stratified by class and keyed by the image ids.
         grid: patches per side, the same as in ``evaluate``.
         baseline: what replaces a patch, the same as in ``evaluate``.
         share: delete a random number of patches up to this share of them, in place of one: the protocol's ``masked_share``.
@@ -79,12 +79,12 @@ def finetune(
             :class:`~idsds.training.recipes.Recipe`. ``loss="distill"`` needs no labels.
 
     Returns:
-        The copy, in eval mode on the CPU, whose attribute ``in_domain`` says what it was fine-tuned with, and
-        ``distilled`` whether that was without labels; the records then say so too.
+        The copy, in eval mode on the CPU. Its attribute ``in_domain`` holds the deletion that it was fine-tuned with, and ``distilled``
+        whether it was fine-tuned without labels, which the records then say, too.
 
     Raises:
-        SettingsError: for a recipe, a grid or a baseline that there is not.
-        ValueError: for a net that does not fit the images, or labels that are no classes of it.
+        SettingsError: for an invalid recipe, grid or baseline.
+        ValueError: if the net does not fit the images, or if a label is not one of its classes.
     """
     settings = Recipe(**{**OWN.model_dump(), **recipe})
     deletion = Deletion(grid=grid, baseline=baseline, share=share)
@@ -110,7 +110,7 @@ def finetune(
 
 
 def _train(net: nn.Module, path: Path, content: dict[str, Any], train: Dataset, val: Dataset, recipe: Recipe, **run: Any) -> None:
-    """Fine-tune a net in place; leave it, on the CPU, with the weights of the checkpoint that it writes."""
+    """Fine-tune a net in place and write its checkpoint; the net ends on the CPU with the weights of the checkpoint."""
     resume = path.with_suffix(".resume.pt")
     with own_inputs(net):
         results = fit(net, train, val, recipe, resume=resume, label=f"in-domain fine-tuning: {type(net).__name__}", **run)
@@ -122,18 +122,18 @@ def _train(net: nn.Module, path: Path, content: dict[str, Any], train: Dataset, 
 
 
 def _load(net: nn.Module, path: Path) -> bool:
-    """Read the weights of a checkpoint into a net; False where there is none that can be read."""
+    """Load a checkpoint into a net; return whether a readable one exists."""
     if not path.is_file():
         return False
     try:
         net.load_state_dict(read_state_dict(path))
-    except (CheckpointError, RuntimeError):  # damaged: it is made again
+    except (CheckpointError, RuntimeError):  # damaged: the net is trained again
         return False
     return True
 
 
 def _images(train: Dataset, val: Dataset | None) -> tuple[OwnImages, OwnImages]:
-    """The training images, and those that the epoch is chosen on."""
+    """Return the training images, and the images that the epoch is chosen on."""
     items = OwnImages(as_image_dataset(train, "train"))
     if val is not None:
         return items, OwnImages(as_image_dataset(val, "val"))
@@ -144,12 +144,12 @@ def _images(train: Dataset, val: Dataset | None) -> tuple[OwnImages, OwnImages]:
         held_out = list(range(0, len(ids), 10))
     rest = sorted(set(range(len(ids))) - set(held_out))
     if not rest:
-        raise ValueError(f"{len(ids)} training images are too few to hold some out: give more, or others as val=")
+        raise ValueError(f"{len(ids)} training images are too few to hold some out: use more, or pass validation images as val=")
     return OwnImages(Subset(items.dataset, rest)), OwnImages(Subset(items.dataset, held_out))
 
 
 def _check(net: nn.Module, images: OwnImages, chosen: OwnImages, recipe: Recipe, device: str) -> bool:
-    """Check net and labels before any work; whether the net runs with channels last in memory."""
+    """Check net and labels before any work, and return whether the net runs with the channels-last memory format."""
     if as_net("net", net) is not net:
         raise ValueError(f"finetune needs the net itself, not a {type(net).__name__}")
     facts = examined("net", net, two_images(images.dataset, range(len(images.dataset))), device, True)  # type: ignore[arg-type]
@@ -162,9 +162,9 @@ def _check(net: nn.Module, images: OwnImages, chosen: OwnImages, recipe: Recipe,
 
 
 class FineTuning(Settings):
-    """What a params file says of the fine-tuning of a user's own net: see this module's docstring and :func:`finetune`.
+    """Settings of a params file for fine-tuning a user's own net: see this module's docstring and :func:`finetune`.
 
-    ``net``, ``train`` and ``val`` are written ``module:name``; what a function of that name returns is taken.
+    ``net``, ``train`` and ``val`` are written ``module:name``; if the name is a function, its return value is used.
     """
 
     net: str
@@ -178,12 +178,12 @@ class FineTuning(Settings):
     recipe: dict[str, Any] = Field(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
-        """Take the settings; those of the recipe may stand beside the others."""
+        """Accept settings of the recipe beside the others."""
         of_recipe = {name: values.pop(name) for name in list(values) if name in Recipe.model_fields}
         super().__init__(**values, **({"recipe": {**values.pop("recipe", {}), **of_recipe}} if of_recipe else {}))
 
     def run(self, progress: bool = True) -> list[nn.Module]:
-        """Return the fine-tuned nets, one for each seed, and print where each is."""
+        """Return the fine-tuned nets, one for each seed."""
         val = None if self.val is None else _named("val", self.val)
         train, same = _named("train", self.train), {"grid": self.grid, "baseline": self.baseline, **self.recipe}
         setup = {"device": self.device, "precision": self.precision, "progress": progress}
@@ -191,12 +191,12 @@ class FineTuning(Settings):
 
 
 def _named(key: str, where: str) -> Any:
-    """What ``module:name`` is, or returns if it is a function. Raises SettingsError."""
+    """Return the object at ``module:name``, or the return value if it is a function. Raises SettingsError."""
     module, colon, name = where.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name) if colon and name else None
+        value = getattr(importlib.import_module(module), name) if colon and name else None
     except (ImportError, AttributeError) as error:
-        raise SettingsError(f"{key}: cannot take {where!r}: {error}") from error
-    if found is None:
+        raise SettingsError(f"{key}: cannot import {where!r}: {error}") from error
+    if value is None:
         raise SettingsError(f"{key}: must be written module:name, not {where!r}")
-    return found() if callable(found) and not isinstance(found, nn.Module) else found
+    return value() if callable(value) and not isinstance(value, nn.Module) else value

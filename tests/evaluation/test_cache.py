@@ -248,7 +248,7 @@ def test_an_edited_block_carries_over_to_nobody(run, tmp_path):
     table = pq.read_table(victim)
     scores = pa.array([1.0] * len(table))
     pq.write_table(table.set_column(table.column_names.index("score"), "score", scores), tmp_path / "link")
-    with pytest.warns(UserWarning, match="its content is not what its name says; what was in it is computed again"):
+    with pytest.warns(UserWarning, match="its content does not match its name; what was in it is computed again"):
         seen, second = run("b")
     assert seen == 0  # Random takes no pass
     pd.testing.assert_frame_equal(first, second)

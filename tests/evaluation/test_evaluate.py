@@ -408,7 +408,7 @@ def test_several_grids_and_baselines_are_settings(run):
         ({"seed": [0, False]}, TypeError, r"not \[0, False\]"),
         ({"seed": [1, 1]}, ValueError, "seed lists 1 more than once"),
         ({"output": ""}, ValueError, "output must name a folder, not ''"),
-        ({"precision": "16-mixed", "device": "cpu"}, ValueError, "'16-mixed' needs a CUDA device, this is 'cpu'"),
+        ({"precision": "16-mixed", "device": "cpu"}, ValueError, "'16-mixed' needs a CUDA device, not 'cpu'"),
         ({"models": {"net": 3}}, TypeError, "'net' must be a torch.nn.Module, not int"),
         ({"methods": []}, ValueError, "methods is empty"),
         ({"methods": ["IG", "IG"]}, ValueError, "more than once"),

@@ -121,7 +121,7 @@ def test_the_reference_explains_twice():
 
 
 def test_images_without_known_parts_are_refused():
-    with pytest.raises(ValueError, match="removes known parts, which this data set lacks: take 'funnybirds' or 'sprites'"):
+    with pytest.raises(ValueError, match="removes known parts, which this data set lacks: use 'funnybirds' or 'sprites'"):
         evaluate(["mini_resnet8"], ["IxG"], "mnist5k", "deletion_check", dry_run=True)
     batch = creatures([0], [1])
     with pytest.raises(ValueError, match="the parts of these images are not known"):

@@ -1,4 +1,4 @@
-"""What changes numbers without being an argument: torch's global switches, and functions put in the place of a library's."""
+"""Global state that changes numbers: torch's switches, and functions of libraries that a user has replaced."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 
 from idsds.common.origin import is_users
 
-# Packages in which a function of the user's may have been put in place of their own.
+# Packages whose functions a user may have replaced.
 PATCHED = {"torch", "torchvision", "timm", "captum", "torchcam", "numpy", "bcos", "idsds"}
 
 
 def switches() -> tuple:
-    """What changes numbers without being an argument: torch's global switches, hooks on all modules, functions put in a library's place."""
+    """Return the global state that changes numbers: torch's switches, global module hooks, and replaced functions of libraries."""
     hooks = [value for name, value in sorted(vars(nn.modules.module).items()) if name.startswith("_global_") and isinstance(value, dict)]
     states = (
         torch.get_default_dtype(),
@@ -35,7 +35,7 @@ def switches() -> tuple:
 
 
 def patches() -> Iterator[tuple[str, str, Any]]:
-    """Functions of the user's that stand where a library had one of its own: (module, name, function)."""
+    """Yield the user's functions that replace those of a library: (module, name, function)."""
     # Of 170,000 members, 50,000 functions come from a few hundred modules: each module is asked once, and anew in the next call.
     users: dict[int, bool] = {}
 

@@ -27,8 +27,8 @@ def test_a_choice_of_numbers_takes_these_numbers_alone(value):
         ("a: [", "is not YAML"),
         ("'x = 1; import os': 1\n", "the key 'x = 1; import os' is not a valid name of a setting"),
         ("1: 2\n", "the key 1 is not a valid name"),
-        ("class: 2\n", "the key 'class' is not a name"),
-        ("__name__: 2\n", "the key '__name__' is not a name"),
+        ("class: 2\n", "the key 'class' is not a valid name"),
+        ("__name__: 2\n", "the key '__name__' is not a valid name"),
         ("imags: 2\n", "unknown key 'imags'. Did you mean 'images'"),
     ],
 )

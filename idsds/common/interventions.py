@@ -8,7 +8,9 @@ Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Visi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,43 @@ from idsds.common.randomness import Draws
 from idsds.common.registry import Registry
 
 Baseline = Callable[[Tensor, Draws], Tensor]
-BASELINES: Registry[Baseline] = Registry("baseline")
 
-# The blur of the reference at 224 pixels. Its exponent is -((x - mean) / (2 * 41))^2, so the standard deviation is sqrt(2) * 41.
-BLUR_PIXELS, BLUR_TAPS, BLUR_SIGMA = 224, 51, 2**0.5 * 41
+# The blur of the reference at 224 pixels. Its exponent is -((x - mean) / (2 * sigma))^2, so the standard deviation is sqrt(2) * sigma.
+BLUR_PIXELS, BLUR_TAPS, BLUR_SIGMA = 224, 51, 41.0
+
+
+class _Baselines(Registry[Baseline]):
+    """The baselines, among them every ``blur KERNEL SIGMA``."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and name.startswith("blur ") and _blur_of(name) is not None)
+
+    def __getitem__(self, name: str) -> Baseline:
+        if isinstance(name, str) and name.startswith("blur "):
+            if (blur_of := _blur_of(name)) is None:
+                raise ValueError(
+                    f"baseline {name!r}: write 'blur KERNEL SIGMA', an odd kernel of at least 3 taps and a sigma above 0, both of an "
+                    f"image of {BLUR_PIXELS} pixels; 'blur' is 'blur {BLUR_TAPS} {BLUR_SIGMA:g}'"
+                )
+            return blur_of
+        return super().__getitem__(name)
+
+
+BASELINES: Registry[Baseline] = _Baselines("baseline")
+
+
+def as_baseline(name: str) -> str:
+    """Return the name of a baseline. Raises ValueError, UnknownNameError among it, for one that there is not."""
+    BASELINES[name]
+    return name
+
+
+def _blur_of(name: str) -> Baseline | None:
+    """Return the baseline of ``blur KERNEL SIGMA``, None for other names and for values out of range."""
+    found = re.fullmatch(r"blur (\d+) (\d+(?:\.\d+)?)", name)
+    if found is None or int(found[1]) < 3 or int(found[1]) % 2 == 0 or float(found[2]) == 0:
+        return None
+    return partial(blur, taps=int(found[1]), sigma=float(found[2]))
 
 
 def list_baselines() -> list[str]:
@@ -49,7 +84,8 @@ def baseline_images(images: Tensor, baseline: str = "zeros", *, seed: int = 0, i
 
     Args:
         images: float (B, C, H, W), normalised.
-        baseline: ``zeros``, ``blur`` or ``uniform`` (noise in [-1, 1], drawn per image and keyed by its id).
+        baseline: ``zeros``, ``blur``, ``blur KERNEL SIGMA`` (such as ``blur 25 10``) or ``uniform`` (noise in [-1, 1], drawn per image
+            and keyed by its id).
         seed: of the ``uniform`` baseline.
         image_ids: one id per image, which keys the noise.
 
@@ -129,12 +165,12 @@ def zeros(images: Tensor, draws: Draws) -> Tensor:
 
 
 @_baseline
-def blur(images: Tensor, draws: Draws) -> Tensor:
-    """Blur like the reference (51 taps, zero padding) at 224 pixels; for other sizes the kernel scales with the image's height."""
+def blur(images: Tensor, draws: Draws, taps: int = BLUR_TAPS, sigma: float = BLUR_SIGMA) -> Tensor:
+    """Blur like the reference (zero padding, its sigma) at 224 pixels; for other sizes the kernel scales with the image's height."""
     scale = images.shape[-2] / BLUR_PIXELS
-    radius = max(1, round((BLUR_TAPS // 2) * scale))
+    radius = max(1, round((taps // 2) * scale))
     position = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.exp(-0.5 * (position / (BLUR_SIGMA * scale)) ** 2)
+    kernel = torch.exp(-0.5 * (position / (2**0.5 * sigma * scale)) ** 2)
     kernel = (kernel / kernel.sum()).to(images)
     channels = images.shape[1]
     # A Gaussian is separable: two passes of 51 taps replace one of 2601.

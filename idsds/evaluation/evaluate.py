@@ -97,7 +97,7 @@ def evaluate(
         images: number of images, taken in one fixed order, the same for every model and method; None: 200, or all if there are fewer.
         grid: patches per side. With several grids, each has its own records and drops, the maps are computed once, and a net that is
             fine-tuned for this run is fine-tuned with the first grid.
-        baseline: what replaces a deleted patch.
+        baseline: what replaces a deleted patch: ``zeros``, ``uniform``, ``blur``, or ``blur KERNEL SIGMA``, such as ``blur 25 10``.
         seed: of training, noise and masks; with several seeds there are records for each.
         output: folder for the records, relative to the repository root. Records that other runs have computed are reused from the cache
             (``cache/records``), and new ones are added to it; ``IDSDS_RECORD_CACHE=0`` in the environment turns sharing off. With None the

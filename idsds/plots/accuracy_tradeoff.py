@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, scored_on
 
 INK = "#0072B2"
 SIZE = 6.5  # points
@@ -62,15 +62,15 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
 
 
 def _legend(figure: Figure, table: pd.DataFrame, published: bool, score: str, columns: int) -> None:
-    dot = {"linestyle": "", "marker": "o", "markersize": 5}
+    dot, over = {"linestyle": "", "marker": "o", "markersize": 5}, scored_on(table)
     handles = [
         Line2D([], [], color=INK, label="on the Pareto front", **dot),
         Line2D([], [], color=INK, markerfacecolor="white", label="another model is better in both", **dot),
-        Line2D([], [], color=INK, linewidth=0.8, label="95 % over images: Wilson, BCa bootstrap"),
+        Line2D([], [], color=INK, linewidth=0.8, label=f"95 % over {over}"),
     ]
     if published:
         handles.append(Line2D([], [], color=PUBLISHED, markerfacecolor="white", label="published", **dot))
-    title = f"n = {table['count'].max()} images for {score}, {table['accuracy_count'].max()} for accuracy"
+    title = f"n = {table['count'].max()} {over} for {score}, {table['accuracy_count'].max()} for accuracy"
     if "top5" in table:
         title += f"; top-5 accuracy: {table['top5'].min():.3f} to {table['top5'].max():.3f}"
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=7, title=title, title_fontsize=7)

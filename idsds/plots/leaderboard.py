@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from idsds.plots.parallel_axes import CEILING, REPEATED, spread
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of, scored_on
 from idsds.published import REPRODUCTION
 from idsds.statistics import null_band
 
@@ -60,7 +60,7 @@ def leaderboard(
             known = None if published is None else published[published["model"] == model]
             _ranking(left, rows, families, n_patches, known)
             _against_cost(right, rows, families)
-            counts = f"n = {rows['count'].max()} images"
+            counts = f"n = {rows['count'].max()} {scored_on(rows)}"
             left.set_title(f"{model}, {counts}", loc="left", fontsize=8, fontweight="bold")
             left.set_xlabel(f"{score}, mean rank correlation\n(-1 to 1), higher is better →", fontsize=7)
             right.set_xlabel("milliseconds per image, lower is better ←", fontsize=7)

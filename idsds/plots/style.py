@@ -200,6 +200,12 @@ def legible(colour: str) -> str:
     return next(shade for shade in shades if contrast(shade) >= LEGIBLE)
 
 
+def scored_on(table: pd.DataFrame) -> str:
+    """What the scores behind a table with a column ``interval`` are of: images, or images under several training seeds."""
+    nested = table["interval"].str.contains("training seeds and").any() if "interval" in table else False
+    return "images x training seeds" if nested else "images"
+
+
 def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line2D]:
     """Return the entries of a legend: the families of the methods, and the meaning of half-filled markers."""
     methods = list(methods)

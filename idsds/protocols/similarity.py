@@ -30,7 +30,7 @@ def structural_similarity(first: Tensor, second: Tensor, data_range: float | Non
     Computed by torchmetrics, which mirrors a map at its border; scikit-image leaves out a border of 5 pixels instead.
 
     Args:
-        first, second: maps (B, 1, H, W), at least 11 pixels a side.
+        first, second: maps (B, C, H, W), at least 11 pixels a side; of several channels (the second study took three) the mean is taken.
         data_range: the range of values that the constants (0.01, 0.03) refer to: a number for a whole experiment; None: per pair of maps,
             from the smallest to the largest value of either.
 
@@ -40,7 +40,7 @@ def structural_similarity(first: Tensor, second: Tensor, data_range: float | Non
     Raises:
         ValueError: for maps of different shapes or below 11 pixels, or a range that is not above 0.
     """
-    _check(first, second)
+    _check(first, second, channels=None)
     if min(first.shape[-2:]) < WINDOW:
         raise ValueError(f"SSIM has a window of {WINDOW} pixels; the maps have {first.shape[-2]} x {first.shape[-1]}")
     if data_range is not None and not data_range > 0:
@@ -88,9 +88,9 @@ def _membership(values: Tensor, k: int) -> Tensor:
     return above + equal * left
 
 
-def _check(first: Tensor, second: Tensor) -> None:
-    if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 1:
-        raise ValueError(f"maps must have one shape (B, 1, H, W), not {tuple(first.shape)} and {tuple(second.shape)}")
+def _check(first: Tensor, second: Tensor, channels: int | None = 1) -> None:
+    if first.shape != second.shape or first.ndim != 4 or first.shape[1] != (channels or first.shape[1]):
+        raise ValueError(f"maps must have one shape (B, {channels or 'C'}, H, W), not {tuple(first.shape)} and {tuple(second.shape)}")
 
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -42,6 +42,11 @@ def covers(confidence: float, seeds: int, unit: str = "images") -> str:
     return f"{100 * confidence:g} % BCa bootstrap over {over}"
 
 
+def covers_both(confidence: float) -> str:
+    """Say what an interval of drawn training seeds and drawn images covers."""
+    return f"{100 * confidence:g} % percentile bootstrap over training seeds and images"
+
+
 def weights(rng: np.random.Generator, n: int, resamples: int, draws: int | None = None) -> Iterator[np.ndarray]:
     """Yield how often each of ``n`` units occurs in each resample of ``draws`` (default ``n``) units, in chunks (chunk, n) of float64."""
     draws = n if draws is None else draws

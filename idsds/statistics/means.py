@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from idsds.statistics.intervals import Ends, bca, check_options, covers, percentile_ends, rng_for, weights
+from idsds.statistics.intervals import Ends, bca, check_options, covers, covers_both, percentile_ends, rng_for, weights
 from idsds.statistics.scores import HIGHER, LOWER, Records, ScoreTable, scores_of
 
 
-def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0, nested: bool = False) -> pd.DataFrame:
     """Return the mean score of every model and method, best first, with a BCa bootstrap interval over images.
 
     The images are drawn with replacement, the same draw for all methods and models that were scored on the same images. Where an image has
-    several scores (one per training seed) they are drawn together: the interval then holds for these seeds and says so;
-    :func:`nested_bootstrap` covers new seeds too. Images of one ``group``, such as crops of a photo, are drawn together too.
+    several scores (one per training seed) they are drawn together: the interval then holds for these seeds and says so; with
+    ``nested`` it covers other seeds too. Images of one ``group``, such as crops of a photo, are drawn together too.
 
     Args:
         records: columns model, method, image_id, score; optionally seed, group, direction and settings (grid, baseline, protocol, ...).
@@ -25,6 +25,7 @@ def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, see
         confidence: such as 0.95.
         resamples: bootstrap resamples. With 2,000, the Monte Carlo error of a 95 % end is about 3 % of the interval's width.
         seed: of the resamples.
+        nested: whether to draw training seeds too, where there are several, as :func:`nested_bootstrap` does.
 
     Returns:
         One row per model, setting (where several occur) and method: ``mean`` of the defined scores, ``low`` and ``high``, ``count`` of the
@@ -36,13 +37,18 @@ def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, see
         TypeError, ValueError: for invalid ``records`` or options, naming the fault.
     """
     check_options(confidence, resamples=resamples)
-    return _sorted([_ranked(table, confidence, resamples, seed) for table in scores_of(records).tables("model")])
+    return _sorted([_ranked(table, confidence, resamples, seed, nested) for table in scores_of(records).tables("model")])
 
 
-def _ranked(table: ScoreTable, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
+def _ranked(table: ScoreTable, confidence: float, resamples: int, seed: int, nested: bool) -> pd.DataFrame:
     """Return the rows of :func:`rank` for the columns of a table, in their order."""
     ends, interval = np.full((len(table.treatments), 2), np.nan), np.empty(len(table.treatments), dtype=object)
     for columns, part in table.same_rows():
+        if nested and part.seeds > 1:
+            interval[columns] = covers_both(confidence)
+            if part.units > 1:
+                ends[columns] = np.stack(percentile_ends(nested_means(part, part.scores, resamples, seed)[0], confidence), axis=1)
+            continue
         interval[columns] = covers(confidence, part.seeds, part.unit)
         rng = rng_for(seed, "images", part.units)
         ends[columns] = np.stack(mean_interval(part.scores, part.group, confidence, resamples, rng), axis=1)
@@ -84,19 +90,28 @@ def _nested(table: ScoreTable, confidence: float, resamples: int, seed: int) -> 
         if part.seeds < 2:
             where = ", ".join(f"{name}={value}" for name, value in part.treatments.iloc[0].items())
             raise ValueError(f"an interval over training seeds needs at least two seeds; {where} has one (column 'seed')")
-        unit, which = np.unique(part.group, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
-        sums, defined = np.zeros((2, part.units, part.seeds, len(columns)))
-        np.add.at(sums, (unit, which), np.nan_to_num(part.scores))
-        np.add.at(defined, (unit, which), np.isfinite(part.scores))
-        rng = rng_for(seed, "seeds and images", part.units, part.seeds)
-        with np.errstate(invalid="ignore"):
-            drawn = _drawn_means(sums, defined, resamples, rng)
-            of_seeds = pd.DataFrame(sums.sum(0) / defined.sum(0))  # (seeds, columns)
-        seeds[columns], spread[columns] = part.seeds, of_seeds.std(ddof=1)
+        drawn, of_seeds = nested_means(part, part.scores, resamples, seed)
+        seeds[columns], spread[columns] = part.seeds, pd.DataFrame(of_seeds).std(ddof=1)
         if part.units > 1:
             ends[columns] = np.stack(percentile_ends(drawn, confidence), axis=1)
-    label = f"{100 * confidence:g} % percentile bootstrap over training seeds and images"
-    return _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=label, seeds=seeds, seed_sd=spread)
+    return _means(table).assign(low=ends[:, 0], high=ends[:, 1], interval=covers_both(confidence), seeds=seeds, seed_sd=spread)
+
+
+def nested_means(part: ScoreTable, scores: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means (resamples, columns) of drawn training seeds on drawn images, and those of each seed (seeds, columns).
+
+    Args:
+        part: what the rows of ``scores`` are, of at least two training seeds.
+        scores: (rows, columns), NaN where undefined.
+        resamples, seed: as for :func:`nested_bootstrap`.
+    """
+    unit, which = np.unique(part.group, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
+    sums, defined = np.zeros((2, part.units, part.seeds, scores.shape[1]))
+    np.add.at(sums, (unit, which), np.where(np.isfinite(scores), scores, 0.0))
+    np.add.at(defined, (unit, which), np.isfinite(scores))
+    rng = rng_for(seed, "seeds and images", part.units, part.seeds)
+    with np.errstate(invalid="ignore"):
+        return _drawn_means(sums, defined, resamples, rng), sums.sum(0) / defined.sum(0)
 
 
 def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95) -> float | np.ndarray | pd.Series:

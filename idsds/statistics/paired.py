@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from idsds.statistics.intervals import CHUNK, check_options, covers, rng_for
-from idsds.statistics.means import mean_interval, per_image, rank
+from idsds.statistics.intervals import CHUNK, check_options, covers, covers_both, percentile_ends, rng_for
+from idsds.statistics.means import mean_interval, nested_means, per_image, rank
 from idsds.statistics.scores import HIGHER, LOWER, SETTINGS, Records, Scores, ScoreTable, known, one_of, scores_of
 
 Pairs = Sequence[tuple[str, str]]
@@ -29,12 +29,13 @@ def paired_differences(
     resamples: int = 2_000,
     permutations: int = 9_999,
     seed: int = 0,
+    nested: bool = False,
 ) -> pd.DataFrame:
     """Compare any two methods (of one model) or any two models (under one method), image by image.
 
-    Only images on which both scores are defined are compared. ``p`` is the p-value of the two-sided sign-flip test
-    (:func:`sign_flip_test`), ``p_holm`` is corrected for all rows of the returned table, so fewer ``pairs`` mean a milder correction.
-    Intervals are pointwise, not simultaneous.
+    Only images on which both scores are defined are compared. ``p`` is that of the two-sided sign-flip test (:func:`sign_flip_test`),
+    ``p_holm`` is corrected for all rows of the returned table: ask for fewer pairs to correct for fewer. Intervals are not
+    simultaneous: each row's holds on its own. With several training seeds both hold for these seeds, unless ``nested``.
 
     Args:
         records: columns model, method, image_id, score; optionally seed (scores are then paired within seeds) and settings.
@@ -42,6 +43,8 @@ def paired_differences(
         pairs: (a, b) names; None takes every pair.
         confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
         permutations: number of random sign flips, if there are too many images for all flips.
+        nested: draw training seeds too, as :func:`idsds.nested_bootstrap` does; ``p`` is then twice the share of resamples whose
+            difference has not the sign of the larger part, at least 2 / (1 + ``resamples``). Where there is one seed it changes nothing.
 
     Returns:
         One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,
@@ -60,7 +63,7 @@ def paired_differences(
     scores = scores_of(records)
     _check_pairs(by, pairs, scores.names[by])
     tables = [
-        pd.DataFrame({**where, **_compare(part, first, second, confidence, resamples, permutations, seed)}).assign(
+        pd.DataFrame({**where, **_compare(part, first, second, confidence, resamples, permutations, seed, nested)}).assign(
             a=part.treatments[by].to_numpy()[first], b=part.treatments[by].to_numpy()[second]
         )
         for where, part, first, second in _pairs_in(scores, by, pairs)
@@ -203,7 +206,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def _compare(
-    part: ScoreTable, first: list[int], second: list[int], confidence: float, resamples: int, permutations: int, seed: int
+    part: ScoreTable, first: list[int], second: list[int], confidence: float, resamples: int, permutations: int, seed: int, nested: bool
 ) -> dict[str, object]:
     """Return the columns of :func:`paired_differences` for the pairs of columns (first, second) of one table."""
     difference = part.scores[:, first] - part.scores[:, second]  # (rows, pairs)
@@ -212,17 +215,23 @@ def _compare(
     count = finite.sum(0)
     lower = part.lower[first]
     beats = ((np.where(lower, -difference, difference) > 0).sum(0) + 0.5 * (difference == 0).sum(0)) / np.where(count, count, np.nan)
-    low, high = mean_interval(difference, part.group, confidence, resamples, rng_for(seed, "images", part.units))
     sums = _unit_sums(difference, part.group)[0]
+    if nested and part.seeds > 1 and part.units > 1:
+        drawn, _ = nested_means(part, difference, resamples, seed)
+        (low, high), interval = percentile_ends(drawn, confidence), covers_both(confidence)
+        p = np.minimum(1, 2 * (1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))) / (1 + resamples))
+    else:
+        low, high = mean_interval(difference, part.group, confidence, resamples, rng_for(seed, "images", part.units))
+        p, interval = sign_flip_test(sums, permutations, rng_for(seed, "signs", len(sums))), covers(confidence, part.seeds, part.unit)
     return {
         "difference": sums.sum(0) / np.where(count, count, np.nan),
         "low": low,
         "high": high,
         "a_beats_b": beats,
-        "p": np.where(count, sign_flip_test(sums, permutations, rng_for(seed, "signs", len(sums))), np.nan),
+        "p": np.where(count, p, np.nan),
         "count": count,
         "nan": both.sum(0) - count,
-        "interval": covers(confidence, part.seeds, part.unit),
+        "interval": interval,
         "direction": np.where(lower, LOWER, HIGHER),
     }
 

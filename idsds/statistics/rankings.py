@@ -1,7 +1,7 @@
 """Rankings of methods under several conditions (protocols, seeds, baselines, ...), and the agreement of rankings.
 
 Methods are ranked by their mean scores. The uncertainty is that over images: each resample draws images with replacement, the same
-draw for all methods and, if two conditions are compared, for both.
+draw for all methods and, if two conditions are compared, for both. With ``nested`` each resample draws training seeds too.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from idsds.statistics.means import rank
 from idsds.statistics.scores import LOWER, Records, frames, unit_of
 
 
-def rank_each(records: Records, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def rank_each(
+    records: Records, by: str, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0, nested: bool = False
+) -> pd.DataFrame:
     """Apply :func:`idsds.rank` under each condition, and add each method's place among the methods with its interval.
 
     Args:
         records: from :func:`idsds.evaluate`, with a column ``by`` that names the condition; a folder is read one model at a time.
         by: name of that column.
-        confidence, resamples, seed: as for :func:`idsds.rank`.
+        confidence, resamples, seed, nested: as for :func:`idsds.rank`.
 
     Returns:
         Per model, condition and method, in the order in which conditions first appear: ``mean``, ``low``, ``high``, ``count``, ``nan``,
@@ -34,14 +36,14 @@ def rank_each(records: Records, by: str, confidence: float = 0.95, resamples: in
     parts = []
     for records_of in frames(records, by):
         for condition in dict.fromkeys(records_of[by]):
-            selected = records_of[records_of[by] == condition]
-            table = rank(selected, confidence, resamples, seed)[
+            found = records_of[records_of[by] == condition]
+            table = rank(found, confidence, resamples, seed, nested)[
                 ["model", "method", "mean", "low", "high", "count", "nan", "interval", "direction"]
             ]
             places = []
-            for model, scores, group in _by_model(selected):
-                drawn = _drawn_means(scores.to_numpy(), group, resamples, seed)
-                low, high = percentile_ends(_places(drawn), confidence) if len(scores) > 1 else np.full((2, scores.shape[1]), np.nan)
+            for model, scores, group in _by_model(found):
+                drawn = _drawn_means(scores.to_numpy(), group, _seeds(scores.index, nested), resamples, seed)
+                low, high = percentile_ends(_places(drawn), confidence) if group.max() else np.full((2, scores.shape[1]), np.nan)
                 place = _places(weighted_means(scores.to_numpy(), np.ones((1, len(scores)))))[0]
                 places.append(
                     pd.DataFrame({"model": model, "method": scores.columns, "place": place, "place_low": low, "place_high": high})
@@ -61,6 +63,7 @@ def rank_agreement(
     confidence: float = 0.95,
     resamples: int = 2_000,
     seed: int = 0,
+    nested: bool = False,
 ) -> pd.DataFrame:
     """Return Kendall's tau-b and Spearman's rho between the rankings of methods under every two conditions.
 
@@ -70,8 +73,8 @@ def rank_agreement(
 
     Args:
         records, by: as for :func:`rank_each`.
-        methods: names; None takes those that every condition has. A control that is last under every condition inflates the agreement.
-        confidence, resamples, seed: as for :func:`idsds.rank`.
+        methods: names; None takes those that every condition has. A control that is last under every condition raises agreement for free.
+        confidence, resamples, seed, nested: as for :func:`idsds.rank`; on the diagonal seeds are not drawn.
 
     Returns:
         Per model and pair of conditions (``first`` before ``second`` in order of appearance, or the same): ``tau``, ``tau_low``,
@@ -82,22 +85,21 @@ def rank_agreement(
     conditions = dict.fromkeys(condition for records_of in frames(records, by) for condition in records_of[by].unique())
     rows = []
     for model, rows_of_model in (pair for records_of in frames(records, by) for pair in records_of.groupby("model", sort=False)):
-        scored = {c: next(_by_model(rows_of_model[rows_of_model[by] == c])) for c in conditions if (rows_of_model[by] == c).any()}
-        tables = {c: scores for c, (_, scores, _) in scored.items()}
-        groups = {image: group for _, scores, codes in scored.values() for image, group in zip(scores.index, codes, strict=True)}
+        found_of = {c: next(_by_model(rows_of_model[rows_of_model[by] == c])) for c in conditions if (rows_of_model[by] == c).any()}
+        tables = {c: scores for c, (_, scores, _) in found_of.items()}
+        groups = {image: group for _, rows, codes in found_of.values() for (image, _), group in zip(rows.index, codes, strict=True)}
         shared = [m for m in (methods or next(iter(tables.values())).columns) if all(m in table.columns for table in tables.values())]
         for number, first in enumerate(tables):
             for second in list(tables)[number:]:
                 facts = {"model": model, "first": first, "second": second, "methods": len(shared)}
-                images = tables[first].index.intersection(tables[second].index, sort=True)
-                pair = [tables[c].loc[images, shared].to_numpy() for c in (first, second)]
-                group = np.unique([groups[image] for image in images], return_inverse=True)[1]
-                unit = "images" if len(np.unique(group)) == len(group) else "groups of images"
-                results = _halves(pair[0], group, resamples, seed) if first == second else _resampled(*pair, group, resamples, seed)
-                over = f"random halves of the {unit}" if first == second else unit
-                kind = "percentiles over" if first == second else "percentile bootstrap over"
-                facts |= {"count": len(images), "interval": f"{100 * confidence:g} % {kind} {over}"}
-                for name, (value, drawn) in zip(("tau", "rho"), results, strict=True):
+                one, other = _same_seeds(tables[first], tables[second])
+                both = one.index.intersection(other.index, sort=True)  # (image, training seed)
+                pair = [each.loc[both, shared].to_numpy() for each in (one, other)]
+                group = np.unique([groups[image] for image, _ in both], return_inverse=True)[1]
+                images, seeds = len(both.unique("image_id")), _seeds(both, nested and first != second)
+                found = _halves(pair[0], group, resamples, seed) if first == second else _resampled(*pair, group, seeds, resamples, seed)
+                facts |= {"count": images, "interval": _covers(confidence, first == second, seeds, group, images)}
+                for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
                     (low,), (high,) = percentile_ends(drawn[:, None], confidence)
                     facts |= {name: value, f"{name}_low": low, f"{name}_high": high}
                 rows.append(facts)
@@ -128,13 +130,23 @@ CHUNK = 100
 Correlations = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
 
 
-def _resampled(first: np.ndarray, second: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Correlations:
-    """Return tau and rho of the mean scores (images, methods) of two conditions on the same images, with their resampled values."""
+def _covers(confidence: float, halves: bool, seeds: np.ndarray | None, group: np.ndarray, images: int) -> str:
+    """Say what an interval of :func:`rank_agreement` covers."""
+    unit = "images" if group.max(initial=-1) + 1 == images else "groups of images"
+    if halves:
+        return f"{100 * confidence:g} % percentiles over random halves of the {unit}"
+    return f"{100 * confidence:g} % percentile bootstrap over {unit if seeds is None else f'training seeds and {unit}'}"
+
+
+def _resampled(
+    first: np.ndarray, second: np.ndarray, group: np.ndarray, seeds: np.ndarray | None, resamples: int, seed: int
+) -> Correlations:
+    """Tau and rho of the means of two score matrices (rows, methods) of the same images and seeds, and their resampled values."""
     nothing = float("nan"), np.full(1, np.nan)
-    if len(first) < 2 or first.shape[1] < 2:
+    if group.max(initial=-1) < 1 or first.shape[1] < 2:
         return nothing, nothing
     seen = [weighted_means(scores, np.ones((1, len(scores)))) for scores in (first, second)]
-    drawn = [_drawn_means(scores, group, resamples, seed) for scores in (first, second)]
+    drawn = [_drawn_means(scores, group, seeds, resamples, seed) for scores in (first, second)]
     return (float(kendall(*seen)[0]), kendall(*drawn)), (float(spearman(*seen)[0]), spearman(*drawn))
 
 
@@ -146,7 +158,7 @@ def _halves(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) ->
     rng, means = rng_for(seed, "halves", images), []
     for start in range(0, resamples, CHUNK):  # all at once would take gigabytes for 50,000 images
         order = rng.random((min(CHUNK, resamples - start), images)).argsort(1)
-        half = (order < images // 2).astype(float)[:, group]  # (CHUNK, images)
+        half = (order < images // 2).astype(float)[:, group]  # (CHUNK, rows)
         other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)[:, group]
         means.append((weighted_means(scores, half), weighted_means(scores, other)))
     pair = [np.concatenate(side) for side in zip(*means, strict=True)]
@@ -155,32 +167,59 @@ def _halves(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) ->
 
 
 def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
-    """Yield the scores of each model (images, methods), averaged over training seeds, and the group of each image.
+    """Scores of each model (rows, methods), higher is better, a row per image and training seed, and the group of each row's image.
 
-    Methods are in order of appearance, images sorted. If lower is better, scores are negated, so that higher is better throughout.
+    Methods are in order of appearance, rows sorted. Where lower is better the sign is changed.
     """
     if "direction" in records.columns:
         sign = np.where(records["direction"] == LOWER, -1.0, 1.0)
         records = records.assign(score=records["score"].to_numpy(dtype=float) * sign)
+    if "seed" not in records.columns:
+        records = records.assign(seed=0)
     for model, rows in records.groupby("model", sort=False):
-        table = rows.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False, observed=True)
-        table = table.sort_index()[list(dict.fromkeys(rows["method"]))]
-        group = np.arange(len(table))
+        keys = ["image_id", "seed"]
+        table = rows.pivot_table(index=keys, columns="method", values="score", aggfunc="mean", dropna=False, observed=True).sort_index()
+        table = table.loc[table.index.isin(pd.MultiIndex.from_frame(rows[keys])), list(dict.fromkeys(rows["method"]))]
+        unit = table.index.get_level_values("image_id")
         if unit_of(rows) == "group":
-            of_image = rows.drop_duplicates("image_id").set_index("image_id")["group"]
-            group = np.unique(of_image.loc[table.index].to_numpy(dtype=str), return_inverse=True)[1]
-        yield str(model), table, group
+            unit = rows.drop_duplicates("image_id").set_index("image_id")["group"].loc[unit].astype(str)
+        yield str(model), table, np.unique(unit.to_numpy(dtype=str), return_inverse=True)[1]
 
 
-def _drawn_means(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return means (resamples, methods) over groups of images drawn with replacement; equal numbers of groups give equal draws."""
+def _same_seeds(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return tables of scores (image, training seed) as they are or, where their nets are of different seeds, averaged over them."""
+    if len({frozenset(table.index.unique("seed")) for table in tables}) == 1:
+        return list(tables)
+    means = [table.groupby(level="image_id").mean() for table in tables]
+    return [mean.set_index(pd.MultiIndex.from_product([mean.index, [0]], names=["image_id", "seed"])) for mean in means]
+
+
+def _seeds(rows: pd.MultiIndex, nested: bool) -> np.ndarray | None:
+    """Codes (rows,) of the training seeds, if they are to be drawn and there are several."""
+    codes = np.unique(rows.get_level_values("seed"), return_inverse=True)[1]
+    return codes if nested and codes.max(initial=0) else None
+
+
+def _drawn_means(scores: np.ndarray, group: np.ndarray, seeds: np.ndarray | None, resamples: int, seed: int) -> np.ndarray:
+    """Means (resamples, methods) over groups of images drawn with replacement; equal draws for equal numbers of groups.
+
+    ``seeds`` (rows,) are drawn too, one fewer than there are, as by :func:`idsds.nested_bootstrap`.
+    """
     units = int(group.max()) + 1
-    rng = rng_for(seed, "images", units)
-    return np.concatenate([weighted_means(scores, drawn[:, group]) for drawn in weights(rng, units, resamples)])
+    means, over_seeds = [], None
+    if seeds is not None:
+        number = int(seeds.max()) + 1
+        over_seeds = np.concatenate(list(weights(rng_for(seed, "seeds", number), number, resamples, draws=number - 1)))
+    for drawn in weights(rng_for(seed, "images", units), units, resamples):
+        weight = drawn[:, group]
+        if over_seeds is not None:
+            weight, over_seeds = weight * over_seeds[: len(drawn), seeds], over_seeds[len(drawn) :]
+        means.append(weighted_means(scores, weight))
+    return np.concatenate(means)
 
 
 def weighted_means(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return means (R, methods) of the defined scores (images, methods), for weights (R, images)."""
+    """Return means (R, methods) of the defined scores (rows, methods), for weights (R, rows)."""
     defined = np.isfinite(scores)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (weight @ np.where(defined, scores, 0.0)) / (weight @ defined)

@@ -25,13 +25,18 @@ from idsds.training.predict import predicted
 
 
 def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; seeds fixed),
-    ``count``, and ``top5`` (accuracy with five guesses) where ``correct`` has it. Images of one ``group`` count as one in the interval."""
+    """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; nested bootstrap for several
+    training seeds), ``count``, and ``top5`` (accuracy with five guesses) where ``correct`` has it. Images of one ``group`` count as one in
+    the interval."""
     rows = []
     for model, found in correct.groupby("model", sort=False):
         share, count = found["correct"].mean(), len(found)
-        units = min(count, found["group"].nunique()) if unit_of(found) == "group" else count
-        low, high = wilson(share * units, units, confidence)
+        if found["seed"].nunique() > 1:
+            nested = rank(found.assign(method="accuracy", score=found["correct"].astype(float)), confidence, nested=True)
+            low, high = nested["low"].iloc[0], nested["high"].iloc[0]
+        else:
+            units = min(count, found["group"].nunique()) if unit_of(found) == "group" else count
+            low, high = wilson(share * units, units, confidence)
         row = {"model": model, "accuracy": share, "low": low, "high": high, "count": count}
         rows.append(row | ({"top5": found["top5"].mean()} if "top5" in found else {}))
     return pd.DataFrame(rows)
@@ -64,26 +69,26 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     Args:
         records: of :func:`idsds.evaluate`.
         correct: one row per model, seed and image: ``image_id``, ``correct`` (bool), ``group`` where the records have it.
-        resamples, seed: of the bootstrap over images behind ``front_share``.
+        resamples, seed: of the bootstrap over images (and training seeds) behind ``front_share``.
 
     Returns:
-        One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (Wilson, over images), ``method`` (the
-        selected ones), ``idsds``, ``idsds_low``, ``idsds_high`` (BCa, over images), ``front`` (no other model is better in one
-        and as good in the other), ``front_share`` (share of resamples in which that holds), ``count``, ``accuracy_count``, and ``top5``
-        where it is known.
+        One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (:func:`accuracy`), ``method`` (the
+        selected ones), ``idsds``, ``idsds_low``, ``idsds_high`` (:func:`idsds.rank`, nested), ``front`` (no other model is better in one
+        and as good in the other), ``front_share`` (share of resamples in which that holds), ``count``, ``accuracy_count``,
+        ``interval`` of the IDSDS, and ``top5`` where it is known.
     """
     picks = best(records)
     names = picks.groupby("model", sort=False)["method"].agg(lambda found: " / ".join(dict.fromkeys(found)))
-    scores = rank(picks.assign(method="best")).set_index("model")
+    scores = rank(picks.assign(method="best"), nested=True).set_index("model")
     table = accuracy(correct).rename(columns={"low": "accuracy_low", "high": "accuracy_high", "count": "accuracy_count"})
-    for name, column in (("idsds", "mean"), ("idsds_low", "low"), ("idsds_high", "high"), ("count", "count")):
+    for name, column in (("idsds", "mean"), ("idsds_low", "low"), ("idsds_high", "high"), ("count", "count"), ("interval", "interval")):
         table[name] = table["model"].map(scores[column])
     table["method"] = table["model"].map(names)
     table["front"] = on_front(table[["accuracy", "idsds"]].to_numpy())
     table["front_share"] = _resampled(picks, correct, list(table["model"]), resamples, seed)[0]
     columns = ["model", "accuracy", "accuracy_low", "accuracy_high", "method", "idsds", "idsds_low", "idsds_high", "front", "front_share"]
     return table.sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)[
-        [*columns, "count", "accuracy_count", *(["top5"] if "top5" in table else [])]
+        [*columns, "count", "accuracy_count", "interval", *(["top5"] if "top5" in table else [])]
     ]
 
 
@@ -94,8 +99,8 @@ def on_front(values: np.ndarray) -> np.ndarray:
 
 
 def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> dict[str, float]:
-    """Spearman correlation over models of accuracy and best IDSDS: ``rho``, ``low``, ``high`` (95 %, percentile bootstrap over images,
-    the models held fixed), ``p`` (over models, two-sided), ``models``."""
+    """Spearman correlation over models of accuracy and best IDSDS: ``rho``, ``low``, ``high`` (95 %, percentile bootstrap over images
+    and, where there are several, training seeds; the models held fixed), ``p`` (over models, two-sided), ``models``."""
     table = tradeoff(records, correct, resamples=1)
     found = stats.spearmanr(table["accuracy"], table["idsds"])
     drawn = _resampled(best(records), correct, list(table["model"]), resamples, seed)[1]
@@ -105,18 +110,25 @@ def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1
 
 def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of resamples in which each model is on the front (models,), and the correlations (resamples,)."""
-    scored = picks.pivot_table(index="image_id", columns="model", values="score", sort=False)[models]
-    judged = correct.pivot_table(index="image_id", columns="model", values="correct", aggfunc="mean", sort=False)[models]
-    quality, right = scored.to_numpy(float), judged.to_numpy(float)
-    of_quality, of_right = _members(picks, scored.index), _members(correct, judged.index)
-    rng = rng_for(seed, "tradeoff", len(quality), len(right))
+    (scored, quality), (judged, right) = _by_seed(picks, "score", models), _by_seed(correct, "correct", models)
+    of_quality, of_right = _members(picks, scored), _members(correct, judged)
+    rng, seeds = rng_for(seed, "tradeoff", len(scored), len(judged)), len(quality)
     front, rho = np.zeros(len(models)), np.zeros(resamples)
     for number in range(resamples):
-        drawn = right[_draw(rng, of_right)].mean(0)
-        scores = np.nanmean(quality[_draw(rng, of_quality)], axis=0)
+        # One seed fewer than there are, as in idsds.nested_bootstrap.
+        of_seeds = rng.integers(0, seeds, seeds - 1) if seeds > 1 else [0]
+        drawn = np.nanmean(right[of_seeds][:, _draw(rng, of_right)], axis=(0, 1))
+        scores = np.nanmean(quality[of_seeds][:, _draw(rng, of_quality)], axis=(0, 1))
         front += on_front(np.column_stack([drawn, scores]))
         rho[number] = stats.spearmanr(drawn, scores).statistic if np.ptp(drawn) and np.ptp(scores) else np.nan
     return front / resamples, rho
+
+
+def _by_seed(table: pd.DataFrame, values: str, models: list[str]) -> tuple[pd.Index, np.ndarray]:
+    """Return the image ids, and a column of one row per model, seed and image as (seeds, images, models)."""
+    parts = [rows.pivot_table(index="image_id", columns="model", values=values, sort=False) for _, rows in table.groupby("seed")]
+    images = parts[0].index
+    return images, np.stack([part.reindex(index=images, columns=models).to_numpy(float) for part in parts])
 
 
 def _members(records: pd.DataFrame, image_ids: pd.Index) -> list[np.ndarray]:
@@ -165,11 +177,11 @@ def findings(table: pd.DataFrame, correlated: dict[str, float], score: str = "ID
     """
     claim = {"claim": f"accuracy and {score} trade off", **{f"Spearman {name}": correlated[name] for name in ("rho", "low", "high")}}
     claim |= {"p over models": correlated["p"], "verdict": str(verdicts(-correlated["high"], -correlated["low"]))}
-    ends = f"95 % interval over images [{correlated['low']:+.2f}, {correlated['high']:+.2f}]"
+    ends = f"95 % interval [{correlated['low']:+.2f}, {correlated['high']:+.2f}]"
     sentences = [
         f"Accuracy and best {score} correlate by {correlated['rho']:+.2f} (Spearman over {correlated['models']} models, {ends}).",
         f"Pareto front: {', '.join(table.loc[table['front'], 'model'])}.",
-        "The interval holds for these models on other images; p asks whether as many other models would show it.",
+        "The interval holds for these architectures; p asks whether as many other models would show it.",
     ]
     return Findings(sentences, pd.DataFrame([claim]))
 

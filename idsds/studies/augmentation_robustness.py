@@ -15,6 +15,7 @@ from pydantic import Field
 from scipy import stats
 
 from idsds import plots, published
+from idsds.evaluation.plan import Target
 from idsds.protocols.robustness import ANGLES, FILTERS, Filters, Group, Similarity
 from idsds.statistics import paired_differences, rank, rank_agreement
 from idsds.statistics.intervals import percentile_ends, rng_for, weights
@@ -36,6 +37,7 @@ class AugmentationRobustness(EvaluationStudy):
     """Compare the maps of an image before and after rotations and photo filters that leave the target's probability unchanged.
 
     ``data_range`` is that of SSIM: one number for the whole experiment, as in the study, or None for the range of each pair of maps.
+    ``target`` is the class that is explained, that of the image as it was: its ``label``, or the model's ``prediction``, as in the study.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "label")
@@ -45,6 +47,7 @@ class AugmentationRobustness(EvaluationStudy):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.05
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     data_range: Annotated[float, Field(gt=0)] | None = None
+    target: Target = "label"
 
     @property
     def ssim_range(self) -> str:
@@ -54,7 +57,7 @@ class AugmentationRobustness(EvaluationStudy):
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run per group of augmentations."""
         own = {name: getattr(self, name) for name in ("filters", "threshold", "top_share", "data_range")}
-        shared = {"protocol": "augmentation_robustness", **own}
+        shared = {"protocol": "augmentation_robustness", "target": self.target, **own}
         return {group: self.arguments(**shared, kind=group, output=f"{self.output}/{group}") for group in self.groups}
 
     def _run(self, progress: bool) -> Result:
@@ -118,7 +121,8 @@ def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
     keys = ["group", "augmentation", "measure"]
     parts = []
     for key, rows in similarity.groupby(keys, sort=False):
-        table = rank(_of_images(rows)[["model", "method", "seed", "image_id", "score", *(["group"] if "belongs" in rows else [])]])
+        own = ["model", "method", "seed", "image_id", "score", *(["group"] if "belongs" in rows else [])]
+        table = rank(_of_images(rows)[own], nested=True)
         by_model = rows[rows["method"] == rows.groupby("model")["method"].transform("first")].groupby("model")
         counts = by_model[["changed", "stayed"]].sum().assign(images=by_model.size())
         families = dict(zip(rows["method"], rows["family"], strict=True))
@@ -158,7 +162,7 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
                 continue
             pairs = [(method, name) if claim == MOST else (name, method) for name in rivals]
             part_of_all = 1 - (1 - confidence) / len(rivals)
-            table = paired_differences(_of_images(part), pairs=pairs, confidence=part_of_all, permutations=1)
+            table = paired_differences(_of_images(part), pairs=pairs, confidence=part_of_all, permutations=1, nested=True)
             table = table.assign(rival=table["b" if claim == MOST else "a"])
             verdict = verdicts(table["low"].min(skipna=False), table["high"].min()).item()
             worst = table.loc[table["difference"].fillna(np.inf).idxmin()]
@@ -186,10 +190,11 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
         means = part.pivot_table(index="method", columns="measure", values="score", sort=False).dropna()
         facts = {"model": model, "group": group, "interval": "95 % percentile bootstrap over images"}
         if len(means) > 2:
-            table = rank_agreement(_of_images(part), "measure", list(means.index), resamples=resamples, seed=seed)
+            table = rank_agreement(_of_images(part), "measure", list(means.index), resamples=resamples, seed=seed, nested=True)
             for row in table[(table["first"] == "ssim") & (table["second"] != "ssim")].itertuples():
                 p = _pairing_p(means["ssim"], means[row.second])
                 found = {"rho": row.rho, "low": row.rho_low, "high": row.rho_high, "p": p, "methods": row.methods, "count": row.count}
+                found["interval"] = row.interval
                 rows.append({**facts, "other": row.second, **found})
         theirs = study[study["augmentation"] == f"all {group}"].set_index("method")["ssim"].dropna()
         shared = [name for name in means.index if name in theirs.index]

@@ -17,7 +17,7 @@ import importlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -306,6 +306,9 @@ def in_memory(records: pd.DataFrame | Path) -> pd.DataFrame:
 class EvaluationStudy(Study):
     """A study that judges methods on models: what every notebook that ranks or compares takes, under the same names in all of them."""
 
+    #: Whether intervals draw training seeds with the images, or hold for the ones at hand; None where the study says so itself.
+    SEEDS: ClassVar[Literal["drawn", "fixed"] | None] = "drawn"
+
     dataset: DatasetName
     models: Annotated[list[ModelName], Field(min_length=1)]
     methods: Annotated[list[MethodName], Field(min_length=1)]
@@ -337,6 +340,22 @@ class EvaluationStudy(Study):
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run, of the settings as they are."""
         return {"": self.arguments()}
+
+    @property
+    def scope(self) -> str:
+        """What the claims are about: these very nets, or nets trained alike."""
+        if len(self.seeds) == 1:
+            return "One net per model: the claims are about these nets, and other training seeds may contradict them."
+        if self.SEEDS == "fixed":
+            return f"Intervals hold for these {len(self.seeds)} training seeds, not for others."
+        return f"Intervals are over {len(self.seeds)} training seeds and images."
+
+    def run(self, progress: bool = True) -> Result:
+        """Do the study, and say what its claims are about (:attr:`scope`)."""
+        result = super().run(progress)
+        if self.SEEDS is None:
+            return result
+        return replace(result, findings=Findings([*result.findings.sentences, self.scope], result.findings.verdicts))
 
 
 class TrainingStudy(Study):

@@ -73,7 +73,7 @@ def agreement(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Return :func:`idsds.statistics.rank_agreement` between protocols, without the controls, whose last place agrees for free."""
     methods = [m for m, rows in records.groupby("method", sort=False) if rows["family"].iloc[0] != "control"]
     ordered = records.sort_values("label", key=lambda labels: labels != "IDSDS", kind="stable")  # IDSDS first
-    return rank_agreement(ordered, "label", methods, **options)
+    return rank_agreement(ordered, "label", methods, nested=True, **options)
 
 
 def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) -> Findings:
@@ -239,7 +239,7 @@ class CompareProtocols(EvaluationStudy):
 
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
-        places, agreed, shares = rank_each(records, "label"), agreement(records), self.accuracies()
+        places, agreed, shares = rank_each(records, "label", nested=True), agreement(records), self.accuracies()
         repeated = self.repeatability(records)
         said = findings(records, agreed, shares)
         families = dict(zip(records["method"], records["family"], strict=True))

@@ -75,7 +75,9 @@ def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confiden
         ValueError: if no two axes of a chain have a method in common.
     """
     pairs = [pair for chain in chains for pair in combinations(chain, 2)]
-    table = paired_differences(records[records["family"] != "control"], by="model", pairs=pairs, confidence=confidence)
+    table = paired_differences(
+        records[records["family"] != "control"], by="model", pairs=pairs, confidence=confidence, resamples=9_999, nested=True
+    )
     told_apart = table["p_holm"] <= 1 - confidence
     verdict = (table["difference"] > 0).map({True: SUPPORTED, False: CONTRADICTED}).where(told_apart, NOT_SUPPORTED)
     table = table.rename(columns={"a": "higher", "b": "lower"}).assign(verdict=verdict)
@@ -89,8 +91,9 @@ def findings(choice: str, table: pd.DataFrame) -> Findings:
     """State how many comparisons of a table of :func:`differences` support the claim; the verdicts are counted per pair of axes."""
     counts = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
     said = f"supported by {counts[SUPPORTED]} of {len(table)} comparisons, contradicted by {counts[CONTRADICTED]}"
+    test = "nested bootstrap" if table["interval"].str.contains("seeds and").any() else "sign-flip tests"
     sentences = [
-        f"{CHOICES[choice].claim}: {said} (sign-flip tests, 5 %, corrected by Holm for all {len(table)}).",
+        f"{CHOICES[choice].claim}: {said} ({test}, 5 %, Holm for all {len(table)}).",
         f"Source of the claim: {CHOICES[choice].source}.",
     ]
     return Findings(sentences, count_verdicts(table, ["higher", "lower"]))
@@ -110,9 +113,9 @@ def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
 
 
 def ranked(records: pd.DataFrame, chains: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """Return :func:`idsds.rank` with the axes in the order of the chains."""
+    """Return :func:`idsds.rank`, nested, with the axes in the order of the chains."""
     order = {axis: number for number, axis in enumerate(axis for chain in chains for axis in chain)}
-    return rank(records).sort_values("model", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+    return rank(records, nested=True).sort_values("model", key=lambda column: column.map(order), kind="stable", ignore_index=True)
 
 
 class DesignChoice(EvaluationStudy):

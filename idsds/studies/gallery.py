@@ -185,6 +185,8 @@ def disagreement(examples: Sequence[Example]) -> float:
 class Gallery(EvaluationStudy):
     """Show a few images, what the deletions of their patches do, and the maps of many methods side by side."""
 
+    SEEDS = None
+
     def _run(self, progress: bool) -> Result:
         examples = explain(**self.arguments(), progress=progress)
         tables = {"": score_table(examples), "patches": patch_table(examples)}

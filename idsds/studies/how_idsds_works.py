@@ -93,6 +93,8 @@ def sentences(target: str, table: pd.DataFrame, scores: pd.DataFrame) -> list[st
 class HowIdsdsWorks(EvaluationStudy):
     """Take one image through IDSDS: of the first ``images`` images the last, on one model."""
 
+    SEEDS = None
+
     models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
     seeds: Annotated[list[int], Field(min_length=1, max_length=1)] = [0]
 

@@ -55,6 +55,8 @@ class HyperparameterSensitivity(EvaluationStudy):
     :data:`idsds.protocols.hyperparameters.SWEEPS`.
     """
 
+    SEEDS = "fixed"
+
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "protocol")
 
     sweeps: Sweeps = {}

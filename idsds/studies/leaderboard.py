@@ -128,10 +128,10 @@ def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
     Returns:
         The columns of the ranking, with ``control`` (whether it explains nothing), ``best`` (the rival with the highest mean), ``behind``
-        (the mean difference to it), ``p_holm`` (sign-flip, corrected by Holm for all methods of all models) and ``as_good`` (not told apart
-        from the best); of ceilings and controls there is no comparison.
+        (the mean difference to it), ``p_holm`` (of :func:`idsds.paired_differences`, nested, corrected by Holm for all methods of all
+        models) and ``as_good`` (not told apart from the best); of ceilings and controls there is no comparison.
     """
-    table = rank(records, confidence)
+    table = rank(records, confidence, nested=True)
     families = dict(zip(records["method"], records["family"], strict=True))
     table["control"] = [families[name] == "control" for name in table["method"]]
     compared = []
@@ -140,7 +140,7 @@ def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         table.loc[table["model"] == model, "best"] = best
         if others:
             of_model = records[records["model"] == model]
-            compared.append(paired_differences(of_model, "method", [(best, other) for other in others], confidence, 1))
+            compared.append(paired_differences(of_model, "method", [(best, other) for other in others], confidence, 9_999, nested=True))
     if not compared:
         return table.assign(best=table.get("best"), behind=float("nan"), p_holm=float("nan"), as_good=False)
     found = pd.concat(compared).rename(columns={"b": "method", "difference": "behind"})
@@ -183,7 +183,7 @@ def findings(table: pd.DataFrame, score: str = "IDSDS") -> Findings:
     firsts = [f"{row['best']} on {row['model']} ({row['mean']:.2f})" for row in rows]
     sentences = [
         f"Highest mean {score}: {', '.join(firsts)}.",
-        f"Not told apart from the best (sign-flip tests, 5 %, Holm): {', '.join(str(row['as good']) for row in rows)} other methods.",
+        f"Not told apart from the best (5 %, Holm): {', '.join(str(row['as good']) for row in rows)} other methods.",
     ]
     return Findings(sentences, verdicts.drop(columns="mean") if rows else None)
 

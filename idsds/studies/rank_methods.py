@@ -34,7 +34,7 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
     """Make every comparison that the records allow for a published finding.
 
     Args:
-        records: from :func:`idsds.evaluate`.
+        records: from :func:`idsds.evaluate`. Of several training seeds, seeds are drawn with the images (:func:`idsds.nested_bootstrap`).
         confidence: of the intervals, each on its own (not corrected for the number of comparisons).
 
     Returns:
@@ -130,7 +130,7 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
     for label, (model, method) in (("first", first), ("second", second)):
         rows = records[(records["model"] == model) & (records["method"] == method)]
         parts.append(rows.assign(model="both", method=label))
-    table = paired_differences(pd.concat(parts), pairs=[("first", "second")], confidence=confidence, permutations=1)
+    table = paired_differences(pd.concat(parts), pairs=[("first", "second")], confidence=confidence, permutations=1, nested=True)
     return table.iloc[0]
 
 
@@ -155,7 +155,12 @@ class RankMethods(EvaluationStudy):
         everything = self.records(progress)
         records = select_images(everything, self.only, self.common)
         where = images_said(everything, records, self.only, self.common)
-        table, claims, controls, drops = rank(records), published_findings(records), beside_controls(records), drops_of(records)
+        table, claims, controls, drops = (
+            rank(records, nested=True),
+            published_findings(records),
+            beside_controls(records),
+            drops_of(records),
+        )
         score = named_score(records, self.score)
         as_published = self.protocol == "idsds" and self.quantity == "logit"
         compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)

@@ -51,6 +51,8 @@ class SanityChecks(EvaluationStudy):
     out. It needs a small net on embedded data.
     """
 
+    SEEDS = "fixed"
+
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "check")
 
     depths: PositiveInt = 4

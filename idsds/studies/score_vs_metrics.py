@@ -6,7 +6,7 @@ both metrics, with that class explained.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from scipy import stats
 
 from idsds import plots
 from idsds.datasets.base import first
+from idsds.evaluation.plan import Target
 from idsds.statistics.intervals import rng_for
 from idsds.statistics.verdicts import count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Positive, Result, resolve
@@ -62,7 +63,9 @@ class ScoreVsMetrics(EvaluationStudy):
     of the metrics. The nets are not fine-tuned on deleted patches.
     """
 
-    target: Literal["prediction", "label"] = "prediction"
+    SEEDS = "fixed"
+
+    target: Target = "prediction"
     sigma: Positive = 0.003
     radius: Annotated[float, Field(gt=0)] = 0.02
     samples: PositiveInt = 10

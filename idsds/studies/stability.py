@@ -144,6 +144,8 @@ class Stability(EvaluationStudy):
     ``checkpoints`` are those of the reference.
     """
 
+    SEEDS = None
+
     PLAN_BY = ("label",)
 
     models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]

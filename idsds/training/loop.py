@@ -10,6 +10,7 @@ last checkpoint and ends with exactly the weights of an uninterrupted run, and N
 from __future__ import annotations
 
 import copy
+import math
 import resource
 import sys
 import tempfile
@@ -47,13 +48,14 @@ from idsds.training.steps import (
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Mean loss and accuracy (share in [0, 1]) of one epoch, in training and on intact validation images."""
+    """Mean loss and accuracy (share in [0, 1]) of one epoch, in training and on intact validation images, there with five guesses too."""
 
     epoch: int
     train_loss: float
     train_accuracy: float
     val_loss: float
     val_accuracy: float
+    val_top5: float = math.nan
 
 
 @dataclass
@@ -233,8 +235,8 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
 def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module) -> None:
     loss = describe(model).loss if plan.teacher is None else "cross_entropy"
     summed, correct, seen = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
-    val_accuracy, val_loss, _ = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
-    state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy)))
+    val_accuracy, val_loss, near = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
+    state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy, near)))
     if state.best is None or (val_accuracy, -val_loss) > state.best:
         state.best = (val_accuracy, -val_loss)
         state.best_weights = {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
@@ -244,7 +246,8 @@ def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Mo
 def _show(bar: Progress, state: TrainingState) -> None:
     """Show loss and accuracy of the epoch so far, or of the last one; tqdm itself shows the time left."""
     last = state.results[-1] if state.results else {}
-    shown = {"loss": last.get("train_loss"), "accuracy": last.get("train_accuracy"), "val_accuracy": last.get("val_accuracy")}
+    names = {"loss": "train_loss", "accuracy": "train_accuracy", "val_accuracy": "val_accuracy", "val_top5": "val_top5"}
+    shown = {name: last.get(key) for name, key in names.items()}
     if state.sums[2]:
         shown |= {"loss": state.sums[0] / state.sums[2], "accuracy": state.sums[1] / state.sums[2]}
     bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items() if value is not None}, refresh=False)

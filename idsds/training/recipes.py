@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_serializer
+from pydantic import AfterValidator, Field, PositiveInt, model_serializer
 
-from idsds.common.devices import _one_of
-from idsds.common.interventions import BASELINES
+from idsds.common.interventions import as_baseline
 from idsds.common.settings import Settings
 
-BaselineName = Annotated[str, _one_of("baseline", BASELINES)]
+BaselineName = Annotated[str, AfterValidator(as_baseline)]
 
 
 class Deletion(Settings):

@@ -3,7 +3,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from idsds.common.interventions import BLUR_SIGMA, all_deletions, baseline_images, delete_patches, list_baselines, patch_size
+from idsds.common.interventions import BASELINES, all_deletions, baseline_images, delete_patches, list_baselines, patch_size
 from idsds.common.registry import UnknownNameError
 
 
@@ -53,7 +53,6 @@ def test_blur_is_a_gaussian_with_zero_padding():
     expected = scipy.ndimage.convolve1d(expected, kernel, axis=3, mode="constant")
     # float32 sums of 51 numbers near 0.02
     np.testing.assert_allclose(baseline_images(x, "blur").numpy(), expected, atol=1e-6)
-    assert pytest.approx(2**0.5 * 41) == BLUR_SIGMA
 
 
 def test_uniform_is_keyed_by_image_and_in_its_range():
@@ -79,3 +78,20 @@ def test_a_grid_that_does_not_fit_is_refused(grid):
 def test_the_refusal_names_what_fits():
     with pytest.raises(ValueError, match=r"grid 5 does not divide images of 32 x 32.*\[2, 4, 8, 16\], nearest: 4"):
         patch_size(32, 32, 5)
+
+
+def test_a_blur_has_a_kernel_and_a_sigma():
+    """By scipy's Gaussian: the reference's sigma is the standard deviation over sqrt(2), and half the kernel is where it is cut off."""
+    x = torch.randn(1, 2, 224, 224, dtype=torch.float64)
+    found, deviation = baseline_images(x, "blur 25 4.5").numpy(), 4.5 * 2**0.5
+    expected = scipy.ndimage.gaussian_filter(x.numpy(), (0, 0, deviation, deviation), mode="constant", radius=(0, 0, 12, 12))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert torch.equal(baseline_images(x, "blur 51 41"), baseline_images(x, "blur"))
+    assert not torch.equal(baseline_images(x, "blur 51 40"), baseline_images(x, "blur"))
+
+
+@pytest.mark.parametrize("name", ["blur 24 4.5", "blur 1 4", "blur 25 0", "blur 25", "blur -25 4", "blur a b", "blur 25 4 3"])
+def test_a_blur_out_of_range_is_named(name):
+    with pytest.raises(ValueError, match=f"baseline '{name}': write 'blur KERNEL SIGMA'"):
+        baseline_images(torch.zeros(1, 3, 32, 32), name)
+    assert name not in BASELINES

@@ -212,6 +212,14 @@ def test_a_design_choice_runs_on_a_folder_of_imagenet_with_the_authors_files(dat
     assert (pd.read_csv(f"{stem}.csv")["count"] <= 2).all()
 
 
+def test_the_softmax_experiment_runs_on_a_folder_of_imagenet(data, weights, tmp_path, monkeypatch):
+    changes = {"models": ["resnet50"], "methods": ["IxG"], "images": 2, "device": "cpu", "checkpoints": {"resnet50": weights["resnet50"]}}
+    stem, _ = run("design_choice", "design_choice_softmax", changes, tmp_path, monkeypatch)
+    table = pd.read_csv(f"{stem}_differences.csv")
+    assert table[["higher", "lower"]].to_numpy().tolist() == [["resnet50, logit", "resnet50, probability"]]
+    assert full_size("design_choice_softmax")["models"] == ["resnet50", "vgg16"]
+
+
 def small(weights, **changes):
     """What makes a study of full size cheap: one small net, with the file of its weights, and two images."""
     return {"models": ["resnet18"], "checkpoints": {"resnet18": weights["resnet18"]}, "images": 2, "device": "cpu", **changes}

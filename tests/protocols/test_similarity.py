@@ -29,6 +29,14 @@ def test_ssim_is_that_of_scikit_image(pair, data_range):
     np.testing.assert_allclose(structural_similarity(*pair, data_range=data_range), expected, atol=1e-6)
 
 
+def test_ssim_of_three_channels_is_that_of_scikit_image():
+    first, second = (np.pad(images_of(1, 16, 24, seed=seed), ((0, 0), (0, 0), (5, 5), (5, 5)), mode="reflect")[0] for seed in (0, 1))
+    look = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 0}
+    expected = skimage_ssim(first, second, data_range=2.0, **look)
+    found = structural_similarity(images_of(1, 16, 24), images_of(1, 16, 24, seed=1), data_range=2.0)
+    np.testing.assert_allclose(found, [expected], atol=1e-6)
+
+
 def test_top_intersection_counts_pixels(pair):
     k = round(0.1 * 16 * 24)
     expected = []
@@ -57,7 +65,7 @@ def test_every_similarity(name, pair):
     broken = pair[0].clone()
     broken[1, 0, 3, 4] = torch.nan
     assert measure(broken, pair[1]).isnan().tolist() == [False, True, False]
-    with pytest.raises(ValueError, match=r"maps must have one shape \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"maps must have one shape \(B, [1C], H, W\)"):
         measure(pair[0], pair[1][:, :, 1:])
 
 

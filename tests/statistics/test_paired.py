@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from idsds.common.registry import UnknownNameError
-from idsds.statistics import holm, images_needed, paired_differences, rank, ranking_with_ties
+from idsds.statistics import holm, images_needed, nested_bootstrap, paired_differences, rank, ranking_with_ties
 from idsds.statistics.paired import sign_flip_test
 
 
@@ -185,3 +185,28 @@ def test_unknown_names_come_with_the_nearest(records):
         images_needed(records, "IG", "IxG", power=0.01)
     with pytest.raises(ValueError, match="permutations"):
         paired_differences(records, permutations=0)
+
+
+def test_nested_differences_draw_seeds_with_the_images(make_records):
+    """They are the nested interval of the differences themselves, and say no where the seeds disagree although each is sure."""
+    rng, gain = np.random.default_rng(4), (0.3, 0.2, -0.1)
+    parts = []
+    for seed, more in enumerate(gain):
+        base = rng.normal(size=50)
+        parts.append(make_records(np.column_stack([base + more + 0.1 * rng.normal(size=50), base]), seed=seed))
+    frame = pd.concat(parts, ignore_index=True)
+    fixed, nested = (paired_differences(frame, nested=each).iloc[0] for each in (False, True))
+    assert fixed["low"] > 0
+    assert fixed["p"] < 0.01
+    assert "held fixed" in fixed["interval"]
+    assert nested["low"] < 0 < nested["high"]
+    assert nested["p"] > 0.05
+    assert nested["interval"] == "95 % percentile bootstrap over training seeds and images"
+    wide = frame.pivot(index=["seed", "image_id"], columns="method", values="score")
+    own = nested_bootstrap((wide["m00"] - wide["m01"]).rename("score").reset_index().assign(model="net", method="difference")).iloc[0]
+    assert list(nested[["difference", "low", "high", "count"]]) == pytest.approx(list(own[["mean", "low", "high", "count"]]), rel=1e-12)
+    one = frame[frame["seed"] == 0]
+    pd.testing.assert_frame_equal(paired_differences(one, nested=True), paired_differences(one))
+    pd.testing.assert_frame_equal(rank(one, nested=True), rank(one))
+    columns = ["mean", "low", "high", "count", "nan", "interval"]
+    pd.testing.assert_frame_equal(rank(frame, nested=True)[columns], nested_bootstrap(frame)[columns])

@@ -114,3 +114,31 @@ def test_conditions_keep_their_order():
     found = records({"z": noisy([0.1, 0.2]), "a": noisy([0.1, 0.2])})
     assert list(rank_agreement(found, "condition", resamples=10)["first"]) == ["z", "z", "a"]
     assert list(dict.fromkeys(rank_each(found, "condition", resamples=10)["condition"])) == ["z", "a"]
+
+
+def test_conditions_of_different_seeds_are_compared_on_the_same_images(make_records):
+    order = np.arange(5.0)
+    parts = [make_records(np.tile(order * sign, (8, 1)), seed=seed, net=f"seed {seed}") for seed, sign in ((0, 1), (1, 1), (2, -1))]
+    found = rank_agreement(pd.concat(parts), "net", nested=True).set_index(["first", "second"])
+    assert found.loc[("seed 0", "seed 1"), ["tau", "count"]].tolist() == [1, 8]
+    assert found.loc[("seed 0", "seed 2"), ["tau", "count"]].tolist() == [-1, 8]
+
+
+def test_a_nested_agreement_covers_the_seeds(make_records):
+    """Two conditions agree on two nets and rank the methods in reverse on the third; the seeds' mean alone would not show it."""
+    order, parts = np.arange(5.0), []
+    for seed, sign in enumerate((1, 1, -1)):
+        for name, values in (("a", order), ("b", sign * order)):
+            parts.append(make_records(np.tile(values, (8, 1)), seed=seed, condition=name))
+    frame = pd.concat(parts, ignore_index=True)
+    fixed, nested = (rank_agreement(frame, "condition", nested=each).query("first != second").iloc[0] for each in (False, True))
+    assert fixed["tau"] == nested["tau"] == fixed["tau_low"] == 1
+    assert nested["tau_low"] == -1
+    assert nested["count"] == 8
+    assert (fixed["interval"], nested["interval"]) == (
+        "95 % percentile bootstrap over images",
+        "95 % percentile bootstrap over training seeds and images",
+    )
+    places = rank_each(frame, "condition", nested=True).set_index(["condition", "method"])
+    assert tuple(places.loc[("b", "m04"), ["place", "place_low", "place_high"]]) == (1, 1, 5)
+    assert tuple(places.loc[("a", "m04"), ["place", "place_low", "place_high"]]) == (1, 1, 1)

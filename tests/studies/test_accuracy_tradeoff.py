@@ -72,6 +72,27 @@ def test_table_and_correlation():
     assert said.verdicts["verdict"].item() == ("supported" if found["high"] < 0 else "not supported")
 
 
+def test_training_seeds_are_drawn_with_the_images():
+    """One net of three reverses the order of the models; intervals over images alone would be far from there."""
+    n, parts, right = 60, [], []
+    for seed, sign in enumerate((1, 1, -1)):
+        for number, model in enumerate("abcd"):
+            facts = {"model": model, "seed": seed, "image_id": np.arange(n)}
+            score = 0.5 + 0.1 * sign * number + 0.001 * np.random.default_rng(seed).standard_normal(n)
+            parts.append(pd.DataFrame({**facts, "method": "IG", "family": "gradient", "score": score}))
+            right.append(pd.DataFrame({**facts, "correct": np.arange(n) < (0.9 - 0.1 * number) * n + (6 - 6 * seed)}))
+    records, correct = pd.concat(parts, ignore_index=True), pd.concat(right, ignore_index=True)
+    found = tradeoff.correlation(records, correct, resamples=200)
+    assert (found["rho"], found["low"], found["high"]) == pytest.approx((-1, -1, 1))
+    table = tradeoff.tradeoff(records, correct, resamples=50).set_index("model")
+    assert table.loc["d", "idsds_low"] < 0.35
+    assert table.loc["d", "idsds_high"] > 0.79
+    shares = correct[correct["model"] == "d"].groupby("seed")["correct"].mean()  # each seed's accuracy lies within
+    assert table.loc["d", "accuracy_low"] < shares.min()
+    assert table.loc["d", "accuracy_high"] > shares.max()
+    assert (table["interval"] == "95 % percentile bootstrap over training seeds and images").all()
+
+
 @pytest.mark.parametrize(("ends", "verdict"), [((-0.9, -0.1), "supported"), ((-0.9, 0.1), "not supported"), ((0.1, 0.9), "contradicted")])
 def test_the_verdict_is_that_of_the_interval(ends, verdict):
     table = pd.DataFrame({"model": ["a"], "front": [True]})

@@ -168,11 +168,20 @@ def test_a_study_plans_runs_and_saves(minimal, tmp_path):
     assert set(minimal.plan().table["mode"]) == {"True"}
     result = minimal.run(progress=False)
     assert result.table["score"].tolist() == [0.5, 0.5]
-    assert result.findings.markdown() == "- One.\n- Two.\n\n| method | score |\n| --- | --- |\n| IG | 0.50 |\n| IG abs | 0.50 |"
+    assert (
+        result.findings.markdown()
+        == f"- One.\n- Two.\n- {minimal.scope}\n\n| method | score |\n| --- | --- |\n| IG | 0.50 |\n| IG abs | 0.50 |"
+    )
     from matplotlib.figure import Figure
 
     names = [path.name for path in result.save(Figure())]
     assert names == ["y.png", "y.pdf", "y.csv", "y.md"], "an empty table is not saved"
+
+
+def test_a_study_says_what_its_claims_are_about(minimal):
+    assert minimal.scope.startswith("One net per model: the claims are about these nets")
+    three = minimal.model_copy(update={"seeds": [0, 1, 2]})
+    assert three.run(progress=False).findings.sentences[-1] == "Intervals are over 3 training seeds and images."
 
 
 def test_a_dry_run_measures_and_ends_before_the_work(minimal, capsys):

@@ -86,6 +86,17 @@ def test_the_interval_is_that_of_the_paired_difference():
     assert (row.low, row.high) == pytest.approx((same.low, same.high), abs=0.01)
 
 
+def test_a_claim_over_several_training_seeds_is_about_other_seeds_too():
+    """Two nets of three support it, each for certain; the mean of all three does as well, but not for nets trained alike."""
+    means = [{("mini_resnet8", "IG"): 0.7, ("mini_resnet8", "IG abs"): 0.7 - gain} for gain in (0.3, 0.2, -0.1)]
+    several = pd.concat([records(each).assign(seed=seed) for seed, each in enumerate(means)], ignore_index=True)
+    (claim,) = findings.published_findings(several).itertuples()
+    assert claim.interval == "95 % percentile bootstrap over training seeds and images"
+    assert (claim.count, claim.verdict) == (3 * len(records(means[0])) // 2, "not supported")
+    (alone,) = findings.published_findings(several[several["seed"] == 0]).itertuples()
+    assert alone.verdict == "supported"
+
+
 def test_undefined_scores_are_counted():
     data = records({("m", "IG"): 0.5, ("m", "IG abs"): 0.4})
     data.loc[:4, "score"] = np.nan

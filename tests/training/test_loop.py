@@ -210,6 +210,8 @@ def test_training_learns_with_every_baseline(baseline):
     assert not model.training
     loader = loader_of(toy(30, "val"), [range(30)])
     assert accuracy(model, loader)[0] == max(result.val_accuracy for result in results)
+    best = max(results, key=lambda result: (result.val_accuracy, -result.val_loss))
+    assert best.val_top5 == accuracy(model, loader)[2] >= best.val_accuracy
 
 
 def test_two_gloo_processes_equal_one_with_the_whole_batch():
@@ -455,4 +457,4 @@ def test_rehearsal_counts_what_is_left(tmp_path):
 def test_the_progress_bar_shows_loss_accuracy_and_time_left(capsys):
     fit(Tiny(), toy(20), toy(6, "val"), SGD, device="cpu", label="fine-tuning: tiny")
     shown = capsys.readouterr().err
-    assert all(word in shown for word in ("fine-tuning: tiny", "6/6", "val_accuracy=", "loss=", "accuracy="))
+    assert all(word in shown for word in ("fine-tuning: tiny", "6/6", "val_accuracy=", "val_top5=", "loss=", "accuracy="))

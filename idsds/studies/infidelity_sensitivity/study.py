@@ -28,6 +28,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from idsds import plots
+from idsds.evaluation.plan import Target
 from idsds.methods.base import TENFOLD
 from idsds.protocols.infidelity import Perturbation
 from idsds.statistics.intervals import bca, check_options, rng_for
@@ -126,7 +127,8 @@ class InfidelitySensitivity(ManyModels):
     """Compare infidelity and max-sensitivity with the quality of models.
 
     ``images`` are explained, quality is measured on all test images. ``other_sigmas`` are further sigmas of the noise, at which only the
-    map's part in infidelity is measured. The models are those of :mod:`idsds.studies.train_fractions`.
+    map's part in infidelity is measured. ``target`` is the class explained: the image's ``label``, or the model's ``prediction``, as
+    in the study. The models are those of :mod:`idsds.studies.train_fractions`.
     """
 
     PLAN_BY = ("label",)
@@ -137,6 +139,7 @@ class InfidelitySensitivity(ManyModels):
     sigma: Annotated[float, Field(gt=0)] = 0.1
     radius: Annotated[float, Field(gt=0)] = 0.02
     samples: PositiveInt = 10
+    target: Target = "label"
     other_sigmas: list[Positive] = []
 
     def runs(self) -> dict[str, dict[str, Any]]:
@@ -154,6 +157,7 @@ class InfidelitySensitivity(ManyModels):
             for protocol, (methods, options) in protocols.items():
                 where = {"dataset": dataset, "protocol": protocol, "output": f"{self.output}/{dataset}/{protocol}"}
                 machine = {"device": self.device, "precision": self.precision, "images": self.images, "samples": self.samples}
+                machine |= {"target": self.target}
                 runs[f"{dataset}, {protocol}"] = {"models": models, "methods": methods, **where, **machine, **options}
             base = runs[f"{dataset}, infidelity"]
             for sigma in self.other_sigmas:

@@ -201,7 +201,7 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
     for control in CONTROLS:
         table = pd.DataFrame()
         if control in families:
-            table = paired_differences(good, pairs=[(name, control) for name in methods], permutations=1, resamples=1000)
+            table = paired_differences(good, pairs=[(name, control) for name in methods], permutations=1, resamples=1000, nested=True)
             table = table[table["count"] > 0]
         found |= _above(control, table["low"] > 0 if len(table) else pd.Series(dtype=bool))
     scores = good.groupby(["image_id", "model", "method"], sort=False)["score"].mean().unstack(["model", "method"])

@@ -1,0 +1,11 @@
+import pytest
+
+from idsds.training.checkpoints import plan_training
+from idsds.training.recipes import Deletion
+
+
+def test_the_blur_is_part_of_the_address():
+    keys = {plan_training("mini_resnet8", "mnist5k", Deletion(baseline=name)).key for name in ("blur", "blur 25 4.5", "blur 25 5")}
+    assert len(keys) == 3
+    with pytest.raises(ValueError, match="odd kernel of at least 3"):
+        Deletion(baseline="blur 24 4.5")

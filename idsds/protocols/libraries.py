@@ -254,6 +254,10 @@ class _Call:
                 found = self.metric(images, self.ids[0])(
                     model=self.judged, explain_func=self.explain, device=str(self.device), **arrays, **given
                 )
+            except AttributeError as error:
+                if "'float' object has no attribute 'shape'" not in str(error):
+                    raise
+                return torch.full((len(some),), torch.nan, dtype=torch.float64)  # an undefined correlation, which Quantus trips over
             finally:
                 logging.disable(level)
         return as_scores(found, len(some))

@@ -143,6 +143,17 @@ def test_undefined_scores_are_kept(net, batch):
         assert found.isnan().tolist() == [True, True, False]
 
 
+def test_a_correlation_that_is_undefined_is_a_nan(net, batch):
+    """Quantus' Spearman correlation of one image, where it is undefined, is a float that is asked for its shape."""
+    method = create_method("IxG", net)
+    call = libraries._Call("SmoothMPRT", net, method, {}, None)
+    one = np.ones((1, 4))
+    call.metric = lambda images, image_id: lambda **_: quantus.similarity_func.correlation_spearman(one, one, batched=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert call.scores(batch, method(batch.images, batch.targets), [1], None).isnan().all()
+
+
 def test_a_net_in_double_precision_stays_as_it_is(batch):
     net = net_of(ConvNet, classes=4)
     batch = Batch(batch.images.double(), batch.targets, batch.image_ids)

@@ -262,20 +262,20 @@ def judge(
 
 def _kept(folder: Path | None, reading: Reading, how: tuple[Any, ...], parts: bool) -> dict[str, Any]:
     """What :func:`_judged` and :func:`~idsds.studies.metric_sanity.known_parts.parts_judged` find, read where it is there."""
-
-    def found() -> dict[str, Any]:
-        return (_judged(reading, *how) if reading.applies else {}) | (parts_judged(reading, *how[:3]) if parts else {})
-
-    if folder is None:
-        return found()
-    key = digest([repr(reading), repr(how), parts, code_digest(reading.entry.function), code_digest(judge), code_digest(parts_judged)])
-    path = folder / f"{key}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    begun = time.perf_counter()
-    row = found()
-    row["seconds"] = time.perf_counter() - begun
-    write_json(path, row)
+    row: dict[str, Any] = {}
+    asked = [(_judged, how)] * reading.applies + [(parts_judged, how[:3])] * parts
+    for function, given in asked:
+        key = digest([repr(reading), repr(given), function.__name__, code_digest(reading.entry.function), code_digest(function)])
+        path = folder and folder / f"{key}.json"
+        if path and path.is_file():
+            found = json.loads(path.read_text())
+        else:
+            begun = time.perf_counter()
+            found = function(reading, *given)
+            found["seconds"] = time.perf_counter() - begun
+            if path:
+                write_json(path, found)
+        row |= {**found, "seconds": row.get("seconds", 0.0) + found["seconds"]}
     return row
 
 

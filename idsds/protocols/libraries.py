@@ -38,6 +38,9 @@ INFINITE = math.inf
 #: Companions that metrics of agreement between images compare an image with.
 COMPANIONS = 31
 
+#: What Quantus raises where a score is undefined.
+UNDEFINED = ("'float' object has no attribute 'shape'", "attribution vector are all equal to zero")
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -254,10 +257,10 @@ class _Call:
                 found = self.metric(images, self.ids[0])(
                     model=self.judged, explain_func=self.explain, device=str(self.device), **arrays, **given
                 )
-            except AttributeError as error:
-                if "'float' object has no attribute 'shape'" not in str(error):
+            except (AttributeError, AssertionError) as error:  # an undefined correlation; a map of another image or net that is zero
+                if not any(words in str(error) for words in UNDEFINED):
                     raise
-                return torch.full((len(some),), torch.nan, dtype=torch.float64)  # an undefined correlation, which Quantus trips over
+                return torch.full((len(some),), torch.nan, dtype=torch.float64)
             finally:
                 logging.disable(level)
         return as_scores(found, len(some))

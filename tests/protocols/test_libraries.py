@@ -152,6 +152,9 @@ def test_a_correlation_that_is_undefined_is_a_nan(net, batch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert call.scores(batch, method(batch.images, batch.targets), [1], None).isnan().all()
+    call = libraries._Call("Continuity", net, method, {"nr_steps": 8}, None)
+    call.explain = lambda model, inputs, targets, **_: np.zeros((len(inputs), 1, 16, 16))
+    assert call.scores(batch, method(batch.images, batch.targets), [1], None).isnan().all()
 
 
 def test_a_net_in_double_precision_stays_as_it_is(batch):

@@ -58,6 +58,7 @@ lowest: setup ## install the lowest versions that pyproject.toml allows into bui
 		--resolution lowest-direct --no-header --no-annotate -q -o build/lowest/requirements.txt
 	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python -r build/lowest/requirements.txt "pytest>=8.3" "scikit-image>=0.25" \
 		"krippendorff>=0.8"
+	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python --no-deps --editable .
 	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common/test_files.py tests/common/test_settings.py \
 		tests/models/test_weights.py tests/statistics tests/protocols/test_single_deletion.py tests/protocols/test_registry.py \
 		tests/evaluation/test_cache.py tests/evaluation/test_commit.py tests/evaluation/test_records.py tests/methods/test_gradient.py \

@@ -7,6 +7,7 @@ filled part of the marker shows its version: SmoothGrad and its relatives fill a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,14 @@ def handle(key: str) -> Line2D:
     return Line2D(
         [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8 if marker == "*" else 5, label=label
     )
+
+
+def sharpen() -> None:
+    """Let a notebook show figures with twice the pixels, for dense screens; without a notebook nothing happens."""
+    if "ipykernel" in sys.modules:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("retina")
 
 
 def save(

@@ -39,6 +39,7 @@ from idsds.evaluation.records import Run
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
 from idsds.models.quantity import as_quantity
+from idsds.plots.style import sharpen
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, plan_training, trains_from_scratch
 from idsds.training.launch import Machine, check_machine, is_main
 from idsds.training.recipes import BaselineName
@@ -222,6 +223,7 @@ class Result:
 
     def plot(self) -> Figure | Sequence[Figure]:
         """Draw the figure, or its pages."""
+        sharpen()
         return self.draw()
 
     def save(self, figure: Figure | Sequence[Figure]) -> list[Path]:

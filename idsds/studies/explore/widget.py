@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 #: Images in the list at a time.
 PAGE = 200
+#: JupyterLab takes arrows and Enter for itself wherever a notebook has the focus, unless the focused element keeps its keys.
+KEYS = """<img src="data:," alt="" hidden onerror="setTimeout(() => document.querySelectorAll(
+'.idsds-explorer :is(select, button)').forEach(one => one.setAttribute('data-lm-suppress-shortcuts', 'true')), 300)">"""
 
 
 class Widget:
@@ -65,8 +68,9 @@ class Widget:
             for label, (html, buttons) in zip(("Worst", "Best"), self.strips, strict=True)
         ]
         below = widgets.HBox(rows, layout=widgets.Layout(flex_flow="row wrap"))
-        right = widgets.VBox([self.card, below, self.said], layout=widgets.Layout(flex="1 1 500px", min_width="0"))
+        right = widgets.VBox([self.card, below, self.said, widgets.HTML(KEYS)], layout=widgets.Layout(flex="1 1 500px", min_width="0"))
         self.box = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
+        self.box.add_class("idsds-explorer")
         self._fill("model")
 
     def choose(self, **choice: Any) -> None:

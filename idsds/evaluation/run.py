@@ -310,8 +310,8 @@ class _Held(Method):
     """A method that returns precomputed maps for one batch, and explains any other images as usual."""
 
     def __init__(self, method: Method, images: Tensor, maps: Tensor) -> None:
-        def explain(_model: nn.Module, batch: Tensor, targets: Tensor, *, maps: Tensor) -> Tensor:
-            return maps if batch is images else method(batch, targets)
+        def explain(_model: nn.Module, pixels: Tensor, targets: Tensor, *, maps: Tensor) -> Tensor:
+            return maps if pixels is images else method(pixels, targets)
 
         entry = MethodEntry(name=method.name, function=explain, family=method.entry.family, passes=Passes(0))
         super().__init__(method.name, method.model, seed=method.seed, entry=entry, maps=maps)

@@ -87,6 +87,7 @@ class MethodEntry:
         source: the paper.
         explains_not: by kind of :class:`idsds.models.quantity.Quantity`, why the method cannot explain it; others it explains.
         queries: from the options, the ``grid`` and ``baseline`` of the patch deletions that the method looks at; None: it looks at none.
+        refused: why it applies to no model, "" for all others.
     """
 
     name: str
@@ -100,6 +101,7 @@ class MethodEntry:
     source: str = ""
     queries: Callable[..., Mapping[str, Any] | None] = _queries_nothing
     explains_not: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
 
     def settings(self, **given: Any) -> dict[str, Any]:
         """Return the function's options: defaults, replaced by those of this entry and then by ``given``. Raises UnknownNameError."""
@@ -171,7 +173,7 @@ def list_methods(model: nn.Module | None = None, library: str | None = None) -> 
     Every name also exists as ``NAME abs`` and ``NAME relu``.
 
     Args:
-        model: a net; None lists every name.
+        model: a net; None lists every name that is not refused altogether.
         library: one of captum, torchcam, zennit, gradcam and saliency: its methods, as ``library/Name`` and by their plain names, those
             included that need an extra of this package. None: the package's own, and the plain names that need no extra.
 
@@ -183,7 +185,7 @@ def list_methods(model: nn.Module | None = None, library: str | None = None) -> 
         plain = {**METHODS, **METHODS.unlisted}
         entries = {name: METHODS[name] for name in METHODS.names_of(library)}
         entries |= {name: entry for name, entry in plain.items() if getattr(entry.function, "library", None) == library}
-    reasons = {} if model is None else {name: _reason(entry, model) for name, entry in entries.items()}
+    reasons = {name: entry.refused if model is None else _reason(entry, model) for name, entry in entries.items()}
     excluded = {name: reason for name, reason in reasons.items() if reason}
     return MethodNames([name for name in entries if name not in excluded], excluded)
 

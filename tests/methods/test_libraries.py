@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchcam.methods
+import torchvision
 from torch import Tensor, nn
 
 import idsds
@@ -18,6 +19,7 @@ from idsds.common.randomness import seeded as generators
 from idsds.common.registry import UnknownNameError
 from idsds.methods import METHODS, create_method, libraries, list_methods
 from idsds.methods.libraries import PLAIN, MissingLibraryError, base
+from idsds.models import describe
 from tests.methods.nets import ConvNet, Linear, images_of, mini, seeded
 
 EXTRAS = {"zennit": "zennit", "gradcam": "pytorch_grad_cam", "saliency": "saliency"}
@@ -32,8 +34,12 @@ OPTIONS = {
     "zennit/EpsilonGammaBox": {"low": -1.0, "high": 1.0},
     "saliency/GuidedIG": {"x_steps": 4},
     "saliency/BlurIG": {"steps": 4},
+    "torchcam/RefineCAM": {"layer": ["cam layer", "first"]},
+    "gradcam/RefineCAM": {"layer": ["cam layer", "first"]},
+    "gradcam/SESS": {"num_scales": 2},
 }
 NETS = ("mini_resnet8", "mini_vgg11_bn", "mini_densenet")
+FIRST = {"mini_resnet8": "layer2", "mini_vgg11_bn": "features.4", "mini_densenet": "features.denseblock1"}
 TARGETS = torch.tensor([1, 7])
 
 
@@ -48,22 +54,39 @@ def net_of_modules() -> nn.Sequential:
     return nn.Sequential(net.conv1, nn.ReLU(), net.conv2, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc).eval()
 
 
-NAMES = [f"{library}/{name}" for library in libraries.ADAPTERS for name in libraries.names_of(library)]
+NAMES = [f"{library}/{name}" for library, adapter in libraries.ADAPTERS.items() for name in adapter.NAMES]
+
+
+def options_of(name: str, model: nn.Module) -> dict:
+    """The options of :data:`OPTIONS`, with two layers of the model."""
+    options = dict(OPTIONS.get(name, {}))
+    if "layer" in options:
+        options["layer"] = [FIRST[describe(model).name], describe(model).cam_layer]
+    return options
+
+
+def small_vit(height: int = 16, width: int = 16) -> nn.Module:
+    """torchvision's, of two blocks."""
+    options = {"patch_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32, "num_classes": 10}
+    net = seeded(torchvision.models.VisionTransformer, image_size=16, **options)
+    nn.init.normal_(net.heads.head.weight)
+    return net
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_images_one_by_one_and_leaves_the_net_as_it_was(name: str) -> None:
     needs(name.partition("/")[0])
-    images, ids, ran = images_of(2, 32, 32), ["a", "b"], 0
-    for net in NETS:
-        model = mini(net)
-        if METHODS[name].inapplicable(model):
+    ids, ran = ["a", "b"], 0
+    for net in (*NETS, "vit"):
+        model = small_vit() if net == "vit" else mini(net)
+        images = images_of(2, 16, 16) if net == "vit" else images_of(2, 32, 32)
+        if (net == "vit") != (name == "torchcam/LeGrad") or METHODS[name].inapplicable(model):
             continue
         state = {key: value.clone() for key, value in model.state_dict().items()}
         kinds = {key: type(module) for key, module in model.named_modules()}
         gradient = torch.ones_like(next(model.parameters()))
         next(model.parameters()).grad = gradient
-        method = create_method(name, model, seed=3, **OPTIONS.get(name, {}))
+        method = create_method(name, model, seed=3, **options_of(name, model))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*max pooling")
             maps = method(images, TARGETS, ids)
@@ -71,7 +94,7 @@ def test_a_batch_is_its_images_one_by_one_and_leaves_the_net_as_it_was(name: str
         # pytorch-grad-cam works in float32; LRP divides by values near 0.
         tolerance = 1e-4 if name.startswith(("gradcam", "zennit")) else 1e-8
         assert ((maps - alone).abs() <= tolerance * maps.abs().amax((1, 2, 3), keepdim=True)).all()
-        assert maps.shape == (2, 1, 32, 32)
+        assert maps.shape == (2, 1, *images.shape[-2:])
         assert maps.isfinite().all()
         assert next(model.parameters()).grad is gradient
         assert all(parameter.requires_grad for parameter in model.parameters())
@@ -131,26 +154,129 @@ def test_random_methods_are_keyed_and_leave_the_global_generators_alone() -> Non
     assert any(not torch.equal(first, other) for other in others)
 
 
-@pytest.mark.parametrize("name", ["ScoreCAM", "GradCAM", "LayerCAM", "ISCAM", "CAM"])
+@pytest.mark.parametrize("name", [name for name in libraries.ADAPTERS["torchcam"].NAMES if name != "LeGrad"])
 def test_torchcam_called_directly_gives_the_same(name: str) -> None:
     model, images = mini("mini_resnet8"), images_of(2, 16, 24)
-    options = {"num_samples": 2} if name == "ISCAM" else {"fc_layer": "fc"} if name == "CAM" else {}
-    with getattr(torchcam.methods, name)(model, "layer3", **options) as extractor:
-        (cam,) = extractor(TARGETS.tolist(), model(images.clone().requires_grad_()), normalized=False)
-    wanted = nn.functional.interpolate(cam.detach()[:, None], size=(16, 24), mode="bilinear", align_corners=False)
-    found = create_method(f"torchcam/{name}", model, layer="layer3", **options)(images, TARGETS)
+    given = {"ISCAM": {"num_samples": 2}, "SSCAM": {"num_samples": 1}, "SmoothGradCAMpp": {"num_samples": 2}, "CAM": {"fc_layer": "fc"}}
+    options, layer = given.get(name, {}), ["layer2", "layer3"] if name == "RefineCAM" else "layer3"
+
+    def called(images: Tensor, targets: Tensor) -> Tensor:
+        with getattr(torchcam.methods, name)(model, layer, **options) as extractor:
+            (cam,) = extractor(targets.tolist(), model(images.clone().requires_grad_()), normalized=False)
+        return nn.functional.interpolate(cam.detach()[:, None], size=(16, 24), mode="bilinear", align_corners=False)
+
+    if name in ("SSCAM", "SmoothGradCAMpp"):
+        wanted = []
+        for number, image_id in enumerate("ab"):
+            with generators(0, f"torchcam/{name}", image_id):
+                wanted.append(called(images[number : number + 1], TARGETS[number : number + 1]))
+        wanted = torch.cat(wanted)
+    else:
+        wanted = called(images, TARGETS)
+    found = create_method(f"torchcam/{name}", model, layer=layer, **options)(images, TARGETS, list("ab"))
+    assert wanted.any()
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["EigenCAM", "HiResCAM", "AblationCAM", "FullGrad"])
+def test_legrad_called_directly_gives_the_same() -> None:
+    model, images = small_vit(), images_of(2, 16, 16)
+    with torchcam.methods.LeGrad(model, list(model.encoder.layers)) as extractor:
+        (cam,) = extractor(TARGETS.tolist(), model(images.clone().requires_grad_()), normalized=False)
+    wanted = nn.functional.interpolate(cam[:, None], size=(16, 16), mode="bilinear", align_corners=False)
+    assert torch.allclose(create_method("torchcam/LeGrad", model)(images, TARGETS), wanted.detach(), rtol=1e-10)
+    assert wanted.std() > 0
+    with pytest.raises(ValueError, match="attention of torchvision's VisionTransformer"):
+        create_method("torchcam/LeGrad", mini("mini_vit"))
+
+
+def test_finer_cam_compares_with_the_classes_that_are_named() -> None:
+    model, images = mini("mini_resnet8"), images_of(2, 32, 32)
+    found = create_method("torchcam/FinerCAM", model, comparison_idx=[0, 3], base_method="LayerCAM")(images, TARGETS)
+    with torchcam.methods.FinerCAM(model, "layer3", base_method=torchcam.methods.LayerCAM) as extractor:
+        scores = model(images.clone().requires_grad_())
+        (cam,) = extractor(TARGETS.tolist(), scores, comparison_idx=[0, 3], normalized=False)
+    wanted = nn.functional.interpolate(cam.detach()[:, None], size=(32, 32), mode="bilinear", align_corners=False)
+    assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-14)
+    with pytest.raises(UnknownNameError, match="Did you mean 'LayerCAM'"):
+        create_method("torchcam/FinerCAM", model, base_method="LayerCam")(images, TARGETS)
+
+
+@pytest.mark.parametrize("name", libraries.ADAPTERS["gradcam"].NAMES)
 def test_pytorch_grad_cam_called_directly_gives_the_same(name: str) -> None:
     grad_cam = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model, images = mini("mini_resnet8", torch.float32), images_of(2, 32, 32, torch.float32)
-    with getattr(grad_cam, name)(model=model, target_layers=[] if name == "FullGrad" else [model.layer3]) as cam:
-        wanted = torch.from_numpy(cam(images, [ClassifierOutputTarget(t) for t in TARGETS.tolist()]))[:, None]
-    assert torch.allclose(create_method(f"gradcam/{name}", model)(images, TARGETS), wanted, atol=1e-5)
+    names = {"FullGrad": [], "RefineCAM": ["layer2", "layer3"]}.get(name, ["layer3"])
+    made = {"num_scales": 2} if name == "SESS" else {}
+
+    def called(images: Tensor, targets: Tensor) -> Tensor:
+        cam = getattr(grad_cam, name)(model, [model.get_submodule(name) for name in names], **made)
+        wanted = [ClassifierOutputTarget(t) for t in targets.tolist()]
+        images = images.clone().requires_grad_()
+        return torch.from_numpy(cam(images, None, target_idx=int(targets)) if name == "FinerCAM" else cam(images, wanted))[:, None]
+
+    if name in ("RandomCAM", "FinerCAM"):
+        wanted = []
+        for number, image_id in enumerate("ab"):
+            with generators(0, f"gradcam/{name}", image_id):
+                wanted.append(called(images[number : number + 1], TARGETS[number : number + 1]))
+        wanted = torch.cat(wanted)
+    else:
+        wanted = called(images, TARGETS)
+    options = made | ({"layer": names} if len(names) > 1 else {})
+    found = create_method(f"gradcam/{name}", model, **options)(images, TARGETS, list("ab"))
+    assert torch.allclose(found, wanted.detach(), atol=1e-5)
+    assert wanted.std() > 0
+
+
+def test_smoothing_by_principal_components_is_an_option_of_the_call() -> None:
+    grad_cam = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, images = mini("mini_resnet8", torch.float32), images_of(2, 32, 32, torch.float32)
+    with grad_cam.GradCAM(model, [model.layer3]) as cam:
+        wanted = cam(images, [ClassifierOutputTarget(t) for t in TARGETS.tolist()], eigen_smooth=True)
+    found = create_method("gradcam/GradCAM", model, eigen_smooth=True)(images, TARGETS)
+    assert torch.allclose(found[:, 0], torch.from_numpy(wanted), atol=1e-5)
+    assert not torch.allclose(found, create_method("gradcam/GradCAM", model)(images, TARGETS), atol=1e-2)
+
+
+@pytest.mark.parametrize("library", ["torchcam", "gradcam"])
+def test_refine_cam_wants_layers_and_reads_each_in_its_own_order(library: str) -> None:
+    needs(library)
+    model, images = mini("mini_resnet8", torch.float32), images_of(2, 32, 32, torch.float32)
+    with pytest.raises(TypeError, match="'layer' needs two names or more"):
+        create_method(f"{library}/RefineCAM", model)(images, TARGETS)
+    with pytest.raises(UnknownNameError, match="Did you mean 'layer3' or 'layer2'"):
+        create_method(f"{library}/RefineCAM", model, layer=["layer", "layer3"])(images, TARGETS)
+    with pytest.raises(TypeError, match="reads one layer"):
+        create_method(f"{library}/GradCAM", model, layer=["layer2", "layer3"])(images, TARGETS)
+
+
+@pytest.mark.parametrize("name", ["captum/LRP", "gradcam/DeepFeatureFactorization", "saliency/XRAI"])
+def test_what_is_refused_is_named_with_the_reason(name: str) -> None:
+    names = list_methods(library=name.partition("/")[0])
+    assert name not in names
+    with pytest.raises(ValueError, match=f"{name} does not apply to") as error:
+        create_method(name, mini("mini_resnet8"))
+    assert names.excluded[name] in str(error.value)
+
+
+@pytest.mark.parametrize("library", ["captum", "torchcam", "gradcam", "saliency"])
+def test_every_class_of_a_library_that_explains_is_a_method_or_refused(library: str) -> None:
+    needs(library)
+    module = base.library(library)
+    explains = {
+        "captum": lambda c: hasattr(c, "attribute") and not c.__name__.startswith(("Neuron", "Internal")) and "LLM" not in c.__name__,
+        "torchcam": lambda c: hasattr(c, "compute_cams"),
+        "gradcam": lambda c: hasattr(c, "forward") and c.__name__ not in ("GuidedBackpropReLU",) and "Layer" not in c.__name__,
+        "saliency": lambda c: hasattr(c, "GetMask") and c.__name__ != "CoreSaliency",
+    }[library]
+    found = {name for name, value in vars(module).items() if isinstance(value, type) and explains(value)}
+    abstract = {name for name in found if name.endswith(("Attribution", "Base")) or name.startswith("_")}
+    layers = {name for name in found if name.startswith("Layer") and library == "captum"}
+    assert found - abstract - layers <= set(libraries.names_of(library))
 
 
 @pytest.mark.parametrize("name", ["EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1"])

@@ -36,8 +36,9 @@ FAMILIES = {"captum": "gradient", "torchcam": "CAM", "zennit": "gradient", "grad
 def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None, source: str = "") -> MethodEntry:
     """The entry of ``library/Name``, or of a plain name that stands for it with some options."""
     home, _, local = key.partition("/")
-    method = ADAPTERS[home](local)
-    family = FAMILIES[home]
+    method, family = ADAPTERS[home](local), FAMILIES[home]
+    if reason := method.REFUSED.get(local):
+        return refusal(key, family, reason, f"{SOURCES[home][1]}: {local}")
     if local in Captum.PERTURBING or local in (*Torchcam.SCORING, "AblationCAM"):
         family = "CAM" if local.endswith("CAM") else "perturbation"
     elif home == "captum" and method.of_layer:  # type: ignore[attr-defined]
@@ -83,14 +84,18 @@ NO_ATTN_LRP = (
 )
 
 
-def _attn_lrp(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Stand for AttnLRP (Achtibat et al., ICML 2024), which applies to no model; see :data:`NO_ATTN_LRP`."""
-    raise NotImplementedError(NO_ATTN_LRP)
+def refusal(name: str, family: str, reason: str, source: str) -> MethodEntry:
+    """The entry of a method that applies to no model, with the reason."""
+
+    def refused(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        raise NotImplementedError(reason)
+
+    return MethodEntry(name, refused, family, refused=reason, inapplicable=lambda _model: reason, source=source)
 
 
 def names_of(home: str) -> Sequence[str]:
-    """The classes of a library that are methods here."""
-    return ADAPTERS[home].NAMES  # type: ignore[attr-defined]
+    """The classes of a library that explain, those included that are refused."""
+    return (*ADAPTERS[home].NAMES, *ADAPTERS[home].REFUSED)  # type: ignore[attr-defined]
 
 
 def _register() -> None:
@@ -99,8 +104,7 @@ def _register() -> None:
     for name, (key, options, source) in PLAIN.items():
         extra = SOURCES[key.partition("/")[0]][2]
         METHODS.add(name, entry_of(key, name, options, source), listed=not extra)
-    absent = MethodEntry("AttnLRP", _attn_lrp, "transformer", inapplicable=lambda _model: NO_ATTN_LRP, source="Achtibat et al., ICML 2024")
-    METHODS.add("AttnLRP", absent, listed=False)
+    METHODS.add("AttnLRP", refusal("AttnLRP", "transformer", NO_ATTN_LRP, "Achtibat et al., ICML 2024"), listed=False)
 
 
 _register()

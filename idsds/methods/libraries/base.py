@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.randomness import Draws, seeded
+from idsds.common.registry import UnknownNameError
 from idsds.methods import graphs
 from idsds.methods.base import Passes
-from idsds.methods.cam import Reading, channels_first, graph_from, no_cam_layer
+from idsds.methods.cam import Reading, cam_layer, channels_first, graph_from, no_cam_layer
 from idsds.models.base import describe
 
 #: By library: what to import, the distribution that has it, and the extra of this package that installs it ("": always installed).
@@ -61,6 +63,8 @@ class LibraryMethod(ABC):
     GIVEN: ClassVar[frozenset[str]] = frozenset()
     #: Why it cannot explain some kinds of :class:`idsds.models.quantity.Quantity`.
     explains_not: ClassVar[Mapping[str, str]] = {}
+    #: Other classes of the library that explain, and why they are not methods here.
+    REFUSED: ClassVar[Mapping[str, str]] = {}
     #: Options that are added to the library's, with their defaults.
     ADDED: ClassVar[Mapping[str, Any]] = {}
 
@@ -153,13 +157,43 @@ class CamMethod(LibraryMethod):
     def refuses(self, model: nn.Module) -> str | None:
         return no_cam_layer(model)
 
-    def reading(self, model: nn.Module, layer: str, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
-        """Return what brings the layer's values to (B, K, h, w) in the precision of the images: autocast is for the model alone."""
-        ordered: Callable[[Tensor], Tensor] = lambda values: values  # noqa: E731
-        entry = describe(model)
-        if channels is not None or layer != entry.cam_layer or entry.cam_channels == "last":
-            outputs: list[Tensor] = []
-            with torch.no_grad(), graph_from(model.get_submodule(layer), outputs):
-                model(images[:1])
-            ordered = channels_first(model, layer, outputs[0].detach(), images, channels)
-        return lambda values: ordered(values).to(images.dtype)
+    #: Methods that multiply the maps of several layers.
+    OF_LAYERS: ClassVar[tuple[str, ...]] = ("RefineCAM",)
+
+    def layers(self, model: nn.Module, layer: str | Sequence[str] | None) -> list[str]:
+        """The names of the layers that it reads. Raises UnknownNameError, TypeError for too few or too many."""
+        names = [layer] if layer is None or isinstance(layer, str) else list(layer)
+        if self.name in self.OF_LAYERS and len(names) < 2:
+            raise TypeError(f"{self.key} multiplies the maps of layers: its option 'layer' needs two names or more")
+        if self.name not in (*self.OF_LAYERS, "LeGrad") and len(names) > 1:
+            raise TypeError(f"{self.key} reads one layer, not {', '.join(names)}")
+        return [cam_layer(model, name) for name in names]
+
+    def with_base(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, in which ``base_method`` may be the name of another CAM of the library. Raises UnknownNameError."""
+        base = options.get("base_method")
+        if not isinstance(base, str):
+            return dict(options)
+        if base not in self.NAMES:  # type: ignore[attr-defined]
+            raise UnknownNameError(f"base_method of {self.key}", base, self.NAMES)  # type: ignore[attr-defined]
+        return {**options, "base_method": getattr(library(self.library), base)}
+
+    def reading(self, model: nn.Module, layers: Sequence[str], images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
+        """Return what brings the layers' values to (B, K, h, w) in the precision of the images: autocast is for the model alone.
+
+        Raises:
+            ValueError: if layers give the same shape, but not the same order.
+        """
+        entry, orders = describe(model), {}
+        if channels is None and list(layers) == [entry.cam_layer] and entry.cam_channels == "first":
+            return lambda values: values.to(images.dtype)
+        with torch.no_grad(), ExitStack() as stack:
+            outputs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+            for layer, found in outputs.items():
+                stack.enter_context(graph_from(model.get_submodule(layer), found))
+            model(images[:1])
+        for layer, (output, *_) in outputs.items():
+            shape, ordered = tuple(output.shape[1:]), channels_first(model, layer, output.detach(), images, channels)
+            if orders.setdefault(shape, ordered)(output).shape != ordered(output).shape:
+                raise ValueError(f"{self.key}: {', '.join(layers)} give {shape} with channels at different places; give channels=")
+        return lambda values: orders[tuple(values.shape[1:])](values).to(images.dtype)

@@ -62,6 +62,13 @@ class Captum(LibraryMethod):
         *("GradientShap", "InputXGradient", "IntegratedGradients", "Saliency"),
         *("LayerGradCam", "LayerGradientXActivation"),
     )
+    REFUSED = {
+        "LRP": "it has no rule for a module that is used twice, nor for many layers: zennit's composites have",
+        "GuidedGradCam": "Guided Grad-CAM is the same, on any net",
+        "NoiseTunnel": "it is no method by itself: see the names that end in -SG, -SG-SQ and -SG-VG",
+        "ShapleyValues": "it takes a pass for each subset of the features: ShapleyValueSampling",
+        "FeaturePermutation": "it exchanges features between the images of a batch, so that a map depends on the batch",
+    }
 
     def parameters(self) -> list[inspect.Parameter]:
         calls = (self.cls.__init__, self.cls.attribute)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import Passes
-from idsds.methods.cam import Reading, cam_layer
+from idsds.methods.cam import Reading
 from idsds.methods.libraries.base import CamMethod, gradients_needed, library, one_by_one
 
 
@@ -22,18 +23,39 @@ class GradCam(CamMethod):
     """A CAM of pytorch-grad-cam's, which stretches each map to [0, 1] and resizes it bilinearly, in float32."""
 
     library = "gradcam"
-    GIVEN = frozenset(("model", "target_layers", "reshape_transform", "ablation_layer", "batch_size"))
+    GIVEN = frozenset(
+        (
+            *("self", "model", "target_layers", "reshape_transform", "ablation_layer", "batch_size"),
+            *("input_tensor", "targets", "target_idx", "tta_transforms", "compute_input_gradient", "uses_gradients", "detach"),
+        )
+    )
     WITHOUT_GRADIENT = ("EigenCAM", "KPCA_CAM", "FEM")
     PER_CHANNEL = ("AblationCAM", "ScoreCAM")
     NAMES = (
         *("GradCAM", "HiResCAM", "GradCAMElementWise", "XGradCAM", "GradCAMPlusPlus", "LayerCAM", "EigenGradCAM", "ShapleyCAM", "FullGrad"),
+        *("SegEigenCAM", "FinerCAM", "RefineCAM", "SESS"),
         *PER_CHANNEL,
         *WITHOUT_GRADIENT,
         "RandomCAM",
     )
+    REFUSED = {
+        "GuidedBackpropReLUModel": "Guided Backprop and captum/GuidedBackprop are the same, on any net",
+        "DeepFeatureFactorization": "it factorises a layer's values for several concepts at a time, whatever the class",
+    }
+
+    def parameters(self) -> list[inspect.Parameter]:
+        calls = [self.cls.__init__, self.cls.forward]
+        if issubclass(self.cls, library("gradcam").GradCAM.__base__):
+            calls.append(self.cls.__call__)  # with aug_smooth
+        return list({p.name: p for call in calls for p in inspect.signature(call).parameters.values()}.values())
+
+    @property
+    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
+        softmax = self.name in ("FinerCAM", "SESS")
+        return dict.fromkeys(("probability", "contrast"), "it takes the softmax of what the net gives") if softmax else {}
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
-        if self.name in self.PER_CHANNEL:
+        if self.name in (*self.PER_CHANNEL, *self.OF_LAYERS, "SESS") or options.get("aug_smooth"):
             return None
         return Passes(1) if self.name in self.WITHOUT_GRADIENT else Passes(1, 1)
 
@@ -49,7 +71,7 @@ class GradCam(CamMethod):
         images: Tensor,
         targets: Tensor,
         *,
-        layer: str | None,
+        layer: str | list[str] | None,
         channels: Reading,
         draws: Draws,
         batch: int,
@@ -57,43 +79,58 @@ class GradCam(CamMethod):
     ) -> Tensor:
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-        name = "" if self.name == "FullGrad" else cam_layer(model, layer)
-        precise = self.reading(model, name, images, channels) if name else None
+        names = [] if self.name == "FullGrad" else self.layers(model, layer)
+        precise = self.reading(model, names, images, channels) if names else None
+        made = {name: value for name, value in self.with_base(options).items() if name in inspect.signature(self.cls.__init__).parameters}
+        asked = {name: value for name, value in options.items() if name not in made}
         if self.name == "AblationCAM":
-            options |= {"ablation_layer": library("gradcam").AblationLayer(), "batch_size": batch}
+            made |= {"ablation_layer": library("gradcam").AblationLayer(), "batch_size": batch}
 
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
-            layers = [model.get_submodule(name)] if name else []
+            layers = [model.get_submodule(name) for name in names]
             with (
                 torch.enable_grad(),
-                untouched(model, name, second_order=self.name == "ShapleyCAM"),
-                self.cls(model, layers, reshape_transform=precise, **options) as cam,
+                untouched(model, names, graph=self.name in ("ShapleyCAM", "SESS")),
+                released(self.cls(model, layers, reshape_transform=precise, **made)) as cam,
             ):
                 if hasattr(cam, "batch_size"):
                     cam.batch_size = batch
-                wanted = [ClassifierOutputTarget(target) for target in targets.tolist()]
-                return torch.from_numpy(np.ascontiguousarray(cam(gradients_needed(images), wanted))).to(images)
+                if self.name == "FinerCAM":  # it finds the classes to compare with where it is given none
+                    found = cam(gradients_needed(images), None, target_idx=int(targets), **asked)
+                else:
+                    found = cam(gradients_needed(images), [ClassifierOutputTarget(target) for target in targets.tolist()], **asked)
+                return torch.from_numpy(np.ascontiguousarray(found)).to(images)
 
-        if self.name == "RandomCAM":
+        if self.name in ("RandomCAM", "FinerCAM"):
             return one_by_one(explain, images, targets, draws)
         return in_batches(explain, images, targets, size=batch)
 
 
 @contextmanager
-def untouched(model: nn.Module, layer: str, second_order: bool) -> Iterator[None]:
+def released(cam: Any) -> Iterator[Any]:
+    """Remove the hooks of a CAM, or of those of which it is made, afterwards."""
+    try:
+        yield cam
+    finally:
+        for each in getattr(cam, "base_cam_per_layer", [getattr(cam, "base_cam", cam)]):
+            each.activations_and_grads.release()
+
+
+@contextmanager
+def untouched(model: nn.Module, layers: Sequence[str], graph: bool) -> Iterator[None]:
     """Within it pytorch-grad-cam may clear gradients and put another layer in a layer's place; both are restored, and no bar is shown.
 
     A gradient of second order needs parameters that require a gradient, too: where the net is linear behind the layer it is 0, not missing.
+    So does SESS, which explains copies of the image that require none.
     """
     import pytorch_grad_cam.ablation_cam
     import pytorch_grad_cam.score_cam
 
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, *_ in gradients:
-        parameter.requires_grad_(second_order or parameter.requires_grad)
+        parameter.requires_grad_(graph or parameter.requires_grad)
     before, quiet = {}, SimpleNamespace(tqdm=lambda values, *_args, **_options: values)
-    parent, _, leaf = layer.rpartition(".")
-    module = model.get_submodule(layer) if layer else None
+    modules = {layer: model.get_submodule(layer) for layer in layers}
     for home in (pytorch_grad_cam.ablation_cam, pytorch_grad_cam.score_cam):
         before[home], home.tqdm = home.tqdm, quiet  # type: ignore[attr-defined]
     try:
@@ -101,8 +138,10 @@ def untouched(model: nn.Module, layer: str, second_order: bool) -> Iterator[None
     finally:
         for home, bar in before.items():
             home.tqdm = bar  # type: ignore[attr-defined]
-        if module is not None and model.get_submodule(layer) is not module:
-            setattr(model.get_submodule(parent), leaf, module)
+        for layer, module in modules.items():
+            if model.get_submodule(layer) is not module:
+                parent, _, leaf = layer.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, module)
         for parameter, gradient, required in gradients:
             parameter.grad = gradient
             parameter.requires_grad_(required)

@@ -23,6 +23,13 @@ class Saliency(LibraryMethod):
     library = "saliency"
     GIVEN = frozenset(("self", "x_value", "call_model_function", "call_model_args", "batch_size"))
     NAMES = ("GuidedIG", "BlurIG")
+    REFUSED = {
+        "XRAI": "its segments are felzenszwalb's of photos with values of 0 to 255; give it as a callable of your own",
+        "GradCam": "Grad-CAM is the same",
+        "Occlusion": "captum/Occlusion is the same, batched",
+        "IntegratedGradients": "IG and captum/IntegratedGradients are the same, batched",
+        "GradientSaliency": "Gradient is the same",
+    }
     STEPS: ClassVar[Mapping[str, str]] = {"GuidedIG": "x_steps", "BlurIG": "steps"}
 
     def parameters(self) -> list[inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,21 +12,38 @@ from torch import Tensor, nn
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import LOGIT_ONLY, Passes
-from idsds.methods.cam import Reading, cam_layer, resized
+from idsds.methods.cam import Reading, resized
 from idsds.methods.libraries.base import CamMethod, gradients_needed, one_by_one
+
+#: Why LeGrad explains the logit.
+OF_TOKENS = "it reads the logits of each block's tokens, not what the net gives"
 
 
 class Torchcam(CamMethod):
     """A CAM of torchcam's: its raw maps, resized bilinearly."""
 
     library = "torchcam"
-    GIVEN = frozenset(("model", "target_layer", "batch_size", "input_shape", "enable_hooks", "base_kwargs", "reshape_transform"))
+    GIVEN = frozenset(
+        (
+            *("model", "target_layer", "batch_size", "input_shape", "enable_hooks", "base_kwargs", "reshape_transform", "grid_shape"),
+            *("self", "class_idx", "scores", "normalized", "retain_graph", "targets", "target_shape"),
+        )
+    )
     RANDOM = ("SSCAM", "SmoothGradCAMpp")
     SCORING = ("ScoreCAM", "SSCAM", "ISCAM")
-    NAMES = ("CAM", *SCORING, "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM", "FinerCAM")
+    NAMES = ("CAM", *SCORING, "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM", "FinerCAM", "RefineCAM", "LeGrad")
+
+    def parameters(self) -> list[inspect.Parameter]:
+        calls = (self.cls, self.cls.__call__)  # with FinerCAM's comparison_idx
+        return [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
+
+    def added(self) -> dict[str, Any]:
+        return {"layer": None} if self.name == "LeGrad" else super().added()
 
     @property
     def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
+        if self.name == "LeGrad":
+            return dict.fromkeys(("probability", "contrast"), OF_TOKENS)
         return LOGIT_ONLY if self.name == "CAM" else {}  # it reads the weights of the last layer
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
@@ -38,6 +56,10 @@ class Torchcam(CamMethod):
     def refuses(self, model: nn.Module) -> str | None:
         if self.name == "CAM" and sum(isinstance(module, nn.Linear) for module in model.modules()) != 1:
             return "it needs a net whose only linear layer follows the mean over positions"
+        if self.name == "LeGrad":
+            from torchvision.models import VisionTransformer
+
+            return None if isinstance(model, VisionTransformer) else "it reads the attention of torchvision's VisionTransformer"
         return super().refuses(model)
 
     def __call__(
@@ -46,24 +68,31 @@ class Torchcam(CamMethod):
         images: Tensor,
         targets: Tensor,
         *,
-        layer: str | None,
-        channels: Reading,
+        layer: str | list[str] | None,
+        channels: Reading = None,
         draws: Draws,
         batch: int,
         **options: Any,
     ) -> Tensor:
-        name = cam_layer(model, layer)
-        precise = self.reading(model, name, images, channels)
+        if self.name == "LeGrad":
+            names = self.layers(model, layer or [f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()])
+            sides = [side // model.patch_size for side in images.shape[-2:]]
+            options = self.with_base(options) | {"grid_shape": tuple(sides)}
+        else:
+            names = self.layers(model, layer)
+            options = self.with_base(options) | {"reshape_transform": self.reading(model, names, images, channels)}
         if self.name in self.SCORING:
             options["batch_size"] = batch
         if self.name == "CAM" and options["fc_layer"] is None:
             options["fc_layer"] = next(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
+        asked = {name: options.pop(name) for name in ("comparison_idx",) if name in options}
+
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
-            with torch.enable_grad(), self.cls(model, name, **options, reshape_transform=precise) as extractor:
+            with torch.enable_grad(), self.cls(model, names if len(names) > 1 else names[0], **options) as extractor:
                 scores = model(gradients_needed(images))
-                (cam,) = extractor(targets.tolist(), scores, normalized=False)  # (B, h, w)
-            return resized(cam.detach()[:, None], images)[:, 0]
+                (cam,) = extractor(targets.tolist(), scores, normalized=False, **asked)  # (B, h, w)
+            return resized(cam.detach()[:, None].to(images.dtype), images)[:, 0]
 
         if self.name in self.RANDOM:
             return one_by_one(explain, images, targets, draws)

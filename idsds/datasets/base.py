@@ -75,7 +75,7 @@ class ImageDataset(Dataset):
         self.augment, self.on_error, self.groups = augment, on_error, groups and list(map(str, groups))
         if self.groups and len(self.groups) != len(self.image_ids):
             raise ValueError(f"{name}: {len(self.groups)} groups for {len(self.image_ids)} images")
-        self.view: tuple[int, float] | None = None
+        self.view: tuple[Any, ...] | None = None
         self.parts = parts
         # In shared memory, so that marks set by a loader's worker processes are seen by the process that counts.
         self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()

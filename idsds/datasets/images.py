@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,19 +74,21 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def evaluation_crop(size: int, share: float | None = None) -> v2.Transform:
+def evaluation_crop(size: int, share: float | None = None, interpolation: str = "bilinear") -> v2.Transform:
     """Return a transform of PIL pictures to float (3, size, size) in [0, 1]: resize, then centre crop.
 
     Args:
         size: pixels per side of the crop.
         share: of the resized picture's shorter side that the crop takes; None: 224 pixels of 256.
+        interpolation: one of torchvision's.
     """
-    return v2.Compose([v2.Resize(round(size * RESIZE) if share is None else int(size / share)), v2.CenterCrop(size), to_unit])
+    resize = v2.Resize(round(size * RESIZE) if share is None else int(size / share), v2.InterpolationMode(interpolation))
+    return v2.Compose([resize, v2.CenterCrop(size), to_unit])
 
 
-def training_crop(size: int) -> v2.Transform:
+def training_crop(size: int, interpolation: str = "bilinear") -> v2.Transform:
     """Return a transform of PIL pictures to float (3, size, size) in [0, 1] by random crop and mirror, from torch's global generator."""
-    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), to_unit])
+    return v2.Compose([v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode(interpolation)), v2.RandomHorizontalFlip(), to_unit])
 
 
 def shift_and_mirror(pixels: int) -> v2.Transform:
@@ -122,15 +125,23 @@ class FileImages:
         size: pixels of a side of what is returned.
         upright: see :func:`read_rgb`.
         share: see :func:`evaluation_crop`.
+        interpolation: see :func:`evaluation_crop`.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int, upright: bool = False, share: float | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        size: int,
+        upright: bool = False,
+        share: float | None = None,
+        interpolation: str = "bilinear",
+    ) -> None:
         self.paths, self.size, self.upright = list(paths), size, upright
-        self._evaluation, self._training = evaluation_crop(size, share), training_crop(size)
+        self._evaluation, self._training = evaluation_crop(size, share, interpolation), training_crop(size, interpolation)
 
-    def viewed(self, size: int, share: float) -> FileImages:
+    def viewed(self, size: int, share: float, interpolation: str = "bilinear") -> FileImages:
         """Return the same files, read at another size with another crop."""
-        return FileImages(self.paths, size, self.upright, share)
+        return FileImages(self.paths, size, self.upright, share, interpolation)
 
     def stamp(self, index: int) -> str:
         """Return the size and the time of the last change of a file; empty for one that is missing."""
@@ -179,12 +190,13 @@ class TensorImages:
         return keyed(self._augmentation, self.read(index), generator)
 
 
-def viewed(dataset: ImageDataset, view: tuple[int, float] | None) -> ImageDataset:
+def viewed(dataset: ImageDataset, view: tuple[Any, ...] | None) -> ImageDataset:
     """Return a data set's images as a net wants them.
 
     Args:
         dataset: the images.
-        view: pixels per side, and the share of the resized picture's shorter side that the crop takes; None: as they are.
+        view: pixels per side, the share of the resized picture's shorter side that the crop takes, and the interpolation, if it is not
+            bilinear; None: as they are.
 
     Returns:
         A data set that reads the same files so; the same data set, if its images are no files.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -165,6 +166,20 @@ class _Look:
         self.known: dict[str, tuple[Facts, dict[str, str]]] = {}
         self.notes: dict[str, None] = {}
 
+    def _check_view(self, name: str, side: int) -> None:
+        """Raise ValueError, with sizes that would do, where a grid does not divide the images that a net of a library wants."""
+        settings = self.arguments.settings
+        try:
+            _checked_grid(self.entry, settings["grid"], (side, side))
+            for grid in np.atleast_1d(settings["grid"]).tolist():
+                shifted(side, side, grid, settings.get("offset", 0))
+        except ValueError as error:
+            patch, home = MODELS[name].patch, name.partition("@")[0]
+            step = math.lcm(patch, *np.atleast_1d(settings["grid"]).tolist())
+            sizes = [f"'{home}@{size}'" for size in (side // step * step, (side // step + 1) * step) if size]
+            fitting = f", a multiple of its patches of {patch} pixels" if patch > 1 else ""
+            raise ValueError(f"{error}. {name!r} takes images of {side}; name another size{fitting}: {' or '.join(sizes)}") from None
+
     def job(self, name: str, net: nn.Module | Stage | None, seed: int) -> Job:
         """Return the job of one model with one training seed."""
         arguments, dataset, settings = self.arguments, self.arguments.dataset, self.arguments.settings
@@ -175,7 +190,7 @@ class _Look:
         where = (dataset, arguments.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
         data = named_dataset(*where) if isinstance(where, tuple) else where
         if getattr(data, "view", None) is not None and "grid" in settings:  # the model's input may differ from the data set's size
-            _checked_grid(self.entry, settings["grid"], data.view[:1] * 2)
+            self._check_view(built, data.view[0])
         ids = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
         indices = tuple(fixed_order(ids)[: arguments.images or DEFAULT_IMAGES])
         fitting, excluded, bound = _applicable(methods, skeleton(built) if built else net, seed, self.own.values())

@@ -37,6 +37,7 @@ from idsds.evaluation.plan import Plan, Target
 from idsds.evaluation.records import MANIFEST, collected
 from idsds.evaluation.result import Result
 from idsds.evaluation.run import Outcome, Source, Task, run_task, tasks_of, wanted_images
+from idsds.evaluation.selection import CORRECT, images_said, select_images
 from idsds.evaluation.stages import on_device, with_weights
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
@@ -77,6 +78,8 @@ def evaluate(
     compiled: bool = False,
     workers: int | None = None,
     normalisation: Normalisation | tuple | None = None,
+    only: str | None = None,
+    common: bool = False,
     **settings: Any,
 ) -> pd.DataFrame | Path:
     """Judge attribution methods on models over a data set.
@@ -131,6 +134,11 @@ def evaluate(
         normalisation: how the images of your own data set are normalised, ``(mean, std)`` per channel or one of torchvision's, for
             protocols that change pixels; the data set may have it as its attribute ``normalisation`` instead. For a named data set,
             how images are normalised for your own nets.
+        only: ``correct`` returns the records of the images that their model gets right, see :func:`idsds.select_images`.
+        common: return those of the images on which every method of every model is defined and, with ``only``, every model is right.
+            Nothing else changes by these two: ``output`` holds the records of all images, and its manifest counts under ``right`` how many
+            each model gets right, on how many all methods are defined, and on how many both holds. The frame says in
+            ``attrs["images"]`` which images these are.
         settings: further settings of the protocol.
 
     Returns:
@@ -182,6 +190,7 @@ def evaluate(
             normalisation=normalisation,
         )
     )
+    _check_selection(plan, only, common)
     for note in plan.notes:
         warnings.warn(note, stacklevel=2)
     folder = None if output is None else paths.resolve(output) if dry_run else paths.check_writable(output)
@@ -200,8 +209,29 @@ def evaluate(
         with connected(scheduler) as client:
             plan = on_device(plan, workers_device(client, device))
             check_precision(precision, plan.device)
-            return _evaluate(plan, folder, progress, (partial(train_on, client), partial(run_on, client)))
-    return _evaluate(plan, folder, progress, (_train_here, _run_here))
+            found = _evaluate(plan, folder, progress, (partial(train_on, client), partial(run_on, client)))
+    else:
+        found = _evaluate(plan, folder, progress, (_train_here, _run_here))
+    if not isinstance(found, pd.DataFrame) or (only is None and not common):
+        return found
+    kept = select_images(found, only, common)
+    kept.attrs["images"] = images_said(found, kept, only, common)
+    return kept
+
+
+def _check_selection(plan: Plan, only: str | None, common: bool) -> None:
+    """Raise UnknownNameError or ValueError for a choice of images that could not be made of the records."""
+    if only is None and not common:
+        return
+    if only not in (None, CORRECT):
+        raise UnknownNameError("choice of images", only, (CORRECT,))
+    if only is not None and plan.target == "prediction":
+        raise ValueError("only='correct' needs the labels, but target='prediction' explains the predictions")
+    if only is not None and plan.protocol.prepare is None:
+        raise ValueError(f"only='correct' needs the models' predictions, which protocol {plan.protocol.name!r} does not record")
+    if (records := sum(len(job.indices) * len(job.methods) for job in plan.jobs) * len(plan.grids)) > LARGE:
+        chosen = ", ".join(filter(None, (only and f"only={only!r}", common and "common=True")))
+        raise ValueError(f"{chosen}: {records:,} records are not read into memory; evaluate without, then idsds.select_images of a part")
 
 
 def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd.DataFrame | Path:

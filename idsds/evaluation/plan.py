@@ -86,7 +86,7 @@ class Job:
     wanted: Methods
     methods: Methods
     excluded: Mapping[str, str]
-    data: Dataset | tuple[str, str, Normalisation | None, tuple[int, float] | None]
+    data: Dataset | tuple[str, str, Normalisation | None, tuple[Any, ...] | None]
     indices: tuple[int, ...]
     groups: tuple[tuple[str, ...], ...]
     passes: tuple[Passes | None, ...]
@@ -345,13 +345,13 @@ class Plan:
 
 
 @lru_cache(maxsize=8)
-def named_dataset(name: str, split: str, normalisation: Normalisation | None, view: tuple[int, float] | None = None) -> ImageDataset:
+def named_dataset(name: str, split: str, normalisation: Normalisation | None, view: tuple[Any, ...] | None = None) -> ImageDataset:
     """A data set of the registry, read from disk once, at the size and with the crop of ``view``."""
     return viewed(create_dataset(name, split, normalisation), view)
 
 
 @lru_cache(maxsize=8)
-def fingerprint_of(name: str, split: str, normalisation: Normalisation | None, view: tuple[int, float] | None = None) -> str:
+def fingerprint_of(name: str, split: str, normalisation: Normalisation | None, view: tuple[Any, ...] | None = None) -> str:
     """The address of a data set of the registry: of its name, split, ids, targets, normalisation and crop, without reading an image."""
     return fingerprint(named_dataset(name, split, normalisation, view))
 

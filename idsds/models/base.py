@@ -44,6 +44,8 @@ class ModelEntry:
         num_classes: the default number of classes.
         input_size: pixels per side of its input.
         crop: the share of an image's shorter side that is cut out of its middle, None where the data set decides.
+        interpolation: how files are resized before that, ``bilinear`` or another of torchvision's.
+        patch: pixels per side of its patches or windows, of which the size of its input is a multiple; 1 for none.
         packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
         training: changes to the recipe in :mod:`idsds.training.loop` for training this model from scratch.
         source: the paper.
@@ -60,14 +62,17 @@ class ModelEntry:
     num_classes: int = 1000
     input_size: int = 224
     crop: float | None = None
+    interpolation: str = "bilinear"
+    patch: int = 1
     packaged: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     source: str = ""
 
     @property
-    def view(self) -> tuple[int, float] | None:
-        """Pixels per side and crop, see :func:`idsds.datasets.images.viewed`; None where the data set decides."""
-        return None if self.crop is None else (self.input_size, self.crop)
+    def view(self) -> tuple[Any, ...] | None:
+        """Pixels per side, crop and interpolation, see :func:`idsds.datasets.images.viewed`; None where the data set decides."""
+        how = () if self.interpolation == "bilinear" else (self.interpolation,)
+        return None if self.crop is None else (self.input_size, self.crop, *how)
 
     @property
     def options(self) -> list[str]:

@@ -2,14 +2,17 @@
 
 A name stands for the library's own net. Normalisation, input size and number of classes are those of the library's configuration. The CAM
 layer is the last layer that gives feature maps, found by a forward pass without numbers; ``layer=`` names another. Weights are fresh unless
-you ask for ``pretrained=True``, which downloads the library's, or give a checkpoint.
+you ask for ``pretrained=True``, which downloads the library's, or give a checkpoint. ``timm/NAME@448`` is the same net for images of 448
+pixels per side, its position embeddings interpolated by timm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -27,14 +30,17 @@ class LibraryNet:
     Args:
         library: ``timm`` or ``torchvision``.
         name: the library's name for it.
+        size: pixels per side of its input; None: the library's own.
     """
 
     library: str
     name: str
+    size: int | None = None
 
     def __getattr__(self, name: str) -> str:
         if name == "__qualname__":  # part of a record's address, together with the source of this module
-            return f"{self.library}/{self.name} {version(self.library)}"
+            size = "" if self.size is None else f"@{self.size}"
+            return f"{self.library}/{self.name}{size} {version(self.library)}"
         raise AttributeError(name)
 
     def __call__(self, num_classes: int, pretrained: bool = False, image_size: int | None = None) -> nn.Module:
@@ -49,32 +55,59 @@ class LibraryNet:
             import timm
 
             sized = {} if image_size is None else {"img_size": image_size}
-            return timm.create_model(self.name, pretrained=pretrained, num_classes=num_classes, **sized)
+            make = partial(timm.create_model, self.name, pretrained=pretrained, num_classes=num_classes)
+            if self.size is None or sized:
+                return make(**sized)
+            try:
+                return make(img_size=self.size)
+            except TypeError:  # its weights do not depend on the size
+                return make()
         import torchvision
 
         from idsds.models.pretrained import load_published
 
         sized = {} if image_size is None else {"image_size": image_size}
+        if self.size is not None and not sized and "vit_" in self.name:
+            sized = {"image_size": self.size}
         net = torchvision.models.get_model(self.name, weights=None, num_classes=num_classes, **sized)
         if pretrained:
-            load_published(net, torchvision.models.get_model(self.name, weights="DEFAULT").state_dict())
+            state = torchvision.models.get_model(self.name, weights="DEFAULT").state_dict()
+            load_published(net, state if self.size is None else at_size(net, state))
         return net
 
 
+class Names(tuple[str, ...]):
+    """Names of nets, each of which may be followed by ``@`` and the pixels per side of its input."""
+
+    def __contains__(self, name: object) -> bool:
+        home, at, size = str(name).partition("@")
+        return tuple.__contains__(self, home) and (not at or (size.isdecimal() and int(size) > 0))
+
+
 @cache
-def timm_names() -> Sequence[str]:
+def timm_names() -> Names:
     """The nets of timm, with and without the tag of their weights."""
     import timm
 
-    return tuple(dict.fromkeys((*timm.list_models(), *timm.list_models(pretrained=True))))
+    return Names(dict.fromkeys((*timm.list_models(), *timm.list_models(pretrained=True))))
 
 
 @cache
-def torchvision_names() -> Sequence[str]:
+def torchvision_names() -> Names:
     """The classifiers of torchvision."""
     import torchvision
 
-    return tuple(torchvision.models.list_models(module=torchvision.models))
+    return Names(torchvision.models.list_models(module=torchvision.models))
+
+
+def at_size(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights for a ``NAME@size`` with position embeddings interpolated to the net's size by the function of its library."""
+    state, own, home = dict(state), net.state_dict(), sys.modules[type(net).__module__]
+    if all(value.shape == own[key].shape for key, value in state.items() if key in own):
+        return state
+    if hasattr(home, "interpolate_embeddings"):  # torchvision's ViT
+        return dict(home.interpolate_embeddings(net.image_size, net.patch_size, OrderedDict(state)))
+    return dict(home.checkpoint_filter_fn(state, net)) if hasattr(home, "checkpoint_filter_fn") else state
 
 
 def configuration(library: str, name: str) -> dict[str, Any]:
@@ -86,8 +119,8 @@ def configuration(library: str, name: str) -> dict[str, Any]:
         if found is None:
             return {"normalisation": IMAGENET}
         normalisation = Normalisation(tuple(found.mean), tuple(found.std))
-        size, crop = found.input_size[-1], found.crop_pct
-        return {"normalisation": normalisation, "input_size": size, "num_classes": found.num_classes or 1000, "crop": crop}
+        how = {"input_size": found.input_size[-1], "crop": found.crop_pct, "interpolation": found.interpolation}
+        return {"normalisation": normalisation, "num_classes": found.num_classes or 1000, **how}
     import torchvision
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -95,24 +128,42 @@ def configuration(library: str, name: str) -> dict[str, Any]:
     (size,), (resize,) = transform.crop_size, transform.resize_size
     normalisation = Normalisation(tuple(transform.mean), tuple(transform.std))
     classes = len(weights.meta["categories"])
-    return {"normalisation": normalisation, "input_size": size, "num_classes": classes, "crop": size / resize}
+    how = {"input_size": size, "crop": size / resize, "interpolation": transform.interpolation.value}
+    return {"normalisation": normalisation, "num_classes": classes, **how}
 
 
 @cache
 def entry_of(key: str) -> ModelEntry:
     """The entry of ``library/Name``."""
-    library, _, name = key.partition("/")
-    build, settings = LibraryNet(library, name), configuration(library, name)
+    library, _, local = key.partition("/")
+    name, _, size = local.partition("@")
+    build, settings = LibraryNet(library, name, int(size) if size else None), configuration(library, name)
+    settings |= {"input_size": int(size)} if size else {}
     with torch.device("meta"):
         try:
             net = build(settings.get("num_classes", 1000))
-        except (RuntimeError, NotImplementedError, TypeError):  # it reads its weights while it is built
+        except (RuntimeError, NotImplementedError, TypeError) as error:  # it reads its weights while it is built
             net = None
+            if size:
+                raise ValueError(f"{library}/{name} cannot be built for images of {size} pixels: {error}") from error
+        except AssertionError as error:
+            raise ValueError(f"{library}/{name} cannot be built for images of {size} pixels: {error or type(error).__name__}") from error
     layer, channels = (None, "first") if net is None else feature_layer(net, settings.get("input_size", 224))
     family = library if net is None else type(net).__module__.rpartition(".")[2]
-    return ModelEntry(
-        name=key, build=build, family=family, cam_layer=layer, cam_channels=channels, source=f"{library} {version(library)}", **settings
-    )
+    patch = 1 if net is None else patch_of(net)
+    if size and int(size) % patch:
+        fits = [int(size) // patch * patch, (int(size) // patch + 1) * patch]
+        raise ValueError(
+            f"{key}: {size} pixels are no multiple of its patches of {patch}; nearest: {' and '.join(map(str, filter(None, fits)))}"
+        )
+    where = {"cam_layer": layer, "cam_channels": channels, "source": f"{library} {version(library)}"}
+    return ModelEntry(name=key, build=build, family=family, patch=patch, **where, **settings)
+
+
+def patch_of(net: nn.Module) -> int:
+    """Pixels per side of the patches into which a net cuts its input; 1 where it cuts none."""
+    size = getattr(getattr(net, "patch_embed", None), "patch_size", getattr(net, "patch_size", 1))
+    return int(size[0] if isinstance(size, tuple) else size)
 
 
 def feature_layer(net: nn.Module, size: int) -> tuple[str | None, Channels]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.files import atomic, sha256_of
+from idsds.models.base import describe
 
 
 class CheckpointError(ValueError):
@@ -47,6 +48,10 @@ def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str
         raise CheckpointError(f"no checkpoint at {str(path)!r}")
     check_content(path)
     state = rename_keys(model, read_state_dict(path))
+    if "@" in describe(model).name:
+        from idsds.models.libraries import at_size
+
+        state = at_size(model, state)
     _check_fit(model, state, path)
     return state
 

@@ -9,13 +9,11 @@ from idsds.statistics.intervals import covers_seeds, seed_interval
 from idsds.statistics.means import nested_bootstrap, null_band, rank
 from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
 from idsds.statistics.rankings import rank_agreement, rank_each
-from idsds.statistics.selection import images_said, select_images
 
 __all__ = [
     "covers_seeds",
     "holm",
     "images_needed",
-    "images_said",
     "kendalls_w",
     "krippendorffs_alpha",
     "nested_bootstrap",
@@ -26,5 +24,4 @@ __all__ = [
     "rank_each",
     "ranking_with_ties",
     "seed_interval",
-    "select_images",
 ]

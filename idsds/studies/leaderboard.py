@@ -21,10 +21,11 @@ from idsds.common.interventions import shifted
 from idsds.datasets import DATASETS
 from idsds.evaluation.arguments import skeleton
 from idsds.evaluation.costs import load_costs
+from idsds.evaluation.selection import images_said, select_images
 from idsds.methods import METHODS, split_name
 from idsds.methods.base import _reason
 from idsds.models.quantity import as_quantity
-from idsds.statistics import images_said, paired_differences, rank, select_images
+from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score
 from idsds.studies.rank_methods import SCORES

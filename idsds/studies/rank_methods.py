@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from idsds import plots, published
 from idsds.common.devices import _one_of
 from idsds.evaluation.costs import load_costs
+from idsds.evaluation.selection import images_said, select_images
 from idsds.methods.base import ABSOLUTE, METHODS, split_name
 from idsds.models.quantity import as_quantity
-from idsds.statistics import images_said, paired_differences, rank, select_images
+from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, named_score

@@ -706,3 +706,23 @@ def test_judged_by_a_moved_grid_occlusion_is_a_rival(run):
         run(methods=["IxG"], offset=8)
     with pytest.raises(UnknownNameError, match="unknown setting of protocol 'infidelity' 'offset'"):
         run(methods=["IxG"], protocol="infidelity", offset=2)
+
+
+def test_images_that_a_model_gets_right_are_a_setting(run, tmp_path):
+    """The frame has them alone and says so; the folder keeps all, and its manifest counts them."""
+    everything = run(methods=["IxG", "Random"], output=tmp_path / "run")
+    kept = run(methods=["IxG", "Random"], output=tmp_path / "run", only="correct", common=True)
+    assert kept.equals(idsds.select_images(everything, "correct", True))
+    assert 0 < len(kept) < len(everything)
+    assert len(idsds.load_records(tmp_path / "run")) == len(everything)
+    count = read_manifest(tmp_path / "run")["right"]["common"]
+    assert kept["image_id"].nunique() == count
+    assert kept.attrs["images"].startswith(f"the {count} of {everything['image_id'].nunique()} images on which every method is defined")
+    assert "images" not in everything.attrs
+    for settings, error, message in (
+        ({"only": "corect"}, UnknownNameError, "Did you mean 'correct'"),
+        ({"only": "correct", "target": "prediction"}, ValueError, "needs the labels"),
+        ({"only": "correct", "protocol": "incremental_deletion"}, ValueError, "'incremental_deletion' does not record"),
+    ):
+        with pytest.raises(error, match=message):
+            run(methods=["IxG"], **settings)

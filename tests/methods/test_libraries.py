@@ -472,3 +472,39 @@ def test_attn_lrp_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"AttnLRP does not apply to .*: no library has its rules for the ViTs of timm or torchvision"):
         create_method("AttnLRP", idsds.create_model("mini_resnet8"))
     assert "AttnLRP" not in list_methods()
+
+
+def test_ablation_cam_does_not_depend_on_the_images_per_pass() -> None:
+    """What it puts in a channel's place adds up within a batch, where a layer has negative values."""
+    pytest.importorskip("pytorch_grad_cam")
+    model, images = mini("mini_densenet", torch.float32), images_of(2, 32, 32, torch.float32)
+    few, many = (create_method("Ablation-CAM", model) for _ in range(2))
+    few.batch, many.batch = 2, 128
+    assert torch.allclose(few(images, TARGETS), many(images, TARGETS), atol=1e-6)
+
+
+class Last(nn.Module):
+    """A layer of as many channels as rows, which are last: read in the wrong order it would not be noticed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 1), nn.LayerNorm(8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x).permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["AblationCAM", "ShapleyCAM"])
+def test_cams_that_read_channels_first_alone_refuse_others(name: str) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    method = create_method(f"gradcam/{name}", seeded(Last), layer="norm")
+    with pytest.raises(ValueError, match="it takes the second dimension of the CAM layer for channels"):
+        method(images_of(2, 8, 8), TARGETS)
+
+
+def test_full_grad_refuses_biases_that_it_does_not_read() -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    with pytest.raises(ValueError, match="this model has some of BatchNormAct2d"):
+        create_method("FullGrad", idsds.create_model("timm/mobilenetv3_small_050", num_classes=2))
+    with pytest.raises(ValueError, match="some of LayerNorm"):
+        create_method("FullGrad", seeded(Last))

@@ -157,6 +157,9 @@ class CamMethod(LibraryMethod):
     def refuses(self, model: nn.Module) -> str | None:
         return no_cam_layer(model)
 
+    #: Methods that do not ask how a layer is to be read, and what is said of them.
+    CHANNELS_FIRST: ClassVar[tuple[str, ...]] = ()
+    LAST = "it takes the second dimension of the CAM layer for channels, and here they are elsewhere"
     #: Methods that multiply the maps of several layers.
     OF_LAYERS: ClassVar[tuple[str, ...]] = ("RefineCAM",)
 
@@ -182,7 +185,7 @@ class CamMethod(LibraryMethod):
         """Return what brings the layers' values to (B, K, h, w) in the precision of the images: autocast is for the model alone.
 
         Raises:
-            ValueError: if layers give the same shape, but not the same order.
+            ValueError: if layers give the same shape, but not the same order, or the method can read no other than (B, K, h, w).
         """
         entry, orders = describe(model), {}
         if channels is None and list(layers) == [entry.cam_layer] and entry.cam_channels == "first":
@@ -194,6 +197,8 @@ class CamMethod(LibraryMethod):
             model(images[:1])
         for layer, (output, *_) in outputs.items():
             shape, ordered = tuple(output.shape[1:]), channels_first(model, layer, output.detach(), images, channels)
+            if self.name in self.CHANNELS_FIRST and ordered(output) is not output:
+                raise ValueError(f"{self.key} on {layer}: {self.LAST}")
             if orders.setdefault(shape, ordered)(output).shape != ordered(output).shape:
                 raise ValueError(f"{self.key}: {', '.join(layers)} give {shape} with channels at different places; give channels=")
         return lambda values: orders[tuple(values.shape[1:])](values).to(images.dtype)

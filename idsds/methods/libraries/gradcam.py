@@ -17,6 +17,7 @@ from idsds.common.randomness import Draws
 from idsds.methods.base import Passes
 from idsds.methods.cam import Reading
 from idsds.methods.libraries.base import CamMethod, gradients_needed, library, one_by_one
+from idsds.models.base import describe
 
 
 class GradCam(CamMethod):
@@ -38,6 +39,7 @@ class GradCam(CamMethod):
         *WITHOUT_GRADIENT,
         "RandomCAM",
     )
+    CHANNELS_FIRST = ("AblationCAM", "ShapleyCAM")
     REFUSED = {
         "GuidedBackpropReLUModel": "Guided Backprop and captum/GuidedBackprop are the same, on any net",
         "DeepFeatureFactorization": "it factorises a layer's values for several concepts at a time, whatever the class",
@@ -60,10 +62,15 @@ class GradCam(CamMethod):
         return Passes(1) if self.name in self.WITHOUT_GRADIENT else Passes(1, 1)
 
     def refuses(self, model: nn.Module) -> str | None:
+        if self.name in self.CHANNELS_FIRST and describe(model).cam_channels == "last":
+            return self.LAST
         if self.name != "FullGrad":
             return super().refuses(model)
-        layers = (module for module in model.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d))
-        return None if any(module.bias is not None for module in layers) else "it reads the biases of convolutions, and this model has none"
+        biased = [module for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)]
+        biased = {type(module) for module in biased if not isinstance(module, nn.Linear)}  # whose biases have no positions
+        if other := sorted(kind.__name__ for kind in biased - {nn.Conv2d, nn.BatchNorm2d}):
+            return f"it reads the biases of Conv2d and BatchNorm2d alone, and this model has some of {', '.join(other)}"
+        return None if biased else "it reads the biases of convolutions, and this model has none"
 
     def __call__(
         self,
@@ -84,7 +91,7 @@ class GradCam(CamMethod):
         made = {name: value for name, value in self.with_base(options).items() if name in inspect.signature(self.cls.__init__).parameters}
         asked = {name: value for name, value in options.items() if name not in made}
         if self.name == "AblationCAM":
-            made |= {"ablation_layer": library("gradcam").AblationLayer(), "batch_size": batch}
+            made["ablation_layer"] = library("gradcam").AblationLayer()
 
         def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
             layers = [model.get_submodule(name) for name in names]
@@ -93,12 +100,18 @@ class GradCam(CamMethod):
                 untouched(model, names, graph=self.name in ("ShapleyCAM", "SESS")),
                 released(self.cls(model, layers, reshape_transform=precise, **made)) as cam,
             ):
-                if hasattr(cam, "batch_size"):
+                if hasattr(cam, "batch_size") and self.name != "AblationCAM":  # its maps depend on it: what it puts in adds up in a batch
                     cam.batch_size = batch
                 if self.name == "FinerCAM":  # it finds the classes to compare with where it is given none
                     found = cam(gradients_needed(images), None, target_idx=int(targets), **asked)
                 else:
-                    found = cam(gradients_needed(images), [ClassifierOutputTarget(target) for target in targets.tolist()], **asked)
+                    wanted = [ClassifierOutputTarget(target) for target in targets.tolist()]
+                    try:
+                        found = cam(gradients_needed(images), wanted, **asked)
+                    except RuntimeError as error:
+                        if self.name == "ShapleyCAM" and "does not require grad" in str(error):
+                            raise ValueError(f"{self.key} needs a second derivative, and the net is linear behind {names[0]}") from error
+                        raise
                 return torch.from_numpy(np.ascontiguousarray(found)).to(images)
 
         if self.name in ("RandomCAM", "FinerCAM"):

@@ -14,9 +14,27 @@ from idsds.common.randomness import Draws
 from idsds.methods.base import LOGIT_ONLY, Passes
 from idsds.methods.cam import Reading, resized
 from idsds.methods.libraries.base import CamMethod, gradients_needed, one_by_one
+from idsds.models.base import describe
 
 #: Why LeGrad explains the logit.
 OF_TOKENS = "it reads the logits of each block's tokens, not what the net gives"
+
+
+def channels_at(model: nn.Module, layer: str | None) -> int | None:
+    """The channels of a layer of a net of a library; None where a pass at the net's own size does not tell."""
+    entry, outputs = describe(model), []
+    if layer is None or entry.cam_channels != "first":
+        return None
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: outputs.append(output.shape[1]))
+    try:
+        with torch.no_grad():
+            weight = next(model.parameters())
+            model(torch.zeros(1, 3, entry.input_size, entry.input_size, dtype=weight.dtype, device=weight.device))
+    except (RuntimeError, AssertionError):
+        return None
+    finally:
+        handle.remove()
+    return outputs[0]
 
 
 class Torchcam(CamMethod):
@@ -54,8 +72,10 @@ class Torchcam(CamMethod):
         return Passes(1) if self.name == "CAM" else Passes(1, 1)
 
     def refuses(self, model: nn.Module) -> str | None:
-        if self.name == "CAM" and sum(isinstance(module, nn.Linear) for module in model.modules()) != 1:
-            return "it needs a net whose only linear layer follows the mean over positions"
+        if self.name == "CAM":
+            linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+            if len(linear) != 1 or channels_at(model, describe(model).cam_layer) not in (None, linear[0].in_features):
+                return "it needs a net whose only linear layer follows the mean over positions"
         if self.name == "LeGrad":
             from torchvision.models import VisionTransformer
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from idsds.common.registry import UnknownNameError
-from idsds.statistics import images_said, select_images
+from idsds.evaluation.selection import images_said, select_images
 
 
 def records():

@@ -74,15 +74,17 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def evaluation_crop(size: int, share: float | None = None, interpolation: str = "bilinear") -> v2.Transform:
+def evaluation_crop(size: int, share: float | None = None, interpolation: str = "bilinear", squash: bool = False) -> v2.Transform:
     """Return a transform of PIL pictures to float (3, size, size) in [0, 1]: resize, then centre crop.
 
     Args:
         size: pixels per side of the crop.
         share: of the resized picture's shorter side that the crop takes; None: 224 pixels of 256.
         interpolation: one of torchvision's.
+        squash: whether to resize to a square, whatever the picture's proportions.
     """
-    resize = v2.Resize(round(size * RESIZE) if share is None else int(size / share), v2.InterpolationMode(interpolation))
+    side = round(size * RESIZE) if share is None else int(size / share)
+    resize = v2.Resize((side, side) if squash else side, v2.InterpolationMode(interpolation))
     return v2.Compose([resize, v2.CenterCrop(size), to_unit])
 
 
@@ -126,6 +128,7 @@ class FileImages:
         upright: see :func:`read_rgb`.
         share: see :func:`evaluation_crop`.
         interpolation: see :func:`evaluation_crop`.
+        squash: see :func:`evaluation_crop`.
     """
 
     def __init__(
@@ -135,13 +138,14 @@ class FileImages:
         upright: bool = False,
         share: float | None = None,
         interpolation: str = "bilinear",
+        squash: bool = False,
     ) -> None:
         self.paths, self.size, self.upright = list(paths), size, upright
-        self._evaluation, self._training = evaluation_crop(size, share, interpolation), training_crop(size, interpolation)
+        self._evaluation, self._training = evaluation_crop(size, share, interpolation, squash), training_crop(size, interpolation)
 
-    def viewed(self, size: int, share: float, interpolation: str = "bilinear") -> FileImages:
+    def viewed(self, size: int, share: float, interpolation: str = "bilinear", squash: bool = False) -> FileImages:
         """Return the same files, read at another size with another crop."""
-        return FileImages(self.paths, size, self.upright, share, interpolation)
+        return FileImages(self.paths, size, self.upright, share, interpolation, squash)
 
     def stamp(self, index: int) -> str:
         """Return the size and the time of the last change of a file; empty for one that is missing."""
@@ -195,8 +199,8 @@ def viewed(dataset: ImageDataset, view: tuple[Any, ...] | None) -> ImageDataset:
 
     Args:
         dataset: the images.
-        view: pixels per side, the share of the resized picture's shorter side that the crop takes, and the interpolation, if it is not
-            bilinear; None: as they are.
+        view: pixels per side, the share of the resized picture's shorter side that the crop takes, and where they are not the usual
+            ones the interpolation and whether to squash; None: as they are.
 
     Returns:
         A data set that reads the same files so; the same data set, if its images are no files.

@@ -45,6 +45,7 @@ class ModelEntry:
         input_size: pixels per side of its input.
         crop: the share of an image's shorter side that is cut out of its middle, None where the data set decides.
         interpolation: how files are resized before that, ``bilinear`` or another of torchvision's.
+        squash: whether files are resized to a square, whatever their proportions.
         patch: pixels per side of its patches or windows, of which the size of its input is a multiple; 1 for none.
         packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
         training: changes to the recipe in :mod:`idsds.training.loop` for training this model from scratch.
@@ -63,6 +64,7 @@ class ModelEntry:
     input_size: int = 224
     crop: float | None = None
     interpolation: str = "bilinear"
+    squash: bool = False
     patch: int = 1
     packaged: bool = False
     training: dict[str, Any] = field(default_factory=dict)
@@ -70,8 +72,8 @@ class ModelEntry:
 
     @property
     def view(self) -> tuple[Any, ...] | None:
-        """Pixels per side, crop and interpolation, see :func:`idsds.datasets.images.viewed`; None where the data set decides."""
-        how = () if self.interpolation == "bilinear" else (self.interpolation,)
+        """How files are read, see :func:`idsds.datasets.images.viewed`; None where the data set decides."""
+        how = () if self.interpolation == "bilinear" and not self.squash else (self.interpolation, *([True] if self.squash else []))
         return None if self.crop is None else (self.input_size, self.crop, *how)
 
     @property

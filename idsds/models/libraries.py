@@ -120,6 +120,7 @@ def configuration(library: str, name: str) -> dict[str, Any]:
             return {"normalisation": IMAGENET}
         normalisation = Normalisation(tuple(found.mean), tuple(found.std))
         how = {"input_size": found.input_size[-1], "crop": found.crop_pct, "interpolation": found.interpolation}
+        how["squash"] = found.crop_mode == "squash"
         return {"normalisation": normalisation, "num_classes": found.num_classes or 1000, **how}
     import torchvision
 

@@ -223,3 +223,19 @@ def test_a_grid_that_does_not_divide_the_size_names_sizes_that_do(tmp_path, monk
     with pytest.raises(ValueError, match=rf"518 x 518.*patches of 14 pixels: '{name}@504' or '{name}@532'"):
         idsds.evaluate([name], grid=4, checkpoints={name: "pretrained"}, **given)
     assert len(idsds.evaluate([f"{name}@504"], grid=4, checkpoints={f"{name}@504": "pretrained"}, **given))
+
+
+def test_files_are_read_as_timm_reads_them(tmp_path) -> None:
+    """With the crop, interpolation and proportions of the net's configuration."""
+    from PIL import Image
+
+    from idsds.datasets.images import FileImages
+
+    pixels = torch.randint(256, (90, 130, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for name in ("convnext_base.fb_in22k_ft_in1k_384", "resnet18.tv_in1k", "vit_tiny_patch16_224"):
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        wanted = timm.data.create_transform(**config)(Image.open(tmp_path / "a.png"))
+        entry = MODELS[f"timm/{name}"]
+        found = entry.normalisation(FileImages([tmp_path / "a.png"], 224).viewed(*entry.view).read(0))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

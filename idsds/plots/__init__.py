@@ -7,6 +7,7 @@ from idsds.plots.datasets import datasets, samples
 from idsds.plots.design_choice import design_choice
 from idsds.plots.explore import explore
 from idsds.plots.finetune import finetune
+from idsds.plots.funnybirds import funnybirds
 from idsds.plots.gallery import gallery
 from idsds.plots.how_idsds_works import how_idsds_works
 from idsds.plots.how_infidelity_works import how_infidelity_works
@@ -37,6 +38,7 @@ __all__ = [
     "design_choice",
     "explore",
     "finetune",
+    "funnybirds",
     "gallery",
     "how_idsds_works",
     "how_infidelity_works",

@@ -176,6 +176,21 @@ def compare(table: pd.DataFrame, dataset: str = DATASET, grid: int = GRID, basel
     return both.assign(difference=both["ours"] - both["published"])[COLUMNS]
 
 
+def funnybirds() -> pd.DataFrame:
+    """Return published values of the protocols of FunnyBirds on its test images, with the threshold chosen on these.
+
+    Returns:
+        One row per model, method and measure: ``model``, ``method``, ``measure``, ``published``, ``source``. The summaries
+        (``completeness``, ``correctness``, ``contrastivity``, ``mean``) are computed from the printed values.
+    """
+    table = _read("funnybirds")
+    table["completeness"] = (table[["csdc", "pc", "dc"]].mean(axis=1) + table["distractibility"]) / 2
+    table["correctness"], table["contrastivity"] = table["single_deletion"], table["target_sensitivity"]
+    table["mean"] = table[["completeness", "correctness", "contrastivity"]].mean(axis=1)
+    measures = [name for name in table.columns if name not in ("model", "method", "threshold", "source")]
+    return table.melt(["model", "method", "source"], measures, "measure", "published").dropna(ignore_index=True)
+
+
 def _mean_of_nets(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return our counterpart of a published mean over the nets listed in its name: a row per method that all of them have."""
     nets = name.removeprefix(MEAN).split(", ")

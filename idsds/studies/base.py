@@ -67,6 +67,7 @@ STUDIES = (
     "sanity_checks",
     "hyperparameter_sensitivity",
     "roar",
+    "funnybirds",
     "metric_sanity",
 )
 #: The columns of a plan that are summed over the pieces of work.

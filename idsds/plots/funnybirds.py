@@ -1,0 +1,85 @@
+"""A row of panels per net: every protocol of FunnyBirds, and their mean, of all methods."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, handles_of, look_of
+
+#: The panels: measure and title.
+PANELS = {
+    "csdc": "CSDC",
+    "pc": "preservation\n(PC)",
+    "dc": "deletion\n(DC)",
+    "distractibility": "distracti-\nbility (D)",
+    "correctness": "correctness\n(SD)",
+    "contrastivity": "contrastivity\n(TS)",
+    "mean": "mean of the\nthree",
+    "shapley": "exact\nShapley",
+}
+
+
+def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame, *, columns: int = 2) -> Figure:
+    """Draw every measure with its interval, methods ordered by the mean.
+
+    Args:
+        table, nets, published: from :func:`idsds.studies.funnybirds.table_of`, ``nets_of`` and ``compared``.
+        columns: width of the figure, in columns of a paper; with 1 the four checks are left out.
+    """
+    shown = [name for name in PANELS if columns == 2 or name not in ("csdc", "pc", "dc", "distractibility")]
+    models = list(dict.fromkeys(table["model"]))
+    methods = table.groupby("model")["method"].nunique().max()
+    height = len(models) * (0.17 * methods + 0.75) + 1.1
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            len(models), len(shown), figsize=(COLUMNS[columns], height), sharey="row", squeeze=False, layout="constrained"
+        )
+        for row, model in zip(grid, models, strict=True):
+            _row(row, shown, table[table["model"] == model], published[published["model"] == model] if len(published) else published)
+            of_net = nets[nets["model"] == model].set_index("measure")
+            said = ", ".join(f"{name.replace('_', ' ')} {of_net['value'][name]:.3f}" for name in of_net.index)
+            row[0].set_title(f"{model}: {said}" if columns == 2 else model, loc="left", fontsize=8, fontweight="bold", pad=24)
+        families = dict(zip(table["method"], table["family"], strict=True))
+        handles = handles_of(families, families)
+        handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images"))
+        if len(published):
+            handles.append(
+                Line2D([], [], linestyle="", marker="o", color=PUBLISHED, markerfacecolor="none", markersize=6, label="published")
+            )
+        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2, frameon=False, fontsize=7)
+        where = f"t: threshold, chosen for each method on {table['chosen_on'].iloc[0]}"
+        figure.supxlabel(f"score, higher is better →\n{where}", fontsize=7)
+    return figure
+
+
+def _row(row: np.ndarray, shown: list[str], table: pd.DataFrame, published: pd.DataFrame) -> None:
+    means = table[table["measure"] == "mean"].sort_values("value", na_position="first")
+    place = {method: number for number, method in enumerate(means["method"])}
+    labels = [f"{method}, t = {t:.2f}" for method, t in zip(means["method"], means["threshold"], strict=True)]
+    for axes, measure in zip(row, shown, strict=True):
+        _panel(axes, table[table["measure"] == measure], place)
+        axes.text(0.5, 1.02, PANELS[measure], transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5)
+        for found in published[published["measure"] == measure].itertuples() if len(published) else ():
+            marker = look_of(found.method).marker
+            axes.plot(found.published, place[found.method], marker=marker, color=PUBLISHED, markerfacecolor="none", markersize=7, zorder=4)
+    row[0].set_yticks(range(len(place)), labels, fontsize=6.5)
+    row[0].set_ylim(-0.7, len(place) - 0.3)
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, place: dict[str, int]) -> None:
+    axes.grid(axis="x", color="#E4E4E4", linewidth=0.5)
+    axes.set_axisbelow(True)
+    for row in rows.itertuples():
+        look = look_of(row.method, row.family)
+        axes.hlines(place[row.method], row.low, row.high, color=look.ink, linewidth=1)
+        axes.plot(row.value, place[row.method], **look.line(4.5, linestyle="", zorder=3))
+    signed = set(rows["measure"]) == {"shapley"}
+    axes.set_xlim(-0.55 if signed else -0.05, 1.05)
+    axes.set_xticks([-0.5, 0, 0.5, 1] if signed else [0, 0.5, 1], ["-.5", "0", ".5", "1"] if signed else ["0", ".5", "1"], fontsize=6.5)
+    axes.tick_params(axis="y", length=0)

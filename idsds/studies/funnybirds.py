@@ -1,0 +1,197 @@
+"""Which maps say what parts matter: all protocols of FunnyBirds, on images whose parts are known and can be removed.
+
+Completeness (do the important parts decide?), correctness (do they in the right order?) and contrastivity (of this class, or of any?), after
+Hesse, Schaub-Meyer, Roth, ICCV 2023 (arXiv 2308.06248). Beside them stands the correlation with the exact Shapley values of the parts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Self
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field, PositiveInt, model_validator
+
+from idsds import plots, published
+from idsds.datasets import DATASETS, create_dataset
+from idsds.protocols.parts import THRESHOLDS, completeness
+from idsds.statistics.intervals import bca, rng_for
+from idsds.statistics.rankings import kendall
+from idsds.statistics.verdicts import verdicts
+from idsds.studies.base import EvaluationStudy, Findings, Result
+
+#: Columns of the records with a value per threshold, and those with one.
+CHECKS = ("csdc", "pc", "dc", "distractibility")
+SINGLES = ("single_deletion", "target_sensitivity", "shapley")
+SUMMARIES = ("completeness", "correctness", "contrastivity", "mean")
+MEASURES = (*CHECKS, *SINGLES, *SUMMARIES)
+#: Those of the net alone.
+OF_NET = ("accuracy", "background_independence")
+CONTROL = "Random"
+
+
+def best_threshold(records: pd.DataFrame) -> int:
+    """Return the number of the threshold with the highest completeness over the images of one model and method."""
+    means = [np.nanmean(np.stack(records[name].to_list()), axis=0) for name in CHECKS]
+    return int(np.argmax(completeness(*means)))  # type: ignore[arg-type]
+
+
+def features(records: pd.DataFrame, threshold: int) -> np.ndarray:
+    """Return what means over images are made of, (images, 2 x measures): values with 0 for NaN, then whether there is one."""
+    columns = {name: np.stack(records[name].to_list())[:, threshold] for name in CHECKS}
+    columns |= {name: records[name].to_numpy(dtype=float) for name in SINGLES}
+    values = pd.DataFrame(columns).assign(image=records["image_id"].to_numpy()).groupby("image", sort=False)
+    return np.concatenate([values.sum().to_numpy(), values.count().to_numpy()], axis=1).astype(float)
+
+
+def measures(sums: np.ndarray) -> np.ndarray:
+    """Return :data:`MEASURES` from sums of :func:`features`, (..., F) -> (..., measures)."""
+    count = len(CHECKS) + len(SINGLES)
+    means = sums[..., :count] / sums[..., count:]
+    complete = completeness(*np.moveaxis(means[..., :4], -1, 0))
+    correct, contrast = means[..., 4], means[..., 5]
+    summaries = np.stack([complete, correct, contrast, (complete + correct + contrast) / 3], axis=-1)
+    return np.concatenate([means, summaries], axis=-1)
+
+
+def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 2_000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compute all measures with the threshold of each method and model, and how far each method is from the random one.
+
+    Args:
+        records: of the protocol ``funnybirds``.
+        threshold_images: the last of the images, on which the threshold is chosen; the others are scored. 0: it is chosen on the images
+            that are scored, as in the paper.
+        resamples: of the bootstrap.
+
+    Returns:
+        One row per model, method and measure: ``value`` with ``low`` and ``high``, the ``count`` of images and the ``nan`` among them,
+        ``threshold``, ``chosen_on``, ``interval``; and one per model and method: ``difference`` of the mean to :data:`CONTROL`, with its
+        interval (empty without that control).
+    """
+    order = list(dict.fromkeys(records["image_id"]))
+    scored = set(order[: len(order) - threshold_images])
+    chosen_on = f"{threshold_images} other images" if threshold_images else "the images that are scored, as in the paper"
+    names = {"chosen_on": chosen_on, "interval": "95 % BCa bootstrap over images, thresholds held fixed"}
+    rows, apart = [], []
+    for model, of_model in records.groupby("model", sort=False):
+        found = {}
+        for method, of_method in of_model.groupby("method", sort=False):
+            inside = of_method["image_id"].isin(scored)
+            threshold = best_threshold(of_method[~inside if threshold_images else inside])
+            found[method] = made = features(of_method[inside], threshold)
+            values, (low, high) = measures(made.sum(0)), bca(made, measures, 0.95, resamples, rng_for(0, model, method))
+            counts = [*np.count_nonzero(made[:, len(made[0]) // 2 :], axis=0), *[len(made)] * len(SUMMARIES)]
+            shared = {"model": model, "method": method, "family": of_method["family"].iloc[0], **names}
+            shared |= {"threshold": float(THRESHOLDS[threshold])}
+            for measure, value, *ends, count in zip(MEASURES, values, low, high, counts, strict=True):
+                both = dict(zip(("low", "high"), ends, strict=True))
+                rows.append({**shared, "measure": measure, "value": value, **both, "count": int(count), "nan": len(made) - int(count)})
+        for method in found if CONTROL in found else ():
+            if method != CONTROL:
+                apart.append({"model": model, "method": method, **_difference(found[method], found[CONTROL], resamples)})
+    return pd.DataFrame(rows), pd.DataFrame(apart)
+
+
+def _difference(first: np.ndarray, second: np.ndarray, resamples: int) -> dict[str, float]:
+    """Return the difference of two methods' means on the same images, with its interval."""
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        width = first.shape[1]
+        return measures(sums[..., :width])[..., -1:] - measures(sums[..., width:])[..., -1:]
+
+    both = np.concatenate([first, second], axis=1)
+    low, high = bca(both, mean, 0.95, resamples, rng_for(0, "difference"))
+    return {"difference": float(mean(both.sum(0))[0]), "low": float(low[0]), "high": float(high[0])}
+
+
+def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
+    """Return :data:`OF_NET` of each model on all images with their intervals: ``model``, ``measure``, ``value``, ``low``, ``high``.
+
+    Background independence is the share among all objects of all images, as in the authors' code.
+    """
+    rows = []
+    for model, found in records.groupby("model", sort=False):
+        one = found[found["method"] == found["method"].iloc[0]]
+        kept = one["background_independence"].fillna(0) * one["objects"]
+        made = np.stack([one["correct"], kept, np.ones(len(one)), one["objects"]], axis=1).astype(float)
+
+        def shares(sums: np.ndarray) -> np.ndarray:
+            return sums[..., :2] / sums[..., 2:]
+
+        values, (low, high) = shares(made.sum(0)), bca(made, shares, 0.95, resamples, rng_for(0, model))
+        ends = zip(OF_NET, values, low, high, strict=True)
+        rows += [{"model": model, "measure": measure, "value": v, "low": a, "high": b} for measure, v, a, b in ends]
+    return pd.DataFrame(rows)
+
+
+def compared(table: pd.DataFrame, nets: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return our values beside the published ones of the same models and methods; empty for other data sets."""
+    ours = pd.concat([table, nets.merge(table[["model", "method"]].drop_duplicates(), on="model")])[["model", "method", "measure", "value"]]
+    both = ours.merge(published.funnybirds(), on=["model", "method", "measure"]) if dataset == "funnybirds" else ours.head(0)
+    return both.assign(difference=both["value"] - both["published"]) if len(both) else pd.DataFrame()
+
+
+def findings(table: pd.DataFrame, apart: pd.DataFrame, nets: pd.DataFrame) -> Findings:
+    """Say which method is best on each net, where the threshold was chosen, and which methods are above the random one."""
+    means = table[table["measure"] == "mean"]
+    best = means.loc[means.groupby("model", sort=False)["value"].idxmax()]
+    said = "; ".join(f"{row.method} on {row.model}, {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in best.itertuples())
+    of_net = nets.pivot(index="model", columns="measure", values="value")
+    right = "; ".join(f"{model} {row.accuracy:.3f} and {row.background_independence:.3f}" for model, row in of_net.iterrows())
+    tau = [_agreement(rows) for _, rows in table[table["family"] != "control"].groupby("model", sort=False)]
+    sentences = [
+        f"Highest mean of the three: {said} (95 %). Thresholds are chosen on {table['chosen_on'].iloc[0]}.",
+        f"Accuracy and background independence of the nets: {right}.",
+        f"The order by the mean and that by the exact Shapley values of the parts agree to a Kendall's tau of {np.nanmin(tau):+.2f} or more.",
+    ]
+    if not len(apart):
+        return Findings(sentences)
+    claims = apart.assign(claim=apart["method"] + " is better than a random map", verdict=verdicts(apart["low"], apart["high"]))
+    return Findings(sentences, claims[["model", "claim", "difference", "low", "high", "verdict"]])
+
+
+def _agreement(rows: pd.DataFrame) -> float:
+    wide = rows.pivot(index="method", columns="measure", values="value")
+    return float(kendall(wide["mean"].to_numpy()[None], wide["shapley"].to_numpy()[None])[0]) if len(wide) > 1 else float("nan")
+
+
+class Funnybirds(EvaluationStudy):
+    """Judge methods by all protocols of FunnyBirds.
+
+    ``threshold_images`` is the number of images, the last of the fixed order, on which each method's threshold is chosen; 0 chooses it on
+    the images that are scored, as in the paper. ``reference`` repeats what the authors' code does otherwise, see
+    :mod:`idsds.protocols.funnybirds`. ``image_size`` reads ``funnybirds`` at another size than its 256 pixels, such as 224 for a ViT.
+    """
+
+    threshold_images: Annotated[int, Field(ge=0)] = 0
+    reference: bool = False
+    image_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> Self:
+        if self.threshold_images >= self.images:
+            raise ValueError(f"threshold_images={self.threshold_images} leaves none of images={self.images} to be scored")
+        if self.image_size is not None and "image_size" not in DATASETS[self.dataset].options:
+            raise ValueError(f"image_size: {self.dataset!r} has one size, {DATASETS[self.dataset].image_size}")
+        return self
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """One run of the protocol ``funnybirds``, which computes all of them at all thresholds."""
+        changes: dict[str, Any] = {"protocol": "funnybirds", "reference": self.reference}
+        if self.image_size is not None:
+            changes["dataset"] = create_dataset(self.dataset, "test", image_size=self.image_size)
+        return {"": self.arguments(**changes)}
+
+    def _run(self, progress: bool) -> Result:
+        records = self.records(progress)
+        table, apart = table_of(records, self.threshold_images)
+        table = table.assign(reference=self.reference)
+        nets = nets_of(records)
+        theirs = compared(table, nets, self.dataset)
+        draw = partial(self._draw, table, nets, theirs)
+        return Result(self.stem, {"": table, "nets": nets, "published": theirs}, findings(table, apart, nets), draw, records)
+
+    def _draw(self, table: pd.DataFrame, nets: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
+        return plots.funnybirds(table, nets, theirs, columns=self.columns)

@@ -1,7 +1,7 @@
 """Which maps say what parts matter: all protocols of FunnyBirds, on images whose parts are known and can be removed.
 
-Completeness (do the important parts decide?), correctness (do they in the right order?) and contrastivity (of this class, or of any?), after
-Hesse, Schaub-Meyer, Roth, ICCV 2023 (arXiv 2308.06248). Beside them stands the correlation with the exact Shapley values of the parts.
+Completeness (do the important parts decide?), correctness (in the right order?), contrastivity (for this class, or any?), after Hesse,
+Schaub-Meyer, Roth, ICCV 2023 (arXiv 2308.06248). Beside them stands the correlation with the exact Shapley values of the parts.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ OF_NET = ("accuracy", "background_independence")
 CONTROL = "Random"
 
 
-def best_threshold(records: pd.DataFrame) -> int:
-    """Return the number of the threshold with the highest completeness over the images of one model and method."""
-    means = [np.nanmean(np.stack(records[name].to_list()), axis=0) for name in CHECKS]
-    return int(np.argmax(completeness(*means)))  # type: ignore[arg-type]
+def best_threshold(records: pd.DataFrame) -> int | None:
+    """Return the number of the threshold with the highest completeness over the images of a model and method; None if it is undefined."""
+    stacked = [np.stack(records[name].to_list()) for name in CHECKS]
+    if any(np.isnan(values).all() for values in stacked):  # such as CSDC for a net that is right on no image
+        return None
+    return int(np.argmax(completeness(*(np.nanmean(values, axis=0) for values in stacked))))  # type: ignore[arg-type]
 
 
-def features(records: pd.DataFrame, threshold: int) -> np.ndarray:
-    """Return what means over images are made of, (images, 2 x measures): values with 0 for NaN, then whether there is one."""
-    columns = {name: np.stack(records[name].to_list())[:, threshold] for name in CHECKS}
+def features(records: pd.DataFrame, threshold: int | None) -> np.ndarray:
+    """Return what means over images are made of, (images, 2 x measures): values with 0 for NaN, then whether there is one.
+
+    Without a threshold, what depends on it is undefined.
+    """
+    columns = {name: np.nan if threshold is None else np.stack(records[name].to_list())[:, threshold] for name in CHECKS}
     columns |= {name: records[name].to_numpy(dtype=float) for name in SINGLES}
     values = pd.DataFrame(columns).assign(image=records["image_id"].to_numpy()).groupby("image", sort=False)
     return np.concatenate([values.sum().to_numpy(), values.count().to_numpy()], axis=1).astype(float)
@@ -49,7 +54,8 @@ def features(records: pd.DataFrame, threshold: int) -> np.ndarray:
 def measures(sums: np.ndarray) -> np.ndarray:
     """Return :data:`MEASURES` from sums of :func:`features`, (..., F) -> (..., measures)."""
     count = len(CHECKS) + len(SINGLES)
-    means = sums[..., :count] / sums[..., count:]
+    with np.errstate(invalid="ignore"):
+        means = sums[..., :count] / sums[..., count:]
     complete = completeness(*np.moveaxis(means[..., :4], -1, 0))
     correct, contrast = means[..., 4], means[..., 5]
     summaries = np.stack([complete, correct, contrast, (complete + correct + contrast) / 3], axis=-1)
@@ -84,7 +90,7 @@ def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 
             values, (low, high) = measures(made.sum(0)), bca(made, measures, 0.95, resamples, rng_for(0, model, method))
             counts = [*np.count_nonzero(made[:, len(made[0]) // 2 :], axis=0), *[len(made)] * len(SUMMARIES)]
             shared = {"model": model, "method": method, "family": of_method["family"].iloc[0], **names}
-            shared |= {"threshold": float(THRESHOLDS[threshold])}
+            shared |= {"threshold": np.nan if threshold is None else float(THRESHOLDS[threshold])}
             for measure, value, *ends, count in zip(MEASURES, values, low, high, counts, strict=True):
                 both = dict(zip(("low", "high"), ends, strict=True))
                 rows.append({**shared, "measure": measure, "value": value, **both, "count": int(count), "nan": len(made) - int(count)})
@@ -135,16 +141,16 @@ def compared(table: pd.DataFrame, nets: pd.DataFrame, dataset: str) -> pd.DataFr
 
 def findings(table: pd.DataFrame, apart: pd.DataFrame, nets: pd.DataFrame) -> Findings:
     """Say which method is best on each net, where the threshold was chosen, and which methods are above the random one."""
-    means = table[table["measure"] == "mean"]
+    means = table[(table["measure"] == "mean") & table["value"].notna()]
     best = means.loc[means.groupby("model", sort=False)["value"].idxmax()]
     said = "; ".join(f"{row.method} on {row.model}, {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in best.itertuples())
     of_net = nets.pivot(index="model", columns="measure", values="value")
     right = "; ".join(f"{model} {row.accuracy:.3f} and {row.background_independence:.3f}" for model, row in of_net.iterrows())
     tau = [_agreement(rows) for _, rows in table[table["family"] != "control"].groupby("model", sort=False)]
     sentences = [
-        f"Highest mean of the three: {said} (95 %). Thresholds are chosen on {table['chosen_on'].iloc[0]}.",
-        f"Accuracy and background independence of the nets: {right}.",
-        f"The order by the mean and that by the exact Shapley values of the parts agree to a Kendall's tau of {np.nanmin(tau):+.2f} or more.",
+        f"Highest mean of the three: {said} (95 %)." if said else "No method has a mean of the three: a term is undefined on all images.",
+        f"Accuracy and background independence: {right}; thresholds are chosen on {table['chosen_on'].iloc[0]}.",
+        f"Kendall's tau of the order by the mean and by exact Shapley values is at least {min(tau):+.2f}.",
     ]
     if not len(apart):
         return Findings(sentences)

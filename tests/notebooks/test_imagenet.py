@@ -117,7 +117,7 @@ PLANNERS = {
     "sanity_checks": lambda given: SanityChecks(**given).plan_table(),
 }
 #: The others take data sets that are no folder of ImageNet's form.
-ELSEWHERE = {"train_fractions", "infidelity_sensitivity", "datasets"}
+ELSEWHERE = {"train_fractions", "infidelity_sensitivity", "datasets", "funnybirds"}
 
 
 def test_every_params_file_of_full_size_is_planned_somewhere():

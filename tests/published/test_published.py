@@ -150,4 +150,13 @@ def test_a_table_without_means_is_refused():
 def test_the_files_are_part_of_the_package():
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert found["idsds.published"] == ["*.csv", "README.md"]
-    assert len(list((ROOT / "idsds" / "published").glob("*.csv"))) == 7
+    assert len(list((ROOT / "idsds" / "published").glob("*.csv"))) == 8
+
+
+def test_the_values_of_funnybirds():
+    table = published.funnybirds()
+    wide = table.pivot(index=["model", "method"], columns="measure", values="published")
+    assert wide.loc[("resnet50", "IxG"), "completeness"] == pytest.approx(((0.7353 + 0.602 + 0.532) / 3 + 0.54372) / 2)
+    assert wide.loc[("vit_base_patch16_224", "Rollout"), "mean"] == pytest.approx(((0.856 + 0.804 + 0.820) / 3 + 0.797) / 6 + 0.756 / 3)
+    assert set(wide.index.get_level_values("method")) - {"AttnLRP"} <= set(list_methods())
+    assert wide["accuracy"].notna().sum() == 1

@@ -48,7 +48,7 @@ class ImageDataset(Dataset):
             :func:`collate` leaves out, and counts it in :attr:`skipped`.
         groups: one per image where images belong together, such as crops of a photo; intervals then draw groups.
         parts: the known parts of the images, if they have any; ``augment`` may then return the image without some of them, and the
-            probabilities (K,) of the classes that fit the others, which become its target.
+            probabilities (K,) of the classes that fit the others, which become its target where ``parts`` is set.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class ImageDataset(Dataset):
         image = self.pixels(index, generator)
         if image is None:
             return None
-        image, target = image if isinstance(image, tuple) else (image, self.targets[index])
+        image, fitting = image if isinstance(image, tuple) else (image, None)
+        target = self.targets[index] if fitting is None or self.parts is None else fitting
         return self.normalisation(image), target, self.image_ids[index]
 
     def pixels(self, index: int, generator: torch.Generator | None = None) -> Any:

@@ -91,4 +91,5 @@ def permuted(dataset: ImageDataset, seed: int = 0) -> ImageDataset:
     order = torch.randperm(len(dataset), generator=generator(seed, "permuted labels", dataset.name)).tolist()
     changed = copy.copy(dataset)
     changed.targets = [dataset.targets[index] for index in order]
+    changed.parts = None  # what is drawn does not fit the new label
     return changed

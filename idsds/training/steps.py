@@ -37,12 +37,14 @@ def drawn_patches(image_ids: Sequence[str], grid: int, *, seed: int, epoch: int)
 def loss_of(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
     """Mean cross entropy, the mean binary cross entropy of all B * K logits against one-hot targets (B-cos), or the mean divergence.
 
-    For ``distill`` the targets are probabilities (B, K), and the loss is the Kullback-Leibler divergence from them.
+    Targets are classes (B,) or probabilities of classes (B, K). For ``distill`` they are probabilities, and the loss is the
+    Kullback-Leibler divergence from them.
     """
     if loss == "distill":
         return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="batchmean")
     if loss == "binary_cross_entropy":
-        return F.binary_cross_entropy_with_logits(logits, F.one_hot(targets, logits.shape[1]).to(logits.dtype))
+        wanted = F.one_hot(targets, logits.shape[1]) if targets.ndim == 1 else targets
+        return F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype))
     return F.cross_entropy(logits, targets)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from idsds.common.normalisation import UNIT
-from idsds.datasets import create_dataset
+from idsds.datasets import collate, create_dataset
+from idsds.datasets.splits import permuted
 from idsds.datasets.sprites import CLASSES, NAMES, OBJECTS
 from idsds.protocols.parts import rivals, sufficient_sets
+from idsds.training.checkpoints import trains_from_scratch
+from idsds.training.steps import loss_of
 
 
 def test_classes_can_be_told_apart_and_each_has_two_rivals():
@@ -52,3 +57,28 @@ def test_training_drops_parts_and_spreads_the_loss():
     torch.testing.assert_close(parts.fitting(0, 0), torch.full((10,), 0.1))
     assert parts.fitting(0, 0b11000).nonzero().flatten().tolist() == [0]  # tail and wing of class 0 are its own as a pair
     assert parts.fitting(0, 0b00001).nonzero().flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_permuted_labels_replace_the_fitting_classes():
+    """Else a net would be trained on true labels where they were to be permuted."""
+    changed = permuted(create_dataset("sprites", "train", UNIT))
+    assert [changed.augmented(0, 0)[index][1] for index in range(20)] == changed.targets[:20]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_the_loss_takes_a_batch_of_fitting_classes(loss):
+    _, targets, _ = collate([create_dataset("sprites", "train", UNIT).augmented(0, 0)[index] for index in range(6)])
+    logits = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    log = F.log_softmax(logits, dim=1)
+    expected = {
+        "cross_entropy": -(targets * log).sum(dim=1).mean(),
+        "binary_cross_entropy": -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).mean(),
+    }
+    torch.testing.assert_close(loss_of(logits, targets, loss), expected[loss])
+
+
+def test_small_convolutional_nets_are_trained_on_it():
+    assert trains_from_scratch("mini_resnet8", "sprites")
+    assert not trains_from_scratch("mini_vit", "sprites")
+    assert not trains_from_scratch("resnet50", "sprites")
+    assert trains_from_scratch("mini_vit", "mnist5k")

@@ -37,14 +37,13 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
     methods = table.groupby("model")["method"].nunique().max()
     height = len(models) * (0.17 * methods + 0.75) + 1.1
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(models), len(shown), figsize=(COLUMNS[columns], height), sharey="row", squeeze=False, layout="constrained"
-        )
-        for row, model in zip(grid, models, strict=True):
+        figure = plt.figure(figsize=(COLUMNS[columns], height), layout="constrained")
+        for part, model in zip(np.atleast_1d(figure.subfigures(len(models), 1)), models, strict=True):
+            row = part.subplots(1, len(shown), sharey=True, squeeze=False)[0]
             _row(row, shown, table[table["model"] == model], published[published["model"] == model] if len(published) else published)
             of_net = nets[nets["model"] == model].set_index("measure")
             said = ", ".join(f"{name.replace('_', ' ')} {of_net['value'][name]:.3f}" for name in of_net.index)
-            row[0].set_title(f"{model}: {said}" if columns == 2 else model, loc="left", fontsize=8, fontweight="bold", pad=24)
+            part.suptitle(f"{model}: {said}" if columns == 2 else model, x=0.01, ha="left", fontsize=8, fontweight="bold")
         families = dict(zip(table["method"], table["family"], strict=True))
         handles = handles_of(families, families)
         handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images"))
@@ -78,8 +77,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, place: dict[str, int]) -> None:
     for row in rows.itertuples():
         look = look_of(row.method, row.family)
         axes.hlines(place[row.method], row.low, row.high, color=look.ink, linewidth=1)
-        axes.plot(row.value, place[row.method], **look.line(4.5, linestyle="", zorder=3))
+        axes.plot(row.value, place[row.method], **look.line(4.5, linestyle="", zorder=3), clip_on=False)
     signed = set(rows["measure"]) == {"shapley"}
-    axes.set_xlim(-0.55 if signed else -0.05, 1.05)
-    axes.set_xticks([-0.5, 0, 0.5, 1] if signed else [0, 0.5, 1], ["-.5", "0", ".5", "1"] if signed else ["0", ".5", "1"], fontsize=6.5)
+    axes.set_xlim(-1.1 if signed else -0.05, 1.05)
+    axes.set_xticks([-1, 0, 1] if signed else [0, 0.5, 1], ["-1", "0", "1"] if signed else ["0", ".5", "1"], fontsize=6.5)
     axes.tick_params(axis="y", length=0)

@@ -27,6 +27,8 @@ setup: .venv/.ready ## make the virtual environment and install the package into
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv: a few minutes, most of them for torch, which is the largest of the downloads"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	@# Quantus asks for opencv-python, whose files would replace those of the headless one and need a display's libraries.
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps "quantus>=0.6,<0.7" cachetools
 	@mkdir -p .venv/etc/ipython && echo '{"IPKernelApp": {"log_level": 40}}' > .venv/etc/ipython/ipython_kernel_config.json
 	@touch $@
 

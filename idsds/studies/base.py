@@ -74,6 +74,8 @@ STUDIES = (
 SUMS = ("files", "epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
 #: The columns of a plan of which a group has the least or the most.
 EXTREMES = {"images_per_second": "min", "memory_gb": "max"}
+#: Arguments of ``evaluate`` that say what becomes of its records, not what they are.
+LATER = ("output", "scheduler", "dry_run", "progress", "only", "common")
 #: The settings that change the recipe.
 RECIPE = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "step_epochs", "step_factor")
 
@@ -424,7 +426,7 @@ def resolve(**arguments: Any) -> engine.Plan:
     """Resolve the keyword arguments of :func:`idsds.evaluate` into its nets, methods and images, for what its records do not hold."""
     bound = inspect.signature(evaluate).bind(**arguments)
     bound.apply_defaults()
-    values = {name: value for name, value in bound.arguments.items() if name not in ("output", "scheduler", "dry_run", "progress")}
+    values = {name: value for name, value in bound.arguments.items() if name not in LATER}
     settings = {name: values.pop(name) for name in ("grid", "baseline")} | values.pop("settings")
     seeds, checkpoints = as_seeds(values.pop("seed")), values.pop("checkpoints") or {}
     return make_plan(Arguments(**values, seeds=seeds, checkpoints=checkpoints, settings=settings))

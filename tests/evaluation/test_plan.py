@@ -244,7 +244,7 @@ def test_costs_are_measured_without_doing_the_work(tmp_path, capsys):
         table.seconds_left.astype(float), 6 / table.images_per_second.astype(float), atol=0.06
     )  # both are rounded to tenths
     assert (table.disk_mb >= 0).all()
-    assert "in all:" in capsys.readouterr().out
+    assert "total:" in capsys.readouterr().out
     idsds.evaluate(**arguments, output=tmp_path, progress=False)
     later = idsds.evaluate(**{**arguments, "methods": ["IxG", "Random", "IxG-SG"]}, output=tmp_path, dry_run="measure", progress=False)
     assert dict(zip(later.work, later.images_left, strict=True)) == {"deletions": 0, "IxG": 0, "Random": 0, "IxG-SG": 6}

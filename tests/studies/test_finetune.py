@@ -287,7 +287,7 @@ def test_a_checkpoint_that_does_not_fit_ends_before_any_work(home, work):
         ({"root": "x"}, "option of data set 'digits'"),
         ({"device": "gpu"}, "cpu"),
         ({"on_error": "skp"}, "'raise' or 'skip'.*skp"),
-        ({"precision": "16-mixed"}, "'16-mixed' needs a CUDA device, not 'cpu'"),
+        ({"precision": "16-mixed"}, "'16-mixed' needs a CUDA device, this is 'cpu'"),
         ({"devices": 10**6}, r"devices must be in 1\.\."),
     ],
 )

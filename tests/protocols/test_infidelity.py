@@ -134,7 +134,7 @@ def test_perturbed_images_go_through_the_net_once_for_all_methods(net, batch, pe
     np.testing.assert_allclose(found, expected, rtol=1e-4)  # float32, and captum sums in another order
 
 
-def test_a_map_of_zeros_foretells_nothing_and_nan_stays(net, batch):
+def test_a_map_of_zeros_predicts_nothing_and_nan_is_kept(net, batch):
     """Without a factor to choose, both readings are the mean square of the changes; a map that is NaN has no score."""
     for value in (0.0, float("nan")):
         method = OwnMethod("mine", lambda images, targets, value=value: torch.full_like(images[:, :1], value), net)

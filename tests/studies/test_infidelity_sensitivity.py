@@ -49,10 +49,10 @@ def test_the_studys_rows_give_its_unprinted_correlation(study, theirs):
 
 
 def records():
-    """Three images, two models: p is what a map foretells and c what the logit does, one perturbation each: every reading is known."""
-    foretold = {"net_020_s0": ([1.0, 2.0, 0.0], [2.0, 2.0, 1.0]), "net_100_s0": ([3.0, 0.5, 1.0], [1.0, 4.0, np.nan])}
+    """Three images, two models: p is the change that a map predicts, c that of the logit, one perturbation each: all values are known."""
+    pairs = {"net_020_s0": ([1.0, 2.0, 0.0], [2.0, 2.0, 1.0]), "net_100_s0": ([3.0, 0.5, 1.0], [1.0, 4.0, np.nan])}
     rows = []
-    for name, (p, c) in foretold.items():
+    for name, (p, c) in pairs.items():
         for image, (predicted, change) in enumerate(zip(p, c, strict=True)):
             for method, value in (("IG", predicted), ("IG x10", 10 * predicted), (ZERO, 0.0)):
                 family = "own" if method == ZERO else "gradient"

@@ -311,7 +311,7 @@ FILES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
 def flipped(world: World, pattern: str) -> None:
     """A bit, some bytes or the end of a file are lost, at times with the file's time as it was; then somebody reads or goes on."""
     for part in ("run", "cache"):
-        shutil.copytree(world.templates[world.name] / part, world.folder / part, ignore=shutil.ignore_patterns(".lock"))
+        shutil.copytree(world.templates[world.name] / part, world.folder / part, ignore=shutil.ignore_patterns(".lock*"))
     victim = world.rng.choice(sorted(world.folder.glob(pattern)))
     content, times, place = bytearray(victim.read_bytes()), victim.stat(), 0
     place, how = world.rng.randrange(len(content)), world.rng.random()

@@ -112,19 +112,20 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
         Whether it had to wait.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, waited = folder / LOCK, False
-    lock = filelock.FileLock(path)
+    waited, holder = False, folder / f"{LOCK}.holder"  # its own file: older filelocks empty a lock that others hold
+    lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         waited = True
-        print(f"{who} waits for {_holder(path)}, which is writing to {str(folder)!r}", flush=True)
+        print(f"{who} waits for {_holder(holder)}, which is writing to {str(folder)!r}", flush=True)
         lock.acquire()
     try:
         with suppress(OSError):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield waited
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 

@@ -52,14 +52,17 @@ def test_writers_with_different_wishes_lose_nothing(tmp_path, wishes, capfd):
     with locked(tmp_path / "run"):  # so that all of them have seen an empty folder before the first begins
         for writer in writers:
             writer.start()
-        time.sleep(0.5)
+        said, until = "", time.monotonic() + 60
+        while said.count(f"this run waits for process {os.getpid()} on ") < len(writers):
+            assert time.monotonic() < until, said
+            time.sleep(0.02)
+            said += capfd.readouterr().out
     for _ in writers:
         methods, found = answers.get(timeout=60)
         same(found, expected, methods)
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert "this run waits for process " in capfd.readouterr().out
     left = idsds.load_records(tmp_path / "run")
     assert set(left.method) in [set(wish) for wish in wishes]  # of the last
     every = [method for method in METHODS if any(method in wish for wish in wishes)]

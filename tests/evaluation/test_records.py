@@ -34,7 +34,7 @@ def made(tmp_path_factory):
 def run(made, tmp_path, monkeypatch):
     """A copy of a run, to be spoiled, as another process finds it."""
     monkeypatch.setattr(records, "_known", set())
-    shutil.copytree(made, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    shutil.copytree(made, tmp_path / "run", ignore=shutil.ignore_patterns(".lock*"))
     return tmp_path / "run"
 
 
@@ -73,7 +73,7 @@ def test_another_format_is_refused_and_left_alone(run, number):
         idsds.evaluate(
             {"net": nn.Flatten()}, ["Random"], TensorDataset(torch.zeros(2, 3, 8, 16), torch.arange(2)), output=run, progress=False
         )
-    assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file() and path.name != ".lock") == before
+    assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")) == before
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../other.parquet", "scores/../../other.parquet", "C:\\x.parquet", "scores\\x.parquet"])

@@ -48,7 +48,7 @@ def file_digest(path: Path) -> str:
 
 
 def code_digest(function: Callable) -> str:
-    """Hash registered code: the package's own by the source of its module and of those it imports, a user's by :func:`own_digest`."""
+    """Hash registered code: the package's own by its module and those that it imports, a user's by :func:`own_digest`."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if module is None or not module.__name__.startswith("idsds."):
         return own_digest(function)
@@ -59,8 +59,18 @@ def code_digest(function: Callable) -> str:
 def _sources(name: str) -> str:
     hasher = hashlib.sha256()
     for module in sorted(modules_of(name)):
-        hasher.update(_file(module).read_bytes())
+        hasher.update(_code(module).encode())
     return hasher.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _code(module: str) -> str:
+    """Return the source of a module of the package without comments and docstrings, which affect no number."""
+    tree = ast.parse(_file(module).read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
 
 
 def modules_of(name: str) -> set[str]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import idsds
+from idsds.common import hashing
 from idsds.common.hashing import code_digest, modules_of, own_digest
 from idsds.common.normalisation import UNIT
 from idsds.common.registry import UnknownNameError
@@ -180,6 +181,23 @@ def test_the_package_s_code_is_addressed_by_its_file():
     from idsds.protocols.single_deletion import deletion_table, single_deletion
 
     assert code_digest(deletion_table) == code_digest(deletion_table) != code_digest(single_deletion)
+
+
+def test_words_about_the_package_s_code_move_no_address(tmp_path, monkeypatch):
+    def address(text):
+        (tmp_path / "room.py").write_text(text)
+        hashing._code.cache_clear()
+        return hashing._code("idsds.room")
+
+    monkeypatch.setattr(hashing, "PACKAGE", tmp_path)
+    code = '"""A room."""\n\n\nclass A:\n    """An A."""\n\n    def f(self, x):\n        """Double."""\n        return 2 * x\n'
+    worded = code.replace("A room", "The room").replace("An A", "One").replace("Double", "Return twice").replace("2 * x", "2 * x  # twice")
+    bare = "class A:\n    def f(self, x):\n        return 2 * x\n"
+    try:
+        assert address(code) == address(worded) != address(code.replace("2 * x", "3 * x"))
+        assert address(code) != address(bare.replace("x)", "x, y)"))
+    finally:
+        hashing._code.cache_clear()
 
 
 def test_the_package_s_code_is_addressed_with_what_it_builds_on():

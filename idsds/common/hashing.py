@@ -107,6 +107,18 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
 
 
+@lru_cache(maxsize=64)
+def study_digest(name: str) -> str:
+    """Hash the package less comments and docstrings, and less the studies that the study ``name`` does not import."""
+    study, parts = f"idsds.studies.{name}", []
+    own = modules_of(study) if _file(study).is_file() else set()  # a user's notebook need not have a study
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(("idsds", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        if module in own or not module.startswith("idsds.studies."):
+            parts += [module, _code(module)]
+    return digest(parts)
+
+
 @lru_cache(maxsize=1)
 def package_digest() -> str:
     """Return a hash of the package's whole source on this machine."""

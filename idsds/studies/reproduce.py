@@ -6,8 +6,8 @@
 
 A params file ``params/<profile>/<stem>.yaml`` is a run of the notebook whose name the stem is or begins with (``design_choice_depth`` runs
 ``design_choice``). The executed notebook, with its outputs, is kept as ``runs/<profile>/<stem>/<stem>.ipynb``, figures and tables go to
-``figures/<profile>/``. A run whose notebook, params, package and versions have not changed since it ended well is not repeated; one that
-was killed goes on from its records and checkpoints.
+``figures/<profile>/``. A run whose notebook, params, code and versions have not changed since it ended well is not repeated; one that was
+killed goes on from its records and checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 
 from idsds.common import paths
 from idsds.common.files import atomic
-from idsds.common.hashing import digest, file_digest, versions
+from idsds.common.hashing import digest, file_digest, study_digest, versions
 from idsds.common.registry import UnknownNameError
 from idsds.common.settings import parameters_of, read_values
 from idsds.studies.base import STUDIES
@@ -62,8 +62,7 @@ class Run:
     @property
     def stamp(self) -> str:
         """A hash of all that the outcome depends on, data on disk apart."""
-        package = sorted((Path(__file__).parents[1]).rglob("*.py"))
-        return digest([file_digest(path) for path in (self.params, self.notebook, *package)] + [versions()])
+        return digest([file_digest(self.params), file_digest(self.notebook), study_digest(self.notebook.stem), versions()])
 
     @property
     def is_done(self) -> bool:

@@ -155,3 +155,19 @@ def test_a_key_that_is_no_setting_never_reaches_the_notebook(tree, capsys, key, 
     assert "design failed: SettingsError" in capsys.readouterr().err
     assert not (tree / "ran").exists()
     assert not list((tree / "runs").rglob("*.ipynb"))
+
+
+def test_a_run_depends_on_its_study_and_not_on_others(monkeypatch):
+    from idsds.common import hashing
+
+    def digests():
+        hashing.study_digest.cache_clear()
+        return {name: hashing.study_digest(name) for name in ("stability", "sanity_checks", "index")}
+
+    before, code = digests(), hashing._code
+    monkeypatch.setattr(hashing, "_code", lambda module: code(module) + "pass\n" * (module == "idsds.studies.stability"))
+    after = digests()
+    assert [name for name in before if before[name] != after[name]] == ["stability"]
+    monkeypatch.setattr(hashing, "_code", lambda module: code(module) + "pass\n" * (module == "idsds.methods.cam"))
+    assert all(before[name] != digest for name, digest in digests().items())
+    hashing.study_digest.cache_clear()

@@ -1,7 +1,7 @@
-"""The checkpoints of the paper's authors: their names, where they are looked for, and what is in the folder.
+"""Checkpoints of the paper's authors: their file names, where they are expected, and which are there.
 
-Hesse, Schaub-Meyer, Roth, NeurIPS 2024, link them from https://github.com/visinf/idsds: nets on ImageNet, fine-tuned in-domain on a grid of
-4 with the baseline ``zeros``.
+Hesse, Schaub-Meyer and Roth (NeurIPS 2024) link to them from https://github.com/visinf/idsds: ImageNet models, fine-tuned in-domain with
+a 4 x 4 grid and the baseline ``zeros``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from idsds.models.weights import written_hash
 
 REPOSITORY = "https://github.com/visinf/idsds"
 ENDING = "_imagenet1000_lr0.001_epochs30_step10_checkpoint_best.pth.tar"
-#: The beginning of a file's name, where it is not the model's.
+#: File name prefixes that differ from the model's name.
 NAMES = {"x_resnet50": "xresnet50", "x_vgg16": "xvgg16"}
 #: What the checkpoints were fine-tuned for.
 SETTINGS = {"grid": 4, "baseline": "zeros"}
@@ -29,17 +29,17 @@ def folder() -> Path:
 
 
 def file_of(model: str) -> Path:
-    """Return where the authors' checkpoint of a model is looked for, whether it is there or not."""
+    """Return the path at which a model's checkpoint is expected, whether or not it exists."""
     return folder() / f"{NAMES.get(model, model)}{ENDING}"
 
 
 def listing(models: list[str]) -> pd.DataFrame:
-    """Look for the checkpoints of models.
+    """List the checkpoints of models.
 
     Returns:
-        One row per model: ``model``, ``file``, ``megabytes`` (NaN where there is none), ``sha256``, and ``check``: ``missing``,
-        ``as written`` or ``differs`` by the ``.sha256`` file beside it (as ``sha256sum`` writes), or ``nothing to compare with``: the
-        authors print none.
+        One row per model: ``model``, ``file``, ``megabytes`` (NaN if missing), ``sha256``, and ``check``: ``missing``; ``as written`` or
+            ``differs``, compared with the ``.sha256`` file beside it (in the format of ``sha256sum``); or ``nothing to compare with``,
+            since the authors publish no hashes.
     """
     rows = []
     for model in models:

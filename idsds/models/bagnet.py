@@ -1,6 +1,6 @@
 """BagNets (Brendel and Bethge, "Approximating CNNs with Bag-of-local-Features models works surprisingly well on ImageNet", ICLR 2019).
 
-A ResNet in which most 3 x 3 convolutions are replaced by 1 x 1 ones, so that every output position sees a window of only 33 pixels. No
+A ResNet in which most 3 x 3 convolutions are replaced by 1 x 1 ones, so that every output position sees only a 33 x 33 window. No
 convolution pads, and the logits are the mean of the windows' logits, which are the intrinsic explanation.
 """
 
@@ -17,7 +17,7 @@ from idsds.models.base import register_model
 
 
 class Block(nn.Module):
-    """A bottleneck of 1 x 1, k x k (valid) and 1 x 1 convolutions; the shortcut loses its last rows and columns to match."""
+    """A bottleneck of 1 x 1, k x k (unpadded) and 1 x 1 convolutions; the shortcut is cropped at the bottom and right to match."""
 
     expansion = 4
 
@@ -36,7 +36,7 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide))
 
     def forward(self, x: Tensor, dilation: int | None = None) -> Tensor:
-        """Apply the block; with a ``dilation``, strides are 1 and the k x k convolution is dilated: the same windows, at every pixel."""
+        """Apply the block; ``dilation`` replaces strides by a dilated k x k convolution, so that every pixel gets the same window."""
         stride = self.conv2.stride if dilation is None else (1, 1)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(F.conv2d(out, self.conv2.weight, stride=stride, dilation=dilation or 1)))
@@ -55,12 +55,12 @@ class BagNet(nn.Module):
     Args:
         num_classes: K.
         blocks: blocks per stage.
-        kernels: the kernel of the first block of each stage, 3 or 1 (the other blocks have 1); this sets the window.
+        kernels: kernel size of the first block of each stage, 3 or 1 (other blocks use 1); this determines the window.
         strides: stride per stage.
         width: channels of the stem.
-        cover: pad the image below and to the right with zeros, so that the last windows reach its border; without it up to a stride of rows
-            and columns is never seen (of 224 pixels the last 7, in the published nets).
-        stem_momentum: momentum of the stem's running statistics; the published nets' 0.001 is too slow for a short training.
+        cover: zero-pad the image at the bottom and right so that the last windows reach its border. Without it, up to one stride of rows
+            and columns is never seen (the last 7 of 224 pixels in the published nets).
+        stem_momentum: momentum of the stem's running statistics; 0.001, as in the published nets, is too slow for short training.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class BagNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor, window_targets: Tensor | None = None) -> Tensor:
-        """Return logits (B, K), the mean over windows; with ``window_targets`` (B,) the target logit of each pixel's window, (B, 1, H, W).
+        """Return logits (B, K), or with ``window_targets`` (B,) the target logit of each pixel's window, (B, 1, H, W).
 
-        For this dense map the image is padded with zeros by half a window, so that pixel (r, c) stands for the window centred there,
-        and the fully convolutional net runs once, with strides turned into dilations. It equals classifying H * W separate windows.
+        For this dense map the image is zero-padded by half a window, so that pixel (r, c) stands for the window centred there, and the
+        fully convolutional net runs once with strides turned into dilations. The result equals classifying H * W separate windows.
         """
         dense = window_targets is not None
         if dense:
@@ -136,5 +136,5 @@ def bagnet33(num_classes: int) -> nn.Module:
     training={"epochs": 8, "lr": 1e-2},
 )
 def mini_bagnet(num_classes: int) -> nn.Module:
-    """Build a net with windows of 5 pixels, 0.63 of a patch of 8; those of bagnet33 are 33 pixels, 0.59 of a patch of 56."""
+    """Build a net with 5-pixel windows, 0.63 of an 8-pixel patch; bagnet33's are 33 pixels, 0.59 of a 56-pixel patch."""
     return BagNet(num_classes, blocks=(1, 1), kernels=(3, 1), strides=(2, 1), width=24, cover=True, stem_momentum=0.1)

@@ -1,4 +1,4 @@
-"""Entries of models: how to build them, their input normalisation, CAM layer, intrinsic explanation and loss.
+"""Model registry: how each model is built, its input normalisation, CAM layer, intrinsic explanation and loss.
 
 A new model is one decorated function::
 
@@ -30,25 +30,25 @@ Channels = Literal["first", "last"]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model of the registry.
+    """One model in the registry.
 
     Args:
         name: the key.
-        build: ``build(num_classes=..., **options)`` returns the net with fresh weights; the net maps (B, 3, H, W) to logits (B, K).
+        build: ``build(num_classes=..., **options)`` returns a randomly initialised net that maps (B, 3, H, W) to logits (B, K).
         family: the architecture's family, which also names its file.
-        normalisation: normalisation of its input; None: the statistics of the data set it is trained on.
-        cam_layer: dotted name of the module whose output the CAM methods read, None if CAMs do not apply.
-        cam_channels: where the channels of that layer's output are, (B, K, h, w) or (B, h, w, K).
-        intrinsic: the name of its built-in explanation in the method registry.
+        normalisation: normalisation of the input; None for the statistics of the data set that it is trained on.
+        cam_layer: dotted name of the module whose output the CAM methods read; None if CAMs do not apply.
+        cam_channels: layout of that layer's output, ``first`` for (B, K, h, w) or ``last`` for (B, h, w, K).
+        intrinsic: method name of its built-in explanation.
         loss: ``cross_entropy``, or ``binary_cross_entropy`` on one-hot targets.
         num_classes: the default number of classes.
-        input_size: pixels per side of its input.
-        crop: the share of an image's shorter side that is cut out of its middle, None where the data set decides.
-        interpolation: how files are resized before that, ``bilinear`` or another of torchvision's.
-        squash: whether files are resized to a square, whatever their proportions.
-        patch: pixels per side of its patches or windows, of which the size of its input is a multiple; 1 for none.
+        input_size: pixels per side of the input.
+        crop: fraction of the shorter side kept by the centre crop; None if the data set decides.
+        interpolation: how images are resized before cropping, ``bilinear`` or another of torchvision's modes.
+        squash: whether images are resized to a square regardless of their aspect ratio.
+        patch: pixels per side of its patches or windows; the input size must be a multiple of it. 1 for none.
         packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
-        training: changes to the recipe in :mod:`idsds.training.loop` for training this model from scratch.
+        training: changes to the recipe of :mod:`idsds.training.loop` for training this model from scratch.
         source: the paper.
     """
 
@@ -72,7 +72,7 @@ class ModelEntry:
 
     @property
     def view(self) -> tuple[Any, ...] | None:
-        """How files are read, see :func:`idsds.datasets.images.viewed`; None where the data set decides."""
+        """How image files are read, see :func:`idsds.datasets.images.viewed`; None if the data set decides."""
         how = () if self.interpolation == "bilinear" and not self.squash else (self.interpolation, *([True] if self.squash else []))
         return None if self.crop is None else (self.input_size, self.crop, *how)
 
@@ -85,7 +85,7 @@ class ModelEntry:
         return self
 
     def __reduce__(self) -> tuple[Callable[[str], ModelEntry], tuple[str]]:
-        # By name, so that a model can be sent to another process even if its builder is a local function.
+        # By name, so that a model can be pickled even if its builder is a local function.
         return _registered, (self.name,)
 
 
@@ -97,7 +97,7 @@ def _registered(name: str) -> ModelEntry:
 
 
 def register_model(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable[..., nn.Module]], Any]:
-    """Register the decorated builder under ``name`` or its own name; the other arguments are those of :class:`ModelEntry`."""
+    """Register the decorated builder under ``name`` or its own name. Other arguments: see :class:`ModelEntry`."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         key = name or build.__name__
@@ -111,7 +111,7 @@ def list_models(library: str | None = None) -> list[str]:
     """Return the names of all models, for :func:`create_model`.
 
     Args:
-        library: ``timm`` or ``torchvision``: all of its nets, as ``library/Name``. None: the package's own.
+        library: ``timm`` or ``torchvision`` for all of its models, as ``library/Name``; None for the package's own.
 
     Raises:
         UnknownNameError: for an unknown library.
@@ -120,7 +120,7 @@ def list_models(library: str | None = None) -> list[str]:
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Skip filling tensors with random numbers: drawing 138 million weights of a VGG only to replace them takes ten seconds."""
+    """Skip random initialisation: drawing the 138 million weights of a VGG only to replace them takes ten seconds."""
 
     RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
@@ -136,17 +136,18 @@ def create_model(name: str, num_classes: int | None = None, checkpoint: str | os
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: K; None takes the entry's own (1000 for the ImageNet models, 10 for the ``mini_*`` family).
-        checkpoint: path of the authors' ``.pth.tar``, a plain state_dict, or our own ``.safetensors``; None leaves fresh weights.
-        options: further options of the model's builder; ``pretrained=True``, if offered, downloads published weights.
+        num_classes: K; None for the entry's default (1000 for the ImageNet models, 10 for the ``mini_*`` family).
+        checkpoint: path of a ``.safetensors`` file of this package, a plain state_dict, or the authors' ``.pth.tar``; None for random
+            weights.
+        options: further options of the builder; ``pretrained=True``, where offered, downloads published weights.
 
     Returns:
         A module that takes float (B, 3, H, W), normalised as ``describe(model).normalisation`` says, and returns logits (B, K).
 
     Raises:
-        UnknownNameError: for an unknown model or option, naming the nearest.
+        UnknownNameError: for an unknown model or option, with the nearest match.
         ValueError: if ``num_classes`` is below 1, or both a checkpoint and ``pretrained`` are passed.
-        CheckpointError: for a checkpoint that does not fit, naming the file and the first differences.
+        CheckpointError: if the checkpoint does not fit; the message names the file and the first differences.
     """
     entry = MODELS[name]
     for option in options:
@@ -176,8 +177,8 @@ def describe(model: nn.Module) -> ModelEntry:
 def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
     """Put the model into eval mode and freeze its parameters; modes and flags are restored afterwards.
 
-    Attribution needs the gradient at the input only, and skipping that of the parameters saves about a third of a backward pass. A user's
-    net sees copies of its inputs, in the precision of its weights, so that its forward may write into them without affecting others.
+    Attribution needs only the input gradient; skipping the parameters' saves about a third of a backward pass. A user's net receives
+    copies of its inputs in the dtype of its weights, so its forward may modify them in place without affecting anything else.
 
     Args:
         model: the net.
@@ -204,18 +205,18 @@ def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
 
 
 def precision_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.dtype:
-    """Return the type of a net's weights, in which images come to it; ``otherwise`` for a net that has none."""
+    """Return the dtype of a net's weights, in which it receives images; ``otherwise`` for a net without weights."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), otherwise)
 
 
-#: By frozen net, the parameters that are trainable otherwise.
+#: The parameters to unfreeze again, by frozen net.
 TRAINABLE: weakref.WeakKeyDictionary[nn.Module, list[nn.Parameter]] = weakref.WeakKeyDictionary()
 _HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
 def own_inputs(model: nn.Module) -> Iterator[None]:
-    """Give a user's net a copy of every input tensor."""
+    """Forward pre-hook that gives a user's net a copy of every input tensor."""
     installed = getattr(describe(model).build, "__module__", "").startswith("idsds.")
     if installed or model in _HOOKED or isinstance(model, torch.jit.ScriptModule):
         yield

@@ -1,9 +1,9 @@
 """B-cos networks (Böhle, Singh, Fritz and Schiele, "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI
 2024).
 
-A B-cos layer scales each output by how well its input aligns with its weight, ``|cos(x, w)| w^T x / |w|``. The whole net is therefore a
-matrix that depends on the input, ``f(x) = W(x) x + b`` with the constant ``b`` of the logit layer, and ``W(x)`` is its explanation. The
-nets are those of the authors' ``bcos`` package, with the encoding of the input added.
+A B-cos layer scales each output by how well its input aligns with its weight, ``|cos(x, w)| w^T x / |w|``. The whole net is therefore an
+input-dependent linear map, ``f(x) = W(x) x + b`` with the constant logit bias ``b``, and ``W(x)`` is its explanation. The nets are those
+of the authors' ``bcos`` package plus the input encoding.
 
 A batched intrinsic explanation takes four members of :class:`BcosResNet`::
 
@@ -48,7 +48,7 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
         blocks: blocks per stage, for three or four stages.
         num_classes: K.
         width: channels of the first stage.
-        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, instead of 7 x 7 with stride 2 and a pooling.
+        small_inputs: whether to use a 3 x 3 stem with stride 2, for 32 x 32 pixels, instead of 7 x 7 with stride 2 and pooling.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
     @property
     def logit_bias(self) -> float:
-        """The constant that is added to every logit, -log(K - 1): in an untrained net each class has probability 1 / K."""
+        """The constant added to every logit, -log(K - 1), so that an untrained net gives each class probability 1 / K."""
         return self.logit_layer.logit_bias
 
     @staticmethod
     def encode(images: Tensor) -> Tensor:
-        """Append the inverse of images in [0, 1] as three channels, (B, 3, H, W) -> (B, 6, H, W), so that black has a direction too."""
+        """Append ``1 - images`` as three more channels, (B, 3, H, W) -> (B, 6, H, W), so that black is not the zero vector."""
         return torch.cat([images, 1 - images], dim=1)
 
     def classify(self, encoded: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
     @contextmanager
     def explanation_mode(self) -> Iterator[None]:
-        """Make the gradient at the encoded input ``W(x)``, by treating the scaling as constant. Logits stay the same.
+        """Make the gradient at the encoded input ``W(x)`` by treating the scaling as constant. Logits do not change.
 
-        The modes are restored on leaving, also after an exception.
+        The modes are restored on exit, even after an exception.
         """
         layers = {module: module.detach for module in self.modules() if hasattr(module, "set_explanation_mode")}
         try:
@@ -93,9 +93,9 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
                 layer.set_explanation_mode(mode)
 
     def own_key(self, key: str) -> str:
-        """Return this net's name for a checkpoint's ``key``.
+        """Return the name in this net of a checkpoint's ``key``.
 
-        The study's files name the weight of a B-cos layer ``X.weight``, the package's ``X.linear.weight``.
+        The study's files call the weight of a B-cos layer ``X.weight``; the package calls it ``X.linear.weight``.
         """
         stem, _, leaf = key.rpartition(".")
         layer = dict(self.named_modules()).get(stem)
@@ -104,7 +104,7 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
 @register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
 def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links."""
+    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links to."""
     net = BcosResNet(Bottleneck, (3, 4, 6, 3), num_classes)
     if pretrained:
         from bcos.models.pretrained import resnet50
@@ -115,7 +115,7 @@ def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
 
 @register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
 def bcos_resnet18(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links."""
+    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links to."""
     net = BcosResNet(BasicBlock, (2, 2, 2, 2), num_classes)
     if pretrained:
         from bcos.models.pretrained import resnet18
@@ -135,5 +135,5 @@ def bcos_resnet18(num_classes: int, pretrained: bool = False) -> nn.Module:
     training={"epochs": 6, "lr": 1e-2, "batch_size": 32},
 )
 def mini_bcos(num_classes: int) -> nn.Module:
-    """The B-cos counterpart of mini_resnet8."""
+    """Build the B-cos counterpart of mini_resnet8."""
     return BcosResNet(BasicBlock, (1, 1, 1), num_classes, width=16, small_inputs=True)

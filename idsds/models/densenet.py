@@ -19,7 +19,7 @@ def densenet121(num_classes: int, pretrained: bool = False) -> nn.Module:
 
 @register_model(family="densenet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE, training={"epochs": 4})
 def mini_densenet(num_classes: int) -> nn.Module:
-    """Three dense blocks on 16, 8 and 4 pixels; the stem is a 3 x 3 convolution of stride 2 without pooling."""
+    """Build three dense blocks at 16 x 16, 8 x 8 and 4 x 4 pixels; the stem is a 3 x 3 convolution with stride 2 and no pooling."""
     net = DenseNet(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, num_classes=num_classes)
     stem = nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight)

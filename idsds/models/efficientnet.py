@@ -1,6 +1,6 @@
 """EfficientNets (Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019).
 
-The nets are of torchvision's class, changed only in their sizes.
+The nets are of torchvision's class, in other sizes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def efficientnet_b0(num_classes: int, pretrained: bool = False) -> nn.Module:
 
 @register_model(family="efficientnet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE, training={"epochs": 6})
 def mini_efficientnet(num_classes: int) -> nn.Module:
-    """Three stages of inverted residuals with squeeze and excitation, on 16, 8 and 8 pixels."""
+    """Build three stages of inverted residuals with squeeze and excitation, at 16 x 16, 8 x 8 and 8 x 8 pixels."""
     stages = [  # expansion, kernel, stride, input channels, output channels, layers
         MBConvConfig(1, 3, 1, 16, 16, 1, 1.0, 1.0),
         MBConvConfig(4, 3, 2, 16, 24, 2, 1.0, 1.0),

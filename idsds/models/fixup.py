@@ -1,9 +1,9 @@
 """Residual networks without normalisation layers.
 
-Fixup (Zhang, Dauphin and Ma, "Fixup Initialization: Residual Learning Without Normalization", ICLR 2019) gives every block scalar biases
-and one scalar multiplier instead of BatchNorm. The X-ResNet (Hesse, Schaub-Meyer and Roth, "Fast Axiomatic Attribution for Neural
-Networks", NeurIPS 2021) drops every bias of such a net, so that it is homogeneous, f(a x) = a f(x) for a > 0, and input x gradient
-equals integrated gradients from zero. One class serves both; keys and shapes are those of the authors' checkpoints.
+Fixup (Zhang, Dauphin and Ma, "Fixup Initialization: Residual Learning Without Normalization", ICLR 2019) replaces BatchNorm in every
+block by scalar biases and one scalar multiplier. The X-ResNet (Hesse, Schaub-Meyer and Roth, "Fast Axiomatic Attribution for Neural
+Networks", NeurIPS 2021) drops every bias of such a net, so that it is homogeneous, f(a x) = a f(x) for a > 0, and input x gradient equals
+integrated gradients from zero. One class implements both; keys and shapes match the authors' checkpoints.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Block(nn.Module):
     """A residual block without normalisation: a scalar bias before every convolution and every ReLU, one multiplier at the end.
 
     Args:
-        channels: of the input.
-        width: of the inner convolutions.
-        stride: of the first 3 x 3 convolution.
-        scalars: whether it has Fixup's biases and multiplier; without them it is bias-free.
-        bottleneck: 1 x 1, 3 x 3 and 1 x 1 convolutions with four times the channels at the end; otherwise two 3 x 3 ones.
+        channels: input channels.
+        width: channels of the inner convolutions.
+        stride: stride of the first 3 x 3 convolution.
+        scalars: whether the block has Fixup's biases and multiplier; without them it is bias-free.
+        bottleneck: whether to use 1 x 1, 3 x 3 and 1 x 1 convolutions with a fourfold expansion at the end instead of two 3 x 3 ones.
     """
 
     def __init__(self, channels: int, width: int, stride: int, *, scalars: bool, bottleneck: bool) -> None:
@@ -48,14 +48,14 @@ class Block(nn.Module):
             self.add_module(f"conv{index + 1}", convolution)
             for name in (f"bias{index + 1}a", *(["scale"] if last else []), f"bias{index + 1}b"):
                 self.register_parameter(name, nn.Parameter(torch.full((1,), float(name == "scale"))) if scalars else None)
-        # One ReLU module per use, because methods that hook ReLUs must tell them apart.
+        # One ReLU module per use, so that methods that hook ReLUs can tell them apart.
         self.relus = nn.ModuleList(nn.ReLU(inplace=True) for _ in self.kernels)
         self.downsample = None
         if stride != 1 or channels != out:
             self.downsample = nn.Conv2d(channels, out, 1, stride=stride, bias=False)
 
     def convolutions(self) -> list[nn.Conv2d]:
-        """The convolutions of the residual branch, in order."""
+        """Return the convolutions of the residual branch, in order."""
         return [self.get_submodule(f"conv{index + 1}") for index in range(len(self.kernels))]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class NormFreeResNet(nn.Module):
     Args:
         num_classes: K.
         blocks: blocks per stage.
-        scalars: Fixup's scalar biases and multipliers, and a bias in the classifier; without them the net is bias-free.
-        bottleneck: bottleneck blocks instead of basic ones.
+        scalars: whether the net has Fixup's scalar biases and multipliers and a classifier bias; without them it is bias-free.
+        bottleneck: whether to use bottleneck blocks instead of basic ones.
         width: channels of the first stage.
-        small_inputs: a 3 x 3 stem with stride 2 for 32 x 32 pixels, instead of 7 x 7 with stride 2 and a pooling.
+        small_inputs: whether to use a 3 x 3 stem with stride 2, for 32 x 32 pixels, instead of 7 x 7 with stride 2 and pooling.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class NormFreeResNet(nn.Module):
         self._initialise(sum(blocks))
 
     def _initialise(self, total: int) -> None:
-        """Initialise with He's deviation, in a branch of m convolutions times L^(-1 / (2 m - 2)) for L blocks, the last one with zeros.
+        """Apply He initialisation times L^(-1 / (2 m - 2)) in the m convolutions of each of L branches, and zeros in the last.
 
-        The paper also starts the classifier at zero. Here it keeps torch's default, so that an untrained net depends on its input.
+        The paper also zeroes the classifier. Here it keeps torch's default, so that an untrained net depends on its input.
         """
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         for block in (module for module in self.modules() if isinstance(module, Block)):
@@ -159,7 +159,7 @@ def _mini(num_classes: int, scalars: bool) -> nn.Module:
 
 @register_model(family="fixup", cam_layer="layer3", num_classes=10, input_size=32, source=FIXUP, training={"epochs": 8})
 def mini_fixup_resnet8(num_classes: int) -> nn.Module:
-    """mini_resnet8 without BatchNorm."""
+    """Build mini_resnet8 without BatchNorm."""
     return _mini(num_classes, scalars=True)
 
 

@@ -1,7 +1,7 @@
-"""What a net of the user's is like, seen on two images before any work: what it returns, and in which layout and precision it runs.
+"""Inspection of a user's net on two images before any work: what it returns, and in which memory layout and dtype it runs.
 
-What cannot work is an error that says what to change; what works but means something else than the user may think (probabilities, outputs
-that differ from call to call) is noted, for one warning each.
+What cannot work raises an error that says what to change. What works but may not mean what the user expects (probabilities, outputs that
+differ between calls) is noted, with one warning each.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.utils.data import Dataset
 from idsds.models.base import frozen, precision_of
 from idsds.models.isolation import on_loan
 
-#: Share of the logits' spread by which two calls may differ: rounding, by device, layout and batch size.
+#: Fraction of the logits' spread by which two calls may differ through rounding, by device, layout and batch size.
 ROUNDING = 1e-3
 SIGMOID = {torch.sigmoid, Tensor.sigmoid, torch.special.expit}
 
 
 class Scripted(nn.Module):
-    """A TorchScript net as a module that hooks can be put on; its layers stay out of reach."""
+    """Wrap a TorchScript net in a module that accepts hooks; its layers stay out of reach."""
 
     def __init__(self, net: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Scripted(nn.Module):
 
 
 def as_net(name: str, net: Any) -> Any:
-    """A net as it is judged: without the wrapper of DataParallel or ``torch.compile``; anything else as it is.
+    """Return the net to evaluate, without a wrapper by DataParallel or ``torch.compile``; any other object is returned unchanged.
 
     Raises:
-        ValueError: for a net with layers that are not built yet, or a frozen TorchScript net.
+        ValueError: for a net with uninitialised lazy layers, or a frozen TorchScript net.
     """
     while isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(net, "_orig_mod"):
         net = net._orig_mod if hasattr(net, "_orig_mod") else net.module
@@ -60,14 +60,14 @@ def as_net(name: str, net: Any) -> Any:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a net of the user's.
+    """What is known about a user's net.
 
     Args:
         classes: K.
-        layout: how images and weights lie in memory for it.
-        dtype: the type in which images come to it.
-        gradient: whether the gradient of its logits reaches the images.
-        notes: what the user should know of it, a sentence each.
+        layout: memory format of images and weights.
+        dtype: dtype of its input images.
+        gradient: whether its logits are differentiable with respect to the images.
+        notes: what the user should know about it, one sentence each.
     """
 
     classes: int
@@ -78,10 +78,10 @@ class Facts:
 
 
 def two_images(dataset: Dataset, indices: Iterable[int]) -> Tensor:
-    """The first two images that can be read, (2, C, H, W); of one alone, it and its mirror image.
+    """Return the first two readable images, (2, C, H, W); if there is only one, that image and its mirror image.
 
     Raises:
-        ValueError: if none can be read.
+        ValueError: if no image can be read.
     """
     images: list[Tensor] = []
     count = 0
@@ -98,16 +98,16 @@ def two_images(dataset: Dataset, indices: Iterable[int]) -> Tensor:
 
 
 def examined(name: str, net: nn.Module, images: Tensor, device: str, channels_last: bool) -> Facts:
-    """The facts of a net, from a few passes of two images (2, C, H, W) on the device that it will be judged on.
+    """Inspect a net with a few passes of two images, (2, C, H, W), on the device of the evaluation.
 
     Raises:
-        ValueError: where it fails on them, does not return logits (B, K), or says of an image what depends on the others of the batch.
+        ValueError: if the net fails, does not return logits (B, K), or its logits for an image depend on the rest of the batch.
     """
     notes: list[str] = []
     plain = _tried(name, net, images, device, torch.contiguous_format)
     logits, layout = plain.logits, torch.contiguous_format
     if not plain.deterministic:
-        notes.append(f"model {name!r} is not deterministic: two calls on the same images give other logits (a dropout that stays on?)")
+        notes.append(f"model {name!r} is not deterministic: two calls on the same images give different logits (active dropout?)")
     elif plain.alone is None or _differ(plain.alone, logits[:1], logits):
         raise ValueError(_of_batch(name, net))
     if channels_last:
@@ -117,11 +117,11 @@ def examined(name: str, net: nn.Module, images: Tensor, device: str, channels_la
         except ValueError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
         if reason:
-            notes.append(f"model {name!r} does not run with channels last in memory and is judged with channels_last=False: {reason}")
+            notes.append(f"model {name!r} does not run in channels_last memory format and is evaluated with channels_last=False: {reason}")
         else:
             layout = torch.channels_last
     if kind := _probabilities(logits, plain.squashed):
-        notes.append(f"model {name!r} returns {kind}, not logits: scores are of these. Leave the last layer out to have them of logits")
+        notes.append(f"model {name!r} returns {kind}, not logits, and scores refer to these. Remove the last layer to score logits")
     return Facts(logits.shape[1], layout, plain.dtype, plain.gradient, tuple(notes))
 
 
@@ -136,7 +136,7 @@ class _Tried:
 
 
 def _tried(name: str, net: nn.Module, images: Tensor, device: str, layout: torch.memory_format) -> _Tried:
-    """Two passes of two images, a backward pass and a pass of one image. Raises ValueError, from the net's own error."""
+    """Run two passes of two images, a backward pass and a pass of one image. Raises ValueError from the net's own error."""
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), on_loan(net, device, layout) as model, frozen(model), torch.inference_mode(False):
         dtype = precision_of(model)
@@ -161,7 +161,7 @@ def _tried(name: str, net: nn.Module, images: Tensor, device: str, layout: torch
 
 
 class _Last(TorchFunctionMode):
-    """Knows the last function that ran, and what it returned."""
+    """Records the last function that ran and what it returned."""
 
     function: Any = None
     result: Any = None
@@ -172,7 +172,7 @@ class _Last(TorchFunctionMode):
 
 
 def _differ(mine: Tensor, theirs: Tensor, logits: Tensor) -> bool:
-    """Whether logits differ by more than rounding, as a share of the spread of all of them."""
+    """Return whether logits differ by more than rounding, relative to their overall spread."""
     spread = (logits - logits.mean(dim=1, keepdim=True)).abs().max() + 1e-3 * logits.abs().max() + 1e-12
     return bool(((mine - theirs).abs() > ROUNDING * spread).any())
 
@@ -202,7 +202,7 @@ def _as_logits(name: str, output: Any, count: int) -> Tensor:
 
 
 def _of_batch(name: str, net: nn.Module) -> str:
-    """Why the logits of an image depend on the batch."""
+    """Return the error for logits that depend on the batch, with its likely cause."""
     norms = [
         f"{layer!r} ({type(module).__name__})"
         for layer, module in net.named_modules()
@@ -215,7 +215,7 @@ def _of_batch(name: str, net: nn.Module) -> str:
 
 
 def _probabilities(outputs: Tensor, squashed: bool) -> str:
-    """What kind of probabilities the outputs are; "" for logits."""
+    """Return what kind of probabilities the outputs are; "" for logits."""
     if outputs.shape[1] < 2 or not outputs.isfinite().all():
         return ""
     if squashed or ((outputs >= 0).all() and (outputs.sum(dim=1) - 1).abs().max() < 1e-4):

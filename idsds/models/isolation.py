@@ -2,7 +2,7 @@
 
 :func:`on_loan` surrounds a whole evaluation: the net works on copies of its tensors, and its original tensors, hooks, modes and flags are
 restored afterwards. :func:`guarded` surrounds one call of a user's method: its changes are undone before anything else sees the net, and
-redone when the same method is called again, so that the method runs as it would alone.
+reapplied when the same method is called again, so that the method runs as it would on its own.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.nn.parameter import is_lazy
 from idsds.models.base import TRAINABLE, frozen
 
 HALF = (torch.float16, torch.bfloat16)
-#: By net in use, its tensors with copies of their values, which are made when the first user's method runs.
+#: By net in use, its tensors and copies of their values, made when the first user's method runs.
 _VALUES: weakref.WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
-#: By id of a method's object: that object, and the state of the net that it left, if it left the net changed.
+#: By id of a method's object: that object and the net's state after its last call, if it changed the net.
 _LEFT: dict[int, tuple[Any, Snapshot]] = {}
 
 
@@ -49,7 +49,7 @@ class Snapshot:
         self.gradients = [tensor.grad if tensor.is_leaf else None for tensor in self.tensors]
 
     def restore(self) -> None:
-        """Restore the net; values that were written *into* its tensors stay."""
+        """Restore the net, except values written *into* its tensors."""
         self.rebuild()
         for scripted, mode, buffers in self.scripted:
             scripted.training = mode
@@ -80,7 +80,7 @@ class Snapshot:
                     container.update(content)
 
     def differs(self, other: Snapshot) -> bool:
-        """Return whether the two nets are built differently; values of tensors and gradients are not compared."""
+        """Return whether the structure of the net differs; values of tensors and gradients are not compared."""
         if [id(tensor) for tensor in self.tensors] != [id(tensor) for tensor in other.tensors] or self.flags != other.flags:
             return True
         if not all(map(_is_in, self.tensors, other.data)) or len(self.attributes) != len(other.attributes):
@@ -99,7 +99,7 @@ def _same(mine: Any, theirs: Any) -> bool:
 
 
 def _is_in(tensor: Tensor, data: Tensor) -> bool:
-    """Return whether a tensor's values are in the memory of another, in the same layout."""
+    """Return whether two tensors share memory and layout."""
     where = [(t.dtype, t.device, t.shape, t.layout) for t in (tensor, data)]
     if where[0] != where[1] or tensor.layout != torch.strided:
         return where[0] == where[1] and tensor.layout != torch.strided
@@ -108,9 +108,9 @@ def _is_in(tensor: Tensor, data: Tensor) -> bool:
 
 @contextmanager
 def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterator[nn.Module]:
-    """Put a net on a device and into a layout, and restore its tensors, gradients, modes, flags, devices, layout and hooks afterwards.
+    """Move a net to a device and memory layout; restore its tensors, gradients, modes, flags, devices, layout and hooks afterwards.
 
-    Meanwhile it works on copies of its tensors, with half precision widened to float32, the precision of its images.
+    Meanwhile the net works on copies of its tensors, with half precision converted to float32, the precision of its images.
     """
     before = Snapshot(net)
     _without_gradients(before.tensors)
@@ -130,21 +130,21 @@ def on_loan(net: nn.Module, device: str, layout: torch.memory_format) -> Iterato
 
 
 def _without_gradients(tensors: list[Tensor]) -> None:
-    """Set the gradients aside, so that a backward pass does not add to them."""
+    """Set the gradients aside so that a backward pass does not add to them."""
     for tensor in tensors:
         if tensor.is_leaf:
             tensor.grad = None
 
 
 def widen(net: nn.Module) -> None:
-    """Tensors in half precision to float32: a CPU rounds otherwise, and ties of drops would come of it."""
+    """Convert half-precision tensors to float32, because rounding on the CPU would otherwise cause tied drops."""
     for tensor in Snapshot(net).tensors:
         if tensor.dtype in HALF:
             tensor.data = tensor.data.float()
 
 
 def _mute(net: nn.Module) -> None:
-    """Remove the hooks of pytorch-grad-cam's objects, which keep the output of every pass until they are called, thousands for RISE."""
+    """Remove the hooks of pytorch-grad-cam's objects, which keep every forward pass's output until called (thousands for RISE)."""
     for module in net.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -155,15 +155,16 @@ def _mute(net: nn.Module) -> None:
 
 @contextmanager
 def guarded(net: nn.Module, name: str, explain: Any = None) -> Iterator[nn.Module]:
-    """Let users' code run on a net in eval mode, with trainable parameters as they are; its changes are visible to itself only.
+    """Let a user's code run on a net in eval mode with its original requires_grad flags; only that code sees its changes.
 
     Args:
         net: the net.
-        name: the method, for the warning.
-        explain: the user's own object. Changes that it left in the net, such as hooks added by its first call, are redone for its next.
+        name: the method's name, for the warning.
+        explain: the user's own object. Changes that it made to the net, such as hooks added by its first call, are reapplied for its
+            next.
 
     Warns:
-        RuntimeWarning: if values of weights or buffers have changed; they are restored.
+        RuntimeWarning: if the values of weights or buffers changed; they are restored.
     """
     before = Snapshot(net)
     values = _VALUES.get(net) or [(tensor, data.clone()) for tensor, data in zip(before.tensors, before.data, strict=True)]
@@ -188,7 +189,7 @@ def guarded(net: nn.Module, name: str, explain: Any = None) -> Iterator[nn.Modul
             tensor.data.copy_(value)
         if changed:
             what = f"{len(changed)} of {len(values)} weights and buffers of the net that it explains"
-            warnings.warn(f"method {name!r} changed {what}: they are put back", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"method {name!r} changed {what}: they are restored", RuntimeWarning, stacklevel=3)
 
 
 def _equal(tensor: Tensor, value: Tensor) -> bool:

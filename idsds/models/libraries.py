@@ -1,9 +1,9 @@
-"""Nets of timm and torchvision by name: ``timm/convnext_tiny.fb_in1k``, ``torchvision/regnet_y_400mf``.
+"""Models of timm and torchvision by name: ``timm/convnext_tiny.fb_in1k``, ``torchvision/regnet_y_400mf``.
 
-A name stands for the library's own net. Normalisation, input size and number of classes are those of the library's configuration. The CAM
-layer is the last layer that gives feature maps, found by a forward pass without numbers; ``layer=`` names another. Weights are fresh unless
-you ask for ``pretrained=True``, which downloads the library's, or give a checkpoint. ``timm/NAME@448`` is the same net for images of 448
-pixels per side, its position embeddings interpolated by timm.
+Each name builds the library's own net, with the normalisation, input size and number of classes of the library's configuration. The CAM
+layer is the last layer that outputs feature maps, found by a forward pass on the meta device; ``layer=`` selects another. Weights are
+randomly initialised unless you pass a checkpoint or ``pretrained=True``, which downloads the library's. ``timm/NAME@448`` is the same net
+for images of 448 x 448 pixels; timm interpolates its position embeddings.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class LibraryNet:
 
     Args:
         library: ``timm`` or ``torchvision``.
-        name: the library's name for it.
-        size: pixels per side of its input; None: the library's own.
+        name: the library's name for the net.
+        size: pixels per side of the input; None for the library's default.
     """
 
     library: str
@@ -47,9 +47,9 @@ class LibraryNet:
         """Build the net.
 
         Args:
-            num_classes: K. Where the library's weights are for another number, the classifier keeps fresh ones.
-            pretrained: whether to load the library's weights, which are downloaded the first time.
-            image_size: pixels per side, for nets whose weights depend on it; None: the library's own.
+            num_classes: K. If the library's weights are for another number of classes, the classifier stays randomly initialised.
+            pretrained: whether to load the library's weights, downloaded on first use.
+            image_size: pixels per side, for nets whose weights depend on it; None for the library's default.
         """
         if self.library == "timm":
             import timm
@@ -77,7 +77,7 @@ class LibraryNet:
 
 
 class Names(tuple[str, ...]):
-    """Names of nets, each of which may be followed by ``@`` and the pixels per side of its input."""
+    """Model names, each optionally followed by ``@`` and the pixels per side of its input."""
 
     def __contains__(self, name: object) -> bool:
         home, at, size = str(name).partition("@")
@@ -86,7 +86,7 @@ class Names(tuple[str, ...]):
 
 @cache
 def timm_names() -> Names:
-    """The nets of timm, with and without the tag of their weights."""
+    """Return the names of timm's models, with and without the tag of their weights."""
     import timm
 
     return Names(dict.fromkeys((*timm.list_models(), *timm.list_models(pretrained=True))))
@@ -94,14 +94,14 @@ def timm_names() -> Names:
 
 @cache
 def torchvision_names() -> Names:
-    """The classifiers of torchvision."""
+    """Return the names of torchvision's classifiers."""
     import torchvision
 
     return Names(torchvision.models.list_models(module=torchvision.models))
 
 
 def at_size(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights for a ``NAME@size`` with position embeddings interpolated to the net's size by the function of its library."""
+    """Return the weights for ``NAME@size``, with position embeddings interpolated to that size by the library's own function."""
     state, own, home = dict(state), net.state_dict(), sys.modules[type(net).__module__]
     if all(value.shape == own[key].shape for key, value in state.items() if key in own):
         return state
@@ -111,7 +111,7 @@ def at_size(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def configuration(library: str, name: str) -> dict[str, Any]:
-    """The fields of :class:`ModelEntry` that the library's configuration determines."""
+    """Return the fields of :class:`ModelEntry` that the library's configuration determines."""
     if library == "timm":
         import timm
 
@@ -135,7 +135,7 @@ def configuration(library: str, name: str) -> dict[str, Any]:
 
 @cache
 def entry_of(key: str) -> ModelEntry:
-    """The entry of ``library/Name``."""
+    """Return the entry of ``library/Name``."""
     library, _, local = key.partition("/")
     name, _, size = local.partition("@")
     build, settings = LibraryNet(library, name, int(size) if size else None), configuration(library, name)
@@ -162,15 +162,15 @@ def entry_of(key: str) -> ModelEntry:
 
 
 def patch_of(net: nn.Module) -> int:
-    """Pixels per side of the patches into which a net cuts its input; 1 where it cuts none."""
+    """Return the pixels per side of the patches into which a net splits its input; 1 if it has none."""
     size = getattr(getattr(net, "patch_embed", None), "patch_size", getattr(net, "patch_size", 1))
     return int(size[0] if isinstance(size, tuple) else size)
 
 
 def feature_layer(net: nn.Module, size: int) -> tuple[str | None, Channels]:
-    """The last layer of a net on the meta device that gives feature maps, and where their channels are; None where there is none.
+    """Return the last layer that outputs feature maps and their channel dimension, for a net on the meta device; None if there is none.
 
-    Nor is there one where lists of tokens (B, N, K) come after the last feature maps, as in vision transformers.
+    A net in which token sequences (B, N, K) follow the last feature maps, such as a vision transformer, counts as having none.
     """
     found: list[tuple[str | None, Channels]] = [(None, "first")]
 

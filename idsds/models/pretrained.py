@@ -1,4 +1,4 @@
-"""Published ImageNet weights, which are downloaded only on request."""
+"""Published ImageNet weights, downloaded only on request."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 def from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
-    """Build one of torchvision's nets.
+    """Build a torchvision model.
 
     Args:
-        name: torchvision's name for it.
+        name: torchvision's name for the model.
         num_classes: K.
-        pretrained: load ``IMAGENET1K_V1``, the initial weights of the paper's fine-tuning; the first time they are downloaded into
-            torch.hub's cache. If K is not 1000, the classifier keeps its fresh weights.
+        pretrained: load ``IMAGENET1K_V1``, from which the paper fine-tunes; downloaded into torch.hub's cache on first use. If K is not
+            1000, the classifier stays randomly initialised.
     """
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     if pretrained:
@@ -24,7 +24,7 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module
 
 
 def load_published(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load strictly, but keep the net's last layer if its number of classes differs. Raises RuntimeError for any other difference."""
+    """Load weights strictly, except a last layer whose number of classes differs. Raises RuntimeError for any other mismatch."""
     own = net.state_dict()
     classifier = list(own)[-1].rpartition(".")[0]
     kept = {key: value for key, value in own.items() if key.rpartition(".")[0] == classifier and value.shape != state[key].shape}

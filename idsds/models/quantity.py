@@ -1,7 +1,7 @@
-"""The quantity that is explained and judged: a logit, a probability, or the contrast of two classes.
+"""The quantity that is explained and evaluated: a logit, a probability, or the contrast of two classes.
 
-A quantity is a function of the logits of each image alone, column by column: a hook on the net puts it in place of the logits, and methods,
-protocols and libraries run as they are.
+A quantity maps each image's logits (K,) to K values. A hook on the net returns it in place of the logits, so that methods, protocols and
+libraries run unchanged.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SUSPENDED: ContextVar[bool] = ContextVar("suspended", default=False)
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is read off a net for class t, from its logits z.
+    """The quantity to explain for class t, computed from the logits z.
 
     Args:
         kind: ``logit``, z_t; ``probability``, softmax(z)_t; ``contrast``, z_t minus another logit.
-        against: the other class of a contrast; None: the highest of the other logits, anew for each image that the net is given.
+        against: the other class of a contrast; None for the highest of the other logits, chosen anew for every image that the net sees.
     """
 
     kind: Kind
@@ -52,11 +52,11 @@ class Quantity:
 
 
 def as_quantity(given: Any) -> Quantity:
-    """Return a quantity given as its name or as ``("contrast", class)``.
+    """Parse a quantity given by name or as ``("contrast", class)``.
 
     Raises:
         UnknownNameError: for an unknown name, with the nearest match.
-        TypeError, ValueError: for anything else, or a class that is no whole number of 0 or more.
+        TypeError, ValueError: for anything else, or a class that is not a non-negative integer.
     """
     if isinstance(given, Quantity):
         return given
@@ -74,7 +74,7 @@ def as_quantity(given: Any) -> Quantity:
 
 @contextmanager
 def explaining(model: nn.Module, quantity: Quantity | None) -> Iterator[None]:
-    """Make the net return the quantity in place of logits inside the block; None leaves it alone."""
+    """Make the net return the quantity in place of logits inside the block; None changes nothing."""
     if quantity is None or quantity.kind == "logit":
         yield
         return
@@ -91,7 +91,7 @@ def explaining(model: nn.Module, quantity: Quantity | None) -> Iterator[None]:
 
 @contextmanager
 def plain_logits() -> Iterator[None]:
-    """Make nets return their logits inside the block, for what computes with these whatever is explained."""
+    """Make nets return their logits inside the block, for code that needs logits whatever is explained."""
     token = _SUSPENDED.set(True)
     try:
         yield

@@ -1,9 +1,9 @@
 """Residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), and wide ones (Zagoruyko and Komodakis,
 "Wide Residual Networks", BMVC 2016).
 
-The ``mini_*`` nets are the first paper's own 32 x 32 variant (its section 4.2): a 3 x 3 stem, three stages of 16, 32 and 64 channels with
-n basic blocks each, 6 n + 2 layers, built from torchvision's blocks. The stem has stride 2 here, like that of the large nets, which
-takes a quarter of the time and gives a CAM layer of 4 x 4 positions.
+The ``mini_*`` nets follow the first paper's variant for 32 x 32 pixels (section 4.2), built from torchvision's blocks: a 3 x 3 stem and
+three stages of 16, 32 and 64 channels with n basic blocks each, 6 n + 2 layers in all. Here the stem has stride 2, as in the full-size
+nets, which takes a quarter of the time and gives a CAM layer of 4 x 4 positions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""VGG nets (Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015), with BatchNorm, and
+"""VGG nets (Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015), with BatchNorm or
 without any bias (Hesse, Schaub-Meyer and Roth, "Fast Axiomatic Attribution for Neural Networks", NeurIPS 2021).
 
 The ``mini_*`` nets are torchvision's class with an eighth of the channels, three poolings instead of five (so that ``features`` ends
@@ -17,9 +17,9 @@ from idsds.models.pretrained import from_torchvision
 
 VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
 
-# Dropout slows training down, so it takes more epochs than the recipe's.
+# Dropout slows training down, so it takes more epochs than the standard recipe.
 MINI_TRAINING = {"epochs": 4}
-# As many convolutions as the large net of the same name, with fewer poolings.
+# As many convolutions as the full-size net of the same name, with fewer poolings.
 MINI_LAYERS: dict[int, list[str | int]] = {
     11: [16, "M", 32, "M", 48, 48, "M", 64, 64, 64, 64],
     13: [16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, 64, 64],
@@ -31,7 +31,7 @@ class MiniVGG(VGG):
     """A VGG for 32 x 32 pixels, (B, 3, 32, 32) -> logits (B, K)."""
 
     def __init__(self, depth: int, num_classes: int, *, batch_norm: bool = False, hidden: int = 128, dropout: float = 0.2) -> None:
-        nn.Module.__init__(self)  # torchvision's own __init__ makes a classifier of 120 million weights
+        nn.Module.__init__(self)  # torchvision's own __init__ builds a classifier with 120 million weights
         self.features = make_layers(MINI_LAYERS[depth], batch_norm=batch_norm)  # (B, 64, 4, 4)
         self.avgpool = nn.AdaptiveAvgPool2d(4)
         self.classifier = nn.Sequential(
@@ -84,7 +84,7 @@ def x_vgg16(num_classes: int) -> nn.Module:
 
 @register_model(family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER, training=MINI_TRAINING)
 def mini_vgg11_bn(num_classes: int) -> nn.Module:
-    """mini_vgg11 with BatchNorm."""
+    """Build mini_vgg11 with BatchNorm."""
     return MiniVGG(11, num_classes, batch_norm=True)
 
 

@@ -1,4 +1,4 @@
-"""The vision transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021), as timm builds it.
+"""Vision transformers (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021), built by timm.
 
 ``model.blocks[i].attn.fused_attn`` says whether a block computes its attention in one fused kernel, which hides the attention map; a
 method that reads the maps sets it to False while it runs. The logits are the same either way.
@@ -24,8 +24,8 @@ PUBLISHED = "orig_in21k_ft_in1k"
 def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Module:
     """Build 12 blocks of 12 heads on 14 x 14 patches, for inputs of 224 x 224 pixels.
 
-    ``pretrained`` downloads the weights of the original paper (ImageNet-21k, then ImageNet), from which the study starts too, and not the
-    more strongly augmented ones that are timm's default now.
+    ``pretrained`` downloads the original paper's weights (ImageNet-21k, then ImageNet), from which the study starts too, rather than
+    timm's current, more strongly augmented default.
     """
     return timm.create_model(f"vit_base_patch16_224.{PUBLISHED}", pretrained=pretrained, num_classes=num_classes)
 
@@ -40,10 +40,10 @@ def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Modul
 def mini_vit(num_classes: int) -> nn.Module:
     """Build 3 blocks of 4 heads on 8 x 8 tokens, for inputs of 32 x 32 pixels.
 
-    A few thousand images do not teach a transformer which tokens are neighbours, so it starts with that knowledge: the tokens come from
-    convolutions, the stem of Xiao et al., "Early Convolutions Help Transformers See Better", and the position embedding starts as waves
-    of the scale of a token instead of noise of 0.02, which does not distinguish tokens. The weights start at the scale of the layers'
-    width (Glorot and Bengio, AISTATS 2010); timm's 0.02 suits 768 channels.
+    A transformer cannot learn from a few thousand images which tokens are neighbours, so this one starts with that knowledge: a
+    convolutional stem makes the tokens (Xiao et al., "Early Convolutions Help Transformers See Better"), and the position embedding
+    starts as sinusoids instead of noise with deviation 0.02, which does not distinguish tokens. Weights are initialised as by Glorot and
+    Bengio (AISTATS 2010); timm's 0.02 suits 768 channels.
     """
     side, width = 8, 48
     net = VisionTransformer(

@@ -26,12 +26,12 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     Args:
         model: the bare net.
         path: our own ``.safetensors``; a state_dict written by ``torch.save``; or a dict that holds one under ``state_dict``, such as the
-            ``.pth.tar`` of the study's training script with its epoch, accuracy, optimiser, schedule and ``argparse.Namespace``.
-            The prefixes of DataParallel (``module.``) and of the study's B-cos wrapper (``model.``) are removed.
+            ``.pth.tar`` of the study's training script with its epoch, accuracy, optimiser, schedule and ``argparse.Namespace``. Prefixes
+            of DataParallel (``module.``) and of the study's B-cos wrapper (``model.``) are removed.
 
     Raises:
-        CheckpointError: for a missing, unreadable or truncated file, a file that holds more than tensors and plain values, missing or
-            unexpected keys, or wrong shapes. The model is left unchanged.
+        CheckpointError: if the file is missing, unreadable, truncated or holds more than tensors and plain values, or if keys are missing
+            or unexpected or shapes are wrong. The model is left unchanged.
     """
     model.load_state_dict(check_checkpoint(model, path))
     return model
@@ -41,7 +41,7 @@ def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str
     """Return the weights of a file under the model's own keys. The model, which may be on the meta device, is left unchanged.
 
     Raises:
-        CheckpointError: as :func:`load_checkpoint`.
+        CheckpointError: see :func:`load_checkpoint`.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,7 +59,7 @@ def check_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str
 def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:
     """Write the weights of a model, or a state_dict, as safetensors.
 
-    The file appears under its name once it is complete: neither a reader nor a kill ever leaves half of it.
+    The file appears under its name only when complete, so no reader ever sees half of it, even if the process is killed.
 
     Args:
         model: a net or its state_dict, on any device.
@@ -69,27 +69,27 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
         The path.
 
     Raises:
-        OSError: if the file cannot be written, naming it.
+        OSError: if the file cannot be written; the message names it.
     """
     path = Path(path)
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    # Copies, because safetensors rejects tensors that share memory, such as tied weights.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         safetensors.torch.save_file(tensors, partial)
-        # Before the weights have their name: whatever kills the process, they never stand without their hash.
+        # Written before the weights get their name, so that they never exist without their hash.
         with atomic(hash_file(path)) as line:
             line.write_text(f"{sha256_of(partial)}  {path.name}\n")
     return path
 
 
 def hash_file(path: Path) -> Path:
-    """Return where the sha256 of a checkpoint stands, in the form that ``sha256sum --check`` reads."""
+    """Return the path of a checkpoint's sha256 file, in the format that ``sha256sum --check`` reads."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def written_hash(path: Path) -> str:
-    """Return the sha256 that stands beside a checkpoint; empty for one without, which is somebody else's."""
+    """Return the sha256 recorded beside a checkpoint; empty if there is none, as for somebody else's."""
     try:
         return hash_file(path).read_text(errors="replace").split(" ")[0].strip() or "nothing"
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def written_hash(path: Path) -> str:
 
 
 def check_content(path: Path) -> None:
-    """Raise CheckpointError for a file that is not what was written, by the hash beside it, if there is one."""
+    """Raise CheckpointError if a file does not match the hash beside it; a file without a hash passes."""
     expected = written_hash(path)
     if expected and (found := sha256_of(path)) != expected:
         raise CheckpointError(
@@ -113,11 +113,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        # weights_only: an unpickler that makes tensors and plain values and calls nothing. The study's files also hold the options of the
-        # training script; a Namespace carries no code, and is allowed only here, not in the whole process.
+        # weights_only: an unpickler that builds tensors and plain values and calls nothing. The study's files also hold the options of
+        # the training script; a Namespace carries no code, and is allowed only here, not process-wide.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may break the reader at any point
+    except Exception as error:  # a damaged file may make the reader fail anywhere
         reason = str(error).strip().split("\n")[0] or "it ends too early"
         raise CheckpointError(
             f"cannot read the checkpoint {str(path)!r}: {type(error).__name__}: {reason}. It is damaged, or holds more than tensors and "
@@ -132,10 +132,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state under the model's own keys, as far as removing a wrapper's prefix achieves that.
+    """Return the state under the model's own keys, as far as removing a wrapper's prefix can.
 
-    Of several ways to read the keys, the one that finds most of the model's keys is chosen, and of equals the one that changes less. A
-    model whose weights have other names in files may define ``own_key(key) -> str``.
+    Of several renamings, the one that matches most of the model's keys is chosen; among equals, the one that changes fewest. A model
+    whose weights have other names in files may define ``own_key(key) -> str``.
     """
     own_key = getattr(model, "own_key", lambda key: key)
     wanted = model.state_dict().keys()
@@ -145,13 +145,13 @@ def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
         lambda key: _without_module(key).removeprefix("model."),
     )
     candidates = [{own_key(read(key)): value for key, value in state.items()} for read in readings]
-    # Two keys that become one would hide a tensor: such a reading is dropped.
+    # If two keys became one, a tensor would be hidden: skip such a renaming.
     candidates = [found for found in candidates if len(found) == len(state)]
     return max(candidates, key=lambda found: len(wanted & found.keys()), default=dict(state))
 
 
 def _without_module(key: str) -> str:
-    """Remove the ``module.`` that DataParallel adds around a net, or around a part of it (``features.module.0.weight``)."""
+    """Remove the ``module.`` that DataParallel adds to a net or to part of it (``features.module.0.weight``)."""
     return ".".join(part for part in key.split(".") if part != "module")
 
 
@@ -180,7 +180,7 @@ def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _unfit(key: str, value: Tensor, wanted: Tensor) -> str:
-    """Why a tensor cannot be a weight, or nothing."""
+    """Return why a tensor cannot be loaded as a weight; empty if it can."""
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() or value.is_quantized:
         return f"{key} is {value.dtype} in the file and {wanted.dtype} in the model"
     if value.is_floating_point() and not (finite := value.float().isfinite()).all():

@@ -1,7 +1,7 @@
-"""The net that a user's method explains, as far as its object shows it: a method bound to one net says nothing about another.
+"""Which net a user's method explains, as far as its object shows: a method bound to one net says nothing about another.
 
-An object of captum, torchcam or pytorch-grad-cam holds its net. It is searched for in everything that a callable holds: partials, bound
-methods, attributes, containers, closures, defaults and the globals that a function names.
+An object of captum, torchcam or pytorch-grad-cam holds its net. Nets are looked for in everything that a callable holds: partials, bound
+methods, attributes, containers, closures, defaults and the globals that a function uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIBRARIES = ("torch.", "torchvision.", "numpy.", "captum.", "torchcam.", "pytorc
 
 
 def is_torchcam(thing: object) -> bool:
-    """Return whether it is a torchcam extractor; whoever made one has imported torchcam."""
+    """Return whether it is a torchcam extractor; if it is, torchcam has already been imported."""
     return any(base.__module__.startswith("torchcam.") for base in type(thing).__mro__)
 
 
@@ -45,9 +45,9 @@ def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()
 
     Args:
         thing: the user's method.
-        net: the net that is judged.
-        others: nets that are judged beside it. A callable that holds one of them, and not ``net``, explains that one. A net that is not
-            judged may be there for any reason, unless an object of a library explains it.
+        net: the net being evaluated.
+        others: the other nets being evaluated. A callable that holds one of them but not ``net`` explains that one. Any other net that it
+            holds is ignored, unless a library's object explains it.
     """
     if isinstance(thing, Method):
         return None if thing.model is net else f"it was made for another net, {_called(thing.model)}"
@@ -59,18 +59,18 @@ def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()
     held = [holder for holder in holders if isinstance(holder, nn.Module)]
     judged = [other for other in others if other is not net and any(_is_of(one, other) for one in held)]
     if judged and not any(_is_of(one, net) for one in held):
-        return f"it holds another of the nets that are judged, {_called(judged[0])}, and not this one"
+        return f"it holds another evaluated net, {_called(judged[0])}, and not this one"
     return None
 
 
 def other_net(thing: Any, net: nn.Module) -> nn.Module | None:
-    """Return a net that a callable holds without holding ``net``, which it may explain instead; None if there is none."""
+    """Return a net that a callable may explain instead of ``net``, because it holds that net and not ``net``; None if there is none."""
     held = [] if isinstance(thing, Method) else [holder for holder in _reachable(thing) if isinstance(holder, nn.Module)]
     return None if not held or any(_is_of(one, net) for one in held) else held[0]
 
 
 def has_rules(thing: Any) -> bool:
-    """Return whether a callable explains by an object of captum's with rules for layers (DeepLIFT, LRP), which end at the logits."""
+    """Return whether a callable uses a captum object with layer rules (DeepLIFT, LRP), which end at the logits."""
     return any(isinstance(one, Attribution) and re.search("DeepLift|LRP", type(one).__name__) for one in _reachable(thing))
 
 
@@ -79,7 +79,7 @@ def _called(net: nn.Module) -> str:
 
 
 def _nets(holder: Any) -> Iterator[nn.Module]:
-    """Yield the nets that an object of a library explains."""
+    """Yield the nets that a library's object explains."""
     if isinstance(holder, Method) or not isinstance(holder, Attribution):
         yield holder.model
     elif isinstance(function := getattr(holder, "forward_func", None), nn.Module):
@@ -89,12 +89,12 @@ def _nets(holder: Any) -> Iterator[nn.Module]:
 
 
 def _is_of(held: nn.Module, net: nn.Module) -> bool:
-    """Return whether one is the other or a part of it. A copy is not: it may differ in something that no weight shows."""
+    """Return whether one net is the other or part of it. A copy does not count: it may differ in ways that its weights do not show."""
     return any(module is held for module in net.modules()) or any(module is net for module in held.modules())
 
 
 def _reachable(thing: Any) -> Iterator[Any]:
-    """Yield the nets and objects of libraries that ``thing`` holds, the outermost of each."""
+    """Yield the outermost nets and library objects that ``thing`` holds."""
     waiting: list[tuple[Any, int]] = [(thing, 0)]
     seen: set[int] = set()
     while waiting:
@@ -127,7 +127,7 @@ def _parts(one: Any) -> list[Any]:
 
 
 def _of_function(function: types.FunctionType) -> list[Any]:
-    """Return the values of the closure, the defaults, and the globals that the function names."""
+    """Return the values of the function's closure and defaults and of the globals that it uses."""
     if _installed(function):
         return []
     cells = []

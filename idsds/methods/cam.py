@@ -1,8 +1,8 @@
 """Class activation maps: weighted sums of the activations A of one layer, with weights from their gradient g = d logit / dA.
 
-All CAMs of a layer come from one forward pass and one backward pass; the graph begins at the layer, so that the backward pass costs no
-more than the classifier. Maps are rectified but not rescaled (the reference first stretches each to [0, 1], which changes no rank of its
-pixels), and resized bilinearly to the image. With sums over positions,
+All CAMs of a layer share one forward and one backward pass; the autograd graph starts at the layer, so the backward pass covers only what
+follows it. Maps are rectified but not rescaled (the reference stretches each to [0, 1], which does not change the ranking of its pixels)
+and resized bilinearly to the image size. With sums over positions,
 
 ==================  ==================================================  ==========================================
 Grad-CAM            relu(sum_k mean(g) A)                               Selvaraju et al., ICCV 2017
@@ -13,8 +13,9 @@ Layer-CAM           relu(sum_k relu(g) A)                               Jiang et
 SG-CAM++            see :func:`sg_cam`                                  Omeiza et al., 2019
 ==================  ==================================================  ==========================================
 
-Torchcam computes the weights, as in the reference. It writes Grad-CAM++'s division into a copy, so that its weights are sum(relu(g)^3). The
-published weights are g^2 / (2 g^2 + g^3 sum(A)) relu(g); cancelling g^2 keeps them exact where g^3 would vanish in float32.
+Torchcam computes the weights, as in the reference. In torchcam, Grad-CAM++'s division is written to a copy and lost, so its weights are
+sum(relu(g)^3). The paper's weights are g^2 / (2 g^2 + g^3 sum(A)) relu(g); cancelling g^2 keeps them exact where g^3 underflows in
+float32.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from idsds.methods.base import Passes, register_method
 from idsds.methods.transformer import is_transformer, transformer_grad_cam
 from idsds.models.base import Channels, describe
 
-EPSILON = 1e-8  # torchcam's, in the denominator of SG-CAM++
+EPSILON = 1e-8  # added by torchcam to the denominator of SG-CAM++
 EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}
 
 
-#: Modules whose type tells where the channels of their output are; a subclass of the latter may differ.
+#: Module types that determine the channel dimension of their output; a subclass of the latter may differ.
 CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd, nn.Upsample)
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 REARRANGED = {getattr(where, name) for where in (torch, Tensor) for name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes")}
@@ -52,7 +53,7 @@ _KNOWN_CHANNELS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Chan
 
 
 def cam_layer(model: nn.Module, layer: str | None = None) -> str:
-    """Return the dotted name of the layer that CAMs read. Raises UnknownNameError, or ValueError if the model has no such layer."""
+    """Return the dotted name of the CAM layer. Raises UnknownNameError, or ValueError if the model has none."""
     name = layer or describe(model).cam_layer
     modules = dict(model.named_modules())
     if name is None:
@@ -64,7 +65,7 @@ def cam_layer(model: nn.Module, layer: str | None = None) -> str:
 
 
 def no_cam_layer(model: nn.Module) -> str | None:
-    """Return why CAMs do not apply to a model, None if they do."""
+    """Return why CAMs do not apply to a model; None if they do."""
     entry = describe(model)
     if is_transformer(model):
         return "it reads a convolutional layer; of the CAMs, only Grad-CAM is defined on attention"
@@ -74,28 +75,28 @@ def no_cam_layer(model: nn.Module) -> str | None:
 
 
 def no_grad_cam(model: nn.Module) -> str | None:
-    """Return why Grad-CAM does not apply to a model, None if it does: it also has a version for attention."""
+    """Return why Grad-CAM, which also has a version for attention, does not apply to a model; None if it does."""
     return None if is_transformer(model) else no_cam_layer(model)
 
 
 def _last_features(model: nn.Module) -> str:
-    """Return the name of the last module whose type gives feature maps; "" if there is none."""
+    """Return the name of the last module of a type that outputs feature maps; "" if there is none."""
     kinds = [(name, type(module).__name__) for name, module in model.named_modules() if isinstance(module, CHANNELS_FIRST)]
-    names = [name for name, kind in kinds if "1d" not in kind and not kind.startswith("Adaptive")]  # those pool all positions into one
+    names = [name for name, kind in kinds if "1d" not in kind and not kind.startswith("Adaptive")]  # these pool all positions into one
     return names[-1] if names else ""
 
 
 @contextmanager
 def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
-    """Start the autograd graph at the output of ``module``, and append each such output to ``outputs``."""
+    """Start the autograd graph at the output of ``module`` and append each output to ``outputs``."""
 
     def cut(_module: nn.Module, _inputs: object, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"CAMs need a layer that gives feature maps; this one, a {type(module).__name__}, gives a {type(output).__name__}"
+                f"CAMs need a layer that outputs feature maps; this one, a {type(module).__name__}, gives a {type(output).__name__}"
             )
         outputs.append(output.detach().requires_grad_())
-        return outputs[-1].clone()  # a copy: the next layer may work in place
+        return outputs[-1].clone()  # a copy, because the next layer may work in place
 
     handle = module.register_forward_hook(cut)
     try:
@@ -111,14 +112,14 @@ def check_channels(channels: object) -> None:
 
 
 def channels_of(model: nn.Module, layer: str, output: Tensor, images: Tensor) -> Channels:
-    """Determine where the channels of a layer's output (B, ., ., .) are.
+    """Determine the channel dimension of a layer's output (B, ., ., .).
 
-    The type of the module counts first: a convolution gives (B, K, h, w), a linear layer (B, h, w, K). Otherwise h and w have the
-    proportions of the image. If both readings are possible, the last previous layer whose type tells decides, unless
-    dimensions were rearranged in between.
+    The module's type decides first: a convolution outputs (B, K, h, w), a linear layer (B, h, w, K). Otherwise h and w must have the
+    image's aspect ratio. If both layouts are possible, the last preceding layer whose type determines the layout decides, unless
+    dimensions were permuted in between.
 
     Raises:
-        ValueError: if that is not conclusive, or the output has another number of dimensions.
+        ValueError: if the layout remains ambiguous, or the output is not 4-dimensional.
     """
     module, shape = model.get_submodule(layer), tuple(output.shape)
     if output.ndim != 4:
@@ -128,14 +129,14 @@ def channels_of(model: nn.Module, layer: str, output: Tensor, images: Tensor) ->
         return said
     height, width = images.shape[-2:]
     off: dict[Channels, float] = {"first": abs(shape[2] - height * shape[3] / width), "last": abs(shape[1] - height * shape[2] / width)}
-    likely = [name for name, distance in off.items() if distance <= 1]  # strides and borders cost up to a position
+    likely = [name for name, distance in off.items() if distance <= 1]  # strides and borders may cost one position
     if len(likely) == 1:
         return likely[0]
     known = _KNOWN_CHANNELS.setdefault(module, {})
     if shape[1:] not in known:
         known[shape[1:]] = _said_before(model, module, images[:1])
     if (found := known[shape[1:]]) is None:
-        why = "can be read in both ways" if likely else f"does not have the proportions of the image, {height} x {width}"
+        why = "can be read in both ways" if likely else f"does not have the aspect ratio of the image, {height} x {width}"
         raise ValueError(
             f"layer {layer!r} gives {shape}, which {why}: give channels='first' for (B, K, h, w) or channels='last' for (B, h, w, K)"
         )
@@ -150,7 +151,7 @@ def _said_by(module: nn.Module) -> Channels | None:
 
 
 class _Order(TorchFunctionMode):
-    """Record in ``said`` when dimensions are rearranged."""
+    """Record in ``said`` when dimensions are permuted."""
 
     def __init__(self, said: list[tuple[tuple[int, ...], Channels | None]]) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class _Order(TorchFunctionMode):
 
 
 def _said_before(model: nn.Module, module: nn.Module, image: Tensor) -> Channels | None:
-    """Return the layout of the last module before this one whose type tells it for an output of the same shape."""
+    """Return the layout of the last preceding module whose type determines it and whose output has the same shape."""
     said: list[tuple[tuple[int, ...], Channels | None]] = []
     answer: list[Channels | None] = []
 
@@ -188,14 +189,14 @@ Reading = Channels | Callable[[Tensor], Tensor] | None
 
 
 def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
-    """Return a function that brings the layer's output, and its gradient, to (B, K, h, w). Raises ValueError, see :func:`channels_of`."""
+    """Return a function that rearranges the layer's output and gradient to (B, K, h, w). Raises ValueError, see :func:`channels_of`."""
     if callable(channels):
         if (shape := channels(output).shape)[:1] != output.shape[:1] or len(shape) != 4:
             raise ValueError(
                 f"channels= brings the output of layer {layer!r}, {tuple(output.shape)}, to {tuple(shape)}; wanted (B, K, h, w)"
             )
         return channels
-    if channels is None:  # the CAM layer of a registered model is known to give feature maps
+    if channels is None:  # a registered model's CAM layer is known to output feature maps
         entry = describe(model)
         known = layer == entry.cam_layer and output.ndim == 4
         channels = entry.cam_channels if known else channels_of(model, layer, output, images)
@@ -207,18 +208,17 @@ def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor,
 def activations_and_gradients(
     model: nn.Module, layer: str, images: Tensor, targets: Tensor, channels: Reading = None
 ) -> tuple[Tensor, Tensor]:
-    """Return a layer's output and the gradient of the target logit there, (B, K, h, w) each, in the precision of the images: the weights
-    are powers of the gradient, which under autocast would leave the range of 16 bits.
+    """Return a layer's output and the target logit's gradient there, (B, K, h, w) each, in the images' dtype.
 
     Raises:
-        TypeError, ValueError: if the layer does not run exactly once, or does not give feature maps, see :func:`channels_of`.
+        TypeError, ValueError: if the layer does not run exactly once or does not output feature maps, see :func:`channels_of`.
     """
     outputs: list[Tensor] = []
     with torch.enable_grad(), graph_from(model.get_submodule(layer), outputs):
         scores = model(images)
         if len(outputs) != 1:
             shapes = [tuple(output.shape) for output in outputs]
-            raise ValueError(f"CAMs need a layer that gives feature maps (B, K, h, w) once per pass; {layer!r} gave {shapes}")
+            raise ValueError(f"CAMs need a layer that outputs feature maps (B, K, h, w) once per pass; {layer!r} gave {shapes}")
         (output,) = outputs
         ordered = channels_first(model, layer, output, images, channels)
         gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), output)
@@ -236,7 +236,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def resized(maps: Tensor, images: Tensor) -> Tensor:
-    """Resize (B, M, h, w) -> (B, M, H, W), bilinearly with half-pixel centres."""
+    """Resize (B, M, h, w) -> (B, M, H, W) bilinearly, with half-pixel centres."""
     return F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -245,7 +245,7 @@ def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Te
     weights = {}
     for name, extractor_class in EXTRACTORS.items():
         with extractor_class(model, layer, enable_hooks=False) as extractor:
-            # Torchcam would run a backward pass for each method: give it the one that they share.
+            # Torchcam would run a backward pass per method: give it the shared one.
             extractor._backprop = lambda *args, **kwargs: None
             extractor.hook_a, extractor.hook_g = [activations], [gradients]
             (found,) = extractor._get_weights(0, None)
@@ -269,15 +269,15 @@ def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Te
 def cams(
     model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | None = None, channels: Reading = None, batch: int
 ) -> dict[str, Tensor]:
-    """Compute all CAMs of one layer; on a vision transformer, Grad-CAM of the last block's attention.
+    """Compute all CAMs of one layer; on a vision transformer, compute Grad-CAM of the last block's attention.
 
     Args:
         model: returns logits.
         images: (B, C, H, W).
         targets: (B,).
-        layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
-        channels: where the layer has its channels, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that brings its output to
-            (B, K, h, w), as ``reshape_transform`` does elsewhere; None: see :func:`channels_of`.
+        layer: dotted name of a module that outputs feature maps; None for the CAM layer of the model's entry.
+        channels: layout of the layer's output, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that rearranges it to (B,
+            K, h, w), like ``reshape_transform`` in pytorch-grad-cam; None to determine it, see :func:`channels_of`.
         batch: images per pass.
     """
     if is_transformer(model):
@@ -323,16 +323,16 @@ def sg_cam(
 
         alpha = D1 / (2 D2 + D3 sum(A)),  weights = sum(alpha relu(D1)),  map = relu(sum_k weights A).
 
-    ``SG-CAM++`` is torchcam's version, with which the published numbers were made: alpha = D2 / (2 D2 + sum(D3 A) + 1e-8); relu takes the
-    gradient, and the map the activations, of the last noisy copy only.
+    ``SG-CAM++`` is torchcam's version, used for the published numbers: alpha = D2 / (2 D2 + sum(D3 A) + 1e-8), with relu(D1) and A
+    replaced by the gradient's relu and the activations of the last noisy copy alone.
 
     Args:
         model: returns logits.
         images: (B, C, H, W).
         targets: (B,).
-        layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
-        channels: where the layer has its channels, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that brings its output to
-            (B, K, h, w), as ``reshape_transform`` does elsewhere; None: see :func:`channels_of`.
+        layer: dotted name of a module that outputs feature maps; None for the CAM layer of the model's entry.
+        channels: layout of the layer's output, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that rearranges it to (B,
+            K, h, w), like ``reshape_transform`` in pytorch-grad-cam; None to determine it, see :func:`channels_of`.
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
         draws: the noise.

@@ -1,4 +1,4 @@
-"""Controls that do not look at the model. A method must score above them."""
+"""Controls, which ignore the model. A useful method scores above them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idsds.methods.base import Passes, register_method
 
 @register_method("Random", family="control", passes=Passes(0), source="this package")
 def random(model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws) -> Tensor:
-    """Draw standard normal numbers, keyed by the image's id."""
+    """Draw standard normal noise, keyed by the image's id."""
     return draws.normal(1)[:, 0, :1]
 
 
@@ -20,7 +20,7 @@ def random(model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws) -
 def edges(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the magnitude of the image's Sobel gradient over both directions and all channels, (B, H, W).
 
-    The filter is [1, 2, 1] / 4 across and [-1, 0, 1] / 2 along, in the image's units per pixel; border pixels are repeated outwards.
+    The filter is [1, 2, 1] / 4 across and [-1, 0, 1] / 2 along the direction, in the image's units per pixel, with replicated borders.
     """
     smooth = torch.tensor([1.0, 2.0, 1.0], dtype=images.dtype, device=images.device) / 4
     slope = torch.tensor([-1.0, 0.0, 1.0], dtype=images.dtype, device=images.device) / 2
@@ -33,7 +33,7 @@ def edges(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 @register_method("Center", family="control", passes=Passes(0), source="this package")
 def center(model: nn.Module, images: Tensor, targets: Tensor, *, sigma: float = 0.25) -> Tensor:
-    """Return a Gaussian bump in the middle of the image, (B, H, W): 1 at its peak, of ``sigma`` heights by ``sigma`` widths."""
+    """Return a Gaussian centred on the image, (B, H, W), with peak 1; ``sigma`` is a fraction of the height and of the width."""
     height, width = images.shape[-2:]
     sides = []
     for pixels in (height, width):

@@ -1,8 +1,8 @@
 """The gradient family: the gradient, input times gradient, integrated gradients, GradientSHAP, and SmoothGrad over the first three.
 
-Captum's classes are not used: its NoiseTunnel and GradientShap draw from global generators, so that an image's map would depend on its
-batch, and on small nets its bookkeeping takes longer than the passes. The noise here is keyed per image, and one set of noisy passes yields
-the mean, the mean square and the variance.
+Captum is not used here: its NoiseTunnel and GradientShap draw from global generators, so that an image's map would depend on its batch,
+and on small nets its overhead exceeds the cost of the passes. Here noise is keyed per image, and one set of noisy passes yields the mean,
+the mean square and the variance.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from idsds.methods.base import Passes, register_method
 from idsds.models.base import describe
 
 STEPS = 50
-# The reference runs captum's NoiseTunnel with 4 samples and the default noise, 1.0 in normalised units.
+# The reference runs captum's NoiseTunnel with 4 samples and the default standard deviation, 1.0 in normalised units.
 SAMPLES, SIGMA = 4, 1.0
 # The xai-correlation study runs its methods in NoiseTunnel with 8 samples.
 STUDY_SMOOTHGRAD = {"samples": 8}
-# Smilkov et al. recommend 50 samples, and a sigma of 10 to 20 % of the range of the image's values.
+# Smilkov et al. recommend 50 samples and a sigma of 10 to 20 % of the image's range.
 PAPER_SMOOTHGRAD = {"samples": 50, "sigma": 0.15, "relative": True}
 
 SMOOTHGRAD = {
@@ -42,17 +42,17 @@ def gradients(model: nn.Module, images: Tensor, targets: Tensor, batch: int) -> 
 
 
 def _gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    # A view of their own, so that the caller's images do not begin to require a gradient.
+    # A new view, so that the caller's images do not start to require a gradient.
     images = images.detach().requires_grad_()
     logits = model(images)  # (B, K)
-    # Images do not affect each other, so the gradient of the sum holds that of each.
+    # Images do not affect each other, so the gradient of the sum contains each image's gradient.
     return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), images)[0].detach()
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, baseline: Tensor, steps: int, batch: int) -> Tensor:
-    """Return (input - baseline) times the mean gradient on the straight path between them, by Gauss-Legendre with ``steps`` points.
+    """Return (input - baseline) times the mean gradient on the straight path between them, by Gauss-Legendre quadrature.
 
-    As captum's, but a pass holds up to ``batch`` images, steps of small batches together, and the gradients are added up as they come.
+    As in captum, but a pass holds up to ``batch`` images, so that small batches share passes, and gradients are summed as they come.
     """
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     shares, weights = (torch.from_numpy(numbers / 2).to(images) for numbers in (1 + nodes, weights))  # on [0, 1]
@@ -77,9 +77,9 @@ def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor
     """Return the start of the path of integrated gradients, (1 or B, C, H, W).
 
     Args:
-        baseline: ``zeros``; ``uniform``: one fixed image of noise in [-1, 1] for all images, as in the reference, whatever values the model
-            takes; ``uniform per image``: noise drawn for each image over all colours, [0, 1] before the model's normalisation
-            ([-1, 1] after it if the normalisation is unknown); or a tensor that broadcasts to the images.
+        baseline: ``zeros``; ``uniform``, one noise image in [-1, 1] for all images, as in the reference, whatever the model's input
+            range; ``uniform per image``, noise drawn for each image in [0, 1] before the model's normalisation (in [-1, 1] after it if
+            the normalisation is unknown); or a tensor that broadcasts to the images.
         model: the net, for its normalisation.
         draws: the noise.
 
@@ -101,7 +101,7 @@ def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor
 
 
 def part(draws: Draws, start: int, stop: int) -> Draws:
-    """Return the random numbers of some of the images of a batch."""
+    """Return the random numbers for a slice of the batch."""
     given = None if draws.given is None else draws.given[start:stop]
     return Draws(draws.seed, draws.key, draws.images[start:stop], draws.image_ids[start:stop], given=given)
 
@@ -119,15 +119,15 @@ def smoothed(
     """Return the mean (``-SG``), mean square (``-SG-SQ``) and variance (``-SG-VG``) of attributions over noisy copies, per channel.
 
     Args:
-        attribute: from noisy images (B * samples, C, H, W), their targets and their slice of the batch to attributions of that
-            shape, by method name.
+        attribute: maps noisy images (B * samples, C, H, W), their targets and their slice of the batch to attributions of that shape, by
+            method name.
         images: (B, C, H, W).
         targets: (B,).
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
-        relative: whether sigma is a share of each image's range (largest minus smallest value) instead.
+        relative: whether sigma is a fraction of each image's range (maximum minus minimum) instead.
         draws: the noise.
-        batch: images per pass, which also bounds the number of noisy copies at a time.
+        batch: images per pass, which also bounds the number of noisy copies held at a time.
     """
     maps: dict[str, list[Tensor]] = {}
     step = max(1, batch // samples)
@@ -155,7 +155,7 @@ def smoothed(
     source="Simonyan et al., 2014 (Gradient, Saliency); Shrikumar et al., 2016 (IxG)",
 )
 def gradient(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> dict[str, Tensor]:
-    """Return the signed gradient, its product with the normalised input, and its absolute value, summed or the largest channel (paper)."""
+    """Return the gradient, its product with the normalised input, and its absolute value, summed or maximal over channels (paper)."""
     found = gradients(model, images, targets, batch)
     size = found.abs()
     return {"Gradient": found, "IxG": found * images, "Saliency": size, "Saliency (paper)": size.amax(dim=1)}
@@ -230,7 +230,7 @@ def gradient_shap_smoothed(
     draws: Draws,
     batch: int,
 ) -> dict[str, Tensor]:
-    """SmoothGrad over :func:`gradient_shap`, each noisy copy with baselines and positions of its own."""
+    """Apply SmoothGrad to :func:`gradient_shap`, with separate baselines and positions for each noisy copy."""
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
         ids = [f"{image_id} {sample}" for image_id in draws.image_ids[some] for sample in range(samples)]
@@ -258,20 +258,20 @@ def gradient_shap(
     draws: Draws,
     batch: int,
 ) -> Tensor:
-    """Return the mean over random baselines b and positions a in [0, 1] of (x - b) * gradient at b + a (x - b).
+    """Return the mean of (x - b) * gradient at b + a (x - b) over random baselines b and positions a in [0, 1].
 
     Args:
         model: returns logits.
         images: (B, C, H, W).
         targets: (B,).
         samples: baselines per image; 5 is captum's default.
-        baselines: images to draw from with equal probability, (N, C, H, W); None: noise, uniform in [-1, 1].
-        positions: a, (B, samples), instead of drawn numbers.
+        baselines: images (N, C, H, W) to draw from with equal probability; None for uniform noise in [-1, 1].
+        positions: a, (B, samples), instead of random ones.
         draws: keyed random numbers.
         batch: images per pass.
     """
     if positions is not None and positions.shape != (shape := (len(images), samples)):
-        raise ValueError(f"GradientSHAP: the positions handed in have shape {tuple(positions.shape)}, wanted {shape}")
+        raise ValueError(f"GradientSHAP: positions have shape {tuple(positions.shape)}, wanted {shape}")
     if baselines is not None and baselines.shape[1:] != images.shape[1:]:
         raise ValueError(f"GradientSHAP: baselines of shape {tuple(baselines.shape)} for images {tuple(images.shape)}; wanted (N, C, H, W)")
     maps = []
@@ -279,10 +279,10 @@ def gradient_shap(
     for start in range(0, len(images), step):
         some, noise = slice(start, start + step), part(draws, start, start + step)
         starts = noise.uniform(samples, key="baselines")  # (b, samples, C, H, W)
-        # One number of each sample's noise selects the baseline.
+        # One of each sample's random numbers selects the baseline.
         if baselines is None:
             starts = 2 * starts - 1
-        else:  # rounding may turn a number below 1, times N, into N
+        else:  # rounding may turn a number below 1, multiplied by N, into N
             starts = baselines.to(images)[(starts[..., 0, 0, 0] * len(baselines)).long().clamp(max=len(baselines) - 1)]
         difference = images[some, None] - starts
         share = noise.uniform(samples, key="positions")[..., 0, 0, 0] if positions is None else positions[some].to(images)

@@ -1,8 +1,7 @@
-"""A net as a graph in which every nonlinearity, and on request every sum, is a module of its own.
+"""A net as a graph in which every nonlinearity, and optionally every sum, is a module of its own.
 
-Rules that are written for modules (DeepLIFT's, LRP's) miss what a net calls as a function, and fail on a module that it calls twice, as
-every torchvision ResNet does with its ReLUs. ``torch.fx`` rewrites the net: the graph shares the net's weights, the net itself stays as it
-is.
+Module-based rules (DeepLIFT, LRP) miss functional calls and fail on modules that are called twice, such as the ReLUs of torchvision's
+ResNets. ``torch.fx`` rewrites the net as a graph that shares its weights; the net itself is not changed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-#: Functions, and methods of tensors, that exist as modules: the module, and the names of the arguments behind the first.
+#: Functions and tensor methods that exist as modules: the module, and the names of the arguments after the first.
 MODULES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), (nn.ReLU, ("inplace",))),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), (nn.Sigmoid, ())),
@@ -34,11 +33,11 @@ MODULES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 IN_PLACE = (F.relu_, torch.relu_, "relu_")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-#: Products of two values that both depend on the image, by the function's name.
+#: Functions that multiply two values that both depend on the image.
 PRODUCTS = frozenset(
     ("mul", "imul", "mul_", "truediv", "div", "div_", "matmul", "bmm", "baddbmm", "einsum", "pow", "scaled_dot_product_attention")
 )
-#: Other functions that are not linear, unless they are among :data:`MODULES`.
+#: Other nonlinear functions, not listed in :data:`MODULES`.
 NONLINEAR = frozenset(
     (
         *("abs", "adaptive_max_pool2d", "celu", "clamp", "exp", "gelu", "group_norm", "hardsigmoid", "hardtanh", "instance_norm"),
@@ -46,9 +45,9 @@ NONLINEAR = frozenset(
         *("sigmoid", "silu", "softmax", "softplus", "sqrt", "square", "tanh"),
     )
 )
-#: What says no more of a tensor than its shape.
+#: Attributes that reveal only a tensor's shape.
 SHAPE = frozenset(("size", "dim", "shape", "ndim", "device", "dtype"))
-#: A graph runs in the net's place: hooks on the net are its hooks.
+#: A graph runs in place of the net, so the net's hooks become its own.
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -64,7 +63,7 @@ _KEPT: WeakKeyDictionary[nn.Module, dict[Any, tuple[tuple[int, ...], Any]]] = We
 
 
 def kept(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Keep what a function of a net returns or raises for as long as the net has the same modules, parameters and buffers."""
+    """Cache what a function of a net returns or raises while the net has the same modules, parameters and buffers."""
 
     @wraps(function)
     def lookup(model: nn.Module, *options: Any) -> Result:
@@ -85,11 +84,11 @@ def kept(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 class NotTraceableError(ValueError):
-    """A net that ``torch.fx`` cannot write as a graph; the message gives fx's reason."""
+    """A net that ``torch.fx`` cannot trace; the message gives fx's reason."""
 
 
 class _Tracer(fx.Tracer):
-    """Stops at what timm says is not to be traced, as timm's own tracing does."""
+    """Tracer that does not enter modules that timm excludes from its own tracing."""
 
     def __init__(self) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
@@ -102,13 +101,13 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Return the net in eval mode as a graph over its own modules, which runs the net's hooks. Raises NotTraceableError."""
+    """Return the net as a graph over its own modules, in eval mode, that runs the net's hooks. Raises NotTraceableError."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         optional = {p.name: p.default for p in inspect.signature(model.forward).parameters.values() if p.default is not p.empty}
         graph = fx.GraphModule(model, _Tracer().trace(model, concrete_args=optional or None))
-    except Exception as error:  # whatever a net's own code raises when it meets a tensor without numbers
+    except Exception as error:  # whatever the net's own code raises for a proxy without values
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise NotTraceableError(f"torch.fx cannot write this net as a graph ({type(error).__name__}: {reason})") from error
     finally:
@@ -121,7 +120,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def _divide_norms(traced: fx.GraphModule) -> None:
-    """Write timm's batch norms with an activation as a batch norm, which shares their statistics, and the activation."""
+    """Split timm's BatchNorm-plus-activation modules into a BatchNorm, which shares their statistics, and the activation."""
     from timm.layers import BatchNormAct2d
 
     for number, node in enumerate(list(traced.graph.nodes)):
@@ -142,7 +141,7 @@ def _divide_norms(traced: fx.GraphModule) -> None:
 
 
 def _without_hooks(module: nn.Module) -> nn.Module:
-    """A twin with the same weights."""
+    """Return a twin with the same weights."""
     twin = copy.copy(module)
     vars(twin).update({name: OrderedDict() for name in vars(module) if name.endswith("hooks") or "_hooks_" in name})
     return twin
@@ -150,13 +149,13 @@ def _without_hooks(module: nn.Module) -> nn.Module:
 
 @kept
 def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Module] | None = None) -> fx.GraphModule:
-    """Return the net as a graph in which each call of a nonlinearity is a module of its own, none of which works in place.
+    """Return the net as a graph in which each call of a nonlinearity is a separate, out-of-place module.
 
     Args:
-        model: the net, which stays as it is.
-        is_nonlinear: which types of modules get a twin per call.
-        sums: makes the module that takes the place of each sum of two values that depend on the image; it gets them stacked behind the
-            last dimension. None: sums stay.
+        model: the net, which is not changed.
+        is_nonlinear: whether modules of a type get a twin per call.
+        sums: makes the module that replaces each sum of two values that depend on the image; it receives them stacked along a new last
+            dimension. None to keep sums.
 
     Raises:
         NotTraceableError: with fx's reason.
@@ -170,7 +169,7 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
             traced.add_module(name, module)
             with traced.graph.inserting_before(node):
                 twin = traced.graph.call_module(name, (_first(node),))
-            if in_place:  # who reads the input later on reads what the nonlinearity has left there
+            if in_place:  # later readers of the input see the nonlinearity's in-place result
                 later = set(_after(traced, node))
                 _first(node).replace_all_uses_with(twin, delete_user_cb=lambda user, later=later: user in later)
         elif sums is not None and node.target in SUMS and not node.kwargs and sum(arg in depends for arg in node.args) == 2:
@@ -189,7 +188,7 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
 
 @kept
 def unruled(model: nn.Module, has_rule: OfType) -> str | None:
-    """Why rules for linear layers, sums and the types of nonlinearities that ``has_rule`` names do not cover a net; None where they do.
+    """Return why rules for linear layers, sums and the nonlinearities accepted by ``has_rule`` do not cover a net; None if they do.
 
     Raises:
         NotTraceableError: with fx's reason.
@@ -214,7 +213,7 @@ def unruled(model: nn.Module, has_rule: OfType) -> str | None:
 
 
 def is_nonlinear(kind: type[nn.Module]) -> bool:
-    """Whether a type of layer is not linear; one that is not torch's own is taken for such."""
+    """Return whether a layer type is nonlinear; types that are not torch's own count as nonlinear."""
     home = kind.__module__
     if not home.startswith("torch.nn."):
         return True
@@ -223,7 +222,7 @@ def is_nonlinear(kind: type[nn.Module]) -> bool:
 
 @kept
 def has_module(model: nn.Module, of_type: OfType) -> bool:
-    """Whether a net calls a module of such a type, or a function that stands for one. Raises NotTraceableError with fx's reason."""
+    """Return whether a net calls a module of such a type or its functional form. Raises NotTraceableError with fx's reason."""
     traced = trace(model)
     for node in traced.graph.nodes:
         kind = type(traced.get_submodule(node.target)) if node.op == "call_module" else MODULES.get(node.target, (nn.Module, ()))[0]
@@ -233,7 +232,7 @@ def has_module(model: nn.Module, of_type: OfType) -> bool:
 
 
 def dependent(traced: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values depend on the image's."""
+    """Return the nodes whose values depend on the image."""
     found: set[fx.Node] = set()
     for node in traced.graph.nodes:
         shape = name_of(node) in SHAPE or (node.target is getattr and node.args[1] in SHAPE)
@@ -243,7 +242,7 @@ def dependent(traced: fx.GraphModule) -> set[fx.Node]:
 
 
 def directly_followed(traced: fx.GraphModule, first: tuple[type, ...], second: tuple[type, ...]) -> list[tuple[list[str], str]]:
-    """Names of pairs of modules of which the second alone reads the output of the first, each called once: ([first], second)."""
+    """Return names of consecutive modules, ([first], second): each called once, and only the second reads the first's output."""
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     pairs = []
     for node in traced.graph.nodes:
@@ -257,7 +256,7 @@ def directly_followed(traced: fx.GraphModule, first: tuple[type, ...], second: t
 
 
 def name_of(node: fx.Node) -> str:
-    """The plain name of the function or method that a node calls."""
+    """Return the plain name of the function or method that a node calls."""
     return node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
 
 
@@ -271,7 +270,7 @@ def _after(traced: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
 
 
 def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: OfType) -> tuple[nn.Module | None, bool]:
-    """The module that takes the place of a node's call, None where it stays; and whether the call worked in place."""
+    """Return the module that replaces a node's call, None to keep it, and whether the call worked in place."""
     if node.op == "call_module":
         module = traced.get_submodule(node.target)
         if not is_nonlinear(type(module)):

@@ -1,4 +1,4 @@
-"""Backpropagation with a different rule at ReLUs: Deconvolution, Guided Backprop and Guided Grad-CAM.
+"""Backpropagation with modified rules at ReLUs: Deconvolution, Guided Backprop and Guided Grad-CAM.
 
 With x the input of a ReLU and d the gradient at its output, the gradient at its input is
 
@@ -6,9 +6,9 @@ With x the input of a ReLU and d the gradient at its output, the gradient at its
 * Deconvolution:    relu(d)
 * Guided Backprop:  relu(d) where x > 0
 
-(and x < c for a ReLU with a cap c, such as ReLU6). The rule replaces every ReLU while the model runs, whether it is a module, a module that
-is used several times, a function, or in place. (Captum hooks the input tensor of ``nn.ReLU`` modules, and so misses functional ones, and
-also rectifies the gradient of a residual branch if ReLU and shortcut read the same tensor.)
+(and x < c for a ReLU with a cap c, such as ReLU6). The rule replaces every ReLU that runs: modules, reused modules, functions and
+in-place calls. (Captum hooks the input tensor of ``nn.ReLU`` modules; it therefore misses functional ones, and also rectifies the
+gradient of a shortcut that reads the same tensor as a ReLU.)
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Guided(torch.autograd.Function):
 
 
 def _as_relu(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, float | None, bool] | None:
-    """Return the input of a call of a ReLU, its cap (None: none) and whether it works in place; None for any other call."""
+    """Return the input of a ReLU call, its cap (None if uncapped) and whether it works in place; None for any other call."""
 
     def value(place: int, name: str, default: Any = None) -> Any:
         return args[place] if len(args) > place else kwargs.get(name, default)
@@ -92,7 +92,7 @@ def _as_relu(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tenso
 
 
 class ReluRule(TorchFunctionMode):
-    """Context manager that replaces every ReLU that runs inside, with or without a cap, by ``rule``; ``count`` counts them."""
+    """Context manager that replaces every ReLU inside, capped or not, by ``rule``; ``count`` counts them."""
 
     def __init__(self, rule: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -105,24 +105,24 @@ class ReluRule(TorchFunctionMode):
             return func(*args, **kwargs)
         self.count += 1
         x, cap, in_place = relu
-        # An in-place ReLU may be called for its effect, or its input read again: the tensor itself must change.
+        # An in-place ReLU's result may be ignored or its input read again, so the tensor itself must change.
         return x.copy_(self.rule(x, cap)) if in_place else self.rule(x, cap)
 
 
 def no_relu(model: nn.Module) -> str | None:
-    """Return why the rules do not apply to a model, None if they do. A user's net may have functional ReLUs, seen only when it runs."""
+    """Return why the rules do not apply to a model; None if they do. Functional ReLUs of a user's net are seen only when it runs."""
     if describe(model).family == "own" or any(isinstance(module, (nn.ReLU, nn.ReLU6)) for module in model.modules()):
         return None
     return "it changes the backward pass of ReLUs, and this model has none"
 
 
 def no_relu_or_cam_layer(model: nn.Module) -> str | None:
-    """Return why Guided Grad-CAM does not apply to a model, None if it does."""
+    """Return why Guided Grad-CAM does not apply to a model; None if it does."""
     return no_relu(model) or no_cam_layer(model)
 
 
 def ruled_gradients(model: nn.Module, images: Tensor, targets: Tensor, rule: type[torch.autograd.Function], batch: int) -> Tensor:
-    """Return the gradient of the target logit at the input with ``rule`` at every ReLU, (B, C, H, W). Raises ValueError if no ReLU runs."""
+    """Return the target logit's input gradient, (B, C, H, W), with ``rule`` at every ReLU. Raises ValueError if no ReLU runs."""
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         images = images.clone().requires_grad_()
@@ -138,13 +138,13 @@ def ruled_gradients(model: nn.Module, images: Tensor, targets: Tensor, rule: typ
 
 @register_method("Deconvolution", family="gradient", passes=Passes(1, 1), inapplicable=no_relu, source="Zeiler and Fergus, ECCV 2014")
 def deconvolution(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """Return the gradient, with only the gradients rectified at ReLUs."""
+    """Return the input gradient, with only gradients rectified at ReLUs."""
     return ruled_gradients(model, images, targets, _Deconvolution, batch)
 
 
 @register_method("Guided Backprop", family="gradient", passes=Passes(1, 1), inapplicable=no_relu, source="Springenberg et al., 2015")
 def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """Return the gradient, with activations and gradients rectified at ReLUs."""
+    """Return the input gradient, with both activations and gradients rectified at ReLUs."""
     return ruled_gradients(model, images, targets, _Guided, batch)
 
 
@@ -166,15 +166,15 @@ def guided_grad_cam(
     interpolation: str = "nearest",
     batch: int,
 ) -> Tensor:
-    """Return Guided Backprop times Grad-CAM.
+    """Return Guided Backprop multiplied by Grad-CAM.
 
     Args:
         model: returns logits.
         images: (B, C, H, W).
         targets: (B,).
-        layer: dotted name of a module that gives feature maps; None: the one of the model's entry.
-        channels: where the layer has its channels, see :func:`idsds.methods.cam.cams`.
-        interpolation: how the CAM is resized to the image: ``nearest``, captum's default, or ``bilinear``, as in the paper.
+        layer: dotted name of a module that outputs feature maps; None for the CAM layer of the model's entry.
+        channels: layout of the layer's output, see :func:`idsds.methods.cam.cams`.
+        interpolation: how the CAM is resized to the image size: ``nearest``, captum's default, or ``bilinear``, as in the paper.
         batch: images per pass.
     """
     if interpolation not in INTERPOLATIONS:
@@ -205,8 +205,7 @@ def guided_smoothed(
     draws: Draws,
     batch: int,
 ) -> Tensor:
-    """SmoothGrad over one of the methods of this module, ``of``; ``layer`` is Guided Grad-CAM's, the other options are those of
-    :func:`idsds.methods.gradient.smoothed`."""
+    """Apply SmoothGrad to the method ``of`` of this module; for the options see :func:`guided_grad_cam` and :func:`smoothed`."""
     cam = partial(guided_grad_cam, layer=layer)
     explain = {"Deconvolution": deconvolution, "Guided Backprop": guided_backprop, "Guided Grad-CAM": cam}[of]
 

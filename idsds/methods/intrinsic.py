@@ -15,7 +15,7 @@ from idsds.models.bagnet import BagNet
 
 @runtime_checkable
 class BcosNet(Protocol):
-    """The interface of a B-cos net, see :mod:`idsds.models.bcos`; a user's net with these three methods is explained too."""
+    """The interface of a B-cos net, see :mod:`idsds.models.bcos`; a user's net with these three methods can be explained too."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images, (B, 3, H, W) -> (B, 6, H, W)."""
@@ -24,21 +24,21 @@ class BcosNet(Protocol):
         """Classify encoded images, (B, 6, H, W) -> logits (B, K)."""
 
     def explanation_mode(self) -> AbstractContextManager[Any]:
-        """Return a context in which the gradient at the encoded image is the net's dynamic linear map."""
+        """Return a context manager in which the gradient at the encoded image is the net's dynamic linear map."""
 
 
 def no_bagnet(model: nn.Module) -> str | None:
-    """Return why the BagNet explanation does not apply to a model, None if it does."""
+    """Return why the BagNet explanation does not apply to a model; None if it does."""
     return None if isinstance(model, BagNet) else "it is the intrinsic explanation of BagNet models"
 
 
 def no_bcos(model: nn.Module) -> str | None:
-    """Return why the B-cos explanation does not apply to a model, None if it does."""
+    """Return why the B-cos explanation does not apply to a model; None if it does."""
     return None if isinstance(model, BcosNet) else "it is the intrinsic explanation of B-cos models"
 
 
 def dense_batch(model: BagNet, batch: int) -> int:
-    """Return how many dense maps fit into the memory of ``batch`` ordinary passes: their features are four tensors of the image's size."""
+    """Return how many dense maps fit into the memory of ``batch`` ordinary passes; each holds features at the image's full resolution."""
     return -(-batch * ACCELERATOR_BYTES_PER_PIXEL // (4 * 4 * model.fc.in_features))
 
 
@@ -52,9 +52,9 @@ def dense_batch(model: BagNet, batch: int) -> int:
 )
 @torch.inference_mode()
 def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """Return the target logit of the window around each pixel, bias included, as in the reference, (B, 1, H, W).
+    """Return the target logit of the window around each pixel, (B, 1, H, W), including the bias, as in the reference.
 
-    The windows are not cut out: one pass of the fully convolutional net, with strides turned into dilations, gives all of them.
+    Windows are not cropped: one pass of the fully convolutional net, with strides turned into dilations, computes all of them.
     """
     return in_batches(lambda images, targets: model(images, window_targets=targets), images, targets, size=dense_batch(model, batch))
 
@@ -63,9 +63,9 @@ def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Ten
     "B-cos", family="intrinsic", passes=Passes(1, 1), inapplicable=no_bcos, explains_not=LOGIT_ONLY, source="Böhle et al., CVPR 2022"
 )
 def bcos(model: BcosNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
-    """Return w * x with w the dynamic linear map of the net for image x, over six channels (colours and their inverses), (B, 6, H, W).
+    """Return w * x, (B, 6, H, W), with w the net's dynamic linear map for image x, encoded as six channels (colours and their inverses).
 
-    It sums to the target logit minus the constant of the logits.
+    It sums to the target logit minus the constant logit bias.
     """
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:

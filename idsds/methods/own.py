@@ -1,7 +1,7 @@
-"""Bring your own: score methods that are not in the registry.
+"""Attribution methods of the user's own that are not in the registry.
 
-A method may be an object of captum, torchcam or pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, any callable
-``(images, targets) -> maps``, or maps that were computed elsewhere, each with further arguments of its call::
+A method may be an object of captum, torchcam or pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, any callable ``(images,
+targets) -> maps``, or maps computed elsewhere, each optionally with further arguments for its call::
 
     methods = {
         "mine": lambda images, targets: images * 0 + 1,
@@ -13,9 +13,9 @@ A method may be an object of captum, torchcam or pytorch-grad-cam, a ready :clas
         "a folder of image_id.npy": Path("maps"),
     }
 
-They get as many images at a time as fit in memory, and are expected to explain each image by itself. One that takes ``image_ids``
-gets them too. The net is in eval mode, its parameters keep ``requires_grad`` as the user left it, and nothing that a method writes into
-the images or changes in the net affects anything else.
+They receive as many images at a time as fit in memory and must explain each image independently of the others. A method that takes
+``image_ids`` receives them too. The net is in eval mode, its parameters keep the user's ``requires_grad``, and nothing that a method
+writes to the images or changes in the net affects anything else.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ Explain = Callable[..., Any]
 
 
 class OwnMethod(Method):
-    """A user's method with the interface of :class:`~idsds.methods.base.Method`; its passes are unknown.
+    """A user's method with the interface of :class:`~idsds.methods.base.Method` and an unknown number of passes.
 
     Args:
         name: its name in records and figures.
-        explain: from images (B, C, H, W) and targets (B,), and ``image_ids`` if it takes them, to maps (B, C, H, W) or (B, H, W).
-        model: the net that it explains, which is in eval mode while it runs.
-        seed: of the run; it does not control random numbers that ``explain`` draws itself.
+        explain: maps images (B, C, H, W), targets (B,) and, if it takes them, ``image_ids`` to attributions (B, C, H, W) or (B, H, W).
+        model: the net that it explains, in eval mode while it runs.
+        seed: the run's seed; it does not control random numbers that ``explain`` draws itself.
     """
 
     def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
@@ -64,12 +64,12 @@ class OwnMethod(Method):
         return getattr(self._explain, "thing", self._explain)
 
     def output_of(self, result: object) -> object:
-        """Return the whole result: a dict is not a map."""
+        """Return the result unchanged: a dict is not a map."""
         return result
 
 
 def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tensor, *, image_ids: Sequence[str], batch: int) -> Any:
-    """Explain ``batch`` images at a time; a result that is not a map is returned as it is, for the engine to report."""
+    """Explain ``batch`` images at a time; a result that is not a map is returned unchanged, for the engine to report."""
     parts = []
     takes_ids = "image_ids" in _parameters(explain)
     for start in range(0, len(images), batch):
@@ -78,26 +78,26 @@ def _in_parts(explain: Explain, model: nn.Module, images: Tensor, targets: Tenso
         found = as_tensor(explain(images[some].clone(), targets[some].clone(), **ids))
         if not is_map(found, images[some]):
             return found
-        parts.append(found.detach().clone())  # it may be a buffer that the next call writes into
+        parts.append(found.detach().clone())  # it may be a buffer that the next call overwrites
     return torch.cat(parts)
 
 
 def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
-    """Turn anything that explains into a method.
+    """Wrap anything that explains as a method.
 
     Args:
         name: its name in records and figures.
-        thing: a captum ``Attribution`` (called with ``target=``; its channels are summed, a layer's map is resized to the image), a
-            torchcam extractor (its raw maps are resized bilinearly to the image, several layers fused as torchcam does), a CAM of
+        thing: a captum ``Attribution`` (called with ``target=``; channels are summed, layer attributions are resized to the image size),
+            a torchcam extractor (raw maps are resized bilinearly to the image size; several layers are fused as torchcam does), a CAM of
             pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, a callable ``(images, targets) -> maps``, maps by image id
-            (arrays (H, W) or (C, H, W)), or a folder that has them as ``<image id>.npy``. A pair ``(thing, {argument: value})`` calls it
-            with further arguments.
+            (arrays (H, W) or (C, H, W)), or a folder that holds them as ``<image id>.npy``. A pair ``(thing, {argument: value})`` passes
+            further arguments to the call.
         model: the net that is evaluated.
-        seed: of the run.
+        seed: the run's seed.
 
     Raises:
-        TypeError: for anything else, a class instead of an instance, or missing arguments.
-        UnknownNameError: for arguments that it does not take.
+        TypeError: for anything else, a class instead of an instance, or a missing argument.
+        UnknownNameError: for an unknown argument.
         ValueError: for an extractor whose hooks have been removed, or an object that explains another net.
     """
     options: dict[str, Any] = {}
@@ -106,11 +106,11 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
     if isinstance(thing, type):
         raise TypeError(f"method {name!r} is the class {thing.__name__}; pass an instance of it, such as {thing.__name__}(model)")
     if reason := bound_elsewhere(thing, model):
-        raise ValueError(f"method {name!r} is of another net than the one that is evaluated: {reason}")
+        raise ValueError(f"method {name!r} is for a net other than the one evaluated: {reason}")
     if isinstance(thing, Method):
         if options:
-            raise TypeError(f"method {name!r} is ready made: give its options to create_method, not {options}")
-        renamed = copy(thing)  # its options and seed stay; only its name changes
+            raise TypeError(f"method {name!r} is already created: pass its options to create_method, not {options}")
+        renamed = copy(thing)  # keeps its options and seed; only its name changes
         renamed.name = name
         return renamed
     if library := library_of(thing):
@@ -148,19 +148,19 @@ def _moved(options: Mapping[str, Any], images: Tensor) -> dict[str, Any]:
 def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a built-in without a signature
+    except (TypeError, ValueError):  # built-in without a signature
         return {}
 
 
 def _check_arguments(name: str, kind: str, function: Callable, options: Mapping[str, Any], known: Sequence[str] = ()) -> None:
-    """Raise TypeError for missing arguments of a call, UnknownNameError for arguments that it does not take.
+    """Raise TypeError for missing arguments of a call, UnknownNameError for unknown ones.
 
     Args:
         name: the method.
-        kind: its class or function, for messages.
-        function: what is called.
-        options: the arguments that the user passes.
-        known: names of the arguments that the package passes; none: the first two, by position.
+        kind: its class or function, for error messages.
+        function: the callable.
+        options: arguments passed by the user.
+        known: names of the arguments passed by the package; empty for the first two, by position.
     """
     parameters = list(_parameters(function).values())
     if not parameters:
@@ -182,35 +182,35 @@ def _check_arguments(name: str, kind: str, function: Callable, options: Mapping[
 
 
 class StoredMaps:
-    """Maps that were computed elsewhere, by image id.
+    """Maps computed elsewhere, by image id.
 
     Args:
-        name: the method, for messages.
-        maps: arrays or tensors (H, W) or (C, H, W) by image id, or a folder that has each as ``<image id>.npy``.
+        name: the method's name, for error messages.
+        maps: arrays or tensors (H, W) or (C, H, W) by image id, or a folder that holds each as ``<image id>.npy``.
     """
 
     def __init__(self, name: str, maps: Mapping[Any, Any] | str | Path) -> None:
         self.name = name
         self.maps = {str(key): value for key, value in maps.items()} if isinstance(maps, Mapping) else None
         self.folder = None if isinstance(maps, Mapping) else Path(maps).resolve()
-        # The content of the files counts: a map that has been computed again is a different one.
+        # The address covers the files' content, because a recomputed map is a different map.
         self.content = digest(sorted((str(path), file_digest(path)) for path in self.folder.rglob("*.npy"))) if self.folder else ""
         self._seen: dict[str, str] = {}
 
     def of_one_net(self) -> StoredMaps:
-        """Return the same maps, for the images as one net sees them."""
+        """Return the same maps, for the images as preprocessed for one net."""
         own = copy(self)
         own._seen = {}
         return own
 
     def lacking(self, image_ids: Sequence[str]) -> list[str]:
-        """Return the ids of the images that have no map."""
+        """Return the ids of images without a map."""
         if self.maps is not None:
             return [image_id for image_id in image_ids if image_id not in self.maps]
         return [image_id for image_id in image_ids if not self._path(image_id).is_file()]
 
     def check(self, image_ids: Sequence[str]) -> None:
-        """Raise ValueError if images have no map."""
+        """Raise ValueError if any image has no map."""
         if lacking := self.lacking(image_ids):
             has = f"those of {', '.join(map(repr, list(self.maps)[:3]))}, ..." if self.maps is not None else f"folder {str(self.folder)!r}"
             raise ValueError(f"method {self.name!r} has no map of {len(lacking)} images, the first is {lacking[0]!r}; there are {has}")
@@ -224,7 +224,7 @@ class StoredMaps:
         self.check(image_ids)
         for image_id, content in zip(image_ids, content_ids(images), strict=True):
             if self._seen.setdefault(image_id, content) != content:
-                raise ValueError(f"stored maps are of the images as they are, but this protocol asks for a map of {image_id!r} changed")
+                raise ValueError(f"stored maps are for the original images, but this protocol asks for a map of a modified {image_id!r}")
         return torch.stack([self._map(image_id, images) for image_id in image_ids])
 
     def _map(self, image_id: str, images: Tensor) -> Tensor:
@@ -243,13 +243,13 @@ class StoredMaps:
 
 
 def as_stored(name: str, thing: Any) -> Any:
-    """A mapping from image id to map, or a folder of them, as :class:`StoredMaps`; anything else as it is."""
+    """Return a mapping from image id to map, or a folder of maps, as :class:`StoredMaps`; anything else unchanged."""
     stored = isinstance(thing, Mapping) or (isinstance(thing, (str, Path)) and Path(thing).is_dir())
     return StoredMaps(name, thing) if stored else thing
 
 
 class _OfLibrary:
-    """An object of captum, torchcam or pytorch-grad-cam as ``(images, targets) -> maps``; its arguments are checked when it is made."""
+    """Adapter for a captum, torchcam or pytorch-grad-cam object, ``(images, targets) -> maps``; checks its arguments when created."""
 
     def __init__(self, name: str, library: str, thing: Any, options: Mapping[str, Any], model: nn.Module) -> None:
         self.name, self.thing, self.options, self.model = name, thing, options, model
@@ -260,7 +260,7 @@ class _OfLibrary:
             known = ("inputs", "target")
             parameters = _parameters(thing.attribute)
             if "target" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                raise TypeError(f"method {name!r} ({kind}) explains no class: it takes {', '.join(parameters)}")
+                raise TypeError(f"method {name!r} ({kind}) does not explain a class: it takes {', '.join(parameters)}")
             _check_arguments(name, kind, thing.attribute, options, known)
             if isinstance(inner := getattr(thing, "attribution_method", None), Attribution):  # a noise tunnel's
                 _check_arguments(
@@ -286,7 +286,7 @@ class _OfLibrary:
 
 
 def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
-    """Return why an object of a library would misread its layer, which is not (B, K, h, w); None if it would not.
+    """Return why a library's object would misread its layer, whose output is not (B, K, h, w); None if it would not.
 
     Args:
         thing: the object.
@@ -334,11 +334,11 @@ def _captum(attribution: Attribution, options: Mapping[str, Any], images: Tensor
 
 
 def _torchcam_takes_nothing(scores: Tensor, targets: Tensor) -> None:
-    """Stand for the call of a torchcam extractor, whose other arguments the package passes."""
+    """Signature of a torchcam extractor's call, whose other arguments the package passes."""
 
 
 def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Tensor:
-    """Return a torchcam extractor's raw maps, (B, H, W). Its hooks are active during its own pass only, and keep nothing afterwards."""
+    """Return a torchcam extractor's raw maps, (B, H, W). Its hooks are active only during its own pass and keep nothing afterwards."""
     enabled = extractor._hooks_enabled
     extractor.enable_hooks()
     try:
@@ -352,7 +352,7 @@ def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, target
 
 
 def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
-    """Return the maps of a CAM of pytorch-grad-cam, (B, H, W), each stretched to [0, 1] as it does."""
+    """Return a pytorch-grad-cam CAM's maps, (B, H, W), each stretched to [0, 1] by the library."""
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     device, cam.device = cam.device, images.device
@@ -365,7 +365,7 @@ def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Ten
 
 @contextmanager
 def _listening(recorder: Any) -> Iterator[None]:
-    """Activate the hooks of a pytorch-grad-cam object, which are inactive during other passes of an evaluation."""
+    """Activate the hooks of a pytorch-grad-cam object, which are inactive during an evaluation's other passes."""
     added = []
     for place, handle in enumerate(recorder.handles):
         hooks = handle.hooks_dict_ref()
@@ -381,5 +381,5 @@ def _listening(recorder: Any) -> Iterator[None]:
 
 
 def _resized(maps: Tensor, images: Tensor) -> Tensor:
-    """Resize (B, C, h, w) -> (B, C, H, W), bilinearly with half-pixel centres."""
+    """Resize (B, C, h, w) -> (B, C, H, W) bilinearly, with half-pixel centres."""
     return F.interpolate(maps.detach(), size=images.shape[-2:], mode="bilinear", align_corners=False)

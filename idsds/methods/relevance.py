@@ -1,24 +1,25 @@
-"""CheferLRP: relevance propagated through a vision transformer, combined with the gradient of its attention.
+"""CheferLRP: relevance propagation through a vision transformer, combined with the gradient of its attention.
 
-Relevance R starts as 1 at the target logit and is propagated layer by layer (Chefer, Gur and Wolf, "Transformer Interpretability Beyond
-Attention Visualization", CVPR 2021). A layer that computes z from x passes
+Relevance R starts as 1 at the target logit and is propagated backwards layer by layer (Chefer, Gur and Wolf, "Transformer
+Interpretability Beyond Attention Visualization", CVPR 2021). Through a layer that computes z from x, it propagates as follows, with W+
+and W- the positive and negative parts of W:
 
-* linear layer, z = W x (+ b):   R_x = x+ W+^T s + x- W-^T s,  with s = R_z / (W+ x+ + W- x-): contributions that raise z, in proportion
+* linear layer, z = W x (+ b):   R_x = x+ W+^T s + x- W-^T s,  with s = R_z / (W+ x+ + W- x-), in proportion to positive contributions
 * product, z = a b:              R_a = a (s b^T) / 2, R_b = b (a^T s) / 2,  with s = R_z / z
 * sum, z = a + b:                R_a = a R_z / z and R_b = b R_z / z, both rescaled so that they carry |sum R_a| : |sum R_b| of sum R_z
-* LayerNorm, GELU, softmax:      R_x = R_z, and so for LayerScale, of which the paper's nets have none: z = g x, one to one
-* a value that is used twice:    the sum over its uses
+* LayerNorm, GELU, softmax:      R_x = R_z; likewise LayerScale, z = g x, which the paper's nets do not have
+* a value that is used twice:    the sum over its uses.
 
-to its input, where W+ and W- are the positive and the negative part. Each block's map is the mean over heads of relu(g R_A), with R_A the
-relevance of the attention A and g the target logit's gradient there; these are rolled out with shortcuts, without normalised rows.
+Each block's map is the mean over heads of relu(g R_A), with R_A the relevance of the attention A and g the target logit's gradient there.
+The blocks' maps are combined by rollout, with shortcuts but without normalising rows.
 
-As in the paper's code, 1e-9 is added to denominators. The rule for sums divides by values near 0, which multiplies rounding errors from
-block to block: with the weights of our parity check, two float32 runs whose weights differ by 1e-7 give maps that differ by half of their
-largest value, and the reference's float32 map is as far from the float64 map. Hence float64 is the default here, so that an image's map
-does not depend on its batch; ``double=False`` is the reference's precision, and about twice as fast on a CPU.
+As in the paper's code, 1e-9 is added to denominators. The rule for sums divides by values near 0, which amplifies rounding errors from
+block to block: with the weights of our parity check, a change of 1e-7 in the weights changes float32 maps by half of their maximum, and
+the reference's float32 map differs as much from the float64 map. The default here is therefore float64, so that an image's map does not
+depend on its batch; ``double=False`` uses the reference's precision and is about twice as fast on a CPU.
 
-For this method alone the reference uses a net whose last LayerNorm has an epsilon of 1e-5 instead of 1e-6, which moves its logits by
-2e-6; here the net itself is used.
+For this method only, the reference uses a net whose last LayerNorm has an epsilon of 1e-5 instead of 1e-6, which changes its logits by
+2e-6; here the evaluated net itself is used.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ EPSILON = 1e-9
 
 
 def share(relevance: Tensor, z: Tensor) -> Tensor:
-    """Return relevance / z, and 0 where z is 0."""
+    """Return relevance / z, or 0 where z is 0."""
     return torch.where(z == 0, 0, relevance / torch.where(z == -EPSILON, EPSILON, z + EPSILON))
 
 
@@ -69,7 +70,7 @@ def sum_rule(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collect the input of each of ``modules``."""
+    """Collect the inputs of ``modules``."""
     inputs: dict[nn.Module, Tensor] = {}
 
     def reader(module: nn.Module) -> Callable[..., None]:
@@ -86,7 +87,7 @@ def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
 
 @contextmanager
 def in_double(model: nn.Module) -> Iterator[None]:
-    """Convert the model's floating-point weights and statistics to float64; the original tensors are restored afterwards."""
+    """Convert the model's floating-point tensors to float64 inside the block; the originals are restored afterwards."""
     saved = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     try:
         for tensor, data in saved:
@@ -102,12 +103,12 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
 
     Args:
         block: a pre-norm block.
-        relevance: of its output, (B, P + N, D).
+        relevance: relevance of its output, (B, P + N, D).
         attention: (B, heads, P + N, P + N).
-        inputs: of its ``norm1``, ``norm2``, ``attn.qkv``, ``attn.proj``, ``mlp.fc1`` and ``mlp.fc2``.
+        inputs: the inputs of its ``norm1``, ``norm2``, ``attn.qkv``, ``attn.proj``, ``mlp.fc1`` and ``mlp.fc2``.
 
     Returns:
-        The relevance of the attention, and a function that returns the relevance of the block's input, (B, P + N, D).
+        The attention's relevance, (B, heads, P + N, P + N), and a function that returns that of the block's input, (B, P + N, D).
     """
     attn, mlp = block.attn, block.mlp
     x, middle = inputs[block.norm1], inputs[block.norm2]
@@ -125,7 +126,7 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
     of_attention, of_v = product_rule(heads(through), attention, v)
 
     def onward() -> Tensor:
-        # The softmax and the scale of the logits pass relevance on unchanged.
+        # The softmax and the attention logits' scale pass relevance on unchanged.
         of_q, of_k = product_rule(of_attention, q, k.mT)
         joined = [values.transpose(1, 2).flatten(2) for values in (of_q, of_k.mT, of_v)]
         return kept + linear_rule(torch.cat(joined, dim=2), inputs[attn.qkv], attn.qkv.weight)
@@ -134,7 +135,7 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
 
 
 def propagated(model: VisionTransformer, images: Tensor, targets: Tensor, start: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the relevance of the attention and the target logit's gradient there, for the blocks from ``start`` on."""
+    """Return the attention's relevance and the target logit's gradient there, for the blocks from ``start`` on."""
     blocks = list(model.blocks)[start:]
     modules = [
         module for block in blocks for module in (block.norm1, block.norm2, block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
@@ -179,8 +180,8 @@ def chefer_lrp(
         model: a timm ViT.
         images: (B, C, H, W).
         targets: (B,).
-        start_block: the first block to use; None: 1 as in the reference, or 0 if there is only one block. The paper uses all.
-        double: whether to compute in float64 (never on Apple's devices, which have none).
+        start_block: index of the first block to use; None for 1, as in the reference, or 0 for a single block. The paper uses all.
+        double: whether to compute in float64 (never on Apple GPUs, which lack it).
         batch: images per pass.
     """
     start = min(1, len(model.blocks) - 1) if start_block is None else start_block
@@ -191,7 +192,7 @@ def chefer_lrp(
         matrices = [(gradient * relevance).relu().mean(dim=1) for relevance, gradient in found]
         return drawn(rolled_out(matrices, normalised=False, prefix=model.num_prefix_tokens), model, images)
 
-    with torch.autocast(images.device.type, enabled=False):  # 16 bits would leave nothing of the relevance
+    with torch.autocast(images.device.type, enabled=False):  # relevance does not survive 16-bit precision
         if not double or images.device.type == "mps":
             return in_batches(attribute, images, targets, size=batch)
         with in_double(model):

@@ -1,8 +1,8 @@
 """RISE: the probability of the target under random masks (Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", BMVC 2018).
 
-Masks are drawn on a coarse grid whose cells are shown with probability p, upsampled and shifted. They are the same for all images of one
-size, as in the paper's and the reference's code; here they depend only on the seed. They are made in chunks, so that memory does not
-grow with their number.
+Masks are drawn on a coarse grid whose cells are kept with probability p, then upsampled and shifted. All images of one size share the
+masks, as in the paper's and the reference's code; here they depend only on the seed. They are made in chunks, so memory does not grow
+with their number.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from idsds.models.quantity import plain_logits
 def interpolation(cells: int, pixels: int) -> Tensor:
     """Return the weights of linear interpolation, (pixels, cells), float64.
 
-    Pixel i reads the grid at u = (i + 1/2) cells / pixels - 1/2. Outside the centres of the border cells u is mirrored about them, as in
-    scikit-image's ``resize(order=1, mode="reflect")``, which the paper's code uses; torch would repeat the border instead.
+    Pixel i reads the grid at u = (i + 1/2) cells / pixels - 1/2. Beyond the centres of the border cells, u is mirrored, as in
+    scikit-image's ``resize(order=1, mode="reflect")``, which the paper's code uses; torch would replicate the border instead.
     """
     u = (torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5
     if cells == 1:
@@ -37,18 +37,18 @@ def interpolation(cells: int, pixels: int) -> Tensor:
 
 
 def cell_size(height: int, width: int, cells: int) -> tuple[int, int]:
-    """Return the height and width of a cell in pixels: the side over the number of cells, rounded up."""
+    """Return a cell's height and width in pixels: side / cells, rounded up."""
     return -(-height // cells), -(-width // cells)
 
 
 def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor:
-    """Turn grids of zeros and ones into smooth masks.
+    """Turn binary grids into smooth masks.
 
     Args:
         grids: (N, s, s), 1 where the image is shown.
-        shifts: (N, 2) integers, rows and columns, from 0 to below :func:`cell_size`.
-        height: of the image.
-        width: of the image.
+        shifts: (N, 2) integers, rows and columns, in [0, :func:`cell_size`).
+        height: the image's height in pixels.
+        width: the image's width in pixels.
 
     Returns:
         (N, 1, height, width) float32 in [0, 1]: each grid upsampled to (s + 1) cells a side and cropped at its shift.
@@ -63,7 +63,7 @@ def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor
 
 
 def random_masks(seed: int, samples: int, cells: int, probability: float, images: Tensor) -> Callable[[int, int], Tensor]:
-    """Return a function that makes masks number ``start`` to ``stop``, on the device and in the dtype of ``images``."""
+    """Return a function that makes masks ``start`` to ``stop``, on the device and in the dtype of ``images``."""
     height, width = images.shape[-2:]
     source = generator(seed, "RISE", samples, cells, probability, height, width)
     grids = (torch.rand(samples, cells, cells, generator=source) < probability).to(images.device)
@@ -73,12 +73,10 @@ def random_masks(seed: int, samples: int, cells: int, probability: float, images
 
 
 def handed_in(masks: Tensor, images: Tensor) -> Tensor:
-    """Return a user's masks as (N, 1, H, W). Raises ValueError naming the required shape."""
+    """Return a user's masks as (N, 1, H, W). Raises ValueError for any other shape."""
     masks = masks[:, None] if masks.ndim == 3 else masks
     if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[-2:] != images.shape[-2:]:
-        raise ValueError(
-            f"RISE: the masks handed in have shape {tuple(masks.shape)}, wanted (N, 1, {images.shape[-2]}, {images.shape[-1]})"
-        )
+        raise ValueError(f"RISE: masks have shape {tuple(masks.shape)}, wanted (N, 1, {images.shape[-2]}, {images.shape[-1]})")
     return masks.to(images)
 
 
@@ -91,7 +89,7 @@ def _passes(model: nn.Module, samples: int, masks: Tensor | None = None, **_: ob
     family="perturbation",
     variants={
         "RISE-U": {"baseline": "uniform"},
-        "RISE (paper)": {"samples": 8000, "cells": 7, "probability": 0.5},  # its ResNet-50
+        "RISE (paper)": {"samples": 8000, "cells": 7, "probability": 0.5},  # as for the paper's ResNet-50
     },
     passes=_passes,
     noise="RISE",
@@ -114,7 +112,7 @@ def rise(
 ) -> Tensor:
     """Return sum_n P(target | m_n x + (1 - m_n) baseline) m_n / (N p), with softmax probabilities P.
 
-    The defaults are the reference's: one cell in ten is shown, where the paper shows half of 7 x 7 cells (``RISE (paper)``).
+    The defaults are the reference's: a tenth of the cells is shown, while the paper shows half of 7 x 7 cells (``RISE (paper)``).
 
     Args:
         model: returns logits.
@@ -124,7 +122,7 @@ def rise(
         cells: cells per side of the grid.
         probability: p, the probability that a cell is shown.
         baseline: replaces hidden pixels, see :func:`idsds.methods.gradient.path_start`; ``RISE-U``: one fixed image, uniform in [-1, 1].
-        masks: (N, 1, H, W) or (N, H, W) instead of drawn ones.
+        masks: (N, 1, H, W) or (N, H, W), used instead of random ones.
         draws: holds the seed.
         batch: masked images per pass.
     """
@@ -135,10 +133,10 @@ def rise(
         count, masks_of = len(given), lambda start, stop: given[start:stop]
     hidden = path_start(baseline, model, draws).expand_as(images)
     maps = torch.zeros_like(images[:, 0]).flatten(1)  # (B, H * W)
-    # Few images: many masks of each in one pass. Many images: one mask on as many as fit.
+    # Few images: many masks of each per pass. Many images: one mask on as many as fit.
     together = min(len(images), batch)
     step = max(1, batch // together)
-    # Under autocast only the model runs in 16 bits, which would round the masks and leave the map two or three digits.
+    # Only the model runs under autocast: 16 bits would round the masks and leave the map two or three digits.
     exact = partial(torch.autocast, images.device.type, enabled=False)
     for start in range(0, count, step):
         with exact():

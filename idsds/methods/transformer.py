@@ -1,9 +1,9 @@
 """Attention-based maps of vision transformers: Grad-CAM on attention, Rollout, and relevance propagation (CheferLRP), for timm's ViTs.
 
-Each gives a value per token, (B, N) with N = h w tokens besides the class token, drawn as blocks of the token's pixels as in the
-reference (nearest neighbour; if the border of a patch cuts through a token, its block counts in part for either side). The attention
-maps A, (B, heads, P + N, P + N), are read after the softmax, with timm's fused attention disabled meanwhile. P is 1, the class token, and
-more in nets with registers: these take part in the attention like any token, and belong to no pixel.
+Each yields a value per token, (B, N) with N = h w patch tokens, upsampled to the image by nearest neighbour as in the reference (if the
+border of a grid patch cuts through a token, its pixels count towards both sides). The attention maps A, (B, heads, P + N, P + N), are
+read after the softmax, with timm's fused attention disabled meanwhile. P = 1 for the class token, and more in nets with register tokens,
+which take part in the attention but belong to no pixels.
 
 Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (Rollout); Chefer, Gur and Wolf, "Transformer
 Interpretability Beyond Attention Visualization", CVPR 2021 (CheferLRP, and Grad-CAM as its comparison).
@@ -25,7 +25,7 @@ from idsds.methods.base import Passes, register_method
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Return whether the attention of a model can be read: a timm ViT of plain blocks that classifies by its class token alone."""
+    """Return whether a model's attention can be read: a timm ViT with plain blocks that classifies by its class token alone."""
     if not isinstance(model, VisionTransformer) or not len(model.blocks):
         return False
     blocks = all(isinstance(block, Block) and isinstance(block.attn, Attention) for block in model.blocks)
@@ -33,14 +33,14 @@ def is_transformer(model: nn.Module) -> bool:
 
 
 def no_attention(model: nn.Module) -> str | None:
-    """Return why methods that read attention do not apply to a model, None if they do."""
+    """Return why methods that read attention do not apply to a model; None if they do."""
     if is_transformer(model):
         return None
     return "it reads the attention of a timm VisionTransformer with plain blocks and a class token"
 
 
 def no_relevance(model: nn.Module) -> str | None:
-    """Return why relevance propagation does not apply to a model, None if it does."""
+    """Return why relevance propagation does not apply to a model; None if it does."""
     if reason := no_attention(model):
         return reason
     for block in model.blocks:
@@ -52,7 +52,7 @@ def no_relevance(model: nn.Module) -> str | None:
 
 @contextmanager
 def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Tensor]]:
-    """Collect the attention of the blocks from ``first`` on; gradients, if enabled, begin at the first of them."""
+    """Collect the attention of the blocks from ``first`` on; the autograd graph, if enabled, starts at the first of them."""
     maps: list[Tensor] = []
 
     def read(_module: nn.Module, _inputs: object, attention: Tensor) -> Tensor:
@@ -83,29 +83,29 @@ def attention_and_gradients(model: VisionTransformer, images: Tensor, targets: T
 
 
 def drawn(tokens: Tensor, model: VisionTransformer, images: Tensor) -> Tensor:
-    """Draw a value per token as a map, (B, N) -> (B, H, W)."""
+    """Upsample a value per token to a map, (B, N) -> (B, H, W)."""
     size = model.patch_embed.dynamic_feat_size(images.shape[-2:])
     return F.interpolate(tokens.unflatten(1, size)[:, None], size=images.shape[-2:], mode="nearest")[:, 0]
 
 
 def rolled_out(matrices: Sequence[Tensor], normalised: bool, prefix: int = 1) -> Tensor:
-    """Return how much of each token reaches the class token through all blocks and their shortcuts.
+    """Return how much each token contributes to the class token through all blocks and their shortcuts.
 
     Args:
-        matrices: (B, P + N, P + N) per block, first block first: how much each token (row) takes from each (column).
-        normalised: whether to normalise the rows of matrix + identity to a sum of 1.
-        prefix: P, the tokens before those of the pixels, the class token first.
+        matrices: (B, P + N, P + N) per block, first block first; entry (i, j) is how much token i takes from token j.
+        normalised: whether to normalise the rows of matrix + identity to sum to 1.
+        prefix: P, the number of tokens before the patch tokens, class token first.
 
     Returns:
-        (B, N): the class token's row of the product of all (matrix + identity), the last block on the left.
+        (B, N), the class token's row of the product of all (matrix + identity), with the last block on the left.
     """
     row: Tensor | None = None
     for matrix in reversed(matrices):
         matrix = matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
         if normalised:
             matrix = matrix / matrix.sum(dim=-1, keepdim=True)
-        # Only one row of the product is needed: a vector times a matrix per block, not a matrix times a matrix.
-        with torch.autocast(matrix.device.type, enabled=False):  # not in 16 bits, whatever the model runs in
+        # Only one row of the product is needed: multiply a vector, not a matrix, by each block's matrix.
+        with torch.autocast(matrix.device.type, enabled=False):  # even if the model runs in 16 bits
             row = matrix[:, :1] if row is None else row @ matrix  # (B, 1, P + N)
     if row is None:
         raise ValueError("rollout needs at least one block; start_block is beyond the last")
@@ -119,10 +119,10 @@ def check_start(model: VisionTransformer, start_block: int) -> None:
 
 
 def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
-    """Return relu(mean over heads of A * mean(g)) of the last block, from the class token to the others, (B, H, W).
+    """Return relu(mean over heads of A * mean(g)) of the last block, for the class token's attention to the patches, (B, H, W).
 
-    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which changes no rank;
-    a zero map becomes NaN there and stays zero here: the rank correlation is undefined for both.
+    g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which does not change
+    ranks; a zero map becomes NaN there and stays zero here, and its rank correlation is undefined either way.
     """
     maps, gradients = attention_and_gradients(model, images, targets, len(model.blocks) - 1)
     attention, gradient = (values[0][:, :, 0, model.num_prefix_tokens :].to(images.dtype) for values in (maps, gradients))  # (B, heads, N)
@@ -139,13 +139,13 @@ def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tens
 )
 @torch.inference_mode()
 def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_block: int | None = None, batch: int) -> Tensor:
-    """Multiply the attention, averaged over heads, through the blocks; the map is the same for every class.
+    """Return attention rollout: the product over blocks of attention averaged over heads. The map is the same for every class.
 
     Args:
         model: a timm ViT.
         images: (B, C, H, W).
         targets: (B,), ignored.
-        start_block: the first block to use; None: 1 as in the reference, or 0 if there is only one block. The paper uses all.
+        start_block: index of the first block to use; None for 1, as in the reference, or 0 for a single block. The paper uses all.
         batch: images per pass.
     """
     start = min(1, len(model.blocks) - 1) if start_block is None else start_block

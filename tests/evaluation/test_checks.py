@@ -135,7 +135,9 @@ def test_images_come_in_the_precision_of_the_weights(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("kind", ["view", "strides"])
 def test_a_net_that_needs_contiguous_memory_is_judged_so_and_it_is_said(kind: str) -> None:
-    with pytest.warns(UserWarning, match="model 'net' does not run in channels_last memory format and is evaluated with channels_last=False"):
+    with pytest.warns(
+        UserWarning, match="model 'net' does not run in channels_last memory format and is evaluated with channels_last=False"
+    ):
         scores(NETS[kind]())
 
 

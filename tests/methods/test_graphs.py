@@ -112,7 +112,7 @@ def test_hooks_on_the_net_see_the_graph() -> None:
 
 @pytest.mark.parametrize("name", ["timm/regnetx_002", "timm/densenet121", "timm/resnetv2_18"])
 def test_batch_norms_with_an_activation_are_two_modules(name: str) -> None:
-    """DeepLIFT and LRP then have rules for these nets, and DeepLIFT's attributions sum to what the logit moves by."""
+    """DeepLIFT and LRP then have rules for these nets, and DeepLIFT's attributions sum to the change of the logit."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = idsds.create_model(name, num_classes=3)

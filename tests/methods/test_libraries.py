@@ -348,7 +348,7 @@ class Wave(nn.Module):
 
 
 def test_deeplift_that_does_not_sum_to_what_the_logit_moves_by_is_an_error() -> None:
-    with pytest.raises(ValueError, match="do not sum to what the logit moves by"):
+    with pytest.raises(ValueError, match="do not sum to the change of the logit"):
         create_method("DeepLIFT", seeded(Wave))(images_of(2, 6, 8), torch.tensor([0, 2]))
 
 

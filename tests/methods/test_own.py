@@ -391,7 +391,7 @@ def test_results_of_many_kinds(model: nn.Module, kind: str) -> None:
         (lambda m: captum.attr.Occlusion(m), TypeError, "needs a value for 'sliding_window_shapes'"),
         (lambda m: (captum.attr.Occlusion(m), {"strides": 2}), TypeError, "needs a value for 'sliding_window_shapes'"),
         (lambda m: (captum.attr.Saliency(m), {"abss": False}), UnknownNameError, "argument of method 'x' 'abss'. .*'abs'"),
-        (lambda m: captum.attr.NeuronGradient(m, m.conv1), TypeError, r"\(NeuronGradient\) explains no class"),
+        (lambda m: captum.attr.NeuronGradient(m, m.conv1), TypeError, r"\(NeuronGradient\) does not explain a class"),
         (lambda m: lambda images: images, TypeError, r"is called with \(images, targets\), but it takes \(images\)"),
         (lambda m: lambda images, targets, width: images, TypeError, "needs a value for 'width'"),
         (lambda m: (lambda images, targets, width=1: images, {"wdith": 2}), UnknownNameError, "'width'"),

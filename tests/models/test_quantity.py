@@ -146,7 +146,7 @@ def test_methods_of_the_logit_alone_are_left_out():
             evaluate(model, [name], quantity="probability")
     with pytest.raises(ValueError, match=r"'RISE' applies to none of the models: .* it weighs its masks by the probability"):
         evaluate(model, ["RISE"], quantity="contrast")
-    with pytest.raises(ValueError, match="rules for layers do not reach beyond the logits"):
+    with pytest.raises(ValueError, match="layer rules do not reach beyond the logits"):
         evaluate(model, {"mine": captum.attr.DeepLift(model)}, quantity="probability")
     assert len(evaluate(model, {"mine": captum.attr.Saliency(model)}, quantity="probability")) == 3
 

@@ -68,7 +68,7 @@ def test_methods_are_chosen_by_what_they_need():
     assert rival.chosen == {"Occlusion": ("Occlusion", {"grid": 8, "baselines": "blur"})}
     assert rival.runs()[""]["offset"] == 4
     softmax = Leaderboard(quantity="probability", passes=17, **GIVEN)
-    assert softmax.left_out.set_index("method")["why"]["DeepLIFT"].startswith("its rules for layers do not reach beyond the logits")
+    assert softmax.left_out.set_index("method")["why"]["DeepLIFT"].startswith("its layer rules do not reach beyond the logits")
     assert softmax.score == "IDSDS of the probability"
 
 

@@ -1,15 +1,16 @@
-"""Methods of captum, torchcam, zennit, pytorch-grad-cam and saliency by name, such as ``captum/DeepLift`` or ``gradcam/EigenCAM``.
+"""Methods of captum, torchcam, zennit, pytorch-grad-cam and saliency by name, for example ``captum/DeepLift`` or ``gradcam/EigenCAM``.
 
-A name stands for the library's own class; its options are those of the class and of the call that explains. What is added here:
+Each name stands for the library's own class; its options are those of the class's constructor and of its attribution call. Added here:
 
-* ``layer``: the CAM layer of the model's entry where none is named;
-* ``grid``: for perturbations, the patches of a grid as features, in place of a feature mask or a sliding window;
-* ``baselines`` may be the name of one of :func:`idsds.common.interventions.list_baselines`;
-* random numbers are keyed by (seed, method, image id): the libraries draw from global generators, so that these methods explain one image
-  at a time, with the generators seeded for each;
-* rules for modules (DeepLIFT's, LRP's, captum's guided ones) see each call of a nonlinearity as a module (:mod:`idsds.methods.graphs`).
+* ``layer`` defaults to the CAM layer of the model's entry;
+* ``grid`` makes perturbation methods use the patches of a grid as features, in place of a feature mask or sliding window;
+* ``baselines`` may be a name from :func:`idsds.common.interventions.list_baselines`;
+* random numbers are keyed by (seed, method, image id): since the libraries draw from global generators, these methods explain one image
+    at a time, with the generators seeded for each;
+* for module-based rules (DeepLIFT, LRP, captum's guided methods), each call of a nonlinearity is a separate module
+    (:mod:`idsds.methods.graphs`).
 
-The most asked for have plain names. A library is imported when one of its methods is used, never to list names.
+The most common ones have plain names. A library is imported when one of its methods is used, not to list names.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FAMILIES = {"captum": "gradient", "torchcam": "CAM", "zennit": "gradient", "grad
 
 
 def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None, source: str = "") -> MethodEntry:
-    """The entry of ``library/Name``, or of a plain name that stands for it with some options."""
+    """Return the entry of ``library/Name``, or of a plain name that stands for it with some options."""
     home, _, local = key.partition("/")
     method, family = ADAPTERS[home](local), FAMILIES[home]
     if reason := method.REFUSED.get(local):
@@ -57,7 +58,7 @@ def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None,
     )
 
 
-#: Plain names: what each stands for, with which options, and the paper.
+#: For each plain name: the method it stands for, its options, and the paper.
 PLAIN: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "DeepLIFT": ("captum/DeepLift", {}, "Shrikumar et al., ICML 2017 (rescale rule)"),
     "DeepSHAP": ("captum/DeepLiftShap", {}, "Lundberg and Lee, NeurIPS 2017; Chen et al., Nature Communications 2022"),
@@ -77,7 +78,7 @@ PLAIN: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 }
 
 
-#: Why there is no AttnLRP: of the libraries, lxt has its rules.
+#: Why there is no AttnLRP: only lxt implements its rules.
 NO_ATTN_LRP = (
     "no library has its rules for the ViTs of timm or torchvision: those of lxt 2.1 for torchvision's are CP-LRP's, which stop relevance "
     "at queries and keys, and are set for the whole process. CheferLRP explains ViTs here, and a callable of your own is taken as it is"
@@ -85,7 +86,7 @@ NO_ATTN_LRP = (
 
 
 def refusal(name: str, family: str, reason: str, source: str) -> MethodEntry:
-    """The entry of a method that applies to no model, with the reason."""
+    """Return the entry of a method that applies to no model, with the reason."""
 
     def refused(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError(reason)
@@ -94,7 +95,7 @@ def refusal(name: str, family: str, reason: str, source: str) -> MethodEntry:
 
 
 def names_of(home: str) -> Sequence[str]:
-    """The classes of a library that explain, those included that are refused."""
+    """Return the names of a library's attribution classes, including refused ones."""
     return (*ADAPTERS[home].NAMES, *ADAPTERS[home].REFUSED)  # type: ignore[attr-defined]
 
 

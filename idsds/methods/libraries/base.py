@@ -1,4 +1,4 @@
-"""What the adapters of all libraries share: importing them, their options, their random numbers."""
+"""What the adapters of all libraries share: imports, options and random numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from idsds.methods.base import Passes
 from idsds.methods.cam import Reading, cam_layer, channels_first, graph_from, no_cam_layer
 from idsds.models.base import describe
 
-#: By library: what to import, the distribution that has it, and the extra of this package that installs it ("": always installed).
+#: By library: its module, its distribution, and the extra of this package that installs it ("": always installed).
 SOURCES = {
     "captum": ("captum.attr", "captum", ""),
     "torchcam": ("torchcam.methods", "torchcam", ""),
@@ -51,21 +51,21 @@ def library(name: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class LibraryMethod(ABC):
-    """A class of a library as a method of the registry: called as ``(model, images, targets, *, draws, batch, **options)``.
+    """A library's class as a registered method, called as ``(model, images, targets, *, draws, batch, **options)``.
 
     Args:
-        name: of the class in the library.
+        name: the class's name in the library.
     """
 
     name: str
     library: ClassVar[str]
-    #: Parameters of the library's calls that are not the user's to set.
+    #: Parameters of the library's calls that users cannot set.
     GIVEN: ClassVar[frozenset[str]] = frozenset()
-    #: Why it cannot explain some kinds of :class:`idsds.models.quantity.Quantity`.
+    #: By kind of :class:`idsds.models.quantity.Quantity`, why it cannot be explained.
     explains_not: ClassVar[Mapping[str, str]] = {}
-    #: Other classes of the library that explain, and why they are not methods here.
+    #: The library's other attribution classes, and why they are not methods here.
     REFUSED: ClassVar[Mapping[str, str]] = {}
-    #: Options that are added to the library's, with their defaults.
+    #: Options added to the library's, with their defaults.
     ADDED: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -74,7 +74,7 @@ class LibraryMethod(ABC):
         return f"{self.library}/{self.name}"
 
     def __getattr__(self, name: str) -> str:
-        if name == "__qualname__":  # what a record's address is made of, together with the source of this module
+        if name == "__qualname__":  # part of a record's address, together with the source of this module
             return f"{self.key} {version(SOURCES[self.library][1])}"
         raise AttributeError(name)
 
@@ -92,38 +92,38 @@ class LibraryMethod(ABC):
         return getattr(library(self.library), self.name)
 
     def parameters(self) -> list[inspect.Parameter]:
-        """The parameters of the library's calls."""
+        """Return the parameters of the library's calls."""
         return list(inspect.signature(self.cls).parameters.values())
 
     def is_option(self, parameter: inspect.Parameter) -> bool:
-        """Whether a parameter is the user's to set."""
+        """Return whether users may set a parameter."""
         variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         return not variadic and parameter.name not in self.GIVEN
 
     def added(self) -> dict[str, Any]:
-        """Options that are added to the library's, or have another default here."""
+        """Return options added to the library's, or with a different default here."""
         return dict(self.ADDED)
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
-        """Passes per image, None where they are not known."""
+        """Return the passes per image; None if unknown."""
         return None
 
     def queries(self, **options: Any) -> dict[str, Any] | None:
-        """The grid and baseline of the deletions that it looks at, None for none."""
+        """Return the grid and baseline of the deletions that it queries; None if it queries none."""
         return None
 
     def inapplicable(self, model: nn.Module) -> str | None:
-        """Why it does not apply to a model. Raises MissingLibraryError."""
+        """Return why it does not apply to a model; None if it does. Raises MissingLibraryError."""
         library(self.library)
         return self.refuses(model)
 
     def refuses(self, model: nn.Module) -> str | None:
-        """Why it does not apply to a model."""
+        """Return why it does not apply to a model; None if it does."""
         return None
 
     @abstractmethod
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
-        """Maps (B, C, H, W) or (B, H, W)."""
+        """Return maps, (B, C, H, W) or (B, H, W)."""
 
 
 def one_by_one(explain: Callable[[Tensor, Tensor, Draws], Tensor], images: Tensor, targets: Tensor, draws: Draws) -> Tensor:
@@ -137,12 +137,12 @@ def one_by_one(explain: Callable[[Tensor, Tensor, Draws], Tensor], images: Tenso
 
 
 def gradients_needed(images: Tensor) -> Tensor:
-    """A copy of images that requires a gradient: libraries mark or change what they are given."""
+    """Return a copy of the images that requires a gradient, because libraries modify their inputs."""
     return images.detach().clone().requires_grad_()
 
 
 def without_rules(model: nn.Module, has_rule: graphs.OfType) -> str | None:
-    """Why rules for modules do not apply to a model."""
+    """Return why module-based rules do not apply to a model; None if they do."""
     try:
         return graphs.unruled(model, has_rule)
     except graphs.NotTraceableError as error:
@@ -150,21 +150,21 @@ def without_rules(model: nn.Module, has_rule: graphs.OfType) -> str | None:
 
 
 class CamMethod(LibraryMethod):
-    """What the CAMs of torchcam and pytorch-grad-cam share: they read a layer."""
+    """Base of the CAMs of torchcam and pytorch-grad-cam, which read a layer."""
 
     ADDED = {"layer": None, "channels": None}
 
     def refuses(self, model: nn.Module) -> str | None:
         return no_cam_layer(model)
 
-    #: Methods that do not ask how a layer is to be read, and what is said of them.
+    #: Methods that cannot be told the layer's layout.
     CHANNELS_FIRST: ClassVar[tuple[str, ...]] = ()
-    LAST = "it takes the second dimension of the CAM layer for channels, and here they are elsewhere"
+    LAST = "it reads the CAM layer's second dimension as channels, but this model's are elsewhere"
     #: Methods that multiply the maps of several layers.
     OF_LAYERS: ClassVar[tuple[str, ...]] = ("RefineCAM",)
 
     def layers(self, model: nn.Module, layer: str | Sequence[str] | None) -> list[str]:
-        """The names of the layers that it reads. Raises UnknownNameError, TypeError for too few or too many."""
+        """Return the names of the layers that it reads. Raises UnknownNameError, or TypeError for too few or too many."""
         names = [layer] if layer is None or isinstance(layer, str) else list(layer)
         if self.name in self.OF_LAYERS and len(names) < 2:
             raise TypeError(f"{self.key} multiplies the maps of layers: its option 'layer' needs two names or more")
@@ -173,7 +173,7 @@ class CamMethod(LibraryMethod):
         return [cam_layer(model, name) for name in names]
 
     def with_base(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, in which ``base_method`` may be the name of another CAM of the library. Raises UnknownNameError."""
+        """Return the options with ``base_method``, given by name, as a CAM class of the library. Raises UnknownNameError."""
         base = options.get("base_method")
         if not isinstance(base, str):
             return dict(options)
@@ -182,10 +182,10 @@ class CamMethod(LibraryMethod):
         return {**options, "base_method": getattr(library(self.library), base)}
 
     def reading(self, model: nn.Module, layers: Sequence[str], images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
-        """Return what brings the layers' values to (B, K, h, w) in the precision of the images: autocast is for the model alone.
+        """Return a function that rearranges the layers' values to (B, K, h, w), in the images' dtype: only the model runs under autocast.
 
         Raises:
-            ValueError: if layers give the same shape, but not the same order, or the method can read no other than (B, K, h, w).
+            ValueError: if layers have the same shape but different layouts, or the method can read only (B, K, h, w).
         """
         entry, orders = describe(model), {}
         if channels is None and list(layers) == [entry.cam_layer] and entry.cam_channels == "first":

@@ -1,4 +1,4 @@
-"""Attributions of captum's."""
+"""Captum's attribution methods."""
 
 from __future__ import annotations
 
@@ -22,25 +22,23 @@ from idsds.methods.libraries.base import LibraryMethod, gradients_needed, one_by
 
 @cache
 def deeplift_rules() -> frozenset[type]:
-    """The types of layers for which captum's DeepLift has a rule."""
+    """Return the layer types for which captum's DeepLift has a rule."""
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
     return frozenset(SUPPORTED_NON_LINEAR)
 
 
 def is_relu(kind: type) -> bool:
-    """Whether a type of layer is a ReLU."""
+    """Return whether a layer type is a ReLU."""
     return issubclass(kind, nn.ReLU)
 
 
 #: Why DeepLIFT explains the logit.
-BEYOND_RULES = (
-    "its rules for layers do not reach beyond the logits: for the probability wrap the net, nn.Sequential(net, nn.Softmax(dim=1))"
-)
+BEYOND_RULES = "its layer rules do not reach beyond the logits: for the probability wrap the net, nn.Sequential(net, nn.Softmax(dim=1))"
 
 
 class Captum(LibraryMethod):
-    """An attribution of captum's."""
+    """A captum attribution method."""
 
     library = "captum"
     GIVEN = frozenset(
@@ -63,11 +61,11 @@ class Captum(LibraryMethod):
         *("LayerGradCam", "LayerGradientXActivation"),
     )
     REFUSED = {
-        "LRP": "it has no rule for a module that is used twice, nor for many layers: zennit's composites have",
-        "GuidedGradCam": "Guided Grad-CAM is the same, on any net",
-        "NoiseTunnel": "it is no method by itself: see the names that end in -SG, -SG-SQ and -SG-VG",
-        "ShapleyValues": "it takes a pass for each subset of the features: ShapleyValueSampling",
-        "FeaturePermutation": "it exchanges features between the images of a batch, so that a map depends on the batch",
+        "LRP": "it has no rules for reused modules and many layers; zennit's composites do",
+        "GuidedGradCam": "use Guided Grad-CAM, which is the same on any net",
+        "NoiseTunnel": "it is not a method by itself: see the names that end in -SG, -SG-SQ and -SG-VG",
+        "ShapleyValues": "it takes a pass for each subset of the features: use ShapleyValueSampling",
+        "FeaturePermutation": "it permutes features between the images of a batch, so a map depends on the batch",
     }
 
     def parameters(self) -> list[inspect.Parameter]:
@@ -92,7 +90,7 @@ class Captum(LibraryMethod):
 
     @property
     def of_layer(self) -> bool:
-        """Whether it explains by a layer."""
+        """Return whether it reads a layer."""
         return self.name.startswith("Layer")
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
@@ -132,7 +130,7 @@ class Captum(LibraryMethod):
                 found = graphs.has_module(model, is_relu)
             except graphs.NotTraceableError as error:
                 return str(error)
-            return None if found else "it changes how ReLUs hand gradients down, and this model has none"
+            return None if found else "it changes the backward pass of ReLUs, and this model has none"
         return None
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
@@ -141,7 +139,7 @@ class Captum(LibraryMethod):
 
         if self.name in self.RANDOM:
             return one_by_one(explain, images, targets, draws)
-        # Captum runs images and baselines in one pass.
+        # Captum passes images and baselines together.
         size = max(1, batch // self.passes(model, **options).forward) if self.name in self.RESCALING else batch  # type: ignore[union-attr]
         ids = draws.image_ids
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
@@ -149,7 +147,7 @@ class Captum(LibraryMethod):
         return torch.cat([explain(images[part], targets[part], drawn) for part, drawn in zip(parts, some, strict=True)])
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor, draws: Draws, batch: int, options: dict[str, Any]) -> Tensor:
-        """Maps of some images in one call of captum's."""
+        """Return the maps of some images from one captum call."""
         made = {name: options.pop(name) for name in inspect.signature(self.cls.__init__).parameters if name in options and name != "layer"}
         asked = inspect.signature(self.cls.attribute).parameters
         if "grid" in options and (grid := options.pop("grid")) is not None:
@@ -165,7 +163,7 @@ class Captum(LibraryMethod):
             options["internal_batch_size"] = batch
         net, layer = self.net(model), options.pop("layer", None)
         attribution = self.cls(net, model.get_submodule(cam_layer(model, layer)), **made) if self.of_layer else self.cls(net, **made)
-        # DeepLIFT divides differences by differences: in 16 bits little would be left of them.
+        # DeepLIFT divides differences by differences, which 16 bits do not resolve.
         exact = torch.autocast(images.device.type, enabled=False) if self.name in self.RESCALING else nullcontext()
         with torch.set_grad_enabled(self.name not in self.PERTURBING), exact, outputs_of(net) as outputs, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
@@ -177,13 +175,13 @@ class Captum(LibraryMethod):
         return resized(found, images) if self.of_layer else found
 
     def net(self, model: nn.Module) -> nn.Module:
-        """What captum is given: the net, or its graph for rules that hook modules."""
+        """Return what captum explains: the net, or its graph for rules that hook modules."""
         if self.name in self.RESCALING:
             return graphs.separate(model, deeplift_rules().__contains__)
         return graphs.separate(model, is_relu) if self.name in self.GUIDED else model
 
     def baselines(self, given: Any, images: Tensor, draws: Draws, samples: int) -> Any:
-        """Baselines by name, as they are, or for methods that take a distribution uniform noise in [-1, 1], one for all images."""
+        """Return baselines given by name or as tensors; methods that take a distribution get uniform noise in [-1, 1]."""
         if given is None and self.name in self.DISTRIBUTION:
             shape = (samples, *images.shape[1:])
             return (2 * torch.rand(shape, generator=generator(draws.seed, "baselines", shape)) - 1).to(images)
@@ -193,7 +191,7 @@ class Captum(LibraryMethod):
 
 
 def features(images: Tensor, grid: int, sliding: bool) -> dict[str, Any]:
-    """The patches of a grid as captum's features: a window that moves by its own size, or a mask."""
+    """Return a grid's patches as captum's features: a window that moves by its own size, or a feature mask."""
     if sliding:
         window = (images.shape[1], *patch_size(*images.shape[-2:], grid))
         return {"sliding_window_shapes": window, "strides": window}
@@ -202,7 +200,7 @@ def features(images: Tensor, grid: int, sliding: bool) -> dict[str, Any]:
 
 @contextmanager
 def outputs_of(net: nn.Module) -> Iterator[list[Tensor]]:
-    """What a net returns while it runs inside."""
+    """Collect what a net returns inside the block."""
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -216,20 +214,20 @@ def outputs_of(net: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def check_complete(name: str, attributions: Tensor, outputs: Tensor, targets: Tensor, exact: bool) -> None:
-    """Check that DeepLIFT's attributions sum to what they are to explain, which an operation without a rule breaks.
+    """Check that DeepLIFT's attributions sum to the change of the logit, which operations without a rule violate.
 
     Args:
-        name: of the method.
+        name: the method's name.
         attributions: (B, C, H, W).
-        outputs: logits of the images, each as often as there are baselines, and then of the baselines, (2 B n, K).
+        outputs: logits of the images, each repeated for its n baselines, followed by those of the baselines, (2 B n, K).
         targets: (B,).
-        exact: whether they must. Captum's rule for max pooling leaves out what a position wins where image and baseline agree.
+        exact: whether a violation is an error. Captum's rule for max pooling drops part of the change where image and baseline agree.
 
     Raises:
-        ValueError: naming both values, where they must.
+        ValueError: if ``exact`` and violated; the message names both values.
 
     Warns:
-        RuntimeWarning: where they need not.
+        RuntimeWarning: if not ``exact`` and violated.
     """
     intact, baseline = outputs.chunk(2)
     times = len(intact) // len(targets)
@@ -240,7 +238,7 @@ def check_complete(name: str, attributions: Tensor, outputs: Tensor, targets: Te
         return
     first = int(wrong.nonzero()[0])
     sums = (
-        f"for {int(wrong.sum())} of {len(targets)} images its attributions do not sum to what the logit moves by (the first: "
+        f"for {int(wrong.sum())} of {len(targets)} images its attributions do not sum to the change of the logit (the first: "
         f"{total[first]:.4g}, not {moved[first]:.4g})"
     )
     if exact:

@@ -1,4 +1,4 @@
-"""CAMs of pytorch-grad-cam's."""
+"""CAMs of pytorch-grad-cam."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from idsds.models.base import describe
 
 
 class GradCam(CamMethod):
-    """A CAM of pytorch-grad-cam's, which stretches each map to [0, 1] and resizes it bilinearly, in float32."""
+    """A CAM of pytorch-grad-cam, which stretches each map to [0, 1] and resizes it bilinearly in float32."""
 
     library = "gradcam"
     GIVEN = frozenset(
@@ -41,8 +41,8 @@ class GradCam(CamMethod):
     )
     CHANNELS_FIRST = ("AblationCAM", "ShapleyCAM")
     REFUSED = {
-        "GuidedBackpropReLUModel": "Guided Backprop and captum/GuidedBackprop are the same, on any net",
-        "DeepFeatureFactorization": "it factorises a layer's values for several concepts at a time, whatever the class",
+        "GuidedBackpropReLUModel": "use Guided Backprop or captum/GuidedBackprop, which are the same on any net",
+        "DeepFeatureFactorization": "it factorises a layer's activations into several concepts, whatever the class",
     }
 
     def parameters(self) -> list[inspect.Parameter]:
@@ -54,7 +54,7 @@ class GradCam(CamMethod):
     @property
     def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
         softmax = self.name in ("FinerCAM", "SESS")
-        return dict.fromkeys(("probability", "contrast"), "it takes the softmax of what the net gives") if softmax else {}
+        return dict.fromkeys(("probability", "contrast"), "it applies a softmax to the net's output") if softmax else {}
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         if self.name in (*self.PER_CHANNEL, *self.OF_LAYERS, "SESS") or options.get("aug_smooth"):
@@ -69,7 +69,7 @@ class GradCam(CamMethod):
         biased = [module for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)]
         biased = {type(module) for module in biased if not isinstance(module, nn.Linear)}  # whose biases have no positions
         if other := sorted(kind.__name__ for kind in biased - {nn.Conv2d, nn.BatchNorm2d}):
-            return f"it reads the biases of Conv2d and BatchNorm2d alone, and this model has some of {', '.join(other)}"
+            return f"it reads only the biases of Conv2d and BatchNorm2d, and this model has biases of {', '.join(other)}"
         return None if biased else "it reads the biases of convolutions, and this model has none"
 
     def __call__(
@@ -100,9 +100,9 @@ class GradCam(CamMethod):
                 untouched(model, names, graph=self.name in ("ShapleyCAM", "SESS")),
                 released(self.cls(model, layers, reshape_transform=precise, **made)) as cam,
             ):
-                if hasattr(cam, "batch_size") and self.name != "AblationCAM":  # its maps depend on it: what it puts in adds up in a batch
+                if hasattr(cam, "batch_size") and self.name != "AblationCAM":  # its maps depend on the batch: what it inserts adds up
                     cam.batch_size = batch
-                if self.name == "FinerCAM":  # it finds the classes to compare with where it is given none
+                if self.name == "FinerCAM":  # if not given, it selects the classes to compare with
                     found = cam(gradients_needed(images), None, target_idx=int(targets), **asked)
                 else:
                     wanted = [ClassifierOutputTarget(target) for target in targets.tolist()]
@@ -110,7 +110,7 @@ class GradCam(CamMethod):
                         found = cam(gradients_needed(images), wanted, **asked)
                     except RuntimeError as error:
                         if self.name == "ShapleyCAM" and "does not require grad" in str(error):
-                            raise ValueError(f"{self.key} needs a second derivative, and the net is linear behind {names[0]}") from error
+                            raise ValueError(f"{self.key} needs a second derivative, and the net is linear after {names[0]}") from error
                         raise
                 return torch.from_numpy(np.ascontiguousarray(found)).to(images)
 
@@ -121,7 +121,7 @@ class GradCam(CamMethod):
 
 @contextmanager
 def released(cam: Any) -> Iterator[Any]:
-    """Remove the hooks of a CAM, or of those of which it is made, afterwards."""
+    """Remove the hooks of a CAM and of the CAMs that it contains afterwards."""
     try:
         yield cam
     finally:
@@ -131,10 +131,10 @@ def released(cam: Any) -> Iterator[Any]:
 
 @contextmanager
 def untouched(model: nn.Module, layers: Sequence[str], graph: bool) -> Iterator[None]:
-    """Within it pytorch-grad-cam may clear gradients and put another layer in a layer's place; both are restored, and no bar is shown.
+    """Let pytorch-grad-cam clear gradients and replace layers, both restored afterwards, and hide its progress bar.
 
-    A gradient of second order needs parameters that require a gradient, too: where the net is linear behind the layer it is 0, not missing.
-    So does SESS, which explains copies of the image that require none.
+    Parameters require gradients meanwhile: without them a second-order gradient is missing instead of 0 if the net is linear after the
+    layer, and SESS explains copies of the image that do not require a gradient.
     """
     import pytorch_grad_cam.ablation_cam
     import pytorch_grad_cam.score_cam

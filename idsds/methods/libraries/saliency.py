@@ -1,4 +1,4 @@
-"""Methods of the saliency package (PAIR)."""
+"""Methods of the ``saliency`` package (Google PAIR)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from idsds.methods.libraries.base import LibraryMethod, library
 
 
 class Saliency(LibraryMethod):
-    """A method of the saliency package, which explains one image at a time, in numpy."""
+    """A method of the ``saliency`` package, which explains one numpy image at a time."""
 
     library = "saliency"
     GIVEN = frozenset(("self", "x_value", "call_model_function", "call_model_args", "batch_size"))
     NAMES = ("GuidedIG", "BlurIG")
     REFUSED = {
-        "XRAI": "its segments are felzenszwalb's of photos with values of 0 to 255; give it as a callable of your own",
+        "XRAI": "its Felzenszwalb segments are for photos with values of 0 to 255; pass it as a callable of your own",
         "GradCam": "Grad-CAM is the same",
-        "Occlusion": "captum/Occlusion is the same, batched",
-        "IntegratedGradients": "IG and captum/IntegratedGradients are the same, batched",
+        "Occlusion": "use captum/Occlusion, which is the same and batched",
+        "IntegratedGradients": "use IG or captum/IntegratedGradients, which are the same and batched",
         "GradientSaliency": "Gradient is the same",
     }
     STEPS: ClassVar[Mapping[str, str]] = {"GuidedIG": "x_steps", "BlurIG": "steps"}
@@ -57,7 +57,7 @@ class Saliency(LibraryMethod):
 
 @cache
 def with_numpy_2() -> None:
-    """Let saliency 0.2.1 find the argument of ``numpy.quantile`` by the name that numpy 2.4 took away."""
+    """Let saliency 0.2.1 use the argument name of ``numpy.quantile`` that numpy 2.4 removed."""
     from saliency.core import guided_ig
 
     class Numpy(ModuleType):

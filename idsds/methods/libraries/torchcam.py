@@ -17,11 +17,11 @@ from idsds.methods.libraries.base import CamMethod, gradients_needed, one_by_one
 from idsds.models.base import describe
 
 #: Why LeGrad explains the logit.
-OF_TOKENS = "it reads the logits of each block's tokens, not what the net gives"
+OF_TOKENS = "it reads the logits of each block's tokens, not the net's output"
 
 
 def channels_at(model: nn.Module, layer: str | None) -> int | None:
-    """The channels of a layer of a net of a library; None where a pass at the net's own size does not tell."""
+    """Return the number of channels of a layer of a library's net; None if a pass at the net's own input size does not determine it."""
     entry, outputs = describe(model), []
     if layer is None or entry.cam_channels != "first":
         return None
@@ -38,7 +38,7 @@ def channels_at(model: nn.Module, layer: str | None) -> int | None:
 
 
 class Torchcam(CamMethod):
-    """A CAM of torchcam's: its raw maps, resized bilinearly."""
+    """A torchcam CAM: raw maps, resized bilinearly."""
 
     library = "torchcam"
     GIVEN = frozenset(
@@ -62,11 +62,11 @@ class Torchcam(CamMethod):
     def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
         if self.name == "LeGrad":
             return dict.fromkeys(("probability", "contrast"), OF_TOKENS)
-        return LOGIT_ONLY if self.name == "CAM" else {}  # it reads the weights of the last layer
+        return LOGIT_ONLY if self.name == "CAM" else {}  # reads the weights of the last layer
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         if self.name in self.SCORING:
-            return None  # a pass for each channel of the layer
+            return None  # one pass per channel of the layer
         if self.name == "SmoothGradCAMpp":
             return Passes(1 + options["num_samples"], options["num_samples"])
         return Passes(1) if self.name == "CAM" else Passes(1, 1)

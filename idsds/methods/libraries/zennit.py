@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation by zennit."""
+"""Layer-wise relevance propagation with zennit."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from idsds.models.base import describe
 
 
 def is_activation(kind: type) -> bool:
-    """Whether a type of layer is one of torch's activations."""
+    """Return whether a layer type is one of torch's activations."""
     return kind.__module__.endswith(".activation")
 
 
 class Zennit(LibraryMethod):
-    """Layer-wise relevance propagation by a composite of zennit's, of the target logit itself.
+    """Layer-wise relevance propagation of the target logit by a zennit composite.
 
-    Batch norms are merged into the convolution before them, and sums of branches share out relevance in proportion, as zennit's canonizers
-    for torchvision's ResNets do; here on any net that torch.fx can trace.
+    BatchNorms are merged into the preceding convolution, and sums of branches distribute relevance in proportion, as zennit's canonizers
+    do for torchvision's ResNets, but here for any net that torch.fx can trace.
     """
 
     library = "zennit"
@@ -70,7 +70,7 @@ class Zennit(LibraryMethod):
                 start = torch.ones_like(output) if self.name in self.GRADIENTS else output.detach()
                 return start * nn.functional.one_hot(targets, output.shape[1]).to(output)
 
-            exact = torch.autocast(images.device.type, enabled=False)  # relevance is divided by values near 0
+            exact = torch.autocast(images.device.type, enabled=False)  # divides relevance by values near 0
             with torch.enable_grad(), exact, Gradient(net, composite) as attributor:
                 return attributor(gradients_needed(images), relevance)[1].detach()
 
@@ -78,7 +78,7 @@ class Zennit(LibraryMethod):
 
 
 def box(model: nn.Module, images: Tensor, given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The lowest and highest values that pixels can have. Raises ValueError where the normalisation is not known, nor they."""
+    """Return the lowest and highest possible pixel values. Raises ValueError if neither they nor the normalisation are known."""
     ends: dict[str, Tensor] = {}
     for name, value in (("low", 0.0), ("high", 1.0)):
         if isinstance(given[name], Tensor):

@@ -498,13 +498,13 @@ class Last(nn.Module):
 def test_cams_that_read_channels_first_alone_refuse_others(name: str) -> None:
     pytest.importorskip("pytorch_grad_cam")
     method = create_method(f"gradcam/{name}", seeded(Last), layer="norm")
-    with pytest.raises(ValueError, match="it takes the second dimension of the CAM layer for channels"):
+    with pytest.raises(ValueError, match="it reads the CAM layer.s second dimension as channels"):
         method(images_of(2, 8, 8), TARGETS)
 
 
 def test_full_grad_refuses_biases_that_it_does_not_read() -> None:
     pytest.importorskip("pytorch_grad_cam")
-    with pytest.raises(ValueError, match="this model has some of BatchNormAct2d"):
+    with pytest.raises(ValueError, match="this model has biases of BatchNormAct2d"):
         create_method("FullGrad", idsds.create_model("timm/mobilenetv3_small_050", num_classes=2))
-    with pytest.raises(ValueError, match="some of LayerNorm"):
+    with pytest.raises(ValueError, match="biases of LayerNorm"):
         create_method("FullGrad", seeded(Last))

@@ -498,7 +498,7 @@ class Last(nn.Module):
 def test_cams_that_read_channels_first_alone_refuse_others(name: str) -> None:
     pytest.importorskip("pytorch_grad_cam")
     method = create_method(f"gradcam/{name}", seeded(Last), layer="norm")
-    with pytest.raises(ValueError, match="it reads the CAM layer.s second dimension as channels"):
+    with pytest.raises(ValueError, match="it reads the CAM layer's second dimension as channels"):
         method(images_of(2, 8, 8), TARGETS)
 
 

@@ -395,7 +395,7 @@ def test_results_of_many_kinds(model: nn.Module, kind: str) -> None:
         (lambda m: lambda images: images, TypeError, r"is called with \(images, targets\), but it takes \(images\)"),
         (lambda m: lambda images, targets, width: images, TypeError, "needs a value for 'width'"),
         (lambda m: (lambda images, targets, width=1: images, {"wdith": 2}), UnknownNameError, "'width'"),
-        (lambda m: (create_method("IG", m), {"steps": 2}), TypeError, "give its options to create_method"),
+        (lambda m: (create_method("IG", m), {"steps": 2}), TypeError, "pass its options to create_method"),
     ],
 )
 def test_a_call_that_cannot_work_is_known_before_any_work(model: nn.Module, thing, error: type, message: str) -> None:

@@ -1,5 +1,5 @@
 """The command line: ``python -m idsds reproduce PROFILE``, ``python -m idsds run STUDY FILE``, ``python -m idsds finetune FILE``,
-``python -m idsds report FOLDER``."""
+``python -m idsds report FOLDER``, ``python -m idsds init FOLDER``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 EXAMPLES = """examples:
+  python -m idsds init my-study                                     notebooks, params and figures of an installed package, to work in
   python -m idsds reproduce mnist5k                                 every notebook of a profile; finished runs are reused
   python -m idsds reproduce mnist5k rank_methods stability          selected notebooks
   python -m idsds reproduce imagenet --dry-run                      the expected cost, measured on a few batches
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write a single HTML file about some runs")
     report.add_argument("folders", nargs="+", help="folders of runs, or of a profile's runs")
     report.add_argument("--output", help="the file (default: report.html in the first folder)")
+    init = commands.add_parser("init", help="copy notebooks, params and figures into a folder to work in")
+    init.add_argument("folder", help="a new folder, or one to complete; files that differ are never overwritten")
     commands.add_parser("index", help="update notebooks/index.ipynb")
     given = parser.parse_args(arguments)
     from idsds.common.registry import UnknownNameError
@@ -55,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from idsds.studies.reproduce import run_profile
 
             return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
+        if given.command == "init":
+            from idsds.studies.project import init as fill
+
+            try:
+                print(fill(given.folder))
+            except OSError as error:
+                parser.error(str(error))
+            return 0
         if given.command == "index":
             from idsds.studies.index import write as write_index
 

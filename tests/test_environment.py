@@ -1,5 +1,7 @@
 """What the files around the package promise."""
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -21,6 +24,31 @@ def test_environment_yml_agrees_with_pyproject():
     assert "pip" in conda
     assert pip == ["-e .[dev]"]  # everything else comes from pyproject.toml
     assert environment["name"] == PROJECT["name"]
+
+
+def test_what_the_environment_installs_by_pip_is_declared():
+    """The extra of environment.yml is there, every extra that it names too, and the requirements are ones that pip can read."""
+    extras = PROJECT["optional-dependencies"]
+    waiting, requirements = ["dev"], list(PROJECT["dependencies"])
+    while waiting:
+        for requirement in map(Requirement, extras[waiting.pop()]):
+            waiting += requirement.extras if requirement.name == PROJECT["name"] else []
+            requirements += [] if requirement.name == PROJECT["name"] else [str(requirement)]
+    names = [Requirement(requirement).name for requirement in requirements]
+    assert {"torch", "papermill", "jupyterlab", "pytest"} <= set(names)
+    for name in names:
+        assert importlib.metadata.version(name), name
+
+
+def test_every_file_is_read_and_written_as_utf_8():
+    """Elsewhere, on Windows, the default is another."""
+    for path in (ROOT / "idsds").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                mode = ast.unparse(node.args[1]) if name == "open" and len(node.args) > 1 else ""
+                if name in ("read_text", "write_text") or (mode and "b" not in mode and mode.strip("'") in ("r", "w", "a", "x")):
+                    assert "encoding" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
 
 
 def test_make_help_lists_every_target():

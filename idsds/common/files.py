@@ -122,7 +122,7 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
         lock.acquire()
     try:
         with suppress(OSError):
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield waited
     finally:
         holder.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
 
 def _holder(path: Path) -> str:
     try:
-        return path.read_text() or "another process"
+        return path.read_text(encoding="utf-8") or "another process"
     except OSError:
         return "another process"
 
@@ -145,13 +145,13 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data as an indented JSON file, atomically."""
     with atomic(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+        partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read plain data from a JSON file. Raises DamagedFileError, naming the file."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise DamagedFileError(f"cannot read {str(path)!r}: {error}") from error
 

@@ -41,7 +41,7 @@ def _reset() -> int:
     """Return free memory to the system, reset the peak of resident memory, and return the current value; 0 if that fails."""
     with suppress(OSError, AttributeError):
         _libc().malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")
     return 0
 
@@ -53,5 +53,5 @@ def _libc() -> ctypes.CDLL:
 
 def _status(name: str) -> int:
     """Return a field of ``/proc/self/status``, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -12,13 +12,23 @@ import os
 import tempfile
 from pathlib import Path
 
+#: The file that marks a folder that ``python -m idsds init`` has filled.
+MARK = ".idsds"
+
 
 def root() -> Path:
-    """Return ``IDSDS_HOME``, or else the repository root, or, for an installation without a repository, the working folder."""
+    """Return the folder that relative paths start from.
+
+    It is ``IDSDS_HOME``; or else the repository root; or else, for an installation without a repository, the working folder or the nearest
+    one above it that ``python -m idsds init`` has filled; or else the working folder.
+    """
     if home := os.environ.get("IDSDS_HOME"):
         return Path(home).expanduser().resolve()
     checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    if (checkout / "pyproject.toml").is_file():
+        return checkout
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / MARK).is_file()), here)
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:

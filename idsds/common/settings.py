@@ -75,7 +75,7 @@ def read_values(path: str | Path, known: Iterable[str] | None = None) -> dict[st
         SettingsError: if the file is not a mapping from names to values, or has a key that is not in ``known``; the message names it.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     values = {} if values is None else values

@@ -120,7 +120,7 @@ class _Read:
 def _json(root: Path, name: str) -> list[dict]:
     if not (root / name).is_file():
         raise FileNotFoundError(f"data set 'funnybirds': {str(root)!r} does not hold {name!r}; wanted is {WANTED}")
-    return json.loads((root / name).read_text())
+    return json.loads((root / name).read_text(encoding="utf-8"))
 
 
 @register_dataset(

@@ -44,7 +44,7 @@ def write_manifest(dataset: ImageDataset, path: str | os.PathLike[str], images: 
         table.to_csv(path, index=False)
     else:
         content = {"dataset": dataset.name, "split": dataset.split, "count": len(table), "images": table.to_dict("records")}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -58,7 +58,7 @@ def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
     table = (
         pd.read_csv(path, dtype={"image_id": str, "class": str}, keep_default_na=False)
         if path.suffix == ".csv"
-        else pd.DataFrame(json.loads(path.read_text())["images"])
+        else pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["images"])
     )
     if lacking := [column for column in COLUMNS if column not in table]:
         raise ValueError(f"manifest {str(path)!r} lacks the columns {lacking}; it has {list(table)}")

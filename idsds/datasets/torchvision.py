@@ -168,7 +168,7 @@ def food101(
             break
     else:
         raise FileNotFoundError(f"data set 'food101': {str(folder)!r} does not hold {wanted}")
-    by_class = json.loads((meta / f"{half}.json").read_text())  # class -> ["class/number", ...]
+    by_class = json.loads((meta / f"{half}.json").read_text(encoding="utf-8"))  # class -> ["class/number", ...]
     classes = sorted(by_class)
     listed = [name for key in classes for name in sorted(by_class[key])]
     options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}

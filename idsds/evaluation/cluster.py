@@ -131,7 +131,7 @@ def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.y
         ValueError: for more than one GPU in a job, fewer than one worker, or a missing file of ``tls``.
     """
     if not isinstance(params, Mapping):
-        params = yaml.safe_load(paths.resolve(params).read_text())
+        params = yaml.safe_load(paths.resolve(params).read_text(encoding="utf-8"))
     for key in params:
         if key not in PARAMS:
             raise UnknownNameError("key of the cluster's params", key, PARAMS)

@@ -52,7 +52,7 @@ def caller(folders: Sequence[Path]) -> Iterator[Caller]:
     try:
         for path, content in tokens.items():
             with atomic(path) as partial:
-                partial.write_text(content)
+                partial.write_text(content, encoding="utf-8")
         yield Caller(package_digest(), versions(), tokens)
     finally:
         for path in tokens:
@@ -79,7 +79,7 @@ def _is_there(path: Path, content: str) -> bool:
     end = time.monotonic() + PATIENCE
     while True:
         with suppress(OSError):
-            return path.read_text() == content
+            return path.read_text(encoding="utf-8") == content
         if time.monotonic() > end:
             return False
         time.sleep(0.1)

@@ -79,7 +79,7 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
         safetensors.torch.save_file(tensors, partial)
         # Written before the weights get their name, so that they never exist without their hash.
         with atomic(hash_file(path)) as line:
-            line.write_text(f"{sha256_of(partial)}  {path.name}\n")
+            line.write_text(f"{sha256_of(partial)}  {path.name}\n", encoding="utf-8")
     return path
 
 
@@ -91,7 +91,7 @@ def hash_file(path: Path) -> Path:
 def written_hash(path: Path) -> str:
     """Return the sha256 recorded beside a checkpoint; empty if there is none, as for somebody else's."""
     try:
-        return hash_file(path).read_text(errors="replace").split(" ")[0].strip() or "nothing"
+        return hash_file(path).read_text(encoding="utf-8", errors="replace").split(" ")[0].strip() or "nothing"
     except FileNotFoundError:
         return ""
 

@@ -274,7 +274,7 @@ def save(
         written.append(path)
     if finding is not None:
         with atomic(stem.with_name(f"{stem.name}.md")) as partial:
-            partial.write_text(finding.strip() + "\n")
+            partial.write_text(finding.strip() + "\n", encoding="utf-8")
         written.append(stem.with_name(f"{stem.name}.md"))
     return written
 

@@ -25,7 +25,7 @@ from idsds.common import paths
 from idsds.common.files import atomic
 from idsds.common.hashing import digest, file_digest, study_digest, versions
 from idsds.common.registry import UnknownNameError
-from idsds.common.settings import parameters_of, read_values
+from idsds.common.settings import SettingsError, parameters_of, read_values
 from idsds.studies.base import STUDIES
 from idsds.studies.report import figure_files, report, table_files
 
@@ -90,9 +90,12 @@ def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:
         only: stems; none means all.
 
     Raises:
+        SettingsError: where there is no ``params/``.
         UnknownNameError: for a profile, stem or notebook that is not there.
     """
     folder = paths.root() / "params" / profile
+    if not folder.parent.is_dir():
+        raise SettingsError(f"no params/ in {str(paths.root())!r}: python -m idsds init FOLDER copies notebooks and params; run this there")
     if not folder.is_dir():
         raise UnknownNameError("profile", profile, sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -207,7 +210,7 @@ def page(runs: Sequence[Run]) -> str:
         if not run.is_done:
             lines += ["*Not made by the notebook, settings and package of this tree, or by a run that did not end well.*", ""]
         if finding.is_file():
-            lines += [finding.read_text().strip(), ""]
+            lines += [finding.read_text(encoding="utf-8").strip(), ""]
         lines += [f"![{run.title}]({path.name})" for path in figure_files(run.figures)]
         links = [f"[{path.name}]({path.name})" for path in (figure.with_suffix(".pdf"), *tables)]
         source = f"[{run.notebook.stem}.ipynb](../../notebooks/{run.notebook.name})"
@@ -236,7 +239,7 @@ def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, 
     failures = reproduce(runs, again=again)
     overview = paths.root() / "figures" / profile / "README.md"
     with atomic(overview) as partial:
-        partial.write_text(page(everything))
+        partial.write_text(page(everything), encoding="utf-8")
     if profile == "mnist5k":
         from idsds.studies.index import write  # needs this module
 

@@ -142,6 +142,8 @@ def check_machine(device: str, devices: int, precision: str) -> None:
     outside = started_outside()
     if outside is not None and devices not in (1, outside[0]):
         raise SettingsError(f"devices: {devices}, but {outside[0]} processes were started on this node; leave it at 1 there")
+    if forks(devices) and not hasattr(os, "fork"):
+        raise SettingsError(f"devices: {devices}, but this system cannot fork processes; start them with torchrun, or use 1")
     there = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else max(1, os.cpu_count() or 1)
     if not 1 <= devices <= there:
         raise SettingsError(f"devices must be in 1..{there} for {kind!r} here, not {devices}")

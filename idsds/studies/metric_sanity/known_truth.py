@@ -268,7 +268,7 @@ def _kept(folder: Path | None, reading: Reading, how: tuple[Any, ...], parts: bo
         key = digest([repr(reading), repr(given), function.__name__, code_digest(reading.entry.function), code_digest(function)])
         path = folder and folder / f"{key}.json"
         if path and path.is_file():
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         else:
             begun = time.perf_counter()
             found = function(reading, *given)

@@ -32,7 +32,7 @@ from torchvision.ops import Conv2dNormActivation
 from idsds.common.interventions import patch_numbers
 from idsds.common.randomness import Draws, generator, seeded
 from idsds.methods import METHODS, create_method
-from idsds.methods.base import _reason
+from idsds.methods.base import reason_against
 from idsds.methods.gradient import path_start
 from idsds.methods.libraries import ADAPTERS, PLAIN
 from idsds.methods.libraries.base import library
@@ -171,7 +171,7 @@ def layers_of(net: nn.Module) -> list[str]:
 
 def refusal(name: str, family: str) -> str | None:
     """Why a method does not apply to a family, None if it does."""
-    return _reason(METHODS[name], net_of(family))
+    return reason_against(METHODS[name], net_of(family))
 
 
 def explained(name: str, family: str, some: slice = slice(None)) -> Tensor:

@@ -1,4 +1,4 @@
-"""Facts from compiled code: its constants, and the globals, imports and attributes that it names."""
+"""Facts from compiled code: its constants, the globals, imports and attributes that it names, and what only C code can see."""
 
 from __future__ import annotations
 
@@ -55,3 +55,24 @@ def attributes_of(code: types.CodeType) -> Iterator[str]:
         for step in dis.get_instructions(each):
             if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 yield step.argval
+
+
+CONTAINERS = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes)
+
+
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the attributes that a class keeps in slots."""
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    private = f"_{kind.__name__.lstrip('_')}"
+    names = [f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def holds_more(kind: type, base: type) -> bool:
+    """Return whether an object has memory beyond its attributes and those of a plain container, which only C code can see."""
+    if kind is base:
+        return False
+    size = base.__basicsize__ + sum(8 for offset in (kind.__dictoffset__, kind.__weakrefoffset__) if offset > 0)
+    size += 8 * sum(len(slots_of(each)) for each in kind.__mro__)
+    return kind.__basicsize__ > size or kind.__itemsize__ != base.__itemsize__

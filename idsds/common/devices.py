@@ -16,7 +16,9 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-def _one_of(kind: str, allowed: Any) -> Any:
+def one_of(kind: str, allowed: Any) -> Any:
+    """Return the validator of a setting that takes one of the ``allowed`` names."""
+
     def check(value: str) -> str:
         if value not in allowed:
             raise UnknownNameError(kind, value, allowed)
@@ -38,7 +40,7 @@ def _is_available(value: str) -> str:
 Device = Annotated[str, AfterValidator(_is_available)]
 
 
-Precision = Annotated[str, _one_of("precision", PRECISIONS)]
+Precision = Annotated[str, one_of("precision", PRECISIONS)]
 
 
 def check_precision(precision: str, device: str) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idsds.common.hashing import _plain
+from idsds.common.hashing import plain_of
 
 #: Name of the lock file in a folder. The file is never removed; only the operating system knows whether the lock is held.
 LOCK = ".lock"
@@ -145,7 +145,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data as an indented JSON file, atomically."""
     with atomic(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=2, default=plain_of) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -32,6 +32,7 @@ INDIFFERENT = (
     "idsds.common.reach",
     "idsds.common.bytecode",
     "idsds.common.origin",
+    "idsds.common.purity",
     "idsds.common.switches",
     "idsds.common.paths",
     "idsds.common.registry",
@@ -52,11 +53,12 @@ def code_digest(function: Callable) -> str:
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if module is None or not module.__name__.startswith("idsds."):
         return own_digest(function)
-    return hashlib.sha256((_sources(module.__name__) + function.__qualname__).encode()).hexdigest()[:20]
+    return hashlib.sha256((sources(module.__name__) + function.__qualname__).encode()).hexdigest()[:20]
 
 
 @lru_cache(maxsize=256)
-def _sources(name: str) -> str:
+def sources(name: str) -> str:
+    """Return a hash of the source of a module of the package and of those that it imports."""
     hasher = hashlib.sha256()
     for module in sorted(modules_of(name)):
         hasher.update(_code(module).encode())
@@ -187,11 +189,12 @@ def _bytes(values: Tensor) -> bytes:
 
 def digest(content: object) -> str:
     """Return a hash of plain data (dicts in any order, lists, tuples, strings, numbers, None), 20 hexadecimal digits."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_plain)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=plain_of)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _plain(value: object) -> object:
+def plain_of(value: object) -> object:
+    """Return settings as plain data, for JSON. Raises TypeError for anything else."""
     if hasattr(value, "model_dump"):
         return value.model_dump()
     raise TypeError(f"cannot address content by a {type(value).__name__}: {value!r}")

@@ -51,9 +51,9 @@ def version_of(module: str) -> str:
     """Return what identifies the version of an installed module."""
     top = module.split(".")[0]
     if top == "idsds":
-        from idsds.common.hashing import _sources
+        from idsds.common.hashing import sources
 
-        return _sources(module)
+        return sources(module)
     if top in sys.stdlib_module_names:
         return ""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -39,23 +39,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from idsds.common.bytecode import attributes_of, content_of, globals_of, imports_of
+from idsds.common.bytecode import CONTAINERS, content_of, globals_of, holds_more, imports_of, slots_of
 from idsds.common.origin import BUILT_IN, Unknown, home_of, imported_by, is_installed, is_patch, is_users, text_of, version_of
+from idsds.common.purity import IMPURE, check, check_attributes, is_reader
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented), range, slice)
 ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
-# Modules of the standard library whose functions depend only on their arguments.
-PURE = """__future__ _abc _bisect _collections _collections_abc _decimal _functools _heapq _operator _pydecimal _struct _warnings
-abc array bisect builtins cmath collections contextlib copy copyreg dataclasses decimal enum fractions functools heapq itertools
-logging math numbers operator re statistics string struct textwrap types typing warnings weakref""".split()  # noqa: SIM905
-# Builtins, and functions of libraries, that depend on more than their arguments.
-IMPURE = {"open", "eval", "exec", "compile", "input", "globals", "locals", "vars", "__import__", "breakpoint"}
-READERS = {"load", "open", "fromfile", "from_file", "memmap", "loadtxt", "genfromtxt", "imread", "load_file", "safe_open", "hub", "File"}
-# Attributes that count as such, whatever object they belong to.
-OUTWARD = {"read_text", "read_bytes", "getenv", "environ", "import_module", "imread", "fromfile", "loadtxt", "genfromtxt", "load_file"}
-# Libraries whose purpose is to read external data.
-ELSEWHERE = {"h5py", "zarr", "lmdb", "requests", "httpx", "urllib3", "fsspec", "boto3", "sqlalchemy", "yaml", "joblib", "datasets"}
-CONTAINERS = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes)
 # Members of a class that do not affect what it computes; annotations are part of the module's text.
 UNTOLD = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate__", "__annotate_func__"}
 UNTOLD |= {"__annotations_cache__", "_abc_impl", "__firstlineno__", "__static_attributes__", "__abstractmethods__"}
@@ -165,7 +154,8 @@ class _Walk:
         self.texts.add(home)
         used = [(name, *self._used(thing, name, chain)) for name, chain in sorted(set(globals_of(thing.__code__)))]
         used += [(name, *self._imported(thing, name, *how)) for name, *how in sorted(set(imports_of(thing.__code__)), key=repr)]
-        self._check_attributes(thing)
+        if not self.lenient:
+            check_attributes(thing)
         return (*shape, thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, vars(thing), used)
 
     def _used(self, function: types.FunctionType, name: str, chain: tuple[str, ...]) -> tuple:
@@ -182,7 +172,7 @@ class _Walk:
         for attribute in chain:
             if not isinstance(value, types.ModuleType):
                 break
-            if not self.lenient and not is_users(value.__name__) and (attribute in READERS or attribute.startswith("read_")):
+            if not self.lenient and not is_users(value.__name__) and is_reader(attribute):
                 raise Unknown(f"{function.__qualname__} uses {path}.{attribute}")
             if not hasattr(value, attribute):
                 return path, attribute, "undefined"
@@ -219,28 +209,9 @@ class _Walk:
             parts.append((each, getattr(module, each)))
         return full, parts
 
-    def _check_attributes(self, function: types.FunctionType) -> None:
-        """Raise Unknown for attributes that read external data; if the function imports modules, also for names such as ``load``."""
-        imports = any(True for _ in imports_of(function.__code__))
-        taken = set(attributes_of(function.__code__)) & (OUTWARD | READERS if imports else OUTWARD)
-        if taken and not self.lenient:
-            raise Unknown(f"{function.__qualname__} uses {min(taken)}()")
-
     def _check(self, thing: Any) -> None:
-        """Raise Unknown for installed code that may read external data while it runs."""
-        if self.lenient:
-            return
-        home = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
-        if not isinstance(home, str) or is_users(home):
-            return
-        top, name = home.split(".")[0], getattr(thing, "__name__", "")
-        if isinstance(thing, types.FunctionType) and is_users(thing.__globals__.get("__name__")):
-            return
-        if top in ELSEWHERE or (top in sys.stdlib_module_names and top not in PURE):
-            raise Unknown(f"{home}.{name} may read external data")
-        impure = name in IMPURE if top == "builtins" else name in READERS or name.startswith("read_")
-        if impure and isinstance(thing, (types.FunctionType, *BUILT_IN)):
-            raise Unknown(f"{home}.{name} may read external data")
+        if not self.lenient:
+            check(thing)
 
     def _class(self, thing: type, as_type: bool) -> tuple:
         home = home_of(thing)
@@ -300,9 +271,9 @@ class _Walk:
     def _object(self, thing: Any) -> tuple:
         kind = type(thing)
         base = next((each for each in CONTAINERS if isinstance(thing, each)), object)
-        if _holds_more(kind, base):
+        if holds_more(kind, base):
             return self._reduced(thing)
-        state = [(name, getattr(thing, name)) for each in kind.__mro__ for name in _slots(each) if hasattr(thing, name)]
+        state = [(name, getattr(thing, name)) for each in kind.__mro__ for name in slots_of(each) if hasattr(thing, name)]
         with contextlib.suppress(AttributeError):
             state += list(object.__getattribute__(thing, "__dict__").items())
         items: Any = None
@@ -422,23 +393,6 @@ def _at(module: str, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name, None)
     return value
-
-
-def _slots(kind: type) -> list[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = [slots] if isinstance(slots, str) else list(slots)
-    private = f"_{kind.__name__.lstrip('_')}"
-    names = [f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _holds_more(kind: type, base: type) -> bool:
-    """Return whether an object has memory beyond its attributes and those of a plain container, which only C code can see."""
-    if kind is base:
-        return False
-    size = base.__basicsize__ + sum(8 for offset in (kind.__dictoffset__, kind.__weakrefoffset__) if offset > 0)
-    size += 8 * sum(len(_slots(each)) for each in kind.__mro__)
-    return kind.__basicsize__ > size or kind.__itemsize__ != base.__itemsize__
 
 
 def _has_numbers(hooks: dict) -> bool:

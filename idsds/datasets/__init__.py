@@ -7,7 +7,6 @@ from idsds.datasets.base import (
     DatasetEntry,
     ImageDataset,
     ImageReadError,
-    as_image_dataset,
     collate,
     create_dataset,
     fingerprint,
@@ -16,6 +15,7 @@ from idsds.datasets.base import (
     register_dataset,
 )
 from idsds.datasets.manifest import first_images, manifest, read_manifest, select, write_manifest
+from idsds.datasets.own import as_image_dataset
 from idsds.datasets.splits import stratified_split
 
 __all__ = [

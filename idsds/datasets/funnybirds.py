@@ -159,4 +159,6 @@ def funnybirds(
     images = _Read(parts, ids, targets)
     names = [str(found["class_idx"]) for found in classes]
     augment = images.augment if split == "train" else None
-    return ImageDataset("funnybirds", split, ids, targets, images.read, names, UNIT, augment, on_error, parts=parts)
+    dataset = ImageDataset("funnybirds", split, ids, targets, images.read, names, UNIT, augment, on_error)
+    dataset.parts = parts
+    return dataset

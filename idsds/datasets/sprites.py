@@ -234,4 +234,6 @@ def sprites(split: str, normalisation: Normalisation) -> ImageDataset:
     parts = Sprites(dict(zip(image_ids, targets, strict=True)))
     images = _Read(parts, image_ids)
     names = ["-".join(f"{name}{variant}" for name, variant in zip(NAMES, row, strict=True)) for row in CLASSES.tolist()]
-    return ImageDataset("sprites", split, image_ids, targets, images.read, names, normalisation, images.augment, parts=parts)
+    dataset = ImageDataset("sprites", split, image_ids, targets, images.read, names, normalisation, images.augment)
+    dataset.parts = parts
+    return dataset

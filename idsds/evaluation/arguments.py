@@ -6,17 +6,15 @@ import inspect
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from idsds.common import paths
 from idsds.common.devices import PRECISIONS, check_precision, chosen_device
 from idsds.common.hashing import OwnImages, own_digest
 from idsds.common.interventions import BASELINES, patch_size, shifted
@@ -26,17 +24,18 @@ from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
 from idsds.datasets.decoded import Decoded
-from idsds.evaluation.checks import check_stored, doubt, not_in_domain, unexplained, unfit
-from idsds.evaluation.plan import Job, Methods, Plan, Target, check_target, make_method, named_dataset, registered
+from idsds.evaluation.checks import doubt, not_in_domain, unexplained, unfit
+from idsds.evaluation.job import Job, Methods, make_method, named_dataset, registered
+from idsds.evaluation.nets import skeleton, source_of
+from idsds.evaluation.plan import Plan, Target, check_target
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.methods.binding import bound_elsewhere
 from idsds.methods.own import as_stored
-from idsds.models import MODELS, authors, create_model
+from idsds.models import MODELS
 from idsds.models.inspection import Facts, as_net, examined, two_images
 from idsds.models.quantity import as_quantity
 from idsds.protocols import PROTOCOLS, ProtocolEntry
-from idsds.training.checkpoints import PRETRAINED, Stage, plan_training, published, starts_from_package, trains_from_scratch
-from idsds.training.recipes import Deletion
+from idsds.training.checkpoints import Stage
 
 #: Number of images if none is set.
 DEFAULT_IMAGES = 200
@@ -103,18 +102,8 @@ def make_plan(arguments: Arguments) -> Plan:
         check_precision(arguments.precision, arguments.device)
     nets = {name: as_net(name, net) for name, net in _as_mapping("models", arguments.models, MODELS).items()}
     methods = {name: as_stored(name, thing) for name, thing in _as_mapping("methods", arguments.methods, None).items()}
-    own_images = None
-    if isinstance(arguments.dataset, str):
-        sides = (DATASETS[arguments.dataset].image_size,) * 2
-        if arguments.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
-            raise ValueError(f"normalisation={arguments.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
-    else:
-        dataset = as_image_dataset(arguments.dataset, labels=arguments.target == "label", normalisation=arguments.normalisation)
-        arguments = replace(arguments, dataset=dataset)
-        decoded = Decoded(arguments.dataset)
-        if not isinstance(arguments.dataset, ImageDataset):  # the package's own data sets give ids and targets without loading images
-            arguments = replace(arguments, dataset=decoded)
-        own_images, sides = OwnImages(decoded), two_images(arguments.dataset, range(len(arguments.dataset))).shape[-2:]
+    dataset, own_images, sides = _data(arguments, nets)
+    arguments = replace(arguments, dataset=dataset)
     if "grid" in settings:
         settings["grid"] = _checked_grid(entry, settings["grid"], sides)
         for grid in settings["grid"] if isinstance(settings["grid"], tuple) else [settings["grid"]]:
@@ -148,6 +137,19 @@ def make_plan(arguments: Arguments) -> Plan:
         quantity=None if quantity is None or quantity.kind == "logit" else quantity,
         notes=tuple(look.notes),
     )
+
+
+def _data(arguments: Arguments, nets: Mapping[str, Any]) -> tuple[str | Dataset, OwnImages | None, Sequence[int]]:
+    """Return the data set, what is known of its images if it is the user's, and the images' height and width."""
+    if isinstance(arguments.dataset, str):
+        if arguments.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
+            raise ValueError(f"normalisation={arguments.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
+        return arguments.dataset, None, (DATASETS[arguments.dataset].image_size,) * 2
+    dataset = as_image_dataset(arguments.dataset, labels=arguments.target == "label", normalisation=arguments.normalisation)
+    decoded = Decoded(dataset)
+    sides = two_images(dataset, range(len(dataset))).shape[-2:]
+    # The package's own data sets give ids and targets without loading images.
+    return dataset if isinstance(dataset, ImageDataset) else decoded, OwnImages(decoded), sides
 
 
 def _workers(arguments: Arguments) -> int:
@@ -184,7 +186,7 @@ class _Look:
         """Return the job of one model with one training seed."""
         arguments, dataset, settings = self.arguments, self.arguments.dataset, self.arguments.settings
         methods = _for_model(arguments.methods, name, list(arguments.models))
-        source = _source(name, net, dataset, self.entry, seed, arguments.checkpoints, arguments.device, arguments.precision, settings)
+        source = source_of(name, net, dataset, self.entry, seed, arguments.checkpoints, arguments.device, arguments.precision, settings)
         built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
         space = MODELS[built].normalisation if built else as_normalisation(arguments.normalisation)
         where = (dataset, arguments.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
@@ -300,63 +302,6 @@ def _as_mapping(what: str, things: Any, registry: Any) -> dict[str, Any]:
     return mapping
 
 
-def _source(
-    name: str,
-    net: nn.Module | Stage | None,
-    dataset: str | Dataset,
-    entry: ProtocolEntry,
-    seed: int,
-    checkpoints: Mapping[str, str | Path],
-    device: str,
-    precision: str,
-    settings: Mapping[str, Any],
-) -> Stage | Path | nn.Module:
-    if net is not None:
-        return net
-    packaged = isinstance(dataset, str) and starts_from_package(name, dataset)
-    if packaged or checkpoints.get(name) == PRETRAINED:
-        if not isinstance(dataset, str):
-            raise ValueError(f"checkpoints: 'pretrained' goes with a data set by name; pass the net itself for your own: {{{name!r}: net}}")
-        if packaged and entry.in_domain and name not in checkpoints:
-            return plan_training(
-                name, dataset, _deletion(settings, entry), weights=PRETRAINED, seed=seed, device=device, precision=precision
-            )
-        return published(name, dataset, device=device, precision=precision)
-    if name in checkpoints:
-        path = paths.resolve(checkpoints[name])
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint of {name!r} at {str(path)!r}")
-        return path
-    if isinstance(dataset, str) and trains_from_scratch(name, dataset):
-        deletion = _deletion(settings, entry) if entry.in_domain else None
-        return plan_training(name, dataset, deletion, seed=seed, device=device, precision=precision)
-    in_paper = dataset == "imagenet" and entry.in_domain and _deletion(settings, entry) == Deletion(**authors.SETTINGS)
-    if in_paper and authors.file_of(name).is_file():
-        return authors.file_of(name)
-    where = dataset if isinstance(dataset, str) else "your own data set"
-    theirs = f"put the authors' {authors.file_of(name).name!r} ({authors.REPOSITORY}) into {str(authors.folder())!r}, " if in_paper else ""
-    raise ValueError(
-        f"there is no checkpoint of {name!r} for {where}: {theirs}name one with checkpoints={{{name!r}: path}}, or fine-tune one first "
-        "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on images of 32 x 32 (mini_vit alone not on 64 x 64)"
-    )
-
-
-def _deletion(settings: Mapping[str, Any], entry: ProtocolEntry) -> Deletion:
-    """Return the grid (the first of several), the baseline and the share of images that a net is fine-tuned with."""
-    deletion = {key: settings[key] for key in ("grid", "baseline") if key in settings}
-    deletion = {key: value[0] if isinstance(value, tuple) else value for key, value in deletion.items()}
-    return Deletion(**deletion, share=entry.masked_share)
-
-
-def skeleton(name: str) -> nn.Module:
-    """Return a registered net without memory for its weights, which suffices to see which methods apply."""
-    try:
-        with torch.device("meta"):
-            return create_model(name)
-    except RuntimeError:  # its constructor reads weights, which meta tensors do not have
-        return create_model(name)
-
-
 def _applicable(
     methods: Methods, model: nn.Module, seed: int, judged: Iterable[nn.Module]
 ) -> tuple[dict[str, Method], dict[str, str], dict[str, str]]:
@@ -404,55 +349,3 @@ def as_seeds(seed: int | Sequence[int]) -> list[int]:
     if twice := [each for each, count in Counter(seeds).items() if count > 1]:
         raise ValueError(f"seed lists {twice[0]} more than once")
     return seeds
-
-
-def check_images(plan: Plan) -> None:
-    """Raise ValueError if two of the requested images of a user's data set share an id: their records would be mixed up."""
-    for job in _once(plan.jobs, lambda job: id(job.data)):
-        for name, given in job.methods.items():
-            check_stored(name, given, job.ids(job.indices))
-        if job.own_images is None:
-            continue
-        if twice := [image_id for image_id, count in Counter(job.ids(job.indices)).items() if count > 1]:
-            raise ValueError(f"{len(twice)} image id(s) occur more than once in the data set, the first is {twice[0]!r}")
-
-
-def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
-    """Load the checkpoint files of the jobs that will run, and check that every target is a class of its model.
-
-    Args:
-        plan: the whole evaluation.
-        numbers: the jobs that have something to compute.
-
-    Raises:
-        CheckpointError: if a file does not fit its model, naming both.
-        ValueError: if a label to explain is not in [0, K).
-    """
-    jobs = [plan.jobs[number] for number in numbers]
-    for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
-        classes = _classes(job)
-        if plan.quantity is not None and (plan.quantity.against or 0) >= classes:
-            raise ValueError(f"quantity: {plan.quantity}, but {job.model!r} has {classes} classes, 0 to {classes - 1}")
-        if plan.target == "prediction":
-            continue  # no label is used
-        images = job.images(job.indices).values() if job.own_images is not None else job.indices
-        for index, target, key in zip(job.indices, job.targets(job.indices), images, strict=True):
-            if key == "":
-                continue  # an unreadable image has no label
-            if not 0 <= target < classes:
-                raise ValueError(f"the target of image {job.ids([index])[0]!r} is {target}, but {job.model!r} has {classes} classes")
-
-
-def _classes(job: Job) -> int:
-    """Return the number of classes K of the model."""
-    if isinstance(job.source, Stage):
-        return job.source.num_classes
-    if isinstance(job.source, Path):
-        job.load()  # raises if the checkpoint does not fit
-        return getattr(job.dataset, "num_classes", None) or MODELS[job.model].num_classes
-    assert job.facts is not None  # known for each of the user's nets
-    return job.facts.classes
-
-
-def _once(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[Job]:
-    return list({key(job): job for job in jobs}.values())

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from idsds.common import paths
 from idsds.common.files import DamagedFileError, atomic, facts_of, read_hashed, remove_abandoned, with_facts, write_hashed
@@ -238,3 +240,29 @@ def gathered(picks: Collection[tuple[Block, list[str]]], method: str | None, pla
     if (np.diff(positions) > 0).all():
         return table
     return table.take(pa.array(np.argsort(positions, kind="stable")))
+
+
+#: Columns of a batch or a block, by name.
+Columns = Mapping[str, Any]
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return the values of a batch, (B,) or (B, n), as an array on the CPU."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Return the concatenated columns of several batches."""
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def as_table(parts: Sequence[Columns]) -> pa.Table:
+    """Return the columns of several batches, (B,) or (B, n), as a table; (B, n) becomes fixed-size lists."""
+    columns = {}
+    for name, values in joined(parts).items():
+        flat = pa.array(values.reshape(-1) if values.ndim > 1 else values)
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))) if values.ndim > 1 else flat
+    return pa.table(columns)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan
 from idsds.methods import Method, shared_maps
 from idsds.methods.binding import has_rules, library_of, other_net
 from idsds.methods.libraries.captum import BEYOND_RULES
 from idsds.methods.own import StoredMaps, misread_layer
+from idsds.models import MODELS
 from idsds.models.base import frozen
 from idsds.models.inspection import Facts
 from idsds.models.isolation import on_loan
 from idsds.models.quantity import Quantity
 from idsds.protocols import ProtocolEntry
+from idsds.training.checkpoints import Stage
 from idsds.training.recipes import Deletion
 
 #: Methods with at most this many passes per image are tried on one image before the work begins.
@@ -108,3 +114,55 @@ def check_stored(name: str, given: Any, image_ids: Iterable[str]) -> None:
     """Raise ValueError if a method of stored maps has no map for some images."""
     if isinstance(given, StoredMaps):
         given.check(list(image_ids))
+
+
+def check_images(plan: Plan) -> None:
+    """Raise ValueError if two of the requested images of a user's data set share an id: their records would be mixed up."""
+    for job in _once(plan.jobs, lambda job: id(job.data)):
+        for name, given in job.methods.items():
+            check_stored(name, given, job.ids(job.indices))
+        if job.own_images is None:
+            continue
+        if twice := [image_id for image_id, count in Counter(job.ids(job.indices)).items() if count > 1]:
+            raise ValueError(f"{len(twice)} image id(s) occur more than once in the data set, the first is {twice[0]!r}")
+
+
+def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
+    """Load the checkpoint files of the jobs that will run, and check that every target is a class of its model.
+
+    Args:
+        plan: the whole evaluation.
+        numbers: the jobs that have something to compute.
+
+    Raises:
+        CheckpointError: if a file does not fit its model, naming both.
+        ValueError: if a label to explain is not in [0, K).
+    """
+    jobs = [plan.jobs[number] for number in numbers]
+    for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
+        classes = _classes(job)
+        if plan.quantity is not None and (plan.quantity.against or 0) >= classes:
+            raise ValueError(f"quantity: {plan.quantity}, but {job.model!r} has {classes} classes, 0 to {classes - 1}")
+        if plan.target == "prediction":
+            continue  # no label is used
+        images = job.images(job.indices).values() if job.own_images is not None else job.indices
+        for index, target, key in zip(job.indices, job.targets(job.indices), images, strict=True):
+            if key == "":
+                continue  # an unreadable image has no label
+            if not 0 <= target < classes:
+                raise ValueError(f"the target of image {job.ids([index])[0]!r} is {target}, but {job.model!r} has {classes} classes")
+
+
+def _classes(job: Job) -> int:
+    """Return the number of classes K of the model."""
+    if isinstance(job.source, Stage):
+        return job.source.num_classes
+    if isinstance(job.source, Path):
+        job.load()  # raises if the checkpoint does not fit
+        return getattr(job.dataset, "num_classes", None) or MODELS[job.model].num_classes
+    assert job.facts is not None  # known for each of the user's nets
+    return job.facts.classes
+
+
+def _once(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[Job]:
+    return list({key(job): job for job in jobs}.values())

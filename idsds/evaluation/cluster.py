@@ -29,7 +29,8 @@ from idsds.common.devices import DEVICES, chosen_device
 from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.cache import SWITCH
-from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan
 from idsds.evaluation.run import Outcome, Task, run_task
 from idsds.evaluation.workers import caller, check_worker, check_workers, worker_name
 from idsds.methods import METHODS

@@ -25,8 +25,10 @@ from idsds.common.files import PARQUET, DamagedFileError, atomic
 from idsds.common.hashing import digest
 from idsds.evaluation.cache import Cover
 from idsds.evaluation.folder import Folder
-from idsds.evaluation.plan import Job, Unit
-from idsds.evaluation.records import FORMAT, Part, Run, undefined_scores, write_manifest
+from idsds.evaluation.job import Job
+from idsds.evaluation.manifest import FORMAT, write_manifest
+from idsds.evaluation.plan import Unit
+from idsds.evaluation.records import Part, Run, undefined_scores
 from idsds.evaluation.result import Result, described, plain_settings
 from idsds.evaluation.right import images_right
 from idsds.training.checkpoints import Stage

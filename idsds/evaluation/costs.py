@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from idsds.evaluation.cache import record_cache
+from idsds.evaluation.cache import Columns, record_cache
 from idsds.evaluation.folder import Folder
-from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan
 from idsds.evaluation.records import Run
-from idsds.evaluation.run import Columns, Task, autocast, batch_size, on_plan, prepare, score, tasks_of
+from idsds.evaluation.run import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
 from idsds.evaluation.stages import with_weights
 from idsds.models import create_model
 from idsds.models.isolation import on_loan
@@ -108,11 +109,12 @@ def summary(table: pd.DataFrame) -> str:
     """Return one line per model, and one with the total."""
     lines = []
     for model, rows in table.groupby("model", sort=False):
-        lines.append(f"{model}: {_spell(rows['seconds_left'].sum())}, {rows['disk_mb'].sum():.1f} MB")
-    return "\n".join([*lines, f"total: {_spell(table['seconds_left'].sum())} left, {table['disk_mb'].sum():.1f} MB on disk"])
+        lines.append(f"{model}: {spell(rows['seconds_left'].sum())}, {rows['disk_mb'].sum():.1f} MB")
+    return "\n".join([*lines, f"total: {spell(table['seconds_left'].sum())} left, {table['disk_mb'].sum():.1f} MB on disk"])
 
 
-def _spell(seconds: float) -> str:
+def spell(seconds: float) -> str:
+    """Return a time in the largest unit that it fills."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -28,13 +28,15 @@ from idsds.common.files import locked
 from idsds.common.normalisation import Normalisation
 from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.arguments import Arguments, as_seeds, check_images, check_jobs, make_plan
+from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
 from idsds.evaluation.cache import cover, record_cache
+from idsds.evaluation.checks import check_images, check_jobs
 from idsds.evaluation.commit import commit
 from idsds.evaluation.costs import measure, summary
 from idsds.evaluation.folder import Folder, There
+from idsds.evaluation.manifest import MANIFEST
 from idsds.evaluation.plan import Plan, Target
-from idsds.evaluation.records import MANIFEST, collected
+from idsds.evaluation.records import collected
 from idsds.evaluation.result import Result
 from idsds.evaluation.run import Outcome, Source, Task, run_task, tasks_of, wanted_images
 from idsds.evaluation.selection import CORRECT, images_said, select_images

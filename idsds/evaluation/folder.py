@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from idsds.common.files import DamagedFileError, remove_abandoned
 from idsds.evaluation.cache import Block, Store, cover, linked
+from idsds.evaluation.manifest import OldRecordsError, write_manifest
 from idsds.evaluation.plan import Plan, Unit
-from idsds.evaluation.records import OldRecordsError, Run, write_manifest
+from idsds.evaluation.records import Run
 from idsds.evaluation.result import described
 from idsds.evaluation.run import wanted_images
 

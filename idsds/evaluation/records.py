@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idsds.common import paths
-from idsds.common.files import DamagedFileError, read_json, sha256_of, write_json
+from idsds.common.files import DamagedFileError, sha256_of
 from idsds.common.registry import UnknownNameError
+from idsds.evaluation.manifest import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
-#: Raise it when the engine changes what a block or a file of records holds, so that old ones are not taken for new ones.
-FORMAT = 5
 IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "ceiling", "direction", "score")
 #: Columns of a file of records that say which record a row is.
 KEYS = ("image", "seed", "grid", "method")
@@ -226,10 +222,6 @@ def load_records(
     return Run.open(output).content(models, methods).frame(columns)
 
 
-class OldRecordsError(ValueError):
-    """Records in a format that this version does not read. The message names the folder."""
-
-
 class Run:
     """A folder of records that is complete. What is in a file is checked before anything is read from it.
 
@@ -358,31 +350,6 @@ def _checked(path: Path, entry: Mapping[str, Any]) -> pq.ParquetFile:
     if columns != entry["columns"] or rows != [part["rows"] for part in entry["parts"]] or sum(rows) != entry["rows"]:
         raise DamagedFileError(f"cannot read the records in {str(path)!r}: its columns or rows are not those that the manifest names")
     return file
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run. Raises DamagedFileError for one that was changed, and OldRecordsError for one of another format."""
-    manifest = read_json(folder / MANIFEST)
-    written = manifest.get("format", 3) if isinstance(manifest, dict) else None
-    if isinstance(written, int) and written != FORMAT:
-        raise OldRecordsError(
-            f"the records in {str(folder)!r} are of format {written}, and this version reads format {FORMAT} alone: "
-            "name another output folder, or remove this one"
-        )
-    if written is None or manifest.get("seal") != _seal(manifest):
-        raise DamagedFileError(f"cannot read {str(folder / MANIFEST)!r}: its content is not what was written")
-    return manifest
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write a manifest, with its format and a hash of its own content."""
-    content = json.loads(json.dumps({"format": FORMAT, **content}))
-    write_json(folder / MANIFEST, {**content, "seal": _seal(content)})
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    plain = {name: value for name, value in manifest.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def undefined_scores(records: pd.DataFrame) -> pd.DataFrame:

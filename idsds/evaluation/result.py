@@ -14,7 +14,8 @@ from torch import Tensor
 
 from idsds.common.hashing import versions
 from idsds.evaluation.cache import Block, Cover, gathered
-from idsds.evaluation.plan import Job, Plan, Unit
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan, Unit
 from idsds.evaluation.records import KEYS, Content, Part, ordered
 
 

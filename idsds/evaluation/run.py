@@ -20,8 +20,9 @@ from idsds.common.batching import default_batch, halving
 from idsds.common.memory import Peak, peak_memory
 from idsds.datasets.base import collate, fixed_order
 from idsds.datasets.decoded import Decoded, Images
-from idsds.evaluation.cache import Block, Store, cover, gathered, record_cache, share
-from idsds.evaluation.plan import Job, Plan, Unit, named_dataset, predictions
+from idsds.evaluation.cache import Block, Columns, Store, as_array, as_table, cover, gathered, joined, record_cache, share
+from idsds.evaluation.job import Job, named_dataset
+from idsds.evaluation.plan import Plan, Unit, predictions
 from idsds.evaluation.records import as_values
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
@@ -30,8 +31,6 @@ from idsds.models.quantity import explaining
 from idsds.protocols import Batch
 
 Advance = Callable[[int], Any]
-#: Columns of a batch or a block, by name.
-Columns = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -356,28 +355,6 @@ def autocast(plan: Plan) -> torch.autocast:
     """Return the autocast context for the precision of a plan."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(plan.precision, torch.float32)
     return torch.autocast(plan.device, dtype=dtype, enabled=plan.precision != "32-true")
-
-
-def as_array(values: Any) -> np.ndarray:
-    """Return the values of a batch, (B,) or (B, n), as an array on the CPU."""
-    if not isinstance(values, Tensor):
-        return np.asarray(values)
-    values = values.detach().cpu()
-    return (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
-
-
-def joined(parts: Sequence[Columns]) -> Columns:
-    """Return the concatenated columns of several batches."""
-    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def as_table(parts: Sequence[Columns]) -> pa.Table:
-    """Return the columns of several batches, (B,) or (B, n), as a table; (B, n) becomes fixed-size lists."""
-    columns = {}
-    for name, values in joined(parts).items():
-        flat = pa.array(values.reshape(-1) if values.ndim > 1 else values)
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))) if values.ndim > 1 else flat
-    return pa.table(columns)
 
 
 class PassCounter:

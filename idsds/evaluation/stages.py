@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan
 from idsds.training.checkpoints import Stage
 
 

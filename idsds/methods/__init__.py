@@ -7,7 +7,6 @@ from idsds.methods.base import (
     Method,
     MethodEntry,
     Passes,
-    as_map,
     create_method,
     list_methods,
     register_method,
@@ -15,6 +14,7 @@ from idsds.methods.base import (
     shared_passes,
     split_name,
 )
+from idsds.methods.maps import as_map
 from idsds.methods.own import OwnMethod, as_method
 
 __all__ = [

@@ -37,9 +37,10 @@ from torch import Tensor, nn
 from idsds.common.hashing import digest, file_digest
 from idsds.common.randomness import content_ids
 from idsds.common.registry import UnknownNameError
-from idsds.methods.base import Method, MethodEntry, as_tensor, is_map
+from idsds.methods.base import Method, MethodEntry
 from idsds.methods.binding import bound_elsewhere, library_of
 from idsds.methods.cam import channels_of
+from idsds.methods.maps import as_tensor, is_map
 
 Explain = Callable[..., Any]
 

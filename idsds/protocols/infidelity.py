@@ -21,7 +21,8 @@ from idsds.common.batching import default_batch, in_batches
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws
 from idsds.common.registry import UnknownNameError
-from idsds.methods.base import Method, Passes, as_map, check_batch, shared_maps, shared_passes
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.maps import as_map, check_batch
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, register_protocol
 

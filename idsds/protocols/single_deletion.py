@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from idsds.common.batching import default_batch, halving, in_batches
 from idsds.common.interventions import all_deletions, baseline_images, patch_size, shifted
 from idsds.common.registry import UnknownNameError
-from idsds.methods.base import Method, Passes, check_batch, shared_maps
+from idsds.methods.base import Method, Passes, shared_maps
+from idsds.methods.maps import check_batch
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, MeanOverImages, register_protocol
 

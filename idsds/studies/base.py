@@ -26,14 +26,14 @@ import yaml
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from idsds.common import paths
-from idsds.common.devices import Device, Precision, _one_of, check_precision, chosen_device
+from idsds.common.devices import Device, Precision, check_precision, chosen_device, one_of
 from idsds.common.interventions import patch_size
 from idsds.common.registry import UnknownNameError
 from idsds.common.settings import Settings, SettingsError, check_keys, read_values
 from idsds.datasets.base import DATASETS
 from idsds.evaluation import plan as engine
 from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
-from idsds.evaluation.costs import _spell
+from idsds.evaluation.costs import spell
 from idsds.evaluation.evaluate import evaluate
 from idsds.evaluation.records import Run
 from idsds.methods.base import split_name
@@ -90,12 +90,12 @@ def _is_quantity(value: str | list) -> str | list:
     return value
 
 
-ModelName = Annotated[str, _one_of("model", MODELS)]
+ModelName = Annotated[str, one_of("model", MODELS)]
 MethodName = Annotated[str, AfterValidator(_is_method)]
 Positive = Annotated[float, Field(gt=0)]
 #: As for :func:`idsds.evaluate`; in a params file a contrast with a class is ``[contrast, 3]``.
 QuantityName = Annotated[str | list, AfterValidator(_is_quantity)]
-DatasetName = Annotated[str, _one_of("data set", DATASETS)]
+DatasetName = Annotated[str, one_of("data set", DATASETS)]
 
 
 def check_unique(settings: Settings, *names: str) -> None:
@@ -154,7 +154,7 @@ class Plan:
         if total.get("steps"):
             parts.append(f"{total['steps']:,.0f} steps of training")
         if seconds := total.get("seconds_left", 0) + 3600 * total.get("hours", 0):
-            parts.append(f"about {_spell(seconds)} left")
+            parts.append(f"about {spell(seconds)} left")
         if total.get("disk_mb"):
             parts.append(f"{total['disk_mb']:,.1f} MB on disk")
         return ", ".join(parts)

@@ -19,7 +19,8 @@ from idsds import plots
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.evaluate import evaluate
-from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan
 from idsds.evaluation.run import autocast
 from idsds.evaluation.run import batch_size as batch_size_of
 from idsds.methods.base import shared_maps

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots, published
-from idsds.common.devices import _one_of
+from idsds.common.devices import one_of
 from idsds.common.interventions import shifted
 from idsds.datasets import DATASETS
-from idsds.evaluation.arguments import skeleton
 from idsds.evaluation.costs import load_costs
+from idsds.evaluation.nets import skeleton
 from idsds.evaluation.selection import images_said, select_images
 from idsds.methods import METHODS, split_name
-from idsds.methods.base import _reason
+from idsds.methods.base import reason_against
 from idsds.models.quantity import as_quantity
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
@@ -41,7 +41,7 @@ class Leaderboard(EvaluationStudy):
     methods: list[MethodName] = []
     also: list[MethodName] = []
     passes: PositiveInt = 1000
-    protocol: Annotated[str, _one_of("protocol of a leaderboard", SCORES)] = "idsds"
+    protocol: Annotated[str, one_of("protocol of a leaderboard", SCORES)] = "idsds"
     quantity: QuantityName = "logit"
     only: Literal["correct"] | None = None
     common: bool = False
@@ -85,7 +85,7 @@ class Leaderboard(EvaluationStudy):
         """By method, why it is left out for a model, or an empty text."""
         net, kind, found = skeleton(model), as_quantity(self.quantity).kind, {}
         for name, entry in ({**METHODS, **METHODS.unlisted} if not self.methods else {}).items():
-            why = _reason(entry, net) or entry.explains_not.get(kind)
+            why = reason_against(entry, net) or entry.explains_not.get(kind)
             if not why and name not in self.also:
                 passes = entry.passes(net, **entry.settings()) if callable(entry.passes) else entry.passes
                 if passes is None:

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from idsds import plots, published
-from idsds.common.devices import _one_of
+from idsds.common.devices import one_of
 from idsds.evaluation.costs import load_costs
 from idsds.evaluation.selection import images_said, select_images
 from idsds.methods.base import ABSOLUTE, METHODS, split_name
@@ -138,7 +138,7 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
 class RankMethods(EvaluationStudy):
     """Rank attribution methods on models, with the published findings put to the test."""
 
-    protocol: Annotated[str, _one_of("protocol of a ranking", SCORES)] = "idsds"
+    protocol: Annotated[str, one_of("protocol of a ranking", SCORES)] = "idsds"
     quantity: QuantityName = "logit"
     only: Literal["correct"] | None = None
     common: bool = False

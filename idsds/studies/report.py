@@ -23,7 +23,8 @@ from idsds import plots
 from idsds.common import paths
 from idsds.common.files import atomic, read_json
 from idsds.common.hashing import versions
-from idsds.evaluation.records import MANIFEST, Run
+from idsds.evaluation.manifest import MANIFEST
+from idsds.evaluation.records import Run
 from idsds.statistics import rank
 
 #: Rows of a table that are shown; the whole table is beside the figure.

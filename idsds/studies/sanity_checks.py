@@ -23,8 +23,8 @@ from idsds.common.batching import default_batch
 from idsds.common.devices import chosen_device
 from idsds.common.files import read_json
 from idsds.datasets import fixed_order
-from idsds.evaluation.arguments import skeleton
 from idsds.evaluation.costs import training_rate
+from idsds.evaluation.nets import skeleton
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.protocols.base import Batch
 from idsds.protocols.sanity import SIMILARITIES, Mode, compare_models, layers_from_the_top

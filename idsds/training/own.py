@@ -29,7 +29,7 @@ from idsds.common.devices import chosen_device
 from idsds.common.files import write_json
 from idsds.common.hashing import OwnImages, digest, own_digest, versions
 from idsds.common.settings import Settings, SettingsError
-from idsds.datasets.base import as_image_dataset
+from idsds.datasets.own import as_image_dataset
 from idsds.datasets.splits import stratified_split
 from idsds.models.base import own_inputs
 from idsds.models.inspection import as_net, examined, two_images
@@ -102,10 +102,8 @@ def finetune(
     widen(tuned := copy.deepcopy(net))
     if not _load(tuned, path):
         machine = {"device": device, "precision": precision, "channels_last": channels_last}
-        run = {"deletion": deletion, "seed": seed, "progress": progress, **machine}
-        _train(tuned, path, content, images.dataset, chosen.dataset, settings, **run)
-    tuned.in_domain = deletion  # type: ignore[assignment]
-    tuned.distilled = settings.loss == "distill"  # type: ignore[assignment]
+        _train(tuned, path, content, images.dataset, chosen.dataset, settings, deletion=deletion, seed=seed, progress=progress, **machine)
+    tuned.in_domain, tuned.distilled = deletion, settings.loss == "distill"  # type: ignore[assignment]
     return tuned.eval()
 
 

@@ -7,7 +7,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from idsds.common.normalisation import UNIT
-from idsds.datasets.base import UNLABELLED, ImageDataset, as_image_dataset, class_index, collate
+from idsds.datasets.base import ImageDataset, class_index, collate
+from idsds.datasets.own import UNLABELLED, as_image_dataset
 
 
 class Own(Dataset):

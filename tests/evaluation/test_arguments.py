@@ -10,15 +10,15 @@ from torch import nn
 
 import idsds
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.arguments import _source
-from idsds.evaluation.plan import named_dataset
+from idsds.evaluation.job import named_dataset
+from idsds.evaluation.nets import source_of
 from idsds.protocols import PROTOCOLS
 from idsds.training.checkpoints import published
 
 
 def source(name, dataset, protocol="single_deletion", checkpoints=None):
     settings = {"grid": (4, 2), "baseline": "zeros"}
-    return _source(name, None, dataset, PROTOCOLS[protocol], 0, checkpoints or {}, "cpu", "32-true", settings)
+    return source_of(name, None, dataset, PROTOCOLS[protocol], 0, checkpoints or {}, "cpu", "32-true", settings)
 
 
 def test_packaged_weights_are_used_as_they_are_or_fine_tuned_without_labels():

@@ -18,7 +18,7 @@ from idsds.common import files
 from idsds.common.files import DamagedFileError, locked
 from idsds.evaluation.cache import Store
 from idsds.evaluation.evaluate import MissingRecordsError
-from idsds.evaluation.records import read_manifest
+from idsds.evaluation.manifest import read_manifest
 from idsds.models.weights import CheckpointError, read_state_dict, save_checkpoint, written_hash
 from idsds.training.checkpoints import obtain, plan_training
 from tests.evaluation.linear import Linear

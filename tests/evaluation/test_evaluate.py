@@ -19,7 +19,7 @@ import idsds
 import idsds.evaluation.evaluate
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import create_dataset, fixed_order
-from idsds.evaluation.records import read_manifest
+from idsds.evaluation.manifest import read_manifest
 from idsds.methods.base import MethodError
 
 METHODS = ["Gradient", "IxG", "IxG abs", "IxG-SG", "Grad-CAM", "Random"]

@@ -14,7 +14,7 @@ from idsds.common.hashing import code_digest, modules_of, own_digest
 from idsds.common.normalisation import UNIT
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import Arguments, make_plan
-from idsds.evaluation.plan import fingerprint_of
+from idsds.evaluation.job import fingerprint_of
 
 
 class Linear(nn.Module):

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 import idsds
 from idsds.common.files import PARQUET, DamagedFileError
 from idsds.evaluation import records
-from idsds.evaluation.records import OldRecordsError, read_manifest, write_manifest
+from idsds.evaluation.manifest import FORMAT, OldRecordsError, read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_another_format_is_refused_and_left_alone(run, number):
         del manifest["format"]  # of before there was one
     (run / "manifest.json").write_text(json.dumps(manifest))
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
-    with pytest.raises(OldRecordsError, match=f"of format {number or 3}, and this version reads format {records.FORMAT} alone"):
+    with pytest.raises(OldRecordsError, match=f"of format {number or 3}, and this version reads format {FORMAT} alone"):
         idsds.load_records(run)
     with pytest.raises(OldRecordsError, match="name another output folder"):
         idsds.evaluate(

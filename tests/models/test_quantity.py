@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import idsds
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation.records import read_manifest
+from idsds.evaluation.manifest import read_manifest
 from idsds.models.quantity import Quantity, as_quantity, explaining
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0], [0.5, 0.0, 4.0]])

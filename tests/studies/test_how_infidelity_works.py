@@ -12,7 +12,7 @@ from torch import nn
 from idsds.common.interventions import delete_patches
 from idsds.common.settings import SettingsError
 from idsds.datasets import fixed_order
-from idsds.evaluation.plan import named_dataset
+from idsds.evaluation.job import named_dataset
 from idsds.evaluation.run import PassCounter
 from idsds.methods import create_method
 from idsds.models import MODELS, create_model, register_model

@@ -23,7 +23,8 @@ from torch import nn
 from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import DATASETS
 from idsds.evaluation.arguments import protocol_settings
-from idsds.evaluation.plan import Job, Plan, named_dataset
+from idsds.evaluation.job import Job, named_dataset
+from idsds.evaluation.plan import Plan
 from idsds.evaluation.records import Run
 from idsds.evaluation.run import autocast, on_plan
 from idsds.methods.base import METHODS, MethodError, shared_maps, split_name

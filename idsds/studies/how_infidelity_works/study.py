@@ -37,7 +37,8 @@ from idsds.common.interventions import patch_size
 from idsds.datasets import DATASETS
 from idsds.evaluation.arguments import Arguments, make_plan
 from idsds.evaluation.costs import measure
-from idsds.evaluation.plan import Job, Plan
+from idsds.evaluation.job import Job
+from idsds.evaluation.plan import Plan
 from idsds.methods.base import shared_maps
 from idsds.models.base import frozen
 from idsds.protocols.infidelity import Perturbation, perturbations

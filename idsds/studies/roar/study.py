@@ -29,7 +29,7 @@ from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.datasets import DATASETS, fingerprint, fixed_order
 from idsds.datasets.base import collate
-from idsds.evaluation.arguments import skeleton
+from idsds.evaluation.nets import skeleton
 from idsds.methods.base import METHODS, Method, shared_passes, split_name
 from idsds.models import MODELS, create_model
 from idsds.protocols.roar import KINDS, MASK, Kind, Shown, mask_shares, replaced_pixels

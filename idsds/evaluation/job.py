@@ -1,0 +1,202 @@
+"""One model of an evaluation with the methods that apply to it, its images, and the addresses of all three."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from idsds.common.hashing import OwnImages, code_digest, digest, file_digest, own_digest
+from idsds.common.normalisation import Normalisation
+from idsds.datasets import DATASETS, create_dataset, fingerprint
+from idsds.datasets.base import ImageDataset
+from idsds.datasets.images import viewed
+from idsds.methods import METHODS, Method, Passes, as_method, split_name
+from idsds.models import MODELS, create_model
+from idsds.models.inspection import Facts
+from idsds.models.weights import CheckpointError
+from idsds.training.checkpoints import Stage, obtain
+
+Methods = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model with one training seed, and the methods that apply to it.
+
+    Args:
+        model: its name in the records.
+        seed: of training, noise and masks.
+        source: a stage of training, a checkpoint file, or the user's net as it is.
+        wanted: the methods that were asked for, by name: None for a method of the registry, (name, options) for one with other
+            options, else the user's own.
+        methods: those of them that apply to the model.
+        excluded: methods that do not apply, with the reason.
+        data: the images, in the space that the model wants: the user's, or (name, split, normalisation, view) of the registry's.
+        indices: which of them, in the fixed order.
+        groups: methods that share a computation.
+        passes: passes per image of each group.
+        families: of the methods.
+        queried: by method, the deletions that it queries itself, see :meth:`idsds.methods.Method.is_ceiling`.
+        own_keys: hashes of the user's own methods.
+        own_images: what is known of the user's own images, None for a data set of the registry.
+        facts: what is known of the user's own net, None for one of the registry.
+        weights: the sha256 of the checkpoint of a stage; empty while it is not known, see :func:`idsds.evaluation.stages.with_weights`.
+    """
+
+    model: str
+    seed: int
+    source: Stage | Path | nn.Module
+    wanted: Methods
+    methods: Methods
+    excluded: Mapping[str, str]
+    data: Dataset | tuple[str, str, Normalisation | None, tuple[Any, ...] | None]
+    indices: tuple[int, ...]
+    groups: tuple[tuple[str, ...], ...]
+    passes: tuple[Passes | None, ...]
+    families: Mapping[str, str] = field(default_factory=dict)
+    queried: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    own_keys: Mapping[str, str] = field(default_factory=dict)
+    own_images: OwnImages | None = None
+    facts: Facts | None = None
+    weights: str = ""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images. Those of the registry are loaded where they are needed, and not sent from process to process."""
+        return named_dataset(*self.data) if isinstance(self.data, tuple) else self.data
+
+    @cached_property
+    def model_key(self) -> str:
+        """The address of the net: its weights and the code that it is built by."""
+        if isinstance(self.source, nn.Module):
+            return own_digest(self.source, judged=True)
+        weights = [self.source.key, self.weights] if isinstance(self.source, Stage) else file_digest(self.source)
+        return digest([weights, code_digest(MODELS[self.built].build), own_digest(MODELS[self.built])])
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the net was fine-tuned in-domain without labels, as far as it is known: its score is IDSDS (distilled)."""
+        recipe = self.source.recipe if isinstance(self.source, Stage) and self.source.deletion is not None else None
+        return getattr(self.source, "distilled", False) is True or (recipe is not None and recipe.loss == "distill")
+
+    @property
+    def built(self) -> str:
+        """The registry's name of the net: a stage may go by a name of its own in the records."""
+        return self.source.model if isinstance(self.source, Stage) else self.model
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The ids of images."""
+        if isinstance(self.dataset, ImageDataset):
+            return [self.dataset.image_ids[index] for index in indices]
+        return [self.own_images[index][0] for index in indices]  # type: ignore[index]
+
+    def targets(self, indices: Sequence[int]) -> list[int]:
+        """The labels of images."""
+        if isinstance(self.dataset, ImageDataset):
+            return [self.dataset.targets[index] for index in indices]
+        return [self.own_images[index][1] for index in indices]  # type: ignore[index]
+
+    def images(self, indices: Sequence[int]) -> dict[str, str]:
+        """By id, the address of each image: of the registry's its id and the version of its file, of a user's a hash of pixels and target.
+
+        It is empty for an image of the user's that cannot be read.
+        """
+        if self.own_images is None:
+            stamps = (self.dataset.stamp(index) for index in indices)  # type: ignore[attr-defined]
+            return {image_id: f"{image_id} {stamp}".strip() for image_id, stamp in zip(self.ids(indices), stamps, strict=True)}
+        return {image_id: key for image_id, _, key in (self.own_images[index] for index in indices)}
+
+    @cached_property
+    def data_key(self) -> str:
+        """The address of the data set of the registry; of a user's that of its normalisation, each image having an address of its own."""
+        if self.own_images is not None:
+            return own_digest(getattr(self.dataset, "normalisation", None))
+        return digest([fingerprint_of(*self.data), code_digest(DATASETS[self.data[0]].load)])  # type: ignore[misc, index]
+
+    def method_key(self, name: str) -> str:
+        """The address of a method's computation: its code, options and noise."""
+        found = registered(name, self.wanted.get(name))
+        if found is None:
+            return self.own_keys[name]
+        base, options = found
+        entry = METHODS[split_name(base)[0]]
+        return digest([code_digest(entry.function), own_digest(entry.settings(**options)), entry.noise])
+
+    def unsure(self, group: Sequence[str]) -> Iterator[str]:
+        """Why records of a group of methods cannot be found again, if so."""
+        for what, key in ((f"model {self.model!r}", self.model_key), *((f"method {name!r}", self.own_keys.get(name)) for name in group)):
+            if reason := getattr(key, "reason", ""):
+                yield f"{what} is computed anew in every call: it cannot be established that it is the same as before ({reason})"
+
+    def prepare(self, progress: bool = True) -> None:
+        """Train what is not cached, and anew what is damaged."""
+        if not self.is_ready:
+            obtain(self.source, progress=progress)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is nothing to train: the checkpoint of a stage is there and is what was written."""
+        return not isinstance(self.source, Stage) or self.source.intact
+
+    def load(self) -> nn.Module:
+        """The model in eval mode on the CPU. Raises CheckpointError where the checkpoint is no longer the one that the plan names."""
+        if isinstance(self.source, Stage):
+            model = obtain(self.source, progress=False)
+            if self.weights and self.source.content != self.weights:
+                raise CheckpointError(f"the checkpoint {str(self.source.path)!r} was replaced while it was in use; start the run again")
+            return model
+        if isinstance(self.source, Path):
+            num_classes = getattr(self.dataset, "num_classes", None)
+            return create_model(self.model, num_classes=num_classes, checkpoint=self.source)
+        return self.source
+
+    def create_methods(self, model: nn.Module, names: Sequence[str]) -> list[Method]:
+        """The methods named, on the loaded model."""
+        methods = [make_method(name, self.methods.get(name), model, self.seed) for name in names]
+        for method in methods:
+            method.model_name = self.model
+        return methods
+
+
+@lru_cache(maxsize=8)
+def named_dataset(name: str, split: str, normalisation: Normalisation | None, view: tuple[Any, ...] | None = None) -> ImageDataset:
+    """A data set of the registry, read from disk once, at the size and with the crop of ``view``."""
+    return viewed(create_dataset(name, split, normalisation), view)
+
+
+@lru_cache(maxsize=8)
+def fingerprint_of(name: str, split: str, normalisation: Normalisation | None, view: tuple[Any, ...] | None = None) -> str:
+    """The address of a data set of the registry: of its name, split, ids, targets, normalisation and crop, without reading an image."""
+    return fingerprint(named_dataset(name, split, normalisation, view))
+
+
+def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:
+    """What ``evaluate`` was given under a name, as a method of the registry and its options; None for the user's own.
+
+    Raises:
+        TypeError: for a tuple that is no pair of a method and its options.
+    """
+    if given is None:
+        return name, {}
+    if not isinstance(given, tuple):
+        return None
+    if len(given) != 2 or not isinstance(given[1], Mapping):
+        raise TypeError(f"method {name!r}: a method with options is a pair such as ('IG', {{'steps': 5}}), not {given!r}")
+    return (given[0], dict(given[1])) if isinstance(given[0], str) else None
+
+
+def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:
+    """A method of the registry, with options of its own or without, or the user's."""
+    found = registered(name, given)
+    if found is None:
+        return as_method(name, given, model, seed)
+    base, options = found
+    method = Method(base, model, seed=seed, **options)
+    method.name = name
+    return method

@@ -1,4 +1,4 @@
-"""Protocols: pure functions from a model, methods and a batch to one score per image and method.
+"""Protocols: pure functions that score each method on each image, given a model and a batch.
 
 A new protocol is one decorated function; the engine finds it by name and stores the columns that it returns::
 
@@ -26,16 +26,16 @@ from idsds.methods.base import Method, Passes, shared_passes
 from idsds.models.base import describe
 
 Level = Literal["image", "data set"]
-#: What a protocol asks of a map: is it right, stable, dependent on model and class, at the right place, simple?
+#: What a protocol asks of a map: is it faithful, stable, dependent on model and class, well localised, simple?
 Asks = Literal["right", "stable", "dependent", "localised", "simple"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images (B, 3, H, W), targets (B,), one id per image, and the normalisation if it is known.
+    """A batch: normalised images (B, 3, H, W), targets (B,), one id per image, and the normalisation if known.
 
     ``companions`` returns further images (N, 3, H, W) and their classes (N,), which depend on the data set and not on the batch;
-    ``parts`` are the known parts of the images, if they have any.
+    ``parts`` are the images' known parts, if any.
     """
 
     images: Tensor
@@ -48,25 +48,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class ProtocolEntry:
-    """One protocol of the registry.
+    """One protocol in the registry.
 
     Args:
         name: the key.
-        function: ``function(model, methods, batch, prepared, **settings)`` returns, by method name, columns of length B; one is
+        function: ``function(model, methods, batch, prepared, **settings)`` returns, by method name, columns of length B, including
             ``score``.
-        in_domain: whether it needs the model that was fine-tuned on deletions.
-        masked_share: how many patches that fine-tuning deletes at most, as a share of all; None: one patch.
+        in_domain: whether it needs a model fine-tuned in-domain, with deletions.
+        masked_share: largest fraction of patches that this fine-tuning deletes; None for exactly one patch.
         higher_is_better: the direction of the score.
         range: lowest and highest possible score.
-        prepare: ``prepare(model, batch, **settings)`` returns columns that do not depend on the method; computed once for all
-            methods, stored, and handed to ``function`` as ``prepared``.
-        prepare_passes: passes per image of ``prepare``, from the settings.
-        passes: passes per image of ``function``, from the methods and the settings.
+        prepare: ``prepare(model, batch, **settings)`` returns columns that do not depend on the method. They are computed once for all
+            methods, stored, and passed to ``function`` as ``prepared``.
+        prepare_passes: passes per image of ``prepare``, given the settings.
+        passes: passes per image of ``function``, given the methods and settings.
         source: the paper.
-        level: what it scores: each ``image``, or a method on a whole ``data set``, for which there are no per-image records.
-            The function of the latter makes a method's score from its curve; ``call`` replaces ``evaluate``.
-        call: the public function that runs a protocol of level ``data set``.
-        asks: what it asks of a map, see :data:`Asks`.
+        level: what it scores: each ``image``, or a method on a whole ``data set``, which has no per-image records. In the latter case
+            ``function`` computes a method's score from its curve, and ``call`` replaces ``evaluate``.
+        call: the public function to run a protocol of level ``data set``.
+        asks: which property of a map it tests, see :data:`Asks`.
         parts: whether it needs images whose parts are known.
     """
 
@@ -87,7 +87,7 @@ class ProtocolEntry:
 
     @property
     def direction(self) -> str:
-        """What records and tables say of the score, ``higher is better`` or ``lower is better``."""
+        """The score's direction as shown in records and tables, ``higher is better`` or ``lower is better``."""
         return "higher is better" if self.higher_is_better else "lower is better"
 
 
@@ -95,7 +95,7 @@ PROTOCOLS: Registry[ProtocolEntry] = Registry("protocol")
 
 
 def register_protocol(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable], Callable]:
-    """Register the decorated function under ``name`` or its own name; the other arguments are those of :class:`ProtocolEntry`."""
+    """Register the decorated function under ``name`` or its own name. Other arguments: see :class:`ProtocolEntry`."""
 
     def decorate(function: Callable) -> Callable:
         key = name or function.__name__
@@ -106,7 +106,7 @@ def register_protocol(name: str | None = None, *, replace: bool = False, **entry
 
 
 def list_protocols(level: Level | None = None, library: str | None = None) -> list[str]:
-    """Return the names of all protocols, or of those of one level, or of a library's.
+    """Return the names of all protocols, optionally of one level or of a library.
 
     Protocols of level ``image`` score every image and run through ``evaluate(protocol=...)``. Those of level ``data set`` score a method
     on a whole data set; the entry's ``call`` names the function that runs them.
@@ -126,7 +126,7 @@ def list_protocols(level: Level | None = None, library: str | None = None) -> li
 
 
 def normalisation_of(model: nn.Module, batch: Batch) -> Normalisation:
-    """Return the batch's normalisation, or else that of the model's entry. Raises ValueError if neither is known."""
+    """Return the batch's normalisation, or that of the model's entry. Raises ValueError if neither is known."""
     found = batch.normalisation or describe(model).normalisation
     if found is None:
         raise ValueError(f"the normalisation of the images for {describe(model).name} is unknown: pass Batch(normalisation=...)")
@@ -134,7 +134,7 @@ def normalisation_of(model: nn.Module, batch: Batch) -> Normalisation:
 
 
 def on_model(method: Method, model: nn.Module) -> Method:
-    """Return the same method, with the same settings and random numbers, on another net.
+    """Return the same method with the same settings and random numbers for another net.
 
     Raises:
         ValueError: for a user's own method, which explains the net that it was made with.
@@ -142,24 +142,24 @@ def on_model(method: Method, model: nn.Module) -> Method:
     if method.entry.family == "own":
         raise ValueError(f"method {method.name!r} cannot be moved to another net: it is a callable of your own, which holds its net")
     moved = copy.copy(method)
-    moved.__dict__.pop("function", None)  # bound to the old net, and made anew when it is asked for
+    moved.__dict__.pop("function", None)  # bound to the old net; rebuilt when needed
     moved.model = model
     return moved
 
 
 class MeanOverImages(Metric):
-    """Mean of a score per image, over batches and processes; a subclass names the pure function that returns the scores (B,)::
+    """Metric that averages a per-image score over batches and processes; subclasses name the pure function that returns scores (B,)::
 
         class MyScore(MeanOverImages):
             higher_is_better = True
             function = staticmethod(my_score)
 
-    ``update(*tensors, image_ids=None)`` passes the tensors on to the function; ``compute`` returns the mean over images, each counted
-    once: a distributed sampler repeats images to even out its ranks, and ids (integers of 0 or more) identify them. ``count`` is the
-    number of images in the mean, ``undefined`` the number of images left out because their score is NaN.
+    ``update(*tensors, image_ids=None)`` passes the tensors to the function; ``compute`` returns the mean over distinct images. Ids
+    (non-negative integers) identify images that a distributed sampler repeats to balance its ranks. ``count`` is the number of images in
+    the mean, ``undefined`` the number left out because their score is NaN.
 
     Args:
-        settings: keyword arguments for the function, such as ``normalise=True``, and those of torchmetrics.
+        settings: keyword arguments for the function, such as ``normalise=True``, and for torchmetrics.
     """
 
     full_state_update = False
@@ -188,7 +188,7 @@ class MeanOverImages(Metric):
         order = ids.argsort(stable=True)
         ordered = ids[order]
         first = torch.ones_like(ordered, dtype=torch.bool)
-        # Negative ids were made up per process: they identify no image, and none of them is a repetition.
+        # Negative ids are placeholders made up per process, so none of them is a repetition.
         first[1:] = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
         return scores[order][first]
 

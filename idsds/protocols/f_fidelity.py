@@ -1,8 +1,8 @@
-"""F-Fidelity: the loss of probability when a random few of the most attributed patches go, on a net fine-tuned with so few deleted.
+"""F-Fidelity: the drop in probability when a few random patches of the explanation are deleted, on a net fine-tuned with as few deleted.
 
-The most attributed patches are the explanation. A random subset of it is deleted, never more patches than the net has learned to do
-without, whatever the size of the explanation; the same number is deleted from the rest of the image. A good map loses much by the first
-and little by the second.
+The explanation is the set of most attributed patches. A random subset of it is deleted, never more patches than in fine-tuning, whatever
+the size of the explanation; the same number is deleted from the rest of the image. For a good map, the first deletion costs much
+probability and the second little.
 
 Source: Zheng, Shirani, Chen, Lin, Cheng, Guo, Luo, "F-Fidelity: A Robust Framework for Faithfulness Evaluation of Explainable AI",
 ICLR 2025 (arXiv 2410.02970).
@@ -24,17 +24,17 @@ from idsds.models.base import frozen
 from idsds.protocols.base import Batch, register_protocol
 from idsds.protocols.single_deletion import patch_sums
 
-#: The share of the patches that is deleted at most, in fine-tuning and in judging: beta of the paper.
+#: Largest fraction of patches deleted, in fine-tuning and in scoring; the paper's beta.
 MOST = 0.1
-#: Sizes of the explanation, as shares of the patches, and the share of it that is deleted where that is no more than :data:`MOST`.
+#: Sizes of the explanation, as fractions of the patches, and the fraction of it that is deleted, subject to :data:`MOST`.
 SIZES, PART = (0.25, 0.5, 0.75), 0.5
 
 
 def subsets(n: int, samples: int, seed: int, image_id: object) -> Tensor:
-    """Return random places in the order of attribution, (sizes, 2, samples, n), True where a patch is deleted.
+    """Return random ranks of attribution to delete, bool (sizes, 2, samples, n), True where a patch is deleted.
 
-    Of each size the first half is chosen among the most attributed patches, the second among the others. The number of patches is the
-    same in both: half of the smaller part, but at least 1 and at most a tenth of all patches, rounded up.
+    For each size, index 0 selects among the most attributed patches, index 1 among the others. Both select the same number: half of the
+    smaller part, at least 1 and at most a tenth of all patches, rounded up.
     """
     draw = generator(seed, "f-fidelity", image_id)
     found = torch.zeros(len(SIZES), 2, samples, n, dtype=torch.bool)
@@ -66,15 +66,15 @@ def f_fidelity(
     grid: int = 4,
     baseline: str = "zeros",
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the probability lost by deleting some of the explanation rather than of the rest, in [-1, 1]; higher is better, random 0.
+    """Score the extra drop in probability from deleting patches of the explanation, in [-1, 1]; higher is better, 0 for a random map.
 
     ``score = mean over sizes and samples of p(x without some of the rest) - p(x without some of the explanation)``
 
-    Columns ``score``, ``rest`` and ``explanation``, the mean probability after either deletion. The sets of places in the order of
-    attribution are keyed by the image and the same for every method; a map with a NaN has no score.
+    Columns ``score``, ``rest`` and ``explanation``, the mean probability after either deletion. The random ranks are keyed by the image
+    and the same for every method; the score of a map with a NaN is NaN.
 
     Args:
-        model: the net fine-tuned with up to a tenth of the patches deleted.
+        model: a net fine-tuned with up to a tenth of the patches deleted.
         methods: methods on that net.
         batch: images (B, 3, H, W), targets, ids.
         prepared: not used.
@@ -83,7 +83,7 @@ def f_fidelity(
         baseline: what replaces a patch.
 
     Raises:
-        ValueError: if ``samples`` is below 1, ``grid`` below 2 or no divisor of the image's sides.
+        ValueError: if ``samples`` is below 1, or ``grid`` is below 2 or does not divide the image's sides.
     """
     as_whole("samples", samples)
     as_whole("grid", grid, least=2)

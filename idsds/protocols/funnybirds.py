@@ -1,10 +1,10 @@
-"""The protocols of FunnyBirds: does a map say which parts of a creature matter to the net?
+"""The FunnyBirds protocols: does a map show which parts of a creature matter to the net?
 
-What each protocol asks is a function of :mod:`idsds.protocols.parts`.
+Each protocol's check is a function of :mod:`idsds.protocols.parts`.
 
-Departures from the authors' code, which ``reference=True`` undoes: a part or object without a visible pixel is never important (theirs is
-if the map's sum is negative); importances and sum are those of one map (theirs explains the image twice, so that a random method
-contradicts itself); a class without two suitable rivals has no target sensitivity (theirs takes the last pair it looked at).
+Differences from the authors' code, which ``reference=True`` removes: a part or object without a visible pixel is never important (theirs
+is if the map's sum is negative); importances and sum come from one map (theirs explains the image twice, so a random method is
+inconsistent with itself); a class without two suitable rivals has no target sensitivity (theirs uses the last pair examined).
 
 Source: Hesse, Schaub-Meyer, Roth, "FunnyBirds", ICCV 2023 (arXiv 2308.06248).
 """
@@ -45,7 +45,7 @@ from idsds.protocols.single_deletion import rank_correlation
 
 
 class _Explained:
-    """The table of a batch, and the maps of some methods as importances of parts.
+    """A batch's table, and the methods' maps as importances of parts.
 
     Args:
         methods, batch: as in a protocol.
@@ -63,19 +63,19 @@ class _Explained:
         self.known: dict[str, dict[str, tuple[Tensor, Tensor, Tensor]]] = {}
 
     def of(self, kind: str, classes: Tensor, rows: Tensor | None = None) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Return by method importances (B, P + O), sums of the maps (B,), and what can be seen, bool (B, P + O).
+        """Return by method importances (B, P + O), sums of the maps (B,), and which parts and objects are visible, bool (B, P + O).
 
         Args:
-            kind: of classes, by which what was computed is found again.
-            classes: to explain, (B,).
-            rows: which images are needed, bool (B,); the others get NaN. None: all.
+            kind: the kind of classes, the key of cached results.
+            classes: the classes to explain, (B,).
+            rows: which images to explain, bool (B,); the others get NaN. None for all.
         """
         if kind not in self.known:
             self.known[kind] = self._explain(classes, torch.ones_like(classes, dtype=torch.bool) if rows is None else rows)
         return self.known[kind]
 
     def predicted(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Return the same for the predicted classes; where they are the targets, nothing is explained anew."""
+        """Return the same for the predicted classes, reusing maps where prediction and target agree."""
         differs = self.predictions != self.targets
         own, other = self.of("target", self.targets), self.of("predicted", self.predictions, differs)
         return {
@@ -105,7 +105,7 @@ class _Explained:
         return found
 
     def chosen(self, explained: tuple[Tensor, Tensor, Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is important, bool (B, T, P + O), and 0 per image, NaN where the map is not finite, (B, 1), to be added to scores."""
+        """Return what is important, bool (B, T, P + O), and an offset for scores, (B, 1): 0, or NaN where the map is not finite."""
         importance, totals, visible = explained
         return important(importance, totals, thresholds, visible), 0 * (importance.sum(dim=1) + totals)[:, None]
 
@@ -147,7 +147,7 @@ class _Explained:
 
 
 def _again(method: Method) -> Method:
-    """Return the method with other random numbers."""
+    """Return the method with different random numbers."""
     other = copy.copy(method)
     other.__dict__.pop("function", None)
     other.seed = method.seed + 1
@@ -155,7 +155,7 @@ def _again(method: Method) -> Method:
 
 
 def _entry(maps: int, **changes: Any) -> dict[str, Any]:
-    """Return the entry of a protocol that explains at most ``maps`` classes of an image."""
+    """Return the entry of a protocol that explains at most ``maps`` classes per image."""
     return {
         "in_domain": False,
         "higher_is_better": True,
@@ -183,7 +183,7 @@ def _check(name: str, methods: Sequence[Method], batch: Batch, prepared: Prepare
 def controlled_synthetic_data_check(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
 ) -> Columns:
-    """Score how much of a minimal set of parts that identifies the class is important, see :func:`controlled_data`."""
+    """Score the fraction of a minimal class-identifying set of parts that is important, see :func:`controlled_data`."""
     return _check("csdc", methods, batch, prepared, threshold, reference)
 
 
@@ -207,13 +207,13 @@ def deletion_check(
 def distractibility(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
 ) -> Columns:
-    """Score 1 - the share of parts and objects without influence that are important, see :func:`distraction`."""
+    """Score one minus the fraction of parts and objects without influence that are important, see :func:`distraction`."""
     return _check("distractibility", methods, batch, prepared, threshold, reference)
 
 
 @register_protocol(**_entry(1))
 def part_single_deletion(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared) -> Columns:
-    """Score the rank correlation between the drops without each part and the importances, see :func:`deletion_correlation`."""
+    """Score the rank correlation between importances and the logit drops when each part is removed, see :func:`deletion_correlation`."""
     return {name: {"score": score} for name, score in _Explained(methods, batch, prepared, False).deletions().items()}
 
 
@@ -221,7 +221,7 @@ def part_single_deletion(model: nn.Module, methods: Sequence[Method], batch: Bat
 def target_sensitivity(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, reference: bool = False
 ) -> Columns:
-    """Score whether the maps of two similar classes stress the parts that each shares with the target, see :func:`sensitivity`."""
+    """Score whether the maps of two similar classes highlight the parts that each shares with the target, see :func:`sensitivity`."""
     return {name: {"score": score} for name, score in _Explained(methods, batch, prepared, reference).sensitivities().items()}
 
 
@@ -235,9 +235,9 @@ def part_shapley_correlation(model: nn.Module, methods: Sequence[Method], batch:
 def funnybirds(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
 ) -> Columns:
-    """Score all protocols of FunnyBirds at once; ``score`` is the mean of completeness, correctness and contrastivity of an image.
+    """Score all FunnyBirds protocols at once; ``score`` is an image's mean of completeness, correctness and contrastivity.
 
-    It is NaN where one of the terms is undefined; means over a data set are better taken term by term, from the other columns.
+    It is NaN if any term is undefined. For means over a data set, average the other columns term by term.
 
     Returns:
         By method name, with T = 80 thresholds:

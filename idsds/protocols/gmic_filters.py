@@ -1,6 +1,6 @@
-"""The photo filters of the augmentation study, run by G'MIC itself: an optional extra, ``pip install gmic``.
+"""The photo filters of the augmentation study, run by G'MIC itself (optional, ``pip install gmic``).
 
-The commands and their numbers are the study's. :mod:`idsds.protocols.robustness` has filters of the same names that need only
+The commands and their parameters are the study's. :mod:`idsds.protocols.robustness` has filters of the same names that need only
 torchvision, and says how similar they are: nearly the same for ``sharpen``, unrelated for ``chroma_boost``.
 """
 

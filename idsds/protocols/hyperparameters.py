@@ -1,7 +1,7 @@
-"""Sensitivity to hyperparameters: how much a method's map depends on settings that its paper leaves to the user.
+"""Hyperparameter sensitivity: how much a method's map depends on settings that its paper leaves to the user.
 
-One hyperparameter is varied at a time while the others keep their values; the maps of one image are compared over all pairs of
-values. Compare with the effect on a score: the notebook ``hyperparameter_sensitivity`` runs IDSDS with the same settings.
+One hyperparameter is varied at a time, and an image's maps are compared over all pairs of values. The notebook
+``hyperparameter_sensitivity`` also runs IDSDS with the same settings, for the effect on a score.
 
 Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to Hyperparameters", CVPR 2020 (arXiv 2003.08754).
 """
@@ -25,7 +25,7 @@ from idsds.protocols.similarity import spearman, structural_similarity
 
 Values = Sequence[Any]
 Sweep = Mapping[str, Values]
-#: What is tried for each hyperparameter, whatever the method; ``layer`` depends on the model, see :func:`cam_layers`.
+#: The values tried for each hyperparameter, whatever the method; ``layer`` depends on the model, see :func:`cam_layers`.
 SWEEPS: dict[str, Values] = {
     "steps": (5, 10, 25, 50, 100),
     "baseline": ("zeros", "uniform", "uniform per image"),
@@ -37,10 +37,10 @@ MASKS = (250, 500, 1000)  # samples of the perturbation family
 
 
 def cam_layers(model: nn.Module) -> list[str]:
-    """Return the layers that a CAM of this model could read, from the input on, ending in the model's own CAM layer.
+    """Return the layers that a CAM of this model could read, from the input to the model's own CAM layer.
 
-    For ``layer3`` these are ``layer1`` to ``layer3``; for a sequence of layers (VGG's ``features``) its pooling layers, the last of which
-    gives the output of the sequence; for any other layer, that layer alone.
+    For ``layer3`` these are ``layer1`` to ``layer3``; for a sequence of layers (VGG's ``features``), its pooling layers, the last of
+    which outputs the sequence's result; otherwise that layer alone.
 
     Raises:
         ValueError: if the model has no CAM layer.
@@ -68,13 +68,13 @@ def sweeps_of(method: Method) -> dict[str, Values]:
 
 
 def with_options(method: Method, **options: Any) -> Method:
-    """Return the same method on the same net with other values for some options, which its new name states.
+    """Return the same method on the same net with other values for some options; its new name states them.
 
     Raises:
         UnknownNameError: for an option that the method does not have.
     """
     changed = copy.copy(method)
-    changed.__dict__.pop("function", None)  # bound to the old options, and made anew when it is asked for
+    changed.__dict__.pop("function", None)  # bound to the old options; rebuilt when needed
     changed.options = method.entry.settings(**{**method.options, **options})
     changed.name = f"{method.name}, {', '.join(f'{name}={value}' for name, value in options.items())}"
     return changed
@@ -83,7 +83,7 @@ def with_options(method: Method, **options: Any) -> Method:
 def spread(maps: Tensor) -> dict[str, Tensor]:
     """Measure how much the maps of one image differ between settings.
 
-    Each map is first divided by its largest absolute value, which keeps signs and zeros, so that the scale makes no difference.
+    Each map is first divided by its largest absolute value, so that its scale does not matter; signs and zeros are kept.
 
     Args:
         maps: (S, B, 1, H, W): S settings of B images of at least 11 x 11 pixels.
@@ -91,11 +91,11 @@ def spread(maps: Tensor) -> dict[str, Tensor]:
     Returns:
         (B,) each: ``spearman`` and ``ssim``, means over all S (S - 1) / 2 pairs, in [-1, 1], 1 if the setting does not matter;
         ``deviation``, the standard deviation over settings (divided by S, not S - 1) at each pixel, averaged over pixels, in [0, 1], 0 if
-        the setting does not matter. A single setting is compared with itself. NaN for an image with a constant map (the
-        correlation) or a map that is not finite (all three).
+        the setting does not matter. A single setting is compared with itself. NaN for an image with a constant map (correlation only) or
+        a non-finite map (all three).
 
     Raises:
-        ValueError: for another shape, or without any setting.
+        ValueError: for any other shape, or S = 0.
     """
     if maps.ndim != 5 or maps.shape[2] != 1 or not len(maps):
         raise ValueError(f"maps must be (S, B, 1, H, W) with S of at least 1, not {tuple(maps.shape)}")
@@ -118,7 +118,7 @@ def settings_of(method: Method, sweep: Sweep | None = None) -> dict[str, list[Me
 
     Raises:
         UnknownNameError: for an option that the method does not have.
-        ValueError: if there are not at least two different values of an option.
+        ValueError: if an option has fewer than two different values.
     """
     for option, values in (sweep or {}).items():
         if option not in method.options:
@@ -135,7 +135,7 @@ def _passes(methods: Sequence[Method], *, sweep: Sweep | None = None, **_: Any) 
 
 @register_protocol(
     "hyperparameter_sensitivity",
-    in_domain=True,  # its maps stand beside IDSDS at the same settings, which is measured on that net
+    in_domain=True,  # reported beside IDSDS at the same settings, measured on that net
     higher_is_better=True,
     range=(-1, 1),
     passes=_passes,
@@ -155,8 +155,8 @@ def hyperparameter_sensitivity(
     """Score the similarity of a method's maps over the values of its hyperparameters, in [-1, 1]; higher (less sensitive) is better.
 
     ``score`` is the mean Spearman correlation over all pairs of settings; ``ssim`` and ``deviation`` are those of :func:`spread`. Several
-    hyperparameters are varied one after the other, each from the method's own settings, and averaged. A method without hyperparameters
-    scores 1. A map that does not depend on a setting need not be right: compare with the controls.
+    hyperparameters are varied one at a time, starting from the method's own settings, and averaged. A method without hyperparameters
+    scores 1. A map that does not depend on a setting is not necessarily faithful: compare with the controls.
 
     Args:
         model: the net.
@@ -165,7 +165,7 @@ def hyperparameter_sensitivity(
         prepared: not used.
         sweep: the values to try by hyperparameter, such as ``{"steps": [5, 10, 50]}``; None: all hyperparameters of the method in
             :data:`SWEEPS`.
-        grid, baseline: of the deletions that the net was fine-tuned on; they select the net and have no other effect.
+        grid, baseline: the deletions of the net's fine-tuning; they only select the net.
 
     Raises:
         UnknownNameError, ValueError: see :func:`settings_of`.

@@ -1,7 +1,7 @@
-"""ROAD: deletion of the most attributed pixels, each replaced by a noisy average of its neighbours, so that the mask gives nothing away.
+"""ROAD: deletion of the most attributed pixels, each imputed as a noisy mean of its neighbours, so that the mask leaks no information.
 
-A removed pixel is a weighted mean of its eight neighbours (direct ones count twice as much as diagonal ones), removed ones included: a
-sparse linear system per image and share. A little noise hides how smooth the filled region is.
+A removed pixel becomes the weighted mean of its eight neighbours, including removed ones (direct neighbours weigh twice as much as
+diagonal ones): one sparse linear system per image and fraction. A little noise hides the smoothness of the imputed region.
 
 Source: Rong, Leemann, Borisov, Kasneci, Kasneci, "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022
 (arXiv 2202.00449).
@@ -24,13 +24,13 @@ from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, register_protocol
 
-#: Shares of the pixels that are removed.
+#: Fractions of the pixels that are removed.
 SHARES = tuple(step / 10 for step in range(1, 10))
 
 
 @lru_cache(maxsize=8)
 def _neighbours(height: int, width: int) -> sparse.csr_array:
-    """The weights by which a pixel is the mean of its neighbours inside the image, (n, n), rows of sum 1."""
+    """Return the weights of each pixel's neighbours inside the image, (n, n), with rows that sum to 1."""
     index = np.arange(height * width).reshape(height, width)
     rows, columns, weights = [], [], []
     for down in (-1, 0, 1):
@@ -45,14 +45,14 @@ def _neighbours(height: int, width: int) -> sparse.csr_array:
 
 
 def impute(images: Tensor, removed: Tensor) -> Tensor:
-    """Replace removed pixels by the weighted means of their neighbours, all at once.
+    """Impute all removed pixels jointly by the weighted means of their neighbours.
 
     Args:
         images: (B, C, H, W), in any space.
-        removed: (B, 1, H, W), True for removed pixels; at least one pixel of an image must stay.
+        removed: (B, 1, H, W), True for removed pixels; each image must keep at least one.
 
     Returns:
-        (B, C, H, W). Direct neighbours weigh twice as much as diagonal ones; those beyond the border do not count.
+        (B, C, H, W). Neighbours beyond the border do not count.
 
     Raises:
         ValueError: if all pixels of an image are removed.
@@ -83,10 +83,10 @@ def road_curve(
 
     Args:
         model: returns logits (B, K).
-        maps: (B, 1, H, W); equal values in row-major order.
+        maps: (B, 1, H, W); ties are broken in row-major order.
         images: (B, 3, H, W), normalised.
         targets: (B,).
-        noise: standard deviation of what is added to imputed pixels, in normalised units.
+        noise: standard deviation of the noise added to imputed pixels, in normalised units.
         seed, image_ids: key the noise, which is the same for every map.
 
     Raises:

@@ -4,7 +4,7 @@
 attributed first (Samek et al., 2017); ``insertion`` starts from the baseline and restores the most attributed first (RISE);
 ``symmetric_relevance_gain`` is the difference of the first two. With ``update`` the map is recomputed after each step, on the modified
 image. ``in_domain_incremental_deletion`` and ``in_domain_relevance_gain`` delete patches on a net that was fine-tuned with any number of
-patches deleted, so that, as for IDSDS, a hole is no surprise.
+patches deleted, so that, as for IDSDS, deletions are in-distribution.
 
 Sources: Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", TNNLS 2017 (arXiv 1509.06321);
 Petsiuk, Das, Saenko, "RISE", BMVC 2018 (arXiv 1806.07421); Blücher, Vielhaben, Strodthoff, "Decoupling Pixel Flipping and Occlusion
@@ -55,15 +55,15 @@ def incremental_deletion(
     rule: Rule = "mean",
     **settings: Any,
 ) -> Tensor:
-    """Return the area under the curve of :func:`incremental_deletion_curve`, which explains the other arguments and ``settings``.
+    """Return the area under :func:`incremental_deletion_curve`, which documents the other arguments and ``settings``.
 
     Args:
-        rule: ``mean`` of the curve's points without the fully deleted image, as in the IDSDS paper; or ``trapezoid`` over the whole
-            curve, the last point included, as in RISE.
+        rule: ``mean`` of the curve's points, excluding the fully deleted image, as in the IDSDS paper; or ``trapezoid`` over the whole
+            curve, including the last point, as in RISE.
 
     Returns:
         (B,), in [0, 1] for probabilities. Higher is better for ``ascending`` deletion and for ``descending`` insertion, lower is better
-        for the other two. Not divided by the output for the intact image. NaN where the curve has a NaN.
+            otherwise. Not normalised by the output for the intact image. NaN where the curve has a NaN.
     """
     _check_names(rule=(rule, RULES))
     curves = incremental_deletion_curve(
@@ -73,7 +73,7 @@ def incremental_deletion(
 
 
 def area_under_curve(curves: Tensor, *, rule: Rule = "mean") -> Tensor:
-    """Return the area (B,) under curves (B, S) with evenly spaced points on [0, 1]: their ``mean``, or by the ``trapezoid`` rule."""
+    """Return the area (B,) under curves (B, S) with evenly spaced points on [0, 1], as ``mean`` or by the ``trapezoid`` rule."""
     _check_names(rule=(rule, RULES))
     if rule == "trapezoid":
         return torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
@@ -96,7 +96,7 @@ def incremental_deletion_curve(
     """Return the target's output after each step.
 
     ``curve[b, k] = f(images[b] with its first floor(k * n / steps) units replaced)[targets[b]]``, k = 0 .. steps - 1, where the n units
-    (pixels with all their channels, or patches) are sorted by attribution; equal ones keep their row-major order.
+    (pixels with all their channels, or patches) are sorted by attribution, with ties in row-major order.
 
     Args:
         model: returns logits (B, K).
@@ -112,12 +112,12 @@ def incremental_deletion_curve(
 
     Raises:
         UnknownNameError: for an unknown order, baseline, mode, unit or quantity.
-        ValueError: if ``steps`` is below 1, the grid does not divide the image, or ``update`` is asked of maps.
+        ValueError: if ``steps`` is below 1, the grid does not divide the image, or ``update`` is combined with maps.
     """
     schedule = Schedule(steps, order, baseline, update, **settings)
     check_batch(images, targets, image_ids)
     if update and isinstance(method, Tensor):
-        raise ValueError("update=True explains the image after each step: give the method, not its maps")
+        raise ValueError("update=True explains the image after each step: pass the method, not its maps")
     schedule.check_image(images)
     image_ids = content_ids(images) if image_ids is None else image_ids
 
@@ -143,19 +143,19 @@ def incremental_deletion_curve(
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is replaced, in which order, and what is read off.
+    """What is replaced, in which order, and which output is recorded.
 
     Args:
         steps: number of points of the curve.
         order: ``ascending``: the least attributed units first; ``descending``: the most attributed first.
-        baseline: replaces a unit, always that of the original image: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
+        baseline: replaces a unit; computed from the original image: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
         update: explain the image again after each step; units that were replaced stay replaced.
         mode: ``deletion`` starts from the image and replaces units by the baseline, ``insertion`` starts from the baseline.
         units: ``pixels``, or ``patches`` of a ``grid`` x ``grid`` grid in the order of their sums of attribution.
         grid: patches per side; must divide H and W.
         quantity: ``probability`` (softmax) as in both papers, or ``logit``.
         endpoint: add the last point, k = steps, at which all units are replaced.
-        seed: of the ``uniform`` baseline.
+        seed: seed of the ``uniform`` baseline.
         batch: images per forward pass; None bounds it by memory.
     """
 
@@ -191,12 +191,12 @@ class Schedule:
         return _counts(images[0, 0].numel() if self.units == "pixels" else self.grid**2, self.steps, self.endpoint)
 
     def places(self, importance: Tensor) -> Tensor:
-        """Return the place of each unit in the order, (B, n) -> (B, n); equal units in the order of their index."""
+        """Return each unit's rank in the order, (B, n) -> (B, n), with ties in order of index."""
         ordered = importance.argsort(dim=1, descending=self.order == "descending", stable=True)
         return ordered.argsort(dim=1)
 
     def as_mask(self, units: Tensor, images: Tensor) -> Tensor:
-        """Return units (B, n) as a mask of pixels (B, 1, H, W)."""
+        """Return a mask of units (B, n) as a mask of pixels (B, 1, H, W)."""
         height, width = images.shape[-2:]
         if self.units == "pixels":
             return units.view(len(units), 1, height, width)
@@ -229,7 +229,7 @@ def _curve(schedule: Schedule, explained: Explained, outputs: Outputs, images: T
 def _updated_curve(
     schedule: Schedule, explained: Explained, outputs: Outputs, images: Tensor, ends: Ends, targets: Tensor, size: int
 ) -> Tensor:
-    """Return the curve (B, S) for which each step sorts by the map of the image that the previous step has left."""
+    """Return the curve (B, S) in which each step sorts by the map of the previous step's image."""
     start, end = ends
     current, undefined, gone = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
     curve = []
@@ -278,7 +278,7 @@ def _passes(
 ) -> Passes:
     counts = list(range(steps + (rule == "trapezoid"))) if units == "pixels" else _counts(grid * grid, steps, rule == "trapezoid")
     curves = len(methods) * (1 + gain)
-    if update:  # each method's maps are its own, once the image has changed
+    if update:  # once the image has changed, methods cannot share maps
         times = sum(count > 0 for count in counts) * (1 + gain)
         return sum(((method.passes or Passes(0)).times(times) for method in methods), Passes(len(counts) * curves))
     return shared_passes(methods) + Passes(len(set(counts)) * curves)
@@ -287,7 +287,7 @@ def _passes(
 def _columns(
     model: nn.Module, methods: Sequence[Method], batch: Batch, update: bool, rule: Rule, gain: bool, settings: dict[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return ``score`` (B,) and ``curve`` (B, S) by method name; methods can share the first maps, but not those after an update.
+    """Return ``score`` (B,) and ``curve`` (B, S) by method name; methods share the first maps, but not those after an update.
 
     With ``gain`` the curve is the difference between deletion in ascending and in descending order.
     """
@@ -315,7 +315,7 @@ def _register(
     **fixed: Any,
 ) -> None:
     entry = {"in_domain": False, "range": (-1 if gain else 0, 1), **entry}
-    in_patches: Units = "patches" if entry["in_domain"] else "pixels"  # what the net has learned to do without
+    in_patches: Units = "patches" if entry["in_domain"] else "pixels"  # as many as in fine-tuning
 
     def passes(methods: Sequence[Method], *, units: Units = in_patches, **settings: Any) -> Passes:
         return _passes(methods, units=units, gain=gain, **settings)
@@ -380,7 +380,7 @@ _register(
     "in_domain_incremental_deletion",
     "the mean probability in [0, 1] while the least attributed patches are deleted first, on a net fine-tuned with any number deleted",
     True,
-    "Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (their fine-tuning and their incremental deletion, joined)",
+    "Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (their fine-tuning combined with their incremental deletion)",
     entry=ON_MASKS,
 )
 _register(

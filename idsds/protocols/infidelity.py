@@ -1,8 +1,8 @@
-"""Infidelity and max-sensitivity, on captum's implementation.
+"""Infidelity and max-sensitivity, based on captum's implementation.
 
-Infidelity asks whether a map predicts how the logit changes under a perturbation; max-sensitivity, how much the map itself changes under a
-small one. Both key their perturbations by the image's id, the same for every method, and measure each method with its own
-settings and random numbers.
+Infidelity asks whether a map predicts how the logit changes under a perturbation; max-sensitivity, how much the map itself changes under
+a small one. Perturbations are keyed by the image's id and the same for every method; each method runs with its own settings and random
+numbers.
 
 Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (arXiv 1901.09392).
 """
@@ -42,7 +42,7 @@ def infidelity(
     seed: int = 0,
     image_ids: Sequence[object] | None = None,
 ) -> Tensor:
-    """Score the mean squared difference between the change that the map predicts and that of the logit.
+    """Score the mean squared difference between the change predicted by the map and the change of the logit.
 
     ``infidelity[b] = mean over samples of (sum(I * maps[b]) - (f(x_b) - f(x_b - d)))^2``
 
@@ -56,10 +56,10 @@ def infidelity(
         images: float (B, 3, H, W), normalised.
         targets: (B,).
         perturbation: ``gaussian`` or ``square``.
-        sigma: standard deviation of the noise, in normalised units; or the side of the square as a share of the image's side.
+        sigma: standard deviation of the noise, in normalised units; or the square's side as a fraction of the image's side.
         samples: perturbations per image.
-        normalise: multiply each map by the factor that minimises its infidelity, so that the scale of a map does not matter. Nor does
-            its sign: the factor may be negative, and a map and its opposite get the same score.
+        normalise: multiply each map by the factor that minimises its infidelity, so that neither scale nor sign matters: the factor may
+            be negative, so a map and its negation get the same score.
         seed, image_ids: key the perturbations.
 
     Returns:
@@ -72,7 +72,7 @@ def infidelity(
     check_batch(images, targets, image_ids)
     weights, changes = perturbations(images, perturbation, sigma, samples, seed=seed, image_ids=image_ids)
     maps = as_map("maps", maps, images).to(images.dtype)
-    # Captum needs a map with the image's channels: each gets an equal share of the map.
+    # Captum needs a map with the image's channels, so the map is divided equally among them.
     spread = (maps / images.shape[1]).expand_as(images)
 
     size = default_batch(images)
@@ -87,13 +87,13 @@ def infidelity(
             n_perturb_samples=samples,
             normalize=normalise,
         )
-    return found.clamp(min=0)  # captum expands the square when it normalises, which can round to just below zero
+    return found.clamp(min=0)  # captum expands the square when normalising, which can round to just below zero
 
 
 def perturbations(
     images: Tensor, perturbation: Perturbation, sigma: float, samples: int, *, seed: int = 0, image_ids: Sequence[object] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights I of the map and the changes d of the image, (B * samples, C, H, W) each, samples of an image in a row."""
+    """Return the map's weights I and the image's changes d, (B * samples, C, H, W) each, with an image's samples consecutive."""
     if perturbation not in get_args(Perturbation):
         raise UnknownNameError("perturbation", perturbation, get_args(Perturbation))
     as_whole("samples", samples)
@@ -117,7 +117,7 @@ def perturbations(
 
 
 class _Replay:
-    """A function whose results are kept in the order of its calls, so that the same calls can be replayed."""
+    """Record a function's results in call order, so that the same calls can be replayed."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.results, self.position = function, [], 0
@@ -159,7 +159,7 @@ def logit_changes(
 def _from_changes(maps: Tensor, weights: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the infidelity of maps (B, 1, H, W) under weights (B * samples, 1, H, W), unscaled and with the best factor, (B,) each.
 
-    In float64, because the infidelity of an exact map would otherwise be rounding error.
+    In float64, because in float32 the infidelity of an exact map would be rounding error.
     """
     predicted = (weights.view(*changes.shape, -1).double() @ maps.flatten(1).double()[:, :, None])[:, :, 0]  # (B, samples)
     changes = changes.double()
@@ -191,8 +191,8 @@ def infidelity_protocol(
 ) -> dict[str, dict[str, Tensor]]:
     """Score infidelity, 0 or more, lower is better; arguments as for :func:`infidelity`, ``prepared`` as from :func:`logit_changes`.
 
-    Columns ``score``, and both versions whatever ``normalise`` is: ``raw``, which depends on the scale of a map, and ``normalised``,
-    which depends on neither its scale nor its sign.
+    Columns ``score`` and, whatever ``normalise`` is, ``raw``, which depends on the map's scale, and ``normalised``, which depends on
+    neither its scale nor its sign.
     """
     images, targets, ids = batch.images, batch.targets, batch.image_ids
     weights, _ = perturbations(images, perturbation, sigma, samples, seed=methods[0].seed, image_ids=ids)
@@ -218,13 +218,13 @@ def max_sensitivity(
     ``max_sensitivity[b] = max over samples of |maps(x_b + d) - maps(x_b)| / |maps(x_b)|``, Euclidean norms, d uniform in the ball.
 
     Args:
-        method: from images (N, 3, H, W) to maps (N, 1, H, W); first called with the B images, then with the B * samples perturbed ones,
-            the samples of an image in a row.
+        method: maps images (N, 3, H, W) to attributions (N, 1, H, W); called first with the B images, then with the B * samples perturbed
+            ones, an image's samples consecutively.
         images: float (B, 3, H, W), normalised.
-        radius: of the ball, in normalised units.
+        radius: the ball's radius, in normalised units.
         samples: perturbations per image.
-        normalise: divide by the norm of the intact image's map, as captum does (a norm of zero counts as 1); otherwise the score is
-            as the paper defines it, and grows with the scale of a map.
+        normalise: divide by the norm of the intact image's map, as captum does (a norm of zero counts as 1); otherwise the score follows
+            the paper's definition and grows with the map's scale.
         seed, image_ids: key the perturbations.
 
     Returns:

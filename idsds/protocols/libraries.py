@@ -1,9 +1,9 @@
-"""Metrics of Quantus by name, such as ``quantus/Sparseness``: Quantus' own classes, with random numbers keyed by the image.
+"""Metrics of Quantus by name, such as ``quantus/Sparseness``: Quantus' own classes, with random numbers keyed by image.
 
-The extra ``quantus`` installs it. A score is what the metric returns for one image: a truth value is 1 or 0; of a curve, or of values by
-layer, it is the mean. Localisation metrics, which need an annotation, are given mosaics of four images and the place of the image of the
-class (:mod:`idsds.protocols.localisation`). Metrics that compare an image with others are given companions of its data set. Settings
-are Quantus' defaults except those in :data:`METRICS`, which make a metric affordable; they are settings of the protocol.
+The extra ``quantus`` installs it. A score is what the metric returns for one image: 1 or 0 for a truth value, the mean for a curve or for
+values by layer. Localisation metrics, which need annotations, receive mosaics of four images and the position of the target class's image
+(:mod:`idsds.protocols.localisation`). Metrics that compare an image with others receive companions from its data set. Settings are
+Quantus' defaults except those in :data:`METRICS`, which make a metric affordable; all can be set through the protocol.
 
 Source: Hedström et al., "Quantus: An Explainable AI Toolkit for Responsible Evaluation of Neural Network Explanations and Beyond",
 JMLR 2023 (arXiv 2202.06861).
@@ -35,24 +35,24 @@ from idsds.protocols.base import PROTOCOLS, Asks, Batch, ProtocolEntry, on_model
 from idsds.protocols.localisation import mosaics
 
 INFINITE = math.inf
-#: Companions that metrics of agreement between images compare an image with.
+#: Number of companions for metrics that compare images.
 COMPANIONS = 31
 
-#: What Quantus raises where a score is undefined.
+#: Errors that Quantus raises where a score is undefined.
 UNDEFINED = ("'float' object has no attribute 'shape'", "attribution vector are all equal to zero")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of Quantus.
+    """A Quantus metric.
 
     Args:
         asks: what it asks of a map.
         higher_is_better: the direction of the scores that it returns.
         range: lowest and highest possible score.
-        options: arguments of the class that differ from its defaults; a function is called with the batch's images.
-        batched: whether a batch gives what single images give.
-        direction: what to say where Quantus states another direction than its values have.
+        options: arguments of the class that differ from its defaults; a callable is called with the batch's images.
+        batched: whether a batch gives the same scores as single images.
+        direction: a note if Quantus states the opposite of its values' direction.
     """
 
     asks: Asks
@@ -66,7 +66,7 @@ class Metric:
 FEW = {"nr_samples": 10}
 STEPS = {"features_in_step": 0}
 UNBOUNDED = (0, INFINITE)
-#: By the name of the class. ``features_in_step=0`` means a sixteenth of the pixels, ``k=0`` a quarter of those of a mosaic.
+#: By class name. ``features_in_step=0`` means a sixteenth of the pixels, ``k=0`` a quarter of a mosaic's.
 METRICS: Mapping[str, Metric] = {
     "FaithfulnessCorrelation": Metric("right", True, (-1, 1)),
     "FaithfulnessEstimate": Metric("right", True, (-1, 1), STEPS),
@@ -105,16 +105,16 @@ METRICS: Mapping[str, Metric] = {
     "Complexity": Metric("simple", False, UNBOUNDED, batched=True),
     "EffectiveComplexity": Metric("simple", False, UNBOUNDED, batched=True),
 }
-#: Metrics of Quantus 0.6 that are not here, and why.
+#: Metrics of Quantus 0.6 that are not offered, and why.
 LEFT_OUT: Mapping[str, str] = {
-    "SensitivityN": "correlates over the images of a batch, so that an image has no score of its own; sensitivity_n is ours",
-    "ROAD": "raises an IndexError for colour images with maps of one channel, and scores a data set; road is ours",
-    "IROF": "raises an AssertionError for colour images with maps of one channel",
+    "SensitivityN": "correlates over the images of a batch, so single images have no score; use sensitivity_n",
+    "ROAD": "raises an IndexError for colour images with single-channel maps, and scores a whole data set; use road",
+    "IROF": "raises an AssertionError for colour images with single-channel maps",
 }
 
 
 def names() -> list[str]:
-    """Return what may stand behind ``quantus/``."""
+    """Return the names that may follow ``quantus/``."""
     return list(METRICS)
 
 
@@ -122,7 +122,7 @@ def entry_of(key: str) -> ProtocolEntry:
     """Return the entry of ``quantus/Name``.
 
     Raises:
-        MissingLibraryError: without Quantus, naming the extra.
+        MissingLibraryError: if Quantus is not installed; the message names the extra.
     """
     name = key.partition("/")[2]
     if find_spec("quantus") is None:
@@ -135,7 +135,7 @@ def entry_of(key: str) -> ProtocolEntry:
         return quantus_scores(name, model, methods, batch, {**metric.options, **settings})
 
     function.__doc__ = f"Score with Quantus' {name}; {'higher' if metric.higher_is_better else 'lower'} is better."
-    function.__qualname__ = f"quantus {version('quantus')} {name}"  # a part of the records' addresses
+    function.__qualname__ = f"quantus {version('quantus')} {name}"  # part of the records' addresses
     own = [inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=value) for option, value in metric.options.items()]
     taken = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     function.__signature__ = inspect.Signature([*taken, *own])  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def entry_of(key: str) -> ProtocolEntry:
         in_domain=False,
         higher_is_better=metric.higher_is_better,
         range=metric.range,
-        passes=lambda methods, **_: shared_passes(methods),  # of the maps as they are; those of the metric are Quantus' own
+        passes=lambda methods, **_: shared_passes(methods),  # passes for the maps alone; the metric's own are not counted
         source=f"Quantus 0.6: {name}",
         asks=metric.asks,
     )
@@ -157,17 +157,17 @@ PROTOCOLS.add_library("quantus", names, entry_of)
 def quantus_scores(
     name: str, model: nn.Module, methods: Sequence[Method], batch: Batch, options: Mapping[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """Score maps with a metric of Quantus; ``score`` (B,) by method, NaN for a map that is not finite or is zero everywhere.
+    """Score maps with a Quantus metric: ``score`` (B,) by method, NaN for a map that is not finite or zero everywhere.
 
     Args:
         name: one of :data:`METRICS`.
         model: the net.
-        methods: methods on that net; those of the registry where the metric explains other nets.
-        batch: images, targets, ids; companions where the metric needs other images.
+        methods: methods on that net; registered ones if the metric explains other nets.
+        batch: images, targets, ids, and companions if the metric needs other images.
         options: arguments of the metric's class.
 
     Raises:
-        ValueError: where companions are needed and there are none, or an option is not one of the metric's.
+        ValueError: if companions are needed and missing, or for an unknown option.
     """
     metric, seed = METRICS[name], methods[0].seed
     masks = None
@@ -179,7 +179,7 @@ def quantus_scores(
     first = next((module for module in model.modules() if not list(module.children())), model)
     if name == "InputInvariance" and getattr(first, "bias", None) is None:
         raise ValueError(f"quantus/InputInvariance shifts the bias of the first layer, and that of this net, {first}, has none")
-    # Quantus converts images to float32, and so does the net have to be.
+    # Quantus converts images to float32, so the net must be float32 too.
     judged = model if next(iter(model.parameters()), torch.zeros(())).dtype == torch.float32 else copy.deepcopy(model).float()
     columns = {}
     with frozen(judged):
@@ -204,14 +204,14 @@ def _companions(batch: Batch) -> Batch:
 
 
 class _Call:
-    """A metric, asked of one method."""
+    """A metric applied to one method."""
 
     def __init__(self, name: str, judged: nn.Module, method: Method, options: dict[str, Any], others: Batch | None) -> None:
         self.name, self.judged, self.method, self.options, self.others = name, judged, method, options, others
         self.of_others = None if others is None else shared_maps([method], others.images, others.targets, others.image_ids)[method.name]
 
     def metric(self, images: Tensor, image_id: object) -> Any:
-        """Make the metric for an image or a batch of one size."""
+        """Create the metric for images of one size."""
         quantus = import_module("quantus")
         options, pixels = dict(self.options), images.shape[-2] * images.shape[-1]
         if options.get("features_in_step") == 0:  # must divide the number of pixels
@@ -229,7 +229,7 @@ class _Call:
             return getattr(quantus, self.name)(disable_warnings=True, display_progressbar=False, **options)
 
     def explain(self, model: nn.Module, inputs: Any, targets: Any, **_: Any) -> np.ndarray:
-        """What Quantus calls for maps of other images or nets; copies of an image keep its id."""
+        """Explain other images or nets for Quantus; copies of an image keep its id."""
         method = self.method if model is self.judged else on_model(self.method, model)
         dtype = next(iter(method.model.parameters()), torch.zeros(())).dtype
         images = torch.as_tensor(np.asarray(inputs), device=self.device).to(dtype)
@@ -237,7 +237,7 @@ class _Call:
         return shared_maps([method], images, torch.as_tensor(np.asarray(targets), device=self.device), ids)[method.name].cpu().numpy()
 
     def scores(self, batch: Batch, maps: Tensor, some: Sequence[int], masks: Tensor | None) -> Tensor:
-        """Return the scores of some images of a batch, in float64."""
+        """Return the scores of a slice of the batch, in float64."""
         self.ids, self.device = [batch.image_ids[place] for place in some], batch.images.device
         images, targets, maps = batch.images[some], batch.targets[some], maps[some]
         given: dict[str, Any] = {}
@@ -257,7 +257,7 @@ class _Call:
                 found = self.metric(images, self.ids[0])(
                     model=self.judged, explain_func=self.explain, device=str(self.device), **arrays, **given
                 )
-            except (AttributeError, AssertionError) as error:  # an undefined correlation; a map of another image or net that is zero
+            except (AttributeError, AssertionError) as error:  # an undefined correlation, or a zero map of another image or net
                 if not any(words in str(error) for words in UNDEFINED):
                     raise
                 return torch.full((len(some),), torch.nan, dtype=torch.float64)
@@ -267,11 +267,11 @@ class _Call:
 
 
 def as_scores(found: Any, count: int) -> Tensor:
-    """Return what a metric returned for images as (count,) float64: the mean of a curve, or over the layers of a randomised net.
+    """Convert a metric's results to (count,) float64, with the mean over a curve or over a randomised net's layers.
 
     Args:
         found: a value, a curve per image, or values by layer; ``original``, which is no layer, is left out.
-        count: of the images; of more values the first are taken.
+        count: number of images; surplus values are ignored.
     """
     if isinstance(found, dict):
         found = np.mean([values for layer, values in found.items() if layer != "original"], axis=0)

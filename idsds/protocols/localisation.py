@@ -1,6 +1,6 @@
-"""The grid pointing game: a mosaic of images of different classes, in which the map of a class should point at that class's image.
+"""The grid pointing game: in a mosaic of images of different classes, a class's map should point at that class's image.
 
-Localisation without annotations: what is known is the place of the image of the class. The other images come from the same data set.
+It measures localisation without annotations, since the position of each class's image is known. All images come from the same data set.
 
 Source: Böhle, Fritz, Schiele, "Convolutional Dynamic Alignment Networks for Interpretable Classifications", CVPR 2021 (arXiv 2104.00032);
 Rao, Böhle, Schiele, "Towards Better Understanding Attribution Methods", CVPR 2022 (arXiv 2205.10435).
@@ -25,9 +25,10 @@ Size = Literal["full", "shrunk"]
 
 
 def mosaics(batch: Batch, side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a mosaic for each image, (B, 3, side * H, side * W), and the number of the image's own cell, (B,), row-major.
+    """Return a mosaic for each image, (B, 3, side * H, side * W), and the row-major index of the image's own cell, (B,).
 
-    The cell and the images of other classes in the other cells are keyed by the image's id; a companion appears once in a mosaic.
+    The cell, and the images of other classes that fill the other cells, are keyed by the image's id; no companion appears twice in a
+    mosaic.
 
     Raises:
         ValueError: without companions, or if too few of them are of another class.
@@ -54,7 +55,7 @@ def mosaics(batch: Batch, side: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def cell_share(maps: Tensor, cells: Tensor, side: int) -> Tensor:
-    """Return the share of the positive attribution inside a cell, (B,) in [0, 1]; NaN where there is none or a value is not finite."""
+    """Return the fraction of positive attribution inside a cell, (B,) in [0, 1]; NaN without any, or if a value is not finite."""
     positive = maps.double().clamp(min=0)
     undefined = ~maps.isfinite().flatten(1).all(dim=1)
     height, width = (length // side for length in maps.shape[-2:])
@@ -69,10 +70,10 @@ def cell_share(maps: Tensor, cells: Tensor, side: int) -> Tensor:
 def grid_pointing_game(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2, size: Size = "full"
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the share of the positive attribution in the cell of the image of the class, in [0, 1]; higher is better, even maps 1 / side^2.
+    """Score the fraction of positive attribution in the target's cell, in [0, 1]; higher is better, 1 / side^2 for uniform maps.
 
     Args:
-        model: the net. Unlike in the papers it need not be sure of the image.
+        model: the net. Unlike in the papers, it need not classify the image confidently.
         methods: methods on that net.
         batch: images (B, 3, H, W), targets, ids, companions.
         prepared: not used.
@@ -80,11 +81,11 @@ def grid_pointing_game(
         size: ``full``: the mosaic is ``side`` times as large as an image, for nets that take any size; ``shrunk``: as large as one image.
 
     Returns:
-        By method name ``score`` (B,), NaN where nothing is attributed positively, and the ``cell`` (B,) of the image.
+        By method name ``score`` (B,), NaN without positive attribution, and the ``cell`` (B,) of the image.
 
     Raises:
         UnknownNameError: for an unknown size.
-        ValueError: if ``side`` is below 2, or for too few companions.
+        ValueError: if ``side`` is below 2, or there are too few companions.
     """
     as_whole("side", side, least=2)
     if size not in get_args(Size):

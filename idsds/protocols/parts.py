@@ -1,11 +1,11 @@
-"""The one table behind the protocols of FunnyBirds, and each of them as a function of it.
+"""The table of logits behind the FunnyBirds protocols, and each protocol as a function of it.
 
 The table holds the logits for every subset of the P parts, and the target's logit without each background object: 2^P forward passes per
 image and one for each of its background objects, once for all methods. A map enters through the importance of a part: the signed sum over
 its pixels, dilated 5 x 5. A part is *important* at a threshold t if its importance exceeds t times the sum of the map. The same table gives
 the exact Shapley values of the parts.
 
-Throughout, S = 2^P subsets are numbered as in :mod:`idsds.datasets.parts`: the last is the whole creature.
+Throughout, the S = 2^P subsets are numbered as in :mod:`idsds.datasets.parts`; the last is the whole creature.
 
 Source: Hesse, Schaub-Meyer, Roth, "FunnyBirds", ICCV 2023 (arXiv 2308.06248).
 """
@@ -28,26 +28,26 @@ from idsds.models.base import frozen
 from idsds.protocols.base import Batch, normalisation_of
 from idsds.protocols.single_deletion import rank_correlation
 
-#: The thresholds of the paper, from which one is chosen for all images.
+#: The paper's thresholds, of which one is chosen for all images.
 THRESHOLDS = torch.linspace(0.01, 0.5, 80)
-#: A change of the logit by less than this share of it counts as none.
+#: A change by less than this fraction of the logit counts as none.
 RELEVANT = 0.05
 DILATION = 5
 
 
 def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
-    """Compute what every method is scored against, with 2^P forward passes per image and one per background object.
+    """Compute the reference for every method, with 2^P forward passes per image and one per background object.
 
     Args:
         model: returns logits (B, K).
         batch: images of a data set with :attr:`~idsds.protocols.base.Batch.parts`.
 
     Returns:
-        ``part_logits`` (B, S, K), for each subset of the parts, and ``object_logits`` (B, O), the target's without each background object,
-        NaN where an image has no more objects.
+        ``part_logits`` (B, S, K), for each subset of the parts, and ``object_logits`` (B, O), the target's without each background
+        object, padded with NaN.
 
     Raises:
-        ValueError: if the parts of the images are not known.
+        ValueError: if the images' parts are not known.
     """
     parts, normalisation = known_parts(batch), normalisation_of(model, batch)
     logits, objects = [], batch.images.new_full((len(batch.images), parts.objects), torch.nan)
@@ -73,11 +73,11 @@ def known_parts(batch: Batch) -> Parts:
 def part_shapley(values: Tensor) -> Tensor:
     """Return the exact Shapley values of P parts from a value for each of the 2^P subsets, (..., S) -> (..., P), float64.
 
-    For the target's logits, ``part_shapley(part_logits.gather(2, targets...))``, they sum to the logit of the whole creature minus that of
-    the one without parts.
+    For the target's logits, ``part_shapley(part_logits.gather(2, targets...))``, they sum to the logit of the whole creature minus that
+    without parts.
 
     Raises:
-        ValueError: if the number of subsets is no power of two.
+        ValueError: if the number of subsets is not a power of two.
     """
     parts = values.shape[-1].bit_length() - 1
     if values.shape[-1] != 2**parts or not parts:
@@ -95,7 +95,7 @@ def target_logits(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def part_drops(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return by how much the logit of a class falls without each part alone, (B, P)."""
+    """Return the drop in a class's logit when each part alone is removed, (B, P)."""
     values = target_logits(logits, classes)
     whole = values.shape[1] - 1
     return values[:, -1:] - values[:, [whole - 2**part for part in range(whole.bit_length())]]
@@ -107,7 +107,7 @@ def part_importance(maps: Tensor, regions: Tensor, owners: Sequence[int], count:
     Args:
         maps: (N, H, W).
         regions: bool (R, H, W), see :meth:`idsds.datasets.parts.Parts.regions`.
-        owners: what each region belongs to, below ``count``; those of one owner are added.
+        owners: index of the part or object that each region belongs to, below ``count``; regions of one owner are added.
         count: number M of parts and objects.
 
     Returns:
@@ -126,7 +126,7 @@ def important(importance: Tensor, totals: Tensor, thresholds: Tensor, visible: T
         importance: (B, M).
         totals: signed sums of the maps, (B,).
         thresholds: (T,).
-        visible: which parts have a pixel, bool (B, M); others are never important. None: all may be.
+        visible: which parts have visible pixels, bool (B, M); others are never important. None for all.
     """
     found = importance[:, None] > thresholds.to(totals)[:, None] * totals[:, None, None]
     return found if visible is None else found & visible[:, None]
@@ -138,17 +138,17 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def background_independence(intact: Tensor, object_logits: Tensor) -> Tensor:
-    """Return the share of background objects whose removal lowers the target's logit by less than 5 %, (B,); NaN without any.
+    """Return the fraction of background objects whose removal lowers the target's logit by less than 5 %, (B,); NaN without any.
 
     Args:
-        intact: the target's logit of the whole image, (B,).
-        object_logits: that without each object, (B, O), NaN where there is none.
+        intact: the target's logit for the whole image, (B,).
+        object_logits: the target's logit without each object, (B, O), padded with NaN.
     """
     return _without_relevance(intact, object_logits).double().sum(dim=1) / (~object_logits.isnan()).sum(dim=1)
 
 
 def irrelevant(logits: Tensor, targets: Tensor, object_logits: Tensor) -> Tensor:
-    """Return which parts, then which objects, can go without lowering the target's logit by 5 % or more, bool (B, P + O)."""
+    """Return which parts, then which objects, can be removed without lowering the target's logit by 5 % or more, bool (B, P + O)."""
     intact, drops = target_logits(logits, targets)[:, -1], part_drops(logits, targets)
     return _without_relevance(intact, torch.cat([intact[:, None] - drops, object_logits], dim=1))
 
@@ -161,14 +161,14 @@ def _without_relevance(intact: Tensor, without: Tensor) -> Tensor:
 def controlled_data(logits: Tensor, targets: Tensor, chosen: Tensor, variants: Tensor) -> Tensor:
     """Controlled synthetic data check: return how much of a sufficient set of parts is important, (B, T).
 
-    The best share over the minimal sets of parts by which the class differs from all others; NaN if the image is classified wrongly, or
-    if there is no such set.
+    The best fraction over the minimal sets of parts that distinguish the class from all others; NaN if the image is misclassified or
+    there is no such set.
 
     Args:
         logits: (B, S, K).
         targets: (B,).
         chosen: which of the P parts are important for the target, bool (B, T, P).
-        variants: of the parts of each class, (K, P).
+        variants: the variant of each part, by class, (K, P).
     """
     scores = torch.full(chosen.shape[:2], torch.nan, dtype=torch.float64, device=logits.device)
     for row in accuracy(logits, targets).nonzero().flatten().tolist():
@@ -179,7 +179,7 @@ def controlled_data(logits: Tensor, targets: Tensor, chosen: Tensor, variants: T
 
 
 def sufficient_sets(variants: Tensor, target: int) -> Tensor:
-    """Return the minimal sets of parts that no other class has in the variants of ``target``, bool (N, P)."""
+    """Return the minimal sets of parts whose variants in ``target`` occur in no other class, bool (N, P)."""
     return _sufficient(tuple(map(tuple, variants.tolist())), target)
 
 
@@ -197,12 +197,12 @@ def _sufficient(variants: tuple[tuple[int, ...], ...], target: int) -> Tensor:
 
 
 def subset_of(chosen: Tensor) -> Tensor:
-    """Return the numbers of subsets, bool (..., P) -> (...)."""
+    """Return the indices of subsets, bool (..., P) -> (...)."""
     return (chosen.long() << torch.arange(chosen.shape[-1], device=chosen.device)).sum(dim=-1)
 
 
 def preservation(logits: Tensor, chosen: Tensor) -> Tensor:
-    """Preservation check: return 1 where the prediction stays with the important parts alone, else 0, (B, T).
+    """Preservation check: return 1 where the important parts alone preserve the prediction, else 0, (B, T).
 
     ``chosen``, bool (B, T, P), are the important parts for the class predicted from the whole creature.
     """
@@ -216,21 +216,21 @@ def deletion(logits: Tensor, chosen: Tensor) -> Tensor:
 
 
 def distraction(dispensable: Tensor, chosen: Tensor) -> Tensor:
-    """Distractibility: return 1 - the share of irrelevant parts and objects that are important, (B, T); NaN without any.
+    """Distractibility: return one minus the fraction of irrelevant parts and objects that are important, (B, T); NaN without any.
 
-    ``dispensable`` is what :func:`irrelevant` returns, (B, P + O), ``chosen`` what is important for the target, bool (B, T, P + O).
+    ``dispensable``, (B, P + O), is the result of :func:`irrelevant`; ``chosen``, bool (B, T, P + O), is what is important for the target.
     """
     count = dispensable.sum(dim=1)[:, None]
     return 1 - (chosen & dispensable[:, None]).sum(dim=2) / torch.where(count > 0, count, torch.nan).double()
 
 
 def deletion_correlation(logits: Tensor, targets: Tensor, importance: Tensor) -> Tensor:
-    """Single deletion: return Spearman's correlation between part drops and importance (B, P), moved from [-1, 1] to [0, 1], (B,)."""
+    """Single deletion: return Spearman's correlation between part drops and importance (B, P), rescaled from [-1, 1] to [0, 1], (B,)."""
     return rank_correlation(importance, part_drops(logits, targets).to(importance)) / 2 + 0.5
 
 
 def rivals(variants: Tensor, reference: bool = False) -> Tensor:
-    """Return for each class the first two others that share two parts with it, and not the same ones; -1 without any, (K, 2).
+    """Return for each class the first two others that share two parts with it, but not the same ones; -1 without any, (K, 2).
 
     With ``reference`` a class without such a pair gets the last two that share two parts, as in the authors' code.
     """
@@ -247,12 +247,12 @@ def rivals(variants: Tensor, reference: bool = False) -> Tensor:
 def rivals_differ(logits: Tensor, shared: Tensor, pairs: Tensor) -> Tensor:
     """Return whether the net behaves as :func:`sensitivity` assumes, bool (B,).
 
-    Without the parts that the target shares with a rival, that rival's logit must fall further than without those it shares with the other.
+    Removing the parts shared with a rival must lower that rival's logit more than removing those shared with the other rival.
 
     Args:
         logits: (B, S, K).
         shared: which parts the target shares with each rival, bool (B, 2, P).
-        pairs: the two rivals, (B, 2); -1 for an image that has none.
+        pairs: the two rivals, (B, 2); -1 if there are none.
     """
     rows = torch.arange(len(logits), device=logits.device)[:, None, None]
     without = logits[rows, subset_of(~shared)[:, :, None], pairs.clamp(min=0)[:, None]]  # (B, whose parts are gone, whose logit)
@@ -260,12 +260,12 @@ def rivals_differ(logits: Tensor, shared: Tensor, pairs: Tensor) -> Tensor:
 
 
 def sensitivity(importance: Tensor, shared: Tensor) -> Tensor:
-    """Target sensitivity: return the mean of two zeros or ones, (B,).
+    """Target sensitivity: return the mean of two binary checks, (B,).
 
-    Each is 1 if the parts that the target shares with a rival matter more to the map of that rival than to the map of the other.
+    A check is 1 if the parts that the target shares with a rival are more important in that rival's map than in the other rival's.
 
     Args:
-        importance: of the parts for each rival, (B, 2, P).
+        importance: the parts' importance for each rival, (B, 2, P).
         shared: as in :func:`rivals_differ`.
     """
     sums = torch.einsum("brp,bqp->bqr", importance, shared.to(importance))  # (B, whose parts, whose map)
@@ -274,5 +274,5 @@ def sensitivity(importance: Tensor, shared: Tensor) -> Tensor:
 
 
 def completeness(csdc: Tensor, pc: Tensor, dc: Tensor, distractibility: Tensor) -> Tensor:
-    """Return the mean of distractibility and of the mean of the three checks; the threshold is chosen to maximise it."""
+    """Return the mean of distractibility and the mean of the three checks; the threshold is chosen to maximise it."""
     return ((csdc + pc + dc) / 3 + distractibility) / 2

@@ -1,14 +1,14 @@
 """ROAR and KAR: remove the pixels that a method calls important, or keep only them, retrain from scratch, and measure the accuracy.
 
-For each image the pixels are ranked by the method's map. ROAR replaces the most important share of them in every training, validation
-and test image, KAR the least important share; then a fresh net is trained on the result. Because training and test images are modified
-in the same way, a lower accuracy means lost information, not unfamiliar images. A method that finds the information makes the accuracy
-fall faster than random ranks do (ROAR), or keeps it high for longer (KAR).
+Each image's pixels are ranked by the method's map. ROAR replaces a fraction of the most important ones in every training, validation and
+test image, KAR of the least important ones; then a new net is trained on the result. Because training and test images are modified in the
+same way, a lower accuracy means lost information, not unfamiliar images. If a method finds the information, accuracy falls faster than
+for random ranks (ROAR), or stays high for longer (KAR).
 
-The score is the area between the two curves. It belongs to a method on a data set, not to an image;
-:mod:`idsds.studies.roar` does the training. The *positions* of the replaced pixels may reveal the class (a digit whose strokes are painted
-grey is still a digit). Neither protocol notices, and the accuracy then stays high although the pixels are gone. A net that is
-retrained on the positions alone reveals it (:func:`mask_images`).
+The score is the area between the two curves. It belongs to a method on a data set, not to an image; :mod:`idsds.studies.roar` does the
+training. The *positions* of the replaced pixels may reveal the class (a digit whose strokes are painted grey is still a digit); then
+accuracy stays high although the pixels are gone, which neither protocol detects. A net retrained on the positions alone does
+(:func:`mask_images`).
 
 Source: Hooker, Erhan, Kindermans, Kim, "A Benchmark for Interpretability Methods in Deep Neural Networks", NeurIPS 2019 (arXiv 1806.10758).
 """
@@ -27,7 +27,7 @@ from idsds.protocols.base import register_protocol
 
 Kind = Literal["remove", "keep"]
 KINDS = get_args(Kind)
-#: What a retrained net is shown: images with pixels replaced, or only the positions of these pixels.
+#: What a net is retrained on: images with pixels replaced, or only the positions of these pixels.
 Shown = Literal["remove", "keep", "mask"]
 MASK: Final = "mask"
 SOURCE = "Hooker et al., NeurIPS 2019 (arXiv 1806.10758)"
@@ -37,13 +37,13 @@ CALL = "idsds.studies.roar.Roar(...).run(), or run notebooks/roar.ipynb"
 def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Tensor:
     """Rank the pixels of each image, 0 for the largest attribution.
 
-    Equal values are ordered at random, keyed by (seed, image id), so that neither rows nor columns are preferred: a constant map orders its
-    pixels as ``Random`` does, and so does a map with a NaN or an infinity, which has no order; :func:`unordered` finds both.
+    Ties are broken at random, keyed by (seed, image id), so that no rows or columns are preferred: a constant map is ordered like
+    ``Random``, and so is a map with a non-finite value; :func:`unordered` detects both.
 
     Args:
         maps: (B, 1, H, W), signed.
         image_ids: one id per image.
-        seed: of the order of equal values.
+        seed: seed of the tie-breaking.
 
     Returns:
         (B, 1, H, W) int64, a permutation of 0 .. H * W - 1 for each image.
@@ -67,14 +67,14 @@ def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Ten
 
 
 def unordered(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which maps (B, 1, H, W) have no order, two masks (B,): those with a value that is not finite, and constant ones."""
+    """Return which maps (B, 1, H, W) have no order, as two masks (B,): those with a non-finite value, and constant ones."""
     values = maps.detach().flatten(1)
     undefined = ~values.isfinite().all(dim=1)
     return undefined, ~undefined & (values == values[:, :1]).all(dim=1)
 
 
 def replaced_pixels(share: float, pixels: int) -> int:
-    """Return the number of pixels in a share in [0, 1] of ``pixels``, rounded to the nearest, halves up.
+    """Return the number of pixels in a fraction ``share`` in [0, 1] of ``pixels``, rounded to the nearest, halves up.
 
     Raises:
         ValueError: for a share outside [0, 1].
@@ -89,7 +89,7 @@ def replacement_mask(ranks: Tensor, share: float, kind: Kind = "remove") -> Tens
 
     Args:
         ranks: (B, 1, H, W), from :func:`pixel_ranks`.
-        share: share of the pixels to replace, in [0, 1].
+        share: fraction of the pixels to replace, in [0, 1].
         kind: ``remove`` replaces the most important pixels (ROAR), ``keep`` the least important ones, so that the top ``1 - share`` stay
             (KAR).
 
@@ -108,7 +108,7 @@ def replacement_mask(ranks: Tensor, share: float, kind: Kind = "remove") -> Tens
 
 
 def replace_pixels(images: Tensor, ranks: Tensor, share: float, kind: Kind, fill: Tensor) -> Tensor:
-    """Replace pixels of the images that a net is trained and tested on.
+    """Replace pixels in training or test images.
 
     Args:
         images: (B, C, H, W), in any space.
@@ -125,12 +125,12 @@ def replace_pixels(images: Tensor, ranks: Tensor, share: float, kind: Kind, fill
 def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
     """Return images of the positions that ROAR replaces: white where it does, black elsewhere.
 
-    The pixels that KAR replaces at a share are the complement of those that ROAR replaces at 1 - share (up to one pixel, when a half is
-    rounded), and contain the same information.
+    The pixels that KAR replaces at a fraction are the complement of those that ROAR replaces at one minus it (up to one pixel, by
+    rounding), and contain the same information.
 
     Args:
         ranks: (B, 1, H, W), from :func:`pixel_ranks`.
-        share: share of the pixels, the most important ones, that are replaced, in [0, 1].
+        share: fraction of the pixels, most important first, that are replaced, in [0, 1].
         channels: C.
 
     Returns:
@@ -140,10 +140,10 @@ def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
 
 
 def mask_shares(shares: Sequence[float], kinds: Sequence[Kind]) -> list[float]:
-    """Return the shares of :func:`mask_images` that show the pixels replaced at ``shares`` under ``kinds``, ascending.
+    """Return, in ascending order, the shares at which :func:`mask_images` shows the pixels replaced at ``shares`` under ``kinds``.
 
     Args:
-        shares: shares of the pixels that are replaced.
+        shares: fractions of the pixels that are replaced.
         kinds: some of :data:`KINDS`; for ``keep`` the complement of a share is shown.
     """
     wanted = [mask_share(share, kind) for kind in kinds for share in shares]
@@ -157,7 +157,7 @@ def mask_share(share: float, kind: Kind) -> float:
 
 @register_protocol("roar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
-    """Score the accuracy lost to a method's removals beyond that lost to random ones, averaged over shares; [-1, 1], higher is better.
+    """Score the accuracy lost by removing a method's pixels instead of random ones, mean over shares, in [-1, 1]; higher is better.
 
     ``(integral of (control - accuracy) over the shares) / (last share - first share)``, by the trapezoidal rule.
 
@@ -170,7 +170,7 @@ def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
         (...), NaN where an accuracy is NaN.
 
     Raises:
-        ValueError: if the shares do not ascend or do not match.
+        ValueError: if the shares are not ascending or do not match.
     """
     if shares.ndim != 1 or len(shares) < 2 or (shares.diff() <= 0).any():
         raise ValueError(f"shares must be at least two and ascend, not {shares.tolist()}")
@@ -181,7 +181,7 @@ def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
 
 @register_protocol("kar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def kar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
-    """Score the accuracy kept by a method's pixels beyond that kept by random ones, averaged over shares; [-1, 1], higher is better.
+    """Score the accuracy gained by keeping a method's pixels instead of random ones, mean over shares, in [-1, 1]; higher is better.
 
     It is :func:`roar_score` with the opposite sign; ``shares`` are those of the replaced pixels.
     """

@@ -1,15 +1,15 @@
-"""Robustness to augmentation: does the map stay the same when the model's answer does?
+"""Robustness to augmentation: does the map stay the same when the model's output does?
 
-The image is rotated (and its map with it), or goes through a photo filter. An augmentation counts only if it changes the image and
-moves the target's probability by less than 0.05: any map would pass a filter that does nothing, such as more colour in a grey image. If
-none counts, the score is undefined and ``counted`` is 0: the maps of a model that is thrown off by every rotation cannot be judged.
+The image is rotated (and its map with it) or passed through a photo filter. An augmentation counts only if it changes the image and
+changes the target's probability by less than 0.05: any map would pass a filter that does nothing, such as more colour in a grey image. If
+none counts, the score is undefined and ``counted`` is 0: a model that every rotation disturbs cannot be tested.
 
 The study's five filters are those of G'MIC, which ``filters="gmic"`` runs if the optional package is installed. The default filters need
 only torchvision and differ: ``detail`` adds back a difference of Gaussians at one scale, ``mighty_detail`` at three,
 ``local_normalisation`` moves the luminance halfway to a common local mean and deviation, ``chroma_boost`` raises the saturation by half,
-and ``sharpen`` is a 3 x 3 kernel. On two colour photos of 224 pixels, the changes of pixels by our filters and by G'MIC 3.6's correlate to
-.94 (sharpen), .75 (mighty_detail), .52 (local_normalisation), .40 (detail) and .02 (chroma_boost), with mean changes of .03 to .09 and .03
-to .08.
+and ``sharpen`` is a 3 x 3 kernel. On two colour photos of 224 x 224 pixels, the pixel changes made by these filters and by G'MIC 3.6
+correlate by 0.94 (sharpen), 0.75 (mighty_detail), 0.52 (local_normalisation), 0.40 (detail) and 0.02 (chroma_boost); mean changes are
+0.03 to 0.09 here and 0.03 to 0.08 in G'MIC.
 
 Source: the robustness experiment "Don't Augment Me" of the xai-correlation study, for the angles, the filters and the threshold.
 """
@@ -35,7 +35,7 @@ from idsds.protocols.base import Batch, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
 
-# In normalised units. An image whose pixels all change by less than this counts as unchanged: any deterministic map would be robust.
+# In normalised units. An image whose pixels all change by less counts as unchanged, since any deterministic map would be robust to that.
 CHANGED = 1e-3
 ANGLES = (-30.0, -15.0, 15.0, 30.0)
 Augmentation = Callable[[Tensor], Tensor]
@@ -112,7 +112,7 @@ def augmentations(
         return {name: (turn, turn) for name, turn in turns.items()}
 
     if filters == "gmic":
-        load_gmic()  # fails before any work is done if it is missing
+        load_gmic()  # if missing, fails before any work
 
     def filtered(images: Tensor, apply: Augmentation) -> Tensor:
         return normalisation(apply(normalisation.invert(images).clamp(0, 1)))
@@ -165,10 +165,10 @@ def robustness(
 def probability_shifts(
     model: nn.Module, batch: Batch, *, kind: Group = "rotations", filters: Filters = "torchvision", seed: int = 0, **_: Any
 ) -> dict[str, Tensor]:
-    """Compute how much each augmentation moves the target's probability: ``shifts`` (B, A), absolute, in [0, 1].
+    """Compute how much each augmentation changes the target's probability: ``shifts`` (B, A), absolute, in [0, 1].
 
-    NaN, so that it does not count, if the augmentation leaves the image unchanged (no pixel moves by more than 0.001): more colour does
-    nothing to a grey image, and a map that stays the same then says nothing about the method.
+    NaN, which does not count, if the augmentation leaves the image unchanged (no pixel changes by more than 0.001), as more colour does
+    for a grey image: that the map stays the same then says nothing about the method.
     """
 
     def probability(images: Tensor) -> Tensor:

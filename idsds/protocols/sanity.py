@@ -1,10 +1,10 @@
-"""Sanity checks by randomising the model: a map that explains what the model has learned must change when that is destroyed.
+"""Sanity checks by model randomisation: a map that explains what the model has learned must change when that is destroyed.
 
-Layers are randomised from the output to the input, one after another (``cascading``) or one group at a time (``independent``), and the
-maps are compared with those of the intact model at each depth. Lower is better: a map that stays the same shows the image, not the
-model. Compare with the controls: ``Edges`` and ``Center`` do not depend on the model and fail with similarity 1.
+Layers are randomised from output to input, cumulatively (``cascading``) or one group at a time (``independent``), and at each depth the
+maps are compared with the intact model's. Lower is better: a map that stays the same shows the image, not the model. Compare with the
+controls: ``Edges`` and ``Center`` do not depend on the model and fail with similarity 1.
 
-Later variants: the smooth and the efficient check, and the comparison with the map of another class.
+Variants: the smooth and the efficient check, and comparison with another class's map.
 
 Sources: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292); Hedström, Weber, Lapuschkin, Höhne, "Sanity
 Checks Revisited: An Exploration to Repair the Model Parameter Randomisation Test", 2023 (arXiv 2401.06465); Sixt, Granz, Landgraf, "When
@@ -41,21 +41,21 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def layers_from_the_top(model: nn.Module) -> list[str]:
-    """Return the names of the modules with parameters of their own, in reverse order of definition: the output layer comes first."""
+    """Return the names of modules with parameters of their own in reverse order of definition, output layer first."""
     return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][::-1]
 
 
 def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0, share: bool = False) -> nn.Module:
     """Return a copy of the model with new random parameters in ``layers``.
 
-    Each tensor gets normal numbers with its previous mean and standard deviation, keyed by seed and name, so that the signal keeps its
-    magnitude; a tensor of equal values (a norm that was never trained) stays unchanged, and so do running statistics.
+    Each tensor is redrawn from a normal distribution with its own mean and standard deviation, keyed by seed and name, so that
+    activations keep their magnitude. Constant tensors (an untrained norm) and running statistics stay unchanged.
 
     Args:
         model: the intact net.
         layers: names of modules.
-        seed: of the new parameters.
-        share: whether the tensors of other layers are those of ``model`` itself, and not copies.
+        seed: seed of the new parameters.
+        share: whether to share the other layers' tensors with ``model`` instead of copying them.
     """
     drawn = {id(p) for layer in layers for p in model.get_submodule(layer).parameters(recurse=False)}
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if share and id(tensor) not in drawn}
@@ -70,15 +70,15 @@ def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0, share: boo
 
 
 def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 4, seed: int = 0) -> Iterator[nn.Module]:
-    """Yield the model with more and more of its layers randomised, or with one group of layers after another.
+    """Yield models with more and more layers randomised, or with one group of layers after another.
 
-    They share the tensors of the other layers with the model, and are for evaluation alone.
+    They share the other layers' tensors with the model and are for evaluation only.
 
     Args:
         model: the intact net, which is not changed.
-        mode: ``cascading``: the top 1/depths of the layers, then 2/depths, to all; ``independent``: each of these groups alone.
-        depths: number of groups that the layers are divided into; if there are more groups than layers, some change nothing.
-        seed: of the new parameters.
+        mode: ``cascading``, the top 1/depths of the layers, then 2/depths, up to all; ``independent``, each of these groups alone.
+        depths: number of groups that the layers are divided into; surplus groups are empty.
+        seed: seed of the new parameters.
 
     Raises:
         UnknownNameError: for an unknown mode.
@@ -117,9 +117,9 @@ def sanity_check(
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity between maps of the intact and of randomised models, in [0, 1]; lower is better.
 
-    ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign still shows the same.
-    Columns ``spearman_by_depth``, signed; ``absolute_by_depth`` (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each;
-    SSIM takes the range of each pair of maps. A score is NaN if one of its correlations is. A method's own noise stays the same.
+    ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign still shows the same thing. Columns
+    ``spearman_by_depth``, signed; ``absolute_by_depth`` (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each; SSIM uses
+    the range of each pair of maps. A score is NaN if one of its correlations is. A method's own noise stays the same.
 
     Args:
         model: the intact net.
@@ -127,7 +127,7 @@ def sanity_check(
         batch: images (B, 3, H, W), targets, ids.
         prepared: not used.
         mode, depths: see :func:`randomised_models`.
-        absolute: compare absolute values, so that the sign of each pixel, and not only of the whole map, is ignored.
+        absolute: compare absolute values, which ignores each pixel's sign, not only that of the whole map.
         ssim: whether to compute SSIM, which takes most of the time on small nets.
 
     Raises:
@@ -147,7 +147,7 @@ def sanity_check(
 def _by_depth(
     model: nn.Module, explain: Callable[[nn.Module], dict[str, Tensor]], others: Iterable[nn.Module], kinds: Sequence[str]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return by method and kind the similarity of the maps of a net and of others, (B, others)."""
+    """Return by method and kind the similarity of a net's maps to those of other nets, (B, others)."""
     with frozen(model):
         intact = {name: _Compared(maps) for name, maps in explain(model).items()}
         found: dict[str, dict[str, list[Tensor]]] = {name: {kind: [] for kind in kinds} for name in intact}
@@ -178,9 +178,9 @@ def smooth_mprt(
     samples: int = 8,
     sigma: float = 0.2,
 ) -> dict[str, dict[str, Tensor]]:
-    """Score as :func:`sanity_check` does, but with maps averaged over noisy copies of the image, in [0, 1]; lower is better.
+    """Score like :func:`sanity_check`, but with maps averaged over noisy copies of the image, in [0, 1]; lower is better.
 
-    Without its own noise, a map cannot pass by being noisy (the smooth MPRT, there with SSIM and here with the rank correlation of
+    Averaging removes noise, so a map cannot pass by being noisy (the smooth MPRT; the paper uses SSIM, here it is the rank correlation of
     ``sanity_check``). Columns ``score`` and ``spearman_by_depth`` (B, depths).
 
     Args:
@@ -219,14 +219,14 @@ def smooth_mprt(
 def efficient_mprt(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, bins: int = 100
 ) -> dict[str, dict[str, Tensor]]:
-    """Score how much more complex the maps of a fully randomised net are, as a share of the intact net's; higher is better.
+    """Score the relative increase in complexity from the intact net's maps to a fully randomised net's; higher is better.
 
-    ``score = (H(random) - H(intact)) / H(intact)``, H the :func:`histogram_entropy`. A map that stays the same scores 0, and a map with
-    all its pixels in one bin has no score: NaN. Columns ``score``, ``intact`` and ``random``, in nats.
+    ``score = (H(random) - H(intact)) / H(intact)``, H the :func:`histogram_entropy`. A map that stays the same scores 0; a map with all
+    pixels in one bin scores NaN. Columns ``score``, ``intact`` and ``random``, in nats.
 
     Args:
         model, methods, batch, prepared: see :func:`sanity_check`.
-        bins: of the histogram of a map, over its own range; at least 2.
+        bins: number of bins of a map's histogram, over its own range; at least 2.
     """
     as_whole("bins", bins, least=2)
     columns = {}
@@ -278,9 +278,9 @@ def other_classes(model: nn.Module, batch: Batch, *, seed: int = 0, **_: object)
 def random_logit(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, similarity: str = "ssim"
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the similarity of the maps of the target and of another class, in [-1, 1]; lower is better.
+    """Score the similarity between the maps for the target and for another class, in [-1, 1]; lower is better.
 
-    A map that stays the same whatever class is explained does not explain the class.
+    A map that is the same for every class does not explain the class.
 
     Args:
         model, methods, batch: see :func:`sanity_check`; a user's own method is fine.
@@ -298,7 +298,7 @@ def random_logit(
 
 
 class _Compared:
-    """Maps (B, 1, H, W) that others are compared with one after the other: their pixels are ranked once."""
+    """Maps (B, 1, H, W) to compare others with; their pixels are ranked once."""
 
     def __init__(self, maps: Tensor) -> None:
         self.maps = maps
@@ -315,10 +315,10 @@ class _Compared:
 
 
 def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method], batch: Batch) -> dict[str, dict[str, Tensor]]:
-    """Compare the maps of two nets, such as one trained on true and one on permuted labels, per image; lower is better.
+    """Compare the maps of two nets per image, for example one trained on true and one on permuted labels; lower is better.
 
-    The label randomisation test: a net that has memorised permuted labels has learned nothing that explains a class. A map that
-    stays the same for it does not show what the other net has learned.
+    The label randomisation test: a net that has memorised permuted labels has learned nothing that explains a class. A map that is the
+    same for both nets does not show what the first has learned.
 
     Args:
         model: the net of the methods.
@@ -335,6 +335,6 @@ def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method]
 
 
 def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, absolute: bool = False) -> dict[str, Tensor]:
-    """Return the maps of the methods moved to ``net``, (B, 1, H, W) each, or their absolute values."""
+    """Return the maps of the methods applied to ``net``, (B, 1, H, W) each, or their absolute values."""
     maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
     return {name: found.abs() for name, found in maps.items()} if absolute else maps

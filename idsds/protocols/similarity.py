@@ -1,4 +1,4 @@
-"""Similarity of two maps: Spearman correlation, structural similarity and the intersection of the top pixels. Higher is more similar.
+"""Similarity of two maps: Spearman correlation, structural similarity and top-k intersection. Higher is more similar.
 
 Sources: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (rank correlation and SSIM between maps); Wang et al., "Image
 Quality Assessment: From Error Visibility to Structural Similarity", TIP 2004; Ghorbani, Abid, Zou, "Interpretation of Neural Networks Is
@@ -27,18 +27,18 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 def structural_similarity(first: Tensor, second: Tensor, data_range: float | None = None) -> Tensor:
     """Return the structural similarity (SSIM) with a Gaussian window of 11 x 11 pixels, sigma 1.5, averaged over all pixels.
 
-    Computed by torchmetrics, which mirrors a map at its border; scikit-image leaves out a border of 5 pixels instead.
+    Computed by torchmetrics, which reflects maps at the border; scikit-image excludes a border of 5 pixels instead.
 
     Args:
-        first, second: maps (B, C, H, W), at least 11 pixels a side; of several channels (the second study took three) the mean is taken.
-        data_range: the range of values that the constants (0.01, 0.03) refer to: a number for a whole experiment; None: per pair of maps,
-            from the smallest to the largest value of either.
+        first, second: maps (B, C, H, W) of at least 11 x 11 pixels; averaged over channels (the second study has three).
+        data_range: the value range that the constants (0.01, 0.03) refer to, for a whole experiment; None for the range of each pair of
+            maps.
 
     Returns:
-        (B,) in [-1, 1]; NaN for maps with a value that is not finite, and for two constant, equal maps if the range is taken from them.
+        (B,) in [-1, 1]; NaN for maps with a non-finite value, and for two equal constant maps if the range is taken from them.
 
     Raises:
-        ValueError: for maps of different shapes or below 11 pixels, or a range that is not above 0.
+        ValueError: for maps of different shapes or smaller than 11 pixels, or a range of 0 or less.
     """
     _check(first, second, channels=None)
     if min(first.shape[-2:]) < WINDOW:
@@ -48,7 +48,7 @@ def structural_similarity(first: Tensor, second: Tensor, data_range: float | Non
     both = torch.cat([first, second], dim=1).flatten(1).detach()  # (B, 2 * H * W)
     span = both.amax(dim=1) - both.amin(dim=1) if data_range is None else torch.full_like(both[:, 0], data_range)
     undefined = ~both.isfinite().all(dim=1) | (span == 0)
-    # SSIM of maps divided by their range is SSIM of the maps with that range; torchmetrics takes one range for all images.
+    # Dividing maps by their range is equivalent to passing that range; torchmetrics takes one range for all images.
     scale = span.masked_fill(undefined, 1).view(-1, 1, 1, 1)
     clean = [maps.detach().masked_fill(undefined.view(-1, 1, 1, 1), 0) / scale for maps in (first, second)]
     values = structural_similarity_index_measure(*clean, sigma=1.5, data_range=1.0, reduction="none")
@@ -56,20 +56,20 @@ def structural_similarity(first: Tensor, second: Tensor, data_range: float | Non
 
 
 def top_intersection(first: Tensor, second: Tensor, share: float = 0.05) -> Tensor:
-    """Return the share of the top pixels of one map that are also top pixels of the other.
+    """Return the fraction of one map's top pixels that are also top pixels of the other.
 
-    ``sum over pixels of m1 * m2 / k``, where m is 1 above the k-th largest value; pixels equal to it share the remaining places. So a
-    sparse map gains nothing by its zeros, and a constant map scores k / n, as chance does.
+    ``sum over pixels of m1 * m2 / k``, where m is 1 above the k-th largest value, and ties with it share the remaining places. A sparse
+    map thus gains nothing from its zeros, and a constant map scores k / n, the chance level.
 
     Args:
         first, second: maps (B, 1, H, W).
-        share: share of the pixels that count as top; k = max(1, round(share * H * W)).
+        share: fraction of the pixels that count as top; k = max(1, round(share * H * W)).
 
     Returns:
         (B,) in [0, 1]; NaN for maps with a NaN.
 
     Raises:
-        ValueError: for maps of different shapes, or a share outside (0, 1].
+        ValueError: for maps of different shapes, or if ``share`` is not in (0, 1].
     """
     _check(first, second)
     if not 0 < share <= 1:
@@ -81,7 +81,7 @@ def top_intersection(first: Tensor, second: Tensor, share: float = 0.05) -> Tens
 
 
 def _membership(values: Tensor, k: int) -> Tensor:
-    """Return 1 for values above the k-th largest, a share of the remaining places for those equal to it, else 0; (B, n) -> (B, n)."""
+    """Return 1 above the k-th largest value, an equal part of the remaining places for ties with it, else 0; (B, n) -> (B, n)."""
     last = values.topk(k, dim=1).values[:, -1:]
     above, equal = values > last, values == last
     left = (k - above.sum(dim=1, keepdim=True)) / equal.sum(dim=1, keepdim=True)

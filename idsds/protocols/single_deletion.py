@@ -1,8 +1,8 @@
-"""The in-domain single deletion score (IDSDS) and its out-of-domain ancestor, the single deletion score (SDS).
+"""The in-domain single deletion score (IDSDS) and its out-of-domain counterpart, the single deletion score (SDS).
 
 Each patch of a grid is deleted in turn; an image's score is the Spearman correlation between the drops of the target logit and the sums
-of attribution over the patches. SDS takes any model; IDSDS takes one that was fine-tuned on images with a deleted patch, so that a drop
-measures lost information and not the model's surprise at the hole.
+of attribution over the patches. SDS takes any model. IDSDS takes one that was fine-tuned on images with a deleted patch, so that a drop
+measures lost information rather than distribution shift.
 
 Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024 (arXiv 2407.11910).
 """
@@ -39,7 +39,7 @@ def deletion_drops(
     image_ids: Sequence[object] | None = None,
     batch: int | None = None,
 ) -> Tensor:
-    """Return how much the target's output falls when each patch is deleted alone.
+    """Return the drop in the target's output when each patch alone is deleted.
 
     ``drop[b, p] = f(images[b])[targets[b]] - f(images[b] without patch p)[targets[b]]``
 
@@ -50,9 +50,8 @@ def deletion_drops(
         grid: patches per side; must divide H and W.
         baseline: replaces the patch: ``zeros`` (in normalised space), ``blur`` or ``uniform``.
         quantity: ``logit`` as in the paper, or ``probability`` (softmax).
-        offset: pixels by which the grid is moved right and down, less than a patch; of patches that are whole there are then ``grid - 1``
-            per side.
-        seed: of the ``uniform`` baseline.
+        offset: pixels by which the grid is shifted right and down, less than a patch; ``grid - 1`` whole patches per side then remain.
+        seed: seed of the ``uniform`` baseline.
         image_ids: one id per image, which keys the ``uniform`` baseline.
         batch: images per forward pass; None bounds it by memory.
 
@@ -79,7 +78,7 @@ def _all_outputs(
     quantity: str,
     batch: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs for the intact images (B, K), and the target's output for each deletion of ``patches`` (grid, offset), (B, n)."""
+    """Return the outputs for the intact images, (B, K), and the target's after each deletion of ``patches`` (grid, offset), (B, n)."""
     number = shifted(*images.shape[-2:], *patches)[1] ** 2
     if quantity not in ("logit", "probability"):
         raise UnknownNameError("quantity", quantity, ("logit", "probability"))
@@ -97,7 +96,7 @@ def _all_outputs(
         intact = in_batches(outputs, images, size=size)  # (B, K)
         if size >= number:
             return intact, in_batches(deletions, images, replacement, targets, size=size // number)
-        # The deletions of one image exceed the internal batch: split them too.
+        # One image's deletions exceed the internal batch: split them too.
         columns = []
         for image, one, target in zip(images, replacement, targets, strict=True):
             deleted = all_deletions(image[None], one[None], *patches)[0]  # (n, 3, H, W)
@@ -115,7 +114,7 @@ def patch_sums(maps: Tensor, grid: int = 4, offset: int = 0) -> Tensor:
     Args:
         maps: (B, 1, H, W) or (B, H, W), signed.
         grid: patches per side; must divide H and W.
-        offset: pixels by which the grid is moved right and down, see :func:`deletion_drops`.
+        offset: pixels by which the grid is shifted right and down, see :func:`deletion_drops`.
 
     Returns:
         (B, n), row-major patches, n = grid * grid without an offset, in the maps' dtype.
@@ -141,8 +140,8 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
             scipy and the reference do.
 
     Returns:
-        (B,) float64 in [-1, 1] (float32 on devices without float64), higher is better; NaN where the correlation is undefined: a row
-        that is constant or has a value that is not finite, or n < 2.
+        (B,) float64 in [-1, 1] (float32 on devices without float64), higher is better; NaN where the correlation is undefined: constant
+            rows, rows with a non-finite value, or n < 2.
 
     Raises:
         ValueError: if the shapes differ or are not (B, n).
@@ -155,7 +154,7 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
 
 
 def centred_ranks(values: Tensor, *, infinite: Literal["nan", "rank"] = "nan") -> Tensor:
-    """Return the average ranks of each row less their mean, (B, n); NaN for a row that :func:`rank_correlation` leaves undefined."""
+    """Return each row's average ranks minus their mean, (B, n); NaN for rows whose :func:`rank_correlation` is undefined."""
     values = values.detach()
     undefined = (values.isnan() if infinite == "rank" else ~values.isfinite()).any(dim=1, keepdim=True)
     ranks = average_ranks(values)
@@ -163,12 +162,12 @@ def centred_ranks(values: Tensor, *, infinite: Literal["nan", "rank"] = "nan") -
 
 
 def correlated(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Spearman correlation (B,) of rows that :func:`centred_ranks` has made, (B, n) each."""
+    """Return the Spearman correlation (B,) from the results of :func:`centred_ranks`, (B, n) each."""
     norms = first.square().sum(dim=1).sqrt() * second.square().sum(dim=1).sqrt()
     return ((first * second).sum(dim=1) / norms).clamp(-1, 1)  # 0 / 0 = NaN for a constant row
 
 
-#: Rows of more values are ranked by one sort; below, two searches are faster.
+#: Longer rows are ranked with one sort; for shorter ones, two searches are faster.
 LONG = 64
 
 
@@ -201,8 +200,7 @@ def deletion_table(
     offset: int = 0,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Compute what every method is scored against, with 1 + n forward passes: ``intact`` (B,), the target's output for the
-    intact image, ``prediction`` (B,), ``drops`` (B, n)."""
+    """Compute the reference for every method with 1 + n forward passes: ``intact`` (B,), ``prediction`` (B,), ``drops`` (B, n)."""
     check_batch(batch.images, batch.targets, batch.image_ids)
     replacement = baseline_images(batch.images, baseline, seed=seed, image_ids=batch.image_ids)
     intact, deleted = _all_outputs(model, batch.images, batch.targets, replacement, (grid, offset), quantity, None)
@@ -224,9 +222,9 @@ _SHARED: dict[str, Any] = {
 def single_deletion(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, offset: int = 0, **_: Any
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the Spearman correlation between drops and patch sums, in [-1, 1]; higher is better, and a random map scores about 0.
+    """Score the Spearman correlation between drops and patch sums, in [-1, 1]; higher is better, about 0 for a random map.
 
-    ``idsds`` is the score on a model fine-tuned with deletions, ``single_deletion`` on the model before that.
+    ``idsds`` is the score on a model fine-tuned with deletions, ``single_deletion`` that on the model before fine-tuning.
 
     Returns:
         By method name ``score`` (B,) and ``patch_sums`` (B, n).

@@ -1,7 +1,7 @@
-"""Sensitivity-n and faithfulness correlation: does the attribution of random sets of pixels predict what their removal does to the logit?
+"""Sensitivity-n and faithfulness correlation: does the attribution of random pixel sets predict the effect of their removal on the logit?
 
-Both are Pearson correlations over random sets of pixels between the sum of the map over a set and the drop of the target's logit when the
-set is replaced by a baseline. Faithfulness correlation takes sets of one size; sensitivity-n takes several sizes and averages.
+Both are Pearson correlations, over random sets of pixels, between the sum of the map over a set and the drop in the target's logit when
+the set is replaced by a baseline. Faithfulness correlation uses sets of one size; sensitivity-n averages over several sizes.
 
 Sources: Ancona, Ceolini, Öztireli, Gross, "Towards Better Understanding of Gradient-based Attribution Methods for Deep Neural Networks",
 ICLR 2018 (arXiv 1711.06104); Bhatt, Weller, Moura, "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020
@@ -24,7 +24,7 @@ from idsds.methods.base import Method, Passes, shared_maps
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, register_protocol
 
-#: Sizes of the sets of sensitivity-n, as shares of the pixels.
+#: Set sizes of sensitivity-n, as fractions of the pixels.
 SIZES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
@@ -32,7 +32,7 @@ def random_sets(images: Tensor, shares: Sequence[float], samples: int, *, seed: 
     """Return random sets of pixels, (B, len(shares) * samples, H * W), True inside: ``samples`` of each size, keyed by image.
 
     Raises:
-        ValueError: if ``samples`` is below 2 (a correlation needs two), or a share is not in (0, 1).
+        ValueError: if ``samples`` is below 2, the minimum for a correlation, or a share is not in (0, 1).
     """
     as_whole("samples", samples, least=2)
     for share in shares:
@@ -48,7 +48,7 @@ def random_sets(images: Tensor, shares: Sequence[float], samples: int, *, seed: 
 
 
 def set_drops(model: nn.Module, images: Tensor, targets: Tensor, replacement: Tensor, sets: Tensor) -> Tensor:
-    """Return how much the target's logit falls when each set of pixels is replaced, (B, S), from sets (B, S, H * W)."""
+    """Return the drop in the target's logit when each set of pixels is replaced, (B, S), from sets (B, S, H * W)."""
     size, count = default_batch(images), sets.shape[1]
 
     def logit(images: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def set_drops(model: nn.Module, images: Tensor, targets: Tensor, replacement: Te
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Return Pearson's correlation over the last dimension, in float64, in [-1, 1]; NaN for a constant or a value that is not finite."""
+    """Return Pearson's correlation over the last dimension, float64 in [-1, 1]; NaN for constant or non-finite input."""
     first, second = first.double(), second.double()
     undefined = [~(each.isfinite().all(dim=-1)) | (each == each[..., :1]).all(dim=-1) for each in (first, second)]
     first, second = first - first.mean(dim=-1, keepdim=True), second - second.mean(dim=-1, keepdim=True)
@@ -113,7 +113,7 @@ def drops_of_sizes(
 def sensitivity_n(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, samples: int = 16, baseline: str = "zeros"
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the correlation of attribution and logit drop over random sets of pixels, in [-1, 1]; higher is better, a random map 0.
+    """Score the correlation of attribution and logit drop over random pixel sets, in [-1, 1]; higher is better, random maps about 0.
 
     ``score`` is the mean of ``by_size`` (B, 6) over the shares of pixels in :data:`SIZES`; NaN where one of them is undefined.
     """
@@ -146,5 +146,6 @@ def faithfulness_correlation(
     share: float = 0.1,
     baseline: str = "zeros",
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the correlation of attribution and logit drop over random sets of one size, in [-1, 1]; higher is better, a random map 0."""
+    """Score the correlation of attribution and logit drop over random sets of one size, in [-1, 1]; higher is better, random maps about
+    0."""
     return _columns(methods, batch, [share], samples, prepared["drops"])

@@ -439,5 +439,5 @@ class TestStoredMaps:
     def test_changed_images_have_none(self, model: nn.Module) -> None:
         method = as_method("stored", dict(zip(IDS, IMAGES, strict=True)), model)
         method(IMAGES, TARGETS, IDS)
-        with pytest.raises(MethodError, match="asks for a map of 'a' changed"):
+        with pytest.raises(MethodError, match="asks for a map of a modified 'a'"):
             method(IMAGES + 0.1, TARGETS, IDS)

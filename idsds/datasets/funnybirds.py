@@ -1,6 +1,6 @@
 """FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248) in the folder layout of its zip: rendered birds of five parts.
 
-The zip has every intervention for the 500 test images: the bird without any of its parts, and without each background object.
+The zip contains every intervention on the 500 test images: the bird without each subset of its parts, and without each background object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from idsds.datasets.splits import VALIDATION, official_half, within_half
 
 WANTED = "FunnyBirds.zip as it unpacks: classes.json, dataset_train.json, dataset_test.json, train/<class>/*.png, test_interventions/ ..."
 SIDE, OBJECTS = 256, 50
-#: Colours in a part map by part, of both of a pair; background object i has (204, 204, 204 + i).
+#: Colours of each part in a part map, two for paired parts; background object i has (204, 204, 204 + i).
 COLOURS = {
     "beak": [(255, 255, 0)],
     "eye": [(255, 255, 253), (255, 255, 254)],
@@ -36,12 +36,12 @@ COLOURS = {
 NAMES = tuple(COLOURS)
 _KEYS = [colour for colours in COLOURS.values() for colour in colours] + [(204, 204, 204 + number) for number in range(OBJECTS)]
 _OWNERS = tuple(part for part, name in enumerate(NAMES) for _ in COLOURS[name]) + tuple(range(len(NAMES), len(NAMES) + OBJECTS))
-#: What stands for a part that a scene lacks.
+#: Marks a part that a scene lacks.
 ABSENT = "placeholder"
 
 
 def objects_of(scene: Mapping[str, Any]) -> int:
-    """Return the number of background objects of a scene: of the entries in the first of its ``bg_`` strings."""
+    """Return a scene's number of background objects: the entries in the first of its ``bg_`` strings."""
     listed = next((str(value) for key, value in scene.items() if key.startswith("bg_")), "")
     return sum(bool(entry.strip()) for entry in listed.split(","))
 
@@ -51,8 +51,8 @@ class Birds(Parts):
 
     Args:
         root: the folder.
-        half: which half; the zip has interventions for ``test`` alone.
-        scenes: by image id its number, which names its files, and what is in it.
+        half: which half; the zip has interventions for ``test`` only.
+        scenes: by image id, the number that names its files, and the scene's description.
         variants: of the parts of each class.
         size: pixels per side.
     """
@@ -68,12 +68,12 @@ class Birds(Parts):
         return folder.joinpath(f"{number:06d}", *below) if below else folder / f"{number:06d}.png"
 
     def read(self, path: Path) -> Tensor:
-        """Return a picture without its transparency, (3, size, size) in [0, 1]. Raises ImageReadError."""
+        """Return an image without its alpha channel, (3, size, size) in [0, 1]. Raises ImageReadError."""
         picture = read_rgb(path)
         return to_unit(picture if picture.size == (self.size, self.size) else transforms.resize(picture, [self.size, self.size]))
 
     def subset(self, image_id: str) -> int:
-        """Return which parts are drawn in the image itself: in training some birds lack some."""
+        """Return which parts the unmodified image shows: some training birds lack parts."""
         scene = self.scenes[image_id][1]
         return sum(2**part for part, name in enumerate(NAMES) if scene.get(f"{name}_model") != ABSENT)
 
@@ -98,7 +98,7 @@ class Birds(Parts):
 
 
 class _Read:
-    """The ``read`` and the ``augment`` of the data set."""
+    """The data set's ``read`` and ``augment``."""
 
     def __init__(self, parts: Birds, image_ids: Sequence[str], targets: Sequence[int]) -> None:
         self.parts, self.image_ids, self.targets = parts, image_ids, targets
@@ -108,11 +108,11 @@ class _Read:
         return self.parts.read(self.parts.file(self.image_ids[index], ""))
 
     def augment(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return an image, in which parts may lack already, and the classes that fit those that are drawn."""
+        """Return an image, which may lack parts already, and the classes consistent with the parts shown."""
         return self.read(index), self.parts.fitting(self.targets[index], self.parts.subset(self.image_ids[index]))
 
     def stamp(self, index: int) -> str:
-        """Return the size and the time of the last change of an image's file; empty for one that is missing."""
+        """Return the size and modification time of an image's file; empty if it is missing."""
         path = self.parts.file(self.image_ids[index], "")
         return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else ""
 
@@ -139,9 +139,9 @@ def funnybirds(
 ) -> ImageDataset:
     """Load 50 classes of birds from the unpacked zip, or from the folder ``FunnyBirds`` in it.
 
-    Half of the training images lack 0 to 5 parts, and the loss of training spreads over all classes that fit the others. ``val`` is a share
-    ``held_out`` of the training images, of which those without a part are left out. Whatever the net, pixels are in [0, 1] and not
-    normalised, as in the paper.
+    Half of the training images lack 0 to 5 parts, and their targets are spread over all classes consistent with the rest. ``val`` is a
+    fraction ``held_out`` of the training images, excluding those that lack parts. For every net, pixels are in [0, 1] and not normalised,
+    as in the paper.
     """
     folder = data_root("funnybirds", root, WANTED)
     folder = folder / "FunnyBirds" if (folder / "FunnyBirds").is_dir() else folder

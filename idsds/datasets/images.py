@@ -1,9 +1,9 @@
-"""From an image file to pixels: reading, the evaluation crop and the training crop.
+"""From image files to pixels: reading, the evaluation crop and the training crop.
 
-Evaluation, for every model: the shorter side is resized to 256 of 224 parts of the wanted size (bilinear, antialiased by PIL), then the
-centre is cropped. Training: a random crop of 8 to 100 % of the area and of aspect 3/4 to 4/3, resized, and mirrored half the time
-(torchvision's defaults, as in the recipe of Hesse et al., NeurIPS 2024). Orientation tags of cameras are applied to a user's own folders
-(``image_folder``); for published data sets they are not, as in torchvision.
+Evaluation, for every model: the shorter side is resized to 256 / 224 times the crop's size (bilinear, antialiased by PIL), then the
+centre is cropped. Training: a random crop of 8 to 100 % of the area with an aspect ratio of 3/4 to 4/3 is resized, and flipped
+horizontally half the time (torchvision's defaults, as in the recipe of Hesse et al., NeurIPS 2024). Cameras' orientation tags are applied
+to a user's own folders (``image_folder``) but not to published data sets, as in torchvision.
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ from torchvision.transforms import v2
 
 from idsds.datasets.base import ImageDataset, ImageReadError
 
-# The endings of torchvision.datasets.ImageFolder, and GIF, of which the first frame counts.
+# The extensions of torchvision.datasets.ImageFolder, and GIF, whose first frame is used.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 RESIZE = 256 / 224
-#: Pixels above which a picture is scaled down while it is read; the largest of ImageNet has 44 million.
+#: Number of pixels above which an image is downscaled while it is read; ImageNet's largest has 44 million.
 LARGE, LARGE_SIDE = 50_000_000, 4096
 
 
 def to_unit(picture: Image.Image) -> Tensor:
-    """Convert an 8-bit RGB picture to float (3, H, W) in [0, 1]."""
+    """Convert an 8-bit RGB image to float (3, H, W) in [0, 1]."""
     return v2.functional.pil_to_tensor(picture).float() / 255
 
 
 def read_rgb(path: str | os.PathLike[str], upright: bool = False) -> Image.Image:
-    """Read a file as an 8-bit RGB picture; grey ones get three equal channels, transparency is dropped.
+    """Read a file as an 8-bit RGB image; greyscale images get three equal channels, transparency is dropped.
 
     Args:
         path: the file.
-        upright: whether to turn it as the camera's orientation tag says.
+        upright: whether to apply the camera's orientation tag.
 
-    Pictures of more than :data:`LARGE` pixels are scaled down to 4,096 pixels of a side while they are read, so that one image does not
-    take gigabytes.
+    Images of more than :data:`LARGE` pixels are downscaled to at most 4,096 pixels per side while they are read, to bound memory.
 
     Raises:
-        ImageReadError: naming the file and the reason, also for a picture that ends before its last row, and for numbers that are no
-            pixel values.
+        ImageReadError: for an unreadable or truncated file, or values that are not valid pixels; the message names file and reason.
     """
     try:
         with Image.open(path) as picture:
@@ -55,13 +53,13 @@ def read_rgb(path: str | os.PathLike[str], upright: bool = False) -> Image.Image
             if upright:
                 ImageOps.exif_transpose(picture, in_place=True)
             return _as_rgb(picture)
-    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+    except Exception as error:  # PIL's decoders may raise nearly anything for a damaged file
         raise ImageReadError(f"cannot read {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Convert any kind of picture to 8-bit RGB."""
-    if picture.mode.startswith("I") or picture.mode == "F":  # PIL would clip what is above 255
+    """Convert a PIL image of any mode to 8-bit RGB."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # PIL would clip values above 255
         values = np.asarray(picture, dtype=np.float64)
         low, high = float(values.min()), float(values.max())
         scale = (255 if high <= 1 else 1) if picture.mode == "F" else 1 / 256
@@ -70,18 +68,18 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
             raise ValueError(f"its values go from {low:g} to {high:g}, but a picture of mode {picture.mode!r} must lie in {allowed}")
         return Image.fromarray((values * scale).astype(np.uint8)).convert("RGB")
     if picture.mode == "P" and "transparency" in picture.info:
-        return picture.convert("RGBA").convert("RGB")  # PIL warns if it is to drop a palette's transparency directly
+        return picture.convert("RGBA").convert("RGB")  # PIL warns when a palette's transparency is dropped directly
     return picture.convert("RGB")
 
 
 def evaluation_crop(size: int, share: float | None = None, interpolation: str = "bilinear", squash: bool = False) -> v2.Transform:
-    """Return a transform of PIL pictures to float (3, size, size) in [0, 1]: resize, then centre crop.
+    """Return a transform of PIL images to float (3, size, size) in [0, 1]: resize, then centre crop.
 
     Args:
         size: pixels per side of the crop.
-        share: of the resized picture's shorter side that the crop takes; None: 224 pixels of 256.
-        interpolation: one of torchvision's.
-        squash: whether to resize to a square, whatever the picture's proportions.
+        share: fraction of the resized image's shorter side kept by the crop; None for 224 / 256.
+        interpolation: one of torchvision's modes.
+        squash: whether to resize to a square regardless of the aspect ratio.
     """
     side = round(size * RESIZE) if share is None else int(size / share)
     resize = v2.Resize((side, side) if squash else side, v2.InterpolationMode(interpolation))
@@ -89,12 +87,12 @@ def evaluation_crop(size: int, share: float | None = None, interpolation: str = 
 
 
 def training_crop(size: int, interpolation: str = "bilinear") -> v2.Transform:
-    """Return a transform of PIL pictures to float (3, size, size) in [0, 1] by random crop and mirror, from torch's global generator."""
+    """Return a transform of PIL images to float (3, size, size) in [0, 1]: random crop and flip, from torch's global generator."""
     return v2.Compose([v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode(interpolation)), v2.RandomHorizontalFlip(), to_unit])
 
 
 def shift_and_mirror(pixels: int) -> v2.Transform:
-    """Return a transform of tensors (3, H, W) that shifts by up to ``pixels`` over a black border and mirrors half the time."""
+    """Return a transform of tensors (3, H, W) that shifts by up to ``pixels``, with black borders, and flips half the time."""
     return v2.Compose([_Shift(pixels), v2.RandomHorizontalFlip()])
 
 
@@ -112,7 +110,7 @@ class _Shift(torch.nn.Module):
 def keyed(transform: Callable, image: Image.Image | Tensor, generator: torch.Generator) -> Tensor:
     """Apply a torchvision transform with random numbers from ``generator`` alone.
 
-    torchvision draws from torch's global generator, which is seeded from ours during the call and restored afterwards.
+    torchvision draws from torch's global generator, which is seeded from ``generator`` for the call and restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -120,11 +118,11 @@ def keyed(transform: Callable, image: Image.Image | Tensor, generator: torch.Gen
 
 
 class FileImages:
-    """Reads the images of a list of files; the ``read`` and the ``augment`` of a data set.
+    """Reader of image files: the ``read`` and ``augment`` of a data set.
 
     Args:
         paths: one file per image.
-        size: pixels of a side of what is returned.
+        size: pixels per side of the returned image.
         upright: see :func:`read_rgb`.
         share: see :func:`evaluation_crop`.
         interpolation: see :func:`evaluation_crop`.
@@ -144,11 +142,11 @@ class FileImages:
         self._evaluation, self._training = evaluation_crop(size, share, interpolation, squash), training_crop(size, interpolation)
 
     def viewed(self, size: int, share: float, interpolation: str = "bilinear", squash: bool = False) -> FileImages:
-        """Return the same files, read at another size with another crop."""
+        """Return a reader of the same files with another size and crop."""
         return FileImages(self.paths, size, self.upright, share, interpolation, squash)
 
     def stamp(self, index: int) -> str:
-        """Return the size and the time of the last change of a file; empty for one that is missing."""
+        """Return a file's size and modification time; empty if it is missing."""
         try:
             found = os.stat(self.paths[index])
         except OSError:
@@ -156,7 +154,7 @@ class FileImages:
         return f"{found.st_size} {found.st_mtime_ns}"
 
     def file_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width of a file in pixels; its header is read, and not the pixels."""
+        """Return a file's height and width in pixels, reading only its header."""
         try:
             with Image.open(self.paths[index]) as picture:
                 return picture.height, picture.width
@@ -164,20 +162,20 @@ class FileImages:
             raise ImageReadError(f"cannot read {os.fspath(self.paths[index])!r}: {error}") from error
 
     def read(self, index: int) -> Tensor:
-        """The evaluation crop, float (3, size, size) in [0, 1]."""
+        """Return the evaluation crop, float (3, size, size) in [0, 1]."""
         return self._evaluation(read_rgb(self.paths[index], self.upright))
 
     def augment(self, index: int, generator: torch.Generator) -> Tensor:
-        """A training crop, float (3, size, size) in [0, 1]."""
+        """Return a random training crop, float (3, size, size) in [0, 1]."""
         return keyed(self._training, read_rgb(self.paths[index], self.upright), generator)
 
 
 class TensorImages:
-    """Reads images that are in memory; the ``read`` and the ``augment`` of a data set of small images.
+    """Reader of images in memory: the ``read`` and ``augment`` of a data set of small images.
 
     Args:
         pixels: (N, C, H, W), float in [0, 1] or uint8; one channel becomes three equal ones.
-        shift: largest shift in pixels of the augmentation.
+        shift: the augmentation's largest shift, in pixels.
     """
 
     def __init__(self, pixels: Tensor, shift: int = 0) -> None:
@@ -190,20 +188,20 @@ class TensorImages:
         return image.expand(3, -1, -1)
 
     def augment(self, index: int, generator: torch.Generator) -> Tensor:
-        """Return an image shifted and mirrored at random, float (3, H, W) in [0, 1]."""
+        """Return a randomly shifted and flipped image, float (3, H, W) in [0, 1]."""
         return keyed(self._augmentation, self.read(index), generator)
 
 
 def viewed(dataset: ImageDataset, view: tuple[Any, ...] | None) -> ImageDataset:
-    """Return a data set's images as a net wants them.
+    """Return a data set's images as a net expects them.
 
     Args:
         dataset: the images.
-        view: pixels per side, the share of the resized picture's shorter side that the crop takes, and where they are not the usual
-            ones the interpolation and whether to squash; None: as they are.
+        view: pixels per side, the fraction of the shorter side kept by the crop, and optionally the interpolation and whether to squash;
+            None to leave the images unchanged.
 
     Returns:
-        A data set that reads the same files so; the same data set, if its images are no files.
+        A data set that reads the same files in that way; the same data set if its images are not files.
     """
     images = getattr(dataset.read, "__self__", None)
     if view is None or not isinstance(images, FileImages):

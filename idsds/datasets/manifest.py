@@ -1,4 +1,4 @@
-"""Manifests: the list of a data set's images, which defines a subset of N images for every model, method and machine."""
+"""Manifests: lists of a data set's images, which define the same subset for every model, method and machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ["image_id", "target", "class"]
 
 
 def manifest(dataset: ImageDataset, images: int | None = None) -> pd.DataFrame:
-    """Return a table of the first ``images`` of a data set in its fixed order, all for None: ``image_id``, ``target``, ``class``.
+    """Return a table (``image_id``, ``target``, ``class``) of a data set's first ``images`` in its fixed order; None for all.
 
     Raises:
         ValueError: if ``images`` is below 1 or above the number of images.
@@ -36,7 +36,7 @@ def write_manifest(dataset: ImageDataset, path: str | os.PathLike[str], images: 
     """Write :func:`manifest` as ``.csv`` or, with the data set's name, split and number of images, as ``.json``.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: for any other file extension.
     """
     path, table = _checked(path), manifest(dataset, images)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a file from :func:`write_manifest`.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file and the missing columns.
+        FileNotFoundError, ValueError: if the file or a column is missing; the message names it.
     """
     path = _checked(path)
     table = (
@@ -66,10 +66,10 @@ def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def select(dataset: ImageDataset, path: str | os.PathLike[str]) -> ImageDataset:
-    """Select the images that a manifest lists, in its order.
+    """Select a manifest's images, in its order.
 
     Raises:
-        ValueError: for images that the data set lacks or gives another target, naming the first.
+        ValueError: if the data set lacks an image or has another target for it; the message names the first.
     """
     table = read_manifest(path)
     chosen = _by_ids(dataset, table["image_id"].tolist(), f"manifest {str(path)!r}")

@@ -1,6 +1,6 @@
-"""Images of creatures whose parts are known and can be removed: what a data set offers to the protocols of FunnyBirds.
+"""Images of creatures whose parts are known and can be removed: the interface between data sets and the FunnyBirds protocols.
 
-A *subset* of the P parts is a number from 0 to 2^P - 1: bit p is set if part p is drawn. The whole creature is 2^P - 1.
+A *subset* of the P parts is an integer in [0, 2^P - 1] whose bit p is set if part p is drawn; 2^P - 1 is the whole creature.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Parts:
-    """The parts of a data set's images; :attr:`idsds.datasets.ImageDataset.parts`. Images are named by their ids.
+    """The parts of a data set's images, see :attr:`idsds.datasets.ImageDataset.parts`. Images are identified by their ids.
 
     Args:
-        names: of the P parts.
+        names: names of the P parts.
         variants: which variant of each part a class has, integers (K, P).
         objects: the largest number of background objects in an image.
-        owners: for each region of :meth:`regions`, what it belongs to: part 0 to P - 1, or P + the number of the background object.
+        owners: for each region of :meth:`regions`, the part that it belongs to, 0 to P - 1, or P + the index of its background object.
     """
 
     def __init__(self, names: tuple[str, ...], variants: Tensor, objects: int, owners: tuple[int, ...]) -> None:
@@ -28,7 +28,7 @@ class Parts:
         return 2 ** len(self.names) - 1
 
     def count(self, image_id: str) -> int:
-        """Return the number of background objects of an image, whether they can be seen or not."""
+        """Return an image's number of background objects, visible or not."""
         raise NotImplementedError
 
     def draw(self, image_id: str, subset: int) -> Tensor:
@@ -44,13 +44,13 @@ class Parts:
         raise NotImplementedError
 
     def fitting(self, target: int, subset: int) -> Tensor:
-        """Return the classes that have the drawn parts of ``target``, as equal probabilities (K,); without a part, of all classes."""
+        """Return equal probabilities (K,) for all classes that share the drawn parts of ``target``; all classes if no part is drawn."""
         drawn = [part for part in range(len(self.names)) if subset >> part & 1]
         fits = (self.variants[:, drawn] == self.variants[target, drawn]).all(dim=1)
         return fits / fits.sum()
 
     def drop(self, generator: torch.Generator) -> int:
-        """Return the subset that training sees: all parts in half of the draws, else without 0 to P random parts, each number alike."""
+        """Return a random subset for training: all parts in half of the draws, otherwise without 0 to P random parts, uniformly."""
         order = torch.randperm(len(self.names), generator=generator).tolist()
         half, number = torch.rand((), generator=generator), int(torch.randint(len(order) + 1, (), generator=generator))
         return self.whole if half < 0.5 else self.whole - sum(2**part for part in order[:number])

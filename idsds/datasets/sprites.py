@@ -1,8 +1,8 @@
-"""Creatures of five parts, drawn by a few lines: an embedded data set of the kind of FunnyBirds, where every intervention is exact.
+"""Drawn creatures with five parts: an embedded data set in the manner of FunnyBirds, in which every intervention is exact.
 
-Ten classes are combinations of variants of beak, eye, foot, tail and wing. No variant belongs to one class alone, and two classes share at
-most two parts. Turn, side, size, place, light, background and up to eight background objects vary. A part that is left out uncovers what
-lies behind it, pixel by pixel. The idea is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); nothing of its
+Ten classes are combinations of variants of beak, eye, foot, tail and wing. Every variant occurs in several classes, and two classes share
+at most two parts. Rotation, side, size, position, lighting, background and up to eight background objects vary. Removing a part reveals
+what lies behind it, pixel by pixel. The idea is from FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); none of its
 images is used.
 
     >>> sprites = idsds.create_dataset("sprites", "test")
@@ -29,7 +29,7 @@ from idsds.datasets.base import ImageDataset, register_dataset
 from idsds.datasets.parts import Parts
 
 NAMES = ("beak", "eye", "foot", "tail", "wing")
-# Variants of the parts of each class, drawn once so that every class shares two parts with one class and two others with another.
+# Variants of each class's parts, chosen so that every class shares two parts with one class and two others with another.
 CLASSES = torch.tensor(
     [
         (0, 0, 1, 3, 3),
@@ -48,7 +48,7 @@ SIDE, OBJECTS = 64, 8
 SIZES = {"train": 2000, "val": 300, "test": 300}
 DIAMOND, DISC, BOX = range(3)
 BODY = -1
-# Shapes of each variant: kind, centre (right, down of the body's), radii, turn in degrees, colour.
+# Shapes of each variant: kind, centre (right and down from the body's), radii, rotation in degrees, colour.
 SHAPES: dict[int, list[list[tuple]]] = {
     0: [
         [(DIAMOND, 16, -4, 8, 3.5, 0, (1.0, 0.55, 0.0))],
@@ -79,19 +79,19 @@ SHAPES: dict[int, list[list[tuple]]] = {
     ],
 }
 BODY_SHAPE = (DISC, 0, 0, 14, 9.5, 0, (0.6, 0.6, 0.6))
-# From back to front: what is drawn later covers what was drawn before.
+# From back to front: later shapes cover earlier ones.
 ORDER = (3, 2, BODY, 4, 0, 1)
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """A scene, drawn but for the choice of what is in it.
+    """A rasterised scene, from which any subset of shapes can be drawn.
 
     Args:
-        layers: what each of S shapes belongs to, (S,): background object o is 5 + o, the body -1; from back to front.
-        codes: which shapes cover each pixel, (64, 64): bit s is set for shape s.
-        colours: of each shape in its light, (S, 3).
-        canvas: what lies behind, (3, 64, 64).
+        layers: owner of each of the S shapes, (S,), from back to front: a part's index, 5 + o for background object o, -1 for the body.
+        codes: which shapes cover each pixel, (64, 64), with bit s set for shape s.
+        colours: colour of each shape under the scene's lighting, (S, 3).
+        canvas: the background, (3, 64, 64).
     """
 
     layers: Tensor
@@ -100,19 +100,19 @@ class _Scene:
     canvas: Tensor
 
     def top(self, drawn: Tensor) -> Tensor:
-        """Return the foremost shape of each pixel, -1 for the canvas, (64, 64); ``drawn`` (S,) are the shapes there are."""
+        """Return the frontmost shape at each pixel, (64, 64), -1 for the canvas; ``drawn`` (S,) selects the shapes."""
         there = int((drawn.long() << torch.arange(len(drawn))).sum())
-        return torch.frexp((self.codes & there).float()).exponent.long() - 1  # the highest bit, exactly, of less than 24
+        return torch.frexp((self.codes & there).float()).exponent.long() - 1  # the highest set bit, exact for fewer than 24
 
     def image(self, drawn: Tensor) -> Tensor:
-        """Return the picture of some shapes, (3, 64, 64)."""
+        """Return the image of the selected shapes, (3, 64, 64)."""
         top = self.top(drawn)
         painted = self.colours.T[:, top.clamp(min=0)]
         return torch.where(top >= 0, painted, self.canvas)
 
 
 def _placed(shapes: list[tuple], centre: Tensor, matrix: Tensor) -> Tensor:
-    """Return which pixels shapes cover, (S, 64, 64); ``matrix`` (2, 2) turns and scales the creature's axes about ``centre`` (2,)."""
+    """Return which pixels each shape covers, (S, 64, 64); ``matrix`` (2, 2) rotates and scales the axes about ``centre`` (2,)."""
     kinds = torch.tensor([shape[0] for shape in shapes])[:, None, None]
     numbers = torch.tensor([shape[1:6] for shape in shapes])  # (S, 5)
     axis = torch.arange(SIDE) + 0.5
@@ -132,7 +132,7 @@ def _between(draw: torch.Generator, low: float, high: float, *size: int) -> Tens
 
 @lru_cache(maxsize=4096)
 def scene(target: int, image_id: str) -> _Scene:
-    """Return the scene of an image: all that varies is keyed by its id."""
+    """Return an image's scene; all variation is keyed by its id."""
     draw = generator(0, "sprites", image_id)
     count = int(torch.randint(OBJECTS + 1, (), generator=draw))
     kinds, turns = torch.randint(3, (count, 1), generator=draw), _between(draw, 0, 90, count, 1)
@@ -163,7 +163,7 @@ class Sprites(Parts):
     """The parts of some images.
 
     Args:
-        targets: by image id.
+        targets: class index by image id.
     """
 
     def __init__(self, targets: dict[str, int]) -> None:
@@ -200,7 +200,7 @@ class Sprites(Parts):
 
 
 class _Read:
-    """The ``read`` and the ``augment`` of the data set."""
+    """The data set's ``read`` and ``augment``."""
 
     def __init__(self, parts: Sprites, image_ids: list[str]) -> None:
         self.parts, self.image_ids = parts, image_ids
@@ -210,7 +210,7 @@ class _Read:
         return self.parts.draw(self.image_ids[index], self.parts.whole)
 
     def augment(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return an image without some of its parts, and the classes that fit what is left."""
+        """Return an image without some of its parts, and the classes consistent with the rest."""
         image_id = self.image_ids[index]
         subset = self.parts.drop(generator)
         return self.parts.draw(image_id, subset), self.parts.fitting(self.parts.targets[image_id], subset)
@@ -227,7 +227,7 @@ class _Read:
 def sprites(split: str, normalisation: Normalisation) -> ImageDataset:
     """Draw 64 x 64 colour images of ten creatures with five known parts; 2,000 / 300 / 300 images.
 
-    In training half of the images lose 0 to 5 random parts, and the loss spreads over all classes that fit those that are left.
+    In training, half of the images lack 0 to 5 random parts, and their targets are spread over all classes consistent with the rest.
     """
     image_ids = [f"sprites/{split}/{index:04d}" for index in range(SIZES[split])]
     targets = [index % len(CLASSES) for index in range(SIZES[split])]

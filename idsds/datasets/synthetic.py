@@ -1,9 +1,9 @@
 """Images with class evidence in known patches, and closed-form models for which the importance of each patch is known exactly.
 
 An image is a 4 x 4 grid of patches of 8 x 8 pixels. A patch holds evidence for a class (its stripes, at some strength), a distractor
-(stripes that no class uses), or background, which is orthogonal to all stripes and so carries no evidence. The idea of judging
-explanations by images with known parts is that of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); here nothing is
-downloaded, and the importances are formulas, not measurements.
+(stripes that no class uses), or background, which is orthogonal to all stripes and thus carries no evidence. Evaluating explanations on
+images with known parts is the idea of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023, arXiv 2308.06248); here nothing is downloaded,
+and importances are formulas, not measurements.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from idsds.common.randomness import generator
 from idsds.common.registry import UnknownNameError
 from idsds.datasets.base import ImageDataset, register_dataset
 
-GRID, PIXELS = 4, 8  # patches per side of an image, pixels per side of a patch
+GRID, PIXELS = 4, 8  # patches per image side, pixels per patch side
 CLASSES = ("rows", "columns", "checks", "narrow rows")
 SIZES = {"train": 1200, "val": 200, "test": 300}
-# Patches per image with stripes of the target, of other classes, and of no class; the others are background.
+# Patches per image with stripes of the target, of other classes, and of no class; the rest is background.
 EVIDENCE, OTHERS, DISTRACTORS = 6, 3, 3
 
 Importance = Literal["deletion", "shapley"]
@@ -31,7 +31,7 @@ Importance = Literal["deletion", "shapley"]
 
 @cache
 def stripes() -> Tensor:
-    """Return six patterns of +1 and -1, mutually orthogonal and of zero mean, (6, 8, 8): one per class, then two that no class uses."""
+    """Return six mutually orthogonal, zero-mean patterns of +1 and -1, (6, 8, 8): one per class, then two that no class uses."""
     steps = torch.arange(PIXELS)
     flat, wide, narrow = torch.ones(PIXELS), 1.0 - 2 * (steps // 4 % 2), 1.0 - 2 * (steps // 2 % 2)
     pairs = [(wide, flat), (flat, wide), (wide, wide), (narrow, flat), (flat, narrow), (narrow, narrow)]
@@ -39,11 +39,11 @@ def stripes() -> Tensor:
 
 
 def synthetic_image(target: int, image_id: str) -> tuple[Tensor, Tensor]:
-    """Make one image, and return its content.
+    """Generate one image and return it with its content.
 
     Args:
         target: the class whose stripes are in six patches, with strengths spread evenly over (0.1, 0.6].
-        image_id: keys everything else: the choice of patches, the strengths of the others, the background.
+        image_id: keys everything else: the choice of patches, the other strengths, the background.
 
     Returns:
         The image (3, 32, 32) in [-1, 1], and the strength of each pattern in each patch, (16, 6).
@@ -53,7 +53,7 @@ def synthetic_image(target: int, image_id: str) -> tuple[Tensor, Tensor]:
     places = torch.randperm(GRID * GRID, generator=draw)
     strengths[places[:EVIDENCE], target] = 0.6 * torch.linspace(1 / EVIDENCE, 1, EVIDENCE)
     for number, place in enumerate(places[EVIDENCE : EVIDENCE + OTHERS + DISTRACTORS].tolist()):
-        if number < OTHERS:  # weaker than the target's, so that the label is right
+        if number < OTHERS:  # weaker than the target's, so that the label is correct
             pattern, most = (target + 1 + number) % len(CLASSES), 0.3
         else:
             pattern, most = len(CLASSES) + number % 2, 0.6
@@ -74,7 +74,7 @@ def synthetic_image(target: int, image_id: str) -> tuple[Tensor, Tensor]:
     source="made by this package, nothing to download",
 )
 def synthetic(split: str, normalisation: Normalisation) -> ImageDataset:
-    """Make 32 x 32 images of four classes with known evidence; 1,200 / 200 / 300 images."""
+    """Generate 32 x 32 images of four classes with known evidence; 1,200 / 200 / 300 images."""
     image_ids = [f"synthetic/{split}/{index:04d}" for index in range(SIZES[split])]
     targets = [index % len(CLASSES) for index in range(SIZES[split])]
     return ImageDataset(
@@ -94,13 +94,13 @@ class PatchModel(nn.Module):
     ``logit_k = gain * (sum_p g(e_pk) + interaction * sum_(p, q) g(e_pk) g(e_qk))``
 
     where ``e_pk`` is the strength of class k's stripes in patch p, a linear function of its pixels; g is the identity, or a saturating
-    ``tanh(saturation * e) / saturation``; and (p, q) are the left and right neighbours of each pair of columns. A patch of zeros has e = 0,
-    and so has, exactly, a patch without the class's stripes: g(e), but not its gradient, is rounded to steps of 2^-20 (about 1e-6). In
-    float64 the drop of a patch without evidence is then also 0; in float32 the sum over patches may round.
+    ``tanh(saturation * e) / saturation``; and (p, q) are the left and right neighbours of each pair of columns. A patch of zeros has e =
+    0, and so does, exactly, a patch without the class's stripes, because g(e), but not its gradient, is rounded to multiples of 2^-20
+    (about 1e-6). In float64 the drop for a patch without evidence is therefore also 0; in float32 the sum over patches may round.
 
     Args:
-        interaction: weight of the products; 0 gives a purely additive model.
-        saturation: steepness of the tanh; 0 gives g(e) = e, and with ``interaction=0`` a linear model.
+        interaction: weight of the products; 0 for a purely additive model.
+        saturation: steepness of the tanh; 0 for g(e) = e, which with ``interaction=0`` is a linear model.
         gain: scale of the logits.
     """
 
@@ -118,8 +118,8 @@ class PatchModel(nn.Module):
 
     def _saturated(self, strengths: Tensor) -> Tensor:
         terms = torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
-        # For a patch without evidence the inner product rounds to 1e-8 and not to 0: the ranks of most patches would then be ranks of
-        # rounding errors. Steps make it 0; the gradient passes straight through, since a step has none.
+        # Without evidence the inner product rounds to 1e-8, not 0, and most patches would be ranked by rounding errors. Rounding to steps
+        # makes it 0; the gradient passes straight through.
         exact = (terms * 2**20).round() / 2**20
         return terms + (exact - terms).detach()
 
@@ -133,9 +133,9 @@ class PatchModel(nn.Module):
         return self.readout(self.evidence(images))
 
     def readout(self, strengths: Tensor) -> Tensor:
-        """Return logits (B, K) from the strength e of each class's stripes in each patch, (B, K, rows, columns)."""
+        """Return logits (B, K) from the strengths e of each class's stripes in each patch, (B, K, rows, columns)."""
         terms = self._saturated(strengths)
-        products = terms * self._partner(terms) / 2  # each pair occurs twice
+        products = terms * self._partner(terms) / 2  # each pair is counted twice
         return self.gain * (terms + self.interaction * products).sum(dim=(2, 3))
 
     @torch.no_grad()
@@ -145,8 +145,8 @@ class PatchModel(nn.Module):
         Args:
             images: (B, 3, H, W), normalised.
             targets: (B,).
-            kind: ``deletion``: the drop of the logit when the patch alone is replaced by zeros, which attributes a product fully to
-                both of its patches; ``shapley``: the Shapley value, which divides each product equally.
+            kind: ``deletion``, the drop in the logit when the patch alone is replaced by zeros, which attributes a product fully to both
+                of its patches; ``shapley``, the Shapley value, which divides each product equally.
 
         Returns:
             (B, n), row-major patches.

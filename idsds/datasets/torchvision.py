@@ -1,7 +1,7 @@
 """Data sets in the layouts of torchvision's classes of the same name; nothing is downloaded.
 
-``val`` is a keyed, stratified share ``held_out`` of the official training images, ``test`` the official test (or validation) images; see
-:mod:`idsds.datasets.folders` for the location of files and the effect of ``held_out=0``.
+``val`` is a keyed, stratified fraction ``held_out`` of the official training images, ``test`` the official test (or validation) images;
+for the location of files and the effect of ``held_out=0`` see :mod:`idsds.datasets.folders`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from idsds.datasets.images import TensorImages
 from idsds.datasets.splits import VALIDATION, official_half, within_half
 
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-# The folder of Debian's package dataset-fashion-mnist.
+# The folder of the Debian package dataset-fashion-mnist.
 FASHION_PACKAGE = "/usr/share/datasets/fashion-mnist"
 
 
@@ -44,7 +44,7 @@ def read_idx(path: Path) -> Tensor:
     """Read an IDX file of unsigned bytes, plain or gzipped: two zero bytes, type 8, number of dimensions, their sizes, the values.
 
     Raises:
-        ImageReadError: for a file of another form or a truncated one, naming it.
+        ImageReadError: if the file has another format or is truncated; the message names it.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:

@@ -16,16 +16,16 @@ from idsds.datasets.folders import Layout, Root, data_root, file_dataset, folder
 from idsds.datasets.images import EXTENSIONS
 from idsds.datasets.splits import VALIDATION, official_half, stratified_split
 
-#: How Stanford Dogs is divided: by the official lists, or a fifth of each class for testing, as in the study.
+#: How Stanford Dogs is split: by the official lists, or with a fifth of each class for testing, as in the study.
 Division = Literal["official", "80/20"]
 FIFTH = 0.2
 
-# The file of the official split of Stanford Dogs for each half.
+# The file of Stanford Dogs' official split for each half.
 DOG_LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
 
 
 def folded(name: str) -> str:
-    """Return a class name without case and spaces, which differ between the parts of the study's downloads."""
+    """Return a class name in lower case without spaces, because these differ between parts of the study's downloads."""
     return "-".join(name.split()).lower()
 
 
@@ -75,7 +75,7 @@ def stanford_dogs(
         classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir())
         files = [f"{key}/{path.name}" for key in classes for path in sorted((base / key).iterdir()) if path.suffix.lower() in EXTENSIONS]
         ids, targets = [f"stanford_dogs/{name}" for name in files], [classes.index(name.split("/")[0]) for name in files]
-        # Without a share to hold out, validation images are the test images, as everywhere.
+        # With nothing held out, the validation images are the test images, as everywhere.
         part = "test" if split == "val" and not held_out else split
         chosen = stratified_split(ids, targets, part, validation=(1 - FIFTH) * held_out, test=FIFTH)
         picked = [[values[i] for i in chosen] for values in ([str(base / name) for name in files], ids, targets)]

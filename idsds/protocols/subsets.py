@@ -146,6 +146,5 @@ def faithfulness_correlation(
     share: float = 0.1,
     baseline: str = "zeros",
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the correlation of attribution and logit drop over random sets of one size, in [-1, 1]; higher is better, random maps about
-    0."""
+    """Score the correlation of attribution and logit drop over random sets of one size, in [-1, 1]; higher is better, random 0."""
     return _columns(methods, batch, [share], samples, prepared["drops"])

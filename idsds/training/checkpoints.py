@@ -1,8 +1,8 @@
-"""Models that are ready to be judged: trained from scratch if they are small, fine-tuned in-domain, cached by what determines them.
+"""Models ready for evaluation: trained from scratch if small, fine-tuned in-domain, and cached by everything that determines them.
 
 A checkpoint's name is a hash of the model, the data (ids, targets, normalisation), the recipe, the deletion, the seed, the precision, the
-kind of device, the version of torch and the initial weights. A change of any of these makes a new file. While a stage runs, its state is
-kept beside the checkpoint in ``*.resume.pt``; after a kill the same call continues from there.
+kind of device, the version of torch and the initial weights. Changing any of these creates a new file. While a stage runs, its state is
+saved beside the checkpoint in ``*.resume.pt``; if the process is killed, the same call resumes from there.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from idsds.training.launch import Machine, is_main, of_all
 from idsds.training.loop import Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
 
-# Raise it when the training loop computes something else, so that old checkpoints are not mistaken for new ones.
+# Increase when the training loop's results change, so that old checkpoints are not mistaken for new ones.
 LOOP = 2
-# Initial weights that a model's own package publishes.
+# Stands for initial weights published by a model's own package.
 PRETRAINED = "pretrained"
 # Up to this many pixels per side, training from scratch takes minutes on a CPU.
 SMALL = 32
@@ -49,15 +49,15 @@ class Stage:
 
     Args:
         model, dataset, num_classes, recipe, deletion, seed, device, precision, train_images: what is trained, on what and how; without a
-            recipe the published weights are used as they are.
+            recipe the published weights are used unchanged.
         data: fingerprints of the training and the validation images.
-        start: the previous stage; None for fresh weights or ``weights``.
+        start: the previous stage; None for random weights or ``weights``.
         weights: a checkpoint file to start from, or ``pretrained``.
-        weights_key: a hash of that file.
+        weights_key: hash of that file.
         options: options of the data set, such as ``root``.
-        fraction: the share of the training images to use, see :func:`idsds.datasets.splits.nested_share`.
-        permuted_labels: whether to permute the labels of the training images; the epoch is then chosen on these very images, since the
-            net is meant to memorise them and cannot generalise to others.
+        fraction: fraction of the training images to use, see :func:`idsds.datasets.splits.nested_share`.
+        permuted_labels: whether to permute the labels of the training images. The epoch is then chosen on these images themselves, since
+            the net is to memorise them and cannot generalise.
     """
 
     model: str
@@ -79,11 +79,11 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """The address of the checkpoint: a hash of everything that determines it, wherever the files lie."""
+        """The checkpoint's address: a hash of everything that determines it, independent of where files are stored."""
         left_out = ("start", "weights", "options")
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         content["recipe"] = self.recipe and self.recipe.address
-        if self.fraction == 1.0:  # keeps the addresses from before there were shares
+        if self.fraction == 1.0:  # keeps addresses from before ``fraction`` existed
             del content["fraction"]
         if not self.permuted_labels:
             del content["permuted_labels"]
@@ -91,31 +91,31 @@ class Stage:
 
     @property
     def path(self) -> Path:
-        """Where the checkpoint is, or will be."""
+        """The checkpoint's path, whether or not it exists yet."""
         return paths.cache() / "checkpoints" / f"{self.model}-{'trained' if self.deletion is None else 'in_domain'}-{self.key}.safetensors"
 
     @property
     def resume(self) -> Path:
-        """Where the state of the run is kept until the checkpoint is complete."""
+        """The path of the run's state until the checkpoint is complete."""
         return self.path.with_suffix(".resume.pt")
 
     @property
     def missing(self) -> list[Stage]:
-        """The stages to run, first to last; empty if the checkpoint is cached."""
+        """The stages still to run, first to last; empty if the checkpoint is cached."""
         if self.recipe is None or self.path.is_file():
             return []
         return [*(self.start.missing if self.start else []), self]
 
     @property
     def content(self) -> str:
-        """The sha256 of the checkpoint, as it stands beside it; empty while it has never been there, and for published weights."""
+        """The sha256 recorded beside the checkpoint; empty if it does not exist yet, and for published weights."""
         if self.recipe is None:
             return ""
         return written_hash(self.path) or (sha256_of(self.path) if self.path.is_file() else "")
 
     @property
     def intact(self) -> bool:
-        """Whether the checkpoint is there and is what was written; all of it is read."""
+        """Whether the checkpoint exists and matches its hash; this reads the whole file."""
         if self.recipe is None:
             return True
         try:
@@ -125,7 +125,7 @@ class Stage:
         return self.path.is_file()
 
     def split(self, split: str) -> ImageDataset:
-        """Return one split of the data, normalised for the model; of the training images, the stage's share."""
+        """Return one split of the data, normalised for the model; for ``train`` only the stage's fraction."""
         found = _split(
             self.dataset, split, (MODELS[self.model].normalisation, MODELS[self.model].view), tuple(sorted(self.options.items()))
         )
@@ -152,12 +152,12 @@ class Stage:
     def check_weights(self) -> None:
         """Raise CheckpointError if the file of initial weights cannot be read or does not fit the model."""
         if self.weights not in (None, PRETRAINED):
-            with torch.device("meta"):  # shapes without values
+            with torch.device("meta"):  # shapes only
                 model = create_model(self.model, self.num_classes)
             check_checkpoint(model, self.weights)
 
     def begin(self) -> nn.Module:
-        """Return the model before the stage, with fresh classifiers and weights drawn by the seed."""
+        """Return the model before the stage, with new classifiers and random weights drawn from the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(self.seed, "weights", self.model).initial_seed())
             if self.weights == PRETRAINED:
@@ -168,7 +168,7 @@ class Stage:
 
 @lru_cache(maxsize=8)
 def _split(dataset: str, split: str, wanted: tuple[Normalisation | None, Any], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
-    # Listing 1.3 million files takes minutes on a network disk: do it once per model.
+    # Listing 1.3 million files takes minutes on a network drive: do it once per model.
     return viewed(create_dataset(dataset, split, wanted[0], **dict(options)), wanted[1])
 
 
@@ -186,18 +186,18 @@ def plan_training(
     permuted_labels: bool = False,
     **options: Any,
 ) -> Stage:
-    """Return the stage that makes the model for a data set: trained and, with a ``deletion``, then fine-tuned in-domain.
+    """Return the stage that produces the model for a data set: trained and, with ``deletion``, then fine-tuned in-domain.
 
     Args:
         model: a name of :func:`idsds.list_models`.
         dataset: a name of :func:`idsds.list_datasets`.
-        deletion: grid and baseline of the patches on whose deletion the model is fine-tuned; None: it is not.
-        seed: of all random numbers.
+        deletion: grid and baseline of the patches deleted in fine-tuning; None for no fine-tuning.
+        seed: seed of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        weights: a checkpoint file to start from, or ``pretrained``; None first trains a small net from scratch.
-        changes: changes to the recipe of the last stage (the model's own, or the paper's with ``weights``).
-        fraction: share of the training images, in (0, 1], stratified by class and drawn by ``seed``.
+        weights: a checkpoint file to start from, or ``pretrained``; None to train a small net from scratch first.
+        changes: changes to the last stage's recipe (the model's own, or the paper's with ``weights``).
+        fraction: fraction of the training images, in (0, 1], stratified by class and drawn with ``seed``.
         permuted_labels: whether to permute the labels among the training images, keyed by ``seed``.
         options: options of the data set, such as ``root``.
 
@@ -217,17 +217,17 @@ def plan_training(
     recipe = Recipe(**{**entry.training, **DATASETS[dataset].training})
     if deletion is None:
         return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
-    # Shorter and gentler than training: the weights should adapt to holes, not be learned again.
+    # Shorter and with a lower learning rate than training: the weights should adapt to deletions, not be relearned.
     tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
     trained = Stage(recipe=recipe, deletion=None, **shared)
     return Stage(recipe=_changed(tuning, changes), deletion=deletion, start=trained, **shared)
 
 
 def published(model: str, dataset: str, *, device: str = "auto", precision: str = "32-true") -> Stage:
-    """The published weights of a model, used as they are; from an installed package where the model's entry says so, else downloaded.
+    """Return the stage of a model's published weights, used unchanged: from an installed package if its entry says so, else downloaded.
 
     Raises:
-        ValueError: if no weights are published, or not for the classes of the data set.
+        ValueError: if no weights are published, or not for the data set's classes.
     """
     entry = MODELS[model]
     check_starts({model: PRETRAINED}, [model])
@@ -264,7 +264,7 @@ def _weights_key(weights: str) -> str:
 
 
 def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:
-    """Return the model of a stage, in eval mode on the CPU: from the cache, or trained and cached now; a damaged file is made again."""
+    """Return a stage's model, in eval mode on the CPU: from the cache, or trained and cached now. A damaged file is replaced."""
     if stage.recipe is None:
         return stage.begin()
     for missing in stage.missing:
@@ -276,7 +276,7 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
         for path in (stage.path, hash_file(stage.path), stage.resume):
             path.unlink(missing_ok=True)
         if stage.start is not None:
-            obtain(stage.start, machine=machine, progress=progress)  # it may be damaged too
+            obtain(stage.start, machine=machine, progress=progress)  # may be damaged too
         _run(stage, machine or Machine(), progress)
     return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
 
@@ -300,20 +300,20 @@ def _run(stage: Stage, machine: Machine, progress: bool) -> None:
         save_checkpoint(model, stage.path)
         write_json(stage.path.with_suffix(".json"), facts)
         stage.resume.unlink(missing_ok=True)
-    if torch.distributed.is_initialized():  # under torchrun and Slurm the others wait for the file
+    if torch.distributed.is_initialized():  # under torchrun and Slurm, the other processes wait for the file
         torch.distributed.barrier()
 
 
 def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
-    """Measure three batches of a stage that has not been run, with any weights; see :func:`idsds.training.loop.rehearse`."""
+    """Measure three batches of a stage that has not run yet, with arbitrary weights; see :func:`idsds.training.loop.rehearse`."""
     return rehearse(create_model(stage.model, stage.num_classes), **stage.arguments(machine or Machine()))
 
 
 def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
-    """Check the initial weights of models: an existing file, or ``pretrained`` if weights are published.
+    """Check that models' initial weights are an existing file, or ``pretrained`` where weights are published.
 
     Raises:
-        ValueError: naming the model or the file.
+        ValueError: if not; the message names the model or the file.
     """
     for name, start in checkpoints.items():
         if name not in models:
@@ -325,11 +325,11 @@ def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
 
 
 def trains_from_scratch(model: str, dataset: str) -> bool:
-    """Return whether the package trains this pair itself: a small net, on images of its size or, if it is convolutional, of twice that."""
+    """Return whether the package trains this pair itself: a small net on images of its size or, if convolutional, twice that size."""
     net, side = MODELS[model], DATASETS[dataset].image_size
     return net.input_size <= SMALL and (side == net.input_size or (side == 2 * net.input_size and net.family != "vit"))
 
 
 def starts_from_package(model: str, dataset: str) -> bool:
-    """Whether the weights of the model for the classes of the data set come inside an installed package."""
+    """Return whether an installed package contains the model's weights for the data set's classes."""
     return MODELS[model].packaged and DATASETS[dataset].num_classes == MODELS[model].num_classes

@@ -1,6 +1,6 @@
-"""Run a function on 1..N devices: in this process, in forked processes, or in those that torchrun or Slurm has started.
+"""Run a function on 1..N devices: in this process, in forked processes, or in processes started by torchrun or Slurm.
 
-The same call serves a notebook, a script and a cluster: the environment tells who started the processes.
+The same call works in a notebook, a script and on a cluster: the environment shows how the processes were started.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from idsds.common.devices import PRECISIONS, chosen_device
 from idsds.common.registry import UnknownNameError
 from idsds.common.settings import SettingsError
 
-# A process that has used the CUDA driver cannot fork workers that use it. This lets torch count devices without the driver.
+# A process that has initialised CUDA cannot fork workers that use it. This lets torch count devices without initialising it.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a training runs on.
+    """The hardware that training runs on, and how it is used.
 
     Args:
-        devices: number of devices, see :func:`launch`; it changes the result a little, through the statistics of the batches.
-        workers: loader processes of each device.
-        accumulate: number of passes that each device's share of a batch is split into.
-        save_every: steps between two writes of the state of the run; it is also written after each epoch.
+        devices: number of devices, see :func:`launch`; it changes the result slightly through BatchNorm's statistics.
+        workers: loader processes per device.
+        accumulate: number of passes into which each device's part of a batch is split.
+        save_every: steps between saves of the run's state, which is also saved after each epoch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, as lightning-fabric names them.
-        channels_last: whether images and weights lie so in memory: up to twice as fast, on a CPU too, but not every net runs with it.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, lightning-fabric's names.
+        channels_last: whether to use the channels_last memory format: up to twice as fast, also on a CPU, but not every net supports it.
     """
 
     devices: int = 1
@@ -47,7 +47,7 @@ class Machine:
 
     @property
     def layout(self) -> torch.memory_format:
-        """The order of images and weights in memory."""
+        """The memory format of images and weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def launch(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -67,14 +67,14 @@ def started_outside() -> tuple[int, int] | None:
 
 
 def is_main() -> bool:
-    """Return whether this process is the one that prints and writes: the only one, or rank 0 of several."""
+    """Return whether this process prints and writes: the only one, or rank 0 of several."""
     if started_outside() is None:
         return True
     return os.environ["RANK" if TorchElasticEnvironment.detect() else "SLURM_PROCID"] == "0"
 
 
 def forks(devices: int) -> bool:
-    """Return whether :func:`launch` runs the function in other processes, which do not share this one's memory."""
+    """Return whether :func:`launch` runs the function in other processes, which do not share memory with this one."""
     return devices > 1 and started_outside() is None
 
 
@@ -82,10 +82,10 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
     """Run ``function(fabric, *args)`` on every device.
 
     Args:
-        function: takes a launched ``Fabric`` first; in forked processes its result must be small, and changes to tensors stay there.
+        function: takes a launched ``Fabric`` first; in forked processes its result must be small, and changes to tensors are lost.
         args: its other arguments.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: number of devices of this machine; under torchrun or Slurm it must be 1 or equal the number of processes.
+        devices: number of devices of this machine; under torchrun or Slurm, 1 or the number of processes.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, which needs a CUDA device.
 
     Returns:
@@ -102,7 +102,7 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
     elif devices > 1:
         setup |= {"strategy": "ddp_fork", "plugins": [LightningEnvironment()]}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*srun.*")  # one task is allocated, and we start the processes ourselves
+        warnings.filterwarnings("ignore", message=".*srun.*")  # only one task is allocated; the processes are started here
         fabric = Fabric(**setup)
     if not forks(devices):
         fabric.launch()
@@ -118,13 +118,13 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
 
 
 def _forked(fabric: Fabric, function: Callable[..., Any], *args: Any) -> Any:
-    # GNU OpenMP's threads do not survive a fork: waiting for a second one would never end.
+    # GNU OpenMP's threads do not survive a fork: waiting for a second one would deadlock.
     torch.set_num_threads(1)
     return function(fabric, *args)
 
 
 def of_all(names: Sequence[str]) -> list[str]:
-    """Return the sorted union of the names that all processes have; under torchrun and Slurm every process must call this."""
+    """Return the sorted union of all processes' names; under torchrun and Slurm every process must call this."""
     if not torch.distributed.is_initialized():
         return sorted(names)
     found: list[list[str]] = [[]] * torch.distributed.get_world_size()

@@ -1,10 +1,10 @@
 """The training loop of ordinary training and in-domain fine-tuning, on 1..N devices.
 
-In-domain fine-tuning (Hesse, Schaub-Meyer, Roth, NeurIPS 2024): half of the images keep all patches, the others lose exactly one random
-patch of the grid, replaced by the baseline.
+In-domain fine-tuning (Hesse, Schaub-Meyer, Roth, NeurIPS 2024): half of the images keep all patches; in each of the others, one random
+patch of the grid is replaced by the baseline.
 
-Random numbers depend on (seed, epoch, image id), for dropout on (seed, epoch, step, rank): a run that was killed continues from its
-last checkpoint and ends with exactly the weights of an uninterrupted run, and N devices see the same images as one.
+Random numbers depend on (seed, epoch, image id), for dropout on (seed, epoch, step, rank): a killed run resumes from its last saved state
+and ends with exactly the weights of an uninterrupted run, and N devices see the same images as one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from idsds.training.steps import (
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Mean loss and accuracy (share in [0, 1]) of one epoch, in training and on intact validation images, there with five guesses too."""
+    """Mean loss and accuracy in [0, 1] of one epoch, for training and for intact validation images, for the latter also top-5."""
 
     epoch: int
     train_loss: float
@@ -60,12 +60,12 @@ class EpochResult:
 
 @dataclass
 class TrainingState:
-    """The state of a run: together with the keyed randomness it determines the rest of the run."""
+    """A run's state, which together with the keyed randomness determines the rest of the run."""
 
     run: str
     epoch: int = 0
     step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, images of the epoch so far
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct predictions and images of the epoch so far
     results: list[dict[str, float]] = field(default_factory=list)
     best: tuple[float, float] | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run of the loop needs, apart from the model; see :func:`fit`."""
+    """Everything that a training run needs apart from the model, see :func:`fit`."""
 
     train: Any
     val: Any
@@ -88,23 +88,23 @@ class Plan:
 
     @property
     def run(self) -> str:
-        """The settings that a checkpoint must share for a run to continue from it."""
+        """The settings that a saved state must share for a run to resume from it."""
         return digest([self.recipe.address, self.deletion and self.deletion.model_dump(), self.seed, len(self.train), len(self.val)])
 
     def epoch(self, epoch: int) -> Dataset:
-        """Return the training images as one epoch sees them."""
+        """Return one epoch's training images."""
         if isinstance(self.train, ImageDataset) and self.train.augment is not None:
             return self.train.augmented(self.seed, epoch)
         return self.train
 
     def batches(self, fabric: Fabric, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's share of each step from ``first`` on: images (B, 3, H, W) with patches deleted, targets (B,)."""
+        """Yield this process's part of each step from ``first`` on: images (B, 3, H, W) with patches deleted, targets (B,)."""
         chosen = shares(
             len(self.train), self.recipe.batch_size, seed=self.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size
         )
         loader = loader_of(self.epoch(epoch), chosen[first:], self.machine.workers, pin=fabric.device.type == "cuda")
         for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
-            if not len(targets):  # without an image there is no loss, and other processes wait for its gradient
+            if not len(targets):  # without images there is no loss, and other processes wait for its gradient
                 names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
                 raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
             images = images.to(fabric.device, non_blocking=True, memory_format=self.machine.layout)
@@ -116,11 +116,11 @@ class Plan:
             yield images, targets
 
     def steps(self, world: int) -> int:
-        """Return the number of steps of an epoch."""
+        """Return the number of steps per epoch."""
         return len(shares(len(self.train), self.recipe.batch_size, seed=self.seed, epoch=0, world=world))
 
     def validation(self, fabric: Fabric, batches: int | None = None) -> DataLoader | Iterator:
-        """This process's share of the validation images, or its first batches; with a teacher its predictions are the targets."""
+        """Return a loader of this process's validation images or first batches; with a teacher, its predictions are the targets."""
         mine = list(range(len(self.val)))[fabric.global_rank :: fabric.world_size]
         size = max(1, self.recipe.batch_size // fabric.world_size)
         chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
@@ -140,7 +140,7 @@ def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _with_teacher(plan: Plan, model: nn.Module) -> tuple[Plan, Loss]:
-    """The plan with a frozen copy of the model as it is now where the recipe distils it, and the loss of the training."""
+    """Return the plan, with a frozen copy of the current model if the recipe distils it, and the training loss."""
     if plan.recipe.loss == "labels":
         return plan, describe(model).loss
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
@@ -160,19 +160,19 @@ def fit(
     progress: bool = True,
     **machine: Any,
 ) -> list[EpochResult]:
-    """Train ``model`` in place, and leave it with the weights of the epoch that was most accurate on intact validation images.
+    """Train ``model`` in place; it ends with the weights of the epoch with the highest accuracy on intact validation images.
 
     Args:
         model: made by ``create_model``; its entry decides the loss.
-        train: items (image, target, image_id); augmented if the data set has an augmentation.
-        val: as ``train``; the epoch is chosen on it, so it must not be the test split.
+        train: items (image, target, image_id), augmented if the data set has an augmentation.
+        val: like ``train``; the epoch is chosen on it, so it must not be the test split.
         recipe: optimiser, schedule, epochs, and the batch size over all devices together.
-        deletion: grid and baseline of in-domain fine-tuning; None: ordinary training.
-        seed: of the order of the images, the augmentation, the deletions and dropout.
-        resume: file for the state of the run, which continues from there if it exists. Remove it once the result is safe.
+        deletion: grid and baseline of in-domain fine-tuning; None for ordinary training.
+        seed: seed of the image order, augmentation, deletions and dropout.
+        resume: file for the run's state; if it exists, the run resumes from it. Remove it once the result is saved.
         label: text of the progress bar.
         progress: whether to show the bar.
-        machine: what it runs on, such as ``device="cuda"``; the names are those of :class:`~idsds.training.launch.Machine`.
+        machine: the hardware, such as ``device="cuda"``; the names are those of :class:`~idsds.training.launch.Machine`.
 
     Returns:
         One result per epoch.
@@ -244,7 +244,7 @@ def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Mo
 
 
 def _show(bar: Progress, state: TrainingState) -> None:
-    """Show loss and accuracy of the epoch so far, or of the last one; tqdm itself shows the time left."""
+    """Show loss and accuracy of the epoch so far, or of the last one, on the progress bar."""
     last = state.results[-1] if state.results else {}
     names = {"loss": "train_loss", "accuracy": "train_accuracy", "val_accuracy": "val_accuracy", "val_top5": "val_top5"}
     shown = {name: last.get(key) for name, key in names.items()}
@@ -254,14 +254,14 @@ def _show(bar: Progress, state: TrainingState) -> None:
 
 
 def _share_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Give every process the running statistics of rank 0, as data parallel training does."""
+    """Broadcast rank 0's running statistics to every process, as data-parallel training does."""
     if fabric.world_size > 1:
         for buffer in model.buffers():
             buffer.data.copy_(fabric.broadcast(buffer.data, src=0))
 
 
 def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
-    """Write the state atomically, on rank 0 only, which from then on holds the sums of all processes."""
+    """Write the state atomically, on rank 0 only; rank 0 then holds the sums of all processes."""
     if plan.resume is None:
         return
     sums = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
@@ -272,7 +272,7 @@ def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, op
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
-            "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
+            "precision": fabric.strategy.precision.state_dict(),  # loss scale of fp16
         }
         with atomic(plan.resume) as partial:
             torch.save(content, partial)
@@ -280,7 +280,7 @@ def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, op
 
 
 def _load(fabric: Fabric, plan: Plan, model: nn.Module, optimizer: Any, scheduler: Any) -> TrainingState:
-    """Restore the state of a run that was stopped, and return it; a fresh state if there is none."""
+    """Restore and return the state of a stopped run; a new state if there is none."""
     if plan.resume is None or not plan.resume.is_file():
         return TrainingState(plan.run)
     try:
@@ -303,7 +303,7 @@ def _load(fabric: Fabric, plan: Plan, model: nn.Module, optimizer: Any, schedule
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The measurements of a dry run: what is left of a run, and what it takes."""
+    """The measurements of a dry run: the work left in a run and the resources it needs."""
 
     steps: int
     images_per_second: float
@@ -323,14 +323,14 @@ def rehearse(
     measured: int = 3,
     **machine: Any,
 ) -> Rehearsal:
-    """Time ``measured`` batches of training and of validation, after a warm-up batch each, and extrapolate.
+    """Time ``measured`` batches of training and of validation, each after a warm-up batch, and extrapolate.
 
-    Takes the arguments of :func:`fit`. The model's weights change, nothing is written; ``hours`` leaves out what a state in ``resume``
-    has done.
+    Takes the arguments of :func:`fit`. The model's weights change, but nothing is written; ``hours`` excludes work already done according
+    to a state in ``resume``.
 
     Returns:
-        Steps and hours left, training images per second over all devices, and the largest memory of a device in GB (10^9 bytes; for a
-        CPU that of the process).
+        Steps and hours left, training images per second over all devices, and the peak memory of a device in GB (10^9 bytes; on a CPU,
+            that of the process).
     """
     plan = Plan(train, val, recipe, deletion, seed, Machine(**machine), resume)
     return Rehearsal(**plan.machine.launch(_rehearse, model, plan, measured))
@@ -351,7 +351,7 @@ def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> di
         training_step(fabric, net, optimizer, part, targets, loss=loss, clip=plan.recipe.clip, accumulate=plan.machine.accumulate)
         if cuda:
             torch.cuda.synchronize()
-        if number == 0 and per_epoch > 1:  # the first batch also starts the loader and chooses kernels
+        if number == 0 and per_epoch > 1:  # the first batch also starts the loader and selects kernels
             started = time.perf_counter()
             continue
         seconds, images = time.perf_counter() - started, images + len(targets)

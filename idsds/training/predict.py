@@ -18,7 +18,7 @@ from idsds.models.base import Loss
 from idsds.training.recipes import Deletion
 from idsds.training.steps import delete, loader_of, loss_of, over_processes
 
-#: As in "top-5 accuracy".
+#: k of top-k accuracy.
 TOP = 5
 
 
@@ -27,13 +27,13 @@ def outputs(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Yield logits (B, K) as float32, targets (B,), both on the model's device, and image ids, batch by batch.
 
-    The model is in eval mode and no graph is kept while a batch is computed; the mode is restored afterwards.
+    The model runs in eval mode without autograd; its mode is restored afterwards.
 
     Args:
         model: returns logits (B, K).
-        loader: batches of (images, targets, image ids); a batch of which no image could be read is left out.
-        deletion: None: intact images; else each image loses one patch, the same one at every call.
-        autocast: makes the context that sets the precision.
+        loader: batches of (images, targets, image ids); batches without readable images are skipped.
+        deletion: None for intact images; otherwise one patch of each image is deleted, the same at every call.
+        autocast: returns the context manager that sets the precision.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -54,7 +54,7 @@ def outputs(
 
 
 def in_top(logits: Tensor, targets: Tensor, k: int = TOP) -> Tensor:
-    """Return which targets (B,) are among the ``k`` largest logits (B, K): all of them if there are no more classes than that."""
+    """Return which targets (B,) are among the ``k`` largest logits (B, K); all of them if K <= k."""
     return (logits.topk(min(k, logits.shape[1]), dim=1).indices == targets[:, None]).any(dim=1)
 
 
@@ -66,10 +66,10 @@ def accuracy(
     loss: Loss = "cross_entropy",
     fabric: Fabric | None = None,
 ) -> tuple[float, float, float]:
-    """Return accuracy (share in [0, 1]), mean loss and top-5 accuracy on a split.
+    """Return accuracy in [0, 1], mean loss and top-5 accuracy on a split.
 
     Args:
-        model, loader, deletion: as for :func:`outputs`; with several processes, the loader has this one's share.
+        model, loader, deletion: see :func:`outputs`; with several processes, the loader yields this process's part.
         loss: which loss to report.
         fabric: sums over its processes and takes its precision.
 
@@ -88,12 +88,12 @@ def accuracy(
 
 
 def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int = 0, precision: str = "32-true") -> pd.DataFrame:
-    """Return the most probable class of every image that can be read.
+    """Return the most probable class of every readable image.
 
     Args:
-        model: returns logits (B, K), on the device that is to be used; its mode is restored afterwards.
+        model: returns logits (B, K), on the device to use; its mode is restored afterwards.
         data: the images.
-        size: of a batch.
+        size: images per batch.
         workers: loader processes.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 

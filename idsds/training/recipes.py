@@ -1,4 +1,4 @@
-"""Recipes of training, and the deletions of in-domain fine-tuning."""
+"""Training recipes, and the deletions of in-domain fine-tuning."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Deletion(Settings):
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Leave ``share`` out where it is None, so that checkpoints keep the addresses they had."""
+        """Omit ``share`` if None, so that checkpoints keep their addresses."""
         return {name: value for name, value in dump(self).items() if name != "share" or value is not None}
 
     @property
     def most(self) -> int:
-        """The largest number of patches that an image loses."""
+        """The largest number of patches deleted from an image."""
         return 1 if self.share is None else math.ceil(self.share * self.grid**2)
 
 
 class Recipe(Settings):
-    """Optimiser, schedule, epochs and batch size of a training.
+    """Optimiser, schedule, epochs and batch size.
 
-    The defaults train a ``mini_*`` net from scratch; the paper's recipe for fine-tuning at full size is :data:`PAPER`. With ``loss:
-    distill`` no label is used: the net with a hole in its input learns to say what it said of the intact image before the training (KL
-    divergence of the class probabilities), and the epoch is chosen by how often the two agree on intact validation images. A score on such
-    a net is called IDSDS (distilled).
+    The defaults train a ``mini_*`` net from scratch; the paper's recipe for fine-tuning at full size is :data:`PAPER`. ``loss: distill``
+    uses no labels: on images with deleted patches, the net learns to reproduce its original predictions for the intact images (KL
+    divergence of class probabilities), and the epoch is chosen by agreement with the original net on intact validation images. A score on
+    such a net is called IDSDS (distilled).
     """
 
     epochs: PositiveInt = 3
@@ -55,10 +55,10 @@ class Recipe(Settings):
 
     @property
     def address(self) -> dict[str, Any]:
-        """What tells the recipe from others. Learning from labels is left out, so that checkpoints keep the addresses they had."""
+        """The fields that identify the recipe; a loss that uses labels is omitted, so that checkpoints keep their addresses."""
         return self.model_dump(exclude={"loss"} if self.loss == "labels" else None)
 
 
-#: Self-distillation for images whose labels are not at hand.
+#: Self-distillation for unlabelled images.
 DISTILL = Recipe(epochs=4, batch_size=32, optimizer="sgd", lr=3e-3, weight_decay=1e-4, loss="distill")
 PAPER = Recipe(epochs=30, batch_size=256, optimizer="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, schedule="step", clip=0.0)

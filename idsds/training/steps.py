@@ -1,4 +1,4 @@
-"""The engine of the training loop: one step, one pass over the validation images, and their random numbers.
+"""The parts of the training loop: one step, one pass over the validation images, and their random numbers.
 
 Nothing here starts processes or writes files; :mod:`idsds.training.loop` does.
 """
@@ -25,7 +25,7 @@ from idsds.training.recipes import Deletion, Recipe
 
 
 def drawn_patches(image_ids: Sequence[str], grid: int, *, seed: int, epoch: int) -> Tensor:
-    """Return the patch that each image loses, (B,): -1 (none) for half of them, else an index in [0, grid * grid)."""
+    """Return the patch to delete from each image, (B,): -1 (none) for half of them, otherwise an index in [0, grid * grid)."""
     patches = []
     for image_id in image_ids:
         word = hashlib.blake2b(f"deletion {seed} {epoch} {image_id}".encode(), digest_size=8).digest()
@@ -35,7 +35,7 @@ def drawn_patches(image_ids: Sequence[str], grid: int, *, seed: int, epoch: int)
 
 
 def loss_of(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """Mean cross entropy, the mean binary cross entropy of all B * K logits against one-hot targets (B-cos), or the mean divergence.
+    """Return the mean cross entropy, the mean binary cross entropy over all B * K logits (B-cos), or the mean divergence (``distill``).
 
     Targets are classes (B,) or probabilities of classes (B, K). For ``distill`` they are probabilities, and the loss is the
     Kullback-Leibler divergence from them.
@@ -58,7 +58,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Return the recipe's schedule for epochs of ``steps`` steps."""
     if recipe.schedule == "one_cycle":
-        # With 4 steps the first quarter is step 0 alone, and torch divides by its number.
+        # With 4 steps the first quarter is step 0 alone, and torch divides by its index.
         total = max(8, recipe.epochs * steps)
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=0.25)
     return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs, recipe.step_factor)
@@ -74,10 +74,10 @@ def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, recipe: Recipe, eve
 
 
 def shares(count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-    """Return the images that one of ``world`` processes takes in each step, in the keyed order of the epoch.
+    """Return the images of one of ``world`` processes in each step, in the epoch's keyed order.
 
-    The batches themselves do not depend on ``world``. A last batch with fewer images than processes is joined to the previous
-    one, so that every process has an image.
+    The batches themselves do not depend on ``world``. A last batch with fewer images than processes is merged into the previous one, so
+    that every process has an image.
 
     Raises:
         ValueError: if there are fewer images than processes.
@@ -101,22 +101,22 @@ def training_step(
     clip: float = 0.0,
     accumulate: int = 1,
 ) -> tuple[float, int]:
-    """Take one step of the optimiser on this process's share of a batch.
+    """Take one optimiser step on this process's part of a batch.
 
-    Every image has the same weight in the gradient, however unevenly the batch is divided.
+    Every image has the same weight in the gradient, even if the batch is divided unevenly.
 
     Args:
         fabric: launched.
         net: set up by ``fabric``, in training mode, returns logits (B, K).
         optimizer: set up by ``fabric``.
         images: (B, 3, H, W), normalised, patches deleted, on the device.
-        targets: (B,), or probabilities (B, K) to be distilled.
+        targets: (B,), or probabilities (B, K) to distil.
         loss: see :func:`loss_of`.
         clip: largest L2 norm of the gradient, 0 for no limit.
-        accumulate: number of passes that the share is split into, for a device that cannot hold its activations at once.
+        accumulate: number of passes into which the part is split, if a device cannot hold all its activations at once.
 
     Returns:
-        The share's summed loss and its number of correct predictions.
+        The part's summed loss and number of correct predictions.
     """
     count = over_processes(fabric, torch.tensor([float(len(targets))]))[0]
     optimizer.zero_grad()
@@ -126,7 +126,7 @@ def training_step(
         with fabric.no_backward_sync(net, enabled=number < len(parts)) if fabric.world_size > 1 else nullcontext():
             logits = net(part)
             value = loss_of(logits.float(), wanted, loss)
-            # Gradients are averaged over processes, hence the factor: every image ends up with weight 1 / count.
+            # Gradients are averaged over processes; the factor gives every image the weight 1 / count.
             fabric.backward(value * (len(wanted) * fabric.world_size / count))
         summed += float(value.detach()) * len(wanted)
         correct += int((logits.detach().argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))).sum())
@@ -137,9 +137,9 @@ def training_step(
 
 
 def deleted_at_random(images: Tensor, image_ids: list[str], deletion: Deletion, *, seed: int, epoch: int) -> Tensor:
-    """Return training images (B, 3, H, W) of an epoch: half of them intact, the others without one or, by ``share``, several patches.
+    """Return an epoch's training images, (B, 3, H, W): half of them intact, the others without one patch or, with ``share``, several.
 
-    With a share the number of patches is uniform in 1 .. ``deletion.most``, and so is the choice among sets of that number.
+    With ``share``, the number of patches is uniform in 1 .. ``deletion.most``, and so is the choice among sets of that size.
     """
     if deletion.share is None:
         return delete(images, drawn_patches(image_ids, deletion.grid, seed=seed, epoch=epoch), image_ids, deletion, seed)
@@ -160,7 +160,7 @@ def delete(images: Tensor, patches: Tensor, image_ids: list[str], deletion: Dele
 
 
 def over_processes(fabric: Fabric | None, sums: Tensor) -> list[float]:
-    """Sum each number over all processes."""
+    """Return each number summed over all processes."""
     if fabric is None or fabric.world_size == 1:
         return sums.tolist()
     reduced = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")

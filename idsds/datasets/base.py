@@ -1,7 +1,7 @@
 """Data sets: images with a target and a stable id, in one fixed order.
 
-A loader deals with files and pixels in [0, 1]; the normalisation comes from the model's entry (or, for a net trained from scratch, from
-the data set's own statistics), never from a model's name.
+A loader handles files and pixels in [0, 1]. The normalisation comes from the model's entry or, for a net trained from scratch, from the
+data set's own statistics.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class ImageDataset(Dataset):
         split: ``train``, ``val`` or ``test``.
         image_ids: one stable id per image.
         targets: one class index per image.
-        read: from an index to the image, float (3, H, W) in [0, 1]. It must be picklable, since loader processes may be spawned.
+        read: maps an index to the image, float (3, H, W) in [0, 1]. Must be picklable, since loader processes may be spawned.
         classes: names of the classes, in the order of their indices.
         normalisation: applied to the result of ``read``.
-        augment: from an index and a generator to a randomly changed image for training, float (3, H, W) in [0, 1]; None: ``read``.
-        on_error: treatment of unreadable images: ``raise`` stops with an :class:`ImageReadError`, ``skip`` returns None as the item, which
-            :func:`collate` leaves out, and counts it in :attr:`skipped`.
-        groups: one per image where images belong together, such as crops of a photo; intervals then draw groups.
+        augment: maps an index and a generator to a randomly augmented image for training, float (3, H, W) in [0, 1]; None for ``read``.
+        on_error: treatment of unreadable images: ``raise`` raises :class:`ImageReadError`; ``skip`` returns None as the item, which
+            :func:`collate` leaves out and :attr:`skipped` counts.
+        groups: one label per image if images belong together, such as crops of a photo; intervals then resample groups.
     """
 
     #: The known parts of the images, set by the loader if they have any. ``augment`` may then return the image without some of them,
@@ -78,7 +78,7 @@ class ImageDataset(Dataset):
         self.augment, self.on_error, self.groups = augment, on_error, groups and list(map(str, groups))
         if self.groups and len(self.groups) != len(self.image_ids):
             raise ValueError(f"{name}: {len(self.groups)} groups for {len(self.image_ids)} images")
-        # In shared memory, so that marks set by a loader's worker processes are seen by the process that counts.
+        # In shared memory, so that the main process sees marks set by a loader's worker processes.
         self._unreadable = torch.zeros(len(self.image_ids), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class ImageDataset(Dataset):
         return self.item(index)
 
     def item(self, index: int, generator: torch.Generator | None = None) -> Any:
-        """Return the item at ``index``, augmented by ``generator`` if given; None for an unreadable image if ``on_error="skip"``."""
+        """Return the item at ``index``, augmented with ``generator`` if given; None for an unreadable image if ``on_error="skip"``."""
         image = self.pixels(index, generator)
         if image is None:
             return None
@@ -97,7 +97,7 @@ class ImageDataset(Dataset):
         return self.normalisation(image), target, self.image_ids[index]
 
     def pixels(self, index: int, generator: torch.Generator | None = None) -> Any:
-        """Return the image of :meth:`item` before normalisation, float (3, H, W) in [0, 1]; None, or a pair, as there."""
+        """Return the image of :meth:`item` before normalisation, float (3, H, W) in [0, 1], or None or a pair as ``item`` does."""
         try:
             return self.read(index) if generator is None or self.augment is None else self.augment(index, generator)
         except ImageReadError as error:
@@ -107,15 +107,15 @@ class ImageDataset(Dataset):
             return None
 
     def stamp(self, index: int) -> str:
-        """Return what tells one version of an image's file from another; empty for images that are not files."""
+        """Return what distinguishes versions of an image's file; empty for images that are not files."""
         return _stamp(self.read, index)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return the height and width in pixels of an image's file before it is cropped, or of an image in memory."""
+        """Return the height and width in pixels of an image's file before cropping, or of an image in memory."""
         return _size(self.read, index)
 
     def augmented(self, seed: int, epoch: int) -> AugmentedDataset:
-        """Return the same images as training sees them in one epoch."""
+        """Return the same images, augmented for one epoch of training."""
         return AugmentedDataset(self, seed, epoch)
 
     @property
@@ -125,7 +125,7 @@ class ImageDataset(Dataset):
 
     @property
     def skipped(self) -> list[str]:
-        """Ids of the images that could not be read so far and were skipped."""
+        """Ids of images skipped so far because they could not be read."""
         return [self.image_ids[i] for i in self._unreadable.nonzero().flatten().tolist()]
 
     def subset(self, indices: Sequence[int]) -> ImageDataset:
@@ -148,7 +148,7 @@ class ImageDataset(Dataset):
 
 
 class _Picked:
-    """``function`` applied through a list of indices; a class, because a closure cannot be pickled."""
+    """``function`` applied through a list of indices; a class, because closures cannot be pickled."""
 
     def __init__(self, function: Callable[..., Tensor], indices: list[int]) -> None:
         self.function, self.indices = function, indices
@@ -173,9 +173,9 @@ def _size(read: Callable[[int], Tensor], index: int) -> tuple[int, int]:
 
 
 class AugmentedDataset(Dataset):
-    """A data set as training sees it in one epoch: each image changed at random, keyed by (seed, epoch, image id).
+    """A data set augmented for one epoch of training, keyed by (seed, epoch, image id).
 
-    The stream does not depend on the order, on the number of loader processes or devices, or on a resume.
+    Augmentation does not depend on the order, the number of loader processes or devices, or on resuming.
     """
 
     def __init__(self, dataset: ImageDataset, seed: int, epoch: int) -> None:
@@ -189,14 +189,14 @@ class AugmentedDataset(Dataset):
 
 
 def hashed(text: str) -> bytes:
-    """Return a stable hash, from which orders and splits are made."""
+    """Return a stable hash, which determines orders and splits."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def fixed_order(image_ids: Sequence[str]) -> list[int]:
-    """Return the one order in which a data set is evaluated: by the hash of the image id.
+    """Return the fixed order in which a data set is evaluated: by the hash of the image id.
 
-    It mixes the classes, is the same for every model, method and seed, and keeps the order of the other images when some are added.
+    It mixes the classes, is the same for every model, method and seed, and adding images keeps the order of the others.
     """
     return sorted(range(len(image_ids)), key=lambda index: (hashed(image_ids[index]), image_ids[index]))
 
@@ -210,18 +210,18 @@ def fingerprint(dataset: ImageDataset) -> str:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One data set of the registry.
+    """One data set in the registry.
 
     Args:
         name: the key.
         load: ``load(split, normalisation, **options)`` returns an :class:`ImageDataset`.
-        num_classes: K; None if the folder decides.
-        image_size: pixels per side that a model sees.
+        num_classes: K; None if the folder determines it.
+        image_size: pixels per side of a model's input.
         normalisation: the data set's own statistics, for nets trained from scratch on it.
         embedded: whether the pixels come with the installation.
-        distill: whether nets are fine-tuned in-domain without its labels, since there are too few labelled images.
+        distill: whether nets are fine-tuned in-domain without labels, because there are too few labelled images.
         source: where it comes from.
-        training: changes to the recipe of small nets that are trained from scratch on it.
+        training: changes to the recipe of small nets trained from scratch on it.
     """
 
     name: str
@@ -245,7 +245,7 @@ SPLITS = ("train", "val", "test")
 
 
 def register_dataset(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable], Callable]:
-    """Register the decorated loader under ``name`` or its own name; the other arguments are those of :class:`DatasetEntry`."""
+    """Register the decorated loader under ``name`` or its own name. Other arguments: see :class:`DatasetEntry`."""
 
     def decorate(load: Callable) -> Callable:
         key = name or load.__name__
@@ -272,13 +272,13 @@ def create_dataset(
     Args:
         name: one of :func:`list_datasets`.
         split: ``train``, ``val`` or ``test``.
-        normalisation: that of the model; None: the data set's own statistics.
+        normalisation: the model's normalisation; None for the data set's own statistics.
         manifest: a file from :func:`idsds.datasets.write_manifest`; the data set then holds only its images, in its order.
         options: further options of the loader, such as ``root``.
 
     Raises:
-        UnknownNameError: for an unknown data set, split or option, naming the nearest.
-        FileNotFoundError: if the images are not on this disk, naming the folder and the files it should hold.
+        UnknownNameError: for an unknown data set, split or option, with the nearest match.
+        FileNotFoundError: if the images are missing; the message names the folder and the files it should hold.
     """
     entry = DATASETS[name]
     if split not in SPLITS:
@@ -295,7 +295,7 @@ def create_dataset(
 
 
 def class_index(label: object, image_id: str) -> int:
-    """Return a label as an integer. Raises TypeError, naming the image, for anything that is not an integer class."""
+    """Return a label as an integer. Raises TypeError, which names the image, for anything but an integer class."""
     if isinstance(label, (Tensor, np.ndarray)) and tuple(label.shape) in ((), (1,)):  # MedMNIST's labels are arrays of one integer
         label = label.item()
     if isinstance(label, numbers.Integral) and not isinstance(label, (bool, np.bool_)):
@@ -310,7 +310,7 @@ def class_index(label: object, image_id: str) -> int:
 def collate(items: Sequence[tuple[Tensor, int, str] | None]) -> tuple[Tensor, Tensor, list[str]]:
     """Collate items into a batch: images (B, 3, H, W), targets (B,) or probabilities of classes (B, K), image ids.
 
-    Images that were skipped as unreadable are left out; if none remains, the batch is (0, 3, 1, 1), (0,), [].
+    Unreadable images are left out; if none remains, the batch is (0, 3, 1, 1), (0,), [].
     """
     kept = [item for item in items if item is not None]
     if not kept:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from idsds.common.normalisation import Normalisation, as_normalisation
 from idsds.datasets.base import ImageDataset, class_index
 
-# Rounding of float16 images.
+# Rounding error of float16 images.
 RANGE_TOLERANCE = 1e-2
 
 
@@ -28,17 +28,17 @@ WRAPPER = """class Wrapped(torch.utils.data.Dataset):
 
 
 def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, normalisation: Any = None) -> Dataset:
-    """Wrap a data set of items ``(image, target)`` or ``(image, target, image_id)`` as one whose items have all three.
+    """Wrap a data set of items ``(image, target)`` or ``(image, target, image_id)`` as one whose items have all three fields.
 
     Args:
-        dataset: the user's. Its attribute ``normalisation``, a :class:`Normalisation` or (mean, std), says how its pixels were normalised;
-            its attribute ``groups``, one per image, says which images belong together.
-        name: what it is called in records.
-        labels: whether labels are read; without, every target is :data:`UNLABELLED`.
-        normalisation: in place of the attribute.
+        dataset: the user's data set. Its attribute ``normalisation``, a :class:`Normalisation` or (mean, std), says how its pixels were
+            normalised; its attribute ``groups``, one label per image, says which images belong together.
+        name: its name in records.
+        labels: whether to read labels; otherwise every target is :data:`UNLABELLED`.
+        normalisation: replaces the attribute.
 
     Raises:
-        TypeError, ValueError: naming what an item is instead, and the wrapper to write.
+        TypeError, ValueError: if items have another form; the message says which, and shows a wrapper to write.
     """
     if isinstance(dataset, ImageDataset):
         if normalisation is not None:
@@ -50,13 +50,13 @@ def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, no
         raise ValueError("the data set is empty")
     wrapped = _WithIds(dataset, name, labels, as_normalisation(normalisation))
     for index in range(len(dataset)):
-        if wrapped[index] is not None:  # the first item that can be read stands for all
+        if wrapped[index] is not None:  # the first readable item represents all
             return wrapped
     raise ValueError(f"none of the {len(dataset)} images of the data set can be read: every item is None")
 
 
 def _wrapper(item: Any) -> str:
-    """Say how to wrap a data set with such an item."""
+    """Return advice on wrapping a data set with such an item."""
     if isinstance(item, Mapping):
         keys = list(map(str, item))
         image = next((key for key in keys if key in ("image", "img", "pixel_values", "images")), keys[0] if keys else "image")
@@ -68,7 +68,7 @@ def _wrapper(item: Any) -> str:
 
 
 class _WithIds(Dataset):
-    """A user's data set; an item without an id gets its index, an item that is None stays None."""
+    """A user's data set; items without an id get their index, items that are None stay None."""
 
     def __init__(self, dataset: Any, name: str, labels: bool, normalisation: Normalisation | None = None) -> None:
         self.dataset, self.name, self.split, self.labels = dataset, name, "test", labels

@@ -1,4 +1,4 @@
-"""Turn the arguments of ``evaluate`` into a plan: look up every name and check every number before any work is done."""
+"""Turn the arguments of ``evaluate`` into a plan: look up every name and check every number before any work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Arguments:
     """The arguments of :func:`idsds.evaluate` that a plan depends on; they are documented there.
 
     Args:
-        settings: of the protocol, including grid and baseline.
+        settings: the protocol's settings, including grid and baseline.
         elsewhere: whether the work is done on a cluster, whose device is not known yet.
     """
 
@@ -160,7 +160,7 @@ def _workers(arguments: Arguments) -> int:
 
 
 class _Look:
-    """Makes the jobs; each of the user's nets is inspected once, however many seeds there are."""
+    """Makes the jobs; each of the user's nets is inspected once, whatever the number of seeds."""
 
     def __init__(self, arguments: Arguments, entry: ProtocolEntry) -> None:
         self.arguments, self.entry = arguments, entry
@@ -169,7 +169,7 @@ class _Look:
         self.notes: dict[str, None] = {}
 
     def _check_view(self, name: str, side: int) -> None:
-        """Raise ValueError, with sizes that would do, where a grid does not divide the images that a net of a library wants."""
+        """Raise ValueError if a grid does not divide a library net's input size; the message suggests sizes that work."""
         settings = self.arguments.settings
         try:
             _checked_grid(self.entry, settings["grid"], (side, side))
@@ -187,7 +187,7 @@ class _Look:
         arguments, dataset, settings = self.arguments, self.arguments.dataset, self.arguments.settings
         methods = _for_model(arguments.methods, name, list(arguments.models))
         source = source_of(name, net, dataset, self.entry, seed, arguments.checkpoints, arguments.device, arguments.precision, settings)
-        built = net.model if isinstance(net, Stage) else name if net is None else None  # the registry's name, where it has one
+        built = net.model if isinstance(net, Stage) else name if net is None else None  # its name in the registry, if any
         space = MODELS[built].normalisation if built else as_normalisation(arguments.normalisation)
         where = (dataset, arguments.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
         data = named_dataset(*where) if isinstance(where, tuple) else where
@@ -235,7 +235,7 @@ class _Look:
 
 
 def _for_model(methods: Mapping[str, Any], model: str, models: Sequence[str]) -> dict[str, Any]:
-    """Return the methods for one model: of an option ``layer`` that maps models to layers, the model's own layer.
+    """Return the methods for one model; an option ``layer`` that maps models to layers is replaced by the model's layer.
 
     Raises UnknownNameError for a model that is not evaluated.
     """
@@ -252,7 +252,7 @@ def _for_model(methods: Mapping[str, Any], model: str, models: Sequence[str]) ->
 
 
 def protocol_settings(entry: ProtocolEntry, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a protocol, completed by its defaults. Raises UnknownNameError for a setting that it does not have."""
+    """Return a protocol's settings, completed by its defaults. Raises UnknownNameError for an unknown setting."""
     known: dict[str, Any] = {}
     for function in (entry.prepare, entry.function):
         for parameter in inspect.signature(function).parameters.values() if function else ():
@@ -320,7 +320,7 @@ def _applicable(
 
 
 def _no_layer(model: nn.Module, layer: object) -> str | None:
-    """Return why the layer named by an option cannot be read; None if it exists or no layer is named."""
+    """Return why the layer named by an option cannot be read; None if it can, or if no layer is named."""
     modules = [name for name, _ in model.named_modules() if name]
     return None if layer is None or layer in modules else str(UnknownNameError("layer", layer, modules))
 

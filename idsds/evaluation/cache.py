@@ -41,7 +41,7 @@ class Block:
     """The output of a computation for some images.
 
     Args:
-        address: of the computation, a hash of everything but the images that determines it.
+        address: the computation's address, a hash of everything but the images that determines it.
         images: the address of each image by id, in the order of the rows.
         methods: names of the methods, in the order of their records; empty for method-independent columns.
         load: reads the columns, ``len(images)`` rows for each method. Raises DamagedFileError.
@@ -61,7 +61,7 @@ class Block:
     where: str = "memory"
 
     def only(self, image_ids: Sequence[str], methods: Sequence[str] | None = None) -> Block:
-        """Return the block restricted to some images and methods, in this order, with the images' share of its cost."""
+        """Return the block restricted to some images and methods, in this order, with their share of its cost."""
         methods = self.methods if methods is None else tuple(methods)
         if methods == self.methods and list(image_ids) == list(self.images):
             return self

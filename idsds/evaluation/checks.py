@@ -55,7 +55,7 @@ def unfit(
     """Return why some methods do not apply to a user's net, by trying the cheap ones on one image.
 
     Args:
-        methods: on the net, by name.
+        methods: methods on the net, by name.
         wanted: their values in the ``methods`` argument of ``evaluate``.
         facts: about the net.
         net: the net.
@@ -104,7 +104,7 @@ def unexplained(quantity: Quantity, fitting: Mapping[str, Method], wanted: Mappi
 
 
 def doubt(name: str, given: Any, model: str, net: nn.Module) -> str | None:
-    """Return a warning for a callable that holds another net than the one it is scored on, else None."""
+    """Return a warning for a callable that holds a net other than the one it is scored on, else None."""
     if given is None or (isinstance(given, tuple) and isinstance(given[0], str)) or (other := other_net(given, net)) is None:
         return None
     return f"method {name!r} holds a {type(other).__name__}, and not model {model!r}, which it is scored on: is that the net it explains?"

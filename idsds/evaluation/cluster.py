@@ -1,4 +1,4 @@
-"""Run shards on the workers of a Dask cluster: one machine with several devices, Slurm, or whatever else Dask runs on.
+"""Run shards on the workers of a Dask cluster: one machine with several devices, Slurm, or anything else that Dask runs on.
 
 Every missing checkpoint is trained once, on one worker, before the shards start. Before any work each worker is compared with the caller:
 different code or versions, or another disk, are an error (:mod:`idsds.evaluation.workers`). Records are exchanged through the shared output

@@ -84,7 +84,7 @@ def evaluate(
     common: bool = False,
     **settings: Any,
 ) -> pd.DataFrame | Path:
-    """Judge attribution methods on models over a data set.
+    """Score attribution methods on models over a data set.
 
     Args:
         models: names (fine-tuned in-domain for the data set, trained once and cached), or ``{"my_net": nn.Module}``, used without further
@@ -92,11 +92,11 @@ def evaluate(
             restored afterwards. It computes in the precision of its weights, to which images are converted; half precision is widened to
             float32. :func:`idsds.finetune` fine-tunes a net in-domain. A stage of :func:`idsds.training.checkpoints.plan_training` can
             replace a net: it is trained when needed, and cached.
-        methods: names, or ``{"my_method": callable(images, targets) -> maps}``, an object of captum, torchcam or pytorch-grad-cam, or maps
-            that were computed elsewhere (see :mod:`idsds.methods.own`). ``None`` as the value selects the registered method of that
-            name; a pair sets options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or passes further arguments to a call. A
-            ``layer`` may be set per model: ``{"Grad-CAM": ("Grad-CAM", {"layer": {"my_net": "4"}})}``.
-            A method that does not apply to one of several models, or that explains another net, is left out for that model.
+        methods: names, or ``{"my_method": callable(images, targets) -> maps}``, an object of captum, torchcam or pytorch-grad-cam, or
+            maps computed elsewhere (see :mod:`idsds.methods.own`). ``None`` as the value selects the registered method of that name; a
+            pair sets options, ``{"IG, 5 steps": ("IG", {"steps": 5})}``, or passes further arguments to a call. A ``layer`` may be set
+            per model: ``{"Grad-CAM": ("Grad-CAM", {"layer": {"my_net": "4"}})}``. A method that does not apply to one of several models,
+            or that explains another net, is left out for that model.
         dataset: a name, or any torch Dataset of (image (3, H, W), target) or (image, target, image_id).
         protocol: ``idsds``, or another of ``list_protocols("image")``.
         images: number of images, taken in one fixed order, the same for every model and method; None: 200, or all if there are fewer.
@@ -136,11 +136,11 @@ def evaluate(
         normalisation: how the images of your own data set are normalised, ``(mean, std)`` per channel or one of torchvision's, for
             protocols that change pixels; the data set may have it as its attribute ``normalisation`` instead. For a named data set,
             how images are normalised for your own nets.
-        only: ``correct`` returns the records of the images that their model gets right, see :func:`idsds.select_images`.
-        common: return those of the images on which every method of every model is defined and, with ``only``, every model is right.
-            Nothing else changes by these two: ``output`` holds the records of all images, and its manifest counts under ``right`` how many
-            each model gets right, on how many all methods are defined, and on how many both holds. The frame says in
-            ``attrs["images"]`` which images these are.
+        only: ``correct`` returns only records of correctly classified images, see :func:`idsds.select_images`.
+        common: return only records of images on which every method of every model is defined and, with ``only``, every model is correct.
+            Neither argument changes anything else: ``output`` holds the records of all images, and its manifest counts under ``right``
+            how many each model classifies correctly, on how many all methods are defined, and on how many both hold. The frame's
+            ``attrs["images"]`` says which images these are.
         settings: further settings of the protocol.
 
     Returns:
@@ -151,7 +151,7 @@ def evaluate(
 
     Raises:
         UnknownNameError: for an unknown name, with the nearest match.
-        OldRecordsError: if ``output`` holds records of another format, which are left alone.
+        OldRecordsError: if ``output`` holds records of another format, which are not changed.
         MissingRecordsError: if computed records are not in ``output`` at the end.
         WorkerError: if a worker of ``scheduler`` has other code or versions, or does not see ``output`` and the cache.
         ValueError, TypeError, OSError: for any other invalid argument, before any work is done.

@@ -1,9 +1,8 @@
-"""Attribution methods, and the computations that they share.
+"""Attribution methods, and the computations they share.
 
-A method is a plain function ``(model, images, targets, *, draws, **options)`` that returns signed maps: (B, C, H, W) of any number of
-channels, which are summed, or (B, H, W). One function may return several methods at once, as a dict from name to map. Besides its own
-options it may take ``draws`` (keyed random numbers) and ``batch`` (images per internal pass, halved when memory runs out). A new
-method is::
+A method is a plain function ``(model, images, targets, *, draws, **options)`` that returns signed maps: (B, C, H, W), summed over
+channels, or (B, H, W). One function may compute several methods at once and return a dict from name to map. Besides its own options it
+may take ``draws`` (keyed random numbers) and ``batch`` (images per internal pass, halved when memory runs out). A new method is::
 
     @register_method(family="gradient", passes=Passes(1, 1))
     def Mine(model, images, targets): ...
@@ -34,16 +33,16 @@ from idsds.models.isolation import guarded
 
 FAMILIES = ("gradient", "CAM", "perturbation", "transformer", "intrinsic", "control", "own")
 ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
-#: Suffixes of a name: the function is applied to the channel-summed map. A map times ten has the same order of pixels, and so shows
-#: which metrics depend on the scale of a map.
+#: Suffixes of names, and the function that they apply to the channel-summed map. ``x10`` keeps the order of pixels and so shows which
+#: metrics depend on a map's scale.
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu, TENFOLD: lambda maps: 10 * maps}
-#: What a method that is defined by the logit says of the other quantities.
+#: Why a method defined by the logit does not explain other quantities.
 LOGIT_ONLY = dict.fromkeys(("probability", "contrast"), "it is defined by the logit alone")
 ENGINE = ("draws", "batch", "image_ids")  # arguments that the engine provides, not options of the method
 
 
 class Passes(NamedTuple):
-    """Passes through the model per image. A backward pass goes from the logits to the input or to an inner layer."""
+    """Passes through the model per image. A backward pass runs from the logits to the input or an inner layer."""
 
     forward: int
     backward: int = 0
@@ -66,27 +65,27 @@ def _queries_nothing(**_options: Any) -> Mapping[str, Any] | None:
 
 
 def _asked(function: Callable) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a method's call; for a class, those of its instances."""
+    """Return the parameters of a method's call; for a class, of its instances' call."""
     return inspect.signature(function.__call__ if isinstance(function, type) else function).parameters  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One method of the registry.
+    """One method in the registry.
 
     Args:
-        name: the key, the poster's label.
+        name: the key; the poster's label.
         function: computes the map, or a class; see this module's docstring.
-        family: one of :data:`FAMILIES`; it decides the marker in the figures.
-        output: the key of this method in the dict that the function returns; "": its name.
-        options: values of the function's options that make this method.
-        passes: passes per image, or a function ``(model, **options)``; None: unknown.
-        noise: key of the random numbers; methods with the same key see the same noise. "": the first name of the function.
-        inapplicable: the reason why the method does not apply to a model, or None if it does.
+        family: one of :data:`FAMILIES`; determines the marker in figures.
+        output: this method's key in the dict that the function returns; "" for its name.
+        options: values of the function's options that define this method.
+        passes: passes per image, or a function ``(model, **options)`` that returns them; None if unknown.
+        noise: key of the random numbers; methods with the same key share their noise. "" for the function's first name.
+        inapplicable: returns the reason why the method does not apply to a model, or None if it does.
         source: the paper.
-        explains_not: by kind of :class:`idsds.models.quantity.Quantity`, why the method cannot explain it; others it explains.
-        queries: from the options, the ``grid`` and ``baseline`` of the patch deletions that the method looks at; None: it looks at none.
-        refused: why it applies to no model, "" for all others.
+        explains_not: by kind of :class:`idsds.models.quantity.Quantity`, why the method cannot explain it.
+        queries: returns, from the options, the ``grid`` and ``baseline`` of the patch deletions that the method queries, or None.
+        refused: why the method applies to no model at all; "" otherwise.
     """
 
     name: str
@@ -122,7 +121,7 @@ METHODS: Registry[MethodEntry] = Registry("method")
 def register_method(
     *names: Any, family: str = "own", variants: Mapping[str, Mapping[str, Any]] | None = None, replace: bool = False, **entry: Any
 ) -> Any:
-    """Register the decorated function or class under ``names``, or under its own name.
+    """Register the decorated function or class under ``names`` or its own name.
 
     Args:
         names: none, one or several; for ``@register_method`` without brackets, the function itself.
@@ -144,7 +143,7 @@ def register_method(
         given = {**{name: {} for name in names or (function.__name__,)}, **(variants or {})}
         shared = entry
         if "draws" in _asked(function) and not entry.get("noise"):
-            # All names of a function share their noise: the result of a computation must not depend on the name it is asked for by.
+            # All names of a function share their noise: a result must not depend on the name under which it is requested.
             before = [known.noise for known in METHODS.values() if known.function is function]
             shared = {**entry, "noise": (before or list(given))[0]}
         for name, options in given.items():
@@ -159,7 +158,7 @@ def register_method(
 
 
 class MethodNames(list[str]):
-    """Names of methods; ``excluded`` gives the reason why each of the others does not apply."""
+    """Names of methods; ``excluded`` maps each of the others to the reason why it does not apply."""
 
     def __init__(self, names: Sequence[str], excluded: Mapping[str, str]) -> None:
         super().__init__(names)
@@ -167,17 +166,17 @@ class MethodNames(list[str]):
 
 
 def list_methods(model: nn.Module | None = None, library: str | None = None) -> MethodNames:
-    """Return the names of all methods, or of those that apply to ``model``; ``.excluded`` gives the reason for each of the others.
+    """Return the names of all methods, or of those that apply to ``model``; ``.excluded`` maps each of the others to the reason.
 
     Every name also exists as ``NAME abs`` and ``NAME relu``.
 
     Args:
-        model: a net; None lists every name that is not refused altogether.
-        library: one of captum, torchcam, zennit, gradcam and saliency: its methods, as ``library/Name`` and by their plain names, those
-            included that need an extra of this package. None: the package's own, and the plain names that need no extra.
+        model: a net; None for every method that applies to some model.
+        library: captum, torchcam, zennit, gradcam or saliency, for its methods as ``library/Name`` and by plain name, including those
+            that need an extra of this package; None for the package's own and plain names that need no extra.
 
     Raises:
-        UnknownNameError: for a library that is not known, with the nearest match.
+        UnknownNameError: for an unknown library, with the nearest match.
     """
     entries = dict(METHODS)
     if library is not None:
@@ -190,7 +189,7 @@ def list_methods(model: nn.Module | None = None, library: str | None = None) -> 
 
 
 def reason_against(entry: MethodEntry, model: nn.Module) -> str | None:
-    """Why a method does not apply to a model, be it that its library is not installed."""
+    """Return why a method does not apply to a model, including a missing library; None if it does."""
     try:
         return entry.inapplicable(model)
     except ModuleNotFoundError as error:
@@ -216,11 +215,11 @@ class Method:
     Args:
         name: one of :func:`list_methods`, with or without `` abs`` or `` relu``.
         model: a net that returns logits (B, K).
-        seed: of the method's random numbers, which otherwise depend only on the method and the image's id.
-        batch: images per internal pass; None bounds it by memory.
-        noise: standard normal numbers (B, samples, C, H, W) for SmoothGrad and the like, in place of drawn ones; they fit one batch.
-        entry: how a method is computed that is not registered.
-        options: the method's own settings.
+        seed: seed of the method's random numbers, which otherwise depend only on the method and the image's id.
+        batch: images per internal pass; None to bound it by memory.
+        noise: standard normal numbers (B, samples, C, H, W) for SmoothGrad and related methods, for one batch, instead of random ones.
+        entry: the entry of a method that is not registered.
+        options: the method's own options.
 
     Raises:
         UnknownNameError: for an unknown method or option.
@@ -245,51 +244,50 @@ class Method:
             raise ValueError(f"{name} does not apply to {describe(model).name}: {reason}. Methods that do: {fitting}")
         self.model, self.seed, self.batch = model, seed, batch
         asked = _asked(self.entry.function)
-        if noise is not None and ("draws" not in asked or "noise" in asked):  # it draws none, or has an option of this name
+        if noise is not None and ("draws" not in asked or "noise" in asked):  # draws none, or has an option of this name
             options["noise"], noise = noise, None
         self.noise, self.options = noise, self.entry.settings(**options)
         self.model_name = describe(model).name
 
     @property
     def is_the_packages(self) -> bool:
-        """Whether the package computes it, and not a user's function, registered or passed in."""
+        """Whether it is computed by this package rather than by a user's function, registered or passed in."""
         return getattr(self.entry.function, "__module__", "").startswith("idsds.")
 
     @property
     def explain(self) -> Any:
-        """The user's own object that explains; for methods of the registry, the function."""
+        """The user's own object; for registered methods, the function."""
         return self.entry.function
 
     @property
     def passes(self) -> Passes | None:
-        """Forward and backward passes per image, None if they are unknown."""
+        """Forward and backward passes per image; None if unknown."""
         passes = self.entry.passes
         return passes(self.model, **self.options) if callable(passes) else passes
 
     def is_ceiling(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the method has queried the very deletions by which a protocol with these settings judges it.
+        """Return whether the method queries the same deletions by which a protocol with these settings scores it.
 
-        Its score is then a ceiling for what a map can reach, not that of a rival.
-        Another ``grid``, ``offset`` or ``baseline`` is another intervention.
+        Its score is then an upper bound, not a fair comparison. Another ``grid``, ``offset`` or ``baseline`` is a different intervention.
         """
         queried = self.entry.queries(**self.options)
         return queried is not None and not settings.get("offset") and all(settings.get(name) == value for name, value in queried.items())
 
     @cached_property
     def function(self) -> Callable[..., Tensor | dict[str, Tensor]]:
-        """The function that computes the maps of ``(images, targets)``; a user's class is instantiated here, once."""
+        """The function that computes the maps of ``(images, targets)``; a user's class is instantiated here once."""
         if isinstance(self.entry.function, type):
             return self.entry.function(self.model, **self.options)
         return partial(self.entry.function, self.model, **self.options)
 
     @property
     def computation(self) -> Hashable:
-        """A key that is equal for methods that share a computation."""
+        """A key, equal for methods that share a computation."""
         options = tuple((key, id(value) if isinstance(value, Tensor) else repr(value)) for key, value in self.options.items())
         return id(self.model), self.entry.function, self.entry.noise, self.seed, id(self.noise), options
 
     def output_of(self, result: object) -> object:
-        """Return this method's part of its function's result. Raises UnknownNameError for a dict without it."""
+        """Return this method's map from its function's result. Raises UnknownNameError for a dict without it."""
         if not isinstance(result, dict):
             return result
         output = self.entry.output or self.entry.name
@@ -303,7 +301,7 @@ class Method:
         Args:
             images: float (B, 3, H, W), normalised for the model.
             targets: (B,) class indices.
-            image_ids: one id per image, which keys random numbers; None: a hash of the image.
+            image_ids: one id per image, which keys random numbers; None for a hash of the image.
 
         Returns:
             Signed attribution maps (B, 1, H, W), summed over channels, not rescaled.
@@ -317,7 +315,7 @@ def create_method(name: str, model: nn.Module, *, seed: int = 0, **options: Any)
 
 
 def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> dict[str, Tensor]:
-    """Return the maps of several methods by name, (B, 1, H, W) each; every distinct computation is done once.
+    """Return the maps of several methods by name, (B, 1, H, W) each; each distinct computation runs once.
 
     Raises:
         ValueError: if two different methods have the same name.
@@ -342,16 +340,16 @@ def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, imag
 
 
 def shared_passes(methods: Sequence[Method]) -> Passes:
-    """Return the passes per image of :func:`shared_maps`; methods whose passes are unknown are left out."""
+    """Return the passes per image of :func:`shared_maps`, omitting methods whose passes are unknown."""
     distinct = {method.computation: method.passes or Passes(0, 0) for method in methods}
     return sum(distinct.values(), Passes(0, 0))
 
 
 def _compute(method: Method, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None) -> object:
-    """Call a method's function. A user's function gets copies, so that it can write into them without affecting anything else.
+    """Call a method's function. A user's function gets copies that it may modify in place.
 
     Raises:
-        MethodError: for any exception of a user's method, except when memory runs out.
+        MethodError: for any exception in a user's method other than running out of memory.
     """
     entry, function = method.entry, method.function
     asked = _asked(entry.function)

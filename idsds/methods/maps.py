@@ -13,12 +13,12 @@ from idsds.common.randomness import Draws
 
 
 def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None) -> Tensor:
-    """Return a method's result as (B, 1, H, W): channels summed, detached, on the images' device, in their precision or a higher one.
+    """Return a method's result as (B, 1, H, W): summed over channels, detached, on the images' device, in their dtype or a wider one.
 
     Args:
-        name: the method, for messages.
+        name: the method's name, for messages.
         value: its result.
-        images: (B, C, H, W), the explained images.
+        images: the explained images, (B, C, H, W).
         draws: holds the image ids, for messages.
 
     Raises:
@@ -26,7 +26,7 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
         ValueError: if its shape does not match the images.
 
     Warns:
-        RuntimeWarning: for a NaN or an infinity in the maps of some images, which are named; the values are kept.
+        RuntimeWarning: for NaN or infinite values in the maps of some images, which are named; the values are kept.
     """
     value = as_tensor(value)
     batch, _, height, width = images.shape
@@ -55,7 +55,7 @@ def listed(image_ids: Sequence[str]) -> str:
 
 
 def as_tensor(value: object) -> object:
-    """Return a numpy array of numbers, or a list of arrays or tensors of one shape, as a tensor, and anything else unchanged."""
+    """Return a numeric numpy array, or a list of arrays or tensors of one shape, as a tensor; anything else unchanged."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, (np.ndarray, Tensor)) for part in value):
@@ -74,7 +74,7 @@ def is_map(value: object, images: Tensor) -> bool:
 
 
 def check_batch(images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> None:
-    """Raise TypeError or ValueError, naming the input, if it is not a batch of images with one target each."""
+    """Raise TypeError or ValueError, which names the input, unless it is a batch of images with one target each."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
         given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a float tensor (B, C, H, W), not {given}")

@@ -70,8 +70,8 @@ def finetune(
         val: images on which the epoch is chosen; None holds out a tenth of ``train``, stratified by class and keyed by the image ids.
         grid: patches per side, the same as in ``evaluate``.
         baseline: what replaces a patch, the same as in ``evaluate``.
-        share: delete a random number of patches up to this share of them, in place of one: the protocol's ``masked_share``.
-        seed: of all random numbers.
+        share: delete a random number of patches, up to this fraction, instead of one: the protocol's ``masked_share``.
+        seed: seed of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         progress: whether to show a progress bar.
@@ -162,7 +162,7 @@ def _check(net: nn.Module, images: OwnImages, chosen: OwnImages, recipe: Recipe,
 class FineTuning(Settings):
     """Settings of a params file for fine-tuning a user's own net: see this module's docstring and :func:`finetune`.
 
-    ``net``, ``train`` and ``val`` are written ``module:name``; if the name is a function, its return value is used.
+    ``net``, ``train`` and ``val`` have the form ``module:name``; if the name is a function, its return value is used.
     """
 
     net: str
@@ -176,7 +176,7 @@ class FineTuning(Settings):
     recipe: dict[str, Any] = Field(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
-        """Accept settings of the recipe beside the others."""
+        """Accept the recipe's settings beside the others."""
         of_recipe = {name: values.pop(name) for name in list(values) if name in Recipe.model_fields}
         super().__init__(**values, **({"recipe": {**values.pop("recipe", {}), **of_recipe}} if of_recipe else {}))
 

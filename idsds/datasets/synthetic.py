@@ -8,6 +8,7 @@ and importances are formulas, not measurements.
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Literal
 
@@ -107,6 +108,7 @@ class PatchModel(nn.Module):
     def __init__(self, interaction: float = 0.0, saturation: float = 0.0, gain: float = 4.0) -> None:
         super().__init__()
         self.interaction, self.saturation, self.gain = interaction, saturation, gain
+        self.window: tuple[int, int] | None = None
         self.evidence = nn.Conv2d(3, len(CLASSES), PIXELS, stride=PIXELS, bias=False)
         patterns = stripes()[: len(CLASSES)]  # (K, 8, 8)
         self.evidence.weight.data = (patterns / (3 * PIXELS**2))[:, None].repeat(1, 3, 1, 1)
@@ -121,7 +123,19 @@ class PatchModel(nn.Module):
         # Without evidence the inner product rounds to 1e-8, not 0, and most patches would be ranked by rounding errors. Rounding to steps
         # makes it 0; the gradient passes straight through.
         exact = (terms * 2**20).round() / 2**20
-        return terms + (exact - terms).detach()
+        terms = terms + (exact - terms).detach()
+        if self.window is None:
+            return terms
+        side, cell = self.window
+        seen = terms.new_zeros(side**2).index_fill(0, torch.tensor(cell, device=terms.device), 1).view(side, side)
+        height, width = (length // side for length in terms.shape[-2:])
+        return terms * seen.repeat_interleave(height, 0).repeat_interleave(width, 1)
+
+    def within(self, side: int, cell: int) -> PatchModel:
+        """Return a copy that depends on one cell of a mosaic of ``side`` x ``side`` images alone, see DiFull."""
+        found = copy.deepcopy(self)
+        found.window = (side, cell)
+        return found
 
     @staticmethod
     def _partner(terms: Tensor) -> Tensor:

@@ -98,6 +98,11 @@ class Plan:
         passes = self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
         return passes + PREDICTION_PASSES if self.target == "prediction" else passes
 
+    def removals(self, job: Job) -> int:
+        """Passes without one background object each, of all images of a job: for a protocol of parts they are no settings' affair."""
+        parts = getattr(job.dataset, "parts", None) if self.protocol.parts else None
+        return sum(map(parts.count, job.ids(job.indices))) if parts else 0
+
     def units(self, job: Job, addressed: bool) -> list[Unit]:
         """What a job consists of: the columns for each grid, then each group of methods for each grid."""
         columns = [Unit(i, None, ()) for i in range(len(self.grids))] if self.shared_work else []
@@ -167,6 +172,7 @@ class Plan:
             for work, passes in counted:
                 if work:
                     forward, backward = (pd.NA, pd.NA) if passes is None else passes.times(len(job.indices))
+                    forward += self.removals(job) if work == self.shared_work else 0
                     rows.append({**shared, "work": work, "forward": forward, "backward": backward})
             for name, reason in job.excluded.items():
                 rows.append({**shared, "work": name, "images": 0, "forward": 0, "backward": 0, "note": f"left out: {reason}"})

@@ -1,6 +1,7 @@
-"""The grid pointing game: in a mosaic of images of different classes, a class's map should point at that class's image.
+"""Mosaics of images of different classes, in which a class's map should point at that class's image.
 
-It measures localisation without annotations, since the position of each class's image is known. All images come from the same data set.
+They measure localisation without annotations, since the position of each class's image is known. All images come from the same data set. In
+the grid pointing game the net sees the whole mosaic; in DiFull it is disconnected, so nothing outside the image can affect the logit.
 
 Source: Böhle, Fritz, Schiele, "Convolutional Dynamic Alignment Networks for Interpretable Classifications", CVPR 2021 (arXiv 2104.00032);
 Rao, Böhle, Schiele, "Towards Better Understanding Attribution Methods", CVPR 2022 (arXiv 2205.10435).
@@ -8,8 +9,10 @@ Rao, Böhle, Schiele, "Towards Better Understanding Attribution Methods", CVPR 2
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Literal, get_args
+from functools import cache
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +21,9 @@ from torch import Tensor, nn
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import generator
 from idsds.common.registry import UnknownNameError
-from idsds.methods.base import Method, shared_maps
-from idsds.protocols.base import Batch, register_protocol
+from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.models.base import frozen
+from idsds.protocols.base import Batch, on_model, register_protocol
 
 Size = Literal["full", "shrunk"]
 
@@ -34,7 +38,7 @@ def mosaics(batch: Batch, side: int, seed: int) -> tuple[Tensor, Tensor]:
         ValueError: without companions, or if too few of them are of another class.
     """
     if batch.companions is None:
-        raise ValueError("the grid pointing game needs images of other classes: a data set by its name, or Batch(companions=...)")
+        raise ValueError("a mosaic needs images of other classes: a data set by its name, or Batch(companions=...)")
     others, classes = (found.to(batch.images.device) for found in batch.companions())
     found, cells = [], []
     for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
@@ -97,3 +101,107 @@ def grid_pointing_game(
         raise ValueError(f"side {side} does not divide mosaics of {images.shape[-2]} x {images.shape[-1]} pixels")
     maps = shared_maps(methods, images, batch.targets, batch.image_ids)
     return {name: {"score": cell_share(found, cells, side), "cell": cells} for name, found in maps.items()}
+
+
+class _Cellwise:
+    """Mixed into a convolution or pooling: it is applied to each cell of a mosaic apart, (B, C, side * h, side * w)."""
+
+    side: int
+    cell: int
+
+    def forward(self, features: Tensor) -> Tensor:
+        height, width = (length // self.side for length in features.shape[-2:])
+        cells = features.unflatten(3, (self.side, width)).unflatten(2, (self.side, height))  # (B, C, side, h, side, w)
+        found = super().forward(cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))  # type: ignore[misc]
+        return found.unflatten(0, (-1, self.side, self.side)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+class _OwnCell(_Cellwise):
+    """Mixed into a global pooling: it reads one cell alone."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        height, width = (length // self.side for length in features.shape[-2:])
+        top, left = (place * length for place, length in zip(divmod(self.cell, self.side), (height, width), strict=True))
+        return super(_Cellwise, self).forward(features[..., top : top + height, left : left + width])  # type: ignore[misc]
+
+
+@cache
+def _mixed(kind: type, module: type) -> type:
+    return type(module.__name__, (kind, module), {"__module__": module.__module__})
+
+
+def disconnected(net: nn.Module, side: int, cell: int) -> nn.Module:
+    """Return a copy of a net that reads one cell of a mosaic, through layers that see each cell apart; its features keep the mosaic's form.
+
+    Convolutions and poolings of ``torch.nn`` are changed, and the adaptive pooling in front of the classifier reads the cell alone. A net
+    with a method ``within(side, cell)`` makes the copy itself.
+    """
+    if hasattr(net, "within"):
+        return net.within(side, cell)  # type: ignore[operator]
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        last = isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
+        if last or isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)):
+            module.side, module.cell = side, cell  # type: ignore[assignment]
+            module.__class__ = _mixed(_OwnCell if last else _Cellwise, type(module))
+    return net
+
+
+@torch.no_grad()
+def _check_disconnected(net: nn.Module, apart: nn.Module, images: Tensor, mosaic: Tensor) -> None:
+    """Raise ValueError if the net that was disconnected does not say of the mosaics what the net says of the images."""
+    with frozen(net), frozen(apart):
+        logits = net(images)
+        tolerance = 1e-3 * float(logits[logits.isfinite()].abs().max()) if logits.isfinite().any() else 0.0
+        try:
+            same = torch.allclose(apart(mosaic), logits, rtol=1e-3, atol=tolerance, equal_nan=True)
+        except RuntimeError:
+            same = False
+    if not same:
+        raise ValueError(
+            f"{type(net).__name__} cannot be disconnected for DiFull: between the convolutions and poolings of torch.nn, up to an adaptive "
+            "pooling module, every operation must treat positions alike (no attention, no squeeze-and-excitation, no mean in forward)"
+        )
+
+
+def _passes(methods: Sequence[Method], **_: Any) -> Passes:
+    return shared_passes(methods) + Passes(2)  # what the net says of the image and of the mosaic is compared
+
+
+@register_protocol(
+    "difull", in_domain=False, higher_is_better=True, range=(0, 1), asks="localised", passes=_passes, source="Rao et al., CVPR 2022"
+)
+def difull(
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2
+) -> dict[str, dict[str, Tensor]]:
+    """Score the share of the positive attribution in the only cell that the net is connected to, in [0, 1]; higher is better.
+
+    The mosaics are those of :func:`grid_pointing_game`; each layer sees every cell apart, and the classifier only the cell of the image.
+    What lies outside it cannot affect the logit, so that 1 is right, whatever the net finds in the other images. Even maps score
+    1 / side^2. Every cell serves, while the paper takes corners alone.
+
+    Args:
+        model: a net of convolutions, see :func:`disconnected`.
+        methods: methods on that net.
+        batch: images (B, 3, H, W), targets, ids, companions.
+        prepared: not used.
+        side: images per side of a mosaic, at least 2.
+
+    Returns:
+        By method name ``score`` (B,), NaN where nothing is attributed positively, and the ``cell`` (B,) of the image.
+
+    Raises:
+        ValueError: if ``side`` is below 2, for too few companions, for a net that cannot be disconnected, or a callable of the user's own.
+    """
+    as_whole("side", side, least=2)
+    images, cells = mosaics(batch, side, methods[0].seed)
+    scores = {method.name: torch.full((len(images),), torch.nan, dtype=torch.float64, device=images.device) for method in methods}
+    for cell in cells.unique().tolist():
+        rows = (cells == cell).nonzero()[:, 0]
+        net = disconnected(model, side, cell)
+        _check_disconnected(model, net, batch.images[rows], images[rows])
+        ids = [batch.image_ids[row] for row in rows.tolist()]
+        maps = shared_maps([on_model(method, net) for method in methods], images[rows], batch.targets[rows], ids)
+        for name, found in maps.items():
+            scores[name][rows] = cell_share(found, cells[rows], side)
+    return {name: {"score": score, "cell": cells} for name, score in scores.items()}

@@ -44,6 +44,7 @@ PUBLISHED = {
     "sensitivity_n": (True, False),
     "faithfulness_correlation": (True, False),
     "grid_pointing_game": (True, False),
+    "difull": (True, False),
     "smooth_mprt": (False, False),
     "efficient_mprt": (True, False),
     "random_logit": (False, False),
@@ -71,7 +72,7 @@ OWN_NOISE = (
     "grid_pointing_game",
 )
 # Protocols that move methods to other nets.
-MOVING = ("sanity_check", "smooth_mprt", "efficient_mprt")
+MOVING = ("sanity_check", "smooth_mprt", "efficient_mprt", "difull")
 # The smallest settings that still use every part of a protocol.
 SMALL = {"steps": 4, "samples": 3, "depths": 2, "grid": 2}
 
@@ -95,9 +96,17 @@ def run(protocol: str, net: nn.Module, methods: list[Method], batch: Batch, **se
     return entry.function(net, methods, batch, prepared, **settings)
 
 
+class Pooled(ConvNet):
+    """ConvNet with its mean over positions as a module, which DiFull can take apart."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.features = nn.AdaptiveAvgPool2d(1)
+
+
 @pytest.fixture
 def net():
-    return seeded(ConvNet, classes=4)
+    return seeded(Pooled, classes=4)
 
 
 @pytest.fixture

@@ -12,20 +12,23 @@ from torch import nn
 
 from idsds.common.hashing import own_digest
 from idsds.common.randomness import Draws
+from idsds.datasets import create_dataset
+from idsds.datasets.synthetic import PatchModel
 from idsds.methods import OwnMethod, create_method
 from idsds.protocols import PROTOCOLS, Batch
 from idsds.protocols.base import on_model
 from idsds.protocols.f_fidelity import subsets
 from idsds.protocols.imputation import SHARES, impute, road_curve
 from idsds.protocols.incremental_deletion import incremental_deletion
-from idsds.protocols.localisation import cell_share, mosaics
+from idsds.protocols.localisation import cell_share, disconnected, mosaics
 from idsds.protocols.sanity import histogram_entropy, maps_on, randomised_models
 from idsds.protocols.similarity import spearman, structural_similarity
 from idsds.protocols.single_deletion import patch_sums
 from idsds.protocols.subsets import SIZES, pearson, random_sets
+from idsds.studies.metric_sanity.known_maps import KnownMap
 from idsds.training.recipes import Deletion
 from idsds.training.steps import deleted_at_random, drawn_patches
-from tests.methods.nets import ConvNet, Linear, images_of, seeded
+from tests.methods.nets import ConvNet, Linear, images_of, mini, seeded
 
 TARGETS = torch.tensor([0, 2, 1])
 IDS = ["a", "b", "c"]
@@ -192,10 +195,71 @@ class TestGridPointingGame:
             score("grid_pointing_game", linear, methods_of(linear, "IxG"), batch, size="shrink")
 
     def test_without_companions_it_says_so(self, linear, batch):
-        with pytest.raises(ValueError, match="needs images of other classes"):
+        with pytest.raises(ValueError, match="a mosaic needs images of other classes"):
             score("grid_pointing_game", linear, methods_of(linear, "IxG"), batch)
         with pytest.raises(ValueError, match="needs 3 images of other classes than 0, not 1"):
             mosaics(replace(batch, companions=lambda: (images_of(2, 12, 16), torch.tensor([0, 1]))), 2, 0)
+
+
+class TestDiFull:
+    @pytest.fixture
+    def net(self):
+        return mini("mini_resnet8")
+
+    @pytest.fixture
+    def batch(self):
+        others = images_of(9, 32, 32, seed=5) - 0.4
+        return Batch(images_of(3, 32, 32) - 0.4, TARGETS, IDS, companions=lambda: (others, torch.arange(9) % 3))
+
+    @pytest.mark.parametrize("name", ["mini_resnet8", "mini_vgg11_bn"])
+    def test_the_net_says_of_a_mosaic_what_it_says_of_a_cell(self, name, batch):
+        net = mini(name)
+        found, cells = mosaics(batch, 2, seed=0)
+        for image, mosaic, cell in zip(batch.images, found, cells.tolist(), strict=True):
+            pixels = mosaic[None].requires_grad_()
+            logits = disconnected(net, 2, cell)(pixels)
+            torch.testing.assert_close(logits, net(image[None]))
+            (gradient,) = torch.autograd.grad(logits[0, 0], pixels)
+            rows, columns = (slice(32 * place, 32 * place + 32) for place in divmod(cell, 2))
+            assert gradient[..., rows, columns].abs().sum() > 0
+            gradient[..., rows, columns] = 0
+            assert not gradient.any()
+
+    def test_gradients_are_right_and_grad_cam_is_not(self, net, batch):
+        """Weights of Grad-CAM are those of the own cell, and they are applied to the features of all cells: by hand."""
+        net.fc.weight.data.abs_()  # so that Grad-CAM is positive somewhere
+        columns = score("difull", net, methods_of(net, "IxG", "Grad-CAM"), batch)
+        assert (columns["IxG"]["score"] == 1).all()
+        found, cells = mosaics(batch, 2, seed=0)
+        assert torch.equal(columns["IxG"]["cell"], cells)
+        seen = []
+        net.layer3.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+        for image, (mosaic, cell) in enumerate(zip(found, cells.tolist(), strict=True)):
+            seen.clear()
+            for place in range(4):
+                rows, places = (slice(32 * number, 32 * number + 32) for number in divmod(place, 2))
+                net(mosaic[None, :, rows, places])
+            features = torch.cat([torch.cat(seen[:2], dim=3), torch.cat(seen[2:], dim=3)], dim=2)  # (1, 64, 8, 8)
+            cam = (net.fc.weight[TARGETS[image]].detach()[None, :, None, None] * features).sum(dim=1, keepdim=True).relu()
+            cam = torch.nn.functional.interpolate(cam, size=(64, 64), mode="bilinear")
+            rows, places = (slice(32 * number, 32 * number + 32) for number in divmod(cell, 2))
+            share = cam[..., rows, places].sum() / cam.sum()
+            torch.testing.assert_close(columns["Grad-CAM"]["score"][image], share)
+            assert share < 0.9
+
+    def test_nets_that_mix_positions_are_refused(self, batch):
+        net = seeded(ConvNet, classes=3)
+        with pytest.raises(ValueError, match="ConvNet cannot be disconnected for DiFull"):
+            score("difull", net, methods_of(net, "IxG"), batch)
+
+    def test_the_exact_map_of_a_closed_form_has_all_of_it(self):
+        model = PatchModel(interaction=1.5, saturation=4.0).double()
+        data = create_dataset("synthetic", "test")
+        images, targets = (torch.stack([torch.as_tensor(data[index][place]) for index in range(16)]) for place in (0, 1))
+        batch = Batch(images[:3].double(), targets[:3], IDS, companions=lambda: (images.double(), targets))
+        columns = score("difull", model, [KnownMap(model), KnownMap(model, torch.inf)], batch)
+        assert (columns["exact"]["score"] == 1).all()
+        assert (columns["noise"]["score"] < 0.6).all()
 
 
 class TestRandomisation:

@@ -101,6 +101,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
     "grid_pointing_game": (
         Reading("grid_pointing_game", note="the net finds evidence in the other images too, and an exact map shows it"),
     ),
+    "difull": (Reading("difull", note="on a model in closed form too, no evidence outside the cell counts"),),
     # A map of contributions predicts the removal of squares, a gradient predicts noise: each is asked what it can know.
     "infidelity": (
         Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
@@ -144,7 +145,8 @@ READINGS: dict[str, tuple[Reading, ...]] = {
 #: What metrics ask, in the order of the table.
 GROUPS = get_args(Asks)
 #: Metrics of libraries explain and judge image by image: they are judged on fewer images, and on half as many on trained nets.
-ONE_BY_ONE, COSTLY = 12, {"quantus/NonSensitivity": 4, "quantus/MonotonicityCorrelation": 8, "quantus/SmoothMPRT": 8}
+ONE_BY_ONE = 12
+COSTLY = dict.fromkeys((f"quantus/{name}" for name in ("Infidelity", "NonSensitivity", "MonotonicityCorrelation", "SmoothMPRT")), 4)
 RESOLVES = 1.0  # a protocol that can rank sees noise of less spread than the importances have
 RANKS, SHIFTS = 0.5, 0.5  # least ordering of a protocol that can rank; most that a change that says nothing of a map may shift its score
 VERDICTS = (
@@ -176,8 +178,9 @@ def _plain(name: str) -> Reading:
         return Reading(name, note="needs images of known parts, which patches and photos are not: judged on sprites alone", applies=False)
     if "/" not in name:
         return Reading(name)
-    test = PROTOCOLS[name].asks in ("stable", "dependent")
-    return Reading(name, test=test, most=COSTLY.get(name, ONE_BY_ONE), note=STILL if test else "")
+    test, few = PROTOCOLS[name].asks in ("stable", "dependent"), f"judged on {COSTLY[name]} images, for its cost" if name in COSTLY else ""
+    note = "; ".join(filter(None, (STILL if test else "", few)))
+    return Reading(name, test=test, most=COSTLY.get(name, ONE_BY_ONE), note=note)
 
 
 def verdict(row: Mapping[str, Any]) -> str:

@@ -11,12 +11,15 @@ import pytest
 import torch
 import yaml
 
+from idsds import published
 from idsds.common.settings import SettingsError
 from idsds.datasets import create_dataset
 from idsds.models import create_model
 from idsds.models.weights import save_checkpoint
+from idsds.plots.funnybirds import PANELS
+from idsds.plots.style import PUBLISHED
 from idsds.protocols.parts import THRESHOLDS
-from idsds.studies.funnybirds import Funnybirds, nets_of, table_of
+from idsds.studies.funnybirds import MEASURES, Funnybirds, nets_of, table_of
 from tests.datasets.test_funnybirds import write_birds
 
 mpl.use("agg")
@@ -78,7 +81,15 @@ def birds(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_run_on_the_layout_of_the_zip(birds):
+def test_a_run_on_the_layout_of_the_zip_beside_published_values(birds, monkeypatch):
+    printed = [
+        ("resnet18", "IxG", "pc", 0.6),
+        ("resnet18", "IxG", "accuracy", 0.9),
+        ("resnet50", "IxG", "pc", 0.1),
+        ("resnet18", "IG", "pc", 0.2),
+    ]
+    theirs = pd.DataFrame(printed, columns=["model", "method", "measure", "published"]).assign(source="printed")
+    monkeypatch.setattr(published, "funnybirds", lambda: theirs)
     given = {"dataset": "funnybirds", "models": ["resnet18"], "methods": ["IxG", "Random"], "images": 8, "image_size": 64, "device": "cpu"}
     study = Funnybirds(**given, checkpoints={"resnet18": str(birds / "resnet18.safetensors")}, output=str(birds / "run"))
     plan = study.plan_table()
@@ -95,7 +106,23 @@ def test_a_run_on_the_layout_of_the_zip(birds):
     assert values.loc["contrastivity"].isna().all()  # and no net that tells the rivals apart
     assert "No method has a mean" in result.findings.sentences[0]
     assert set(result.table["method"]) == {"IxG", "Random"}
-    result.plot()
+    # Published values of other nets and methods are not compared.
+    shown = result.tables["published"].set_index("measure")
+    assert set(shown.index) == {"pc", "accuracy"}
+    assert shown.loc["pc", ["value", "published", "difference"]].to_list() == pytest.approx([1, 0.6, 0.4])
+    figure = result.plot()
+    marks = {axes.texts[0].get_text(): [line for line in axes.lines if line.get_color() == PUBLISHED] for axes in figure.axes}
+    assert [line.get_xdata()[0] for line in marks.pop(PANELS["pc"])] == [0.6]
+    assert not any(marks.values())
+    assert "published" in [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+@pytest.mark.parametrize("profile", ["imagenet", "imagenette"])
+def test_nets_and_methods_of_the_params_of_full_size_have_published_values(profile):
+    given = yaml.safe_load((ROOT / "params" / profile / "funnybirds.yaml").read_text())
+    theirs = published.funnybirds()
+    assert given["dataset"] == "funnybirds"
+    assert len(theirs[theirs["model"].isin(given["models"]) & theirs["method"].isin(given["methods"]) & theirs["measure"].isin(MEASURES)])
 
 
 @pytest.mark.parametrize("profile", ["imagenet", "imagenette"])

@@ -133,30 +133,46 @@ def package_digest() -> str:
 class OwnImages:
     """Ids, targets and addresses of a user's images, each read once, however many models are evaluated.
 
+    An image is hashed when its address is first asked for, as runs without a folder never do.
+
     Args:
         dataset: of items (image, target, image_id), or None for an image that cannot be read and is left out.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self._known: dict[int, tuple[str, int, str]] = {}
+        self._labels: dict[int, tuple[str, int]] = {}
+        self._keys: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> tuple[str, int, str]:
-        if index not in self._known:
-            self._known[index] = self._look_at(index)
-        return self._known[index]
+        key = self.key(index)  # first, since it learns the label on the way
+        return *self.label(index), key
 
-    def _look_at(self, index: int) -> tuple[str, int, str]:
-        item = self.dataset[index]
-        if item is None:
-            known = [getattr(self.dataset, name, None) for name in ("image_ids", "targets")]
-            return (str(index), -1, "") if None in known else (known[0][index], known[1][index], "")
-        image, target, image_id = item
+    def label(self, index: int) -> tuple[str, int]:
+        """Return the id and the target of an image, -1 for one that cannot be read."""
+        if index not in self._labels:
+            known = [getattr(self.dataset, name, None) for name in ("image_ids", "targets")]  # the package's data sets know them
+            if None not in known:
+                self._labels[index] = known[0][index], known[1][index]
+            else:
+                item = self.dataset[index]
+                self._labels[index] = (str(index), -1) if item is None else (item[2], int(item[1]))
+        return self._labels[index]
+
+    def key(self, index: int) -> str:
+        """Return the hash of an image with its target and id; empty for one that cannot be read."""
+        if index not in self._keys:
+            item = self.dataset[index]
+            self._keys[index] = "" if item is None else self._hash(*item)
+            self._labels.setdefault(index, self.label(index) if item is None else (item[2], int(item[1])))
+        return self._keys[index]
+
+    def _hash(self, image: Tensor, target: int, image_id: str) -> str:
         # Some protocols undo the normalisation, so it affects their scores.
         normalisation = getattr(self.dataset, "normalisation", None)
         hasher = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id, normalisation)).encode())
         hasher.update(_bytes(image))
-        return image_id, int(target), hasher.hexdigest()[:20]
+        return hasher.hexdigest()[:20]
 
 
 class Digest(str):

@@ -145,11 +145,9 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
             raise ValueError(f"quantity: {plan.quantity}, but {job.model!r} has {classes} classes, 0 to {classes - 1}")
         if plan.target == "prediction":
             continue  # no label is used
-        images = job.images(job.indices).values() if job.own_images is not None else job.indices
-        for index, target, key in zip(job.indices, job.targets(job.indices), images, strict=True):
-            if key == "":
-                continue  # an unreadable image has no label
-            if not 0 <= target < classes:
+        for index, target in zip(job.indices, job.targets(job.indices), strict=True):
+            unread = not 0 <= target < classes and job.own_images is not None and not job.own_images.key(index)  # has no label
+            if not 0 <= target < classes and not unread:
                 raise ValueError(f"the target of image {job.ids([index])[0]!r} is {target}, but {job.model!r} has {classes} classes")
 
 

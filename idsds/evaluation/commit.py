@@ -154,39 +154,49 @@ class _File(ExitStack):
         super().__init__()
         self.folder, self.name, self.schema = folder, name, schema
         self.parts: list[dict[str, Any]] = []
-        self.hash = hashlib.sha256()
 
     def __enter__(self) -> _File:
         super().__enter__()
         partial_path = self.enter_context(atomic(self.folder / self.name))
-        self.writer = self.enter_context(pq.ParquetWriter(self.enter_context(_Hashed(partial_path, self.hash)), self.schema, **PARQUET))
+        self.file = self.enter_context(_Hashed(partial_path))
+        self.writer = self.enter_context(pq.ParquetWriter(self.file, self.schema, **PARQUET))
         return self
 
     def write(self, table: pa.Table, facts: dict[str, Any]) -> None:
         """Append a part."""
         self.writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self.parts.append(facts)
+        self.parts.append({**facts, **self.file.take()})
 
     @property
     def facts(self) -> dict[str, Any]:
         """The file's entry in the manifest, available once the file is closed."""
         columns = {field.name: str(field.type) for field in self.schema}
         rows = sum(part["rows"] for part in self.parts)
-        return {"path": self.name, "sha256": self.hash.hexdigest(), "rows": rows, "columns": columns, "parts": self.parts}
+        footer = self.file.take()["sha256"]
+        hashes = {"sha256": self.file.hash.hexdigest(), "footer": footer}
+        return {"path": self.name, **hashes, "rows": rows, "columns": columns, "parts": self.parts}
 
 
 class _Hashed(io.FileIO):
-    """A file whose bytes are hashed as they are written."""
+    """A file whose bytes are hashed as they are written: all of them, and piece by piece."""
 
-    def __init__(self, path: Path, hasher: Any) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path, "wb")
-        self.hasher = hasher
+        self.hash, self.piece, self.size = hashlib.sha256(), hashlib.sha256(), 0
+
+    def take(self) -> dict[str, Any]:
+        """Return where the bytes since the last call end, and their hash."""
+        facts = {"end": self.size, "sha256": self.piece.hexdigest()}
+        self.piece = hashlib.sha256()
+        return facts
 
     def write(self, content: Any) -> int:
         """Write and hash the whole content."""
         left = memoryview(content).cast("B")
-        self.hasher.update(left)
+        self.hash.update(left)
+        self.piece.update(left)
         size = len(left)
+        self.size += size
         while len(left):
             left = left[super().write(left) :]
         return size

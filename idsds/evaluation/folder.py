@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -111,28 +112,46 @@ def committed_blocks(run: Run) -> dict[str, list[Block]]:
         return committed
     keys = dict(zip(table["image_id"].to_pylist(), table["key"].to_pylist(), strict=True))
     ids = list(keys)
-    for kind in ("deletions", "scores"):
-        for entry in run.files(kind):
+    for entry in [*run.files("deletions"), *run.files("scores")]:
+        source = Run(run.folder, run.manifest)  # of its own, since reading what is left of a damaged file must not make it seem intact
+        for number in _intact(source, entry):
+            facts, images = entry["parts"][number], keys
             try:
-                run.check(entry)
-                for number, facts in enumerate(entry["parts"]):
-                    images = keys
-                    if facts["rows"] < len(keys):
-                        images = {ids[place]: keys[ids[place]] for place in run.places(entry, number)}
-                    methods = () if facts["method"] is None else (facts["method"],)
-                    taken = {name: facts.get(name, 0) for name in ("forward", "backward", "seconds", "memory")}
-                    load = partial(_columns_of, str(run.folder), entry["path"], number)
-                    block = Block(facts["address"], images, methods, load, **taken, where=str(run.folder / entry["path"]))
-                    committed.setdefault(block.address, []).append(block)
+                if facts["rows"] < len(keys):
+                    images = {ids[place]: keys[ids[place]] for place in source.places(entry, number)}
             except DamagedFileError as error:
                 warnings.warn(f"{error}; what was in it is computed again", stacklevel=4)
+                continue
+            methods = () if facts["method"] is None else (facts["method"],)
+            taken = {name: facts.get(name, 0) for name in ("forward", "backward", "seconds", "memory")}
+            load = partial(_columns_of, str(run.folder), entry["path"], number)
+            block = Block(facts["address"], images, methods, load, **taken, where=str(run.folder / entry["path"]))
+            committed.setdefault(block.address, []).append(block)
     return committed
 
 
+def _intact(run: Run, entry: Mapping[str, Any]) -> Collection[int]:
+    """Return the numbers of the intact parts of a file. A damaged file causes a warning that says what is computed again."""
+    try:
+        run.check(entry)
+        return range(len(entry["parts"]))
+    except DamagedFileError as error:
+        intact = run.rescue(entry)
+        lost = [facts["method"] or "the drops" for number, facts in enumerate(entry["parts"]) if number not in intact]
+        what = f"its {len(intact)} intact parts are kept, {', '.join(lost)} computed again"
+        warnings.warn(f"{error}; {what if intact else 'what was in it is computed again'}", stacklevel=5)
+        return intact
+
+
 def _columns_of(folder: str, path: str, number: int) -> pa.Table:
-    """Return the columns of a part of a run, in the form of a block's columns."""
+    """Return the columns of a part of a run, in the form of a block's columns. Raises DamagedFileError."""
     run = Run.open(folder)
     entry = next(entry for entry in run.manifest["files"] if entry["path"] == path)
+    try:
+        run.check(entry)
+    except DamagedFileError:
+        if number not in run.rescue(entry):
+            raise
     return run.part(entry, number, entry["columns"]).drop_columns("image")
 
 

@@ -94,13 +94,13 @@ class Job:
         """The ids of images."""
         if isinstance(self.dataset, ImageDataset):
             return [self.dataset.image_ids[index] for index in indices]
-        return [self.own_images[index][0] for index in indices]  # type: ignore[index]
+        return [self.own_images.label(index)[0] for index in indices]  # type: ignore[union-attr]
 
     def targets(self, indices: Sequence[int]) -> list[int]:
         """The labels of images."""
         if isinstance(self.dataset, ImageDataset):
             return [self.dataset.targets[index] for index in indices]
-        return [self.own_images[index][1] for index in indices]  # type: ignore[index]
+        return [self.own_images.label(index)[1] for index in indices]  # type: ignore[union-attr]
 
     def images(self, indices: Sequence[int]) -> dict[str, str]:
         """By id, the address of each image: of the registry's its id and the version of its file, of a user's a hash of pixels and target.

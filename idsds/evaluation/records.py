@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -290,6 +291,7 @@ class Run:
             columns = tuple(name for name in entry["columns"] if name not in KEYS)
             for number, facts in enumerate(entry["parts"] if models is None or entry["model"] in models else ()):
                 load = partial(self.part, entry, number)
+                facts = {name: value for name, value in facts.items() if name not in ("end", "sha256")}
                 found.append(Part(entry["model"], **facts, grid=entry["grid"], columns=columns, load=load))
         return found
 
@@ -314,6 +316,19 @@ class Run:
             return self._open[entry["path"]].read_row_group(group, columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
             raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
+
+    def rescue(self, entry: Mapping[str, Any]) -> list[int]:
+        """Find the parts of a damaged file whose bytes are those that were written, and read them from now on; empty if there is none."""
+        ends, hashes = [0, *(part.get("end", -1) for part in entry["parts"])], [part.get("sha256") for part in entry["parts"]]
+        try:
+            content = self.path(entry).read_bytes()
+            if hashlib.sha256(content[ends[-1] :]).hexdigest() != entry.get("footer") or min(ends) < 0:
+                return []
+            self._open[entry["path"]] = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        except (pa.ArrowException, OSError):
+            return []
+        pieces = [hashlib.sha256(content[start:end]).hexdigest() for start, end in pairwise(ends)]
+        return [number for number, (piece, written) in enumerate(zip(pieces, hashes, strict=True)) if piece == written]
 
     def path(self, entry: Mapping[str, Any]) -> Path:
         """A file of the manifest, which lies in the folder. Raises DamagedFileError for a path that leads out of it."""

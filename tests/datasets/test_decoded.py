@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import idsds
+from idsds.common.hashing import OwnImages
 from idsds.common.normalisation import HALF, IMAGENET
 from idsds.datasets import ImageDataset, collate, create_dataset
+from idsds.datasets.base import fixed_order
 from idsds.datasets.decoded import Decoded
 from idsds.datasets.folders import file_dataset
 from idsds.evaluation.run import Source
@@ -79,6 +81,19 @@ def test_images_are_read_once_for_all_models_and_seeds(tmp_path):
     records = idsds.load_records(tmp_path / "run")
     again = idsds.evaluate(nets, ["IxG", "Random"], Counted(), "single_deletion", seed=[0, 1], workers=2, progress=False)
     assert (records["score"] == again["score"]).all()
+
+
+def test_a_run_without_a_folder_reads_files_once_and_hashes_nothing(photos, monkeypatch):
+    reads, read = [], photos.read
+    photos.read = lambda index: reads.append(index) or read(index)
+    photos.targets[3] = 7  # of the file that cannot be read, which needs no class
+    nets = {name: nn.Sequential(nn.Flatten(), nn.Linear(768, 2)) for name in "ab"}
+    monkeypatch.setattr(OwnImages, "_hash", lambda *_: pytest.fail("hashed"))
+    with pytest.warns(UserWarning, match="skipped: d"):
+        idsds.evaluate(nets, ["IxG", "Random"], photos, "single_deletion", progress=False)
+    looked_at = {0, 1, 3, *fixed_order(photos.image_ids)[:3]}  # the first ones, to see what the images are
+    assert {reads.count(index) for index in {*range(7)} - looked_at} == {1}
+    assert {*reads} == {*range(7)}
 
 
 def test_without_room_images_are_read_again(monkeypatch):

@@ -195,6 +195,31 @@ def test_a_damaged_file_is_named_and_it_alone_computed_again(tmp_path):
     assert {path for path, stamp in before.items() if path.stat().st_mtime_ns != stamp} == {victim}
 
 
+@pytest.mark.parametrize("damaged", [0, 1, 2, "footer"])
+def test_of_a_damaged_file_only_the_damaged_block_is_computed_again(tmp_path, monkeypatch, damaged):
+    monkeypatch.setenv("IDSDS_RECORD_CACHE", "0")
+    methods = ["Random", "IxG", "Gradient"]
+
+    def evaluate():
+        return idsds.evaluate({"a": Linear()}, methods, own_data(), images=8, progress=False, output=tmp_path)
+
+    records, before = evaluate(), taken(tmp_path)
+    (entry,) = (entry for entry in read_manifest(tmp_path)["files"] if entry["kind"] == "scores")
+    content = bytearray((tmp_path / entry["path"]).read_bytes())
+    ends = {number: part["end"] for number, part in enumerate(entry["parts"])} | {"footer": len(content)}
+    content[ends[damaged] - 20] ^= 1
+    (tmp_path / entry["path"]).write_bytes(content)
+    lost = {"footer": {*methods}}.get(damaged) or {entry["parts"][damaged]["method"]}
+    message = "what was in it" if damaged == "footer" else f"2 intact parts are kept, {min(lost)}"
+    with pytest.warns(UserWarning, match=f"{message}.*computed again"):
+        same(records, evaluate())
+    shared = {"IxG", "Gradient"} if lost & {"IxG", "Gradient"} else set()  # one pass gives both
+    after = taken(tmp_path)
+    assert {name for name in methods if after[name] == before[name] != 0} >= {"Random"} - lost, "kept as it was"
+    assert damaged == "footer" or {name for name in methods if after[name] != before[name]} <= lost | shared
+    same(records, idsds.load_records(tmp_path))
+
+
 @pytest.mark.parametrize("fault", ["damaged", "gone"])
 def test_a_damaged_file_of_drops_is_computed_again_and_no_record_with_it(run, tmp_path, fault):
     records = run(output=tmp_path, shard=12, methods=["IxG"])

@@ -40,6 +40,7 @@ from idsds.methods.base import split_name
 from idsds.models.base import MODELS
 from idsds.models.quantity import as_quantity
 from idsds.plots.style import sharpen
+from idsds.studies.shown import Table, short_warnings
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, plan_training, trains_from_scratch
 from idsds.training.launch import Machine, check_machine, is_main
 from idsds.training.recipes import BaselineName
@@ -165,7 +166,7 @@ class Plan:
     def _ipython_display_(self) -> None:
         from IPython.display import display  # not needed, and slow to import, outside notebooks
 
-        display(self.summary)
+        display(Table(self.summary))
         print(f"In all: {self.total}.", flush=True)  # in the terminal, too, where papermill shows what is printed
 
 
@@ -222,7 +223,7 @@ class Result:
     @property
     def table(self) -> pd.DataFrame:
         """The main table."""
-        return self.tables[""]
+        return Table(self.tables[""])
 
     def plot(self) -> Figure | Sequence[Figure]:
         """Draw the figure, or its pages."""
@@ -267,7 +268,8 @@ class Study(Settings):
 
     def plan(self) -> Plan:
         """Return what remains to be done and what that costs; a dry run measures it on a few batches. Nothing is computed."""
-        return Plan(self.plan_table(), self.PLAN_BY)
+        with short_warnings():
+            return Plan(self.plan_table(), self.PLAN_BY)
 
     def plan_table(self) -> pd.DataFrame:
         """One row per piece of work: the dry runs of :meth:`runs`, with the run's ``label`` and ``protocol``."""
@@ -294,7 +296,8 @@ class Study(Settings):
             if is_main():
                 print("A dry run: it ends here, nothing was computed.", flush=True)
             raise SystemExit(0)
-        return self._run(progress)
+        with short_warnings():
+            return self._run(progress)
 
     def _run(self, progress: bool) -> Result:
         raise TypeError(f"{type(self).__name__} must define _run")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -82,3 +83,11 @@ def test_import_is_lazy_and_every_public_name_is_there():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("] ")
     assert found[0] == "["
     assert int(found[1]) > 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP")
+@pytest.mark.parametrize(("own", "expected"), [({}, "100"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(own, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | own | {"OMP_DISPLAY_ENV": "verbose"}
+    said = subprocess.run([sys.executable, "-c", "import idsds, torch"], env=environment, capture_output=True, text=True, check=True).stderr
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", said)[-1] == expected

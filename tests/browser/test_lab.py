@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.browser.test_pages import FAINT
+
 pytestmark = pytest.mark.browser
 RUN = """async () => {
   const app = window.jupyterapp, panel = app.shell.currentWidget;
@@ -41,6 +43,14 @@ def test_a_notebook_runs_to_its_end(page, lab, picture, name, tables):
     )
     assert page.locator(".jp-OutputArea-output.jp-RenderedMarkdown li").count() > 0, "findings are rendered"
     picture(name)
+    if name == "rank_methods":
+        assert page.locator(".idsds-table svg").count() == tables  # an interval for each of the methods
+        assert "mean ↑" in page.locator(".idsds-table th").all_text_contents()
+        for theme, light in (("JupyterLab Dark", "false"), ("JupyterLab Light", "true")):
+            page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
+            page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")
+            picture(f"{name}-{theme.split()[-1].lower()}")
+            assert page.evaluate(FAINT.replace("'p, li, td, th,", "'.jp-OutputArea td, .jp-OutputArea th, .jp-OutputArea li,")) == []
 
 
 def test_the_index_shows_every_card(page, lab, picture):

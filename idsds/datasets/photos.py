@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.models import ResNet18_Weights
 from torchvision.transforms import v2
 
 from idsds.common.normalisation import HALF, Normalisation
@@ -99,7 +100,7 @@ def photos20(split: str, normalisation: Normalisation) -> ImageDataset:
         image_ids=[f"photos20/{number:02d}/{name}" for number, name in crops],
         targets=[PHOTOS[number][0] for number, _ in crops],
         read=images.read,
-        classes=[str(index) for index in range(1000)],
+        classes=ResNet18_Weights.DEFAULT.meta["categories"],  # the names of ImageNet's classes
         normalisation=normalisation,
         augment=images.augment,
         groups=[f"photo {number:02d}" for number, _ in crops],

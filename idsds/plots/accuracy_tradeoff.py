@@ -19,7 +19,7 @@ SIZE = 6.5  # points
 
 
 def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = None, score: str = "IDSDS", columns: int = 2) -> Figure:
-    """Draw a point per model with intervals on both axes; models on the Pareto front are filled and joined.
+    """Draw a point per model with intervals on both axes; models on the Pareto front are filled and connected.
 
     Args:
         table: from :func:`idsds.studies.accuracy_tradeoff.tradeoff`.
@@ -50,9 +50,9 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
                     axes.plot(*ends, color=PUBLISHED, linewidth=0.6, zorder=1)
                 else:
                     labels.append((row.accuracy, row.idsds, row.model, PUBLISHED))
-        axes.set_xlabel("accuracy of the in-domain net on intact images (share), higher is better →")
+        axes.set_xlabel("accuracy of the in-domain net on intact images (0 to 1), higher is better →")
         if columns == 1:
-            axes.set_xlabel("accuracy of the in-domain net on\nintact images (share), higher is better →")
+            axes.set_xlabel("accuracy of the in-domain net on\nintact images (0 to 1), higher is better →")
         axes.set_ylabel(f"{score} of the best method (-1 to 1), higher is better →")
         axes.grid(color="#E5E5E5", linewidth=0.5)
         axes.margins(0.08)
@@ -100,7 +100,7 @@ def place_labels(figure: Figure, axes: Axes, labels: list[tuple[float, float, st
 
 
 def _free_place(box: Bbox, dot: np.ndarray, taken: list[Bbox], frame: Bbox, pixel: float) -> tuple[np.ndarray, Bbox]:
-    """The offset of the text's lower left corner from its point, in pixels, and the rectangle there."""
+    """Return the offset of the text's lower left corner from its point, in pixels, and its rectangle."""
     for distance in np.arange(5, 200, 4) * pixel:
         for angle in np.radians([0, 180, 90, 270, 45, 315, 135, 225, 20, 340, 160, 200, 70, 110, 250, 290]):
             way = np.array([np.cos(angle), np.sin(angle)])

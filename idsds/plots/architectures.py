@@ -25,7 +25,7 @@ def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def architecture_handles(models: Sequence[str], *, lines: bool = True) -> list[Line2D]:
-    """The entries of the architectures in a legend, one for those that look alike; with lines the marks of :func:`_series`."""
+    """Return the legend's entries for architectures, one for those that look alike; with lines, the marks of :func:`_series`."""
     named: dict[tuple[str, str, str], list[str]] = {}
     for model, look in looks_of(models).items():
         named.setdefault(look, []).append(model)
@@ -38,5 +38,5 @@ def architecture_handles(models: Sequence[str], *, lines: bool = True) -> list[L
 
 
 def _face(marker: str, colour: str) -> str:
-    """Return the filling of a mark: squares are hollow, so that they differ from dots without colour."""
+    """Return a mark's fill: squares are hollow, to differ from dots without colour."""
     return "white" if marker == "s" else colour

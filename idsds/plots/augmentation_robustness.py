@@ -27,8 +27,7 @@ def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None 
     """Draw one page per model, with one panel per method.
 
     Args:
-        table: the means of the study ``augmentation_robustness``. An augmentation that changes no image is not drawn,
-            and a note says so.
+        table: the means of the study ``augmentation_robustness``. An augmentation that changes no image is not drawn, as a note says.
         published: method, augmentation, ssim: the study's values (:func:`idsds.published.xai_correlation_ssim`); None: none are drawn.
         columns: width of the figure, in columns of a paper.
     """
@@ -94,11 +93,11 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: list[str], published: pd.DataF
 
 
 def _note(idle: list[str]) -> str:
-    """Say what may be compared, and what is not drawn."""
+    """Return a note on what may be compared and what is not drawn."""
     left_out = f" Not drawn: {', '.join(map(plain, idle))}, which changes no image." if idle else ""
     return (
-        f"In brackets: images whose target's probability stays, of those that the augmentation changes.{left_out}\n"
-        "Each column averages over images of its own: compare methods within a column, not columns with each other."
+        f"In brackets: images whose target probability is kept, of those that the augmentation changes.{left_out}\n"
+        "Each column averages over its own images: compare methods within a column, not columns with each other."
     )
 
 
@@ -109,7 +108,7 @@ def _legend(interval: str, published: bool) -> list[Line2D]:
 
 
 def unchanging(table: pd.DataFrame) -> list[str]:
-    """Return the augmentations that change no image, as more colour does to grey ones."""
+    """Return the augmentations that change no image, such as more colour for grey images."""
     return [name for name in dict.fromkeys(table["augmentation"]) if not table.loc[table["augmentation"] == name, "changed"].any()]
 
 

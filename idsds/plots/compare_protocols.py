@@ -1,4 +1,4 @@
-"""Comparison of protocols: the places that they give the methods, their agreement, and the accuracy of their nets."""
+"""Comparison of protocols: the methods' ranks, the protocols' agreement, and the accuracy of their nets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of, scored_on
 def compare_protocols(
     places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2
 ) -> Figure:
-    """Draw one row per model: (a) methods' places by protocol as parallel axes, (b) Kendall's tau between protocols, (c) accuracies.
+    """Draw one row per model: (a) methods' ranks by protocol as parallel axes, (b) Kendall's tau between protocols, (c) accuracies.
 
     Args:
         places: from :func:`idsds.statistics.rank_each` by ``label``: model, label, method, place, place_low, place_high.
@@ -85,7 +85,7 @@ def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> Non
     axes.set_xlim(-0.35, len(labels) - 1 + 0.35)
     axes.set_xticks(range(len(labels)), [short(label) for label in labels], fontsize=5.5)
     axes.set_yticks([])
-    axes.set_ylabel("place among the methods, best on top ↑", fontsize=7, labelpad=48)
+    axes.set_ylabel("rank among the methods, best on top ↑", fontsize=7, labelpad=48)
     axes.spines["left"].set_visible(False)
 
 

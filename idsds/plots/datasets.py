@@ -1,4 +1,4 @@
-"""What is in the data sets: images per class and sizes of files, and samples."""
+"""The data sets: images per class, image sizes, and samples."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def datasets(classes: pd.DataFrame, measured: pd.DataFrame, *, columns: int = 2)
 
 
 def samples(shown: Mapping[str, Sequence[tuple[str, Tensor]]], *, columns: int = 2) -> Figure:
-    """Draw a row of training images per data set, cropped as a net sees them, with their classes.
+    """Draw a row of training images per data set, cropped for a net's input, with their classes.
 
     Args:
         shown: per data set the class and the pixels, (3, H, W) in [0, 1], of each image.

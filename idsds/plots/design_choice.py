@@ -1,4 +1,4 @@
-"""A design choice: parallel axes of the models that differ in it, and lines that show for each method whether the claim holds."""
+"""A design choice: parallel axes for models that differ in it, and lines that show for each method whether the claim holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def design_choice(
     columns: int = 2,
     published: pd.DataFrame | None = None,
 ) -> Figure:
-    """Draw one axis per model of a chain, the highest by the claim at the top, joined by a line per method within the chain.
+    """Draw one axis per model of a chain, ordered by the claim with the highest on top, and connect them by a line per method.
 
     A line that leans to the left on its way down agrees with the claim. It is solid if the claim is supported, dotted if it is not,
     dashed if it is contradicted; lines of controls are dotted.

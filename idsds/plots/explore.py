@@ -1,6 +1,6 @@
-"""One image as several methods explain it: the page of :func:`idsds.explore`, as a figure and, for the screen, as HTML.
+"""One image explained by several methods: the page of :func:`idsds.explore`, as a figure and, for the screen, as HTML.
 
-The HTML is made in a few milliseconds, is as sharp as the screen, and reads aloud; the figure is what is saved and printed.
+The HTML takes a few milliseconds, is as sharp as the screen allows, and works with screen readers; the figure is for saving and printing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WIDTH, HEAD, CELL, ROW, TITLE, STRIP, ACROSS = 9.6, 0.42, 2.2, 1.42, 0.34, 1.5, 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
-    """A small picture with a line of text below it: an image by id, its score, and (H, W, 3) in [0, 1] or None where it is not known."""
+    """A thumbnail with a caption: an image's id, its score, and pixels (H, W, 3) in [0, 1], or None if unknown."""
 
     image_id: str
     score: float
@@ -35,7 +35,7 @@ class Thumbnail:
 
 
 def explore(example: Example, method: str, ranking: pd.DataFrame, worst: Sequence[Thumbnail], best: Sequence[Thumbnail]) -> Figure:
-    """Draw all that the explorer shows on one page.
+    """Draw everything that the explorer shows on one page.
 
     Args:
         example: the image; where it has no drops (``drops`` is empty) their picture and the scatter of ranks are left out.
@@ -114,7 +114,7 @@ def _map(axes: Axes, example: Example, method: str, scale: float) -> None:
 
 
 def _scatter(axes: Axes, example: Example, method: str) -> None:
-    """The ranks whose correlation is the score, with the look of the method; the axes stay empty where it is undefined."""
+    """Draw the ranks whose correlation is the score, in the method's style; the axes stay empty if it is undefined."""
     drops, sums = example.drops.ravel(), np.asarray(example.records.loc[method, "patch_sums"], dtype=float)
     look, last = look_of(method, example.records.loc[method, "family"]), len(drops)
     axes.plot([1, last], [1, last], color="#BBBBBB", linewidth=0.8, zorder=0)
@@ -163,7 +163,7 @@ text-align:center;font-size:13px;padding-top:26%;text-shadow:0 0 2px #fff,0 0 2p
 
 
 def card(example: Example, method: str, notes: Sequence[str] = ()) -> str:
-    """Write the upper part of :func:`explore`, without the ranking, as HTML; ``notes`` say what is not as recorded."""
+    """Write the upper part of :func:`explore`, without the ranking, as HTML; ``notes`` say what differs from the records."""
     grid, head = len(example.drops), f"{example.image_id}: {_decision(example)}; {example.model} on {example.dataset}"
     parts = [_figure("image", _png(example.picture), 230, ())]
     if grid:
@@ -188,7 +188,7 @@ def card(example: Example, method: str, notes: Sequence[str] = ()) -> str:
 
 
 def strip_card(thumbnails: Sequence[Thumbnail]) -> str:
-    """Write small pictures in a line, as HTML: a column each for the button below it."""
+    """Return a row of thumbnails as HTML, one column for each button below."""
     cells = (
         f'<figure style="width:84px">{_picture(one.image_id, _png(one.picture) if one.picture is not None else "", 84, ())}'
         f"<figcaption title={_quoted(one.image_id)}>{escape(one.image_id)}</figcaption></figure>"
@@ -202,7 +202,7 @@ def _quoted(text: str) -> str:
 
 
 def _png(values: np.ndarray) -> str:
-    """A picture (H, W, 3) or (H, W, 4) in [0, 1] as the address of an image."""
+    """Return an image (H, W, 3) or (H, W, 4) in [0, 1] as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8)).save(buffer, "png", compress_level=1)
     return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
@@ -231,7 +231,7 @@ def _map_figure(example: Example, method: str, side: int) -> str:
 
 
 def _ranked(values: np.ndarray) -> Iterator[str]:
-    """The rank of each value, 1 for the largest; empty where they have none."""
+    """Return the rank of each value, 1 for the largest; empty if ranks are undefined."""
     return (f"{rank:g}" for rank in rankdata(-values)) if np.isfinite(values).all() else ("" for _ in values)
 
 

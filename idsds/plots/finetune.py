@@ -61,7 +61,7 @@ def draw_accuracies(axes: Axes, table: pd.DataFrame, scale: float = 1.0, size: f
 
 
 def kind_handles(size: float = 5) -> list[Line2D]:
-    """Entries of a legend: intact images, and those with one patch deleted."""
+    """Return the legend's entries: intact images, and those with one patch deleted."""
     looks = {kind: {"marker": m, "color": c, "linestyle": line, "markersize": size} for kind, (m, c, line) in KINDS.items()}
     intact, deleted = looks.values()
     return [

@@ -1,4 +1,4 @@
-"""A row of panels per net: every protocol of FunnyBirds, and their mean, of all methods."""
+"""A row of panels per net: every FunnyBirds protocol and their mean, for all methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images, what deleting their patches does, and the maps of many attribution methods side by side."""
+"""Images, the effect of deleting their patches, and the maps of many attribution methods side by side."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ MOST_PATCHES = 5  # per side; numbers in smaller patches could not be read
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One image as one model sees it, with the maps of all methods that apply.
+    """One image and one model, with the maps of all methods that apply.
 
     Args:
         model, seed, dataset, image_id: which.
         target, prediction: names of the classes.
         target_logit, prediction_logit: their logits on the intact image.
         picture: (H, W, 3) in [0, 1].
-        drops: (grid, grid), how much the target's logit falls when a patch is deleted; the engine's record.
+        drops: (grid, grid), the drop in the target's logit when a patch is deleted, from the records.
         records: the engine's records of this image, indexed by method; ``score`` and ``patch_sums`` (grid * grid,) are used.
         maps: by method the signed map (H, W), summed over channels.
-        score: what the score is called.
+        score: the score's name.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Example:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things are on a page, in inches from the top left."""
+    """The layout of a page, in inches from the top left."""
 
     images: int
     methods: int
@@ -84,7 +84,7 @@ class _Layout:
 
     @property
     def columns(self) -> int:
-        """Maps per line: as even as can be."""
+        """Maps per line, as evenly as possible."""
         return -(-self.methods // self.lines)
 
     @property
@@ -97,15 +97,15 @@ class _Layout:
 
     @property
     def beside(self) -> float:
-        """Where the maps begin, and the notes below them."""
+        """The top of the maps, and of the notes below them."""
         return MARGIN + 2 * (self.cell + GAP) + GAP
 
     @cached_property
     def notes(self) -> list[str]:
-        """What colours and numbers mean, in lines that fit."""
+        """The meaning of colours and numbers, in lines that fit."""
         notes = [
             "Left to right: image (target → prediction); drop of the target's logit when a patch is deleted; maps.",
-            f"Every picture has its own scale s: the largest |drop|; the value that {WITHIN:.0%} of a map's pixels do not exceed.",
+            f"Every panel has its own scale s: the largest |drop|, or the value that {WITHIN:.0%} of a map's pixels do not exceed.",
             "Small numbers: rank of a patch by its drop, and by its sum of attribution, 1 is highest. "
             f"{self.score}: rank correlation of the two, \N{MINUS SIGN}1 to 1, higher is better; the highest of an image is bold.",
         ]
@@ -126,7 +126,7 @@ class _Layout:
         return max(1, int((PAGE_HEIGHT - HEAD - self.foot) / (self.lines * self.line)))
 
     def corner(self, line: int, column: int) -> tuple[float, float]:
-        """Top left of a picture; the maps keep a wider distance from the first two columns."""
+        """Return the top left of a panel; the maps are set apart from the first two columns."""
         return (
             self.beside + (column - 2) * (self.cell + GAP) if column > 1 else MARGIN + column * (self.cell + GAP)
         ), HEAD + line * self.line + TITLE
@@ -146,7 +146,7 @@ class _Layout:
         return axes
 
     def text(self, left: float, top: float, text: str, width: float, size: float = 6.5, **looks: Any) -> None:
-        """A line of text from the left, made to fit ``width`` inches."""
+        """Write a left-aligned line of text that fits ``width`` inches."""
         text, size = _fitted(text, 0.95 * width * 72, size, looks.get("weight", "normal"))
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, ha="left", va="baseline", parse_math=False, **looks)
 
@@ -154,16 +154,16 @@ class _Layout:
 def gallery(examples: Sequence[Example], *, columns: int = 2, across: int | None = None) -> list[Figure]:
     """Draw a row per image: the image, the drops of the target's logit as patches are deleted, and a map per method with its score.
 
-    Zero is white. Each map has its own scale, symmetric about zero, which 1 % of its pixels may exceed. Small numbers are the ranks of the
-    patches, whose agreement is the score.
+    Zero is white. Each map has its own scale, symmetric about zero, which 1 % of its pixels may exceed. Small numbers are the patches'
+    ranks, whose correlation is the score.
 
     Args:
         examples: from :func:`idsds.studies.gallery.explain`.
-        columns: width of the figure, in columns of a paper; numbers that would be too small for one column are left out.
-        across: maximal number of maps in a line, None: :data:`ACROSS`; a model with more methods gets several lines per image.
+        columns: width of the figure, in columns of a paper; in one column, numbers that would be too small are omitted.
+        across: maximum number of maps per line, None for :data:`ACROSS`; a model with more methods gets several lines per image.
 
     Returns:
-        The pages: a new one for each model and training seed, and whenever one is full.
+        The pages: a new one for each model and training seed, and when one is full.
 
     Raises:
         ValueError: without examples.
@@ -217,7 +217,7 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
 
 
 def _decision(example: Example) -> str:
-    """Target and prediction with their logits; of a class with several names the first."""
+    """Return target and prediction with their logits; for a class with several names, the first."""
     target, prediction = (name.split(",")[0] for name in (example.target, example.prediction))
     if (example.target, example.target_logit) == (example.prediction, example.prediction_logit):
         return f"{target} → {prediction} (logit {_number(example.target_logit, 1)})"
@@ -261,7 +261,7 @@ def _draw_grid(axes: Axes, grid: int) -> None:
 
 
 def _draw_ranks(axes: Axes, values: np.ndarray, grid: int, shrunk: float, background: np.ndarray | None = None) -> None:
-    """The rank of each patch in its upper left corner, 1 for the largest; equal values share their mean rank, as in the score."""
+    """Write each patch's rank in its upper left corner, 1 for the largest; ties share their mean rank, as in the score."""
     if not np.isfinite(values).all():
         return
     for patch, rank in enumerate(rankdata(-values)):
@@ -271,7 +271,7 @@ def _draw_ranks(axes: Axes, values: np.ndarray, grid: int, shrunk: float, backgr
 
 
 def _label(axes: Axes, x: float, y: float, text: str, size: float, lightness: float, **looks: Any) -> None:
-    """Small type in a patch: white on dark colours, else black with a light edge, which is what a map of many colours needs."""
+    """Write small text in a patch: white on dark colours, otherwise black with a light outline, for maps of many colours."""
     if lightness < 0.5:
         axes.text(x, y, text, fontsize=size, va="baseline", color="white", **looks)
         return
@@ -280,7 +280,7 @@ def _label(axes: Axes, x: float, y: float, text: str, size: float, lightness: fl
 
 
 def _number(value: float, digits: int) -> str:
-    """With a true minus sign and no negative zero."""
+    """Format with a true minus sign and without negative zero."""
     if not np.isfinite(value):
         return "undefined"
     text = f"{value:.{digits}f}"
@@ -288,7 +288,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _foot(layout: _Layout) -> None:
-    """A colour bar, and what colours and numbers mean."""
+    """Draw a colour bar and the meaning of colours and numbers."""
     width, height, top = layout.width, layout.height, layout.height - layout.foot + GAP
     inset = 0.06  # inches: half of a tick's label
     bar = layout.figure.add_axes(
@@ -304,7 +304,7 @@ def _foot(layout: _Layout) -> None:
 
 
 def _fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:
-    """A text and a size in points at which it is at most ``width`` points wide: smaller type first, then an ellipsis."""
+    """Return a text and a font size at which it is at most ``width`` points wide: reduce the size first, then shorten the text."""
     found = _width(text, weight) * size
     if found <= width:
         return text, size
@@ -316,5 +316,5 @@ def _fitted(text: str, width: float, size: float, weight: str, smallest: float =
 
 @lru_cache(maxsize=4096)
 def _width(text: str, weight: str) -> float:
-    """Width of a text per point of its size."""
+    """Return a text's width per point of its font size."""
     return TextToPath().get_text_width_height_descent(text, FontProperties(size=100, weight=weight), ismath=False)[0] / 100

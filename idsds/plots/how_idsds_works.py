@@ -1,4 +1,4 @@
-"""IDSDS of one image on one page: the image, its deletions, the drops, and for each method its map, patch sums and the scatter of ranks."""
+"""IDSDS of one image on one page: the image, its deletions, the drops, and each method's map, patch sums and scatter of ranks."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _lines(axes: Axes, side: int) -> None:
 
 
 def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
-    """A grid of numbers on the colours of the maps, each with its rank below."""
+    """Draw a grid of numbers in the maps' colours, each with its rank below."""
     limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
     axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
     axes.spines[:].set_visible(True)
@@ -112,7 +112,7 @@ def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
 
 
 def _short(value: float) -> str:
-    """Two digits, as wide as a cell allows: 6.1, 0.57, 630, and 1e-03 for what is nearly nothing."""
+    """Format with two digits to fit a cell: 6.1, 0.57, 630, and 1e-03 for tiny values."""
     if 99.5 <= abs(value) < 99_999.5:
         return f"{value:.0f}"
     return f"{value:.1g}" if 0 < abs(value) < 0.01 else f"{value:.2g}"

@@ -31,8 +31,8 @@ RIGHT = {"color": "#444444", "linewidth": 0.7}
 ZEROS = {"color": OTHER, "linewidth": 1, "linestyle": "--"}
 FLOOR = {"color": "#444444", "linewidth": 1.2, "linestyle": ":"}
 NOTE = (
-    "d, maps and products: orange is positive, blue negative, white 0; each has a scale of its own, stated below it, which {within:.0%} of "
-    "its pixels other than 0 do not exceed. d is in normalised units, the mean over channels; the noises are one draw, times sigma. A "
+    "d, maps and products: orange is positive, blue negative, white 0; each has its own scale, stated below it, which {within:.0%} of "
+    "its nonzero pixels do not exceed. d is in normalised units, the mean over channels; the noises are one draw, times sigma. A "
     "product's sum is the map's prediction. Whiskers: {intervals}. By construction: the optimal map was fitted to at most as many "
     "different perturbations as it has unknowns, and those that judge it are among them."
 )
@@ -91,7 +91,7 @@ def _maps(figure: SubFigure, walk: Any, table: pd.DataFrame) -> None:
         axes.set_title(f"optimal, {step.name}".replace(", ", ",\n"), fontsize=SMALL)
     cosines = "" if similarity.isna().all() else "; cosine: with Gradient's"
     sought = walk.settings.optimal.removeprefix("optimal (").removesuffix(")")
-    figure.suptitle(f"The maps. Optimal: that of least infidelity under each perturbation, sought on {sought}{cosines}", fontsize=7)
+    figure.suptitle(f"The maps. Optimal: the one of least infidelity under each perturbation, fitted on {sought}{cosines}", fontsize=7)
 
 
 def _pictures(row: np.ndarray, step: Any) -> None:
@@ -128,7 +128,7 @@ def _number(value: float, form: str = ".2g") -> str:
 
 
 def _predicted(axes: Axes, step: Any) -> None:
-    """Draw a mark per perturbation and map: the predicted over the actual change; on the line they are equal."""
+    """Draw a mark per perturbation and map: predicted against actual change; on the line they are equal."""
     for look, name in zip(MARKS, step.products, strict=False):
         axes.plot(step.changes, step.predicted[name], linestyle="", markersize=2.2, **look)
     ends = [step.changes.min(), step.changes.max()]

@@ -75,7 +75,7 @@ def _setting(axes: Axes, row: Any, lane: float, marker: str, colour: str) -> Ann
 
 
 def _make_room(figure: Figure, axes: Axes, texts: list[Annotation]) -> None:
-    """Widen the axis to the right until every value fits: a text's width does not depend on the scale."""
+    """Widen the axis to the right until every value fits, since a text's width does not depend on the scale."""
     for text in texts:
         text.set_in_layout(False)
     figure.draw_without_rendering()
@@ -106,7 +106,7 @@ def _short(text: str, most: int = 30) -> str:
 
 
 def _legends(interval: str) -> tuple[list[Line2D], list[Line2D]]:
-    """Entries of the two panels."""
+    """Return the legend entries of the two panels."""
     grey = {"color": "#444444", "linestyle": "", "markersize": 4.5}
     left = [
         Line2D([], [], marker="o", label="the method's own setting", **grey),
@@ -116,6 +116,6 @@ def _legends(interval: str) -> tuple[list[Line2D], list[Line2D]]:
     right = [
         Line2D([], [], marker="o", label="Spearman over pairs of settings", **grey),
         Line2D([], [], marker="o", label="SSIM over pairs of settings", **grey, **HOLLOW),
-        Line2D([], [], marker="|", markersize=5, color="black", linestyle="", label="deviation per pixel (0: the same)"),
+        Line2D([], [], marker="|", markersize=5, color="black", linestyle="", label="deviation per pixel (0: equal)"),
     ]
     return left, right

@@ -157,7 +157,7 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
     used = [key for key in STYLES if key in {style_of(name, families[name]) for name in methods}]
     study_handle = Line2D([], [], marker="d", linestyle="", color=STUDY, markerfacecolor="white", markersize=5, label="the study")
     title = (
-        "above 0, but for the second block: better models look worse (lower values are better)\n"
+        "above 0, except in the second block: better models look worse (lower values are better)\n"
         "bars: 95 % intervals over groups (architecture on data set), right: Student's t over the groups' own correlations,\n"
         "elsewhere a jackknife that leaves out each group in turn; no bar: no interval"
     )
@@ -170,7 +170,7 @@ def _rows(found: pd.DataFrame, measure: str, quality: str) -> pd.DataFrame:
 
 
 def _of_study(quality: str) -> str:
-    """Return the study's counterpart of our accuracy."""
+    """Return the study's counterpart of accuracy."""
     return quality.replace("accuracy", "weighted_precision")
 
 
@@ -193,7 +193,7 @@ def _name_lanes(figure: Figure, axes: Axes, tops: list[float], methods: list[str
 
 
 def _numbered(method: str, measure: str, ours: pd.DataFrame) -> str:
-    """Return the method, with the number of its models if others have more."""
+    """Return the method's label, with its number of models if others have more."""
     mine = ours.loc[(ours["method"] == method) & (ours["measure"] == measure), "models"].max()
     return method if mine == ours["models"].max() else f"{method} ({mine:.0f} models)"
 

@@ -79,7 +79,7 @@ def leaderboard(
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Ceilings first, then the best on top."""
+    """Sort upper bounds first, then the best on top."""
     return rows.assign(apart=~rows["ceiling"].astype(bool)).sort_values(["apart", "mean"], ascending=[True, False], kind="stable")
 
 
@@ -117,7 +117,7 @@ def _label(row: object) -> str:
 
 
 def _number(value: float) -> str:
-    """Two digits, without an exponent; empty for NaN."""
+    """Format with two digits, without an exponent; empty for NaN."""
     return "" if np.isnan(value) else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
@@ -154,7 +154,7 @@ def _handles(shown: pd.DataFrame, families: Mapping[str, str], published: pd.Dat
     handles = [*handles_of(dict.fromkeys(shown["method"]), families)]
     handles.append(Line2D([], [], color="#444444", linewidth=1.2, label=shown["interval"].iloc[0]))
     handles.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band of random maps"))
-    handles.append(Line2D([], [], linestyle="", label="bold: not told apart from the best rival"))
+    handles.append(Line2D([], [], linestyle="", label="bold: not significantly below the best"))
     handles.append(Line2D([], [], color="#444444", linewidth=0.8, label="front: nothing cheaper is as good"))
     if published is not None and len(published):
         look = {"marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
@@ -163,5 +163,5 @@ def _handles(shown: pd.DataFrame, families: Mapping[str, str], published: pd.Dat
             label = f"filled: {REPRODUCTION}'s, on correctly classified images"
             handles.append(Line2D([], [], linestyle="", label=label, **{**look, "markerfacecolor": REPEATED}))
     if shown["ceiling"].any():
-        handles.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} queried these very deletions: a ceiling"))
+        handles.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} queried these same deletions: an upper bound"))
     return handles

@@ -1,4 +1,4 @@
-"""Lines of several methods in one panel: the family's colour and marker, and a dash of its own within the family."""
+"""Lines of several methods in one panel: the family's colour and marker, and a separate dash pattern for each of its methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1
 
 
 def line_looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return keyword arguments of ``Axes.plot`` for each method: those of one family differ by dashes, so that grey suffices.
+    """Return keyword arguments of ``Axes.plot`` for each method; methods of one family differ by dashes, so that grey suffices.
 
     Args:
         families: family by method, in the order of the legend.

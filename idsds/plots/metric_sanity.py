@@ -1,4 +1,4 @@
-"""Metrics against properties as a heat map with numbers and their intervals: darker is better, and it is readable in grey."""
+"""Metrics against properties as a heat map with numbers and their intervals: darker is better, also in greyscale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_CENT = "{:.0%}".format
 
 
 def _no_zero(form: str) -> Text:
-    """Numbers of little width: .25 and not 0.25."""
+    """Format compactly: .25, not 0.25."""
 
     def text(value: float) -> str:
         if abs(value) >= 10:
@@ -133,7 +133,7 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
 
 
 def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
-    """Draw Kendall's tau of every pair of metrics, in the order of a clustering; a dot marks an interval that leaves 0 out.
+    """Draw Kendall's tau of every pair of metrics, in the order of a clustering; a dot marks an interval that excludes 0.
 
     Args:
         agreed: of :func:`idsds.studies.metric_sanity.agreement.agreement`.
@@ -165,7 +165,7 @@ def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
         bar.tick_params(labelsize=6)
         bar.set_title("tau", fontsize=6)
         models, methods = int(agreed["models"].max()), int(agreed["methods"].max())
-        note = f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets; dot: 95 % interval over images leaves 0 out."
+        note = f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets; dot: 95 % interval over images excludes 0."
         figure.text(0.02, 0.01, note, fontsize=5.8)
     return figure
 
@@ -181,7 +181,7 @@ def _square(agreed: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 def known(record: dict[str, Any], name: str, value: float) -> bool:
-    """Return whether there is something to print: an infinite resolution is a result, an unknown share is not."""
+    """Return whether there is a value to print: an infinite resolution is one, an unknown fraction is not."""
     return (record["applies"] or name.startswith("parts_")) and (name == "resolution" or bool(np.isfinite(value)))
 
 
@@ -208,7 +208,7 @@ def _note(rows: pd.DataFrame) -> str:
         [
             "Darker is better; - does not apply or is not known. Small: 95 % intervals (shares: Wilson; others: jackknife, Student's t).",
             f"Known truth, {' (of retrainings '.join(counted)}{')' * (len(counted) > 1)}: the first ten columns (parts: of sprites).",
-            f"Trained nets{nets}: Random's shift, and methods whose paired 95 % interval against a control leaves 0 out",
+            f"Trained nets{nets}: Random's shift, and methods whose paired 95 % interval against a control excludes 0",
             "(of retrainings: by Holm, where leakage alone cannot be the reason). Verdict: ranks methods on one model (ranks), comparable",
             "between models too, or neither; a test does not ask whether a map is right: it is passed or failed.",
         ]

@@ -1,7 +1,7 @@
 """Parallel axes: one horizontal axis per model with a marker per method, as in rankings and design choices.
 
-Everything is laid out in inches, so that no name covers another at any width: names are drawn at 55 degrees, upright if that takes too
-much room, and if even that does not fit, the figure becomes wider than requested, with a warning.
+Everything is laid out in inches, so that names never overlap: they are drawn at 55 degrees, or vertically if that takes too much room; if
+even that does not fit, the figure becomes wider than requested, with a warning.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Join(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are, in inches.
+    """The layout, in inches.
 
     Args:
         models: axes from top to bottom.
-        beside: what stands to the left of each, lines of text.
-        values: of each model the methods' names and means, ascending.
-        low, high: ends of the axis.
-        wanted: width of the figure.
+        beside: lines of text to the left of each axis.
+        values: for each model, the methods' names and means, ascending.
+        low, high: limits of the axis.
+        wanted: requested width of the figure.
         head: height of the legends.
     """
 
@@ -70,7 +70,7 @@ class Layout:
 
     @cached_property
     def left(self) -> float:
-        """Room for the names of the models."""
+        """The room for the models' names."""
         lines = [line for text in self.beside for line in text.split("\n")]
         return 0.12 + max(_inches(line, STYLE["font.size"]) for line in lines)
 
@@ -90,12 +90,12 @@ class Layout:
 
     @cached_property
     def gap(self) -> float:
-        """Between two names along the axis."""
+        """The distance between two names along the axis."""
         return self._gap(self.angle)
 
     @cached_property
     def axis(self) -> float:
-        """Length of the axes: what is left beside the names of models and the last names of methods."""
+        """The length of the axes: the width minus the models' names and the last method's name."""
         length = max(self.wanted - self.left - RIGHT, self.most * self.gap)
         for _ in range(3):  # names move with the length, and their ends with them
             ends = [
@@ -111,7 +111,7 @@ class Layout:
 
     @cached_property
     def width(self) -> float:
-        """Of the figure: as wanted, or as wide as the names need."""
+        """The figure's width: as requested, or as wide as the names need."""
         ends = [
             self.left + at + _inches(name, NAME) * np.cos(np.radians(self.angle)) + NOTHING
             for number, (names, _) in enumerate(self.values)
@@ -121,7 +121,7 @@ class Layout:
 
     @cached_property
     def names(self) -> float:
-        """Height that the names take."""
+        """The height of the names."""
         longest = max((_inches(name, NAME) for names, _ in self.values for name in names), default=0)
         return longest * np.sin(np.radians(self.angle)) + PITCH
 
@@ -136,11 +136,11 @@ class Layout:
         return self.head + self.band * len(self.models) + FOOT
 
     def level(self, number: int) -> float:
-        """Height of an axis, from the top of the first band downwards."""
+        """The height of an axis, from the top of the first band downwards."""
         return self.band * (number + 1) - BELOW
 
     def places(self, number: int) -> np.ndarray:
-        """Where the names of a model stand along its axis, in inches from its beginning."""
+        """Return the positions of a model's names along its axis, in inches from its start."""
         return self._places(self.values[number][1], self.axis)
 
     def _places(self, means: np.ndarray, length: float) -> np.ndarray:
@@ -160,14 +160,14 @@ def parallel_axes(
     notes: Sequence[Artist] = (),
     where: str = "",
 ) -> Figure:
-    """One horizontal axis per model: markers with their intervals and names, the null band, lines from axis to axis.
+    """Draw one horizontal axis per model: markers with intervals and names, the null band, and lines between axes.
 
     Args:
-        table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval, and where it is known ``ceiling``, which puts
-            a dagger behind the method's name.
+        table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval, and optionally ``ceiling``, which adds a
+            dagger to the method's name.
         families: family of each method that is not in the registry.
         models: axes from top to bottom.
-        joins: lines between axes; those without a mean at both ends are left out.
+        joins: lines between axes; those without a mean at both ends are omitted.
         n_patches: patches per image, which determines the null band of random maps.
         score: name of the axis.
         columns: width of the figure, in columns of a paper.
@@ -219,7 +219,7 @@ def _draw_legends(figure: Figure, height: float, legends: Iterable[tuple[list, i
 def _draw_axis(
     axes: Axes, layout: Layout, number: int, rows: pd.DataFrame, families: dict[str, str], n_patches: int, published: pd.DataFrame | None
 ) -> None:
-    """Markers, intervals, names and null band of one model."""
+    """Draw one model's markers, intervals, names and null band."""
     level, model = layout.level(number), layout.models[number]
     axes.axhline(level, color="#888888", linewidth=0.7, zorder=1)
     position = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-6, 0)}
@@ -265,7 +265,7 @@ def _draw_joins(axes: Axes, layout: Layout, rows: Sequence[pd.DataFrame], joins:
 def _handles(
     table: pd.DataFrame, shown: pd.DataFrame, families: dict[str, str], published: pd.DataFrame | None, notes: Sequence[Artist]
 ) -> tuple[list[Artist], list[Artist]]:
-    """Entries of the two legends: what markers mean, what lines and bands mean."""
+    """Return the entries of the two legends: the meaning of markers, and of lines and bands."""
     upper: list[Artist] = [*handles_of(dict.fromkeys(shown["method"]), families)]
     lower: list[Artist] = [Line2D([], [], color="#444444", linewidth=1.2, label=table["interval"].iloc[0])]
     lower.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band of random maps"))
@@ -276,17 +276,17 @@ def _handles(
         if "source" in published and (published["source"] == REPRODUCTION).any():
             lower.append(Line2D([], [], label=f"an independent run ({REPRODUCTION})", **{**looks, "markerfacecolor": REPEATED}))
     if "ceiling" in shown and shown["ceiling"].any():
-        lower.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} has queried these very deletions: a ceiling, not a rival"))
+        lower.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} has queried these same deletions: an upper bound"))
     return upper, [*lower, *notes]
 
 
 def _label(row: Any) -> str:
-    """A method's name, with a dagger where its score is a ceiling."""
+    """Return a method's name, with a dagger if its score is an upper bound."""
     return f"{row.method}{CEILING}" if getattr(row, "ceiling", False) else row.method
 
 
 def _ends(shown: pd.DataFrame, published: pd.DataFrame | None) -> tuple[float, float]:
-    """Ends of the axis: all markers and intervals, and 0."""
+    """Return the limits of the axis, which include all markers, intervals and 0."""
     values = [*shown[["low", "mean", "high"]].to_numpy(float).flat, *([] if published is None else published["published"]), 0.0, 0.1]
     return float(np.nanmin(values)) - 0.03, min(1.0, float(np.nanmax(values))) + 0.03
 
@@ -298,7 +298,7 @@ def _counts(rows: pd.DataFrame) -> str:
 
 
 def spread(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Ascending positions moved as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
+    """Move ascending positions as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
     if len(positions) * gap > high - low:
         gap = (high - low) / max(1, len(positions))
     # With u_i = x_i - i * gap the condition is that u ascends: an isotonic regression, by pooling neighbours that violate it.
@@ -314,6 +314,6 @@ def spread(positions: np.ndarray, gap: float, low: float, high: float) -> np.nda
 
 @lru_cache(maxsize=1000)
 def _inches(text: str, size: float) -> float:
-    """Width of a line of text of ``size`` points."""
+    """Return the width of a line of text of ``size`` points."""
     width, _, _ = TextToPath().get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
     return width / 72

@@ -1,4 +1,4 @@
-"""The ranking of attribution methods, an axis per model and a marker per method; and the drops that it rests on."""
+"""The ranking of attribution methods, an axis per model and a marker per method; and the drops that it is based on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rank_methods(
     published: pd.DataFrame | None = None,
     where: str = "",
 ) -> Figure:
-    """One horizontal axis per model with a marker per method, joined by lines from model to model.
+    """Draw one horizontal axis per model with a marker per method, connected by lines from model to model.
 
     Args:
         table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval.
@@ -35,7 +35,7 @@ def rank_methods(
         score: name of the axis.
         models: order of the axes, top to bottom; None: as they appear.
         columns: width of the figure, in columns of a paper.
-        published: from :func:`idsds.published.compare`, drawn below each axis in grey and hollow; None or empty: nothing.
+        published: from :func:`idsds.published.compare`, drawn below each axis, hollow and grey; None or empty for nothing.
         where: which images these are, in words.
     """
     models = list(models or dict.fromkeys(table["model"]))
@@ -48,24 +48,24 @@ def rank_methods(
 
 
 def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int = 2) -> Figure:
-    """Draw the distribution of drops, a curve per model: in units of the output, and as a share of each image's largest drop.
+    """Draw the distribution of drops, a curve per model: in units of the output, and as a fraction of each image's largest drop.
 
     Args:
         drops: one row per model, image and patch: model, drop (in units of the quantity), share (in [-1, 1]).
-        quantity: what falls when a patch is deleted.
+        quantity: the quantity that drops when a patch is deleted.
         columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(drops["model"]))
     dashes = dict(zip(models, ["-", "--", "-.", ":"] * len(models), strict=False))
     with mpl.rc_context(STYLE):
         figure, both = plt.subplots(1, 2, figsize=(COLUMNS[columns], 0.42 * COLUMNS[columns]), sharey=True, layout="constrained")
-        labels = (f"drop of the target's {quantity}", "drop as a share of the image's largest (-1 to 1)")
+        labels = (f"drop of the target's {quantity}", "drop as a fraction of the image's largest (-1 to 1)")
         for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
             for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
                 rows = drops[drops["model"] == model]
                 sns.ecdfplot(rows, x=name, ax=axes, color=colour, linestyle=dashes[model], label=model)
             axes.set_xlabel(label)
             axes.axvline(0, color="#888888", linewidth=0.6, zorder=0)
-        both[0].set_ylabel("share of patches with at most this drop")
+        both[0].set_ylabel("fraction of patches with at most this drop")
         both[1].legend(loc="upper left", frameon=False)
     return figure

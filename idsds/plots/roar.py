@@ -1,4 +1,4 @@
-"""ROAR and KAR: accuracy after retraining against the share of replaced pixels, and the accuracy from their positions alone."""
+"""ROAR and KAR: accuracy after retraining against the fraction of replaced pixels, and accuracy from their positions alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TITLES = {
     "keep": ("KAR: the least important removed", "higher is better"),
     "mask": ("masks alone: positions, no image", "above chance: positions reveal the class"),
 }
-# If nothing is replaced, all methods share one net: one mark that belongs to no method.
+# If nothing is replaced, all methods share one net, and one mark that belongs to no method.
 UNTOUCHED = {"marker": "o", "color": "#222222", "markerfacecolor": "white", "markersize": 5, "linestyle": "", "zorder": 5}
 GROUND = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
 # Lines across a whole panel: the explained net, and a net without information.
@@ -31,11 +31,11 @@ LEVELS = {"explained_accuracy": ("explained net", "-"), "chance": ("chance", (0,
 def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw a row of panels per model, for ROAR, KAR and masks alone, with a line per method.
 
-    Lines that coincide stay visible: those listed first are wider and lie below, and marks and intervals are drawn side by side.
+    Coinciding lines stay visible: those listed first are wider and below, and marks and intervals are drawn side by side.
 
     Args:
         table: from :func:`idsds.studies.roar.retraining_curves`: model, method, family, kind, share, mean, low, high, interval, count;
-            explained_accuracy and chance are drawn where they are there.
+            explained_accuracy and chance are drawn if present.
         columns: width of the figure, in columns of a paper.
     """
     models, kinds = list(dict.fromkeys(table["model"])), [kind for kind in TITLES if kind in set(table["kind"])]
@@ -81,7 +81,7 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
 
 
 def _looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The looks of lines, which differ in grey by dashes and lightness; one that is covered by others is broader than they are."""
+    """Return the styles of lines, which differ in grey by dashes and lightness; a line covered by others is wider than they are."""
     looks = line_looks(families)
     widths = np.linspace(2.4, 1.0, len(looks))
     for width, (method, look) in zip(widths, looks.items(), strict=True):
@@ -90,9 +90,9 @@ def _looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _lines(axes: Axes, part: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
-    """A line per method, all from the one mark of the untouched images.
+    """Draw a line per method, all starting at the one mark for unmodified images.
 
-    Marks and intervals of several methods would hide each other: they stand side by side around their share.
+    Marks and intervals would hide each other, so they are drawn side by side around their position.
     """
     shifts = np.linspace(-2, 2, len(looks)) if len(looks) > 1 else [0.0]
     for (method, look), shift in zip(looks.items(), shifts, strict=True):
@@ -108,12 +108,12 @@ def _lines(axes: Axes, part: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> 
 
 
 def _levels(axes: Axes, part: pd.DataFrame, kind: str) -> None:
-    """The accuracy of the explained net, and beside masks alone that of a net that is told nothing, thin and with their names."""
+    """Draw thin labelled lines: the explained net's accuracy and, beside masks alone, the accuracy without information."""
     for column, (name, dashes) in LEVELS.items():
         if column in part and (column != "chance" or kind == "mask"):
             value = part[column].iloc[0]
             axes.axhline(value, color="#222222", linewidth=0.7, linestyle=dashes, zorder=1)
-            # That of chance stands between two shares, and clear of Random's marks.
+            # The label of chance is between two fractions, clear of Random's marks.
             x, lift, side = (0.99, 0.008, "right") if column == "explained_accuracy" else (0.35, 0.025, "center")
             axes.text(
                 x, value + lift, f"{name} {value:.3f}", transform=axes.get_yaxis_transform(), ha=side, va="bottom", fontsize=6, bbox=GROUND

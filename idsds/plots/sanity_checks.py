@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from idsds.plots.lines import line_handles, line_looks
 from idsds.plots.style import COLUMNS, STYLE
 
-# check: (title, label of its axis, its panel's share of the width)
+# check: (title, axis label, the panel's fraction of the width)
 CHECKS = {
     "cascading": ("cascading", "layers randomised,\n% from the output down", 1.0),
     "independent": ("one group of layers alone", "first and last layer of the group\nthat is randomised", 1.25),
@@ -26,15 +26,16 @@ Looks = Mapping[str, dict[str, Any]]
 
 
 def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities: Sequence[str] | None = None, columns: int = 2) -> Figure:
-    """Draw a row per similarity and a panel per check. Groups of layers that are randomised alone have no order: points are not joined.
+    """Draw a row per similarity and a panel per check. Groups of layers randomised alone have no order, so their points are not
+    connected.
 
     A small number beside a point is the number of defined values, if some are undefined.
 
     Args:
         table: from the study ``sanity_checks``: model, method, family, check, depth, layers, similarity, mean,
             low, high, count, undefined, maps.
-        model: which one; None: the first.
-        similarities: which of ``spearman``, ``absolute``, ``ssim``; None: all.
+        model: which model; None for the first.
+        similarities: some of ``spearman``, ``absolute``, ``ssim``; None for all.
         columns: width of the figure, in columns of a paper.
     """
     model = table["model"].iloc[0] if model is None else model
@@ -79,7 +80,7 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
 
 
 def _panel(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
-    """The similarities of one check: joined where layers are randomised one after the other, else points side by side."""
+    """Draw the similarities of one check: connected if layers are randomised cumulatively, otherwise points side by side."""
     axes.axhline(0, color="#888888", linewidth=0.6, zorder=0)
     axes.grid(axis="y", color="#EEEEEE", linewidth=0.5)
     places: dict[Any, float] = {}
@@ -87,7 +88,7 @@ def _panel(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
         line = part[part["method"] == method].sort_values("depth")
         if check == "cascading":
             x = 100 * line["depth"].to_numpy()
-            axes.plot([0, *x], [1, *line["mean"]], **look)  # every map is like itself on the intact model
+            axes.plot([0, *x], [1, *line["mean"]], **look)  # on the intact model, every map equals itself
         else:
             side = (number + 0.5) / len(looks) - 0.5
             x = np.array([number] if check == "labels" else np.arange(len(line)) + 0.8 * side)[: len(line)]
@@ -99,14 +100,14 @@ def _panel(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
             axes.axvline(edge - 0.5, color="#DDDDDD", linewidth=0.5, zorder=0)
     for _, rows in part[(part["undefined"] > 0) & part["mean"].notna()].groupby("depth"):
         for number, row in enumerate(rows.sort_values("mean", ascending=False).itertuples()):
-            up = number == 0 and (len(rows) > 1 or row.mean < 0.9)  # of several, the highest has its number above, the others below
+            up = number == 0 and (len(rows) > 1 or row.mean < 0.9)  # of several, the highest has its number above it, the others below
             offset, side = ((2.5, 2.5), "bottom") if up else ((2.5, -2.5), "top")
             where = (places[row.Index], row.mean)
             axes.annotate(f"{row.maps - row.undefined}", where, offset, textcoords="offset points", fontsize=5, va=side)
 
 
 def _label(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
-    """The axis below the lowest panel of a check."""
+    """Label the axis below a check's lowest panel."""
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     if check == "labels":
         axes.set_xticks(range(len(looks)), list(looks), fontsize=7, **turned)
@@ -121,7 +122,7 @@ def _label(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
 
 
 def _heading(table: pd.DataFrame, model: str) -> str:
-    """What the figure is of, what its bars cover, and what the small numbers are."""
+    """Return what the figure shows, what its bars cover, and what the small numbers are."""
     layers = table[table["check"] != "labels"]
     covered = (layers if len(layers) else table)["interval"].iloc[0]
     lines = [f"{model}, n = {int((table['count'] + table['nan']).max())} images; bars: {covered}"]
@@ -132,7 +133,7 @@ def _heading(table: pd.DataFrame, model: str) -> str:
 
 
 def _all_maps(table: pd.DataFrame) -> str:
-    """How many maps there are of each point: images, draws and seeds."""
+    """Return how many maps each point averages: images, draws and seeds."""
     found = [(int(rows["maps"].max()), check) for check, rows in table.groupby("check", sort=False)]
     if len({maps for maps, _ in found}) == 1:
         return str(found[0][0])

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from idsds.plots.architectures import looks_of
 from idsds.plots.style import COLUMNS, STYLE
 
-#: What each metric is called, and whether its axis is logarithmic.
+#: Each metric's label, and whether its axis is logarithmic.
 METRICS = {
     "infidelity": ("infidelity (squared logits)\n← lower is better", True),
     "max_sensitivity": ("max-sensitivity\n← lower is better", False),
@@ -24,7 +24,7 @@ def score_vs_metrics(images: pd.DataFrame, table: pd.DataFrame, *, target: str =
     Args:
         images: model, method, metric, probability, correct, score.
         table: model, method, metric, rho.
-        target: the class that is explained.
+        target: the class explained.
         columns: width of the figure, in columns of a paper.
     """
     methods, looks = list(dict.fromkeys(images["method"])), looks_of(images["model"])

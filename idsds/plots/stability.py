@@ -1,4 +1,4 @@
-"""Four panels: IDSDS as the training seed, the baseline, the grid or the number of images changes."""
+"""Four panels: IDSDS by training seed, baseline, grid and number of images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
         for row in grid:
             row[0].set_ylabel(f"{score}: mean rank correlation,\nhigher is better ↑", fontsize=7)
         handles = handles_of(methods, families)
-        handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images (of 'all': over seeds and images)"))
+        handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images ('all': over seeds and images)"))
         figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2, frameon=False, fontsize=7)
     return figure
 
@@ -56,7 +56,7 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
         look = look_of(method, families[method])
         rows = table[table["method"] == method].set_index("variant").reindex(variants)
         x = np.arange(len(variants)) + (number - (len(methods) - 1) / 2) * spread
-        joined = [i for i, name in enumerate(variants) if name != "all"]  # the mean over seeds is no further seed
+        joined = [i for i, name in enumerate(variants) if name != "all"]  # the mean over seeds is not another seed
         axes.plot(x[joined], rows["mean"].iloc[joined], color=look.colour, linewidth=0.6, alpha=0.5, zorder=1)
         axes.vlines(x, rows["low"], rows["high"], color=look.colour, linewidth=1, zorder=2)
         axes.plot(x, rows["mean"], **look.line(4, linestyle="", zorder=3))
@@ -74,7 +74,7 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
 
 
 def _tau(agreed: pd.DataFrame, kind: str, variant: str) -> str:
-    """Kendall's tau of a variant with the reference, and its interval."""
+    """Write Kendall's tau of a variant with the reference, and its interval."""
     rows = agreed[agreed["first"] == variant] if kind == "images" else agreed[(agreed["second"] == variant) & (agreed["first"] != variant)]
     if kind != "images" and len(agreed):
         rows = rows[rows["first"] == agreed["first"].iloc[0]]

@@ -1,8 +1,8 @@
 """Shared by all figures: sizes, fonts, the look of each method, and saving a figure with its table.
 
 A method looks the same in every figure. The marker's shape and the hue show its family, so that the figures read in black and white;
-colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family the lightness shows the method, and the
-filled part of the marker shows its version: SmoothGrad and its relatives fill a half, absolute values leave it hollow.
+colours are those of Okabe and Ito, which colour-blind readers can tell apart. Within a family, lightness shows the method, and the filled
+part of the marker its version: half-filled for SmoothGrad and its relatives, hollow for absolute values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from idsds.common.files import atomic
 from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE, TENFOLD, TRANSFORMS
 
-# Width in inches of one and of two columns of a paper.
+# Width in inches of one and two columns of a paper.
 COLUMNS = {1: 3.5, 2: 7.2}
 
 # family: (label, marker, colour, filled)
@@ -39,8 +39,8 @@ STYLES = {
 }
 
 VERSIONS = {ABSOLUTE: "absolute", POSITIVE: "positive"}
-# How dark a method is within its family: towards black where negative, towards white where positive. Those that are often seen together
-# are far apart. A method that is not named here has the family's own colour.
+# A method's lightness within its family: negative towards black, positive towards white. Methods often shown together are far apart;
+# methods not listed have the family's own colour.
 SHADES = {
     "Gradient": -0.7,
     "IxG": 0.45,
@@ -76,12 +76,12 @@ SHADES = {
     "Edges": -0.6,
     "Center": 0.5,
 }
-# What is added to a method's name, and the part of the marker that is then filled.
+# Suffixes of method names, and the part of the marker that is then filled.
 FILLS = {"-SG-SQ": "bottom", "-SG-VG": "right", "-SG": "left"}
 PAPER = " (paper)"
-# Published values: hollow and grey, in the shape of the method's own marker.
+# Published values: hollow and grey, in the shape of the method's marker.
 PUBLISHED = "#8A8A8A"
-# The least contrast of a mark with what is around it, by the Web Content Accessibility Guidelines 2.1 (criterion 1.4.11).
+# Minimum contrast of a mark with its surroundings, by the Web Content Accessibility Guidelines 2.1 (criterion 1.4.11).
 LEGIBLE = 3.0
 
 STYLE = {
@@ -90,28 +90,28 @@ STYLE = {
     "axes.spines.right": False,
     "pdf.fonttype": 42,  # embedded TrueType: text stays text
     "ps.fonttype": 42,
-    "svg.hashsalt": "idsds",  # the same figure gives the same file
+    "svg.hashsalt": "idsds",  # equal figures give equal files
     "savefig.dpi": 200,
     "figure.dpi": 100,
 }
 
 
 def style_of(method: str, family: str) -> str:
-    """Return the key of :data:`STYLES` for a method: its family, or ``absolute`` or ``positive`` for such a version."""
+    """Return a method's key in :data:`STYLES`: its family, or ``absolute`` or ``positive`` for such a version."""
     return next((key for suffix, key in VERSIONS.items() if method.endswith(suffix)), family)
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, in every figure alike.
+    """How a method is drawn, the same in every figure.
 
     Args:
-        marker: of its family.
-        colour: of lines, intervals and the marker's edge.
-        face: of the filled part.
-        other: of the rest.
+        marker: its family's marker.
+        colour: colour of lines, intervals and the marker's edge.
+        face: colour of the filled part.
+        other: colour of the rest.
         fill: which part is filled: ``full``, ``left``, ``right``, ``bottom`` or ``top``.
-        edge: of the marker.
+        edge: colour of the marker's edge.
     """
 
     marker: str
@@ -123,9 +123,9 @@ class Look:
 
     @property
     def ink(self) -> str:
-        """The one colour of a method that has a panel or a row of its own, where lightness need not tell it from its kin.
+        """The colour of a method that has a panel or row of its own, where lightness need not distinguish it from its family.
 
-        That of what is filled, of a hollow marker its edge's; where either is too pale for white paper, the family's, made legible.
+        The fill colour, or the edge colour of a hollow marker; if too pale for white paper, the family's colour, made legible.
         """
         own = (self.edge or self.colour) if self.face == "white" else self.face
         return own if contrast(own) >= LEGIBLE else legible(self.colour)
@@ -146,11 +146,11 @@ class Look:
 
 
 def look_of(method: str, family: str = "") -> Look:
-    """Return the look of a method, by its name alone.
+    """Return a method's style, by its name.
 
     Args:
-        method: a name, with or without what asks for absolute values or the positive part; ten times a map looks like the map.
-        family: of a method that is not in the registry; the registry's own are looked up.
+        method: a name, with or without a suffix such as `` abs``; ``x10`` does not change the style.
+        family: the family of a method that is not in the registry.
     """
     method = method.removesuffix(TENFOLD)  # the same map
     suffix = next((suffix for suffix in (ABSOLUTE, POSITIVE) if method.endswith(suffix)), "")
@@ -163,7 +163,7 @@ def look_of(method: str, family: str = "") -> Look:
         plain, fill = "Grad-CAM++", "left"
     face = mixed(hue, SHADES.get(plain, 0.0))
     edge = "#000000" if base.endswith(PAPER) else ""
-    if suffix == ABSOLUTE:  # hollow; what is filled in part, or has an edge in black, is pale
+    if suffix == ABSOLUTE:  # hollow; partly filled markers, or those with a black edge, are pale
         return Look(marker, mixed(hue, 0.3), "white" if fill == "full" and not edge else mixed(face, 0.75), "white", fill, edge or face)
     if suffix == POSITIVE:
         return Look(
@@ -179,7 +179,7 @@ def family_of(method: str, families: Mapping[str, str]) -> str:
 
 
 def mixed(colour: str, share: float) -> str:
-    """Mix a colour with white by ``share``, or with black by its absolute value if it is negative."""
+    """Mix a colour with white by ``share``, or with black by its absolute value if negative."""
     end = 1.0 if share > 0 else 0.0
     return to_hex([(1 - abs(share)) * value + abs(share) * end for value in to_rgb(colour)])
 
@@ -202,13 +202,13 @@ def legible(colour: str) -> str:
 
 
 def scored_on(table: pd.DataFrame) -> str:
-    """What the scores behind a table with a column ``interval`` are of: images, or images under several training seeds."""
+    """Return what the intervals of a table are over: images, or images and training seeds."""
     nested = table["interval"].str.contains("training seeds and").any() if "interval" in table else False
     return "images x training seeds" if nested else "images"
 
 
 def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line2D]:
-    """Return the entries of a legend: the families of the methods, and the meaning of half-filled markers."""
+    """Return the legend's entries: the methods' families, and the meaning of half-filled markers."""
     methods = list(methods)
     used = {style_of(method, family_of(method, families)) for method in methods}
     found = [handle(key) for key in STYLES if key in used and key != "positive"]
@@ -229,7 +229,7 @@ def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line
 
 
 def handle(key: str) -> Line2D:
-    """Return the entry of a family in a legend."""
+    """Return a family's legend entry."""
     label, marker, colour, filled = STYLES[key]
     face = colour if filled else "white"
     return Line2D(
@@ -238,7 +238,7 @@ def handle(key: str) -> Line2D:
 
 
 def sharpen() -> None:
-    """Let a notebook show figures with twice the pixels, for dense screens; without a notebook nothing happens."""
+    """Make a notebook show figures at double resolution, for dense screens; outside a notebook, do nothing."""
     if "ipykernel" in sys.modules:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -254,9 +254,9 @@ def save(
 ) -> list[Path]:
     """Save a figure with the table behind it: ``stem.png``, ``stem.pdf`` and ``stem.csv`` (or ``stem_<name>.csv`` for several tables).
 
-    ``finding`` is what the figure shows, in Markdown with computed numbers, kept as ``stem.md`` for the profile's overview.
+    ``finding`` is what the figure shows, in Markdown with computed numbers, saved as ``stem.md`` for the profile's overview.
 
-    Of several pages the second is ``stem_2.png`` and so on. No file holds a date, so that the same numbers give the same files.
+    If there are several pages, the second is ``stem_2.png`` and so on. No file holds a date, so equal numbers give equal files.
     """
     stem = Path(stem)
     written = []
@@ -279,12 +279,12 @@ def save(
     return written
 
 
-# White in the middle; the two arms are equally dark at equal distance, and colour-blind readers can tell them apart.
+# White in the middle; both arms are equally dark at equal distance, and distinguishable for colour-blind readers.
 COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"]
 
 
 DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
 
 
-# Share of a map's pixels within the colour scale: one pixel of a gradient may be a hundred times larger than the others.
+# Fraction of a map's pixels within the colour scale: one pixel of a gradient may be a hundred times larger than the others.
 WITHIN = 0.99

@@ -1,4 +1,4 @@
-"""The quality of models that were trained on shares of the training images."""
+"""The quality of models trained on fractions of the training images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FEW = 20  # classes, up to which they are numbered and counted in the cells
 ROWS = [
     ("accuracy", "accuracy (0 to 1)\nhigher is better →"),
     ("macro_f1", "macro F1\n(\N{MULTIPLICATION SIGN}: weighted)\nhigher is better →"),
-    (EXCESS, "weighted precision\n\N{MINUS SIGN} accuracy (percentage\npoints; 0: alike)"),
+    (EXCESS, "weighted precision\n\N{MINUS SIGN} accuracy (percentage\npoints; 0: equal)"),
 ]
-# In percent of the training images: between two architectures, and between two seeds of one.
+# Offsets in percent of the training images: between architectures, and between seeds of one.
 BETWEEN, BESIDE = 4.0, 1.1
 
 
 def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """Draw a column of panels per data set: accuracy, macro F1, and weighted precision minus accuracy, by share of the images.
+    """Draw a column of panels per data set: accuracy, macro F1, and weighted precision minus accuracy, by fraction of the images.
 
     Args:
         table: from :func:`idsds.studies.train_fractions.quality`: dataset, model, fraction, seed, accuracy, macro_f1,
@@ -66,7 +66,7 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
             grid[2, column].axhline(0, color="#888888", linewidth=0.6)
             shares = sorted(set(100 * table["fraction"]))
             grid[2, column].set_xticks(shares, [f"{share:.0f}" for share in shares])
-            grid[2, column].set_xlabel("share of the training images (%)")
+            grid[2, column].set_xlabel("fraction of the training images (%)")
         then = ", " if width > COLUMNS[1] else ",\n"  # a narrow figure has narrow lines
         over = f"pale marks: the {seeds} training seeds one by one{then}line and mark: their mean" if seeds > 1 else "one training seed"
         bars = f"bars: 95 % interval over the n test images{then}one model each (of the difference: paired)"
@@ -85,7 +85,7 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
 
 
 def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """Draw a confusion matrix per data set and architecture: of the models with the most training images, all seeds together.
+    """Draw a confusion matrix per data set and architecture, for the models with the most training images, over all seeds.
 
     Args:
         table: dataset, model, fraction, seed, target, prediction, count.
@@ -122,12 +122,12 @@ def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
         for axes in grid[:, 0]:
             axes.set_ylabel("class of the image")
         bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40)
-        bar.set_label("share of the class's images; numbers: images", fontsize=7)
+        bar.set_label("fraction of the class's images; numbers: images", fontsize=7)
     return figure
 
 
 def _series(axes: mpl.axes.Axes, rows: pd.DataFrame, measure: str, look: tuple[str, str, str], shift: float) -> None:
-    """One architecture on one data set: a mark per model, side by side by seed; of several seeds their means and a line."""
+    """Draw one architecture on one data set: a mark per model, side by side by seed; for several seeds, their means and a line."""
     marker, colour, line = look
     seeds = sorted(set(rows["seed"]))
     means = rows.groupby("fraction")[measure].mean()

@@ -192,7 +192,7 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
     Args:
         client: of the scheduler.
         plan: the settings, with the workers' device.
-        tasks: to run.
+        tasks: the tasks to run.
         progress: unused; :func:`train_on` prints what is trained.
         bar: advanced as tasks are finished.
 

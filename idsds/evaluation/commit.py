@@ -38,7 +38,7 @@ def commit(folder: Folder, result: Result, began: Callable[[], float]) -> Run:
     """Complete a run: write its files, then its manifest, then remove the files that the manifest does not name.
 
     Args:
-        folder: of the run; the caller holds its lock.
+        folder: the run's folder; the caller holds its lock.
         result: where each record is stored.
         began: returns the seconds since the call began.
 
@@ -87,7 +87,7 @@ class _Writer:
     """Writes the files of a run that do not exist yet.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         images: a hash of the images and settings of the run.
     """
 

@@ -35,7 +35,7 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
 
     Args:
         plan: the settings.
-        folder: of the run; records that exist there are not computed again.
+        folder: the run's folder; existing records are not computed again.
 
     Returns:
         :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb``, an

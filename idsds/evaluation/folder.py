@@ -41,7 +41,7 @@ class Folder:
     """The folder of a run that is being written.
 
     Args:
-        path: of the folder.
+        path: the folder's path.
         cache: the blocks of all runs; None to share nothing.
     """
 
@@ -53,7 +53,7 @@ class Folder:
 
     @property
     def checkpoints(self) -> Mapping[str, str]:
-        """The sha256 of the checkpoints that the folder's records were made with, by key of the training stage."""
+        """The sha256 of the checkpoints behind the folder's records, by key of the training stage."""
         return {} if self.run is None else self.run.manifest.get("checkpoints", {})
 
     def find(self, plan: Plan) -> There:
@@ -113,7 +113,7 @@ def committed_blocks(run: Run) -> dict[str, list[Block]]:
     keys = dict(zip(table["image_id"].to_pylist(), table["key"].to_pylist(), strict=True))
     ids = list(keys)
     for entry in [*run.files("deletions"), *run.files("scores")]:
-        source = Run(run.folder, run.manifest)  # of its own, since reading what is left of a damaged file must not make it seem intact
+        source = Run(run.folder, run.manifest)  # a separate object: reading a damaged file's remains must not make it seem intact
         for number in _intact(source, entry):
             facts, images = entry["parts"][number], keys
             try:
@@ -131,7 +131,7 @@ def committed_blocks(run: Run) -> dict[str, list[Block]]:
 
 
 def _intact(run: Run, entry: Mapping[str, Any]) -> Collection[int]:
-    """Return the numbers of the intact parts of a file. A damaged file causes a warning that says what is computed again."""
+    """Return the indices of the intact parts of a file. A damaged file causes a warning that says what is computed again."""
     try:
         run.check(entry)
         return range(len(entry["parts"]))

@@ -31,22 +31,22 @@ class Job:
 
     Args:
         model: its name in the records.
-        seed: of training, noise and masks.
-        source: a stage of training, a checkpoint file, or the user's net as it is.
-        wanted: the methods that were asked for, by name: None for a method of the registry, (name, options) for one with other
-            options, else the user's own.
-        methods: those of them that apply to the model.
+        seed: seed of training, noise and masks.
+        source: a training stage, a checkpoint file, or the user's net.
+        wanted: the requested methods by name: None for a registered method, (name, options) for one with other options, otherwise the
+            user's own.
+        methods: the requested methods that apply to the model.
         excluded: methods that do not apply, with the reason.
-        data: the images, in the space that the model wants: the user's, or (name, split, normalisation, view) of the registry's.
-        indices: which of them, in the fixed order.
+        data: the images, preprocessed for the model: the user's data set, or (name, split, normalisation, view) of a registered one.
+        indices: indices of the images used, in the fixed order.
         groups: methods that share a computation.
         passes: passes per image of each group.
-        families: of the methods.
+        families: the methods' families.
         queried: by method, the deletions that it queries itself, see :meth:`idsds.methods.Method.is_ceiling`.
         own_keys: hashes of the user's own methods.
-        own_images: what is known of the user's own images, None for a data set of the registry.
-        facts: what is known of the user's own net, None for one of the registry.
-        weights: the sha256 of the checkpoint of a stage; empty while it is not known, see :func:`idsds.evaluation.stages.with_weights`.
+        own_images: what is known about the user's own images; None for a registered data set.
+        facts: what is known about the user's own net; None for a registered one.
+        weights: the sha256 of a stage's checkpoint; empty while unknown, see :func:`idsds.evaluation.stages.with_weights`.
     """
 
     model: str
@@ -68,12 +68,12 @@ class Job:
 
     @property
     def dataset(self) -> Dataset:
-        """The images. Those of the registry are loaded where they are needed, and not sent from process to process."""
+        """Return the images. Registered data sets are loaded where needed rather than sent between processes."""
         return named_dataset(*self.data) if isinstance(self.data, tuple) else self.data
 
     @cached_property
     def model_key(self) -> str:
-        """The address of the net: its weights and the code that it is built by."""
+        """The net's address, from its weights and the code that builds it."""
         if isinstance(self.source, nn.Module):
             return own_digest(self.source, judged=True)
         weights = [self.source.key, self.weights] if isinstance(self.source, Stage) else file_digest(self.source)
@@ -81,13 +81,13 @@ class Job:
 
     @property
     def distilled(self) -> bool:
-        """Whether the net was fine-tuned in-domain without labels, as far as it is known: its score is IDSDS (distilled)."""
+        """Whether the net is known to be fine-tuned in-domain without labels; its score is then IDSDS (distilled)."""
         recipe = self.source.recipe if isinstance(self.source, Stage) and self.source.deletion is not None else None
         return getattr(self.source, "distilled", False) is True or (recipe is not None and recipe.loss == "distill")
 
     @property
     def built(self) -> str:
-        """The registry's name of the net: a stage may go by a name of its own in the records."""
+        """The net's name in the registry; a stage may have another name in the records."""
         return self.source.model if isinstance(self.source, Stage) else self.model
 
     def ids(self, indices: Sequence[int]) -> list[str]:
@@ -103,9 +103,9 @@ class Job:
         return [self.own_images.label(index)[1] for index in indices]  # type: ignore[union-attr]
 
     def images(self, indices: Sequence[int]) -> dict[str, str]:
-        """By id, the address of each image: of the registry's its id and the version of its file, of a user's a hash of pixels and target.
+        """Return each image's address by id: for a registered data set its id and file version, for a user's a hash of pixels and target.
 
-        It is empty for an image of the user's that cannot be read.
+        It is empty for a user's image that cannot be read.
         """
         if self.own_images is None:
             stamps = (self.dataset.stamp(index) for index in indices)  # type: ignore[attr-defined]
@@ -114,13 +114,13 @@ class Job:
 
     @cached_property
     def data_key(self) -> str:
-        """The address of the data set of the registry; of a user's that of its normalisation, each image having an address of its own."""
+        """Return a registered data set's address; for a user's, that of its normalisation, since its images have their own addresses."""
         if self.own_images is not None:
             return own_digest(getattr(self.dataset, "normalisation", None))
         return digest([fingerprint_of(*self.data), code_digest(DATASETS[self.data[0]].load)])  # type: ignore[misc, index]
 
     def method_key(self, name: str) -> str:
-        """The address of a method's computation: its code, options and noise."""
+        """Return the address of a method's computation: its code, options and noise."""
         found = registered(name, self.wanted.get(name))
         if found is None:
             return self.own_keys[name]
@@ -129,23 +129,23 @@ class Job:
         return digest([code_digest(entry.function), own_digest(entry.settings(**options)), entry.noise])
 
     def unsure(self, group: Sequence[str]) -> Iterator[str]:
-        """Why records of a group of methods cannot be found again, if so."""
+        """Return why a group's records cannot be reused; empty if they can."""
         for what, key in ((f"model {self.model!r}", self.model_key), *((f"method {name!r}", self.own_keys.get(name)) for name in group)):
             if reason := getattr(key, "reason", ""):
                 yield f"{what} is computed anew in every call: it cannot be established that it is the same as before ({reason})"
 
     def prepare(self, progress: bool = True) -> None:
-        """Train what is not cached, and anew what is damaged."""
+        """Train what is not cached or is damaged."""
         if not self.is_ready:
             obtain(self.source, progress=progress)
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is nothing to train: the checkpoint of a stage is there and is what was written."""
+        """Return whether there is nothing to train: a stage's checkpoint exists and is intact."""
         return not isinstance(self.source, Stage) or self.source.intact
 
     def load(self) -> nn.Module:
-        """The model in eval mode on the CPU. Raises CheckpointError where the checkpoint is no longer the one that the plan names."""
+        """Return the model in eval mode on the CPU. Raises CheckpointError if the checkpoint has changed since the plan was made."""
         if isinstance(self.source, Stage):
             model = obtain(self.source, progress=False)
             if self.weights and self.source.content != self.weights:
@@ -157,7 +157,7 @@ class Job:
         return self.source
 
     def create_methods(self, model: nn.Module, names: Sequence[str]) -> list[Method]:
-        """The methods named, on the loaded model."""
+        """Return the named methods on the loaded model."""
         methods = [make_method(name, self.methods.get(name), model, self.seed) for name in names]
         for method in methods:
             method.model_name = self.model
@@ -166,21 +166,21 @@ class Job:
 
 @lru_cache(maxsize=8)
 def named_dataset(name: str, split: str, normalisation: Normalisation | None, view: tuple[Any, ...] | None = None) -> ImageDataset:
-    """A data set of the registry, read from disk once, at the size and with the crop of ``view``."""
+    """Return a registered data set, read from disk once, with the size and crop of ``view``."""
     return viewed(create_dataset(name, split, normalisation), view)
 
 
 @lru_cache(maxsize=8)
 def fingerprint_of(name: str, split: str, normalisation: Normalisation | None, view: tuple[Any, ...] | None = None) -> str:
-    """The address of a data set of the registry: of its name, split, ids, targets, normalisation and crop, without reading an image."""
+    """Return a registered data set's address, from name, split, ids, targets, normalisation and crop, without reading images."""
     return fingerprint(named_dataset(name, split, normalisation, view))
 
 
 def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:
-    """What ``evaluate`` was given under a name, as a method of the registry and its options; None for the user's own.
+    """Return a ``methods`` value of ``evaluate`` as a registered method and its options; None for the user's own.
 
     Raises:
-        TypeError: for a tuple that is no pair of a method and its options.
+        TypeError: for a tuple that is not a pair of a method and its options.
     """
     if given is None:
         return name, {}
@@ -192,7 +192,7 @@ def registered(name: str, given: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def make_method(name: str, given: Any, model: nn.Module, seed: int) -> Method:
-    """A method of the registry, with options of its own or without, or the user's."""
+    """Return a registered method, with or without options, or the user's own."""
     found = registered(name, given)
     if found is None:
         return as_method(name, given, model, seed)

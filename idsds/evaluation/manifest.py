@@ -1,4 +1,4 @@
-"""The manifest of a run's folder: its format, and the seal by which a changed one is known."""
+"""The manifest of a run's folder: its format, and the hash that detects changes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from idsds.common.files import DamagedFileError, read_json, write_json
 MANIFEST = "manifest.json"
 
 
-#: Raise it when the engine changes what a block or a file of records holds, so that old ones are not taken for new ones.
+#: Increase when the content of blocks or record files changes, so that old ones are not mistaken for new ones.
 FORMAT = 5
 
 
 class OldRecordsError(ValueError):
-    """Records in a format that this version does not read. The message names the folder."""
+    """Records in a format that this version cannot read. The message names the folder."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run. Raises DamagedFileError for one that was changed, and OldRecordsError for one of another format."""
+    """Read a run's manifest. Raises DamagedFileError if it was changed, and OldRecordsError for another format."""
     manifest = read_json(folder / MANIFEST)
     written = manifest.get("format", 3) if isinstance(manifest, dict) else None
     if isinstance(written, int) and written != FORMAT:

@@ -28,7 +28,7 @@ def source_of(
     precision: str,
     settings: Mapping[str, Any],
 ) -> Stage | Path | nn.Module:
-    """Return where a net's weights come from. Raises ValueError or FileNotFoundError if they come from nowhere."""
+    """Return where a net's weights come from. Raises ValueError or FileNotFoundError if there is no source."""
     if net is not None:
         return net
     packaged = isinstance(dataset, str) and starts_from_package(name, dataset)

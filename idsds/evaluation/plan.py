@@ -1,4 +1,4 @@
-"""What an evaluation consists of: its jobs, the passes that they take, and the addresses of all that it computes."""
+"""The plan of an evaluation: its jobs, their passes, and the addresses of everything that it computes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from idsds.models.quantity import Quantity
 from idsds.protocols import ProtocolEntry
 from idsds.training.checkpoints import Stage
 
-# Versions of what stores numbers, and computes none.
+# Packages that only store numbers and compute none.
 RECORDED_ONLY = ("pandas", "pyarrow")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is computed together and stored under one address: columns for one grid, or the records of a group of methods for it.
+    """A computation stored under one address: the method-independent columns, or a group of methods' records, for one grid.
 
     Args:
-        grid: its number in :attr:`Plan.grids`.
-        group: number of the group in :attr:`Job.groups`; None for the method-independent columns.
-        methods: of the group; none for the columns.
-        address: a hash of all that determines it but the images; empty where nothing is kept on disk.
+        grid: index in :attr:`Plan.grids`.
+        group: index of the group in :attr:`Job.groups`; None for the method-independent columns.
+        methods: the group's methods; empty for the columns.
+        address: a hash of everything that determines it except the images; empty if nothing is kept on disk.
     """
 
     grid: int
@@ -53,12 +53,12 @@ class Plan:
     Args:
         jobs: one per model and training seed.
         protocol: the registry's entry.
-        settings: the protocol's settings: grid, baseline and what else it takes.
+        settings: the protocol's settings, including grid and baseline.
         dataset: the data set's name.
         device, precision, channels_last, compiled, batch_size, shard, workers: how it is computed.
-        target: the class that is explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
-        quantity: what is explained and judged, in place of what methods and protocol read by themselves; None also for the logit.
-        notes: what the user should be told before the work begins, a sentence each.
+        target: the class explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
+        quantity: the quantity explained and scored; None for the defaults of methods and protocol, also for the logit.
+        notes: what the user should be told before the work begins, one sentence each.
     """
 
     jobs: tuple[Job, ...]
@@ -78,39 +78,39 @@ class Plan:
 
     @property
     def shared_work(self) -> str:
-        """What the table calls the work that no method depends on; empty where there is none."""
+        """The table's name for method-independent work; empty if there is none."""
         return "deletions" if self.protocol.prepare else "predictions" if self.target == "prediction" else ""
 
     @property
     def grids(self) -> list[dict[str, Any]]:
-        """The settings with one grid at a time."""
+        """The settings for each single grid."""
         grid = self.settings.get("grid")
         return [{**self.settings, "grid": each} for each in grid] if isinstance(grid, tuple) else [dict(self.settings)]
 
     def layout_of(self, job: Job) -> torch.memory_format:
-        """How tensors lie in memory for a job's net."""
+        """Return the memory format for a job's net."""
         if job.facts is not None:
             return job.facts.layout
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def prepare_passes(self, settings: Mapping[str, Any]) -> Passes:
-        """Passes per image of the method-independent columns for one grid."""
+        """Return the passes per image of the method-independent columns for one grid."""
         passes = self.protocol.prepare_passes(**settings) if self.protocol.prepare else Passes(0)
         return passes + PREDICTION_PASSES if self.target == "prediction" else passes
 
     def removals(self, job: Job) -> int:
-        """Passes without one background object each, of all images of a job: for a protocol of parts they are no settings' affair."""
+        """Return the number of passes without single background objects for all images of a job, which depends on the images."""
         parts = getattr(job.dataset, "parts", None) if self.protocol.parts else None
         return sum(map(parts.count, job.ids(job.indices))) if parts else 0
 
     def units(self, job: Job, addressed: bool) -> list[Unit]:
-        """What a job consists of: the columns for each grid, then each group of methods for each grid."""
+        """Return a job's units: the columns for each grid, then each group of methods for each grid."""
         columns = [Unit(i, None, ()) for i in range(len(self.grids))] if self.shared_work else []
         records = [Unit(i, j, group) for j, group in enumerate(job.groups) for i in range(len(self.grids))]
         return [replace(unit, address=self.address(job, unit)) if addressed else unit for unit in columns + records]
 
     def address(self, job: Job, unit: Unit) -> str:
-        """The address of a unit: for columns, a hash of no more than their function and what it takes."""
+        """Return a unit's address; for columns, a hash of just their function and its inputs."""
         settings = self.grids[unit.grid]
         if unit.group is None:
             prepare = self.protocol.prepare or predictions
@@ -124,12 +124,13 @@ class Plan:
             content["prepare"] = code_digest(self.protocol.prepare)
         for reason in job.unsure(unit.methods):
             warnings.warn(reason, stacklevel=2)
-        # Two of the user's methods may be one thing under two names: each has records of its own.
+        # Two of the user's methods may be one object under two names; each has records of its own.
         content["own"] = [name for name in unit.methods if name in job.own_keys]
         return digest(content)
 
     def _shared(self, job: Job, settings: dict[str, Any]) -> dict[str, Any]:
-        """What determines every number but the image. Batch and block size are not in it: they change scores by rounding alone."""
+        """Return everything that determines a number except the image; batch and block size are left out, since they only affect
+        rounding."""
         content = {
             "format": FORMAT,
             "model": job.model_key,
@@ -140,7 +141,7 @@ class Plan:
             "versions": {name: version for name, version in versions().items() if name not in RECORDED_ONLY},
             "switches": self._switches,
         }
-        # Only where it is not the label, or the logit: what was computed before there was a choice keeps its address.
+        # Omitted for the label and the logit, so that older records keep their addresses.
         if self.target != "label":
             content["target"] = [self.target, code_digest(predictions)]
         if self.quantity is not None:
@@ -152,11 +153,11 @@ class Plan:
         return own_digest(switches())
 
     def table(self) -> pd.DataFrame:
-        """What will be done, one row per model, seed and shared computation.
+        """Return what will be done, one row per model, seed and shared computation.
 
-        Columns: model, seed, work, images, forward and backward (passes in all), epochs (of training that is not cached), note, checkpoint
-        (the file that training will leave, by which one that stands in several plans is known).
-        Passes are <NA> for the user's own methods: nobody knows before.
+        Columns: model, seed, work, images, forward and backward (total passes), epochs (of training that is not cached), note, checkpoint
+        (the file that training will write, which identifies training shared by several plans). Passes are <NA> for the user's own
+        methods, since they are unknown beforehand.
         """
         rows: list[dict[str, Any]] = []
         for job in self.jobs:
@@ -182,7 +183,7 @@ class Plan:
 
     @cached_property
     def groups(self) -> dict[str, str]:
-        """By image id, what each image belongs to; empty where the data set says nothing of it."""
+        """The group of each image, by id; empty if the data set has no groups."""
         found: dict[str, str] = {}
         for job in self.jobs:
             if (groups := getattr(job.dataset, "groups", None)) is not None:
@@ -191,12 +192,12 @@ class Plan:
 
     @property
     def methods(self) -> list[str]:
-        """All methods, in the order in which they were asked for."""
+        """All methods, in the order requested."""
         return [name for name in self.jobs[0].wanted if any(name in job.methods for job in self.jobs)]
 
     @property
     def announced(self) -> Passes:
-        """Forward and backward passes of all models; those of the user's own methods are not known and not counted."""
+        """Forward and backward passes of all models, excluding the user's own methods, whose passes are unknown."""
         table = self.table()
         return Passes(int(table["forward"].sum()), int(table["backward"].sum()))
 
@@ -204,18 +205,18 @@ class Plan:
 Target = Literal["label", "prediction"]
 
 
-#: One pass per image and file of method-independent columns, in which the class is kept.
+#: One pass per image and file of method-independent columns, which stores the class.
 PREDICTION_PASSES = Passes(1)
 
 
 def check_target(target: object) -> None:
-    """Raise UnknownNameError for what is neither ``label`` nor ``prediction``."""
+    """Raise UnknownNameError for anything but ``label`` and ``prediction``."""
     if target not in get_args(Target):
         raise UnknownNameError("target", target, get_args(Target))
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
-    """The class with the highest logit, (B,), of images (B, 3, H, W); one forward pass each."""
+    """Return the class with the highest logit, (B,), for images (B, 3, H, W), with one forward pass each."""
     with torch.inference_mode(), frozen(model):
         logits = in_batches(model, images, size=default_batch(images))  # (B, K)
     return logits.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Records of a run: the folder that they are read from, column by column, and the tidy frame."""
+"""Records of a run: reading its folder column by column, and the tidy frame."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from idsds.common.registry import UnknownNameError
 from idsds.evaluation.manifest import MANIFEST, read_manifest
 
 IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "ceiling", "direction", "score")
-#: Columns of a file of records that say which record a row is.
+#: Columns of a record file that identify a row.
 KEYS = ("image", "seed", "grid", "method")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The records of one method on one model, for one seed and grid; without a method, the method-independent columns.
+    """The records of one method on one model for one seed and grid; without a method, the method-independent columns.
 
     Args:
-        model, seed, method: whose.
-        grid: None for a protocol that has none.
-        address: of the computation.
-        rows: how many images.
-        columns: names of what there is beside the keys.
-        load: reads those of the columns that are named, with ``image``, the place of each row's image, which increases.
-        forward, backward, seconds, memory: what it took, the last in bytes at the peak per image of a batch, 0 where that is not known.
+        model, seed, method: what the records are of.
+        grid: patches per side; None for protocols without a grid.
+        address: the computation's address.
+        rows: number of images.
+        columns: names of the columns beside the keys.
+        load: reads the named columns, plus ``image``, the position of each row's image, ascending.
+        forward, backward, seconds, memory: passes, time, and peak memory in bytes per image of a batch (0 if unknown).
     """
 
     model: str
@@ -55,7 +55,7 @@ class Part:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """Return the part's entry in the manifest."""
         plain = {name: getattr(self, name) for name in ("seed", "method", "address", "rows")}
         return {**plain, **{name: round(getattr(self, name), 6) for name in ("forward", "backward", "seconds", "memory")}}
 
@@ -65,15 +65,15 @@ class Content:
     """All records of a run, in memory or on disk.
 
     Args:
-        parts: of the methods, in the order of the frame.
+        parts: the methods' records, in the order of the frame.
         prepared: the method-independent columns.
-        image_ids, targets: of the images, in their fixed order.
-        facts: the columns that are the same in every row: ``dataset``, ``protocol``, and the protocol's settings.
-        families: of the methods.
-        queried: by method, the deletions that it queries itself; with the same settings its score is a ceiling.
-        distilled: the models that were fine-tuned in-domain without labels.
-        groups: by image id, what an image belongs to, such as a photo that several are crops of; empty where there is none.
-        predicted: whether the class explained is the model's prediction, which is among the method-independent columns.
+        image_ids, targets: ids and classes of the images, in their fixed order.
+        facts: columns that are equal in every row: ``dataset``, ``protocol`` and the protocol's settings.
+        families: the methods' families.
+        queried: by method, the deletions that it queries itself; with the same settings its score is an upper bound.
+        distilled: models that were fine-tuned in-domain without labels.
+        groups: the group of each image, by id, such as the photo that it is a crop of; empty if there are none.
+        predicted: whether the class explained is the model's prediction, a method-independent column.
     """
 
     parts: Sequence[Part]
@@ -89,16 +89,16 @@ class Content:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the frame's columns."""
+        """Return the names of the frame's columns."""
         settings = [name for name in self.facts if name not in IDENTITY]
         own = [name for part in (*self.prepared, *self.parts) for name in part.columns]
         some = {"group": self.groups, "distilled": self.distilled, "explained": self.predicted}
         return list(dict.fromkeys([*IDENTITY, *(name for name, there in some.items() if there), *settings, *own]))
 
     def frame(self, columns: Sequence[str] | None = None, categorical: bool = False) -> pd.DataFrame:
-        """One row per record: all columns, or those named. Raises UnknownNameError for one that there is not.
+        """Return one row per record, with all columns or those named. Raises UnknownNameError for an unknown column.
 
-        With ``categorical`` texts are categories, which take 1 to 4 bytes each.
+        With ``categorical``, strings become categories of 1 to 4 bytes each.
         """
         for name in columns or ():
             if name not in self.columns:
@@ -135,7 +135,7 @@ class Content:
 
 
 def _constants(name: str, content: Content) -> list[Any]:
-    """A value for each part of a column that does not differ between images."""
+    """Return a column that does not differ between images, one value per part."""
     if name == "family":
         return [content.families[part.method or ""] for part in content.parts]
     if name == "ceiling":
@@ -150,14 +150,14 @@ def _constants(name: str, content: Content) -> list[Any]:
 
 
 def is_ceiling(part: Part, content: Content) -> bool:
-    """Whether a method has queried the very deletions that judge it."""
+    """Return whether a method queries the same deletions by which it is scored."""
     queried = content.queried.get(part.method or "")
     settings = {**content.facts, "grid": part.grid}
     return queried is not None and not settings.get("offset") and all(settings.get(name) == value for name, value in queried.items())
 
 
 def as_values(column: pa.ChunkedArray) -> np.ndarray:
-    """A column as (N,), or of lists of a fixed size as (N, n)."""
+    """Return a column as (N,), or (N, n) for fixed-size lists."""
     if pa.types.is_fixed_size_list(column.type):
         parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
         flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -166,7 +166,7 @@ def as_values(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _cells(table: pa.Table, name: str) -> np.ndarray:
-    """A column with one object per row; NaN for a method that has no such column."""
+    """Return a column with one object per row; NaN for a method without that column."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     return _as_cells(as_values(table[name]))
@@ -181,7 +181,7 @@ def _as_cells(values: np.ndarray) -> np.ndarray:
 
 
 def _matched(name: str, stored: Sequence[pa.Table | None], tables: Sequence[pa.Table]) -> Iterator[np.ndarray]:
-    """A method-independent column, for the images of each table; records of one image share the object in a cell."""
+    """Return a method-independent column for each table's images; records of one image share the object in a cell."""
     known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for table, part in zip(stored, tables, strict=True):
         if table is None:
@@ -204,32 +204,32 @@ def load_records(
     models: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The records of a run, as :func:`idsds.evaluate` returned them.
+    """Return the records of a run, as returned by :func:`idsds.evaluate`.
 
     Args:
         output: the run's folder.
-        columns: names of those to read; None: all. Drops and patch sums take most of the memory, about 1 kB per record.
-        models, methods: names of those to read; None: all of the last call with this folder. (What other calls have computed stays in
-            the folder too, and costs nothing when it is asked for again.)
+        columns: columns to read; None for all. Drops and patch sums take most of the memory, about 1 kB per record.
+        models, methods: models and methods to read; None for all of the last call with this folder. Records of other calls stay in the
+            folder and are reused when requested again.
 
     Returns:
         One row per record, by model, seed, method and grid.
 
     Raises:
-        FileNotFoundError: no run there, or one that is not complete.
-        OldRecordsError: records of another format.
-        UnknownNameError: a column, model or method that the run does not hold.
-        DamagedFileError: naming the file that cannot be read, or is not what was written; starting the same run again mends it.
+        FileNotFoundError: if there is no complete run.
+        OldRecordsError: if the records have another format.
+        UnknownNameError: for a column, model or method that the run does not hold.
+        DamagedFileError: if a file cannot be read or was changed; the message names it. Starting the same run again repairs it.
     """
     return Run.open(output).content(models, methods).frame(columns)
 
 
 class Run:
-    """A folder of records that is complete. What is in a file is checked before anything is read from it.
+    """A complete folder of records. Each file's content is verified before it is read.
 
     Args:
-        folder: where.
-        manifest: what it says.
+        folder: its path.
+        manifest: its manifest.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -238,7 +238,7 @@ class Run:
 
     @classmethod
     def open(cls, output: str | Path) -> Run:
-        """The run in a folder. Raises as :func:`load_records` does."""
+        """Open the run in a folder. Raises the same errors as :func:`load_records`."""
         folder = paths.resolve(output)
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"no records in {str(folder)!r}: there is no {MANIFEST}")
@@ -253,11 +253,11 @@ class Run:
         return list(dict.fromkeys(entry["model"] for entry in self.manifest["models"]))
 
     def files(self, kind: str) -> list[dict[str, Any]]:
-        """The entries of the files that hold ``images``, ``deletions`` (method-independent columns), ``scores`` or ``undefined``."""
+        """Return the entries of files of a kind: ``images``, ``deletions`` (method-independent columns), ``scores`` or ``undefined``."""
         return [entry for entry in self.manifest["files"] if entry["kind"] == kind]
 
     def content(self, models: Sequence[str] | None = None, methods: Sequence[str] | None = None) -> Content:
-        """The records of some models and methods; None: of all. Raises UnknownNameError."""
+        """Return the records of some models and methods; None for all. Raises UnknownNameError."""
         for what, names, known in (("model", models, self.models), ("method", methods, self.manifest["methods"])):
             for name in names or ():
                 if name not in known:
@@ -278,15 +278,15 @@ class Run:
         )
 
     def images(self) -> pa.Table:
-        """``image_id``, ``target``, ``key`` (its address) and, where there are any, ``group`` of every image, in the fixed order."""
+        """Return ``image_id``, ``target``, ``key`` (its address) and, if any, ``group`` of every image, in the fixed order."""
         return self._read(self.files("images")[0], 0, None)
 
     def places(self, entry: Mapping[str, Any], number: int) -> list[int]:
-        """The places of the images of a part."""
+        """Return the positions of a part's images."""
         return self.part(entry, number, [])["image"].to_pylist()
 
     def parts(self, kind: str, models: Sequence[str] | None = None) -> list[Part]:
-        """What the files of a kind hold, file by file; nothing is read before a part is loaded."""
+        """Return the parts in the files of a kind; nothing is read before a part is loaded."""
         found = []
         for entry in self.files(kind):
             columns = tuple(name for name in entry["columns"] if name not in KEYS)
@@ -301,7 +301,7 @@ class Run:
         return ordered(parts, models, self.manifest["methods"])
 
     def part(self, entry: Mapping[str, Any], number: int, columns: Collection[str]) -> pa.Table:
-        """Some columns of a part of a file, with the places of its images. Raises DamagedFileError."""
+        """Return some columns of a part of a file, with the positions of its images. Raises DamagedFileError."""
         rows = entry["parts"][number]["rows"]
         table = self._read(entry, number, ["image", *(name for name in entry["columns"] if name in columns and name not in KEYS)])
         places = table["image"].to_numpy()
@@ -319,7 +319,7 @@ class Run:
             raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 
     def rescue(self, entry: Mapping[str, Any]) -> list[int]:
-        """Find the parts of a damaged file whose bytes are those that were written, and read them from now on; empty if there is none."""
+        """Return the intact parts of a damaged file, and read only them from now on; empty if there are none."""
         ends, hashes = [0, *(part.get("end", -1) for part in entry["parts"])], [part.get("sha256") for part in entry["parts"]]
         try:
             content = self.path(entry).read_bytes()
@@ -332,29 +332,29 @@ class Run:
         return [number for number, (piece, written) in enumerate(zip(pieces, hashes, strict=True)) if piece == written]
 
     def path(self, entry: Mapping[str, Any]) -> Path:
-        """A file of the manifest, which lies in the folder. Raises DamagedFileError for a path that leads out of it."""
+        """Return the path of a file in the manifest. Raises DamagedFileError for a path outside the folder."""
         path = PurePosixPath(entry["path"])
         if path.is_absolute() or ".." in path.parts or "\\" in entry["path"] or ":" in entry["path"]:
             raise DamagedFileError(f"{str(self.folder / MANIFEST)!r} names a file outside its folder: {entry['path']!r}")
         return self.folder / path
 
     def check(self, entry: Mapping[str, Any]) -> None:
-        """Raise DamagedFileError, naming the file, where it is not there or not what was written."""
+        """Raise DamagedFileError, which names the file, if it is missing or was changed."""
         self._read(entry, 0, [])
 
 
 def ordered(parts: Sequence[Part], models: Mapping[tuple[str, int], int], methods: Sequence[str]) -> list[Part]:
-    """Parts in the order of a frame: by model and seed, method, and grid."""
+    """Return the parts in the order of a frame: by model and seed, method, and grid."""
     place = {method: number for number, method in enumerate(methods)}
     return sorted(parts, key=lambda part: (models[part.model, part.seed], place[part.method or methods[0]], part.grid or 0))
 
 
-#: Files whose content has been compared with its hash in this process, by what the file system says of them.
+#: Files verified against their hash in this process, by their file system metadata.
 _known: set[tuple[Any, ...]] = set()
 
 
 def _checked(path: Path, entry: Mapping[str, Any]) -> pq.ParquetFile:
-    """A file that holds what the manifest says. Raises DamagedFileError."""
+    """Open a file after checking that it matches the manifest. Raises DamagedFileError."""
     state = os.stat(path)
     stamp = (str(path), state.st_ino, state.st_mtime_ns, state.st_size, entry["sha256"])
     if stamp not in _known and sha256_of(path) != entry["sha256"]:
@@ -369,7 +369,7 @@ def _checked(path: Path, entry: Mapping[str, Any]) -> pq.ParquetFile:
 
 
 def undefined_scores(records: pd.DataFrame) -> pd.DataFrame:
-    """The ledger of undefined scores: which image, which model, method, seed and grid, and why."""
+    """Return the table of undefined scores: image, model, method, seed, grid, and the reason."""
     rows = records[records["score"].isna()]
     keys = [name for name in ("model", "method", "seed", "grid", "image_id") if name in rows]
     return rows[keys].assign(why=[_why(row) for row in rows.itertuples()]).reset_index(drop=True)
@@ -390,5 +390,5 @@ def _why(row: Any) -> str:
 
 
 def collected(names: Collection[str]) -> str:
-    """Up to eight names, for a message."""
+    """Return up to eight names, for a message."""
     return ", ".join([*list(names)[:8], *(["..."] if len(names) > 8 else [])])

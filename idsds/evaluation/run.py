@@ -38,13 +38,13 @@ class Task:
     """Images of one job for which the same units are to be computed.
 
     Args:
-        job: number of the job in the plan.
-        indices: of the images in the data set.
-        images: addresses of the images, by id.
-        units: to compute.
-        stored: existing blocks of method-independent columns, by number of the grid.
+        job: index of the job in the plan.
+        indices: indices of the images in the data set.
+        images: the images' addresses, by id.
+        units: units to compute.
+        stored: existing blocks of method-independent columns, by index of the grid.
         folder: where the blocks are written; None returns them.
-        passes: number of passes, as far as it is known.
+        passes: number of passes, as far as known.
     """
 
     job: int
@@ -76,7 +76,7 @@ def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], fol
 
     Args:
         plan: the whole evaluation.
-        number: of the job.
+        number: index of the job.
         there: the existing blocks of each of the job's units.
         folder: for the new blocks; None if nothing is kept on disk, so that images need no address.
     """
@@ -163,7 +163,7 @@ class Source:
 
     Args:
         plan: the settings.
-        jobs: numbers of the jobs that will run; images that several jobs use are kept as long as memory allows.
+        jobs: indices of the jobs that will run; images used by several jobs are kept while memory allows.
     """
 
     def __init__(self, plan: Plan, jobs: Collection[int]) -> None:
@@ -171,7 +171,7 @@ class Source:
         self.known: dict[Any, Decoded] = {}
 
     def batches(self, job: Job, tasks: Sequence[Task]) -> Iterator[Iterator[Images]]:
-        """Yield the batches of each task of a job; all are loaded ahead."""
+        """Yield the batches of each of a job's tasks, prefetched."""
         size = batch_size(self.plan, job)
         cut = [[task.indices[start : start + size] for start in range(0, len(task.indices), size)] for task in tasks]
         every = self._of(job).batches(chain.from_iterable(cut), self.plan.workers, pin=self.plan.device == "cuda")
@@ -195,7 +195,7 @@ def run_task(
 
     Args:
         plan: the settings.
-        task: to run.
+        task: the task to run.
         model: the loaded model, on the device.
         advance: called with the number of completed passes, after each batch and computation.
         source: the task's batches; None loads them.
@@ -327,18 +327,18 @@ def on_plan(plan: Plan, job: Job, images: Tensor, targets: Tensor, image_ids: Se
     normalisation = getattr(job.dataset, "normalisation", None)
     images = images.to(plan.device, job.facts.dtype if job.facts else torch.float32, non_blocking=True)
     images, targets = images.contiguous(memory_format=plan.layout_of(job)), targets.to(plan.device)
-    # A user's images have addresses one by one, in which the others have no part.
+    # Each of a user's images has its own address, independent of the others.
     companions = partial(_companions, job.data) if isinstance(job.data, tuple) else None
     return Batch(images, targets, image_ids, normalisation, companions, getattr(job.dataset, "parts", None))
 
 
-#: How many images of a data set a protocol may put beside the one it judges.
+#: How many images of a data set a protocol may combine with the one it scores.
 COMPANIONS = 64
 
 
 @lru_cache(maxsize=4)
 def _companions(data: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """The first images of a data set of the registry in its fixed order, whatever the run takes, and their classes."""
+    """Return the first images of a registered data set in its fixed order, whatever images the run uses, and their classes."""
     dataset = named_dataset(*data)
     images, targets, _ = collate([dataset[index] for index in fixed_order(dataset.image_ids)[:COMPANIONS]])
     return images, targets
@@ -365,7 +365,7 @@ class PassCounter:
 
     @property
     def facts(self) -> dict[str, int]:
-        """The counts, as they are stored."""
+        """The counts, as stored in records."""
         return {"forward": self.forward, "backward": self.backward}
 
     @contextmanager

@@ -108,4 +108,4 @@ def test_a_ceiling_has_a_dagger_and_the_legend_says_what_it_means():
     legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert sum("an upper bound" in text for text in legend) == 1
     plain = plots.rank_methods(ranked().assign(ceiling=False), FAMILIES)
-    assert not any("ceiling" in text.get_text() for legend in plain.legends for text in legend.get_texts())
+    assert not any("upper bound" in text.get_text() for legend in plain.legends for text in legend.get_texts())

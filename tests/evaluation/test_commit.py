@@ -210,7 +210,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_in_use_is_named(trained, monk
         save_checkpoint({key: value + 1 for key, value in model.state_dict().items()}, stage.path)
         return model
 
-    monkeypatch.setattr("idsds.evaluation.plan.obtain", late)
+    monkeypatch.setattr("idsds.evaluation.job.obtain", late)
     with pytest.raises(CheckpointError, match=rf"{trained.path.name}' was replaced while it was in use"):
         trained("a", ["IxG", "Gradient"])
 

@@ -23,6 +23,7 @@ from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
 from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, named_score
+from idsds.studies.rank_methods import drops_said, with_drops
 
 POSTER = "Hesse, Schaub-Meyer, Roth, NeurIPS 2024, arXiv 2407.11910, poster"
 QUANTITIES = ("logit", "probability")
@@ -168,7 +169,7 @@ class DesignChoice(EvaluationStudy):
 
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
-        table, compared = ranked(records, self.axes), differences(records, self.axes)
+        table, compared = with_drops(ranked(records, self.axes), records), differences(records, self.axes)
         published = idsds.published.compare(table, self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
 
@@ -179,4 +180,5 @@ class DesignChoice(EvaluationStudy):
         tables = {"": table, "differences": compared, "published": published}
         if len(published):
             tables["published_differences"] = published_differences(self.axes)
-        return Result(self.stem, tables, findings(self.choice, compared), draw, records)
+        found = findings(self.choice, compared)
+        return Result(self.stem, tables, Findings([*found.sentences, drops_said(table)], found.verdicts), draw, records)

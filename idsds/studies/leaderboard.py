@@ -28,7 +28,7 @@ from idsds.models.quantity import as_quantity
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score
-from idsds.studies.rank_methods import SCORES
+from idsds.studies.rank_methods import SCORES, drops_said, with_drops
 from idsds.training.recipes import BaselineName
 
 
@@ -110,7 +110,7 @@ class Leaderboard(EvaluationStudy):
         records = self.records(progress)
         kept = select_images(records, self.only, self.common)
         score = named_score(records, self.score)
-        table = with_costs(standing(kept), load_costs(self.output))
+        table = with_drops(with_costs(standing(kept), load_costs(self.output)), kept)
         as_published = self.protocol == "idsds" and self.quantity == "logit" and not self.offset
         compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
@@ -121,7 +121,8 @@ class Leaderboard(EvaluationStudy):
             return plots.leaderboard(table, families, published=compared, **options)
 
         tables = {"": table, "left_out": self.left_out, "published": compared}
-        return Result(self.stem, tables, findings(table, score), draw, records)
+        found = findings(table, score)
+        return Result(self.stem, tables, Findings([*found.sentences, drops_said(table)], found.verdicts), draw, records)
 
 
 def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from idsds import plots, published
 from idsds.common.devices import one_of
@@ -76,16 +77,21 @@ def poster_findings() -> pd.DataFrame:
     return found.assign(verdict=verdicts(found["low"], found["high"]))
 
 
-def beside_poster(claims: pd.DataFrame) -> pd.DataFrame:
+def beside_poster(claims: pd.DataFrame, ranked_apart: pd.DataFrame | None = None) -> pd.DataFrame:
     """Count the verdicts per finding, with what the poster's own numbers say beside them.
 
     Args:
         claims: from :func:`published_findings`.
+        ranked_apart: the same, of the scores of :func:`above_noise`; None: they are left out.
     """
-    own = count_verdicts(poster_findings(), "finding").set_index("finding").astype(str)
-    counts = own[SUPPORTED] + " of " + own["comparisons"] + ", contradicted " + own[CONTRADICTED]
     table = count_verdicts(claims, "finding")
-    return table.assign(**{"in the poster's own numbers": [counts.get(name, "none") for name in table["finding"]]})
+    others = {"in the poster's own numbers": poster_findings(), "only patches above noise": ranked_apart}
+    for name, other in others.items():
+        if other is not None:
+            own = count_verdicts(other, "finding").set_index("finding").astype(str)
+            counts = own[SUPPORTED] + " of " + own["comparisons"] + ", contradicted " + own[CONTRADICTED]
+            table[name] = [counts.get(finding, "none") for finding in table["finding"]]
+    return table
 
 
 def _comparisons(table: pd.DataFrame, families: Mapping[str, str]) -> Iterator[tuple[str, Treatment, Treatment]]:
@@ -157,11 +163,12 @@ class RankMethods(EvaluationStudy):
         records = select_images(everything, self.only, self.common)
         where = images_said(everything, records, self.only, self.common)
         table, claims, controls, drops = (
-            rank(records, nested=True),
+            with_drops(rank(records, nested=True), records),
             published_findings(records),
             beside_controls(records),
             drops_of(records),
         )
+        apart = published_findings(above_noise(records))
         score = named_score(records, self.score)
         as_published = self.protocol == "idsds" and self.quantity == "logit"
         compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
@@ -178,8 +185,9 @@ class RankMethods(EvaluationStudy):
             ]
 
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
-        tables["poster"] = poster_findings()
-        findings = Findings([*best(table, score), *above(controls), *below_zero(table)], beside_poster(claims))
+        tables |= {"findings_above_noise": apart, "poster": poster_findings()}
+        said = [*best(table, score), *above(controls), *below_zero(table), drops_said(table)]
+        findings = Findings(said, beside_poster(claims, apart))
         return Result(self.stem, tables, findings, draw, records)
 
 
@@ -250,6 +258,38 @@ def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
     patches = drops.groupby("model", sort=False)["share"]
     columns = {"median_largest": largest.median(), "share_above_noise": patches.agg(lambda values: float((values > NOISE).mean()))}
     return pd.DataFrame({**columns, "images": largest.size(), "patches": patches.size()}).reset_index()
+
+
+def with_drops(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """Add to a ranking ``share_above_noise`` of each model, see :func:`summary_of`: how many of its patches there are to rank."""
+    shares = summary_of(drops_of(records)).set_index("model")["share_above_noise"]
+    return table.assign(share_above_noise=table["model"].map(shares))
+
+
+def drops_said(table: pd.DataFrame) -> str:
+    """Name each model's share of patches above the noise, from a table of :func:`with_drops`."""
+    shares = ", ".join(f"{model} {share:.0%}" for model, share in table.groupby("model", sort=False)["share_above_noise"].first().items())
+    return f"Patches whose drop is above {NOISE:.0%} of their image's largest: {shares}."
+
+
+def above_noise(records: pd.DataFrame) -> pd.DataFrame:
+    """Score each map anew on the patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop.
+
+    Args:
+        records: from :func:`idsds.evaluate`, with ``drops`` and ``patch_sums``.
+
+    Returns:
+        The records, with the Spearman correlation over those patches as ``score``; NaN where it was, with fewer than three such patches,
+        and where the sums of all of them are equal.
+    """
+    drops, sums = (np.stack(records[name].to_numpy()).astype(float) for name in ("drops", "patch_sums"))  # (records, patches)
+    kept = drops > NOISE * np.abs(drops).max(axis=1, keepdims=True)
+    ranks = [rankdata(np.where(kept, values, np.nan), axis=1, nan_policy="omit") for values in (drops, sums)]
+    middle = (kept.sum(axis=1, keepdims=True) + 1) / 2  # the mean of the ranks
+    first, second = (np.where(kept, values - middle, 0) for values in ranks)
+    product, size = (first * second).sum(axis=1), np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    defined = (kept.sum(axis=1) > 2) & (size > 0) & records["score"].notna().to_numpy()
+    return records.assign(score=np.divide(product, size, out=np.full(len(records), np.nan), where=defined))
 
 
 def best(table: pd.DataFrame, score: str = "IDSDS") -> list[str]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from idsds.statistics import paired_differences, rank
 from idsds.studies import rank_methods as findings
@@ -147,3 +148,33 @@ def test_the_drops_are_counted_once_per_image():
     assert drops["share"][4:].isna().all(), "an image that no patch matters for has no shares"
     row = findings.summary_of(drops).iloc[0]
     assert (row.median_largest, row.share_above_noise, row.images, row.patches) == (1.0, 2 / 8, 2, 8)
+
+
+def test_scores_above_noise_are_scipys_correlation_over_those_patches():
+    drops = [
+        [4.0, 0.1, 3.0, -2.0, 1.0, 0.0],
+        [1.0, 0.0, 0.9, 0.0, 0.0, 0.0],
+        [3.0, 2.0, 1.0, 0.0, 0.0, 0.0],
+        [3.0, 2.0, 1.0, 0.0, 0.0, 0.0],
+    ]
+    sums = [[2.0, 9.0, 5.0, 9.0, 1.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 1.0, 1.0, 2.0, 3.0, 4.0], [3.0, 1.0, 1.0, 9.0, 9.0, 9.0]]
+    rows = pd.DataFrame({"model": "net", "score": 0.3, "drops": map(np.array, drops), "patch_sums": map(np.array, sums)})
+    found = findings.above_noise(rows)["score"].to_numpy()
+    assert found[0] == pytest.approx(spearmanr([4, 3, 1], [2, 5, 1]).statistic), "patches below 5 % of the largest are left out"
+    assert np.isnan(found[1:3]).all(), "two patches, and equal sums"
+    assert found[3] == pytest.approx(spearmanr([3, 2, 1], [3, 1, 1]).statistic), "ties share their ranks"
+    assert findings.above_noise(rows.assign(score=np.nan))["score"].isna().all(), "an undefined score stays undefined"
+
+
+def test_the_share_of_patches_above_noise_stands_beside_the_ranking():
+    drops = [np.array([4.0, 0.1, 3.0, -2.0]), np.array([1.0, 0.0, 0.0, 0.0])]
+    rows = pd.DataFrame({"model": ["a", "b"], "seed": 0, "image_id": "0", "drops": drops})
+    table = findings.with_drops(pd.DataFrame({"model": ["b", "a", "a"], "method": ["IG", "IG", "IxG"]}), rows)
+    assert table["share_above_noise"].tolist() == [0.25, 0.5, 0.5]
+    assert "b 25%, a 50%" in findings.drops_said(table)
+
+
+def test_verdicts_on_patches_above_noise_stand_beside_those_on_all():
+    claims = findings.published_findings(records(SCORES))
+    table = findings.beside_poster(claims, claims).set_index("finding")
+    assert table.loc["VGG is above ResNet", "only patches above noise"] == "1 of 2, contradicted 0"

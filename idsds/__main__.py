@@ -21,8 +21,7 @@ EXAMPLES = """examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m idsds",
         description="Measure the attribution quality of vision models.",
@@ -49,55 +48,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     init = commands.add_parser("init", help="copy notebooks, params and figures into a folder to work in")
     init.add_argument("folder", help="a new folder, or one to complete; files that differ are never overwritten")
     commands.add_parser("index", help="update notebooks/index.ipynb")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    given = (parser := _parser()).parse_args(arguments)
     from idsds.common.registry import UnknownNameError
     from idsds.common.settings import SettingsError
 
     try:
-        if given.command == "reproduce":
-            from idsds.studies.reproduce import run_profile
-
-            return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
-        if given.command == "init":
-            from idsds.studies.project import init as fill
-
-            try:
-                print(fill(given.folder))
-            except OSError as error:
-                parser.error(str(error))
-            return 0
-        if given.command == "index":
-            from idsds.studies.index import write as write_index
-
-            print(write_index())
-            return 0
-        if given.command == "report":
-            from idsds.studies.report import report as write
-
-            try:
-                print(write(given.folders, given.output))
-            except (OSError, ValueError) as error:  # no run there, or records of another format
-                parser.error(str(error))
-            return 0
-        if given.command == "checkpoints":
-            from idsds.models import MODELS, authors
-            from idsds.published import idsds_scores
-
-            for name in given.models:
-                MODELS[name]
-            table = authors.listing(given.models or sorted(set(idsds_scores()["model"])))
-            print(f"{authors.folder()} (linked from {authors.REPOSITORY})\n{table.to_string(index=False)}")
-            return 1 if (table["check"] == "differs").any() else 0
-        from idsds.studies.base import read_params, run_file
-
-        if given.command == "finetune" and "net" in (values := read_params(given.params, given.changes)):
-            from idsds.training.own import FineTuning
-
-            FineTuning(**values).run()
-            return 0
-        return run_file(given.study if given.command == "run" else "finetune", given.params, given.changes)
+        return _run(given)
     except (SettingsError, UnknownNameError) as error:
         parser.error(str(error))
+    except (OSError, ValueError) as error:
+        if given.command not in ("init", "report"):  # of these two it is the folders that do not do
+            raise
+        parser.error(str(error))
+
+
+def _run(given: argparse.Namespace) -> int:
+    if given.command == "reproduce":
+        from idsds.studies.reproduce import run_profile
+
+        return run_profile(given.profile, given.only, again=given.again, dry_run=given.dry_run)
+    if given.command == "init":
+        from idsds.studies.project import init as fill
+
+        print(fill(given.folder))
+        return 0
+    if given.command == "index":
+        from idsds.studies.index import write as write_index
+
+        print(write_index())
+        return 0
+    if given.command == "report":
+        from idsds.studies.report import report as write
+
+        print(write(given.folders, given.output))
+        return 0
+    if given.command == "checkpoints":
+        from idsds.models import MODELS, authors
+        from idsds.published import idsds_scores
+
+        for name in given.models:
+            MODELS[name]
+        table = authors.listing(given.models or sorted(set(idsds_scores()["model"])))
+        print(f"{authors.folder()} (linked from {authors.REPOSITORY})\n{table.to_string(index=False)}")
+        return 1 if (table["check"] == "differs").any() else 0
+    from idsds.studies.base import read_params, run_file
+
+    if given.command == "finetune" and "net" in (values := read_params(given.params, given.changes)):
+        from idsds.training.own import FineTuning
+
+        FineTuning(**values).run()
+        return 0
+    return run_file(given.study if given.command == "run" else "finetune", given.params, given.changes)
 
 
 if __name__ == "__main__":

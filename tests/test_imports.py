@@ -97,3 +97,50 @@ def test_imports_are_found_wherever_they_stand(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", package)
     assert sorted(imported(module)) == ["methods", "models", "statistics", "studies"]
     assert sorted(imported(module, typing=False)) == ["methods", "models", "statistics"]
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_imports(path):
+    """The private names that a module takes from another of the package: imported, or reached for as an attribute of the module."""
+    tree, modules = ast.parse(path.read_text()), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("idsds")):
+            yield from filter(is_private, (alias.name for alias in node.names))
+            folder = PACKAGE.parent / (node.module or "").replace(".", "/")
+            found = (alias for alias in node.names if (folder / alias.name).is_dir() or (folder / f"{alias.name}.py").is_file())
+            modules |= {alias.asname or alias.name for alias in found}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules and is_private(node.attr):
+            yield f"{node.value.id}.{node.attr}"
+
+
+def test_no_private_name_crosses_modules():
+    assert not {str(path.relative_to(PACKAGE)): names for path in MODULES if (names := list(private_imports(path)))}
+
+
+def test_private_names_are_found_in_both_forms(tmp_path):
+    module = tmp_path / "x.py"
+    module.write_text(
+        "from idsds.common import hashing, paths as p\nfrom idsds.common.files import _a, b\nhashing._code\np._x\np.__doc__\nb._c\n"
+    )
+    assert list(private_imports(module)) == ["_a", "hashing._code", "p._x"]
+
+
+#: The one function whose arguments are a notebook's; it may be longer and take more.
+FRONT = "evaluate"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(PACKAGE)) for path in MODULES])
+def test_modules_and_functions_are_read_at_a_glance(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != FRONT:
+            names = [
+                each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if each.arg not in ("self", "cls")
+            ]
+            assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            assert len(names) <= 10, f"{node.name} takes {len(names)} parameters"

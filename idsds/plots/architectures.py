@@ -31,12 +31,12 @@ def architecture_handles(models: Sequence[str], *, lines: bool = True) -> list[L
         named.setdefault(look, []).append(model)
     handles = []
     for (marker, colour, line), alike in named.items():
-        face = _face(marker, colour) if lines else colour
+        face = face_of(marker, colour) if lines else colour
         looks = {"marker": marker, "color": colour, "linestyle": line if lines else "", "markerfacecolor": face, "markersize": 4}
         handles.append(Line2D([], [], label=", ".join(alike), **looks))
     return handles
 
 
-def _face(marker: str, colour: str) -> str:
+def face_of(marker: str, colour: str) -> str:
     """Return a mark's fill: squares are hollow, to differ from dots without colour."""
     return "white" if marker == "s" else colour

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 from scipy.stats import rankdata
 
-from idsds.plots.gallery import GREY, MOST_PATCHES, Example, _decision, _draw_drops, _draw_map, _fitted, _number
+from idsds.plots.gallery import GREY, MOST_PATCHES, Example, as_text, decision_of, draw_drops, draw_map, fitted
 from idsds.plots.style import DIVERGING, STYLE, WITHIN, look_of
 
 WIDTH, HEAD, CELL, ROW, TITLE, STRIP, ACROSS = 9.6, 0.42, 2.2, 1.42, 0.34, 1.5, 6  # inches, and maps in a line
@@ -53,7 +53,7 @@ def explore(example: Example, method: str, ranking: pd.DataFrame, worst: Sequenc
         for number, (row, line) in enumerate(zip(ranking.itertuples(), lines, strict=True)):
             weight = "bold" if row.method == method else "normal"
             place = 1 - (0.48 + 0.15 * number) / height
-            left.text(0.04, place, _fitted(row.method, 62, 6.5, weight)[0], fontsize=6.5, weight=weight, parse_math=False)
+            left.text(0.04, place, fitted(row.method, 62, 6.5, weight)[0], fontsize=6.5, weight=weight, parse_math=False)
             left.text(0.40, place, line, fontsize=6.5, weight=weight, parse_math=False)
         _view(top, (WIDTH, height - STRIP), example, method)
         _strip(bottom, (WIDTH, STRIP), method, worst, best)
@@ -61,7 +61,7 @@ def explore(example: Example, method: str, ranking: pd.DataFrame, worst: Sequenc
 
 
 def _line(row: pd.Series) -> str:
-    text = f"{_number(row.mean, 2)} [{_number(row.low, 2)}, {_number(row.high, 2)}] of {row.count}"
+    text = f"{as_text(row.mean, 2)} [{as_text(row.low, 2)}, {as_text(row.high, 2)}] of {row.count}"
     return text + (f", {row.nan} undefined" if row.nan else "")
 
 
@@ -72,13 +72,13 @@ def _height(example: Example, method: str) -> float:
 def _view(figure: FigureBase, size: tuple[float, float], example: Example, method: str) -> None:
     with mpl.rc_context(STYLE):
         width, height = size
-        head = f"{example.image_id}: {_decision(example)}; {example.model} on {example.dataset}"
-        head, points = _fitted(head, 72 * (width - 0.3), 9, "bold")
+        head = f"{example.image_id}: {decision_of(example)}; {example.model} on {example.dataset}"
+        head, points = fitted(head, 72 * (width - 0.3), 9, "bold")
         figure.text(0.12 / width, 1 - 0.25 / height, head, fontsize=points, weight="bold", parse_math=False)
         column = (width - 0.24) / 4
 
         def place(left: float, top: float, side: float, title: str, weight: str = "normal") -> Axes:
-            text, points = _fitted(title, 72 * (side + 0.1), 7.5, weight)
+            text, points = fitted(title, 72 * (side + 0.1), 7.5, weight)
             figure.text(left / width, 1 - (top - 0.06) / height, text, fontsize=points, weight=weight, va="baseline", parse_math=False)
             return figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
 
@@ -91,7 +91,7 @@ def _view(figure: FigureBase, size: tuple[float, float], example: Example, metho
         picture = bare(place(0.12, top, CELL, "image"))
         picture.imshow(example.picture, vmin=0, vmax=1, aspect="auto")
         if grid:
-            _draw_drops(bare(place(0.12 + column, top, CELL, "drop when a patch is deleted; rank, 1 is largest")), example, 1.6)
+            draw_drops(bare(place(0.12 + column, top, CELL, "drop when a patch is deleted; rank, 1 is largest")), example, 1.6)
             _scatter(place(0.42 + 3 * column, top, CELL - 0.3, ""), example, method)
         _map(bare(place(0.12 + 2 * column, top, CELL, _titled(example, method), "bold")), example, method, 1.6)
         for number, name in enumerate(name for name in example.maps if name != method):
@@ -104,13 +104,13 @@ def _view(figure: FigureBase, size: tuple[float, float], example: Example, metho
 
 
 def _titled(example: Example, method: str) -> str:
-    return f"{method}: {_number(example.records.loc[method, 'score'], 2)}"
+    return f"{method}: {as_text(example.records.loc[method, 'score'], 2)}"
 
 
 def _map(axes: Axes, example: Example, method: str, scale: float) -> None:
     grid = len(example.drops)
     sums = example.records.loc[method, "patch_sums"] if grid else np.full(1, np.nan)
-    _draw_map(axes, example.maps[method], np.asarray(sums, dtype=float), grid or 1, scale)
+    draw_map(axes, example.maps[method], np.asarray(sums, dtype=float), grid or 1, scale)
 
 
 def _scatter(axes: Axes, example: Example, method: str) -> None:
@@ -120,7 +120,7 @@ def _scatter(axes: Axes, example: Example, method: str) -> None:
     axes.plot([1, last], [1, last], color="#BBBBBB", linewidth=0.8, zorder=0)
     if np.isfinite(drops).all() and np.isfinite(sums).all():
         axes.plot(rankdata(-drops), rankdata(-sums), **look.line(5, linestyle=""))
-    score = _number(example.records.loc[method, "score"], 2)
+    score = as_text(example.records.loc[method, "score"], 2)
     axes.set_title(f"{example.score} {score}: rank correlation", fontsize=7.5, loc="left", pad=4)
     axes.set(xlim=(0, last + 1), ylim=(0, last + 1))
     axes.set_xlabel("rank of the patch by its drop", fontsize=7, labelpad=1)
@@ -137,15 +137,15 @@ def _strip(figure: FigureBase, size: tuple[float, float], method: str, worst: Se
         step, side = (width - 0.3) / 8, 0.82
         for start, label, shown in ((0, "worst", worst), (4, "best", best)):
             left = 0.12 + start * step + (0.06 if start else 0)
-            head = _fitted(f"{label} images of {method}", 72 * 4 * step, 8, "bold")[0]
+            head = fitted(f"{label} images of {method}", 72 * 4 * step, 8, "bold")[0]
             figure.text(left / width, 1 - 0.16 / height, head, fontsize=8, weight="bold", parse_math=False)
             for number, one in enumerate(shown):
                 here = left + number * step
                 axes = figure.add_axes((here / width, 1 - (0.24 + side) / height, side / width, side / height), xticks=[], yticks=[])
                 if one.picture is not None:
                     axes.imshow(one.picture, vmin=0, vmax=1, aspect="auto")
-                name, points = _fitted(one.image_id, 72 * (step - 0.08), 6.5, "normal")
-                for below, text in ((0.36, name), (0.49, _number(one.score, 2))):
+                name, points = fitted(one.image_id, 72 * (step - 0.08), 6.5, "normal")
+                for below, text in ((0.36, name), (0.49, as_text(one.score, 2))):
                     figure.text(here / width, 1 - (side + below) / height, text, fontsize=points, parse_math=False)
 
 
@@ -164,7 +164,7 @@ text-align:center;font-size:13px;padding-top:26%;text-shadow:0 0 2px #fff,0 0 2p
 
 def card(example: Example, method: str, notes: Sequence[str] = ()) -> str:
     """Write the upper part of :func:`explore`, without the ranking, as HTML; ``notes`` say what differs from the records."""
-    grid, head = len(example.drops), f"{example.image_id}: {_decision(example)}; {example.model} on {example.dataset}"
+    grid, head = len(example.drops), f"{example.image_id}: {decision_of(example)}; {example.model} on {example.dataset}"
     parts = [_figure("image", _png(example.picture), 230, ())]
     if grid:
         scale = np.nanmax(np.abs(example.drops), initial=0) or 1.0
@@ -173,7 +173,7 @@ def card(example: Example, method: str, notes: Sequence[str] = ()) -> str:
         shaded = colours[rows][:, columns] * (0.72 + 0.28 * example.picture @ GREY)[..., None]
         ranks = _ranked(example.drops.ravel())
         cells = [
-            f"<i{' class=dark' if light < 0.5 else ''}><b>{rank}</b>{_number(drop, 2 if scale < 10 else 1)}</i>"
+            f"<i{' class=dark' if light < 0.5 else ''}><b>{rank}</b>{as_text(drop, 2 if scale < 10 else 1)}</i>"
             for rank, drop, light in zip(ranks, example.drops.ravel(), (colours @ GREY).ravel(), strict=True)
         ]
         parts.append(_figure("drop when a patch is deleted; rank", _png(shaded), 230, cells))
@@ -220,7 +220,7 @@ def _figure(label: str, source: str, side: int, cells: Sequence[str], title: str
 
 
 def _map_figure(example: Example, method: str, side: int) -> str:
-    values, grid, score = example.maps[method], len(example.drops), _number(example.records.loc[method, "score"], 2)
+    values, grid, score = example.maps[method], len(example.drops), as_text(example.records.loc[method, "score"], 2)
     magnitude = np.abs(values[np.isfinite(values)])
     scale = ((np.quantile(magnitude, WITHIN) or magnitude.max()) if magnitude.size else 0.0) or 1.0
     coloured = DIVERGING(np.ma.masked_invalid(values / scale + 1) / 2)[..., :3]
@@ -238,7 +238,7 @@ def _ranked(values: np.ndarray) -> Iterator[str]:
 def _scatter_svg(example: Example, method: str) -> str:
     drops, sums = example.drops.ravel(), np.asarray(example.records.loc[method, "patch_sums"], dtype=float)
     last, ink = len(drops), look_of(method, example.records.loc[method, "family"]).ink
-    label = f"{example.score} {_number(example.records.loc[method, 'score'], 2)}: rank correlation"
+    label = f"{example.score} {as_text(example.records.loc[method, 'score'], 2)}: rank correlation"
     ends = ['<line x1="30" x2="226" y1="200" y2="200" stroke="#444"/><line x1="30" x2="30" y1="4" y2="200" stroke="#444"/>']
 
     def at(x: float, y: float) -> tuple[float, float]:

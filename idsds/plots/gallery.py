@@ -147,7 +147,7 @@ class _Layout:
 
     def text(self, left: float, top: float, text: str, width: float, size: float = 6.5, **looks: Any) -> None:
         """Write a left-aligned line of text that fits ``width`` inches."""
-        text, size = _fitted(text, 0.95 * width * 72, size, looks.get("weight", "normal"))
+        text, size = fitted(text, 0.95 * width * 72, size, looks.get("weight", "normal"))
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, ha="left", va="baseline", parse_math=False, **looks)
 
 
@@ -193,9 +193,9 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
         line = number * layout.lines
         left, top = layout.corner(line, 0)
         layout.text(left, top - 0.17, example.image_id, 2 * layout.cell + GAP)
-        layout.text(left, top - 0.05, _decision(example), 2 * layout.cell + GAP)
+        layout.text(left, top - 0.05, decision_of(example), 2 * layout.cell + GAP)
         layout.axes(line, 0).imshow(example.picture, vmin=0, vmax=1, aspect="auto")
-        _draw_drops(layout.axes(line, 1), example, layout.scale)
+        draw_drops(layout.axes(line, 1), example, layout.scale)
         best = example.records["score"].max()
         for index, (name, values) in enumerate(example.maps.items()):
             below, column = divmod(index, layout.columns)
@@ -204,8 +204,8 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
             layout.text(left, top - 0.17, name, layout.cell)
             weight = "bold" if score == best else "normal"
             called = example.score if len(example.score) <= len("IDSDS") else "score"  # a long name is at the foot alone
-            layout.text(left, top - 0.05, f"{called} {_number(score, 2)}", layout.cell, weight=weight)
-            _draw_map(
+            layout.text(left, top - 0.05, f"{called} {as_text(score, 2)}", layout.cell, weight=weight)
+            draw_map(
                 layout.axes(line + below, 2 + column),
                 values,
                 np.asarray(example.records.loc[name, "patch_sums"]),
@@ -216,15 +216,16 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
     return layout.figure
 
 
-def _decision(example: Example) -> str:
+def decision_of(example: Example) -> str:
     """Return target and prediction with their logits; for a class with several names, the first."""
     target, prediction = (name.split(",")[0] for name in (example.target, example.prediction))
     if (example.target, example.target_logit) == (example.prediction, example.prediction_logit):
-        return f"{target} → {prediction} (logit {_number(example.target_logit, 1)})"
-    return f"{target} ({_number(example.target_logit, 1)}) → {prediction} (logit {_number(example.prediction_logit, 1)})"
+        return f"{target} → {prediction} (logit {as_text(example.target_logit, 1)})"
+    return f"{target} ({as_text(example.target_logit, 1)}) → {prediction} (logit {as_text(example.prediction_logit, 1)})"
 
 
-def _draw_drops(axes: Axes, example: Example, shrunk: float) -> None:
+def draw_drops(axes: Axes, example: Example, shrunk: float) -> None:
+    """Draw the drops over the image in grey, with the patches' ranks; ``shrunk`` scales the numbers."""
     drops = example.drops
     grid = len(drops)
     scale = np.nanmax(np.abs(drops), initial=0) or 1.0
@@ -239,12 +240,13 @@ def _draw_drops(axes: Axes, example: Example, shrunk: float) -> None:
         size = shrunk * min(6.0, 25 / grid)
         background = DIVERGING((drops / scale + 1) / 2)[..., :3] @ GREY  # (grid, grid)
         for (row, column), drop in np.ndenumerate(drops):
-            text = _number(drop, digits).replace("0.", ".") if digits == 2 else _number(drop, digits)
+            text = as_text(drop, digits).replace("0.", ".") if digits == 2 else as_text(drop, digits)
             _label(axes, column + 0.5, row + 0.76, text, size, background[row, column], ha="center")
         _draw_ranks(axes, drops.ravel(), grid, shrunk, background)
 
 
-def _draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, grid: int, shrunk: float) -> None:
+def draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, grid: int, shrunk: float) -> None:
+    """Draw a map (H, W) on a scale of its own, with the ranks of its patch sums (grid * grid,); ``shrunk`` scales the numbers."""
     magnitude = np.abs(values[np.isfinite(values)])
     scale = (np.quantile(magnitude, WITHIN) or magnitude.max()) if len(magnitude) else 0.0
     scale = scale or 1.0  # a map of zeros
@@ -279,7 +281,7 @@ def _label(axes: Axes, x: float, y: float, text: str, size: float, lightness: fl
     label.set_path_effects([mpl.patheffects.withStroke(linewidth=1.1, foreground="white", alpha=0.8)])
 
 
-def _number(value: float, digits: int) -> str:
+def as_text(value: float, digits: int) -> str:
     """Format with a true minus sign and without negative zero."""
     if not np.isfinite(value):
         return "undefined"
@@ -303,7 +305,7 @@ def _foot(layout: _Layout) -> None:
         layout.text(layout.beside, top + 0.07 + number * NOTE, note, layout.width - layout.beside, 6.0)
 
 
-def _fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:
+def fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:
     """Return a text and a font size at which it is at most ``width`` points wide: reduce the size first, then shorten the text."""
     found = _width(text, weight) * size
     if found <= width:

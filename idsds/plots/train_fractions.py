@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from idsds.plots.architectures import _face, architecture_handles, looks_of
+from idsds.plots.architectures import architecture_handles, face_of, looks_of
 from idsds.plots.style import COLUMNS, STYLE, mixed
 from idsds.statistics.classification import EXCESS
 
@@ -140,9 +140,9 @@ def _series(axes: mpl.axes.Axes, rows: pd.DataFrame, measure: str, look: tuple[s
             errors = [some[measure] - some[f"{measure}_low"], some[f"{measure}_high"] - some[measure]]
             axes.errorbar(x, some[measure], errors, color=pale, linestyle="", elinewidth=0.7, zorder=1.5)
         if not single:
-            axes.plot(x, some[measure], marker, color=pale, markersize=1.8, markerfacecolor=_face(marker, pale), markeredgewidth=0.6)
+            axes.plot(x, some[measure], marker, color=pale, markersize=1.8, markerfacecolor=face_of(marker, pale), markeredgewidth=0.6)
     axes.plot(100 * means.index + shift, means, color=colour, linestyle=line, linewidth=1)
-    axes.plot(100 * means.index + shift, means, marker, color=colour, markersize=3.5, markerfacecolor=_face(marker, colour))
+    axes.plot(100 * means.index + shift, means, marker, color=colour, markersize=3.5, markerfacecolor=face_of(marker, colour))
 
 
 def _extent(counts: pd.Series) -> str:

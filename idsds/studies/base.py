@@ -16,8 +16,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -33,20 +33,19 @@ from idsds.common.settings import Settings, SettingsError, check_keys, read_valu
 from idsds.datasets.base import DATASETS
 from idsds.evaluation import plan as engine
 from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
-from idsds.evaluation.costs import spell
 from idsds.evaluation.evaluate import evaluate
 from idsds.evaluation.records import Run
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
 from idsds.models.quantity import as_quantity
-from idsds.plots.style import sharpen
-from idsds.studies.shown import Table, short_warnings
+from idsds.studies.result import Findings, Plan, Result
+from idsds.studies.shown import short_warnings
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, plan_training, trains_from_scratch
 from idsds.training.launch import Machine, check_machine, is_main
 from idsds.training.recipes import BaselineName
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 #: Every study, by the name of its notebook, in the order in which a profile runs them: what trains nets that others reuse comes first.
 STUDIES = (
@@ -71,10 +70,6 @@ STUDIES = (
     "funnybirds",
     "metric_sanity",
 )
-#: The columns of a plan that are summed over the pieces of work.
-SUMS = ("files", "epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
-#: The columns of a plan of which a group has the least or the most.
-EXTREMES = {"images_per_second": "min", "memory_gb": "max"}
 #: Arguments of ``evaluate`` that say what becomes of its records, not what they are.
 LATER = ("output", "scheduler", "dry_run", "progress", "only", "common")
 #: The settings that change the recipe.
@@ -113,133 +108,6 @@ def check_output(output: str) -> None:
         paths.check_creatable(output)
     except OSError as error:
         raise ValueError(str(error)) from error
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What a study will do and what that costs; a notebook shows it as a table with its sum below.
-
-    Args:
-        table: one row per piece of work, with some of the columns :data:`SUMS`. A training that several runs need is listed once.
-        by: the columns whose groups get a row.
-    """
-
-    table: pd.DataFrame
-    by: tuple[str, ...] = ("model",)
-
-    def __post_init__(self) -> None:
-        if "checkpoint" in self.table:
-            trained = self.table["checkpoint"].fillna("") != ""
-            object.__setattr__(self, "table", self.table[~(trained & self.table.duplicated("checkpoint"))])
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """The sums per group of ``by``, and the lowest speed and the largest memory where they were measured."""
-        groups = self.table.groupby(list(self.by), sort=False)
-        sums = groups[[name for name in SUMS if name in self.table]].sum(min_count=1)
-        return sums.join([groups[name].agg(how) for name, how in EXTREMES.items() if name in self.table]).dropna(axis=1, how="all")
-
-    @property
-    def total(self) -> str:
-        """The sums in words: passes, training, time and disk, as far as the plan knows them."""
-        total = {name: float(pd.to_numeric(self.table[name]).sum()) for name in SUMS if name in self.table}
-        parts = []
-        if "forward" in self.table:
-            parts.append(f"{total['forward']:,.0f} forward and {total['backward']:,.0f} backward passes")
-            if "epochs" in self.table and (stages := int(self.table["epochs"].notna().sum())):
-                parts.append(f"{stages} training stage(s) that are not cached")
-        elif "images_left" in self.table:
-            parts.append(f"{total['images_left']:,.0f} images forward and backward in training")
-        if total.get("files"):
-            parts.append(f"{total['files']:,.0f} files to open")
-        if total.get("steps"):
-            parts.append(f"{total['steps']:,.0f} steps of training")
-        if seconds := total.get("seconds_left", 0) + 3600 * total.get("hours", 0):
-            parts.append(f"about {spell(seconds)} left")
-        if total.get("disk_mb"):
-            parts.append(f"{total['disk_mb']:,.1f} MB on disk")
-        return ", ".join(parts)
-
-    def __repr__(self) -> str:
-        return f"{self.summary.to_string()}\nIn all: {self.total}."
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display  # not needed, and slow to import, outside notebooks
-
-        display(Table(self.summary))
-        print(f"In all: {self.total}.", flush=True)  # in the terminal, too, where papermill shows what is printed
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What a study found: at most three short sentences, and a table of verdicts.
-
-    Args:
-        sentences: computed from the tables.
-        verdicts: one row per claim (see :mod:`idsds.statistics.verdicts`), or None where the study tests no claim.
-    """
-
-    sentences: Sequence[str]
-    verdicts: pd.DataFrame | None = None
-
-    def markdown(self) -> str:
-        """Return the sentences as a list, and the verdicts as a table below them."""
-        text = "\n".join(f"- {sentence.strip()}" for sentence in self.sentences)
-        if self.verdicts is None or self.verdicts.empty:
-            return text
-        rows = [list(map(str, self.verdicts.columns)), ["---"] * len(self.verdicts.columns)]
-        rows += [[_cell(value) for value in row] for row in self.verdicts.itertuples(index=False)]
-        return text + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    def __repr__(self) -> str:
-        return self.markdown()
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
-
-
-def _cell(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a study computed.
-
-    Args:
-        stem: figures and tables are saved as ``stem.png``, ``stem.pdf``, ``stem.csv``, ``stem_<name>.csv`` and ``stem.md``.
-        tables: by name; the main one is ``""``.
-        findings: what they say.
-        draw: draws the figure, or its pages, from the tables.
-        records: the frame of records that the tables were computed from, or what else the checks at the end of a notebook need.
-    """
-
-    stem: Path
-    tables: Mapping[str, pd.DataFrame]
-    findings: Findings
-    draw: Callable[[], Figure | Sequence[Figure]]
-    records: Any = field(default=None, repr=False)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The main table."""
-        return Table(self.tables[""])
-
-    def plot(self) -> Figure | Sequence[Figure]:
-        """Draw the figure, or its pages."""
-        sharpen()
-        return self.draw()
-
-    def save(self, figure: Figure | Sequence[Figure]) -> list[Path]:
-        """Save a figure with the tables and findings beside it, and return the files."""
-        from idsds import plots
-
-        tables = {name: table for name, table in self.tables.items() if not name or len(table)}
-        files = plots.save(figure, self.stem, tables, finding=self.findings.markdown())
-        if (run := paths.run_of(self.stem)).is_dir():  # in vectors, for the report
-            plots.save(figure, run / self.stem.name, {}, formats=("svg",))
-        print(f"figure: {files[0]}", flush=True)
-        return files
 
 
 class Study(Settings):

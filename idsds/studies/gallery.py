@@ -66,7 +66,7 @@ def explain(
     arguments |= {"models": models, "methods": methods, "dataset": dataset, "images": images, "shard": images}
     plan = resolve(**arguments)
     for job in plan.jobs:
-        _picture(job, job.dataset[job.indices[0]][0], normalisation)  # a wrong normalisation ends the run before any work is done
+        picture_of(job, job.dataset[job.indices[0]][0], normalisation)  # a wrong normalisation ends the run before any work is done
     records = evaluate(**arguments, progress=progress)
     return [example for job in plan.jobs for example in _examples(plan, job, records, normalisation)]
 
@@ -80,7 +80,7 @@ def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, 
     methods = job.create_methods(model, list(job.methods))
     mine = records[(records["model"] == job.model) & (records["seed"] == job.seed)]
     by_image = {image_id: rows.set_index("method") for image_id, rows in mine.groupby("image_id", sort=False)}
-    names = _told(job.dataset, "classes")
+    names = attribute_of(job.dataset, "classes")
     grid = plan.settings["grid"]
     for pixels, targets, image_ids in batches(job.dataset, job.indices, batch_size_of(plan, job)):
         images = pixels.to(plan.device).contiguous(memory_format=plan.layout_of(job))  # (B, 3, H, W)
@@ -100,7 +100,7 @@ def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, 
                 prediction=names[predicted] if names else str(predicted),
                 target_logit=float(logits[row, target]),
                 prediction_logit=float(logits[row, predicted]),
-                picture=_picture(job, pixels[row], normalisation),
+                picture=picture_of(job, pixels[row], normalisation),
                 drops=np.asarray(by_image[image_id]["drops"].iloc[0]).reshape(grid, grid),
                 records=by_image[image_id],
                 maps={name: values[row] for name, values in shown.items()},
@@ -108,7 +108,7 @@ def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, 
             )
 
 
-def _told(dataset: Any, name: str) -> Any:
+def attribute_of(dataset: Any, name: str) -> Any:
     """Return an attribute of a data set, or of the one that it wraps (the engine wraps a user's); None if neither has it."""
     while dataset is not None:
         if (value := getattr(dataset, name, None)) is not None:
@@ -123,9 +123,9 @@ def pictures(images: Tensor, normalisation: Normalisation | None) -> np.ndarray:
     return shown.clamp(0, 1).movedim(-3, -1).cpu().numpy()
 
 
-def _picture(job: Job, image: Tensor, normalisation: Normalisation | None) -> np.ndarray:
+def picture_of(job: Job, image: Tensor, normalisation: Normalisation | None) -> np.ndarray:
     """Return the image (3, H, W) as a picture. Raises ValueError if it leaves [0, 1] once the normalisation is undone."""
-    normalisation = normalisation or _told(job.dataset, "normalisation")
+    normalisation = normalisation or attribute_of(job.dataset, "normalisation")
     shown = image if normalisation is None else normalisation.invert(image)
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import rankdata
 
 from idsds import plots
-from idsds.plots.gallery import CELL, _fitted, _number, _width
+from idsds.plots.gallery import CELL, _width, as_text, fitted
 from idsds.plots.style import DIVERGING
 from idsds.studies.gallery import Example
 
@@ -109,7 +109,7 @@ def test_drops_and_ranks_stand_in_their_patches():
     labels = {(int(t.get_position()[1]), int(t.get_position()[0]), t.get_text()) for t in figure.axes[1].texts}
     ranks = rankdata(-one.drops).reshape(3, 3)
     for (row, column), drop in np.ndenumerate(one.drops):
-        assert (row, column, _number(drop, 1)) in labels
+        assert (row, column, as_text(drop, 1)) in labels
         assert (row, column, f"{ranks[row, column]:g}") in labels
     sums = one.records["patch_sums"].iloc[0]
     labels = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in figure.axes[2].texts}
@@ -174,17 +174,17 @@ def test_pages_are_full_of_one_model_each():
 
 
 def test_texts_are_made_to_fit():
-    assert _fitted("IxG", 60, 6.5, "normal") == ("IxG", 6.5)
-    text, size = _fitted("Grad-CAM++ (paper) abs", 66, 6.5, "normal")
+    assert fitted("IxG", 60, 6.5, "normal") == ("IxG", 6.5)
+    text, size = fitted("Grad-CAM++ (paper) abs", 66, 6.5, "normal")
     assert text == "Grad-CAM++ (paper) abs"
     assert 5 <= size < 6.5
-    text, size = _fitted("an endless name of a method", 40, 6.5, "normal")
+    text, size = fitted("an endless name of a method", 40, 6.5, "normal")
     assert text.endswith("…")
     assert _width(text, "normal") * size <= 40
 
 
 def test_numbers_have_no_negative_zero():
-    assert [_number(x, 1) for x in (-0.04, 0.04, -1.25, np.nan)] == ["0.0", "0.0", "\N{MINUS SIGN}1.2", "undefined"]
+    assert [as_text(x, 1) for x in (-0.04, 0.04, -1.25, np.nan)] == ["0.0", "0.0", "\N{MINUS SIGN}1.2", "undefined"]
 
 
 def test_nothing_to_draw_is_refused():

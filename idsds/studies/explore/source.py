@@ -37,7 +37,7 @@ from idsds.statistics import rank
 from idsds.statistics.agreement import disagreement
 from idsds.statistics.scores import LOWER
 from idsds.studies.base import resolve
-from idsds.studies.gallery import SCORES, _picture, _told
+from idsds.studies.gallery import SCORES, attribute_of, picture_of
 
 #: Orders of the images.
 ORDERS = ("worst score first", "best score first", "methods disagree most", "most undefined", "as evaluated")
@@ -195,7 +195,7 @@ class Source:
         if picture is None:
             notes.append(f"The image is not there: pass dataset= ({self.facts['dataset']!r}).")
             picture = np.full((8, 8, 3), 0.9)
-        names = _told(data, "classes") if data is not None else None
+        names = attribute_of(data, "classes") if data is not None else None
         target, prediction = int(first["target"]), int(first.get("prediction", first["target"]))
         logit, score = float(first.get("intact", np.nan)), SCORES.get(self.facts["protocol"], self.facts["protocol"])
         shown = {name: maps[name] for name in methods if name in maps}
@@ -312,7 +312,7 @@ class Source:
         try:
             plan = self.plan(case)
             index, job = self._place(case, plan.jobs[0]).get(image_id), plan.jobs[0]
-            return None if index is None else _picture(job, data[index][0], self.arguments.get("normalisation"))
+            return None if index is None else picture_of(job, data[index][0], self.arguments.get("normalisation"))
         except UnavailableError:
             ids = getattr(data, "image_ids", None)
             if ids is None or image_id not in ids:

@@ -255,7 +255,7 @@ def judge(
         row["asks"] = reading.entry.asks
         if reading.applies or (parts and reading.entry.parts):
             row |= _kept(folder, reading, (reading.images(images), tuple(levels), seed, retraining), parts)
-        row |= _cost(reading, retraining)
+        row |= cost_of(reading, retraining)
         settings = {**reading.settings, **reading.known}
         row["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
         rows.append({**row, "note": reading.note})
@@ -343,7 +343,8 @@ def _scale_shift(reading: Reading, images: int, seed: int, scores: np.ndarray) -
     return {"scale_shift": shift(each), **_ends("scale_shift", jackknife(shift, each))}
 
 
-def _cost(reading: Reading, retraining: KnownRetraining) -> dict[str, float]:
+def cost_of(reading: Reading, retraining: KnownRetraining) -> dict[str, float]:
+    """Return the passes and maps per image and method that a reading takes."""
     if reading.entry.level == "data set":
         return {"forward": retraining.passes, "maps": 1}
     one = KnownMap(next(iter(known_models().values())))

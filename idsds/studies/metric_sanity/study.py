@@ -27,7 +27,7 @@ from idsds.studies.base import EvaluationStudy, Findings, Result
 from idsds.studies.metric_sanity.agreement import agreement
 from idsds.studies.metric_sanity.known_maps import LEVELS, known_models
 from idsds.studies.metric_sanity.known_parts import asked, sprite_stage
-from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, _cost, judge, readings, verdict
+from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, cost_of, judge, readings, verdict
 from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.roar import Roar, retraining_areas
 
@@ -122,7 +122,7 @@ class MetricSanity(EvaluationStudy):
         for reading in self.judged:
             if reading.applies and reading.entry.level == "image":
                 images = reading.images(self.known_images)
-                forward = int(images * maps * _cost(reading, RETRAINING)["forward"])
+                forward = int(images * maps * cost_of(reading, RETRAINING)["forward"])
                 shared = {"label": reading.label, "protocol": reading.protocol, "model": "patches", "seed": self.seeds[0]}
                 rows.append({**shared, "work": "known truth", "images": images, "forward": forward, "backward": 0})
         wanted = [reading for reading in self.judged if self.parts and asked(reading)]

@@ -587,7 +587,7 @@ def of_saliency(local: str, key: str, net: nn.Module, images: Tensor, settings: 
 INTRODUCTION = f"""# Methods by family of nets
 
 Which method can be used on which net. Written by `benchmarks/families.py`, which builds a small net of each family with random weights (of
-timm, or where noted of torchvision) and asks every method.
+timm, or where noted of torchvision) and tries every method.
 
 | mark | meaning |
 |---|---|

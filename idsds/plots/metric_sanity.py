@@ -43,7 +43,7 @@ PROPERTIES: dict[str, tuple[str, Text, Callable[[float], float]]] = {
     "random_last": ("random map\nlast ↑", PER_CENT, lambda x: x),
     "resolution": (
         "least noise\ndetected ↓",
-        lambda x: "none" if np.isnan(x) else "only noise" if np.isinf(x) else f"{x:g}",
+        lambda x: "none" if np.isnan(x) else "noise\nalone" if np.isinf(x) else f"{x:g}",
         lambda x: 1 / (1 + 2 * x) if x == x else 0,
     ),
     "beaten": ("noisier maps above\nthe exact one ↓", "{:.0f}".format, lambda x: max(0.0, 1 - x / 3)),
@@ -65,7 +65,14 @@ SHORT = {
 }
 #: What the metrics of a page ask.
 PAGES = (("right",), ("localised", "simple", "stable", "dependent"))
-LEFT, RIGHT = 1.22, 0.98  # inches for the names and the verdicts
+SAID = {
+    "right": "Is the map right?",
+    "localised": "Is it localised?",
+    "simple": "Is it simple?",
+    "stable": "Is it stable?",
+    "dependent": "Does it depend on model and class?",
+}
+LEFT, RIGHT = 1.36, 0.98  # inches for the names and the verdicts
 
 
 def metric_sanity(table: pd.DataFrame, agreed: pd.DataFrame | None = None, columns: int = 2) -> Figure | list[Figure]:
@@ -110,8 +117,16 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
                 colour = "white" if goodness[y, x] > 0.55 else "black"
                 ends = _ends(record, name, text)
                 size = 6 if len(text(value)) < 6 else 4.6
-                axes.text(x, y - (0.14 if ends else 0), text(value), ha="center", va="center", fontsize=size, color=colour)
-                axes.text(x, y + 0.24, ends, ha="center", va="center", fontsize=3.7, color=colour)
+                axes.text(
+                    x,
+                    y - (0.2 if "\n" in ends else 0.14 if ends else 0),
+                    text(value),
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    color=colour,
+                )
+                axes.text(x, y + 0.24, ends, ha="center", va="center", fontsize=3.7, color=colour, linespacing=1)
         axes.imshow(goodness, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(PROPERTIES)), [heading for heading, _, _ in PROPERTIES.values()], rotation=50, ha="left", fontsize=5.8)
         axes.tick_params(axis="both", length=0, labeltop=True, labelbottom=False)
@@ -124,8 +139,13 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
             spine.set_visible(False)
         if "asks" in rows:
             groups = rows["asks"].tolist()
-            for y in [y for y in range(1, len(rows)) if groups[y] != groups[y - 1]]:
-                axes.axhline(y - 0.5, color="black", linewidth=1)
+            starts = [y for y in range(len(rows)) if not y or groups[y] != groups[y - 1]]
+            for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
+                if first:
+                    axes.axhline(first - 0.5, color="black", linewidth=1)
+                if last - first > 1:
+                    middle = (foot + row * (len(rows) - (first + last) / 2)) / height
+                    figure.text(0.012, middle, SAID[groups[first]], rotation=90, ha="center", va="center", fontsize=6.3, style="italic")
         for y, name in enumerate(rows["verdict"]):
             axes.text(len(PROPERTIES) - 0.4, y, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
         figure.text(0.01, 0.03 / height, _note(rows), fontsize=5.6, va="bottom", ha="left", linespacing=1.25)
@@ -153,19 +173,23 @@ def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
     with mpl.rc_context(STYLE):
         side = COLUMNS[columns]
         figure = plt.figure(figsize=(side, side * 0.93))
-        axes = figure.add_axes((0.27, 0.27, 0.62, 0.67))
+        axes = figure.add_axes((0.27, 0.29, 0.62, 0.66))
         bar = figure.add_axes((0.91, 0.45, 0.02, 0.3))
         size = min(6.0, 250 / len(names))
-        ticks = [name.replace("_", " ") for name in taus]
+        ticks = [_short(name) for name in taus]
         sns.heatmap(taus, ax=axes, cbar_ax=bar, vmin=-1, vmax=1, cmap=DIVERGING, square=True, xticklabels=ticks, yticklabels=ticks)
-        places = np.argwhere(marks.to_numpy() == 1)
-        axes.scatter(places[:, 1] + 0.5, places[:, 0] + 0.5, s=max(0.4, 60 / len(names) ** 1.5), color="black", linewidths=0)
+        for marker, signed in ((".", taus > 0), ("_", taus < 0)):  # signs can be told apart in grey
+            places = np.argwhere(((marks == 1) & signed).to_numpy())
+            axes.scatter(places[:, 1] + 0.5, places[:, 0] + 0.5, s=max(4, 160 / len(names)), marker=marker, color="black", linewidths=0.5)
         axes.tick_params(length=0, labelsize=size)
         axes.set_title("Do metrics rank methods alike?", fontsize=8)
         bar.tick_params(labelsize=6)
         bar.set_title("tau", fontsize=6)
         models, methods = int(agreed["models"].max()), int(agreed["methods"].max())
-        note = f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets; dot: 95 % interval over images excludes 0."
+        note = (
+            f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets. Q: of Quantus. "
+            "Dot (positive) or dash (negative): the 95 % interval over images excludes 0."
+        )
         figure.text(0.02, 0.01, note, fontsize=5.8)
     return figure
 
@@ -190,12 +214,21 @@ def _ends(record: dict[str, Any], name: str, text: Text) -> str:
     low, high = record.get(f"{name}_low", np.nan), record.get(f"{name}_high", np.nan)
     if not (np.isfinite(low) and np.isfinite(high)):
         return ""
-    return f"{text(low)} to {text(high)}".replace("+", "").replace("%", "", 1)
+    said = f"{text(low)} to {text(high)}".replace("+", "").replace("%", "", 1)
+    return said if len(said) < 9 else said.replace("to ", "to\n")  # no wider than its cell
+
+
+def _short(label: str) -> str:
+    name = label.partition("/")[2]
+    return f"{_spaced(name)} (Q)" if name else _spaced(label)
 
 
 def _name(label: str) -> str:
-    label = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label.replace("quantus/", "Quantus "))
-    return "\n".join(textwrap.wrap(label.replace("_", " "), 24))
+    return "\n".join(textwrap.wrap(_spaced(label.replace("quantus/", "Quantus ")), 24))
+
+
+def _spaced(label: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label).replace("_", " ")
 
 
 def _note(rows: pd.DataFrame) -> str:

@@ -347,6 +347,8 @@ def cost_of(reading: Reading, retraining: KnownRetraining) -> dict[str, float]:
     """Return the passes and maps per image and method that a reading takes."""
     if reading.entry.level == "data set":
         return {"forward": retraining.passes, "maps": 1}
+    if "/" in reading.protocol:  # what a library's metric does with the net is not announced; its seconds are measured
+        return {"forward": np.nan, "maps": np.nan}
     one = KnownMap(next(iter(known_models().values())))
     one.entry = replace(one.entry, passes=Passes(0, 1))  # a map counts as one backward pass, and nothing else does
     settings = {**reading.settings, **reading.known}

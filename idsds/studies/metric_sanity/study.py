@@ -122,7 +122,8 @@ class MetricSanity(EvaluationStudy):
         for reading in self.judged:
             if reading.applies and reading.entry.level == "image":
                 images = reading.images(self.known_images)
-                forward = int(images * maps * cost_of(reading, RETRAINING)["forward"])
+                passes = cost_of(reading, RETRAINING)["forward"]
+                forward = int(images * maps * passes) if np.isfinite(passes) else pd.NA
                 shared = {"label": reading.label, "protocol": reading.protocol, "model": "patches", "seed": self.seeds[0]}
                 rows.append({**shared, "work": "known truth", "images": images, "forward": forward, "backward": 0})
         wanted = [reading for reading in self.judged if self.parts and asked(reading)]

@@ -24,13 +24,13 @@ from torch.utils.data import TensorDataset
 
 import idsds
 import idsds.evaluation.evaluate
-from idsds.evaluation import cache, plan, records
+from idsds.evaluation import cache, job, plan, records
 from idsds.models import create_model, weights
 
 PARTS = {
-    "files": [(weights, "check_content"), (plan, "file_digest"), (cache, "write_hashed"), (cache, "read_hashed"), (records, "_checked")],
+    "files": [(weights, "check_content"), (job, "file_digest"), (cache, "write_hashed"), (cache, "read_hashed"), (records, "_checked")],
     "commit": [(idsds.evaluation.evaluate, "commit")],
-    "addresses": [(plan.Plan, "address"), (plan.Job, "images")],
+    "addresses": [(plan.Plan, "address"), (job.Job, "images")],
 }
 _inside: list[str] = []
 _clock = {"now": time.perf_counter}

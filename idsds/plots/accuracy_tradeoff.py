@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, scored_on
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, drawn_from, scored_on
 
 INK = "#0072B2"
 SIZE = 6.5  # points
@@ -66,7 +66,7 @@ def _legend(figure: Figure, table: pd.DataFrame, published: bool, score: str, co
     handles = [
         Line2D([], [], color=INK, label="on the Pareto front", **dot),
         Line2D([], [], color=INK, markerfacecolor="white", label="another model is better in both", **dot),
-        Line2D([], [], color=INK, linewidth=0.8, label=f"95 % over {over}"),
+        Line2D([], [], color=INK, linewidth=0.8, label=f"95 % over {drawn_from(table)}"),
     ]
     if published:
         handles.append(Line2D([], [], color=PUBLISHED, markerfacecolor="white", label="published", **dot))

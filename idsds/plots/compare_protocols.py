@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idsds.plots.finetune import draw_accuracies, kind_handles
-from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of, scored_on
+from idsds.plots.style import COLUMNS, STYLE, drawn_from, handles_of, look_of, scored_on
 
 
 def compare_protocols(
@@ -45,7 +45,7 @@ def compare_protocols(
             _accuracies(row[2], shares[shares["model"] == model])
             row[0].set_title(f"{model}", loc="left", fontsize=8, fontweight="bold")
         counts = sorted({int(count) for count in places["count"] + places["nan"]})
-        over = scored_on(places)
+        n, over = " or ".join(map(str, counts)), drawn_from(places)
         for axes, text in zip(grid[0], "abc", strict=True):
             look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
             axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
@@ -56,7 +56,7 @@ def compare_protocols(
             ncols=len(handles) if columns == 2 else 3,
             frameon=False,
             fontsize=7,
-            title=f"n = {' or '.join(map(str, counts))} {over}; bars and small numbers: 95 % over {over} (bootstrap; c: Wilson)",
+            title=f"n = {n} {scored_on(places)}; bars and small numbers: 95 % over {over} (bootstrap; c: Wilson)",
             title_fontsize=7,
         )
     return figure

@@ -202,9 +202,15 @@ def legible(colour: str) -> str:
 
 
 def scored_on(table: pd.DataFrame) -> str:
-    """Return what the intervals of a table are over: images, or images and training seeds."""
+    """Return what the means of a table are over: images, or images and training seeds."""
     nested = table["interval"].str.contains("training seeds and").any() if "interval" in table else False
     return "images x training seeds" if nested else "images"
+
+
+def drawn_from(table: pd.DataFrame) -> str:
+    """Return what the intervals of a table are over: as :func:`scored_on`, or groups of images such as the crops of a photo."""
+    grouped = table["interval"].str.contains("groups of images").any() if "interval" in table else False
+    return "groups of images" if grouped else scored_on(table)
 
 
 def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line2D]:

@@ -10,6 +10,7 @@ def test_five_fixed_crops_of_each_photo():
     image, target, image_id = photos[0]
     assert (image.shape, target, image_id) == ((3, 224, 224), PHOTOS[0][0], "photos20/00/centre")
     assert torch.equal(image, photos[0][0])
+    assert [photos.classes[target] for target in photos.targets[::25]] == ["bull mastiff", "thatch", "drum", "goose"]
     crops = [photos.read(index) for index in range(len(CROPS))]
     # 288 - 224 = 64 pixels: the centre begins at 32, the crop at the bottom right at 64.
     assert torch.equal(crops[0][:, 32:, 32:], crops[4][:, :-32, :-32])

@@ -8,7 +8,7 @@ import pandas as pd
 from idsds import plots
 from idsds.methods import METHODS
 from idsds.methods.base import TENFOLD, TRANSFORMS, split_name
-from idsds.plots.style import LEGIBLE, contrast, legible
+from idsds.plots.style import LEGIBLE, contrast, drawn_from, legible, scored_on
 
 from .test_rank_methods import FAMILIES, ranked
 
@@ -102,3 +102,11 @@ def test_further_pages_are_numbered_and_each_file_is_its_page(tmp_path):
     files = plots.save(figures, tmp_path / "g", pd.DataFrame({"a": [1]}), formats=["png"])
     assert [path.name for path in files] == ["g.png", "g_2.png", "g_3.png", "g.csv"]
     assert [plt.imread(path).shape[:2] for path in files[:3]] == [(200, 200), (400, 200), (600, 200)]
+
+
+def test_a_legend_says_whether_images_or_groups_of_them_were_drawn():
+    for drawn, n, over in (("images", "images", "images"), ("groups of images", "images", "groups of images")):
+        table = pd.DataFrame({"interval": [f"95 % BCa bootstrap over {drawn}"]})
+        assert (scored_on(table), drawn_from(table)) == (n, over)
+    nested = pd.DataFrame({"interval": ["95 % percentile bootstrap over training seeds and images"]})
+    assert scored_on(nested) == drawn_from(nested) == "images x training seeds"

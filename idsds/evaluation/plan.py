@@ -129,8 +129,7 @@ class Plan:
         return digest(content)
 
     def _shared(self, job: Job, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return everything that determines a number except the image; batch and block size are left out, since they only affect
-        rounding."""
+        """Return everything but the image that determines a number, without batch and block size, which only affect rounding."""
         content = {
             "format": FORMAT,
             "model": job.model_key,

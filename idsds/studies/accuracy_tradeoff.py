@@ -1,4 +1,4 @@
-"""Accuracy against attribution quality: does one cost the other, over models that are scored alike?
+"""Accuracy against attribution quality: do models trade one for the other?
 
 Accuracy is that of the in-domain fine-tuned net on intact test images; quality is the IDSDS of the model's best method. The best of several
 methods, selected and scored on the same images, looks better than it is. So the images are divided into two halves: the method is selected
@@ -155,7 +155,7 @@ def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = B
 
 
 def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Compare ours with the published values on both axes, for the models that both have.
+    """Compare with the published values on both axes, for the models that both have.
 
     Args:
         table: from :func:`tradeoff`.
@@ -168,7 +168,7 @@ def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(table: pd.DataFrame, correlated: dict[str, float], score: str = "IDSDS") -> Findings:
-    """Judge the claim by the interval of the correlation, and name the Pareto front.
+    """Test the claim by the interval of the correlation, and name the Pareto front.
 
     Args:
         table: from :func:`tradeoff`.
@@ -187,12 +187,12 @@ def findings(table: pd.DataFrame, correlated: dict[str, float], score: str = "ID
 
 
 class AccuracyTradeoff(EvaluationStudy):
-    """Hold the accuracy of models against their best IDSDS; ``accuracy_images`` are the test images on which accuracy is measured."""
+    """Compare models' accuracy with their best IDSDS; ``accuracy_images`` is the number of test images for the accuracy."""
 
     accuracy_images: PositiveInt
 
     def correct(self) -> pd.DataFrame:
-        """Return whether each in-domain model is right on each of the first ``accuracy_images`` intact test images.
+        """Return whether each in-domain model classifies each of the first ``accuracy_images`` intact test images correctly.
 
         Returns:
             One row per model, seed and image: ``image_id``, ``correct``, ``top5`` (bool), ``group`` where images belong together.

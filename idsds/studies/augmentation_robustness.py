@@ -26,7 +26,7 @@ from idsds.studies.base import EvaluationStudy, Findings, Result
 
 MEASURES = get_args(Similarity)
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
-TIED = 1e-3  # of a measure: methods within this distance of the best share its rank
+TIED = 1e-3  # methods within this distance of the best share its rank
 AUGMENTATIONS: dict[str, list[str]] = {"rotations": [f"{angle:+.0f} degrees" for angle in ANGLES], "filters": list(FILTERS)}
 # What the study found, by SSIM, among the methods that it printed.
 MOST, LEAST = "the most robust", "the least robust"
@@ -36,8 +36,8 @@ CLAIMS = {MOST: "Guided Grad-CAM", LEAST: "Deconvolution"}
 class AugmentationRobustness(EvaluationStudy):
     """Compare the maps of an image before and after rotations and photo filters that leave the target's probability unchanged.
 
-    ``data_range`` is that of SSIM: one number for the whole experiment, as in the study, or None for the range of each pair of maps.
-    ``target`` is the class that is explained, that of the image as it was: its ``label``, or the model's ``prediction``, as in the study.
+    ``data_range`` is SSIM's: one number for the whole experiment, as in the study, or None for the range of each pair of maps. ``target``
+    is the class explained, for the original image: its ``label``, or the model's ``prediction``, as in the study.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "label")
@@ -79,7 +79,7 @@ def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd
 
     Args:
         records: of the protocol ``augmentation_robustness``, ``label`` is the group of augmentations.
-        threshold: by how much the target's probability may move.
+        threshold: by how much the target's probability may change.
         ssim_range: the data range of SSIM in words.
 
     Returns:
@@ -143,7 +143,7 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
     Args:
         similarity: from :func:`similarities`.
         printed: the study's methods; those not measured here are ignored.
-        confidence: of all rivals together (Bonferroni).
+        confidence: confidence for all rivals together (Bonferroni).
 
     Returns:
         One row per model, group and half: ``claim`` (:data:`MOST` or :data:`LEAST`), ``method`` that it is about, ``rival``, the other

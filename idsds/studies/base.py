@@ -7,8 +7,8 @@ A study is the notebook of its name without the notebook::
     result = study.run()         # tables and findings
     result.save(result.plot())   # the figure, with the tables and findings beside it
 
-Every name is checked against its registry and every number against its range when the object is made, so that a mistake ends a run
-before any work is done.
+Every name is checked against its registry and every number against its range on construction, so that a mistake stops a run before any
+work.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from idsds.training.recipes import BaselineName
 if TYPE_CHECKING:
     pass
 
-#: Every study, by the name of its notebook, in the order in which a profile runs them: what trains nets that others reuse comes first.
+#: Every study, by the name of its notebook, in a profile's order: studies that train nets for others come first.
 STUDIES = (
     "finetune",
     "rank_methods",
@@ -111,7 +111,7 @@ def check_output(output: str) -> None:
 
 
 class Study(Settings):
-    """Base of all studies: the fields are the notebook's parameters, and what a params file may say."""
+    """Base of all studies: the fields are the notebook's parameters and the keys of a params file."""
 
     #: The columns of a plan by whose groups its costs are summed.
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model",)
@@ -154,11 +154,11 @@ class Study(Settings):
         return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
     def run(self, progress: bool = True) -> Result:
-        """Do the study. What is cached is not computed again.
+        """Run the study. Cached results are not computed again.
 
         Raises:
-            SystemExit: with code 0 in a dry run. It ends a notebook without a fault: papermill stops at the cell and reports no error,
-                and the kernel of JupyterLab goes on.
+            SystemExit: with code 0 in a dry run. It ends a notebook without an error: papermill stops at the cell and reports none, and
+                JupyterLab's kernel keeps running.
         """
         if self.dry_run:
             if is_main():
@@ -180,9 +180,9 @@ def in_memory(records: pd.DataFrame | Path) -> pd.DataFrame:
 
 
 class EvaluationStudy(Study):
-    """A study that judges methods on models: what every notebook that ranks or compares takes, under the same names in all of them."""
+    """A study that scores methods on models: the parameters shared by all notebooks that rank or compare."""
 
-    #: Whether intervals draw training seeds with the images, or hold for the ones at hand; None where the study says so itself.
+    #: Whether intervals resample training seeds with the images, or hold for the ones at hand; None where the study says so itself.
     SEEDS: ClassVar[Literal["drawn", "fixed"] | None] = "drawn"
 
     dataset: DatasetName

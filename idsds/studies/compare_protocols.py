@@ -1,7 +1,7 @@
-"""Comparison of protocols: do they rank the same methods alike, and what are the properties of each?
+"""Comparison of protocols: do they rank methods alike, and what are their properties?
 
-IDSDS and SDS are one computation on two nets: after in-domain fine-tuning, and before. Incremental deletion (ID) runs on the net as it was
-before, deletes the least or the most attributed pixels first, and may explain the image again after each step (``updated``).
+IDSDS and SDS are the same computation on two nets, after and before in-domain fine-tuning. Incremental deletion (ID) runs on the net
+before fine-tuning, deletes the least or the most attributed pixels first, and may explain the image again after each step (``updated``).
 
 Sources: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910); Samek et al., TNNLS 2017 (arXiv 1509.06321); Hooker et al., NeurIPS
 2019 (ROAR, arXiv 1806.10758); Rong et al., ICML 2022 (ROAD, arXiv 2202.00449).
@@ -70,14 +70,14 @@ CITED = [
 
 
 def agreement(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Return :func:`idsds.statistics.rank_agreement` between protocols, without the controls, whose last place agrees for free."""
+    """Return :func:`idsds.statistics.rank_agreement` between protocols, without the controls, whose last rank agrees trivially."""
     methods = [m for m, rows in records.groupby("method", sort=False) if rows["family"].iloc[0] != "control"]
     ordered = records.sort_values("label", key=lambda labels: labels != "IDSDS", kind="stable")  # IDSDS first
     return rank_agreement(ordered, "label", methods, nested=True, **options)
 
 
 def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) -> Findings:
-    """Judge for each model and protocol whether it ranks the methods as IDSDS does, and say what a deleted patch costs.
+    """Test for each model and protocol whether it ranks the methods as IDSDS does, and state what a deleted patch costs.
 
     Args:
         records: with ``label`` and ``raw``, the protocol's own score.
@@ -106,11 +106,11 @@ def losses(shares: pd.DataFrame) -> pd.Series:
 
 
 class CompareProtocols(EvaluationStudy):
-    """Judge the same methods by several protocols.
+    """Score the same methods by several protocols.
 
     ``checkpoints`` are weights after in-domain fine-tuning, ``plain_checkpoints`` those before: a file, or ``pretrained`` for the
-    published ones. The small nets on embedded data need neither. An update explains each image ``steps`` - 1 times, hence
-    ``update_images``, how many of the images it takes.
+    published ones. The small nets on embedded data need neither. Updated maps explain each image ``steps`` - 1 times, so they use only
+    ``update_images`` images.
     """
 
     PLAN_BY = ("label",)
@@ -150,7 +150,7 @@ class CompareProtocols(EvaluationStudy):
         return self.arguments(**changes)
 
     def records(self, progress: bool = True) -> pd.DataFrame:
-        """Judge the methods by every protocol.
+        """Score the methods by every protocol.
 
         Returns:
             The records of :func:`idsds.evaluate`, with ``label``, one of :data:`RULES`, and ``raw``, the protocol's own score. ``score``
@@ -162,7 +162,7 @@ class CompareProtocols(EvaluationStudy):
         return records.assign(raw=records["score"], score=score, direction="higher is better")
 
     def accuracies(self) -> pd.DataFrame:
-        """Measure the nets that the protocols judge on, on intact images and on the same ones with one patch deleted.
+        """Measure the protocols' nets on intact images and on the same images with one patch deleted.
 
         Returns:
             One row per model, seed, stage (``before``, ``after`` in-domain fine-tuning) and kind of images: the columns of
@@ -187,7 +187,7 @@ class CompareProtocols(EvaluationStudy):
         return pd.DataFrame(rows)
 
     def properties(self, records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, repeated: pd.DataFrame) -> pd.DataFrame:
-        """The poster's comparison of protocols, each cell with what it rests on.
+        """Return the poster's comparison of protocols, with the evidence for each cell.
 
         Returns:
             One row per property and protocol (incremental deletion's two orders share theirs; the cells of ROAR and FunnyBirds are cited):
@@ -275,14 +275,14 @@ def _agrees(agreed: pd.DataFrame, labels: list[str]) -> list[tuple[str, str, str
 
 
 def _control(rows: pd.DataFrame) -> str:
-    """Say how much the score of a random map depends on the model."""
+    """State how much a random map's score depends on the model."""
     means = rows[rows["method"] == CONTROL].groupby("model", sort=False)["raw"].mean()
     scores = ", ".join(f"{value:.2f} on {model}" for model, value in means.items())
     return f"a random map scores {scores}" if scores else _NO_CONTROL
 
 
 def _fall(rows: pd.DataFrame) -> str:
-    """Say how the target's probability falls when a quarter of the pixels is deleted at random."""
+    """State how much the target's probability falls when a quarter of the pixels is deleted at random."""
     random = rows[rows["method"] == CONTROL]
     if random.empty:
         return _NO_CONTROL
@@ -293,7 +293,7 @@ def _fall(rows: pd.DataFrame) -> str:
 
 
 def _negative(rows: pd.DataFrame) -> str:
-    """Say how often deleting raises the target's output, which a negative attribution has to predict."""
+    """State how often deletion raises the target's output, which negative attribution has to predict."""
     if rows["protocol"].iloc[0] in ("idsds", "single_deletion"):
         drops = np.stack(rows.drop_duplicates(["model", "seed", "image_id"])["drops"].to_list())
         return f"deleting raises the target's logit for {100 * (drops < 0).mean():.0f} % of the patches, which should rank last"
@@ -303,7 +303,7 @@ def _negative(rows: pd.DataFrame) -> str:
 
 
 def _same_deletions(rows: pd.DataFrame) -> str:
-    """Say whether every method was scored on the same deletions."""
+    """State whether every method was scored on the same deletions."""
     keyed = rows.assign(key=[np.asarray(drops).tobytes() for drops in rows["drops"]])
     distinct = keyed.groupby(["model", "seed", "image_id"])["key"].nunique()
     return f"all methods were judged on the same deletions on {int((distinct == 1).sum())} of {len(distinct)} images"

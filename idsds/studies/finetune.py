@@ -1,10 +1,10 @@
-"""In-domain fine-tuning: deleted patches become ordinary input, so that a drop of the logit measures importance and not surprise.
+"""In-domain fine-tuning: deleted patches become in-distribution, so that a drop in the logit measures importance.
 
-Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). It has worked if the
-accuracy on images with one deleted patch comes close to that on intact ones, which stays unchanged.
+Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). It has worked if
+accuracy on images with one deleted patch is close to that on intact images, which does not change.
 
-:class:`Finetune` serves all of these uses; the numbers of processes and nodes are read from the environment. Files are written below
-``IDSDS_HOME`` (default: the repository), data is read below ``IDSDS_DATA``; a run that was killed continues when it is started again.
+:class:`Finetune` covers all of the following uses; the numbers of processes and nodes are read from the environment. Files are written
+below ``IDSDS_HOME`` (default: the repository), data is read below ``IDSDS_DATA``; a killed run resumes when started again.
 
 In a notebook, on 1..N devices of this machine (``devices: 4`` in the params file)::
 
@@ -67,16 +67,16 @@ def measure(
     Args:
         model: returns logits (B, K).
         test: the images.
-        deletion: what is deleted.
-        batch_size: of all devices together; None: 64.
-        workers: loader processes of each device.
+        deletion: the patches to delete.
+        batch_size: batch size over all devices together; None for 64.
+        workers: loader processes per device.
         machine: ``device``, ``devices`` and ``precision``, see :func:`idsds.training.launch.launch`.
 
     Returns:
-        Two rows: ``images`` (``intact``, ``one patch deleted``), ``accuracy`` (share in [0, 1], higher is better), ``low`` and
-        ``high`` (95 % Wilson interval over images), ``top5`` (accuracy with five guesses), ``top5_low``, ``top5_high``, ``count`` of
-        images, ``skipped``, those that could not be read. Images that belong together, such as the crops of a photo, count as one in the
-        intervals, which are then too wide rather than too narrow; ``groups`` says how many there are.
+        Two rows: ``images`` (``intact``, ``one patch deleted``), ``accuracy`` (share in [0, 1], higher is better), ``low`` and ``high``
+        (95 % Wilson interval over images), ``top5`` (accuracy with five guesses), ``top5_low``, ``top5_high``, ``count`` of images,
+        ``skipped``, those that could not be read. Images of one group, such as crops of a photo, count as one in the intervals, which
+        makes them conservative; ``groups`` says how many there are.
     """
     kinds = {"intact": None, "one patch deleted": deletion}
     shares = launch(_measure, model, test, list(kinds.values()), batch_size or 64, workers, **machine)
@@ -116,7 +116,7 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranking_changes(records: pd.DataFrame) -> pd.DataFrame:
-    """Return what fine-tuning did to the drops, and to the ranking of methods.
+    """Return the effect of fine-tuning on the drops and on the ranking of methods.
 
     Args:
         records: of :func:`idsds.evaluate`, with ``label``, ``before`` or ``after``.
@@ -141,10 +141,10 @@ def ranking_changes(records: pd.DataFrame) -> pd.DataFrame:
 
 
 class Finetune(TrainingStudy):
-    """Fine-tune models in-domain, and measure what it did to their accuracies on the first ``images`` test images.
+    """Fine-tune models in-domain, and measure the effect on their accuracy for the first ``images`` test images.
 
-    With ``methods``, also to the drops and to the ranking of methods, on the first ``ranked_images``; that is for models that start from
-    published weights, since they are what is judged before.
+    With ``methods``, also measure the effect on drops and on the ranking of methods, for the first ``ranked_images``; this needs models
+    with published weights, which are scored as ``before``.
     """
 
     PLAN_BY = ("model", "stage")
@@ -184,7 +184,7 @@ class Finetune(TrainingStudy):
 
     @property
     def machine(self) -> Machine:
-        """The machine that the stages run on."""
+        """The hardware that the stages run on."""
         return Machine(self.devices, self.workers, self.accumulate, self.save_every)
 
     def stages(self) -> list[Stage]:
@@ -216,10 +216,10 @@ class Finetune(TrainingStudy):
         return pd.DataFrame(rows)
 
     def train(self, progress: bool = True) -> pd.DataFrame:
-        """Fine-tune every model with every seed, and measure what it did. What is cached is not done again.
+        """Fine-tune every model with every seed, and measure the effect. Cached stages are not repeated.
 
         Accuracies are those of the test split (for ImageNet the official validation images): the first ``images`` of its fixed order,
-        intact and with one patch deleted, the same patch before and after. No epoch was chosen on them, unless ``held_out=0`` asks for it.
+        intact and with one patch deleted, the same patch before and after. No epoch was chosen on them, unless ``held_out=0``.
 
         Returns:
             One row per model, seed, stage (``before``, ``after``) and kind of images, with the columns of :func:`measure` and the
@@ -235,7 +235,7 @@ class Finetune(TrainingStudy):
             test = first(stage.split("test"), self.images)
             if stage.start is not None:
                 obtain(stage.start, machine=self.machine, progress=progress)
-            # Load the weights from before again: a cached stage may have been made long ago.
+            # Reload the initial weights, since the stage may come from the cache.
             before, after = stage.begin(), obtain(stage, machine=self.machine, progress=progress)
             for when, net, path in (("before", before, stage.start.path if stage.start else stage.weights), ("after", after, stage.path)):
                 facts = {"model": stage.model, "seed": stage.seed, "stage": when}
@@ -247,7 +247,7 @@ class Finetune(TrainingStudy):
         return table
 
     def ranked(self, progress: bool = True) -> pd.DataFrame:
-        """Judge the methods on the nets before and after: the records of :func:`idsds.evaluate`, with ``label``."""
+        """Score the methods on the nets before and after: the records of :func:`idsds.evaluate`, with ``label``."""
         names = ("methods", "dataset", "grid", "baseline", "device", "precision")
         shared = {name: getattr(self, name) for name in names} | {"images": self.ranked_images, "progress": progress}
         parts = []

@@ -1,7 +1,7 @@
-"""Which maps say what parts matter: all protocols of FunnyBirds, on images whose parts are known and can be removed.
+"""Which maps show the parts that matter: all FunnyBirds protocols, on images whose parts are known and can be removed.
 
-Completeness (do the important parts decide?), correctness (in the right order?), contrastivity (for this class, or any?), after Hesse,
-Schaub-Meyer, Roth, ICCV 2023 (arXiv 2308.06248). Beside them stands the correlation with the exact Shapley values of the parts.
+Completeness (are the important parts decisive?), correctness (are they in the right order?) and contrastivity (for this class, or any?)
+follow Hesse, Schaub-Meyer, Roth, ICCV 2023 (arXiv 2308.06248). The correlation with the parts' exact Shapley values is added.
 """
 
 from __future__ import annotations
@@ -133,14 +133,14 @@ def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
 
 
 def compared(table: pd.DataFrame, nets: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return our values beside the published ones of the same models and methods; empty for other data sets."""
+    """Return the values beside the published ones for the same models and methods; empty for other data sets."""
     ours = pd.concat([table, nets.merge(table[["model", "method"]].drop_duplicates(), on="model")])[["model", "method", "measure", "value"]]
     both = ours.merge(published.funnybirds(), on=["model", "method", "measure"]) if dataset == "funnybirds" else ours.head(0)
     return both.assign(difference=both["value"] - both["published"]) if len(both) else pd.DataFrame()
 
 
 def findings(table: pd.DataFrame, apart: pd.DataFrame, nets: pd.DataFrame) -> Findings:
-    """Say which method is best on each net, where the threshold was chosen, and which methods are above the random one."""
+    """State which method is best on each net, where the threshold was chosen, and which methods beat the random one."""
     means = table[(table["measure"] == "mean") & table["value"].notna()]
     best = means.loc[means.groupby("model", sort=False)["value"].idxmax()]
     said = "; ".join(f"{row.method} on {row.model}, {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in best.itertuples())
@@ -164,10 +164,10 @@ def _agreement(rows: pd.DataFrame) -> float:
 
 
 class Funnybirds(EvaluationStudy):
-    """Judge methods by all protocols of FunnyBirds.
+    """Score methods by all FunnyBirds protocols.
 
     ``threshold_images`` is the number of images, the last of the fixed order, on which each method's threshold is chosen; 0 chooses it on
-    the images that are scored, as in the paper. ``reference`` repeats what the authors' code does otherwise, see
+    the images that are scored, as in the paper. ``reference`` reproduces the authors' code where it differs, see
     :mod:`idsds.protocols.funnybirds`. ``image_size`` reads ``funnybirds`` at another size than its 256 pixels, such as 224 for a ViT.
     """
 
@@ -184,7 +184,7 @@ class Funnybirds(EvaluationStudy):
         return self
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """One run of the protocol ``funnybirds``, which computes all of them at all thresholds."""
+        """One run of the protocol ``funnybirds``, which computes all protocols at all thresholds."""
         changes: dict[str, Any] = {"protocol": "funnybirds", "reference": self.reference}
         if self.image_size is not None:
             changes["dataset"] = create_dataset(self.dataset, "test", image_size=self.image_size)

@@ -48,25 +48,25 @@ def explain(
     """Score a few images, and keep their maps.
 
     Args:
-        models, methods, dataset, images, progress: as in :func:`idsds.evaluate`, which computes the scores.
-        normalisation: that of the images of your own data set, to be undone for display; None: its attribute ``normalisation``, if it
-            has one. Its attribute ``classes``, if it has one, gives the names of the classes.
+        models, methods, dataset, images, progress: see :func:`idsds.evaluate`, which computes the scores.
+        normalisation: the normalisation of your own data set, undone for display; None for its attribute ``normalisation``, if any. Its
+            attribute ``classes``, if any, gives the class names.
         arguments: further arguments of :func:`idsds.evaluate`; ``protocol`` is one of :data:`SCORES`.
 
     Returns:
         One example per model, training seed and image, the images in their fixed order.
 
     Raises:
-        UnknownNameError: an unknown name, with the nearest match.
-        ValueError: images that are not in [0, 1] once the normalisation is undone, and whatever else :func:`idsds.evaluate` refuses.
+        UnknownNameError: for an unknown name, with the nearest match.
+        ValueError: if images are not in [0, 1] once the normalisation is undone, and as for :func:`idsds.evaluate`.
     """
     if (protocol := arguments.get("protocol", "idsds")) not in SCORES:
         raise UnknownNameError("protocol with deletion drops and patch sums", protocol, SCORES)
-    # One shard, so that the batches here are the batches there.
+    # One shard, so that both use the same batches.
     arguments |= {"models": models, "methods": methods, "dataset": dataset, "images": images, "shard": images}
     plan = resolve(**arguments)
     for job in plan.jobs:
-        picture_of(job, job.dataset[job.indices[0]][0], normalisation)  # a wrong normalisation ends the run before any work is done
+        picture_of(job, job.dataset[job.indices[0]][0], normalisation)  # a wrong normalisation stops the run before any work
     records = evaluate(**arguments, progress=progress)
     return [example for job in plan.jobs for example in _examples(plan, job, records, normalisation)]
 
@@ -109,7 +109,7 @@ def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, 
 
 
 def attribute_of(dataset: Any, name: str) -> Any:
-    """Return an attribute of a data set, or of the one that it wraps (the engine wraps a user's); None if neither has it."""
+    """Return an attribute of a data set, or of the data set that it wraps (the engine wraps a user's); None if neither has it."""
     while dataset is not None:
         if (value := getattr(dataset, name, None)) is not None:
             return value
@@ -118,13 +118,13 @@ def attribute_of(dataset: Any, name: str) -> Any:
 
 
 def pictures(images: Tensor, normalisation: Normalisation | None) -> np.ndarray:
-    """Return normalised images (..., 3, H, W) as they were before: (..., H, W, 3) in [0, 1]."""
+    """Undo the normalisation of images (..., 3, H, W), -> (..., H, W, 3) in [0, 1]."""
     shown = images if normalisation is None else normalisation.invert(images)
     return shown.clamp(0, 1).movedim(-3, -1).cpu().numpy()
 
 
 def picture_of(job: Job, image: Tensor, normalisation: Normalisation | None) -> np.ndarray:
-    """Return the image (3, H, W) as a picture. Raises ValueError if it leaves [0, 1] once the normalisation is undone."""
+    """Return an image (3, H, W) for display. Raises ValueError if it leaves [0, 1] once the normalisation is undone."""
     normalisation = normalisation or attribute_of(job.dataset, "normalisation")
     shown = image if normalisation is None else normalisation.invert(image)
     low, high = float(shown.min()), float(shown.max())
@@ -166,9 +166,9 @@ def patch_table(examples: Sequence[Example]) -> pd.DataFrame:
 
 
 def disagreement(examples: Sequence[Example]) -> float:
-    """Return the largest difference between patch sums of a map and of the records, as a share of the map's sum of |attribution|.
+    """Return the largest difference between a map's patch sums and the recorded ones, as a fraction of the map's sum of |attribution|.
 
-    Float rounding is about 1e-6; infinite where one of the two is not finite and the other is.
+    Float rounding gives about 1e-6; infinite if only one of the two is finite.
     """
     worst = 0.0
     for example in examples:
@@ -184,7 +184,7 @@ def disagreement(examples: Sequence[Example]) -> float:
 
 
 class Gallery(EvaluationStudy):
-    """Show a few images, what the deletions of their patches do, and the maps of many methods side by side."""
+    """Show a few images, the effect of deleting their patches, and the maps of many methods side by side."""
 
     SEEDS = None
 

@@ -1,6 +1,6 @@
 """IDSDS of one image, step by step: the deletions, the drops, the patch sums, their ranks and the rank correlation.
 
-Everything is computed here the long way, one deleted image after the other, and compared with the engine's records.
+Everything is computed here step by step, one deleted image at a time, and compared with the engine's records.
 
 Source: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), figure 1.
 """
@@ -25,10 +25,10 @@ from idsds.studies.gallery import explain, pictures
 
 
 def delete_each(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Delete each patch of the last of the images alone, and read the target's logit again.
+    """Delete each patch of the last image alone, and compute the target's logit.
 
     Args:
-        arguments: of :func:`idsds.evaluate`, with one model and one training seed.
+        arguments: arguments of :func:`idsds.evaluate`, with one model and one training seed.
 
     Returns:
         The deleted images (n, H, W, 3) in [0, 1], row-major by patch, and the logits (n,).
@@ -46,7 +46,7 @@ def delete_each(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patch_table(intact: float, logits: np.ndarray, sums: Sequence[float]) -> pd.DataFrame:
-    """Work out the correlation of one method patch by patch.
+    """Compute one method's correlation patch by patch.
 
     Args:
         intact: the target's logit of the intact image.
@@ -72,7 +72,7 @@ def spearman(table: pd.DataFrame) -> float:
 
 
 def sentences(target: str, table: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
-    """State which patch matters most, how often the logit rises, and what the ranks correlate by.
+    """State which patch matters most, how often the logit rises, and the rank correlations.
 
     Args:
         target: name of the target's class.
@@ -91,7 +91,7 @@ def sentences(target: str, table: pd.DataFrame, scores: pd.DataFrame) -> list[st
 
 
 class HowIdsdsWorks(EvaluationStudy):
-    """Take one image through IDSDS: of the first ``images`` images the last, on one model."""
+    """Compute IDSDS step by step for one image, the last of the first ``images``, on one model."""
 
     SEEDS = None
 

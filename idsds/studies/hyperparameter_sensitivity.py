@@ -1,7 +1,7 @@
-"""How far a method's maps, and its IDSDS, depend on its hyperparameters.
+"""How much a method's maps and its IDSDS depend on its hyperparameters.
 
-Each hyperparameter is varied alone, on the net whose IDSDS is measured. The maps of one image under all its values are compared by the
-protocol ``hyperparameter_sensitivity``; IDSDS is measured with each value as a method of its own.
+Each hyperparameter is varied alone, on the net for which IDSDS is measured. An image's maps are compared over all values by the protocol
+``hyperparameter_sensitivity``; for IDSDS, each value is a separate method.
 
 Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to Hyperparameters", CVPR 2020 (arXiv 2003.08754).
 """
@@ -32,7 +32,7 @@ from idsds.studies.base import EvaluationStudy, Findings, Result, named_score
 SIMILARITIES = ("spearman", "ssim", "deviation")
 HALF = 0.5  # of the gap between the methods: a hyperparameter that moves one method by more can reverse their order
 ALPHA = 0.05
-#: The claims that each hyperparameter is judged by, and the column of the verdict.
+#: The claims tested for each hyperparameter, and the column of the verdict.
 CLAIMS = {"noise_verdict": "moves IDSDS by more than image noise", "gap_verdict": "moves it by more than half the gap between methods"}
 
 
@@ -49,9 +49,9 @@ Sweeps = dict[str, dict[str, Annotated[list[Value], Field(min_length=2)]]]
 
 
 class HyperparameterSensitivity(EvaluationStudy):
-    """Vary each hyperparameter of each method by itself, and compare maps and IDSDS.
+    """Vary each hyperparameter of each method alone, and compare maps and IDSDS.
 
-    ``sweeps`` gives the values by method and hyperparameter; a method that is not in it is tried with those of
+    ``sweeps`` gives the values by method and hyperparameter; a method that is not in it uses
     :data:`idsds.protocols.hyperparameters.SWEEPS`.
     """
 
@@ -208,7 +208,7 @@ def movements(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return how far each hyperparameter moves the mean score, beside the gap between methods and the range due to image noise alone.
+    """Return how much each hyperparameter changes the mean score, beside the gap between methods and the range due to sampling noise.
 
     ``idsds_range`` is the highest less the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings,
     ``share`` their ratio. The range of noisy means is above 0 even where nothing moves, and which settings are the extremes itself

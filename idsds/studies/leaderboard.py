@@ -1,8 +1,8 @@
-"""The leaderboard: all methods that apply to a net, at equal settings, by their quality and by what they cost.
+"""The leaderboard: all methods that apply to a net, with equal settings, by quality and cost.
 
-Methods are chosen by what they need: those of the registry that apply to a model and take at most ``passes`` passes per image. Methods that
-query the patches of a grid get the grid and baseline of the protocol, and are then ceilings; given others, or judged by a moved grid, they
-are rivals.
+By default these are all registered methods that apply to a model and take at most ``passes`` passes per image. Methods that query the
+patches of a grid use the protocol's grid and baseline, and their scores are then upper bounds; with other settings, or scored on a
+shifted grid, they compete fairly.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from idsds.training.recipes import BaselineName
 
 
 class Leaderboard(EvaluationStudy):
-    """Rank all methods that apply to a net, and say which are worth their passes.
+    """Rank all methods that apply to a net, and show which are worth their passes.
 
-    ``methods`` names them; empty, they are all that apply and need at most ``passes`` passes per image, and those of ``also``.
+    ``methods`` names them; if empty, they are all that apply and need at most ``passes`` passes per image, plus those in ``also``.
     """
 
     methods: list[MethodName] = []
@@ -62,12 +62,12 @@ class Leaderboard(EvaluationStudy):
 
     @property
     def score(self) -> str:
-        """The name of the score, which says what is judged where it is not the logit."""
+        """The name of the score, with the quantity if it is not the logit."""
         return SCORES[self.protocol] + ("" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}")
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """The methods that are left out by themselves: model, method, why."""
+        """The methods left out automatically: model, method, why."""
         rows = [(model, name, why) for model in self.models for name, why in self._looked_at(model).items() if why]
         return pd.DataFrame(rows, columns=["model", "method", "why"])
 
@@ -82,7 +82,7 @@ class Leaderboard(EvaluationStudy):
         return {name: self._with_options(name) for name in names}
 
     def _looked_at(self, model: str) -> dict[str, str]:
-        """By method, why it is left out for a model, or an empty text."""
+        """Return by method why it is left out for a model, or an empty string."""
         net, kind, found = skeleton(model), as_quantity(self.quantity).kind, {}
         for name, entry in ({**METHODS, **METHODS.unlisted} if not self.methods else {}).items():
             why = reason_against(entry, net) or entry.explains_not.get(kind)
@@ -126,12 +126,12 @@ class Leaderboard(EvaluationStudy):
 
 
 def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return :func:`idsds.rank` with each method compared with the best of its model, on the same images.
+    """Return :func:`idsds.rank` with each method compared with the best of its model on the same images.
 
     Returns:
         The columns of the ranking, with ``control`` (whether it explains nothing), ``best`` (the rival with the highest mean), ``behind``
         (the mean difference to it), ``p_holm`` (of :func:`idsds.paired_differences`, nested, corrected by Holm for all methods of all
-        models) and ``as_good`` (not told apart from the best); of ceilings and controls there is no comparison.
+        models) and ``as_good`` (not significantly below the best); upper bounds and controls are not compared.
     """
     table = rank(records, confidence, nested=True)
     families = dict(zip(records["method"], records["family"], strict=True))
@@ -165,8 +165,8 @@ def with_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         costs: from :func:`idsds.load_costs`; means over seeds are taken.
 
     Returns:
-        The table with ``forward``, ``backward``, ``milliseconds``, ``megabytes`` per image and ``front``: no rival that costs no more
-        milliseconds has a mean as high. Neither ceilings nor controls are on it.
+        The table with ``forward``, ``backward``, ``milliseconds``, ``megabytes`` per image and ``front``: no competitor that costs no
+            more milliseconds has a mean as high. Neither upper bounds nor controls are on it.
     """
     names = ["forward", "backward", "milliseconds", "megabytes"]
     table = table.merge(costs.groupby(["model", "method"], sort=False)[names].mean().reset_index(), on=["model", "method"], how="left")
@@ -179,7 +179,7 @@ def with_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(table: pd.DataFrame, score: str = "IDSDS") -> Findings:
-    """Name each model's best method, those that are not told apart from it, and the front of quality and cost."""
+    """Name each model's best method, those not significantly below it, and the front of quality and cost."""
     rows = list(_verdicts(table))
     verdicts = pd.DataFrame(rows)
     firsts = [f"{row['best']} on {row['model']} ({row['mean']:.2f})" for row in rows]

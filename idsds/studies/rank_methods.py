@@ -27,7 +27,7 @@ from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, 
 
 Treatment = tuple[str, str]  # model, method
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
-#: A patch whose drop is below this share of its image's largest absolute drop has no meaningful rank.
+#: A patch whose drop is below this fraction of its image's largest absolute drop has no meaningful rank.
 NOISE = 0.05
 COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict", "count", "nan", "interval"]
 
@@ -36,14 +36,15 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
     """Make every comparison that the records allow for a published finding.
 
     Args:
-        records: from :func:`idsds.evaluate`. Of several training seeds, seeds are drawn with the images (:func:`idsds.nested_bootstrap`).
-        confidence: of the intervals, each on its own (not corrected for the number of comparisons).
+        records: from :func:`idsds.evaluate`. With several training seeds, seeds are resampled with the images
+            (:func:`idsds.nested_bootstrap`).
+        confidence: confidence of each interval, not corrected for the number of comparisons.
 
     Returns:
-        One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second;
-        for an intrinsic explanation the best of each model's other methods, selected on these very images, which favours it);
-        ``difference`` of the means on the same images with ``low`` and ``high``, ``verdict`` (:mod:`idsds.statistics.verdicts`);
-        ``count`` and ``nan`` of the images; ``interval``, what it covers.
+        One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second; for an
+        intrinsic explanation the best of each model's other methods, selected on the same images, which favours it); ``difference`` of
+        the means on the same images with ``low`` and ``high``, ``verdict`` (:mod:`idsds.statistics.verdicts`); ``count`` and ``nan`` of
+        the images; ``interval``, what it covers.
     """
     rows = []
     table = rank(records, resamples=1)
@@ -57,7 +58,7 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
 
 
 def poster_findings() -> pd.DataFrame:
-    """Put the poster's findings to its own numbers: the same comparisons, of the published scores.
+    """Test the poster's findings on its own numbers: the same comparisons of published scores.
 
     Returns:
         One row per comparison: ``finding``, ``higher``, ``lower`` (model and method), ``difference``, its ``low`` and ``high`` by the error
@@ -142,7 +143,7 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
 
 
 class RankMethods(EvaluationStudy):
-    """Rank attribution methods on models, with the published findings put to the test."""
+    """Rank attribution methods on models, and test the published findings."""
 
     protocol: Annotated[str, one_of("protocol of a ranking", SCORES)] = "idsds"
     quantity: QuantityName = "logit"
@@ -151,7 +152,7 @@ class RankMethods(EvaluationStudy):
 
     @property
     def score(self) -> str:
-        """The name of the score, on nets that were not fine-tuned without labels."""
+        """The name of the score, for nets not fine-tuned without labels."""
         return SCORES[self.protocol] + ("" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}")
 
     def runs(self) -> dict[str, dict[str, Any]]:
@@ -196,11 +197,11 @@ def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
 
     Args:
         records: from :func:`idsds.evaluate`.
-        confidence: of the intervals, each on its own.
+        confidence: confidence of each interval, not corrected for multiple comparisons.
 
     Returns:
-        One row per model and method that is no control: ``control``, ``difference`` of the means, ``low``, ``high``, ``verdict`` on the
-        claim that the method scores above the control, ``count`` and ``nan`` of the images. Empty without a control.
+        One row per model and method other than the controls: ``control``, ``difference`` of the means, ``low``, ``high``, ``verdict`` on
+        the claim that the method scores above the control, ``count`` and ``nan`` of the images. Empty without a control.
     """
     rows = []
     families = dict(zip(records["method"], records["family"], strict=True))
@@ -227,7 +228,7 @@ def above(controls: pd.DataFrame) -> list[str]:
 
 
 def below_zero(table: pd.DataFrame) -> list[str]:
-    """Name the methods whose whole interval is below 0, from a table of :func:`idsds.rank`: they rank patches in the wrong order."""
+    """Name the methods whose whole interval is below 0, from a table of :func:`idsds.rank`: they rank patches wrongly."""
     rows = table[table["high"] < 0].sort_values("mean", kind="stable")
     scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
     return [f"The whole interval is below 0 for {', '.join(scores)}."] if scores else []
@@ -251,8 +252,8 @@ def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
     """Summarise the drops of each model: how much there is to rank.
 
     Returns:
-        One row per model: ``median_largest``, the median over images of the largest drop (logits), ``share_above_noise``, the share of
-        patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop, ``images`` and ``patches``.
+        One row per model: ``median_largest``, the median over images of the largest drop (logits), ``share_above_noise``, the fraction of
+            patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop, ``images`` and ``patches``.
     """
     largest = drops.groupby(["model", "seed", "image_id"], sort=False)["drop"].max().groupby("model", sort=False)
     patches = drops.groupby("model", sort=False)["share"]
@@ -261,26 +262,26 @@ def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_drops(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """Add to a ranking ``share_above_noise`` of each model, see :func:`summary_of`: how many of its patches there are to rank."""
+    """Add each model's ``share_above_noise`` to a ranking, see :func:`summary_of`."""
     shares = summary_of(drops_of(records)).set_index("model")["share_above_noise"]
     return table.assign(share_above_noise=table["model"].map(shares))
 
 
 def drops_said(table: pd.DataFrame) -> str:
-    """Name each model's share of patches above the noise, from a table of :func:`with_drops`."""
+    """Name each model's fraction of patches above the noise, from a table of :func:`with_drops`."""
     shares = ", ".join(f"{model} {share:.0%}" for model, share in table.groupby("model", sort=False)["share_above_noise"].first().items())
     return f"Patches whose drop is above {NOISE:.0%} of their image's largest: {shares}."
 
 
 def above_noise(records: pd.DataFrame) -> pd.DataFrame:
-    """Score each map anew on the patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop.
+    """Score each map again on the patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop.
 
     Args:
         records: from :func:`idsds.evaluate`, with ``drops`` and ``patch_sums``.
 
     Returns:
-        The records, with the Spearman correlation over those patches as ``score``; NaN where it was, with fewer than three such patches,
-        and where the sums of all of them are equal.
+        The records, with the Spearman correlation over those patches as ``score``; NaN where it was NaN, with fewer than three such
+            patches, or if all their sums are equal.
     """
     drops, sums = (np.stack(records[name].to_numpy()).astype(float) for name in ("drops", "patch_sums"))  # (records, patches)
     kept = drops > NOISE * np.abs(drops).max(axis=1, keepdims=True)

@@ -1,6 +1,6 @@
 """Sanity checks over a data set: layers randomised from the output down, each group of layers alone, and labels permuted in training.
 
-The layers' checks run through the benchmark engine (:mod:`idsds.protocols.sanity`); for the labels' check a net is trained from scratch on
+The layers' checks run through the benchmark engine (:mod:`idsds.protocols.sanity`); for the label check, a net is trained from scratch on
 permuted labels until it has memorised them, once, and cached like any other.
 
 Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292).
@@ -36,11 +36,11 @@ from idsds.training.loop import batches
 from idsds.training.recipes import Recipe
 
 LABELS = "labels"
-LEARNED = 0.95  # share of the permuted labels that, by the paper, a net must have learned
+LEARNED = 0.95  # fraction of the permuted labels that a net must have learned, by the paper
 REFERENCE = "Gradient"
 # What the paper found.
 CLAIMED = {REFERENCE: "passes", "Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "fails"}
-MARGIN = 0.1  # of a similarity: how much more similar than the reference's a method's maps may stay before it fails
+MARGIN = 0.1  # how much more similar than the reference's maps a method's may stay before it fails
 
 
 class SanityChecks(EvaluationStudy):
@@ -127,7 +127,7 @@ class SanityChecks(EvaluationStudy):
         return pd.concat([every, pd.DataFrame(rows)], ignore_index=True).astype({"draw": "Int64"})
 
     def similarities(self, progress: bool = True) -> pd.DataFrame:
-        """Do every check for every model, method, seed and image, or read its stored records.
+        """Run every check for every model, method, seed and image, or read its stored records.
 
         Returns:
             One row per model, method, seed, check (``cascading``, ``independent``, ``labels``), depth, draw of the new weights, similarity
@@ -224,8 +224,8 @@ def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.Data
 def image_values(part: pd.DataFrame) -> pd.Series:
     """Return one number per image: the mean over the defined draws of each training seed, then over all seeds.
 
-    Draws are interchangeable, so the defined ones stand for the others; training seeds are different nets, and a mean over fewer of them
-    is another quantity: NaN.
+    Draws are interchangeable, so the defined ones represent the others; training seeds are different nets, so a mean over fewer of them
+    is NaN.
     """
     of_seeds = part.groupby(["image_id", "seed"])["value"].mean()
     return of_seeds.groupby("image_id").agg(lambda each: each.mean(skipna=False))
@@ -239,12 +239,12 @@ def _covers(part: pd.DataFrame, confidence: float) -> str:
 
 
 def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
-    """Test the paper's claim where all layers are randomised and where the labels are permuted.
+    """Test the paper's claim with all layers randomised and with permuted labels.
 
     A method ``fails`` where its maps stay more alike than :data:`REFERENCE`'s, on the same images, by more than ``margin``: where the
     whole interval of the paired difference is above it. It ``passes`` where the whole interval is below, else the check is ``undecided``.
-    The reference itself is compared with unrelated maps, whose Spearman correlation is 0, and passes within ``margin`` of that; what
-    unrelated maps have by the other similarities is not known, and it is not judged by them.
+    The reference itself is compared with unrelated maps, whose Spearman correlation is 0, and passes within ``margin`` of that; the other
+    similarities of unrelated maps are not known, so it is not tested by them.
 
     Args:
         records: from :meth:`SanityChecks.similarities`.
@@ -273,7 +273,7 @@ def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.
             defined = paired.dropna().to_numpy()
             difference, low, high = seed_interval(defined, confidence) if len(defined) else (np.nan,) * 3
             found = "fails" if low > margin else "passes" if high < margin else "undecided"
-            if method == REFERENCE and not low > -margin:  # a map that is turned into its negative shows the same pixels
+            if method == REFERENCE and not low > -margin:  # a negated map shows the same pixels
                 found = "fails" if high < -margin else "undecided"
             verdict = NOT_SUPPORTED if found == "undecided" else SUPPORTED if found == claimed else CONTRADICTED
             numbers = [model, check, similarity, method, difference, low, high, len(defined), len(paired) - len(defined)]

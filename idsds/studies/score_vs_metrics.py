@@ -1,7 +1,7 @@
-"""Each image's probability against the infidelity and max-sensitivity of its maps: are the maps of confident answers better?
+"""Each image's probability against the infidelity and max-sensitivity of its maps: are maps for confident predictions better?
 
-The second study that this package repeats (burnpiro/xai-correlation) draws the probability of the predicted class of every image against
-both metrics, with that class explained.
+The xai-correlation study (burnpiro/xai-correlation) plots the probability of every image's predicted class against both metrics, with
+that class explained.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def _rho(values: np.ndarray) -> float:
 
 
 class ScoreVsMetrics(EvaluationStudy):
-    """Hold the probability of the explained class against infidelity and max-sensitivity, image by image.
+    """Compare the explained class's probability with infidelity and max-sensitivity, image by image.
 
-    ``target`` is the class that is explained, ``prediction`` as in the study or ``label``; ``sigma``, ``radius`` and ``samples`` are those
-    of the metrics. The nets are not fine-tuned on deleted patches.
+    ``target`` is the class that is explained, ``prediction`` as in the study or ``label``; ``sigma``, ``radius`` and ``samples`` are
+    settings of the metrics. The nets are not fine-tuned on deleted patches.
     """
 
     SEEDS = "fixed"
@@ -77,7 +77,7 @@ class ScoreVsMetrics(EvaluationStudy):
         return {name: self.arguments(protocol=name, output=f"{self.output}/{name}", **shared, **own[name]) for name in METRICS}
 
     def probabilities(self) -> pd.DataFrame:
-        """Return what each model says of each image.
+        """Return each model's prediction for each image.
 
         Returns:
             One row per model, seed and image: ``image_id``, ``probability`` (of the explained class, in [0, 1]), ``correct`` (bool).

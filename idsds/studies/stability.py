@@ -1,8 +1,7 @@
-"""How much IDSDS and its ranking depend on choices: training seed, baseline, grid, number of images.
+"""How much IDSDS and its ranking depend on training seed, baseline, grid and number of images.
 
-For each baseline and each grid the net is fine-tuned in-domain with that baseline and that grid, so that each score is in its own domain.
-The claim under test is that of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910): training seeds and baselines give
-consistent results.
+For each baseline and each grid the net is fine-tuned in-domain with it, so that every score is in-domain. The claim under test is that of
+Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910): training seeds and baselines give consistent results.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def means(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
 
 
 def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.DataFrame:
-    """Measure how far each variant ranks the methods as the reference does, without the controls, whose place agrees for free.
+    """Measure how well each variant's ranking agrees with the reference's, without the controls, whose rank agrees trivially.
 
     For the number of images it is the agreement of random subsets of that size with the remaining images.
 
@@ -130,18 +129,17 @@ def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
 
 
 def spreads(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the mean of each method moves (highest minus lowest) between the variants of each kind, from :func:`means`."""
+    """Return the range of each method's mean (highest minus lowest) over the variants of each kind, from :func:`means`."""
     rows = table[table["kind"].isin(KINDS[:3]) & (table["variant"] != "all")]
     mean = rows.groupby(["kind", "method"], sort=False)["mean"]
     return (mean.max() - mean.min()).rename("spread").reset_index()
 
 
 class Stability(EvaluationStudy):
-    """Vary one thing at a time: the training seed, the baseline, the grid or the number of images.
+    """Vary one setting at a time: training seed, baseline, grid or number of images.
 
-    ``grid``, ``baseline`` and the first of ``seeds`` are the reference, from which one thing at a time is varied. ``variant_checkpoints``
-    are in-domain weights of the variants, ``seed 1``, ``baseline blur`` or ``grid 8``, where the package does not train the net itself;
-    ``checkpoints`` are those of the reference.
+    ``grid``, ``baseline`` and the first of ``seeds`` are the reference. ``variant_checkpoints`` are in-domain weights of the variants,
+    ``seed 1``, ``baseline blur`` or ``grid 8``, if the package does not train the net itself; ``checkpoints`` are the reference's.
     """
 
     SEEDS = None

@@ -1,10 +1,9 @@
-"""The models of a study of metrics: architectures x data sets x shares of the training images x training seeds, and their quality.
+"""Models for studies of metrics: architectures x data sets x fractions of the training images x training seeds, and their quality.
 
-The second study that this package repeats (burnpiro/xai-correlation, "Don't Augment Me" and its companion) fine-tunes 3 architectures on
-5 data sets with 20, 40, ..., 100 % of the training images, to get models of many qualities. Here the shares are stratified by class and
-nested, the epoch is chosen on validation images (the study chose it on its test images), and three measures of quality are
-distinguished (the study's "acc" is weighted precision). A cached model is not trained again, and a training that was killed
-continues where it was.
+The xai-correlation study (burnpiro/xai-correlation, "Don't Augment Me" and its companion) fine-tunes 3 architectures on 5 data sets with
+20, 40, ..., 100 % of the training images, to get models of different quality. Here the fractions are stratified by class and nested, the
+epoch is chosen on validation images (the study chose it on its test images), and three measures of quality are distinguished (the study's
+"acc" is weighted precision). A cached model is not trained again, and killed training resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Member:
 
 
 class ManyModels(TrainingStudy):
-    """Base of the studies on many models: architectures x data sets x shares of the training images x training seeds."""
+    """Base of studies on many models: architectures x data sets x fractions of the training images x training seeds."""
 
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     fractions: Annotated[list[Share], Field(min_length=1)]
@@ -75,7 +74,7 @@ class ManyModels(TrainingStudy):
         return self.datasets
 
     def members(self) -> list[Member]:
-        """Return all models, by data set; nothing is trained, but images that are not on this disk are reported now."""
+        """Return all models, by data set; nothing is trained, but missing images are reported now."""
         return list(self._members())
 
     def _members(self) -> Iterator[Member]:
@@ -86,7 +85,7 @@ class ManyModels(TrainingStudy):
                         yield Member(dataset, model, fraction, seed, self.stage(model, dataset, seed, deletion=None, fraction=fraction))
 
     def quality(self, images: int | None = None, progress: bool = True) -> pd.DataFrame:
-        """Measure how good each model is; what is not cached is trained.
+        """Measure each model's quality; models that are not cached are trained.
 
         Args:
             images: number of test images, the first in the fixed order; None: all.
@@ -128,7 +127,7 @@ class ManyModels(TrainingStudy):
 
 
 class TrainFractions(ManyModels):
-    """Train models of many qualities, and measure how good they are; ``images`` is the number of test images, None for all."""
+    """Train models of different quality, and measure it; ``images`` is the number of test images, None for all."""
 
     PLAN_BY = ("dataset", "model")
 

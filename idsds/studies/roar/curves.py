@@ -34,7 +34,7 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
 
     Args:
         records: from :meth:`idsds.studies.roar.Roar.retrain`.
-        confidence: of the intervals, each on its own.
+        confidence: confidence of each interval, not corrected for multiple comparisons.
 
     Returns:
         One row per model, method, kind (``mask``: masks alone) and share: ``family``, ``mean``, ``low`` and ``high`` (over seeds,

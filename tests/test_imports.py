@@ -68,6 +68,10 @@ def test_a_wall_has_no_door(room, other):
     assert not doors, f"{room} must not import {other}"
 
 
+def test_plots_do_not_lean_on_studies_in_words_either():
+    assert not [path.name for path in MODULES if room_of(path) == "plots" and "idsds.studies" in path.read_text()]
+
+
 def test_rooms_do_not_depend_on_each_other_in_a_circle():
     needs = {room: {name for path in MODULES if room_of(path) == room for name in imported(path, typing=False)} - {room} for room in ROOMS}
     floors = []

@@ -22,8 +22,8 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
     """Draw a point per model with intervals on both axes; models on the Pareto front are filled and connected.
 
     Args:
-        table: from :func:`idsds.studies.accuracy_tradeoff.tradeoff`.
-        published: from :func:`idsds.studies.accuracy_tradeoff.published_points`, drawn in grey and hollow; a thin line joins a model of
+        table: model, accuracy and idsds, each with ``_low`` and ``_high``, front (whether no other model is as good in both).
+        published: model, accuracy, idsds, inferred; drawn in grey and hollow, a thin line joins a model of
             both.
         score: its name.
         columns: width of the figure, in columns of a paper.

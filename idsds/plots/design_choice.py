@@ -33,8 +33,8 @@ def design_choice(
     dashed if it is contradicted; lines of controls are dotted.
 
     Args:
-        table: from :func:`idsds.studies.design_choice.ranked`.
-        differences: from :func:`idsds.studies.design_choice.differences`.
+        table: from :func:`idsds.rank`, the axes as models in the order of the chains.
+        differences: higher, lower, method, verdict, one row per pair of axes and method.
         chains: axes, the highest by the claim first.
         families: family of each method.
         n_patches: patches per image, for the null band.

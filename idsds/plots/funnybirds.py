@@ -29,7 +29,9 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
     """Draw every measure with its interval, methods ordered by the mean.
 
     Args:
-        table, nets, published: from :func:`idsds.studies.funnybirds.table_of`, ``nets_of`` and ``compared``.
+        table: model, method, family, measure, value, low, high, threshold, chosen_on (which images chose it).
+        nets: model, measure, value, low, high of what depends on no method.
+        published: model, method, measure, published; empty if there is none.
         columns: width of the figure, in columns of a paper; with 1 the four checks are left out.
     """
     shown = [name for name in PANELS if columns == 2 or name not in ("csdc", "pc", "dc", "distractibility")]

@@ -158,7 +158,7 @@ def gallery(examples: Sequence[Example], *, columns: int = 2, across: int | None
     ranks, whose correlation is the score.
 
     Args:
-        examples: from :func:`idsds.studies.gallery.explain`.
+        examples: one per image, by model and training seed.
         columns: width of the figure, in columns of a paper; in one column, numbers that would be too small are omitted.
         across: maximum number of maps per line, None for :data:`ACROSS`; a model with more methods gets several lines per image.
 

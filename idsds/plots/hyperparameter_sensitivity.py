@@ -26,7 +26,8 @@ def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, *, s
     """Draw the effect of each hyperparameter on the IDSDS of a method (left) and on its maps (right).
 
     Args:
-        scores, spreads: the tables of :func:`idsds.studies.hyperparameter_sensitivity.measure`.
+        scores: model, method, hyperparameter, value, default (whether it is the method's own), mean, low, high.
+        spreads: model, method, family, hyperparameter, interval, and spearman, ssim, deviation with their ``low`` and ``high``.
         score: its name.
         columns: width of the figure, in columns of a paper.
     """

@@ -35,8 +35,7 @@ def leaderboard(
     """Draw for each model all methods, the best on top, and their quality against milliseconds per image.
 
     Args:
-        table: model, method, mean, low, high, count, nan, interval, ceiling, control, as_good, milliseconds, megabytes, front; from
-            :func:`idsds.studies.leaderboard.with_costs`.
+        table: model, method, mean, low, high, count, nan, interval, ceiling, control, as_good, milliseconds, megabytes, front.
         families: family of each method that is not in the registry.
         n_patches: patches per image, for the null band.
         score: name of the axis.

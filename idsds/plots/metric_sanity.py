@@ -156,7 +156,7 @@ def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
     """Draw Kendall's tau of every pair of metrics, in the order of a clustering; a dot marks an interval that excludes 0.
 
     Args:
-        agreed: of :func:`idsds.studies.metric_sanity.agreement.agreement`.
+        agreed: first, second, tau, low, high, models, methods, one row per pair of metrics.
         columns: width of the figure, in columns of a paper.
     """
     names = list(dict.fromkeys([*agreed["first"], *agreed["second"]]))

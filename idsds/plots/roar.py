@@ -34,7 +34,7 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     Coinciding lines stay visible: those listed first are wider and below, and marks and intervals are drawn side by side.
 
     Args:
-        table: from :func:`idsds.studies.roar.retraining_curves`: model, method, family, kind, share, mean, low, high, interval, count;
+        table: model, method, family, kind, share, mean, low, high, interval, count;
             explained_accuracy and chance are drawn if present.
         columns: width of the figure, in columns of a paper.
     """

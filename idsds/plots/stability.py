@@ -27,8 +27,8 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
     """Draw the mean IDSDS of every method, a panel for each varied setting, with Kendall's tau to the reference above.
 
     Args:
-        table: from :func:`idsds.studies.stability.means`.
-        agreed: from :func:`idsds.studies.stability.agreement`.
+        table: kind, variant, method, mean, low, high, one row per variant of a setting and method.
+        agreed: kind, first, second, mean, low, high: the agreement of two variants' rankings.
         families: family of each method, for its marker.
         score: name of the score.
         columns: width of the figure, in columns of a paper.

@@ -28,7 +28,7 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw a column of panels per data set: accuracy, macro F1, and weighted precision minus accuracy, by fraction of the images.
 
     Args:
-        table: from :func:`idsds.studies.train_fractions.quality`: dataset, model, fraction, seed, accuracy, macro_f1,
+        table: dataset, model, fraction, seed, accuracy, macro_f1,
             weighted_f1, weighted_precision, precision_excess, each with ``_low`` and ``_high``; count.
         columns: width of the figure, in columns of a paper.
     """

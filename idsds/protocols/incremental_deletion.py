@@ -63,7 +63,7 @@ def incremental_deletion(
 
     Returns:
         (B,), in [0, 1] for probabilities. Higher is better for ``ascending`` deletion and for ``descending`` insertion, lower is better
-            otherwise. Not normalised by the output for the intact image. NaN where the curve has a NaN.
+        otherwise. Not normalised by the output for the intact image. NaN where the curve has a NaN.
     """
     _check_names(rule=(rule, RULES))
     curves = incremental_deletion_curve(

@@ -281,7 +281,7 @@ def above_noise(records: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The records, with the Spearman correlation over those patches as ``score``; NaN where it was NaN, with fewer than three such
-            patches, or if all their sums are equal.
+        patches, or if all their sums are equal.
     """
     drops, sums = (np.stack(records[name].to_numpy()).astype(float) for name in ("drops", "patch_sums"))  # (records, patches)
     kept = drops > NOISE * np.abs(drops).max(axis=1, keepdims=True)

@@ -330,7 +330,7 @@ def rehearse(
 
     Returns:
         Steps and hours left, training images per second over all devices, and the peak memory of a device in GB (10^9 bytes; on a CPU,
-            that of the process).
+        that of the process).
     """
     plan = Plan(train, val, recipe, deletion, seed, Machine(**machine), resume)
     return Rehearsal(**plan.machine.launch(_rehearse, model, plan, measured))

@@ -2,8 +2,8 @@
 
 Retraining reads the map of an image thousands of times, and only the order of its pixels. So only ranks are stored: 16 bits per
 pixel (32 beyond 65,536 pixels), 0.1 MB for an image of 224 x 224. A folder's name is a hash of everything that determines its content.
-Each of its files, a shard of images, is whole or absent: a run that is killed resumes at the shard it was on, and several processes may
-    work on one data set.
+Each of its files, a shard of images, is complete or absent: a killed run resumes at its current shard, and several processes may
+work on one data set.
 """
 
 from __future__ import annotations

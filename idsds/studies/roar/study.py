@@ -54,10 +54,9 @@ class Roar(Study):
 
     ``shares`` of the pixels are replaced, the most important ones under ``remove`` (ROAR), the least important ones under ``keep`` (KAR),
     by the mean of each channel over the training images (the paper) or by ``black``. With ``mask_only`` nets are also retrained on images
-    that show only the mask of these pixels, in black and white: where such a net knows the class, the positions of the replaced pixels
-        reveal it. ``images`` is the number of test images, ``train_images`` that of training images, None for all; validation images are
-        taken in
-    proportion. ``recipe`` changes the model's own. What is explained is one net per model: that of ``checkpoints`` (a file, or
+    that show only the mask of these pixels, in black and white: if such a net recognises the class, the positions of the replaced pixels
+    reveal it. ``images`` is the number of test images, ``train_images`` that of training images, None for all; validation images are
+    taken in proportion. ``recipe`` changes the model's own. What is explained is one net per model: that of ``checkpoints`` (a file, or
     ``pretrained``), or a small net trained by its own recipe on all images with the seed ``explained_seed``, which is also that of the
     methods' noise; ``seeds`` are those of the retrainings.
     """
@@ -155,9 +154,9 @@ class Roar(Study):
             ``explained_accuracy``      the explained net's, on untouched images
             ``chance``                  the share of the most frequent class
             ``train_accuracy``          in the last epoch
-            ``undefined``, ``constant`` how many maps of all ``explained`` images have no order (a non-finite value, or one value), so
-            that their pixels are replaced at random ===========================
-            ==============================================================================================
+            ``undefined``, ``constant`` how many maps of all ``explained`` images have no order (a non-finite value, or one value),
+                                        so that their pixels are replaced at random
+            =========================== ==============================================================================================
 
         Raises:
             ValueError: for more images than the data set has, before any work is done.

@@ -84,10 +84,11 @@ def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) 
         agreed: from :func:`agreement`.
         shares: accuracies by ``stage`` and ``images``.
     """
-    loss = losses(shares)
+    loss, near = losses(shares), losses(shares, "top5") if "top5" in shares else None
+    beside = "" if near is None else f"; top-5 {100 * near['before']:.1f} and {100 * near['after']:.1f}"
     sentences = [
         f"One deleted patch costs {100 * loss['before']:.1f} points of accuracy before in-domain fine-tuning and {100 * loss['after']:.1f}"
-        f" after it (n = {shares['count'].max()} images per net)."
+        f" after it{beside} (n = {shares['count'].max()} images per net)."
     ]
     random = records[records["method"] == CONTROL].groupby(["label", "model"], sort=False)["raw"].mean()
     scores = [f"{_span(random[label], '.2f')} by {label}" for label in ("IDSDS", "ID least first") if label in random]
@@ -99,9 +100,9 @@ def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) 
     return Findings(sentences, others[["model", "ranks as IDSDS does", "tau", "low", "high", "images", "verdict"]])
 
 
-def losses(shares: pd.DataFrame) -> pd.Series:
-    """Return by stage the share of images that one deleted patch costs, averaged over models and seeds."""
-    mean = shares.groupby(["stage", "images"])["accuracy"].mean()
+def losses(shares: pd.DataFrame, of: str = "accuracy") -> pd.Series:
+    """Return by stage the accuracy (or ``top5``) that one deleted patch costs, averaged over models and seeds."""
+    mean = shares.groupby(["stage", "images"])[of].mean()
     return mean[:, "intact"] - mean[:, "one patch deleted"]
 
 

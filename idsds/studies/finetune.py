@@ -103,14 +103,14 @@ def _measure(
     return [(share, near) for share, _, near in found]
 
 
-def costs(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy that one deleted patch costs, from a table of :meth:`Finetune.train`.
+def costs(table: pd.DataFrame, of: str = "accuracy") -> pd.DataFrame:
+    """Return the accuracy (or ``top5``) that one deleted patch costs, from a table of :meth:`Finetune.train`.
 
     Returns:
         One row per model and seed: ``before`` and ``after`` in-domain fine-tuning, ``intact_change``, how the accuracy on intact images
         changes.
     """
-    accuracy = table.pivot_table(index=["model", "seed"], columns=["stage", "images"], values="accuracy", sort=False)
+    accuracy = table.pivot_table(index=["model", "seed"], columns=["stage", "images"], values=of, sort=False)
     intact, deleted = (accuracy.xs(kind, axis=1, level="images") for kind in ("intact", "one patch deleted"))
     return (intact - deleted)[["before", "after"]].assign(intact_change=intact["after"] - intact["before"]).reset_index()
 
@@ -262,9 +262,11 @@ class Finetune(TrainingStudy):
     def _run(self, progress: bool) -> Result:
         trained = self.train(progress)
         table, mean = trained.drop(columns="checkpoint"), (cost := costs(trained)).mean(numeric_only=True)
+        near = costs(trained, "top5").mean(numeric_only=True)
         sentences = [
-            f"One deleted patch costs {mean['before']:.1%} of accuracy before in-domain fine-tuning and {mean['after']:.1%} after it.",
-            f"The accuracy on intact images changes by {mean['intact_change']:+.1%}.",
+            f"One deleted patch costs {mean['before']:.1%} of accuracy before in-domain fine-tuning and {mean['after']:.1%} after it"
+            f" (top-5: {near['before']:.1%} and {near['after']:.1%}).",
+            f"The accuracy on intact images changes by {mean['intact_change']:+.1%} (top-5: {near['intact_change']:+.1%}).",
             f"These are means of {len(cost)} nets, {table['count'].max()} images each.",
         ]
         tables = {"": table, "costs": cost}

@@ -86,7 +86,7 @@ def beside_poster(claims: pd.DataFrame, ranked_apart: pd.DataFrame | None = None
         ranked_apart: the same, of the scores of :func:`above_noise`; None: they are left out.
     """
     table = count_verdicts(claims, "finding")
-    others = {"in the poster's own numbers": poster_findings(), "only patches above noise": ranked_apart}
+    others = {"in the poster's own numbers": poster_findings(), "only patches that count": ranked_apart}
     for name, other in others.items():
         if other is not None:
             own = count_verdicts(other, "finding").set_index("finding").astype(str)
@@ -274,7 +274,9 @@ def drops_said(table: pd.DataFrame) -> str:
 
 
 def above_noise(records: pd.DataFrame) -> pd.DataFrame:
-    """Score each map again on the patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop.
+    """Score each map again on the patches whose absolute drop exceeds :data:`NOISE` of their image's largest.
+
+    Patches that raise the logit when they are deleted stay: without them, absolute maps would be at an advantage.
 
     Args:
         records: from :func:`idsds.evaluate`, with ``drops`` and ``patch_sums``.
@@ -284,7 +286,7 @@ def above_noise(records: pd.DataFrame) -> pd.DataFrame:
         patches, or if all their sums are equal.
     """
     drops, sums = (np.stack(records[name].to_numpy()).astype(float) for name in ("drops", "patch_sums"))  # (records, patches)
-    kept = drops > NOISE * np.abs(drops).max(axis=1, keepdims=True)
+    kept = np.abs(drops) > NOISE * np.abs(drops).max(axis=1, keepdims=True)
     ranks = [rankdata(np.where(kept, values, np.nan), axis=1, nan_policy="omit") for values in (drops, sums)]
     middle = (kept.sum(axis=1, keepdims=True) + 1) / 2  # the mean of the ranks
     first, second = (np.where(kept, values - middle, 0) for values in ranks)

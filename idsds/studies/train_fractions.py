@@ -210,6 +210,9 @@ def findings(table: pd.DataFrame) -> Findings:
         series = 100 * part.pivot(index="seed", columns="fraction", values="accuracy")
         gain, low, high = seed_interval((series.iloc[:, -1] - series.iloc[:, 0]).to_numpy())
         row = {"dataset": dataset, "architecture": model, "gain in points": gain, "low": low, "high": high}
+        if "top5" in part:
+            near = 100 * part.groupby("fraction")["top5"].mean()
+            row["gain in points, top-5"] = near.iloc[-1] - near.iloc[0]
         falls = int((series.diff(axis=1).iloc[:, 1:] < 0).to_numpy().sum())
         rows.append({**row, "verdict": str(verdicts(low, high)), "steps that lower it": falls})
     gains = pd.DataFrame(rows)

@@ -358,8 +358,12 @@ def test_a_damaged_checkpoint_in_the_cache_is_named_and_made_again(tmp_path, mon
 def test_what_a_deleted_patch_costs():
     kinds = [(stage, kind) for stage in ("before", "after") for kind in ("intact", "one patch deleted")]
     shares = dict(zip(kinds, (0.9, 0.7, 0.88, 0.87), strict=True))
-    rows = [{"model": "m", "seed": 0, "stage": stage, "images": kind, "accuracy": share} for (stage, kind), share in shares.items()]
+    rows = [
+        {"model": "m", "seed": 0, "stage": stage, "images": kind, "accuracy": share, "top5": share / 2}
+        for (stage, kind), share in shares.items()
+    ]
     (row,) = costs(pd.DataFrame(rows)).to_dict("records")
+    assert costs(pd.DataFrame(rows), "top5")["before"].item() == pytest.approx(row["before"] / 2)
     assert row == {"model": "m", "seed": 0, **{key: pytest.approx(value) for key, value in zip(COSTS, (0.2, 0.01, -0.02), strict=True)}}
 
 
@@ -370,4 +374,5 @@ def test_findings_are_the_means_of_the_nets(home):
         f"costs {mean['before']:.1%} of accuracy before in-domain fine-tuning and {mean['after']:.1%} after it"
         in result.findings.sentences[0]
     )
+    assert f"top-5: {costs(result.records, 'top5')['before'].mean():.1%} and" in result.findings.sentences[0]
     assert result.findings.sentences[2] == "These are means of 2 nets, 60 images each."

@@ -160,7 +160,7 @@ def test_scores_above_noise_are_scipys_correlation_over_those_patches():
     sums = [[2.0, 9.0, 5.0, 9.0, 1.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 1.0, 1.0, 2.0, 3.0, 4.0], [3.0, 1.0, 1.0, 9.0, 9.0, 9.0]]
     rows = pd.DataFrame({"model": "net", "score": 0.3, "drops": map(np.array, drops), "patch_sums": map(np.array, sums)})
     found = findings.above_noise(rows)["score"].to_numpy()
-    assert found[0] == pytest.approx(spearmanr([4, 3, 1], [2, 5, 1]).statistic), "patches below 5 % of the largest are left out"
+    assert found[0] == pytest.approx(spearmanr([4, 3, -2, 1], [2, 5, 9, 1]).statistic), "drops below 5 % of the largest are left out"
     assert np.isnan(found[1:3]).all(), "two patches, and equal sums"
     assert found[3] == pytest.approx(spearmanr([3, 2, 1], [3, 1, 1]).statistic), "ties share their ranks"
     assert findings.above_noise(rows.assign(score=np.nan))["score"].isna().all(), "an undefined score stays undefined"
@@ -174,7 +174,7 @@ def test_the_share_of_patches_above_noise_stands_beside_the_ranking():
     assert "b 25%, a 50%" in findings.drops_said(table)
 
 
-def test_verdicts_on_patches_above_noise_stand_beside_those_on_all():
+def test_verdicts_on_the_patches_that_count_stand_beside_those_on_all():
     claims = findings.published_findings(records(SCORES))
     table = findings.beside_poster(claims, claims).set_index("finding")
-    assert table.loc["VGG is above ResNet", "only patches above noise"] == "1 of 2, contradicted 0"
+    assert table.loc["VGG is above ResNet", "only patches that count"] == "1 of 2, contradicted 0"

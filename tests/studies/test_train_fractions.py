@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -17,6 +18,7 @@ from idsds.models import MODELS, create_model, register_model
 from idsds.models.weights import hash_file, save_checkpoint
 from idsds.plots import confusions as confusion_figure
 from idsds.plots import train_fractions as plot
+from idsds.statistics.classification import EXCESS
 from idsds.studies.infidelity_sensitivity import InfidelitySensitivity
 from idsds.studies.train_fractions import TrainFractions, findings
 from idsds.training import checkpoints as stages
@@ -225,3 +227,21 @@ def test_the_full_size_params_on_tiny_folders(home, monkeypatch):
     assert judged["method"].tolist() == methods
     assert (judged["nan"] == 0).all()
     assert judged["accuracy"].tolist() == [table["accuracy"].iloc[0]] * len(methods)
+
+
+def test_the_gain_is_told_for_five_guesses_too():
+    rows = [
+        {
+            "dataset": "d",
+            "model": "m",
+            "fraction": fraction,
+            "seed": seed,
+            "accuracy": fraction,
+            "top5": 0.9 + fraction / 20,
+            "macro_f1": 0.1,
+        }
+        for fraction in (0.2, 1.0)
+        for seed in (0, 1, 2)
+    ]
+    ends = dict.fromkeys((EXCESS, f"{EXCESS}_low", f"{EXCESS}_high"), 0.0)
+    assert findings(pd.DataFrame(rows).assign(**ends)).verdicts["gain in points, top-5"].item() == pytest.approx(4.0)

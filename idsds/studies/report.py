@@ -1,9 +1,9 @@
-"""A report to send: one HTML file with figures, findings, sortable tables, settings, versions, undefined scores and how to cite.
+"""A self-contained report: one HTML file with figures, findings, sortable tables, settings, versions, undefined scores and the citation.
 
     python -m idsds report runs/mnist5k/rank_methods        # a run, or several
     python -m idsds report runs/mnist5k                     # every run of a profile, as `make reproduce` leaves it
 
-It needs no network and nothing beside it, and prints with all tables open. Every text from records is escaped: names are the user's.
+It needs no network or other files, and prints with all tables open. All text from records is escaped, because names are the user's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from idsds.evaluation.manifest import MANIFEST
 from idsds.evaluation.records import Run
 from idsds.statistics import rank
 
-#: Rows of a table that are shown; the whole table is beside the figure.
+#: Rows shown of a table; the whole table is saved beside the figure.
 ROWS = 500
-#: Bytes above which a figure in vectors is shown in pixels.
+#: Bytes above which a vector figure is shown as pixels.
 HEAVY = 3_000_000
 
-#: The page, with what is filled in.
+#: The page's template.
 PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -40,11 +40,11 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
     """Write the report of some runs and return its file.
 
     Args:
-        folders: of runs, or of a profile's runs (``runs/mnist5k``).
-        output: the file; None: ``report.html`` in the first of the folders.
+        folders: folders of runs, or of a profile's runs (``runs/mnist5k``).
+        output: the file; None for ``report.html`` in the first folder.
 
     Raises:
-        FileNotFoundError: a folder without any run.
+        FileNotFoundError: for a folder without any run.
         OldRecordsError, DamagedFileError: as :func:`idsds.load_records` does.
     """
     sections, resolved = [], [paths.resolve(folder) for folder in folders]
@@ -63,7 +63,7 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:
-    """The folder of a run itself, or those of a profile."""
+    """Return a run's own folder, or the folders of a profile's runs."""
     if _manifests(folder, deep=False) or _stem(folder).with_suffix(".png").is_file():
         yield folder
     elif folder.is_dir():
@@ -77,26 +77,26 @@ def _manifests(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def _stem(folder: Path) -> Path:
-    """The figures of a run, without their ending."""
+    """Return a run's figures, without their file extension."""
     return paths.figures_of(folder) / folder.name
 
 
 def figure_files(stem: Path, kind: str = "png") -> list[Path]:
-    """The pages of a figure: ``stem.png``, ``stem_2.png`` and so on; none where there is no figure."""
+    """Return a figure's pages: ``stem.png``, ``stem_2.png`` and so on; empty if there is no figure."""
     first = stem.with_name(f"{stem.name}.{kind}")
     more = [path for path in stem.parent.glob(f"{stem.name}_*.{kind}") if re.fullmatch(r"\d+", path.stem[len(stem.name) + 1 :])]
     return [first, *sorted(more, key=lambda path: int(path.stem.rpartition("_")[2]))] if first.is_file() else []
 
 
 def table_files(stem: Path) -> list[Path]:
-    """The tables of a figure: ``stem.csv`` and ``stem_<name>.csv``, but for those of a figure with a longer name."""
+    """Return a figure's tables, ``stem.csv`` and ``stem_<name>.csv``, except those of a figure with a longer name."""
     longer = [path.stem for path in stem.parent.glob(f"{stem.name}_*.md")]
     more = [path for path in sorted(stem.parent.glob(f"{stem.name}_*.csv")) if not any(path.stem.startswith(name) for name in longer)]
     return [path for path in (stem.with_name(f"{stem.name}.csv"), *more) if path.is_file()]
 
 
 def _section(folder: Path) -> dict[str, Any]:
-    """What the template takes of a run."""
+    """Return a run's values for the template."""
     stem, runs = _stem(folder), [Run.open(path.parent) for path in _manifests(folder) if read_json(path).get("status") == "complete"]
     figures = [_address(path) for path in _sharpest(folder, stem)]
     named = {path.stem[len(stem.name) + 1 :].replace("_", " "): path for path in table_files(stem)} if figures else {}
@@ -118,7 +118,7 @@ def _section(folder: Path) -> dict[str, Any]:
 
 
 def _sharpest(folder: Path, stem: Path) -> list[Path]:
-    """The pages of a figure in vectors, or in pixels where there are none, they are older, or they are large."""
+    """Return a figure's pages as vectors, or as pixels if vectors are missing, outdated or large."""
     pixels = figure_files(stem)
     vectors = {path.stem: path for path in figure_files(folder / stem.name, "svg")}
 
@@ -135,7 +135,7 @@ def _address(path: Path) -> str:
 
 
 def _drawn(folder: Path, run: Run, ranking: pd.DataFrame) -> str:
-    """The ranking of records that no study has drawn."""
+    """Return the ranking of records without a study's figure."""
     manifest = run.manifest
     grid = manifest["settings"].get("grid")
     figure = plots.rank_methods(
@@ -157,7 +157,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _frame(table: pd.DataFrame) -> dict[str, Any]:
-    """A table for the template: each cell with what it is sorted by."""
+    """Return a table for the template, each cell with its sort key."""
     shown = table.head(ROWS)
     said = f"{len(table):,} rows" + (f", of which the first {ROWS} are shown" if len(table) > ROWS else "")
     return {
@@ -176,7 +176,7 @@ def _cell(value: Any) -> tuple[str, str]:
 
 
 def _findings(text: str) -> tuple[list[str], dict[str, Any] | None]:
-    """The sentences of :meth:`idsds.studies.base.Findings.markdown`, and its table."""
+    """Return the sentences and the table of :meth:`idsds.studies.base.Findings.markdown`."""
     lines = [line for line in text.splitlines() if line.strip()]
     rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in lines if line.startswith("|")]
     cells = [[cell.strip().replace("\\|", "|") for cell in row] for row in rows]

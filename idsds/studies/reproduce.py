@@ -1,13 +1,13 @@
-"""Every notebook of a profile, in order, resumable, with a page that shows what came out.
+"""Run every notebook of a profile, in order and resumable, and write a page with the results.
 
     python -m idsds reproduce mnist5k                # or: make reproduce PROFILE=mnist5k
     python -m idsds reproduce mnist5k rank_methods   # some of them
     python -m idsds reproduce imagenet --dry-run     # what it would cost, measured on a few batches; nothing is computed
 
-A params file ``params/<profile>/<stem>.yaml`` is a run of the notebook whose name the stem is or begins with (``design_choice_depth`` runs
-``design_choice``). The executed notebook, with its outputs, is kept as ``runs/<profile>/<stem>/<stem>.ipynb``, figures and tables go to
-``figures/<profile>/``. A run whose notebook, params, code and versions have not changed since it ended well is not repeated; one that was
-killed goes on from its records and checkpoints.
+A params file ``params/<profile>/<stem>.yaml`` is a run of the notebook whose name the stem is or begins with (``design_choice_depth``
+runs ``design_choice``). The executed notebook, with its outputs, is kept as ``runs/<profile>/<stem>/<stem>.ipynb``, figures and tables go
+to ``figures/<profile>/``. A run is not repeated if its notebook, params, code and versions have not changed since it succeeded; a killed
+run resumes from its records and checkpoints.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STAMP = "idsds"
 
 @dataclass(frozen=True)
 class Run:
-    """One params file and the notebook that it is for."""
+    """One params file and its notebook."""
 
     params: Path
     notebook: Path
@@ -61,12 +61,12 @@ class Run:
 
     @property
     def stamp(self) -> str:
-        """A hash of all that the outcome depends on, data on disk apart."""
+        """A hash of everything that determines the outcome, except data on disk."""
         return digest([file_digest(self.params), file_digest(self.notebook), study_digest(self.notebook.stem), versions()])
 
     @property
     def is_done(self) -> bool:
-        """Whether the very same run ended well and its figure is there."""
+        """Whether the same run succeeded and its figure exists."""
         if not (self.executed.is_file() and self.figures.with_suffix(".png").is_file()):
             return False
         try:
@@ -83,15 +83,15 @@ class Run:
 
 
 def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:
-    """The runs of a profile in the order in which they are to be made.
+    """Return the runs of a profile in order.
 
     Args:
         profile: a folder of ``params/``.
         only: stems; none means all.
 
     Raises:
-        SettingsError: where there is no ``params/``.
-        UnknownNameError: for a profile, stem or notebook that is not there.
+        SettingsError: if there is no ``params/``.
+        UnknownNameError: for an unknown profile, stem or notebook.
     """
     folder = paths.root() / "params" / profile
     if not folder.parent.is_dir():
@@ -114,12 +114,12 @@ def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:
 
 
 def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None, again: bool = False) -> dict[str, str]:
-    """Make the runs; what went wrong by stem. A run that fails does not keep the others from being made.
+    """Execute the runs and return the errors by stem. A failed run does not stop the others.
 
     Args:
         runs: from :func:`runs_of`.
-        execute: what makes one run; papermill by default.
-        again: also those that are done.
+        execute: executes one run; papermill by default.
+        again: whether to repeat finished runs.
     """
     failures: dict[str, str] = {}
     started, made = time.monotonic(), 0
@@ -134,7 +134,7 @@ def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None,
         try:
             (execute or _papermill)(run)
             print(f"[{number}/{len(runs)}] {run.stem}: {time.monotonic() - begun:.0f} s", flush=True)
-        except Exception as error:  # the others do not depend on its outcome: all faults are named at the end
+        except Exception as error:  # the others do not depend on it; all errors are reported at the end
             failures[run.stem] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
             print(f"[{number}/{len(runs)}] {run.stem} failed: {failures[run.stem]}", file=sys.stderr, flush=True)
         made += 1
@@ -142,13 +142,13 @@ def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None,
 
 
 def minutes_of(profile: str) -> dict[str, float]:
-    """The minutes that each run of a profile took at most, by stem, as far as it was ever made from nothing."""
+    """Return the longest duration of each run of a profile, in minutes, by stem, if it ever ran from an empty cache."""
     path = paths.root() / "figures" / profile / "minutes.csv"
     return dict(pd.read_csv(path).itertuples(index=False)) if path.is_file() else {}
 
 
 def _note_minutes(run: Run, minutes: float) -> None:
-    """Keep what a run took; what is cached takes less, so that the longest is what it takes from an empty cache."""
+    """Record a run's duration; cached runs are shorter, so the longest is that from an empty cache."""
     known = minutes_of(run.profile)
     if minutes > known.get(run.stem, 0):
         known[run.stem] = round(minutes, 1)
@@ -157,7 +157,7 @@ def _note_minutes(run: Run, minutes: float) -> None:
 
 
 def cost(run: Run) -> None:
-    """Run a notebook up to what it says of its cost; its other outcome stays as it is."""
+    """Run a notebook up to its cost table, without touching its other results."""
     _execute(run, run.executed.with_suffix(".dry.ipynb"), dry_run=True)
 
 
@@ -165,7 +165,7 @@ def _papermill(run: Run) -> None:
     stamp, begun = run.stamp, time.monotonic()
     _execute(run, run.executed)
     _note_minutes(run, (time.monotonic() - begun) / 60)
-    # Only what ended well is stamped: papermill saves the notebook of a run that failed too.
+    # Only successful runs are stamped: papermill saves a failed run's notebook too.
     notebook = nbformat.read(run.executed, as_version=4)
     notebook.metadata[STAMP] = stamp
     with atomic(run.executed) as partial:
@@ -191,7 +191,7 @@ def _execute(run: Run, executed: Path, **changes: object) -> None:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """Every figure with its finding in one line, as markdown."""
+    """Return every figure with its finding in one line, as Markdown."""
     profile = runs[0].profile
     lines = [
         f"# What came out: {profile}",
@@ -220,16 +220,16 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, dry_run: bool = False) -> int:
-    """Make the runs of a profile and its overview page; return 1 if a run failed, else 0.
+    """Execute a profile's runs and write its overview page; return 1 if a run failed, else 0.
 
     Args:
         profile: a folder of ``params/``.
         only: names of params files; all if none is given.
-        again: whether to repeat what is done as well.
-        dry_run: say what each run would cost, and compute nothing.
+        again: whether to repeat finished runs.
+        dry_run: whether to report only what each run would cost.
 
     Raises:
-        UnknownNameError: for a profile or a name that is not there.
+        UnknownNameError: for an unknown profile or name.
     """
     runs, everything = runs_of(profile, only), runs_of(profile)
     if dry_run:

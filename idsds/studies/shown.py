@@ -1,4 +1,4 @@
-"""What a notebook shows of a study: its tables, with an interval as a small bar and an arrow for the better direction, and its warnings."""
+"""What a notebook shows of a study: tables, with intervals as small bars and an arrow for the better direction, and warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-#: Rows that are shown at most, and the height at which a table scrolls.
+#: Maximum number of rows shown, and the height at which a table scrolls.
 ROWS, HEIGHT = 500, "28em"
 ARROWS = {"higher is better": "↑", "lower is better": "↓"}
 #: Width and height of an interval's bar, in CSS pixels.
@@ -20,7 +20,7 @@ BAR = (88, 8)
 
 
 class Table(pd.DataFrame):
-    """A frame that a notebook shows as :func:`as_html`; what is computed from it is a plain frame."""
+    """A frame that notebooks show with :func:`as_html`; results computed from it are plain frames."""
 
     @property
     def _constructor(self) -> type[pd.DataFrame]:
@@ -44,10 +44,10 @@ def intervals_of(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 
 def as_html(table: pd.DataFrame) -> str:
-    """Return a table as HTML that takes its colours from the page and scrolls where it is long.
+    """Return a table as HTML that uses the page's colours and scrolls if long.
 
-    Intervals are drawn on one scale per column, with a tick at zero. What is the same in all rows, texts as well as the direction of the
-    score, stands once below the table.
+    Intervals are drawn on one scale per column, with a tick at zero. Values that are equal in all rows, including the score's direction,
+    are shown once below the table.
     """
     table = table.reset_index() if table.index.nlevels > 1 or table.index.name else table
     table = table.loc[:, ~table.columns.duplicated()]

@@ -1,4 +1,4 @@
-"""Explore a run image by image: which images a method explains worst and best, and what its maps look like there."""
+"""Explore a run image by image: a method's worst and best images, and its maps there."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def explore(
     dataset: Any = None,
     **arguments: Any,
 ) -> Explorer:
-    """Explore records image by image: as the last line of a cell it shows itself, with controls in JupyterLab.
+    """Explore records image by image: as the last line of a cell it displays itself, with controls in JupyterLab.
 
     Args:
-        records: from :func:`idsds.evaluate`, or the folder of a run, of which one model is read at a time.
-        models: your own nets, by their names in the records. Nets of the package are found in its cache; nothing is trained.
+        records: from :func:`idsds.evaluate`, or a run's folder, which is read one model at a time.
+        models: your own nets, by their names in the records. The package's nets come from its cache; nothing is trained.
         methods: your own methods, or those with other options, by their names in the records, as for :func:`idsds.evaluate`.
         dataset: your own data set, if the records are of one.
         arguments: further arguments that :func:`idsds.evaluate` was given and that records do not hold: ``checkpoints``, ``split``,
             ``normalisation``, ``device``.
 
-    Where a net, a method or an image is not there, a line says so and what to pass; patch sums, ranks and scores are those of the records.
+    If a net, method or image is missing, a line says so and what to pass; patch sums, ranks and scores come from the records.
 
     Raises:
-        FileNotFoundError, OldRecordsError, DamagedFileError: as :func:`idsds.load_records` does.
-        UnknownNameError: a model or method that the records do not hold.
-        ValueError: a frame that is not of one protocol, data set and setting.
+        FileNotFoundError, OldRecordsError, DamagedFileError: see :func:`idsds.load_records`.
+        UnknownNameError: for a model or method that the records do not hold.
+        ValueError: if a frame is not of one protocol, data set and setting.
     """
     return Explorer(Source(records, models or {}, methods or {}, dataset, **arguments))

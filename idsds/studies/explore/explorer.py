@@ -1,4 +1,4 @@
-"""A view of a run: what is chosen, shown as controls in a browser and as a figure elsewhere."""
+"""A view of a run: the selection, shown with controls in a browser and as a figure elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Explorer:
     """A view of a run: one image with the maps of some methods. In JupyterLab it has controls, elsewhere it is a figure.
 
     Args:
-        source: the records, and what explains their images again.
+        source: the records, and what is needed to explain their images again.
     """
 
     def __init__(self, source: Source) -> None:
@@ -54,14 +54,14 @@ class Explorer:
         order: str | None = None,
         shown: Sequence[str] | None = None,
     ) -> Explorer:
-        """Choose what is seen; None leaves a choice as it is, or, where it is none of the model's, takes the first.
+        """Select what is shown; None keeps a selection or, if it does not apply to the model, takes the first.
 
         Args:
             model: one of ``source.cases``.
-            method: whose worst and best images are shown, and whose map stands beside the drops.
-            image: an id.
-            order: of the images, one of :data:`ORDERS`.
-            shown: the methods whose maps are shown besides.
+            method: the method whose worst and best images are shown, and whose map is beside the drops.
+            image: an image id.
+            order: order of the images, one of :data:`ORDERS`.
+            shown: further methods whose maps are shown.
 
         Raises:
             UnknownNameError: with the nearest match.
@@ -88,7 +88,7 @@ class Explorer:
         return self
 
     def example(self) -> tuple[Example, list[str]]:
-        """What is seen, and what is to be said of it."""
+        """Return what is shown, and notes on it."""
         return self.source.example(self.case, self.image, list(dict.fromkeys([self.method, *self.shown])))
 
     def thumbnails(self) -> tuple[list[Thumbnail], list[Thumbnail]]:
@@ -101,11 +101,11 @@ class Explorer:
         return worst, best
 
     def figure(self) -> Figure:
-        """Draw what is seen as a page that stands alone."""
+        """Draw the view as a self-contained page."""
         return plots.explore(self.example()[0], self.method, self.source.ranking(self.case), *self.thumbnails())
 
     def save(self, path: str | Path | None = None, kind: str = "png") -> Path:
-        """Save the page and return its file; without a path it goes to the run's figures, named by model, image and method."""
+        """Save the page and return its path; by default it goes to the run's figures, named by model, image and method."""
         if path is None:
             where = paths.figures_of(self.source.run.folder) if self.source.run is not None else Path.cwd()
             path = where / (re.sub(r"[^\w.+-]+", "_", f"explore_{self.model}_{self.image}_{self.method}") + f".{kind}")
@@ -132,7 +132,7 @@ class Explorer:
             for note in self.example()[1]:
                 print(note)
             return
-        # A notebook that is read without a kernel, or printed, has the picture.
+        # For notebooks read without a kernel, or printed.
         data, metadata = image._repr_mimebundle_()
         bundle = self.widget.box._repr_mimebundle_()
         display({**data, **(bundle[0] if isinstance(bundle, tuple) else bundle)}, metadata=metadata, raw=True)

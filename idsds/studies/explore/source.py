@@ -1,7 +1,7 @@
-"""What an explorer shows: the records of a run, and the maps of their images, computed again.
+"""What an explorer shows: a run's records, and the maps of their images, computed again.
 
-Records hold no maps. They are recomputed when an image is chosen, with the records' net, method, seed and image, and their patch sums are
-compared with the recorded ones, so that a map of another net or method is never taken for the one that was scored.
+Records hold no maps. They are recomputed when an image is selected, with the records' net, method, seed and image, and their patch sums
+are compared with the recorded ones, so that another net's or method's map is never mistaken for the one scored.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from idsds.studies.gallery import SCORES, attribute_of, picture_of
 
 #: Orders of the images.
 ORDERS = ("worst score first", "best score first", "methods disagree most", "most undefined", "as evaluated")
-#: Above this share of a map's sum of |attribution| a patch sum differs from the recorded one by more than rounding.
+#: Largest difference of a patch sum due to rounding, as a fraction of the map's sum of |attribution|.
 ROUNDING = 1e-3
-#: Images whose maps are kept.
+#: Number of images whose maps are kept.
 KEPT = 64
 ENGINE = ("target", "device", "precision", "channels_last", "compiled")
 
@@ -54,7 +54,7 @@ class UnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """What the images of one view have in common: a model, a training seed and, where the protocol has one, a grid."""
+    """What the images of one view have in common: a model, a training seed and, if the protocol has one, a grid."""
 
     model: str
     seed: int
@@ -62,10 +62,10 @@ class Case:
 
 
 class Source:
-    """Records, and what explains their images again.
+    """Records, and what is needed to explain their images again.
 
     Args:
-        records, models, methods, dataset, arguments: as for :func:`idsds.explore`.
+        records, models, methods, dataset, arguments: see :func:`idsds.explore`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Source:
 
     @cached_property
     def cases(self) -> dict[str, Case]:
-        """What there is to choose from, by what it is called."""
+        """The available cases, by label."""
         if self.run is not None:
             grids = {entry["grid"] for entry in self.run.files("scores")}
             found = [Case(entry["model"], entry["seed"], grid) for entry in self.run.manifest["models"] for grid in sorted(grids, key=str)]
@@ -135,7 +135,7 @@ class Source:
         return self._once("ranking", case, lambda: rank(self.frame(case)))
 
     def scores(self, case: Case) -> pd.DataFrame:
-        """A row per image in the order of the records, a column per method."""
+        """The scores: a row per image in the order of the records, a column per method."""
 
         def make() -> pd.DataFrame:
             rows = self.frame(case)
@@ -145,11 +145,11 @@ class Source:
         return self._once("scores", case, make)
 
     def disagreement(self, case: Case) -> pd.Series:
-        """By image, how much the methods disagree, see :func:`disagreement`."""
+        """The methods' disagreement by image, see :func:`disagreement`."""
         return self._once("disagreement", case, lambda: disagreement(self.frame(case)))
 
     def order(self, case: Case, how: str, method: str) -> list[str]:
-        """The images in one of :data:`ORDERS`; those without a value come last. Raises UnknownNameError."""
+        """Return the images in one of :data:`ORDERS`, those without a value last. Raises UnknownNameError."""
         if how not in ORDERS:
             raise UnknownNameError("order of images", how, ORDERS)
         scores = self.scores(case)
@@ -163,13 +163,13 @@ class Source:
         return list(scores[method].sort_values(ascending=worst_is_low == (how == ORDERS[0]), kind="stable", na_position="last").index)
 
     def extremes(self, case: Case, method: str, count: int = 4) -> tuple[list[str], list[str]]:
-        """The images with a method's worst and best scores; those without a score are neither."""
+        """Return the images with a method's worst and best scores, ignoring images without a score."""
         defined = self.scores(case)[method].notna()
         worst = [image for image in self.order(case, ORDERS[0], method) if defined[image]]
         return worst[:count], worst[::-1][: min(count, max(0, len(worst) - count))]
 
     def example(self, case: Case, image_id: str, methods: Sequence[str]) -> tuple[Example, list[str]]:
-        """An image with the maps of some methods, and what is to be said of them."""
+        """Return an image with the maps of some methods, and notes on them."""
         rows = self._once("rows", case, lambda: self.frame(case).groupby("image_id", sort=False).indices)[image_id]
         records = self.frame(case).iloc[rows].set_index("method")
         first, notes = records.iloc[0], []
@@ -217,7 +217,7 @@ class Source:
         ), notes
 
     def maps(self, case: Case, image_id: str, target: int, methods: Sequence[str], records: pd.DataFrame) -> dict[str, np.ndarray]:
-        """The maps (H, W) of those methods that can be made again as they were scored; cached.
+        """Return the maps (H, W) of the methods that can be recomputed as scored; cached.
 
         Raises:
             UnavailableError: if none can be made.
@@ -250,7 +250,7 @@ class Source:
         return {name: kept[name] for name in methods if name in kept}
 
     def plan(self, case: Case) -> Plan:
-        """The case as an evaluation. Raises UnavailableError, with what to pass, where the net is not there."""
+        """Return the case as an evaluation. Raises UnavailableError, which says what to pass, if the net is missing."""
         if case not in self._plans:
             try:
                 self._plans[case] = self._plan(case)
@@ -289,13 +289,13 @@ class Source:
         return self._nets[case]
 
     def _place(self, case: Case, job: Job) -> dict[str, int]:
-        """The index of each image by id; of a data set of the user's, of those that were evaluated."""
+        """Return the index of each image by id; for a user's data set, of the evaluated images."""
         ids = getattr(job.dataset, "image_ids", None) if job.own_images is None else None
         indices = range(len(ids)) if ids is not None else job.indices
         return self._once("place", case, lambda: dict(zip(ids if ids is not None else job.ids(indices), indices, strict=True)))
 
     def dataset(self, case: Case) -> Any:
-        """The images as the net sees them, without the net those of the data set by name; None where there are none."""
+        """Return the images as preprocessed for the net or, without the net, those of the named data set; None if there are none."""
         try:
             return self.plan(case).jobs[0].dataset
         except UnavailableError:
@@ -307,7 +307,7 @@ class Source:
             return None
 
     def picture(self, case: Case, image_id: str) -> np.ndarray | None:
-        """The image (H, W, 3) in [0, 1]; None where it is not there."""
+        """Return the image, (H, W, 3) in [0, 1]; None if it is missing."""
         data = self.dataset(case)
         try:
             plan = self.plan(case)
@@ -329,7 +329,7 @@ def _known(name: str) -> bool:
 
 
 def _as_recorded(values: torch.Tensor, records: pd.DataFrame, name: str) -> bool:
-    """Whether the patch sums of a map (1, 1, H, W) are those of the records, up to rounding; True where there are none to compare with."""
+    """Return whether a map's (1, 1, H, W) patch sums match the records up to rounding; True if there are none to compare with."""
     if "patch_sums" not in records:
         return True
     recorded = np.asarray(records.loc[name, "patch_sums"], dtype=float)
@@ -347,7 +347,7 @@ def _facts_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(records: pd.DataFrame) -> dict[str, Any]:
-    """What the rows of a frame have in common. Raises ValueError where a column is not there, or does not hold one value."""
+    """Return what a frame's rows have in common. Raises ValueError if a column is missing or does not hold a single value."""
     needed = ("model", "method", "image_id", "target", "dataset", "protocol", "score")
     if missing := [name for name in needed if name not in records]:
         raise ValueError(f"records lack the column(s) {', '.join(missing)}: pass what idsds.evaluate returned, or its folder")
@@ -368,7 +368,7 @@ def _facts(records: pd.DataFrame) -> dict[str, Any]:
 
 
 def _settings(protocol: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings as arguments of ``evaluate``: what stands as JSON is read, and a quantity is named as it is asked for."""
+    """Return stored settings as arguments of ``evaluate``: JSON is parsed, and the quantity gets its argument's form."""
     known, found = protocol_settings(PROTOCOLS[protocol], {}), {}
     for name, value in stored.items():
         if name == "quantity":

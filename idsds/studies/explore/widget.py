@@ -1,4 +1,4 @@
-"""The controls of :func:`idsds.explore`: native inputs, which a keyboard reaches, around a card of HTML."""
+"""The controls of :func:`idsds.explore`: native, keyboard-accessible inputs around an HTML card."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 #: Images in the list at a time.
 PAGE = 200
-#: JupyterLab takes arrows and Enter for itself wherever a notebook has the focus, unless the focused element keeps its keys.
+#: JupyterLab captures arrow keys and Enter while a notebook has the focus, unless the focused element suppresses that.
 KEYS = """<img src="data:," alt="" hidden onerror="setTimeout(() => document.querySelectorAll(
 '.idsds-explorer :is(select, button)').forEach(one => one.setAttribute('data-lm-suppress-shortcuts', 'true')), 300)">"""
 
 
 class Widget:
-    """Controls of an explorer; what a choice leaves as it is, is not drawn again.
+    """Controls of an explorer; parts that a selection does not change are not redrawn.
 
     Args:
-        explorer: what is chosen and seen.
+        explorer: the view that they control.
     """
 
     def __init__(self, explorer: Explorer) -> None:
@@ -74,7 +74,7 @@ class Widget:
         self._fill("model")
 
     def choose(self, **choice: Any) -> None:
-        """Take a choice, and show what it changes; a fault is shown in its place."""
+        """Apply a selection and show what it changes, or the error."""
         if self._busy or None in choice.values():
             return
         self.said.value = ""
@@ -85,7 +85,7 @@ class Widget:
             self.said.value = f"<b>{escape(type(error).__name__)}: {escape(str(error))}</b>"
 
     def save(self, kind: str) -> None:
-        """Save what is seen, and say where."""
+        """Save the view, and show where."""
         try:
             self.said.value = f"saved: {escape(str(self.explorer.save(kind=kind)))}"
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What the correlations of metrics with the quality of models say about the study's claims."""
+"""Verdicts on the study's claims from the correlations of metrics with the quality of models."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def findings(judged: pd.DataFrame, study: pd.DataFrame) -> Findings:
 
 
 def spread_said(parts: pd.DataFrame) -> str:
-    """Say how far the methods' infidelities differ on the same model, from :meth:`InfidelitySensitivity.parts_of_maps`."""
+    """State how much the methods' infidelities differ on the same model, from :meth:`InfidelitySensitivity.parts_of_maps`."""
     whole = parts[parts["architecture"] == "all"]
     said = [f"{row.models_of} at sigma {row.sigma:g} {1 + row.median_spread:.3g} ({row.verdict})" for row in whole.itertuples()]
     return f"Highest over lowest infidelity of the methods on the same model, in the median (claim: below 1.1): {', '.join(said)}."
 
 
 def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-    """Judge the claims by the intervals of the correlations of each method; the middle level is left to the table of correlations.
+    """Test the claims by the intervals of each method's correlations; for the middle level see the table of correlations.
 
     Args:
         table: of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`.
@@ -67,7 +67,8 @@ def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.D
 
     Returns:
         One row per claim, models and level: ``lowest`` and ``highest`` Spearman correlation of the methods, the number of ``nets`` and of
-        ``methods`` with a defined correlation, and of these how many say each verdict; a correlation without an interval supports nothing.
+        ``methods`` with a defined correlation, and the number of these with each verdict; a correlation without an interval supports
+        nothing.
     """
     methods = list(dict.fromkeys(table.loc[table["family"] != "control", "method"]))
     parts = [("ours", ours[ours["method"].isin(methods)]), (f"ours, {CONTROL}", ours[ours["method"] == CONTROL])]

@@ -1,4 +1,4 @@
-"""How much of infidelity is due to the map? The spread between methods on one model, beside the spread between models."""
+"""How much of infidelity is due to the map? The spread between methods on one model, compared with the spread between models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 from idsds.statistics.grouped import mean_of_groups
 from idsds.statistics.verdicts import verdicts
 
-#: Methods that differ by less than this share of the lowest infidelity play little part.
+#: If methods differ by less than this fraction of the lowest infidelity, the map matters little.
 LITTLE = 0.10
 MODEL = ["dataset", "model", "fraction", "seed"]
 

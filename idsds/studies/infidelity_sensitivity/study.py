@@ -1,13 +1,14 @@
-"""Do infidelity and max-sensitivity follow the quality of a model? The study's question, asked of our models and of its printed numbers.
+"""Do infidelity and max-sensitivity follow the quality of a model? The xai-correlation study's question, for this package's models and
+for the study's printed numbers.
 
 Raw infidelity is a mean of squared logits. It grows with the scale of a map and with the scale of the model's logits, so a model whose
 logits change more has a higher infidelity whatever its maps. Three versions separate the two:
 
 * ``raw``: as the paper defines it and the study used it;
-* ``normalised``: each map is first multiplied by the factor that suits it best, so that its scale does not matter;
+* ``normalised``: each map is first multiplied by its best factor, so that its scale does not matter;
 * ``relative``: that, divided by the infidelity of a map of zeros, which is the mean squared change of the logit: 0 where the map predicts
-  every change. The model's scale does not matter either. The factor is fitted on the very perturbations that then judge it, so that a
-  random map is at about 1 - 1 / samples (0.9 with 10) and not at 1: what counts is how far a method is below ``Random``.
+  every change. The model's scale does not matter either. The factor is fitted on the same perturbations by which it is scored, so that a
+  random map has about 1 - 1 / samples (0.9 with 10) instead of 1: what counts is how far a method is below ``Random``.
 
 With p the change that the map predicts and c that of the logit, raw infidelity is ``E[p^2] - 2 E[p c] + E[c^2]``: the map's scale
 (``forecast``), the agreement of the two, and the logit's scale (``change``). The partial correlation of ``raw`` given ``change`` shows
@@ -45,7 +46,7 @@ STUDY_SIGMA = 0.003
 
 
 def zero_map(images: Tensor, targets: Tensor) -> Tensor:
-    """A map that predicts no change; its infidelity is the mean squared change of the logit."""
+    """A zero map, which predicts no change; its infidelity is the mean squared change of the logit."""
     return images[:, :1] * 0
 
 
@@ -126,9 +127,9 @@ def _mean(values: np.ndarray) -> np.ndarray:
 class InfidelitySensitivity(ManyModels):
     """Compare infidelity and max-sensitivity with the quality of models.
 
-    ``images`` are explained, quality is measured on all test images. ``other_sigmas`` are further sigmas of the noise, at which only the
-    map's part in infidelity is measured. ``target`` is the class explained: the image's ``label``, or the model's ``prediction``, as
-    in the study. The models are those of :mod:`idsds.studies.train_fractions`.
+    ``images`` images are explained; quality is measured on all test images. ``other_sigmas`` are further noise levels, for which only the
+    spread of infidelity between methods is measured. ``target`` is the class explained: the image's ``label``, or the model's
+    ``prediction``, as in the study. The models are those of :mod:`idsds.studies.train_fractions`.
     """
 
     PLAN_BY = ("label",)

@@ -20,12 +20,13 @@ pytestmark = pytest.mark.browser
 FAINT = """() => {
   const luminance = rgb => { const [r, g, b] = rgb.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
     return .2126 * r + .7152 * g + .0722 * b; };
-  const parts = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const ground = one => { for (; one; one = one.parentElement) { const c = parts(getComputedStyle(one).backgroundColor);
-    if (c.length < 4 || c[3] > .9) return c.slice(0, 3); } return [255, 255, 255]; };
+  const parts = text => { const c = (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number); return c.length < 4 ? [...c, 1] : c; };
+  const over = ([r, g, b, a], below) => [r, g, b].map((v, i) => a * v + (1 - a) * below[i]);
+  const ground = one => { const c = parts(getComputedStyle(one).backgroundColor);
+    return over(c, c[3] < 1 && one.parentElement ? ground(one.parentElement) : [255, 255, 255]); };
   return [...document.querySelectorAll('p, li, td, th, th button, h1, h2, h3, summary, a')]
-    .filter(one => one.checkVisibility() && one.innerText?.trim()).map(one => {
-      const [a, b] = [luminance(parts(getComputedStyle(one).color).slice(0, 3)), luminance(ground(one))];
+    .filter(one => one.checkVisibility({checkOpacity: true}) && one.innerText?.trim()).map(one => {
+      const below = ground(one), [a, b] = [over(parts(getComputedStyle(one).color), below), below].map(luminance);
       return [one.innerText.slice(0, 40), (Math.max(a, b) + .05) / (Math.min(a, b) + .05)]; }).filter(([, contrast]) => contrast < 4.5);
 }"""
 WIDE = "() => document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -72,7 +73,7 @@ def test_every_page_of_the_documentation(page, picture, site):
     start = (site / "index.html").as_uri()
     asked, faults, outside = [], [], []
     page.on("request", lambda request: outside.append(request.url) if urlsplit(request.url).scheme.startswith("http") else None)
-    waiting, seen, anchors = deque([start]), {start}, {}
+    waiting, seen, anchors, places = deque([start]), {start}, {}, set()
     while waiting:
         address = waiting.popleft()
         page.goto(address)
@@ -83,16 +84,19 @@ def test_every_page_of_the_documentation(page, picture, site):
             if not plain.startswith("file:"):
                 continue
             faults += [] if os.path.exists(urlsplit(plain).path) else [f"{address}: {link} leads nowhere"]
-            if plain.endswith(".html") and plain not in seen and "/api/" not in plain:
+            if plain.endswith(".html") and plain not in seen:
                 seen.add(plain)
                 waiting.append(plain)
-            if anchor and plain in anchors and anchor not in anchors[plain] | {"__toc", "__drawer"}:
-                faults.append(f"{address}: no {anchor!r} in {plain}")
-        if "/figures/" not in address:
-            for width in (1280, 800):
-                page.set_viewport_size({"width": width, "height": 800})
-                faults += [f"{address} overflows at {width} pixels"] if page.evaluate(WIDE) else []
+            places |= {(plain, anchor, address)} if anchor not in ("", "__toc", "__drawer") else set()
+        for width in (1280, 800):
+            page.set_viewport_size({"width": width, "height": 800})
+            faults += [f"{address} overflows at {width} pixels"] if page.evaluate(WIDE) else []
+        faults += [f"{address}: {text!r} has a contrast of {contrast:.1f}" for text, contrast in page.evaluate(FAINT)]
+    faults += [
+        f"{address}: no {anchor!r} in {plain}" for plain, anchor, address in sorted(places) if anchor not in anchors.get(plain, [anchor])
+    ]
     assert len(asked) > 12
+    assert any("/api/" in address for address in asked)
     assert faults == []
     assert outside == []
     page.set_viewport_size({"width": 1280, "height": 800})

@@ -125,7 +125,8 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield waited
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):
+            holder.unlink()
         lock.release()
 
 

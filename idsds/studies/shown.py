@@ -31,15 +31,17 @@ class Table(pd.DataFrame):
 
 
 def intervals_of(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Return the columns of the lower and upper end by that of the value: ``x_low`` and ``x_high``, or ``low`` and ``high`` of the number
-    before them."""
-    names = list(map(str, table.columns))
+    """Return the columns of the lower and upper end by that of the value: ``x_low`` and ``x_high``, or ``low`` and ``high`` of the nearest
+    number before them that lies between them in every row."""
+    numbers = [name for name in map(str, table.columns) if pd.api.types.is_numeric_dtype(table[name])]
     found = {}
-    for place, name in enumerate(names):
-        value = name.removesuffix("_low") if name.endswith("_low") else names[place - 1] if name == "low" and place else ""
+    for place, name in enumerate(numbers):
         high = name[:-3] + "high"
-        if value in names and high in names and all(pd.api.types.is_numeric_dtype(table[one]) for one in (value, name, high)):
-            found[value] = (name, high)
+        if name.endswith("_low") and name.removesuffix("_low") in numbers and high in numbers:
+            found[name.removesuffix("_low")] = (name, high)
+        elif name == "low" and high in numbers:
+            held = [one for one in numbers[:place] if not ((table[one] < table[name]) | (table[one] > table[high])).any()]
+            found |= {held[-1]: (name, high)} if held else {}
     return found
 
 

@@ -15,6 +15,7 @@ from idsds.common.randomness import Draws
 from idsds.datasets import create_dataset
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods import OwnMethod, create_method
+from idsds.models import create_model
 from idsds.protocols import PROTOCOLS, Batch
 from idsds.protocols.base import on_model
 from idsds.protocols.f_fidelity import subsets
@@ -341,3 +342,26 @@ class TestFineTuningOnMasks:
     def test_the_address_of_one_patch_stays(self):
         assert Deletion().model_dump() == {"grid": 4, "baseline": "zeros"}
         assert own_digest(Deletion(share=0.1).model_dump()) != own_digest(Deletion().model_dump())
+
+
+@pytest.mark.parametrize("kind", ["mini_bcos", "blur"])
+def test_a_net_that_reads_a_little_of_other_cells_is_refused(kind):
+    """Its logits are all but those of the single images: the images end in black."""
+    torch.manual_seed(0)
+    if kind == "blur":
+
+        class Blurred(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.pool = nn.Conv2d(3, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+
+            def forward(self, images):
+                return self.pool(self.conv(nn.functional.avg_pool2d(images, 9, 1, 4)).relu()).flatten(1)
+
+        net = Blurred().eval()
+    else:
+        net = create_model("mini_bcos", num_classes=5)
+    images = nn.functional.pad(torch.rand(8, 3, 24, 24), (4, 4, 4, 4))
+    ours = Batch(images[:4], torch.arange(4), list("abcd"), companions=lambda: (images[4:], (torch.arange(4) + 1) % 5))
+    with pytest.raises(ValueError, match="cannot be disconnected for DiFull"):
+        PROTOCOLS["difull"].function(net, [create_method("IxG", net)], ours, {})

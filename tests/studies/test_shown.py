@@ -98,3 +98,9 @@ def test_warnings_are_short_and_told_once_in_a_notebook(capsys, monkeypatch):
                 warnings.warn("a net is\n   doubtful", stacklevel=1)
     assert capsys.readouterr() == ("note: a net is doubtful\n", "")
     assert warnings.showwarning is before
+
+
+def test_bare_ends_belong_to_the_number_between_them():
+    table = pd.DataFrame({"infidelity": [3.0, 4.0], "infidelity_se": [0.1, 0.2], "low": [2.8, 3.6], "high": [3.2, 4.4]})
+    assert intervals_of(table) == {"infidelity": ("low", "high")}
+    assert intervals_of(table.drop(columns="infidelity")) == {}

@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 from idsds import plots, published
 from idsds.common.devices import one_of
 from idsds.evaluation.costs import load_costs
+from idsds.evaluation.records import load_records
 from idsds.evaluation.selection import images_said, select_images
 from idsds.methods.base import ABSOLUTE, METHODS, split_name
 from idsds.models.quantity import as_quantity
@@ -159,6 +160,16 @@ class RankMethods(EvaluationStudy):
         """One run of the protocol."""
         return {"": self.arguments(protocol=self.protocol, quantity=self.quantity)}
 
+    def _above_noise(self, records: pd.DataFrame) -> pd.DataFrame:
+        """Score a large run as :func:`above_noise` does, from its folder, a model and method at a time."""
+        keys = ["model", "seed", "method", "image_id"]
+        parts = (
+            above_noise(load_records(self.output, models=[model], methods=[method], columns=[*keys, "drops", "patch_sums", "score"]))
+            for model, method in records[["model", "method"]].drop_duplicates().astype(str).itertuples(index=False)
+        )
+        scores = pd.concat([part[[*keys, "score"]] for part in parts], ignore_index=True)
+        return records.drop(columns="score").merge(scores, on=keys, how="left", validate="one_to_one")
+
     def _run(self, progress: bool) -> Result:
         everything = self.records(progress)
         records = select_images(everything, self.only, self.common)
@@ -169,7 +180,7 @@ class RankMethods(EvaluationStudy):
             beside_controls(records),
             drops_of(records),
         )
-        apart = published_findings(above_noise(records))
+        apart = published_findings(above_noise(records) if "patch_sums" in records else self._above_noise(records))
         score = named_score(records, self.score)
         as_published = self.protocol == "idsds" and self.quantity == "logit"
         compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)

@@ -35,7 +35,7 @@ def test_it_prints_every_number_interval_and_verdict():
     for text in axes.texts:
         x, y = text.get_position()
         cells.setdefault((round(x), round(y)), []).append(text.get_text())
-    assert cells[(0, 0)] == ["+.50", ".40 to .60"]
+    assert cells[(0, 0)] == ["+.50", ".40 to\n.60"]
     assert cells[(0, 1)] == ["-.90", ""]
     names = list(PROPERTIES)
     assert cells[(names.index("resolution"), 1)][0] == "none"

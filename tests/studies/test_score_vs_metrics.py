@@ -28,7 +28,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
     register_model("small_score", family="test", num_classes=10, input_size=32, training={"epochs": 1})(Small)
     monkeypatch.setattr(base, "trains_from_scratch", lambda *_: True)
-    monkeypatch.setattr("idsds.evaluation.arguments.trains_from_scratch", lambda *_: True)
+    monkeypatch.setattr("idsds.evaluation.nets.trains_from_scratch", lambda *_: True)
     yield
     MODELS.remove("small_score")
 

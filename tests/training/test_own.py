@@ -71,7 +71,7 @@ def test_evaluate_knows_it_and_says_nothing() -> None:
     found = tuned(Net().eval())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "model 'mine' does not run with channels last")
+        warnings.filterwarnings("ignore", "model 'mine' does not run in channels_last")
         records = idsds.evaluate({"mine": found}, ["IxG"], images(12, seed=5), images=12, grid=2, progress=False)
     assert records.score.notna().all()
     assert set(records.protocol) == {"idsds"}

@@ -158,9 +158,8 @@ def _check_disconnected(net: nn.Module, apart: nn.Module, images: Tensor, mosaic
             logits = net(images)
         with torch.enable_grad(), frozen(apart):
             found = apart(mosaic)
-            (slopes,) = torch.autograd.grad(
-                (found * torch.linspace(1, 2, found.shape[-1]).to(found)).sum(), mosaic
-            )  # no two classes cancel
+            # Unequal weights, so that no two classes cancel.
+            (slopes,) = torch.autograd.grad((found * torch.linspace(1, 2, found.shape[-1]).to(found)).sum(), mosaic)
         tolerance = 1e-3 * float(logits[logits.isfinite()].abs().max()) if logits.isfinite().any() else 0.0
         height, width = (length // side for length in mosaic.shape[-2:])
         slopes = slopes.unflatten(3, (side, width)).unflatten(2, (side, height)).abs().sum((0, 1, 3, 5)).flatten()  # (side^2,)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 #: The file that marks a folder that ``python -m idsds init`` has filled.
 MARK = ".idsds"
+#: Characters that Windows does not allow in a name, where ``:`` would even write elsewhere without an error; and the names of its devices.
+RESERVED = re.compile(r'[<>:"|?*\\\x00-\x1f]')
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def root() -> Path:
@@ -42,6 +46,18 @@ def cache() -> Path:
     return resolve(os.environ.get("IDSDS_CACHE", "cache"))
 
 
+def portable(name: str) -> str:
+    """Return a model's or table's name as part of a file's name on every system: a slash makes a folder, what Windows reserves is ``_``."""
+    return RESERVED.sub("_", name)
+
+
+def check_names(path: PurePath) -> None:
+    """Raise OSError for a Windows path with a name that Windows reserves; other systems allow every name."""
+    for name in path.parts[bool(path.anchor) :] if isinstance(path, PureWindowsPath) else ():
+        if RESERVED.search(name) or DEVICES.fullmatch(name) or (name.rstrip(". ") != name and name != ".."):
+            raise OSError(errno.EINVAL, f"Windows does not allow the name {name!r} in {str(path)!r}")
+
+
 def figures_of(output: str | os.PathLike[str]) -> Path:
     """Return the folder for a run's figures: ``figures/<profile>`` for ``runs/<profile>/<notebook>``, else ``figures`` inside it."""
     output = resolve(output)
@@ -66,6 +82,7 @@ def check_creatable(folder: str | os.PathLike[str]) -> Path:
     if not os.fspath(folder).strip():
         raise OSError(errno.EINVAL, "the output folder has no name")
     folder = resolve(folder)
+    check_names(folder)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"cannot write to the output folder {str(folder)!r}: {str(nearest)!r} is not a folder")

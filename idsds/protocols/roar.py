@@ -5,7 +5,7 @@ test image, KAR of the least important ones; then a new net is trained on the re
 same way, a lower accuracy means lost information, not unfamiliar images. If a method finds the information, accuracy falls faster than
 for random ranks (ROAR), or stays high for longer (KAR).
 
-The score is the area between the two curves. It belongs to a method on a data set, not to an image; :mod:`idsds.studies.roar` does the
+The score is the area between the two curves. It belongs to a method on a data set, not to an image; the notebook ``roar`` does the
 training. The *positions* of the replaced pixels may reveal the class (a digit whose strokes are painted grey is still a digit); then
 accuracy stays high although the pixels are gone, which neither protocol detects. A net retrained on the positions alone does
 (:func:`mask_images`).
@@ -31,7 +31,7 @@ KINDS = get_args(Kind)
 Shown = Literal["remove", "keep", "mask"]
 MASK: Final = "mask"
 SOURCE = "Hooker et al., NeurIPS 2019 (arXiv 1806.10758)"
-CALL = "idsds.studies.roar.Roar(...).run(), or run notebooks/roar.ipynb"
+CALL = "`python -m idsds run roar FILE`, or run notebooks/roar.ipynb"
 
 
 def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Tensor:

@@ -117,7 +117,7 @@ class ManyModels(TrainingStudy):
         if not stage.intact:
             model = obtain(stage, machine=self.machine, progress=False)
         address = digest([stage.key, stage.content, fingerprint(test), stage.device, self.precision, "top5"])
-        path = paths.cache() / "predictions" / f"{stage.model}-{address}.parquet"
+        path = paths.cache() / "predictions" / f"{paths.portable(stage.model)}-{address}.parquet"
         if not path.is_file():
             model = model or obtain(stage, machine=self.machine, progress=False)
             model.to(chosen_device(self.device))

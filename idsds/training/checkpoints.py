@@ -92,7 +92,8 @@ class Stage:
     @property
     def path(self) -> Path:
         """The checkpoint's path, whether or not it exists yet."""
-        return paths.cache() / "checkpoints" / f"{self.model}-{'trained' if self.deletion is None else 'in_domain'}-{self.key}.safetensors"
+        kind = "trained" if self.deletion is None else "in_domain"
+        return paths.cache() / "checkpoints" / f"{paths.portable(self.model)}-{kind}-{self.key}.safetensors"
 
     @property
     def resume(self) -> Path:

@@ -201,3 +201,21 @@ def test_an_address_with_tls_takes_what_dask_is_told(certificate, tmp_path):
         assert made.scheduler_address.startswith("tls://")
         records = idsds.evaluate(**given(), output=tmp_path / "run", scheduler=made.scheduler_address)
     assert len(records) == 6
+
+
+def test_images_are_read_by_spawned_processes(tmp_path):
+    """As on Windows and macOS, where a process that reads images starts with nothing of its caller's."""
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import multiprocessing\n\nfrom torch import nn\n\nimport idsds\n\n"
+        'if __name__ == "__main__":\n'
+        '    multiprocessing.set_start_method("spawn")\n'
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))\n"
+        '    given = {"protocol": "single_deletion", "images": 8, "device": "cpu", "batch_size": 4, "progress": False}\n'
+        '    one, other = (idsds.evaluate({"net": net}, ["IxG"], "digits", workers=n, **given) for n in (0, 1))\n'
+        '    print("equal" if one["score"].equals(other["score"]) and one["score"].notna().all() else "not equal")\n',
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "IDSDS_RECORD_CACHE": "0"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "equal\n", done.stderr[-2000:]

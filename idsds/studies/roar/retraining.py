@@ -73,7 +73,7 @@ class Retraining:
     @property
     def path(self) -> Path:
         """The file of the result."""
-        return paths.cache() / "roar" / f"{self.stage.model}-{self.key}.json"
+        return paths.cache() / "roar" / f"{paths.portable(self.stage.model)}-{self.key}.json"
 
     def split(self, split: str) -> ImageDataset:
         """One split as the net sees it."""

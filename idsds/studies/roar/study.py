@@ -209,7 +209,7 @@ class _Planned:
         key = own if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
         model_key = digest([model, key, code_digest(MODELS[model].build)])
         address = digest([model_key, self.fingerprints["test"], self.device.type, versions()["torch"]])
-        self.explained_path = paths.cache() / "roar" / f"explained-{model}-{address}.json"
+        self.explained_path = paths.cache() / "roar" / f"explained-{paths.portable(model)}-{address}.json"
         self.ranks = {
             method: {
                 split: ranks_of(method, model_key, data, seed=settings.explained_seed, target=settings.target, device=self.device.type)

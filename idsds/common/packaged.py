@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
-from idsds.common.files import DamagedFileError
+from idsds.common.files import DamagedFileError, sha256_of
 
 
 def packaged_file(package: str, name: str, sha256: str) -> Path:
@@ -22,8 +21,6 @@ def packaged_file(package: str, name: str, sha256: str) -> Path:
     path = Path(spec.submodule_search_locations[0]) / name
     if not path.is_file():
         raise DamagedFileError(f"the package {package!r} has no file {name!r}: pip install --force-reinstall 'idsds[photos]'")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := sha256_of(path)) != sha256:
         raise DamagedFileError(f"{str(path)!r} is not the released file: its sha256 is {found}, not {sha256}; it is not read")
     return path

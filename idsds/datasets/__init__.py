@@ -17,32 +17,3 @@ from idsds.datasets.base import (
 from idsds.datasets.manifest import first_images, manifest, read_manifest, select, write_manifest
 from idsds.datasets.own import as_image_dataset
 from idsds.datasets.splits import stratified_split
-
-__all__ = [
-    "DATASETS",
-    "AugmentedDataset",
-    "DatasetEntry",
-    "ImageDataset",
-    "ImageReadError",
-    "as_image_dataset",
-    "collate",
-    "create_dataset",
-    "embedded",
-    "fingerprint",
-    "first_images",
-    "fixed_order",
-    "folders",
-    "funnybirds",
-    "list_datasets",
-    "manifest",
-    "photos",
-    "read_manifest",
-    "register_dataset",
-    "select",
-    "sprites",
-    "stratified_split",
-    "synthetic",
-    "torchvision",
-    "write_manifest",
-    "xai_correlation",
-]

@@ -259,12 +259,16 @@ def listed_dataset(
 Root = str | os.PathLike[str] | None
 
 
-def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]:
+def register_folders(
+    *, validation: float = VALIDATION, named: Callable[[], tuple[list[str], list[str]]] | None = None, **entry: Any
+) -> Callable[[Callable[[], Layout]], Callable]:
     """Register a data set that is fully described by its layout: the decorated function has its name and returns the layout.
 
     The data set has the options ``root``, ``image_size``, ``held_out`` and ``on_error``, see :func:`folder_dataset`.
 
     Args:
+        validation: the default of ``held_out``.
+        named: returns the names of the class folders, in the order of their indices, and of the classes; None to sort the folders.
         entry: ``num_classes`` and ``source`` of :class:`~idsds.datasets.base.DatasetEntry`.
     """
 
@@ -276,11 +280,12 @@ def register_folders(**entry: Any) -> Callable[[Callable[[], Layout]], Callable]
             normalisation: Normalisation,
             root: Root = None,
             image_size: int = 224,
-            held_out: float = VALIDATION,
+            held_out: float = validation,
             on_error: OnError = "raise",
         ) -> ImageDataset:
+            classes, names = (None, None) if named is None else named()
             options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
-            return folder_dataset(name, split, normalisation, layout(), root, **options)
+            return folder_dataset(name, split, normalisation, layout(), root, classes=classes, class_names=names, **options)
 
         load.__doc__ = layout.__doc__
         return register_dataset(name, image_size=224, normalisation=IMAGENET, **entry)(load)
@@ -294,44 +299,24 @@ def image_folder() -> Layout:
     return Layout("one folder of images per class, or such folders in train/, val/ and test/", upright=True)
 
 
-@register_dataset(
-    num_classes=1000,
-    image_size=224,
-    normalisation=IMAGENET,
-    source="ImageNet, ILSVRC 2012 (Russakovsky et al., IJCV 2015), image-net.org: 1,281,167 training and 50,000 validation images",
-)
-def imagenet(
-    split: str,
-    normalisation: Normalisation,
-    root: Root = None,
-    image_size: int = 224,
-    held_out: float = 0.01,
-    on_error: OnError = "raise",
-) -> ImageDataset:
-    """Load ILSVRC 2012 from ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
-
-    ``test`` is the official validation set, whose labels are public and on which the paper evaluates; ``val`` is 1 % of the training
-    images. Targets are the usual 1,000 indices even if only some of the class folders exist.
-    """
-    layout = Layout("train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", bases=("ILSVRC/Data/CLS-LOC", ""))
-    wnids, names = imagenet_classes()
-    return folder_dataset(
-        "imagenet",
-        split,
-        normalisation,
-        layout,
-        root,
-        image_size=image_size,
-        held_out=held_out,
-        on_error=on_error,
-        classes=wnids,
-        class_names=names,
-    )
-
-
 def imagenet_classes() -> tuple[list[str], list[str]]:
     """Return ImageNet's 1,000 WordNet ids and their descriptions, in the order of the class indices."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
     return list(info.label_names()), [info.index_to_description(index) for index in range(info.num_classes())]
+
+
+@register_folders(
+    validation=0.01,
+    named=imagenet_classes,
+    num_classes=1000,
+    source="ImageNet, ILSVRC 2012 (Russakovsky et al., IJCV 2015), image-net.org: 1,281,167 training and 50,000 validation images",
+)
+def imagenet() -> Layout:
+    """Describe ILSVRC 2012 in ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
+
+    ``test`` is the official validation set, whose labels are public and on which the paper evaluates; ``val`` is 1 % of the training
+    images. Targets are the usual 1,000 indices even if only some of the class folders exist.
+    """
+    return Layout("train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", bases=("ILSVRC/Data/CLS-LOC", ""))

@@ -124,9 +124,7 @@ class FileImages:
         paths: one file per image.
         size: pixels per side of the returned image.
         upright: see :func:`read_rgb`.
-        share: see :func:`evaluation_crop`.
-        interpolation: see :func:`evaluation_crop`.
-        squash: see :func:`evaluation_crop`.
+        share, interpolation, squash: see :func:`evaluation_crop`.
     """
 
     def __init__(

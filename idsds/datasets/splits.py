@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -36,16 +36,20 @@ def stratified_split(
     """
     if validation < 0 or test < 0 or validation + test >= 1:
         raise ValueError(f"shares of a split must be at least 0 and sum to less than 1, not validation {validation} and test {test}")
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, target in enumerate(targets):
-        members[target].append(index)
     chosen: list[int] = []
-    for of_class in members.values():
-        ordered = sorted(of_class, key=lambda i: hashed(f"split {image_ids[i]}"))
+    for ordered in _by_class(image_ids, targets, "split"):
         first, second = round(test * len(ordered)), round(validation * len(ordered))
         bounds = {"test": (0, first), "val": (first, first + second), "train": (first + second, None)}[split]
         chosen += ordered[slice(*bounds)]
     return sorted(chosen)
+
+
+def _by_class(image_ids: Sequence[str], targets: Sequence[int], key: str) -> Iterable[list[int]]:
+    """Return the indices of each class, in the order of the hash of ``key`` and image id."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in sorted(range(len(targets)), key=lambda i: hashed(f"{key} {image_ids[i]}")):
+        members[targets[index]].append(index)
+    return members.values()
 
 
 def official_half(split: str, held_out: float) -> str:
@@ -76,14 +80,8 @@ def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: flo
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"a share of the training images must be in (0, 1], not {fraction!r}")
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, target in enumerate(targets):
-        members[target].append(index)
-    chosen: list[int] = []
-    for of_class in members.values():
-        ordered = sorted(of_class, key=lambda i: hashed(f"share {seed} {image_ids[i]}"))
-        chosen += ordered[: max(1, round(fraction * len(ordered)))]
-    return sorted(chosen)
+    classes = _by_class(image_ids, targets, f"share {seed}")
+    return sorted(index for ordered in classes for index in ordered[: max(1, round(fraction * len(ordered)))])
 
 
 def permuted(dataset: ImageDataset, seed: int = 0) -> ImageDataset:

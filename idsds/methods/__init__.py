@@ -16,29 +16,3 @@ from idsds.methods.base import (
 )
 from idsds.methods.maps import as_map
 from idsds.methods.own import OwnMethod, as_method
-
-__all__ = [
-    "FAMILIES",
-    "METHODS",
-    "Method",
-    "MethodEntry",
-    "OwnMethod",
-    "Passes",
-    "as_map",
-    "as_method",
-    "cam",
-    "controls",
-    "create_method",
-    "gradient",
-    "guided",
-    "intrinsic",
-    "libraries",
-    "list_methods",
-    "register_method",
-    "relevance",
-    "rise",
-    "shared_maps",
-    "shared_passes",
-    "split_name",
-    "transformer",
-]

@@ -272,13 +272,9 @@ def cams(
     """Compute all CAMs of one layer; on a vision transformer, compute Grad-CAM of the last block's attention.
 
     Args:
-        model: returns logits.
-        images: (B, C, H, W).
-        targets: (B,).
         layer: dotted name of a module that outputs feature maps; None for the CAM layer of the model's entry.
         channels: layout of the layer's output, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that rearranges it to (B,
             K, h, w), like ``reshape_transform`` in pytorch-grad-cam; None to determine it, see :func:`channels_of`.
-        batch: images per pass.
     """
     if is_transformer(model):
         return {"Grad-CAM": in_batches(lambda *some: transformer_grad_cam(model, *some), images, targets, size=batch)}
@@ -327,16 +323,9 @@ def sg_cam(
     replaced by the gradient's relu and the activations of the last noisy copy alone.
 
     Args:
-        model: returns logits.
-        images: (B, C, H, W).
-        targets: (B,).
-        layer: dotted name of a module that outputs feature maps; None for the CAM layer of the model's entry.
-        channels: layout of the layer's output, ``first`` (B, K, h, w) or ``last`` (B, h, w, K), or a function that rearranges it to (B,
-            K, h, w), like ``reshape_transform`` in pytorch-grad-cam; None to determine it, see :func:`channels_of`.
+        layer, channels: see :func:`cams`.
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
-        draws: the noise.
-        batch: images per pass.
     """
     check_channels(channels)
     drawn, name = draws.normal(samples), cam_layer(model, layer)

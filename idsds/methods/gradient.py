@@ -261,14 +261,9 @@ def gradient_shap(
     """Return the mean of (x - b) * gradient at b + a (x - b) over random baselines b and positions a in [0, 1].
 
     Args:
-        model: returns logits.
-        images: (B, C, H, W).
-        targets: (B,).
         samples: baselines per image; 5 is captum's default.
         baselines: images (N, C, H, W) to draw from with equal probability; None for uniform noise in [-1, 1].
         positions: a, (B, samples), instead of random ones.
-        draws: keyed random numbers.
-        batch: images per pass.
     """
     if positions is not None and positions.shape != (shape := (len(images), samples)):
         raise ValueError(f"GradientSHAP: positions have shape {tuple(positions.shape)}, wanted {shape}")

@@ -169,13 +169,8 @@ def guided_grad_cam(
     """Return Guided Backprop multiplied by Grad-CAM.
 
     Args:
-        model: returns logits.
-        images: (B, C, H, W).
-        targets: (B,).
-        layer: dotted name of a module that outputs feature maps; None for the CAM layer of the model's entry.
-        channels: layout of the layer's output, see :func:`idsds.methods.cam.cams`.
+        layer, channels: see :func:`idsds.methods.cam.cams`.
         interpolation: how the CAM is resized to the image size: ``nearest``, captum's default, or ``bilinear``, as in the paper.
-        batch: images per pass.
     """
     if interpolation not in INTERPOLATIONS:
         raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)

@@ -154,15 +154,7 @@ def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def _check_arguments(name: str, kind: str, function: Callable, options: Mapping[str, Any], known: Sequence[str] = ()) -> None:
-    """Raise TypeError for missing arguments of a call, UnknownNameError for unknown ones.
-
-    Args:
-        name: the method.
-        kind: its class or function, for error messages.
-        function: the callable.
-        options: arguments passed by the user.
-        known: names of the arguments passed by the package; empty for the first two, by position.
-    """
+    """Raise TypeError for missing arguments of a call, UnknownNameError for unknown ones; ``known`` are those that the package passes."""
     parameters = list(_parameters(function).values())
     if not parameters:
         return

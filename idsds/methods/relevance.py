@@ -177,12 +177,8 @@ def chefer_lrp(
     """Roll out the mean over heads of relu(gradient * relevance) of the attention, in float64 (see this module's docstring).
 
     Args:
-        model: a timm ViT.
-        images: (B, C, H, W).
-        targets: (B,).
         start_block: index of the first block to use; None for 1, as in the reference, or 0 for a single block. The paper uses all.
         double: whether to compute in float64 (never on Apple GPUs, which lack it).
-        batch: images per pass.
     """
     start = min(1, len(model.blocks) - 1) if start_block is None else start_block
     check_start(model, start)

@@ -142,11 +142,7 @@ def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_
     """Return attention rollout: the product over blocks of attention averaged over heads. The map is the same for every class.
 
     Args:
-        model: a timm ViT.
-        images: (B, C, H, W).
-        targets: (B,), ignored.
         start_block: index of the first block to use; None for 1, as in the reference, or 0 for a single block. The paper uses all.
-        batch: images per pass.
     """
     start = min(1, len(model.blocks) - 1) if start_block is None else start_block
     check_start(model, start)

@@ -22,38 +22,3 @@ from idsds.plots.score_vs_metrics import score_vs_metrics
 from idsds.plots.stability import stability
 from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, look_of, save, style_of
 from idsds.plots.train_fractions import confusions, train_fractions
-
-__all__ = [
-    "COLUMNS",
-    "STYLE",
-    "STYLES",
-    "Look",
-    "accuracy_tradeoff",
-    "agreement",
-    "augmentation_robustness",
-    "compare_protocols",
-    "confusions",
-    "datasets",
-    "deletion_drops",
-    "design_choice",
-    "explore",
-    "finetune",
-    "funnybirds",
-    "gallery",
-    "how_idsds_works",
-    "how_infidelity_works",
-    "hyperparameter_sensitivity",
-    "infidelity_sensitivity",
-    "leaderboard",
-    "look_of",
-    "metric_sanity",
-    "rank_methods",
-    "roar",
-    "samples",
-    "sanity_checks",
-    "save",
-    "score_vs_metrics",
-    "stability",
-    "style_of",
-    "train_fractions",
-]

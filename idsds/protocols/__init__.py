@@ -18,27 +18,3 @@ from idsds.protocols import (
     subsets,
 )
 from idsds.protocols.base import PROTOCOLS, Batch, MeanOverImages, ProtocolEntry, list_protocols, register_protocol
-
-__all__ = [
-    "PROTOCOLS",
-    "Batch",
-    "MeanOverImages",
-    "ProtocolEntry",
-    "f_fidelity",
-    "funnybirds",
-    "hyperparameters",
-    "imputation",
-    "incremental_deletion",
-    "infidelity",
-    "libraries",
-    "list_protocols",
-    "localisation",
-    "parts",
-    "register_protocol",
-    "roar",
-    "robustness",
-    "sanity",
-    "similarity",
-    "single_deletion",
-    "subsets",
-]

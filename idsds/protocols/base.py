@@ -5,6 +5,9 @@ A new protocol is one decorated function; the engine finds it by name and stores
     @register_protocol(higher_is_better=True, range=(-1, 1), in_domain=True)
     def my_protocol(model, methods, batch, prepared, *, grid=4, **_):
         return {method.name: {"score": ...} for method in methods}
+
+``methods`` explain ``model``, the ``batch`` is a :class:`Batch`, and ``prepared`` holds what the entry's ``prepare`` has computed of it.
+Docstrings describe the settings, and these four only where a protocol asks more of them.
 """
 
 from __future__ import annotations
@@ -72,9 +75,9 @@ class ProtocolEntry:
 
     name: str
     function: Callable[..., Any]
-    in_domain: bool
     higher_is_better: bool
     range: tuple[float, float]
+    in_domain: bool = False
     prepare: Callable[..., dict[str, Tensor]] | None = None
     prepare_passes: Callable[..., Passes] = lambda **_: Passes(0)
     passes: Callable[..., Passes] = lambda methods, **_: shared_passes(methods)

@@ -48,7 +48,6 @@ def subsets(n: int, samples: int, seed: int, image_id: object) -> Tensor:
 
 
 @register_protocol(
-    "f_fidelity",
     in_domain=True,
     masked_share=MOST,
     higher_is_better=True,
@@ -75,9 +74,6 @@ def f_fidelity(
 
     Args:
         model: a net fine-tuned with up to a tenth of the patches deleted.
-        methods: methods on that net.
-        batch: images (B, 3, H, W), targets, ids.
-        prepared: not used.
         samples: random sets for each size.
         grid: patches per side, at least 2.
         baseline: what replaces a patch.

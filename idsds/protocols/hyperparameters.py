@@ -134,7 +134,6 @@ def _passes(methods: Sequence[Method], *, sweep: Sweep | None = None, **_: Any) 
 
 
 @register_protocol(
-    "hyperparameter_sensitivity",
     in_domain=True,  # reported beside IDSDS at the same settings, measured on that net
     higher_is_better=True,
     range=(-1, 1),
@@ -159,10 +158,6 @@ def hyperparameter_sensitivity(
     scores 1. A map that does not depend on a setting is not necessarily faithful: compare with the controls.
 
     Args:
-        model: the net.
-        methods: of the registry.
-        batch: images (B, 3, H, W), targets, ids.
-        prepared: not used.
         sweep: the values to try by hyperparameter, such as ``{"steps": [5, 10, 50]}``; None: all hyperparameters of the method in
             :data:`SWEEPS`.
         grid, baseline: the deletions of the net's fine-tuning; they only select the net.

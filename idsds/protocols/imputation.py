@@ -110,8 +110,6 @@ def road_curve(
 
 
 @register_protocol(
-    "road",
-    in_domain=False,
     higher_is_better=False,
     range=(0, 1),
     passes=lambda methods, **_: shared_passes(methods) + Passes(len(SHARES) * len(methods)),

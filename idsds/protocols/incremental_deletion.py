@@ -118,7 +118,8 @@ def incremental_deletion_curve(
     check_batch(images, targets, image_ids)
     if update and isinstance(method, Tensor):
         raise ValueError("update=True explains the image after each step: pass the method, not its maps")
-    schedule.check_image(images)
+    if schedule.units == "patches":
+        patch_size(*images.shape[-2:], schedule.grid)
     image_ids = content_ids(images) if image_ids is None else image_ids
 
     def explained(images: Tensor) -> Tensor:
@@ -180,11 +181,6 @@ class Schedule:
             baseline=(self.baseline, BASELINES),
         )
         as_whole("steps", self.steps)
-
-    def check_image(self, images: Tensor) -> None:
-        """Raise ValueError if the grid does not divide the images (B, 3, H, W)."""
-        if self.units == "patches":
-            patch_size(*images.shape[-2:], self.grid)
 
     def counts(self, images: Tensor) -> list[int]:
         """Return how many of the images' units are replaced at each point of the curve."""

@@ -171,7 +171,6 @@ def _from_changes(maps: Tensor, weights: Tensor, changes: Tensor) -> tuple[Tenso
 
 @register_protocol(
     "infidelity",
-    in_domain=False,
     higher_is_better=False,
     range=(0, float("inf")),
     prepare=logit_changes,
@@ -247,7 +246,6 @@ def max_sensitivity(
 
 @register_protocol(
     "max_sensitivity",
-    in_domain=False,
     higher_is_better=False,
     range=(0, float("inf")),
     passes=lambda methods, *, samples=10, **_: shared_passes(methods).times(samples + 1),

@@ -142,7 +142,6 @@ def entry_of(key: str) -> ProtocolEntry:
     return ProtocolEntry(
         name=key,
         function=function,
-        in_domain=False,
         higher_is_better=metric.higher_is_better,
         range=metric.range,
         passes=lambda methods, **_: shared_passes(methods),  # passes for the maps alone; the metric's own are not counted

@@ -68,9 +68,7 @@ def cell_share(maps: Tensor, cells: Tensor, side: int) -> Tensor:
     return share.masked_fill(undefined, torch.nan)
 
 
-@register_protocol(
-    "grid_pointing_game", in_domain=False, higher_is_better=True, range=(0, 1), asks="localised", source="Böhle et al., CVPR 2021"
-)
+@register_protocol(higher_is_better=True, range=(0, 1), asks="localised", source="Böhle et al., CVPR 2021")
 def grid_pointing_game(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2, size: Size = "full"
 ) -> dict[str, dict[str, Tensor]]:
@@ -78,9 +76,6 @@ def grid_pointing_game(
 
     Args:
         model: the net. Unlike in the papers, it need not classify the image confidently.
-        methods: methods on that net.
-        batch: images (B, 3, H, W), targets, ids, companions.
-        prepared: not used.
         side: images per side of a mosaic, at least 2.
         size: ``full``: the mosaic is ``side`` times as large as an image, for nets that take any size; ``shrunk``: as large as one image.
 
@@ -178,9 +173,7 @@ def _passes(methods: Sequence[Method], **_: Any) -> Passes:
     return shared_passes(methods) + Passes(2, 1)  # what the net says of the image and of the mosaic is compared
 
 
-@register_protocol(
-    "difull", in_domain=False, higher_is_better=True, range=(0, 1), asks="localised", passes=_passes, source="Rao et al., CVPR 2022"
-)
+@register_protocol(higher_is_better=True, range=(0, 1), asks="localised", passes=_passes, source="Rao et al., CVPR 2022")
 def difull(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2
 ) -> dict[str, dict[str, Tensor]]:
@@ -192,9 +185,6 @@ def difull(
 
     Args:
         model: a net of convolutions, see :func:`disconnected`.
-        methods: methods on that net.
-        batch: images (B, 3, H, W), targets, ids, companions.
-        prepared: not used.
         side: images per side of a mosaic, at least 2.
 
     Returns:

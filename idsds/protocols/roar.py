@@ -155,7 +155,7 @@ def mask_share(share: float, kind: Kind) -> float:
     return share if kind == "remove" else round(1 - share, 12)
 
 
-@register_protocol("roar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
+@register_protocol("roar", higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
     """Score the accuracy lost by removing a method's pixels instead of random ones, mean over shares, in [-1, 1]; higher is better.
 
@@ -179,7 +179,7 @@ def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
     return torch.trapezoid(control - accuracy, shares, dim=-1) / (shares[-1] - shares[0])
 
 
-@register_protocol("kar", in_domain=False, higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
+@register_protocol("kar", higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def kar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
     """Score the accuracy gained by keeping a method's pixels instead of random ones, mean over shares, in [-1, 1]; higher is better.
 

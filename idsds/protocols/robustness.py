@@ -192,8 +192,6 @@ def _count(group: str) -> int:
 
 
 @register_protocol(
-    "augmentation_robustness",
-    in_domain=False,
     higher_is_better=True,
     range=(-1, 1),
     prepare=probability_shifts,
@@ -221,10 +219,6 @@ def augmentation_robustness(
     An image for which no augmentation counts has the score NaN and ``counted`` 0.
 
     Args:
-        model: the net.
-        methods: methods on that net.
-        batch: images (B, 3, H, W), targets, ids.
-        prepared: ``shifts``, see :func:`probability_shifts`.
         kind: ``rotations`` or ``filters``.
         filters: the source of the photo filters: ``torchvision``, or ``gmic`` if that package is installed.
         similarity: ``ssim``, ``spearman`` or ``top_intersection``.

@@ -96,8 +96,6 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
 
 
 @register_protocol(
-    "sanity_check",
-    in_domain=False,
     higher_is_better=False,
     range=(0, 1),
     passes=lambda methods, *, depths=4, **_: shared_passes(methods).times(1 + depths),
@@ -122,10 +120,6 @@ def sanity_check(
     the range of each pair of maps. A score is NaN if one of its correlations is. A method's own noise stays the same.
 
     Args:
-        model: the intact net.
-        methods: methods of the registry; a user's own method cannot be moved to another net.
-        batch: images (B, 3, H, W), targets, ids.
-        prepared: not used.
         mode, depths: see :func:`randomised_models`.
         absolute: compare absolute values, which ignores each pixel's sign, not only that of the whole map.
         ssim: whether to compute SSIM, which takes most of the time on small nets.
@@ -159,8 +153,6 @@ def _by_depth(
 
 
 @register_protocol(
-    "smooth_mprt",
-    in_domain=False,
     higher_is_better=False,
     range=(0, 1),
     passes=lambda methods, *, depths=4, samples=8, **_: shared_passes(methods).times((1 + depths) * samples),
@@ -184,7 +176,7 @@ def smooth_mprt(
     ``sanity_check``). Columns ``score`` and ``spearman_by_depth`` (B, depths).
 
     Args:
-        model, methods, batch, prepared, mode, depths: see :func:`sanity_check`.
+        mode, depths: see :func:`randomised_models`.
         samples: noisy copies of each image, keyed by its id; all keep the id, so that a method's own noise is the same for them.
         sigma: standard deviation of the noise, as a share of the image's range.
 
@@ -208,8 +200,6 @@ def smooth_mprt(
 
 
 @register_protocol(
-    "efficient_mprt",
-    in_domain=False,
     higher_is_better=True,
     range=(-1, float("inf")),
     passes=lambda methods, **_: shared_passes(methods).times(2),
@@ -225,7 +215,6 @@ def efficient_mprt(
     pixels in one bin scores NaN. Columns ``score``, ``intact`` and ``random``, in nats.
 
     Args:
-        model, methods, batch, prepared: see :func:`sanity_check`.
         bins: number of bins of a map's histogram, over its own range; at least 2.
     """
     as_whole("bins", bins, least=2)
@@ -265,8 +254,6 @@ def other_classes(model: nn.Module, batch: Batch, *, seed: int = 0, **_: object)
 
 
 @register_protocol(
-    "random_logit",
-    in_domain=False,
     higher_is_better=False,
     range=(-1, 1),
     prepare=other_classes,
@@ -283,8 +270,6 @@ def random_logit(
     A map that is the same for every class does not explain the class.
 
     Args:
-        model, methods, batch: see :func:`sanity_check`; a user's own method is fine.
-        prepared: ``other``, see :func:`other_classes`.
         similarity: ``ssim`` as in the paper, ``spearman``, or ``absolute``.
 
     Raises:

@@ -217,7 +217,7 @@ _SHARED: dict[str, Any] = {
 }
 
 
-@register_protocol("single_deletion", in_domain=False, **_SHARED)
+@register_protocol("single_deletion", **_SHARED)
 @register_protocol("idsds", in_domain=True, **_SHARED)
 def single_deletion(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, offset: int = 0, **_: Any

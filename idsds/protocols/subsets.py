@@ -102,8 +102,6 @@ def drops_of_sizes(
 
 
 @register_protocol(
-    "sensitivity_n",
-    in_domain=False,
     higher_is_better=True,
     range=(-1, 1),
     prepare=drops_of_sizes,
@@ -128,8 +126,6 @@ def drops_of_sets(
 
 
 @register_protocol(
-    "faithfulness_correlation",
-    in_domain=False,
     higher_is_better=True,
     range=(-1, 1),
     prepare=drops_of_sets,

@@ -9,19 +9,3 @@ from idsds.statistics.intervals import covers_seeds, seed_interval
 from idsds.statistics.means import nested_bootstrap, null_band, rank
 from idsds.statistics.paired import holm, images_needed, paired_differences, ranking_with_ties
 from idsds.statistics.rankings import rank_agreement, rank_each
-
-__all__ = [
-    "covers_seeds",
-    "holm",
-    "images_needed",
-    "kendalls_w",
-    "krippendorffs_alpha",
-    "nested_bootstrap",
-    "null_band",
-    "paired_differences",
-    "rank",
-    "rank_agreement",
-    "rank_each",
-    "ranking_with_ties",
-    "seed_interval",
-]

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pandas as pd
 import yaml
@@ -43,9 +43,6 @@ from idsds.studies.shown import short_warnings
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, plan_training, trains_from_scratch
 from idsds.training.launch import Machine, check_machine, is_main
 from idsds.training.recipes import BaselineName
-
-if TYPE_CHECKING:
-    pass
 
 #: Every study, by the name of its notebook, in a profile's order: studies that train nets for others come first.
 STUDIES = (

@@ -7,7 +7,6 @@ saved beside the checkpoint in ``*.resume.pt``; if the process is killed, the sa
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import nn
 from idsds.common import paths
 from idsds.common.devices import chosen_device
 from idsds.common.files import sha256_of, sweep, write_json
-from idsds.common.hashing import digest, versions
+from idsds.common.hashing import digest, file_digest, versions
 from idsds.common.normalisation import Normalisation
 from idsds.common.randomness import generator
 from idsds.common.registry import UnknownNameError
@@ -260,8 +259,7 @@ def _weights_key(weights: str) -> str:
     path = paths.resolve(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint to start from at {str(path)!r}")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+    return file_digest(path)
 
 
 def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = True) -> nn.Module:

@@ -28,8 +28,6 @@ from idsds.methods.libraries.saliency import Saliency
 from idsds.methods.libraries.torchcam import Torchcam
 from idsds.methods.libraries.zennit import Zennit
 
-__all__ = ["ADAPTERS", "PLAIN", "MissingLibraryError", "entry_of", "names_of"]
-
 ADAPTERS: dict[str, type[LibraryMethod]] = {kind.library: kind for kind in (Captum, Torchcam, Zennit, GradCam, Saliency)}
 FAMILIES = {"captum": "gradient", "torchcam": "CAM", "zennit": "gradient", "gradcam": "CAM", "saliency": "gradient"}
 

@@ -12,8 +12,6 @@ from torch import nn
 from idsds.studies.explore.explorer import Explorer
 from idsds.studies.explore.source import Source
 
-__all__ = ["Explorer", "explore"]
-
 
 def explore(
     records: pd.DataFrame | str | Path,

@@ -1,5 +1,3 @@
 """How infidelity works, step by step."""
 
 from idsds.studies.how_infidelity_works.study import HowInfidelityWorks
-
-__all__ = ["HowInfidelityWorks"]

@@ -1,5 +1,3 @@
 """Infidelity, sensitivity and model quality."""
 
 from idsds.studies.infidelity_sensitivity.study import InfidelitySensitivity
-
-__all__ = ["InfidelitySensitivity"]

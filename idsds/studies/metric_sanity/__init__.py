@@ -1,5 +1,3 @@
 """Which metrics find a known truth."""
 
 from idsds.studies.metric_sanity.study import MetricSanity
-
-__all__ = ["MetricSanity"]

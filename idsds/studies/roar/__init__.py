@@ -2,5 +2,3 @@
 
 from idsds.studies.roar.curves import retraining_areas, retraining_curves
 from idsds.studies.roar.study import Roar
-
-__all__ = ["Roar", "retraining_areas", "retraining_curves"]

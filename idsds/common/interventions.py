@@ -9,8 +9,9 @@ Source: Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Visi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +147,47 @@ def patch_numbers(images: Tensor, grid: int) -> Tensor:
     rows = torch.arange(height, device=images.device) // cell_height
     columns = torch.arange(width, device=images.device) // cell_width
     return rows[:, None] * grid + columns
+
+
+def grid_of(mask: object) -> dict[str, Any] | None:
+    """Return the ``grid`` and ``offsets`` whose patches are features of a mask (..., H, W), such as captum's; None if there are none."""
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or (mask != mask.flatten(0, -3)[:1] if mask.ndim > 2 else mask != mask).any():
+        return None
+    mask = mask.flatten(0, -3)[0] if mask.ndim > 2 else mask
+    (height, width), inside = mask.shape, (mask == mask[mask.shape[0] // 2, mask.shape[1] // 2]).nonzero()
+    (top, left), (rows, columns) = inside.amin(0).tolist(), (inside.amax(0) - inside.amin(0) + 1).tolist()
+    grid, offset = height // rows, top % rows
+    if (grid * rows, grid * columns) != (height, width) or grid < 2 or left % columns != offset:
+        return None
+    (covered, across), side = shifted(height, width, grid, offset)
+    inner = mask[covered, across]
+    pairs = torch.stack([inner.flatten(), patch_numbers(inner, side).flatten()]).unique(dim=1)
+    labels = pairs[0].unique()
+    one_to_one = pairs.shape[1] == len(labels) == side * side and int(torch.isin(mask, labels).sum()) == inner.numel()
+    return {"grid": grid, "offsets": [offset]} if one_to_one else None
+
+
+def on_grid(queried: Mapping[str, Any] | None, size: Sequence[int]) -> Mapping[str, Any] | None:
+    """Return the deletions that a method queries on images (C, H, W) by ``grid`` and ``offsets``.
+
+    Args:
+        queried: ``baseline`` and either the ``grid`` (and ``offsets``, otherwise 0) or a ``window`` (C, h, w) with its ``strides``
+            (vertical, horizontal); None if it queries none.
+        size: C, H and W.
+
+    Returns:
+        ``grid``, ``offsets`` and ``baseline``; None for a window that is no patch of a grid, or never where patches are.
+    """
+    if queried is None or "window" not in queried:
+        return queried
+    (channels, *window), strides = queried["window"], queried["strides"]
+    if len(window) != 2 or len(strides) != 2 or not all(isinstance(side, int) and side > 0 for side in (*window, *strides)):
+        return None  # the library raises
+    grid = size[1] // window[0]
+    if channels != size[0] or [grid * side for side in window] != list(size[1:]) or grid < 2 or any(map(int.__mod__, window, strides)):
+        return None
+    offsets = [offset for offset in range(min(window)) if not any(offset % stride for stride in strides)]
+    return {"grid": grid, "offsets": offsets, "baseline": queried["baseline"]}
 
 
 def _patch_mask(images: Tensor, patches: Tensor, grid: int) -> Tensor:

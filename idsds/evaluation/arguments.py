@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from idsds.common.devices import PRECISIONS, check_precision, chosen_device
 from idsds.common.hashing import OwnImages, own_digest
-from idsds.common.interventions import BASELINES, patch_size, shifted
+from idsds.common.interventions import BASELINES, on_grid, patch_size, shifted
 from idsds.common.normalisation import as_normalisation
 from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError
@@ -102,16 +102,16 @@ def make_plan(arguments: Arguments) -> Plan:
         check_precision(arguments.precision, arguments.device)
     nets = {name: as_net(name, net) for name, net in _as_mapping("models", arguments.models, MODELS).items()}
     methods = {name: as_stored(name, thing) for name, thing in _as_mapping("methods", arguments.methods, None).items()}
-    dataset, own_images, sides = _data(arguments, nets)
+    dataset, own_images, size = _data(arguments, nets)
     arguments = replace(arguments, dataset=dataset)
     if "grid" in settings:
-        settings["grid"] = _checked_grid(entry, settings["grid"], sides)
+        settings["grid"] = _checked_grid(entry, settings["grid"], size[1:])
         for grid in settings["grid"] if isinstance(settings["grid"], tuple) else [settings["grid"]]:
-            shifted(*sides, grid, settings.get("offset", 0))
+            shifted(*size[1:], grid, settings.get("offset", 0))
     if unused := [name for name in arguments.checkpoints if name not in nets]:
         raise UnknownNameError("model with a checkpoint", unused[0], nets)
     keys = {name: own_digest(thing) for name, thing in methods.items() if thing is not None}
-    look = _Look(replace(arguments, models=nets, methods=methods, settings=settings), entry)
+    look = _Look(replace(arguments, models=nets, methods=methods, settings=settings), entry, size)
     jobs = tuple(
         replace(look.job(name, net, seed), own_keys=keys, own_images=own_images) for seed in arguments.seeds for name, net in nets.items()
     )
@@ -140,16 +140,16 @@ def make_plan(arguments: Arguments) -> Plan:
 
 
 def _data(arguments: Arguments, nets: Mapping[str, Any]) -> tuple[str | Dataset, OwnImages | None, Sequence[int]]:
-    """Return the data set, what is known of its images if it is the user's, and the images' height and width."""
+    """Return the data set, what is known of its images if it is the user's, and the images' C, H and W."""
     if isinstance(arguments.dataset, str):
         if arguments.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
             raise ValueError(f"normalisation={arguments.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
-        return arguments.dataset, None, (DATASETS[arguments.dataset].image_size,) * 2
+        return arguments.dataset, None, (3, *(DATASETS[arguments.dataset].image_size,) * 2)
     dataset = as_image_dataset(arguments.dataset, labels=arguments.target == "label", normalisation=arguments.normalisation)
     decoded = Decoded(dataset)
-    sides = two_images(dataset, range(len(dataset))).shape[-2:]
+    size = two_images(dataset, range(len(dataset))).shape[-3:]
     # The package's own data sets give ids and targets without loading images.
-    return dataset if isinstance(dataset, ImageDataset) else decoded, OwnImages(decoded), sides
+    return dataset if isinstance(dataset, ImageDataset) else decoded, OwnImages(decoded), size
 
 
 def _workers(arguments: Arguments) -> int:
@@ -162,8 +162,8 @@ def _workers(arguments: Arguments) -> int:
 class _Look:
     """Makes the jobs; each of the user's nets is inspected once, whatever the number of seeds."""
 
-    def __init__(self, arguments: Arguments, entry: ProtocolEntry) -> None:
-        self.arguments, self.entry = arguments, entry
+    def __init__(self, arguments: Arguments, entry: ProtocolEntry, size: Sequence[int]) -> None:
+        self.arguments, self.entry, self.size = arguments, entry, size
         self.own = {name: net for name, net in arguments.models.items() if isinstance(net, nn.Module)}  # type: ignore[union-attr]
         self.known: dict[str, tuple[Facts, dict[str, str]]] = {}
         self.notes: dict[str, None] = {}
@@ -191,8 +191,10 @@ class _Look:
         space = MODELS[built].normalisation if built else as_normalisation(arguments.normalisation)
         where = (dataset, arguments.split, space, MODELS[built].view if built else None) if isinstance(dataset, str) else dataset
         data = named_dataset(*where) if isinstance(where, tuple) else where
-        if getattr(data, "view", None) is not None and "grid" in settings:  # the model's input may differ from the data set's size
-            self._check_view(built, data.view[0])
+        view = getattr(data, "view", None)  # the model's input may differ from the data set's size
+        size = self.size if view is None else (3, view[0], view[0])
+        if view is not None and "grid" in settings:
+            self._check_view(built, view[0])
         ids = data.image_ids if isinstance(data, ImageDataset) else [str(index) for index in range(len(data))]
         indices = tuple(fixed_order(ids)[: arguments.images or DEFAULT_IMAGES])
         fitting, excluded, bound = _applicable(methods, skeleton(built) if built else net, seed, self.own.values())
@@ -217,7 +219,7 @@ class _Look:
             groups=groups,
             passes=passes,
             families={method: made.entry.family for method, made in fitting.items()},
-            queried={method: made.entry.queries(**made.options) for method, made in fitting.items()},
+            queried={method: on_grid(made.entry.queries(**made.options), size) for method, made in fitting.items()},
             facts=self.known[name][0] if name in self.own else None,
         )
 

@@ -42,7 +42,7 @@ class Job:
         groups: methods that share a computation.
         passes: passes per image of each group.
         families: the methods' families.
-        queried: by method, the deletions that it queries itself, see :meth:`idsds.methods.Method.is_ceiling`.
+        queried: by method, the deletions that it queries itself, see :func:`idsds.common.interventions.on_grid`.
         own_keys: hashes of the user's own methods.
         own_images: what is known about the user's own images; None for a registered data set.
         facts: what is known about the user's own net; None for a registered one.

@@ -84,7 +84,8 @@ class MethodEntry:
         inapplicable: returns the reason why the method does not apply to a model, or None if it does.
         source: the paper.
         explains_not: by kind of :class:`idsds.models.quantity.Quantity`, why the method cannot explain it.
-        queries: returns, from the options, the ``grid`` and ``baseline`` of the patch deletions that the method queries, or None.
+        queries: returns, from the options, the ``grid`` and ``baseline`` of the patch deletions that the method queries, or None; see
+            :func:`idsds.common.interventions.on_grid`.
         refused: why the method applies to no model at all; "" otherwise.
     """
 
@@ -264,14 +265,6 @@ class Method:
         """Forward and backward passes per image; None if unknown."""
         passes = self.entry.passes
         return passes(self.model, **self.options) if callable(passes) else passes
-
-    def is_ceiling(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the method queries the same deletions by which a protocol with these settings scores it.
-
-        Its score is then an upper bound, not a fair comparison. Another ``grid``, ``offset`` or ``baseline`` is a different intervention.
-        """
-        queried = self.entry.queries(**self.options)
-        return queried is not None and not settings.get("offset") and all(settings.get(name) == value for name, value in queried.items())
 
     @cached_property
     def function(self) -> Callable[..., Tensor | dict[str, Tensor]]:

@@ -53,10 +53,11 @@ class OwnMethod(Method):
         explain: maps images (B, C, H, W), targets (B,) and, if it takes them, ``image_ids`` to attributions (B, C, H, W) or (B, H, W).
         model: the net that it explains, in eval mode while it runs.
         seed: the run's seed; it does not control random numbers that ``explain`` draws itself.
+        entry: more of its :class:`~idsds.methods.base.MethodEntry`.
     """
 
-    def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0) -> None:
-        super().__init__(name, model, seed=seed, entry=MethodEntry(name=name, function=partial(_in_parts, explain), family="own"))
+    def __init__(self, name: str, explain: Explain, model: nn.Module, seed: int = 0, **entry: Any) -> None:
+        super().__init__(name, model, seed=seed, entry=MethodEntry(name=name, function=partial(_in_parts, explain), family="own", **entry))
         self._explain = explain
 
     @property
@@ -115,7 +116,8 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
         renamed.name = name
         return renamed
     if library := library_of(thing):
-        return OwnMethod(name, _OfLibrary(name, library, thing, options, model), model, seed)
+        more = {"queries": partial(queried, thing, options)} if library == "captum" else {}
+        return OwnMethod(name, _OfLibrary(name, library, thing, options, model), model, seed, **more)
     thing = as_stored(name, thing)
     if isinstance(thing, StoredMaps):
         return OwnMethod(name, thing.of_one_net(), model, seed)
@@ -128,6 +130,14 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
         raise TypeError(f"method {name!r} is {what}; wanted {wanted}")
     _check_arguments(name, getattr(thing, "__name__", type(thing).__name__), thing, options)
     return OwnMethod(name, _With(thing, options) if options else thing, model, seed)
+
+
+def queried(attribution: Attribution, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the deletions that a captum object queries, see :func:`idsds.common.interventions.on_grid`; None if it queries none."""
+    from idsds.methods.libraries.captum import Captum
+
+    kinds = {kind.__name__ for kind in type(attribution).__mro__}
+    return next((Captum(name).queries(**options) for name in Captum.PERTURBING if name in kinds), None)
 
 
 class _With:

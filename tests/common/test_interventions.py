@@ -3,7 +3,17 @@ import pytest
 import scipy.ndimage
 import torch
 
-from idsds.common.interventions import BASELINES, all_deletions, baseline_images, delete_patches, list_baselines, patch_size
+from idsds.common.interventions import (
+    BASELINES,
+    all_deletions,
+    baseline_images,
+    delete_patches,
+    grid_of,
+    list_baselines,
+    on_grid,
+    patch_numbers,
+    patch_size,
+)
 from idsds.common.registry import UnknownNameError
 
 
@@ -95,3 +105,39 @@ def test_a_blur_out_of_range_is_named(name):
     with pytest.raises(ValueError, match=f"baseline '{name}': write 'blur KERNEL SIGMA'"):
         baseline_images(torch.zeros(1, 3, 32, 32), name)
     assert name not in BASELINES
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "grid", "offset"), [(16, 32, 4, 0), (16, 32, 2, 3), (32, 16, 4, 2), (12, 12, 3, 1), (16, 16, 8, 0)]
+)
+def test_a_mask_of_patches_is_recognised_by_the_deletions_that_it_makes(height, width, grid, offset):
+    """Its features deleted one at a time are the grid's deletions; with one pixel moved it is no grid."""
+    x = images(1, height, width)
+    deleted = all_deletions(x, torch.full_like(x, 9.0), grid, offset)[0, :, 0] == 9
+    mask = 7 - 2 * deleted.float().argmax(0) - 100 * (~deleted.any(0)).float()
+    assert grid_of(mask) == grid_of(mask.expand(2, 3, -1, -1)) == {"grid": grid, "offsets": [offset]}
+    inside = deleted.any(0).nonzero()
+    mask[tuple(inside[0])] = 50
+    assert grid_of(mask) is None
+
+
+def test_what_is_no_mask_of_patches():
+    x, patches = images(1), patch_numbers(images(1), 4)
+    for mask in (None, 3, patches[0], torch.zeros(16, 32), patches // 4, torch.stack([patches, patches + 1]), patches.float() * torch.nan):
+        assert grid_of(mask) is None, mask
+    assert grid_of(patches) == {"grid": 4, "offsets": [0]}
+    assert on_grid(None, x.shape[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "offsets"),
+    [
+        *[((3, 4, 8), (4, 8), [0]), ((3, 4, 8), (2, 4), [0]), ((3, 4, 8), (1, 1), [0, 1, 2, 3]), ((3, 4, 8), (1, 2), [0, 2])],
+        *[((3, 4, 8), (3, 8), None), ((1, 4, 8), (4, 8), None), ((3, 4, 4), (4, 4), None), ((3, 16, 32), (1, 1), None)],
+        *[((3, 5, 8), (1, 1), None), ((4, 8), (4, 8), None), ((3, 4, 8), (0, 8), None), ((3, 4, 8), (8,), None)],
+        *[((3, 0, 8), (1, 1), None), ((3, 4.0, 8), (4, 8), None)],
+    ],
+)
+def test_windows_are_patches_where_they_have_their_size_and_stand_on_each(window, strides, offsets):
+    found = on_grid({"window": window, "strides": strides, "baseline": "blur"}, (3, 16, 32))
+    assert found == (None if offsets is None else {"grid": 4, "offsets": offsets, "baseline": "blur"})

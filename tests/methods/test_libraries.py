@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import idsds
+from idsds.common.interventions import patch_numbers
 from idsds.common.randomness import seeded as generators
 from idsds.common.registry import UnknownNameError
 from idsds.methods import METHODS, create_method, libraries, list_methods
@@ -466,6 +467,48 @@ def test_a_method_that_has_queried_the_judging_deletions_is_a_ceiling(checkpoint
     assert table["ceiling"].dtype == bool
     blurred = idsds.evaluate(["mini_resnet8"], wanted, **arguments, baseline="blur")
     assert set(blurred.loc[blurred["ceiling"], "method"]) == {"blurred"}
+
+
+def test_a_users_own_windows_on_the_judging_patches_are_a_ceiling_and_others_are_not(checkpoint) -> None:
+    """Occlusion by windows that are the patches scores 1. The package's methods, and captum's objects on the user's net, at 32 x 32."""
+    net = idsds.create_model("mini_resnet8", num_classes=10, checkpoint=checkpoint)
+    patches = patch_numbers(torch.zeros(1, 3, 32, 32), 4)
+    moved = torch.full((32, 32), 99)
+    moved[4:28, 4:28] = patch_numbers(torch.zeros(1, 3, 24, 24), 3)
+    window, object_ = {"sliding_window_shapes": (3, 8, 8)}, captum.attr.Occlusion(net)
+    exact = {  # judged by the grid of 4
+        "windows": ("Occlusion", {"grid": None, **window, "strides": (3, 8, 8)}),
+        "windows of zeros": ("captum/Occlusion", {**window, "strides": 8, "baselines": torch.zeros(1, 3, 32, 32)}),
+        "object": (object_, {**window, "strides": (3, 8, 8)}),
+        "mask": ("captum/FeatureAblation", {"feature_mask": 7 - patches[None, None]}),
+        "mask of channels": (captum.attr.FeatureAblation(net), {"feature_mask": patches.expand(1, 3, -1, -1)}),
+    }
+    seen = {
+        "SHAP": ("captum/KernelShap", {"feature_mask": patches[None, None], "n_samples": 30}),
+        "Shapley": (captum.attr.ShapleyValueSampling(net), {"feature_mask": patches, "n_samples": 2}),
+        "overlapping": ("captum/Occlusion", {**window, "strides": (1, 4, 2)}),  # queries the patches among others
+    }
+    others = {
+        "smaller": ("captum/Occlusion", {"sliding_window_shapes": (3, 4, 4), "strides": 4}),
+        "one channel": (object_, {"sliding_window_shapes": (1, 8, 8), "strides": (1, 8, 8)}),
+        "wide": ("captum/Occlusion", {"sliding_window_shapes": (3, 8, 16), "strides": (3, 8, 16)}),
+        "never on a patch": ("captum/Occlusion", {**window, "strides": (3, 5, 5)}),
+        "grey": ("captum/Occlusion", {**window, "strides": 8, "baselines": 0.5}),
+        "noise": (object_, {**window, "strides": 8, "baselines": torch.ones(1, 3, 32, 32)}),
+        "stripes": ("captum/FeatureAblation", {"feature_mask": patches[None, None] // 4}),
+        "channels": ("captum/FeatureAblation", {"feature_mask": torch.stack([patches, patches + 16, patches])[None]}),
+        "moved": ("captum/FeatureAblation", {"feature_mask": moved[None, None]}),
+        "tunnel": (captum.attr.NoiseTunnel(captum.attr.Saliency(net)), {"nt_samples": 1, "nt_type": "smoothgrad"}),
+    }
+    arguments = {"dataset": "digits", "images": 2, "device": "cpu", "progress": False}
+    records = idsds.evaluate({"own": net}, {**exact, **seen, **others}, **arguments, normalisation=(0.5, 0.5))
+    assert set(records.loc[records["ceiling"], "method"]) == {*exact, *seen}
+    scores = records.groupby("method")["score"].mean()
+    assert scores[[*exact]].to_numpy() == pytest.approx(1)
+    assert scores[["smaller", "wide", "stripes", "moved"]].max() < 0.999
+    beside = idsds.evaluate({"own": net}, {**exact, **seen, **others}, **arguments, normalisation=(0.5, 0.5), offset=4)
+    assert set(beside.loc[beside["ceiling"], "method"]) == {"moved", "overlapping"}
+    assert beside.loc[beside["method"] == "moved", "score"].to_numpy() == pytest.approx(1)
 
 
 def test_attn_lrp_is_refused_with_the_reason() -> None:

@@ -151,6 +151,10 @@ def test_a_net_sees_the_size_and_crop_of_its_configuration(tmp_path, monkeypatch
     other = make_plan(Arguments(["resnet18"], {"IxG": None}, "image_folder", checkpoints={"resnet18": path}, settings={"grid": 4})).jobs[0]
     assert other.dataset[0][0].shape[-1] == 224
     assert other.data_key != job.data_key
+    windows = {"mine": ("captum/Occlusion", {"sliding_window_shapes": (3, size // 4, size // 4), "strides": size // 4})}
+    both, files = ["timm/efficientnet_b1", "resnet18"], {**given.checkpoints, "resnet18": path}
+    plan = make_plan(Arguments(both, windows, "image_folder", checkpoints=files, settings={"grid": 4}))
+    assert [job.queried["mine"] is not None for job in plan.jobs] == [True, False]  # a patch at the first one's input size only
     stage = plan_training("timm/efficientnet_b1", "image_folder", weights=str(path))
     assert stage.split("val")[0][0].shape[-1] == stage.split("train").augmented(0, 0)[0][0].shape[-1] == size
     with pytest.raises(

@@ -109,7 +109,7 @@ class LibraryMethod(ABC):
         return None
 
     def queries(self, **options: Any) -> dict[str, Any] | None:
-        """Return the grid and baseline of the deletions that it queries; None if it queries none."""
+        """Return the deletions that it queries, see :func:`idsds.common.interventions.on_grid`; None if it queries none."""
         return None
 
     def inapplicable(self, model: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idsds.common.interventions import baseline_images, patch_numbers, patch_size
+from idsds.common.interventions import baseline_images, grid_of, patch_numbers, patch_size
 from idsds.common.randomness import Draws, generator
 from idsds.methods import graphs
 from idsds.methods.base import Passes
@@ -114,11 +114,18 @@ class Captum(LibraryMethod):
         return Passes(1, 1)
 
     def queries(self, **options: Any) -> dict[str, Any] | None:
-        given = options.get("baselines")
-        black = given is None or (isinstance(given, (int, float)) and given == 0)
-        if self.name not in self.PERTURBING or options["grid"] is None or not (black or isinstance(given, str)):
+        names = ("grid", "sliding_window_shapes", "strides", "feature_mask", "baselines")
+        grid, window, strides, mask, baseline = (_only(options.get(name)) for name in names)
+        if baseline is None or (isinstance(baseline, (int, float, Tensor)) and not torch.as_tensor(baseline).any()):
+            baseline = "zeros"
+        if self.name not in self.PERTURBING or not isinstance(baseline, str):
             return None
-        return {"grid": options["grid"], "baseline": "zeros" if black else given}
+        if grid is not None:
+            return {"grid": grid, "baseline": baseline}
+        if window is not None:
+            strides = (1 if strides is None else strides,) * 3 if strides is None or isinstance(strides, int) else strides
+            return {"window": tuple(window), "strides": tuple(strides)[-2:], "baseline": baseline}
+        return None if (patches := grid_of(mask)) is None else {**patches, "baseline": baseline}
 
     def refuses(self, model: nn.Module) -> str | None:
         if self.name in self.RESCALING:
@@ -188,6 +195,11 @@ class Captum(LibraryMethod):
         if isinstance(given, str):
             return baseline_images(images, given, seed=draws.seed, image_ids=draws.image_ids)
         return given.to(images) if isinstance(given, Tensor) else given
+
+
+def _only(given: Any) -> Any:
+    """Return the single element of a tuple, as captum takes for one input; anything else unchanged."""
+    return given[0] if isinstance(given, tuple) and len(given) == 1 else given
 
 
 def features(images: Tensor, grid: int, sliding: bool) -> dict[str, Any]:

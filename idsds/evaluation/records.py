@@ -70,8 +70,7 @@ class Content:
         image_ids, targets: ids and classes of the images, in their fixed order.
         facts: columns that are equal in every row: ``dataset``, ``protocol`` and the protocol's settings.
         families: the methods' families.
-        queried: by model and method, the deletions that it queries itself, see :func:`idsds.common.interventions.on_grid`; with the same
-            settings its score is an upper bound.
+        queried: by model and method, the deletions that it queries itself; with the same settings its score is an upper bound.
         distilled: models that were fine-tuned in-domain without labels.
         groups: the group of each image, by id, such as the photo that it is a crop of; empty if there are none.
         predicted: whether the class explained is the model's prediction, a method-independent column.
@@ -151,16 +150,11 @@ def _constants(name: str, content: Content) -> list[Any]:
 
 
 def is_ceiling(part: Part, content: Content) -> bool:
-    """Return whether a method queries the same deletions by which it is scored.
-
-    Its score is then an upper bound, not a fair comparison. Another grid, offset or baseline is a different intervention.
-    """
+    """Return whether a method queries the same deletions by which it is scored: the grid, its offset and the baseline."""
     queried = content.queried.get(part.model, content.queried).get(part.method or "")  # older folders: not by model
-    if queried is None:
-        return False
-    own, settings = {"offsets": [0], **queried}, {**content.facts, "grid": part.grid}
-    moved = settings.get("offset") or 0
-    return moved in own.pop("offsets") and all(settings.get(name) == value for name, value in own.items())
+    own, settings = {"offsets": [0], **(queried or {})}, {**content.facts, "grid": part.grid}
+    same = (settings.get("offset") or 0) in own.pop("offsets") and all(settings.get(name) == value for name, value in own.items())
+    return queried is not None and same
 
 
 def as_values(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a study: tables, with intervals as small bars and an arrow for the better direction, and warnings."""
+"""What a notebook shows of a study: tables, with intervals as small bars and an arrow for the better direction; scrolling; warnings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ ROWS, HEIGHT = 500, "28em"
 ARROWS = {"higher is better": "↑", "lower is better": "↓"}
 #: Width and height of an interval's bar, in CSS pixels.
 BAR = (88, 8)
+#: In JupyterLab all long outputs of a notebook with a table scroll: text, findings and logs by their height, figures if wider than the cell.
+SHEET = """<style>.jp-Notebook:has(.idsds-table) .jp-OutputArea-output:not(:has(.idsds-explorer)) {max-height: 40em; overflow: auto}
+.jp-Notebook:has(.idsds-table) .jp-OutputArea-output.jp-RenderedImage {max-height: 95vh}
+.jp-Notebook:has(.idsds-table) .jp-RenderedImage img {max-width: none}</style>"""
 
 
 class Table(pd.DataFrame):
@@ -73,7 +77,7 @@ def as_html(table: pd.DataFrame) -> str:
     notes = [f"{html.escape(str(name))}: {_cell(table[name].iloc[0])}" for name in same]
     notes += [f"the first {ROWS} of {len(table)} rows"] if len(table) > ROWS else []
     below = f'<div style="opacity: .8">{"; ".join(notes)}</div>' if notes else ""
-    return f'<div class="idsds-table" tabindex="0" style="max-height: {HEIGHT}; overflow: auto">{shown}</div>{below}'
+    return f'{SHEET}<div class="idsds-table" tabindex="0" style="max-height: {HEIGHT}; overflow: auto">{shown}</div>{below}'
 
 
 def _cell(value: Any) -> str:

@@ -21,6 +21,13 @@ SMALL = {
     "how_idsds_works": 'methods: list = ["IxG"]\nimages: int = 1\n',
 }
 
+#: A cell of outputs that are longer or wider than they should be shown.
+LONG = """from matplotlib import pyplot
+from idsds.studies.result import Findings
+print("\\n".join(f"step {number}" for number in range(300)))
+pyplot.figure(figsize=(30, 1)).text(0.5, 0.5, "wide")
+Findings([f"Sentence {number}." for number in range(100)])"""
+
 
 def absent(reason):
     """Skip, or fail where a browser is asked for, as continuous integration does."""
@@ -76,6 +83,8 @@ def tree(tmp_path_factory):
         if path.stem in SMALL:
             cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
             cell.source += "\n" + SMALL[path.stem]
+        if path.stem == "gallery":
+            notebook.cells.append(nbformat.v4.new_code_cell(LONG))
         nbformat.write(notebook, folder / "notebooks" / path.name)
     view = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import idsds\n\nidsds.explore("runs/smoke/rank_methods")')])
     view.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

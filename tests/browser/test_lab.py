@@ -14,6 +14,17 @@ RUN = """async () => {
   return panel.content.model.toJSON();
 }"""
 
+#: The heights of outputs above 40 em, or for figures above another limit.
+TALL = """(outputs, most) => outputs.map(one => [one.classList.contains('jp-RenderedImage') ? most : 41 * 14,
+  one.getBoundingClientRect().height]).filter(([most, height]) => height > most)"""
+#: What scrolls in the last cell.
+SCROLLING = """outputs => outputs.filter(one => one.closest('.jp-Cell') === [...document.querySelectorAll('.jp-Cell')].at(-1))
+  .filter(one => one.scrollHeight > one.clientHeight + 1 || one.scrollWidth > one.clientWidth + 1)
+  .map(one => one.classList.contains('jp-RenderedImage') ? 'image' : one.querySelector('li') ? 'list' : 'text')"""
+#: The corner of a figure as it is drawn: red, green, blue, opacity.
+CORNER = """image => { const canvas = document.createElement('canvas'), brush = canvas.getContext('2d');
+  canvas.width = canvas.height = 1; brush.drawImage(image, 0, 0); return [...brush.getImageData(0, 0, 1, 1).data]; }"""
+
 
 def opened(page, lab, name, width=1280, height=6000):
     """Open a notebook, tall enough that every cell is drawn."""
@@ -43,9 +54,18 @@ def test_a_notebook_runs_to_its_end(page, lab, picture, name, tables):
     )
     assert page.locator(".jp-OutputArea-output.jp-RenderedMarkdown li").count() > 0, "findings are rendered"
     picture(name)
+    assert page.locator(".jp-OutputArea-output").evaluate_all(TALL, 0.95 * 6000) == []
+    if name == "gallery":
+        page.set_viewport_size({"width": 800, "height": 800})
+        assert page.locator(".jp-OutputArea-output").evaluate_all(TALL, 0.95 * 800) == []
+        assert page.locator(".jp-OutputArea-output").evaluate_all(SCROLLING) == ["text", "list", "image"], "the last cell's"
+        assert not page.evaluate("(one => one.scrollWidth > one.clientWidth + 1)(document.querySelector('.jp-WindowedPanel-outer'))")
+        page.locator(".jp-Cell").last.scroll_into_view_if_needed()
+        picture("gallery-long-800")
     if name == "rank_methods":
         assert page.locator(".idsds-table svg").count() == tables  # an interval for each of the methods
         assert "mean ↑" in page.locator(".idsds-table th").all_text_contents()
+        assert page.locator(".jp-RenderedImage img").first.evaluate(CORNER) == [255, 255, 255, 255], "black on white in every theme"
         for theme, light in (("JupyterLab Dark", "false"), ("JupyterLab Light", "true")):
             page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
             page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")

@@ -91,7 +91,9 @@ def test_every_page_of_the_documentation(page, picture, site):
         for width in (1280, 800):
             page.set_viewport_size({"width": width, "height": 800})
             faults += [f"{address} overflows at {width} pixels"] if page.evaluate(WIDE) else []
-        faults += [f"{address}: {text!r} has a contrast of {contrast:.1f}" for text, contrast in page.evaluate(FAINT)]
+        for scheme in ("default", "slate"):
+            page.evaluate("scheme => document.body.setAttribute('data-md-color-scheme', scheme)", scheme)
+            faults += [f"{address}, {scheme}: {text!r} has a contrast of {contrast:.1f}" for text, contrast in page.evaluate(FAINT)]
     faults += [
         f"{address}: no {anchor!r} in {plain}" for plain, anchor, address in sorted(places) if anchor not in anchors.get(plain, [anchor])
     ]
@@ -100,5 +102,8 @@ def test_every_page_of_the_documentation(page, picture, site):
     assert faults == []
     assert outside == []
     page.set_viewport_size({"width": 1280, "height": 800})
-    page.goto(start)
-    picture("docs")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.goto((site / "findings.html").as_uri())
+        assert page.locator("body").get_attribute("data-md-color-scheme") == {"light": "default", "dark": "slate"}[scheme]
+        picture(f"docs-{scheme}")

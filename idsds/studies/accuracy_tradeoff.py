@@ -21,6 +21,7 @@ from idsds.statistics.intervals import rng_for, wilson
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result, named_score, resolve
+from idsds.studies.result import listed
 from idsds.training.predict import predicted
 
 
@@ -180,8 +181,8 @@ def findings(table: pd.DataFrame, correlated: dict[str, float], score: str = "ID
     ends = f"95 % interval [{correlated['low']:+.2f}, {correlated['high']:+.2f}]"
     sentences = [
         f"Accuracy and best {score} correlate by {correlated['rho']:+.2f} (Spearman over {correlated['models']} models, {ends}).",
-        f"Pareto front: {', '.join(table.loc[table['front'], 'model'])}.",
-        "The interval holds for these architectures; p asks whether as many other models would show it.",
+        f"Pareto front: {listed(table.loc[table['front'], 'model'])}.",
+        "The interval holds for these architectures; p is over the choice of architectures.",
     ]
     return Findings(sentences, pd.DataFrame([claim]))
 

@@ -23,6 +23,7 @@ from idsds.statistics.rankings import spearman, weighted_means
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.result import listed
 
 MEASURES = get_args(Similarity)
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
@@ -236,11 +237,11 @@ def sentences(table: pd.DataFrame) -> list[str]:
     """State how many images are judged, and the most robust methods of each model and group by each measure, with the mean."""
     whole = table[table["augmentation"].str.startswith("all ")]
     counts = whole.drop_duplicates(["model", "group"])
-    kept = ", ".join(f"{row.stayed} of {row.images} ({row.group}, {row.model})" for row in counts.itertuples())
+    kept = listed(f"{row.stayed} of {row.images} ({row.group}, {row.model})" for row in counts.itertuples())
     told = [f"Images that keep the target's probability under an augmentation that changes them: {kept}."]
     for group, rows in whole[whole["mean"].notna()].groupby("group", sort=False):
-        best = ", ".join(
-            f"{', '.join(_most_robust(part))} on {model} by {IN_WORDS[measure]} ({part['mean'].max():.2f})"
+        best = listed(
+            f"{listed(_most_robust(part))} on {model} by {IN_WORDS[measure]} ({part['mean'].max():.2f})"
             for (model, measure), part in rows.groupby(["model", "measure"], sort=False)
         )
         told.append(f"Most robust to {group}: {best}.")

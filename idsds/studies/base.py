@@ -228,7 +228,7 @@ class EvaluationStudy(Study):
         result = super().run(progress)
         if self.SEEDS is None:
             return result
-        return replace(result, findings=Findings([*result.findings.sentences, self.scope], result.findings.verdicts))
+        return replace(result, findings=Findings(result.findings.sentences, result.findings.verdicts, self.scope))
 
 
 class TrainingStudy(Study):

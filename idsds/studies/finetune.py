@@ -52,6 +52,7 @@ from idsds.models.base import describe
 from idsds.statistics.intervals import wilson
 from idsds.statistics.rankings import rank_agreement
 from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy
+from idsds.studies.result import listed
 from idsds.training.checkpoints import PRETRAINED, Stage, obtain, rehearse_stage
 from idsds.training.launch import Machine, is_main, launch, of_all
 from idsds.training.predict import accuracy
@@ -272,7 +273,7 @@ class Finetune(TrainingStudy):
         tables = {"": table, "costs": cost}
         if self.methods:
             tables["ranking"] = changes = ranking_changes(self.ranked(progress))
-            agreed = ", ".join(f"{row.rho:.2f} [{row.low:.2f}, {row.high:.2f}] on {row.model}" for row in changes.itertuples())
-            sentences[2] = f"The ranking of methods before and after correlates by {agreed} (Spearman)."
+            agreed = listed(f"{row.rho:.2f} [{row.low:.2f}, {row.high:.2f}] on {row.model}" for row in changes.itertuples())
+            sentences[2] = f"The rankings of methods before and after it have a Spearman correlation of {agreed}."
         draw = partial(plots.finetune, table, columns=self.columns)
         return Result(self.stem, tables, Findings(sentences), draw, trained)

@@ -21,6 +21,7 @@ from idsds.statistics.intervals import bca, rng_for
 from idsds.statistics.rankings import kendall
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.result import listed
 
 #: Columns of the records with a value per threshold, and those with one.
 CHECKS = ("csdc", "pc", "dc", "distractibility")
@@ -143,9 +144,9 @@ def findings(table: pd.DataFrame, apart: pd.DataFrame, nets: pd.DataFrame) -> Fi
     """State which method is best on each net, where the threshold was chosen, and which methods beat the random one."""
     means = table[(table["measure"] == "mean") & table["value"].notna()]
     best = means.loc[means.groupby("model", sort=False)["value"].idxmax()]
-    said = "; ".join(f"{row.method} on {row.model}, {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in best.itertuples())
+    said = listed(f"{row.method} on {row.model} ({row.value:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in best.itertuples())
     of_net = nets.pivot(index="model", columns="measure", values="value")
-    right = "; ".join(f"{model} {row.accuracy:.3f} and {row.background_independence:.3f}" for model, row in of_net.iterrows())
+    right = listed(f"{row.accuracy:.3f} and {row.background_independence:.3f} ({model})" for model, row in of_net.iterrows())
     tau = [_agreement(rows) for _, rows in table[table["family"] != "control"].groupby("model", sort=False)]
     sentences = [
         f"Highest mean of the three: {said} (95 %)." if said else "No method has a mean of the three: a term is undefined on all images.",

@@ -29,6 +29,7 @@ from idsds.models.isolation import on_loan
 from idsds.plots.gallery import Example
 from idsds.protocols.single_deletion import patch_sums
 from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
+from idsds.studies.result import listed
 from idsds.training.loop import batches
 
 # Protocols whose records hold drops and patch sums, and the names of their scores.
@@ -150,7 +151,7 @@ def best(table: pd.DataFrame) -> str:
     """Count the images on which each method scores highest, from a table of :func:`score_table`; ties go to the first."""
     scores = table.pivot(index=["model", "seed", "image_id"], columns="method", values="score").dropna(how="all")
     wins = scores.idxmax(axis=1).value_counts()
-    counts = ", ".join(f"{method} on {count}" for method, count in wins.items())
+    counts = listed(f"{method} on {count}" for method, count in wins.items())
     return f"Highest score on {len(scores)} images with a defined score: {counts}."
 
 

@@ -22,6 +22,7 @@ from idsds.common.interventions import all_deletions, baseline_images
 from idsds.models.base import frozen
 from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, resolve
 from idsds.studies.gallery import explain, pictures
+from idsds.studies.result import listed
 
 
 def delete_each(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +82,7 @@ def sentences(target: str, table: pd.DataFrame, scores: pd.DataFrame) -> list[st
     """
     n, most = len(table), table["drop"].idxmax()
     row, column = divmod(int(table["patch"][most]), round(n**0.5))
-    correlations = ", ".join(f"{score.method} {score.by_hand:+.3f}" for score in scores.itertuples())
+    correlations = listed(f"{score.method} {score.by_hand:+.3f}" for score in scores.itertuples())
     return [
         f"The patch in row {row + 1}, column {column + 1} matters most: without it the logit of {target!r} falls by"
         f" {table['drop'][most]:.2f} to {table['logit'][most]:.2f}.",

@@ -284,11 +284,11 @@ def sentences(spreads: pd.DataFrame) -> list[str]:
         spreads.loc[spreads[name].idxmax() if name == "deviation" else spreads[name].idxmin()] for name in SIMILARITIES
     )
     return [
-        f"{_named(most)} moves {score} most, by {_range(most)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}); "
-        f"{_named(least)} least, by {_range(least, '.3f')}.",
-        f"{moved} of {len(spreads)} hyperparameters move {score} by more than image noise alone would (Holm-corrected p at most {ALPHA}).",
-        f"Maps change most with {_named(by_rank)} by Spearman ({by_rank.spearman:.2f}), "
-        f"with {_named(by_ssim)} by SSIM ({by_ssim.ssim:.2f}), with {_named(by_pixel)} by deviation per pixel ({by_pixel.deviation:.2f}).",
+        f"{score} changes most with the {_named(most)}, by {_range(most)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}), "
+        f"and least with the {_named(least)}, by {_range(least, '.3f')}.",
+        f"{moved} of {len(spreads)} hyperparameters change {score} by more than image noise alone (Holm-corrected p at most {ALPHA}).",
+        f"Maps change most with the {_named(by_rank)} by Spearman ({by_rank.spearman:.2f}), with the {_named(by_ssim)} by SSIM "
+        f"({by_ssim.ssim:.2f}), and with the {_named(by_pixel)} by deviation per pixel ({by_pixel.deviation:.2f}).",
     ]
 
 

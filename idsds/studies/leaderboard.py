@@ -29,6 +29,7 @@ from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score
 from idsds.studies.rank_methods import SCORES, drops_said, with_drops
+from idsds.studies.result import listed
 from idsds.training.recipes import BaselineName
 
 
@@ -183,10 +184,8 @@ def findings(table: pd.DataFrame, score: str = "IDSDS") -> Findings:
     rows = list(_verdicts(table))
     verdicts = pd.DataFrame(rows)
     firsts = [f"{row['best']} on {row['model']} ({row['mean']:.2f})" for row in rows]
-    sentences = [
-        f"Highest mean {score}: {', '.join(firsts)}.",
-        f"Not told apart from the best (5 %, Holm): {', '.join(str(row['as good']) for row in rows)} other methods.",
-    ]
+    as_good = listed(f"{row['as good']} on {row['model']}" for row in rows)
+    sentences = [f"Highest mean {score}: {listed(firsts)}.", f"Methods not significantly below the best (5 %, Holm): {as_good}."]
     return Findings(sentences, verdicts.drop(columns="mean") if rows else None)
 
 

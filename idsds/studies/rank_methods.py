@@ -25,6 +25,7 @@ from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, named_score
+from idsds.studies.result import listed
 
 Treatment = tuple[str, str]  # model, method
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
@@ -198,8 +199,7 @@ class RankMethods(EvaluationStudy):
 
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
         tables |= {"findings_above_noise": apart, "poster": poster_findings()}
-        said = [*best(table, score), *above(controls), *below_zero(table), drops_said(table)]
-        findings = Findings(said, beside_poster(claims, apart))
+        findings = Findings([*best(table, score), *above(controls), *below_zero(table)], beside_poster(claims, apart))
         return Result(self.stem, tables, findings, draw, records)
 
 
@@ -242,7 +242,7 @@ def below_zero(table: pd.DataFrame) -> list[str]:
     """Name the methods whose whole interval is below 0, from a table of :func:`idsds.rank`: they rank patches wrongly."""
     rows = table[table["high"] < 0].sort_values("mean", kind="stable")
     scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
-    return [f"The whole interval is below 0 for {', '.join(scores)}."] if scores else []
+    return [f"The whole interval is below 0 for {listed(scores)}."] if scores else []
 
 
 def drops_of(records: pd.DataFrame) -> pd.DataFrame:
@@ -280,7 +280,7 @@ def with_drops(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
 def drops_said(table: pd.DataFrame) -> str:
     """Name each model's fraction of patches above the noise, from a table of :func:`with_drops`."""
-    shares = ", ".join(f"{model} {share:.0%}" for model, share in table.groupby("model", sort=False)["share_above_noise"].first().items())
+    shares = listed(f"{model} {share:.0%}" for model, share in table.groupby("model", sort=False)["share_above_noise"].first().items())
     return f"Patches whose drop is above {NOISE:.0%} of their image's largest: {shares}."
 
 
@@ -311,4 +311,4 @@ def best(table: pd.DataFrame, score: str = "IDSDS") -> list[str]:
     scored = rivals(table[table["mean"].notna()])
     rows = scored.loc[scored.groupby("model", sort=False)["mean"].idxmax()]
     scores = [f"{row.method} on {row.model} ({row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in rows.itertuples()]
-    return [f"Highest mean {score} of each model: {', '.join(scores)}."]
+    return [f"Highest mean {score} of each model: {listed(scores)}."]

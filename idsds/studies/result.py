@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Sentences of a study's findings.
+SENTENCES = 3
 #: The columns of a plan that are summed over the pieces of work.
 SUMS = ("files", "epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
-
-
 #: The columns of a plan of which a group has the least or the most.
 EXTREMES = {"images_per_second": "min", "memory_gb": "max"}
 
@@ -88,25 +88,40 @@ class Findings:
     Args:
         sentences: computed from the tables.
         verdicts: one row per claim (see :mod:`idsds.statistics.verdicts`), or None where the study tests no claim.
+        scope: what the claims are about, shown last.
+
+    Raises:
+        ValueError: for more than three sentences.
     """
 
     sentences: Sequence[str]
     verdicts: pd.DataFrame | None = None
+    scope: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.sentences) > SENTENCES:
+            raise ValueError(f"{len(self.sentences)} sentences; a study's findings are at most {SENTENCES}, the rest belongs in a table")
 
     def markdown(self) -> str:
-        """Return the sentences as a list, and the verdicts as a table below them."""
-        text = "\n".join(f"- {sentence.strip()}" for sentence in self.sentences)
-        if self.verdicts is None or self.verdicts.empty:
-            return text
-        rows = [list(map(str, self.verdicts.columns)), ["---"] * len(self.verdicts.columns)]
-        rows += [[_cell(value) for value in row] for row in self.verdicts.itertuples(index=False)]
-        return text + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        """Return the sentences as a list, the verdicts as a table below them, and the scope."""
+        parts = ["\n".join(f"- {sentence.strip()}" for sentence in self.sentences)]
+        if self.verdicts is not None and not self.verdicts.empty:
+            rows = [list(map(str, self.verdicts.columns)), ["---"] * len(self.verdicts.columns)]
+            rows += [[_cell(value) for value in row] for row in self.verdicts.itertuples(index=False)]
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        return "\n\n".join(filter(None, [*parts, self.scope]))
 
     def __repr__(self) -> str:
         return self.markdown()
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
+
+
+def listed(items: Iterable[str], most: int = 4) -> str:
+    """Join items for a sentence: the first few, and how many more a table has."""
+    items = list(items)
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _cell(value: object) -> str:

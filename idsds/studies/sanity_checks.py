@@ -31,6 +31,7 @@ from idsds.protocols.sanity import SIMILARITIES, Mode, compare_models, layers_fr
 from idsds.statistics.intervals import seed_interval
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
 from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.result import listed
 from idsds.training.checkpoints import Stage, obtain, plan_training, trains_from_scratch
 from idsds.training.loop import batches
 from idsds.training.recipes import Recipe
@@ -285,7 +286,7 @@ def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.
 
 
 def sentences(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
-    """Count the comparisons that agree with the claim, and list every method's Spearman correlation with the intact maps.
+    """Count the comparisons that agree with the claim, and list the methods' Spearman correlations with the intact maps, highest first.
 
     The latter is listed where the first group of layers is randomised.
 
@@ -302,13 +303,13 @@ def sentences(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         )
     learned = table[table["check"] == LABELS].groupby("model", sort=False)["train_accuracy"].first()
     if len(learned):
-        told.append(f"Permuted labels learned: {', '.join(f'{share:.0%} by {model}' for model, share in learned.items())}.")
+        told.append(f"Training accuracy on permuted labels: {listed(f'{value:.0%} of {model}' for model, value in learned.items())}.")
     part = table[(table["similarity"] == "spearman") & (table["check"] == "cascading") & (table["family"] != "control")]
     part = part[part["depth"] == part["depth"].min()]
     for depth, rows in part.groupby("depth"):
-        listed = ", ".join(
+        means = (
             f"{row.method} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] on {row.model}"
             for row in rows.sort_values("mean", ascending=False).itertuples()
         )
-        told.append(f"Spearman with the intact maps, the top {depth:.0%} of the layers randomised: {listed}.")
+        told.append(f"Spearman correlation with the intact maps, the top {depth:.0%} of the layers randomised: {listed(means)}.")
     return told

@@ -17,7 +17,7 @@ ROWS, HEIGHT = 500, "28em"
 ARROWS = {"higher is better": "↑", "lower is better": "↓"}
 #: Width and height of an interval's bar, in CSS pixels.
 BAR = (88, 8)
-#: In JupyterLab all long outputs of a notebook with a table scroll: text, findings and logs by their height, figures if wider than the cell.
+#: In JupyterLab long outputs of a notebook with a table scroll: text, findings and logs by their height, figures if wider than the cell.
 SHEET = """<style>.jp-Notebook:has(.idsds-table) .jp-OutputArea-output:not(:has(.idsds-explorer)) {max-height: 40em; overflow: auto}
 .jp-Notebook:has(.idsds-table) .jp-OutputArea-output.jp-RenderedImage {max-height: 95vh}
 .jp-Notebook:has(.idsds-table) .jp-RenderedImage img {max-width: none}</style>"""

@@ -52,8 +52,8 @@ def test_augmentation_counts_every_image(tmp_path):
     np.testing.assert_allclose(row["mean"], wanted)
     whole = table.query("method == 'Edges' and augmentation == 'all rotations' and measure == 'ssim'")
     np.testing.assert_allclose(whole["mean"], records["ssim"].mean())
-    kept, _, filters, scope = result.findings.sentences
-    assert scope.startswith("One net per model")
+    kept, _, filters = result.findings.sentences
+    assert result.findings.scope.startswith("One net per model")
     assert kept.endswith("changes them: 4 of 4 (rotations, mini_resnet8), 4 of 4 (filters, mini_resnet8).")
     assert "Random on mini_resnet8 by Spearman (1.00)" in filters
 

@@ -12,6 +12,7 @@ from idsds.models import create_model
 from idsds.models.weights import save_checkpoint
 from idsds.studies.base import STUDIES, EvaluationStudy, Findings, Plan, Result, read_params, run_file, study_class
 from idsds.studies.rank_methods import RankMethods
+from idsds.studies.result import listed
 from idsds.training.recipes import PAPER, Recipe
 
 GOOD = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": ["IG", "IG abs"], "images": 10, "output": "runs/x/y"}
@@ -170,7 +171,7 @@ def test_a_study_plans_runs_and_saves(minimal, tmp_path):
     assert result.table["score"].tolist() == [0.5, 0.5]
     assert (
         result.findings.markdown()
-        == f"- One.\n- Two.\n- {minimal.scope}\n\n| method | score |\n| --- | --- |\n| IG | 0.50 |\n| IG abs | 0.50 |"
+        == f"- One.\n- Two.\n\n| method | score |\n| --- | --- |\n| IG | 0.50 |\n| IG abs | 0.50 |\n\n{minimal.scope}"
     )
     from matplotlib.figure import Figure
 
@@ -178,10 +179,17 @@ def test_a_study_plans_runs_and_saves(minimal, tmp_path):
     assert names == ["y.png", "y.pdf", "y.csv", "y.md"], "an empty table is not saved"
 
 
+def test_findings_are_three_sentences_at_most():
+    with pytest.raises(ValueError, match="4 sentences; a study's findings are at most 3"):
+        Findings(["One."] * 4)
+    assert [listed("abc"), listed("abcd"), listed("abcdef")] == ["a, b, c", "a, b, c, d", "a, b, c, d and 2 more"]
+    assert [listed("abc", most=2), listed([])] == ["a, b and 1 more", ""]
+
+
 def test_a_study_says_what_its_claims_are_about(minimal):
     assert minimal.scope.startswith("One net per model: the claims are about these nets")
     three = minimal.model_copy(update={"seeds": [0, 1, 2]})
-    assert three.run(progress=False).findings.sentences[-1] == "Intervals are over 3 training seeds and images."
+    assert three.run(progress=False).findings.scope == "Intervals are over 3 training seeds and images."
 
 
 def test_a_dry_run_measures_and_ends_before_the_work(minimal, capsys):

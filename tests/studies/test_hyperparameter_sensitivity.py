@@ -47,7 +47,7 @@ def test_sensitivity_runs_each_setting_and_marks_the_methods_own(tmp_path):
     np.testing.assert_allclose(spreads["idsds_range"], [np.ptp(scores["mean"][:2]), np.ptp(scores["mean"][2:])])
     lines = result.findings.sentences
     most = spreads.loc[spreads["idsds_range"].idxmax()]
-    assert f"{most.hyperparameter} of {most.method} on mini_resnet8 moves IDSDS most, by {most.idsds_range:.2f} [" in lines[0]
+    assert f"IDSDS changes most with the {most.hyperparameter} of {most.method} on mini_resnet8, by {most.idsds_range:.2f} [" in lines[0]
     assert result.findings.verdicts["comparisons"].tolist() == [2, 2]
     np.testing.assert_allclose(spreads["gap"], np.ptp(own[["IG", "Grad-CAM"]]))
     np.testing.assert_allclose(spreads["share"], spreads["idsds_range"] / spreads["gap"])

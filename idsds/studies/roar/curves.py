@@ -20,6 +20,7 @@ from idsds.protocols.roar import MASK, SCORES, mask_share
 from idsds.statistics.intervals import covers_seeds, seed_interval, wilson
 from idsds.statistics.paired import holm
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
+from idsds.studies.result import listed
 
 NAMES = {"remove": "ROAR", "keep": "KAR"}
 #: The methods that, as Hooker et al. claim, are no better than random ranks and worse than an edge filter.
@@ -138,11 +139,11 @@ def sentences(areas: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
     """
     told = []
     for kind, part in areas[areas["control"] == areas["control"].iloc[0]].groupby("kind", sort=False):
-        listed = ", ".join(f"{row.method} on {row.model} {row.area:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in part.itertuples())
-        told.append(f"{NAMES[str(kind)]}, area against {part['control'].iloc[0]}: {listed}.")
+        values = (f"{row.method} on {row.model} {row.area:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in part.itertuples())
+        told.append(f"{NAMES[str(kind)]}, area against {part['control'].iloc[0]}: {listed(values)}.")
     masks = curves[curves["kind"] == MASK]
     telling = masks[masks["p_holm"] <= ALPHA]
-    methods = ", ".join(dict.fromkeys(telling["method"])) or "none"
+    methods = listed(dict.fromkeys(telling["method"])) or "none"
     leaks = (
         f"The positions of the replaced pixels alone reveal the class for {len(telling)} of {len(masks)} masks ({methods}; Holm-corrected)."
     )

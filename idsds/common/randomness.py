@@ -100,5 +100,7 @@ class Draws:
 
     def _draw(self, sampler, samples: int, key: str) -> Tensor:
         shape = (samples, *self.images.shape[1:])
-        drawn = [sampler(shape, generator=generator(self.seed, self.key, key, image_id)) for image_id in self.image_ids]
-        return torch.stack(drawn).to(self.images)  # (B, samples, C, H, W)
+        drawn = torch.empty(len(self.image_ids), *shape)  # (B, samples, C, H, W)
+        for image_id, part in zip(self.image_ids, drawn, strict=True):
+            sampler(shape, generator=generator(self.seed, self.key, key, image_id), out=part)
+        return drawn.to(self.images)

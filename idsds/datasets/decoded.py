@@ -81,24 +81,28 @@ class Decoded(Dataset):
         lacking = [[index for index in group if index not in self._kept] for group in groups]
         ahead = self._ahead([group for group in lacking if group], workers) if workers else None
         for group, missing in zip(groups, lacking, strict=True):
-            items = next(ahead) if ahead is not None and missing else [self._read[index] for index in missing]
+            items = _separate(*next(ahead)) if ahead is not None and missing else [self._read[index] for index in missing]
             new = dict(zip(missing, items, strict=True))
             for index, item in new.items():
                 self._keep(index, item)
             packed = [new[index] if index in new else self._kept[index] for index in group]
-            images, targets, image_ids = collate([item and (_unpacked(item[0]), *item[1:]) for item in packed])
+            if len({item[0].dtype for item in packed if item is not None}) > 1:
+                packed = [item and (_unpacked(item[0]), *item[1:]) for item in packed]
+            images, targets, image_ids = collate(packed)
+            images = _unpacked(images)
             if image_ids and isinstance(self.dataset, ImageDataset):
                 images = self.dataset.normalisation(images)
             yield images.pin_memory() if pin else images, targets, image_ids
 
-    def _ahead(self, lacking: list[list[int]], workers: int) -> Iterator[list[Item | None]]:
+    def _ahead(self, lacking: list[list[int]], workers: int) -> Iterator[tuple[Any, list[Any]]]:
         # With its own generator, since the loader would otherwise draw a seed from torch's global one.
-        return iter(DataLoader(self._read, batch_sampler=lacking, collate_fn=list, num_workers=workers, generator=torch.Generator()))
+        return iter(DataLoader(self._read, batch_sampler=lacking, collate_fn=_together, num_workers=workers, generator=torch.Generator()))
 
     def _keep(self, index: int, item: Item | None) -> None:
         size = 0 if item is None else item[0].numel() * item[0].element_size()
         if size <= self._left[0]:
-            self._kept[index] = item
+            # What a worker sent is a part of shared memory, of which there is little, and which takes a file descriptor.
+            self._kept[index] = item and (item[0].clone() if item[0].is_shared() else item[0], *item[1:])
             self._left[0] -= size
 
 
@@ -119,13 +123,26 @@ class _Reader(Dataset):
         return item and (_packed(item[0]), *item[1:])
 
 
+def _together(items: list[Item | None]) -> tuple[Tensor | list[Tensor], list[tuple[Any, ...] | None]]:
+    """Return a worker's items as one tensor of images, which is one transfer, and the rest of each; a list if their sizes differ."""
+    images = [item[0] for item in items if item is not None]
+    same = len({(image.shape, image.dtype) for image in images}) == 1
+    return torch.stack(images) if same else images, [item and item[1:] for item in items]
+
+
+def _separate(images: Tensor | list[Tensor], others: list[tuple[Any, ...] | None]) -> list[Item | None]:
+    """Invert :func:`_together`."""
+    every = iter(images)
+    return [other and (next(every), *other) for other in others]
+
+
 def _packed(image: Tensor) -> Tensor:
     """Return an image as bytes if all its values are multiples of 1 / 255, which is lossless; any other image unchanged."""
-    if image.dtype != torch.float32 or not bool((image.amin() >= 0) & (image.amax() <= 1)):
+    if image.dtype != torch.float32:
         return image
-    small = (image * 255).round().to(torch.uint8)
+    small = (image * 255).round_().clamp_(0, 255).to(torch.uint8)
     return small if torch.equal(_unpacked(small), image) else image
 
 
 def _unpacked(image: Tensor) -> Tensor:
-    return image.float() / 255 if image.dtype == torch.uint8 else image
+    return image.float().div_(255) if image.dtype == torch.uint8 else image

@@ -1,4 +1,4 @@
-"""Infidelity and max-sensitivity, based on captum's implementation.
+"""Infidelity and max-sensitivity, equal to captum's for the same perturbations.
 
 Infidelity asks whether a map predicts how the logit changes under a perturbation; max-sensitivity, how much the map itself changes under
 a small one. Perturbations are keyed by the image's id and the same for every method; each method runs with its own settings and random
@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from captum.metrics import infidelity as captum_infidelity
 from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, in_batches
@@ -72,22 +71,8 @@ def infidelity(
     check_batch(images, targets, image_ids)
     weights, changes = perturbations(images, perturbation, sigma, samples, seed=seed, image_ids=image_ids)
     maps = as_map("maps", maps, images).to(images.dtype)
-    # Captum needs a map with the image's channels, so the map is divided equally among them.
-    spread = (maps / images.shape[1]).expand_as(images)
-
-    size = default_batch(images)
-
-    with torch.inference_mode(), frozen(model) if isinstance(model, nn.Module) else nullcontext():
-        found = captum_infidelity(
-            lambda repeated: in_batches(model, repeated, size=size),
-            lambda repeated: (weights, repeated - changes),
-            images,
-            spread,
-            target=targets,
-            n_perturb_samples=samples,
-            normalize=normalise,
-        )
-    return found.clamp(min=0)  # captum expands the square when normalising, which can round to just below zero
+    raw, normalised = _from_changes(maps, weights[:, :1], _logit_changes(model, images, targets, changes, samples))
+    return normalised if normalise else raw
 
 
 def perturbations(
@@ -103,7 +88,7 @@ def perturbations(
     draws = Draws(seed, f"infidelity {perturbation}", images, image_ids)
     channels, height, width = images.shape[1:]
     if perturbation == "gaussian":
-        weights = sigma * draws.normal(samples)[:, :, :1].expand(-1, -1, channels, -1, -1).flatten(0, 1)  # one channel for all
+        weights = (sigma * draws.normal(samples)[:, :, :1]).flatten(0, 1).expand(-1, channels, -1, -1)  # one channel for all
         return weights, weights
     corner = draws.uniform(samples)[:, :, 0, 0, :2].flatten(0, 1)  # (B * samples, 2), in [0, 1)
     sides = [max(1, round(sigma * side)) for side in (height, width)]
@@ -144,16 +129,23 @@ def logit_changes(
     **_: Any,
 ) -> dict[str, Tensor]:
     """Compute the change of the target's logit under each perturbation, ``logit_changes`` (B, samples): f(x) - f(x - d)."""
-    images, targets = batch.images, batch.targets
+    images = batch.images
     _, changes = perturbations(images, perturbation, sigma, samples, seed=seed, image_ids=batch.image_ids)
+    return {"logit_changes": _logit_changes(model, images, batch.targets, changes, samples)}
+
+
+def _logit_changes(model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, changes: Tensor, samples: int) -> Tensor:
+    """Return f(x) - f(x - d) for ``changes`` d (B * samples, C, H, W), as (B, samples)."""
+    rows = torch.arange(len(changes), device=images.device)
+
+    def perturbed(rows: Tensor) -> Tensor:  # a batch at a time, so that the perturbed images are never held all at once
+        which = rows // samples
+        return model(images[which] - changes[rows[0] : rows[-1] + 1]).gather(1, targets[which, None])
+
     size = default_batch(images)
-
-    def logits(images: Tensor, targets: Tensor) -> Tensor:
-        return in_batches(model, images, size=size).gather(1, targets[:, None])
-
-    with torch.inference_mode(), frozen(model):
-        perturbed = logits(images.repeat_interleave(samples, dim=0) - changes, targets.repeat_interleave(samples))  # (B * samples, 1)
-        return {"logit_changes": logits(images, targets) - perturbed.view(len(images), samples)}
+    with torch.inference_mode(), frozen(model) if isinstance(model, nn.Module) else nullcontext():
+        intact = in_batches(model, images, size=size).gather(1, targets[:, None])
+        return intact - in_batches(perturbed, rows, size=size).view(len(images), samples)
 
 
 def _from_changes(maps: Tensor, weights: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,8 +209,8 @@ def max_sensitivity(
     ``max_sensitivity[b] = max over samples of |maps(x_b + d) - maps(x_b)| / |maps(x_b)|``, Euclidean norms, d uniform in the ball.
 
     Args:
-        method: maps images (N, 3, H, W) to attributions (N, 1, H, W); called first with the B images, then with the B * samples perturbed
-            ones, an image's samples consecutively.
+        method: maps images (N, 3, H, W) to attributions (N, 1, H, W); called first with the B images, then with perturbed ones, as many
+            samples of every image at a time as make a good batch, an image's samples consecutively.
         images: float (B, 3, H, W), normalised.
         radius: the ball's radius, in normalised units.
         samples: perturbations per image.
@@ -235,12 +227,15 @@ def max_sensitivity(
     as_whole("samples", samples)
     if not radius > 0:
         raise ValueError(f"radius must be above 0, not {radius!r}")
-    noise = radius * (2 * Draws(seed, "max-sensitivity", images, image_ids).uniform(samples).flatten(0, 1) - 1)
+    uniform = Draws(seed, "max-sensitivity", images, image_ids).uniform(samples)  # (B, samples, C, H, W)
+    distances = []
     with torch.enable_grad():
         intact = method(images).detach().flatten(1)  # (B, H * W)
-        perturbed = method(images.repeat_interleave(samples, dim=0) + noise).detach().flatten(1)
-    norm = intact.norm(dim=1)
-    largest = (perturbed.unflatten(0, (-1, samples)) - intact[:, None]).norm(dim=2).amax(dim=1)
+        for some in uniform.split(max(1, default_batch(images) // len(images)), dim=1):
+            noisy = (images[:, None] + radius * (2 * some - 1)).flatten(0, 1)
+            changed = method(noisy).detach().flatten(1).unflatten(0, some.shape[:2]) - intact[:, None]
+            distances.append(changed.norm(dim=2))
+    norm, largest = intact.norm(dim=1), torch.cat(distances, dim=1).amax(dim=1)
     return largest / norm.masked_fill(norm == 0, 1) if normalise else largest
 
 

@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,6 +58,21 @@ def test_batches_are_those_of_the_data_set_however_they_are_read(photos, workers
             assert image_ids == wanted[2]
     assert torch.equal(torch.random.get_rng_state(), state), "reading draws no random numbers"
     assert photos.skipped == ["d"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted on Linux")
+def test_kept_images_take_no_file_descriptors():
+    """What a worker sends lies in shared memory, a descriptor each: a thousand kept images would use up a usual process's limit."""
+    import resource  # not on Windows
+
+    data = create_dataset("mnist5k", "test", IMAGENET)
+    limits, there = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + 40, limits[1]))
+    try:
+        batches = list(Decoded(data).batches([[2 * number, 2 * number + 1] for number in range(60)], workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [image_id for *_, ids in batches for image_id in ids] == data.image_ids[:120]
 
 
 def test_a_kept_image_is_not_read_again_and_serves_another_normalisation(photos, monkeypatch):

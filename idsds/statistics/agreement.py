@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.stats import rankdata
 
 from idsds.statistics.intervals import Statistic, bca, check_options, covers, rng_for
-from idsds.statistics.scores import Records, Scores, ScoreTable, scores_of
+from idsds.statistics.scores import Records, Scores, ScoreTable, frames, scores_of
 
 #: From the ranks (images, methods) to the features to sum over images, and the coefficient as a function of the sums.
 Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]
@@ -116,15 +116,16 @@ def _ranks(part: ScoreTable) -> tuple[np.ndarray, int, np.ndarray]:
     return rankdata(sums[complete] / count[complete], axis=1), len(images) - int(complete.sum()), group
 
 
-def disagreement(records: pd.DataFrame) -> pd.Series:
+def disagreement(records: Records) -> pd.Series:
     """Measure by image how much the methods disagree: 1 minus the mean rank correlation of the patch sums of two of them.
 
     Records without patch sums take the standard deviation of the scores. Controls are left out, and methods whose patch sums have no ranks;
     NaN for fewer than two methods.
 
     Args:
-        records: of one model, seed and grid.
+        records: of one model, seed and grid; a frame, or the folder of a run.
     """
+    records = pd.concat(frames(records, "patch_sums"))
     rows = records[records["family"] != "control"] if "family" in records else records
     if "patch_sums" not in rows:
         return rows.groupby("image_id", sort=False)["score"].std()

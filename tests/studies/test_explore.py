@@ -100,8 +100,9 @@ def test_orders_are_those_of_the_scores(run):
 
 
 def test_disagreement_is_one_minus_the_mean_rank_correlation_of_pairs(run):
-    records = run[0]
+    records, folder = run
     found = disagreement(records)
+    assert disagreement(folder).sort_index().tolist() == found.sort_index().tolist()
     for image_id, rows in records[records["family"] != "control"].groupby("image_id"):
         pairs = [spearmanr(a, b).statistic for a, b in combinations(rows["patch_sums"], 2)]
         assert found[image_id] == pytest.approx(1 - np.mean(pairs))

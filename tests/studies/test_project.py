@@ -78,10 +78,18 @@ def test_an_installed_wheel_fills_a_folder_and_works_there(installed, tmp_path, 
     study = tmp_path / "study"
     assert len(list((study / "notebooks").glob("*.ipynb"))) == len(list((ROOT / "notebooks").glob("*.ipynb")))
     given = {**RANKED, "output": "runs/mine/rank_methods", "checkpoints": f"{{mini_resnet8: {checkpoint}}}"}
-    options = [part for name, value in given.items() for part in ("-y", f"{name}: {value}")]
-    executed = run("papermill", "notebooks/rank_methods.ipynb", "out.ipynb", "--no-progress-bar", *options, cwd=study)
-    assert executed.returncode == 0, executed.stderr[-2000:]
+    params = study / "params" / "mine" / "rank_methods.yaml"
+    params.parent.mkdir()
+    params.write_text("".join(f"{name}: {value}\n" for name, value in given.items()), encoding="utf-8")
+    done = run("idsds", "reproduce", "mine", cwd=study)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1 of 1 runs are there" in done.stdout
     assert (study / "figures" / "mine" / "rank_methods.png").is_file()
+    assert "![" in (study / "figures" / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "IxG" in (study / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
+    told = run("idsds", "report", "runs/mine/rank_methods", "--output", "mine.html", cwd=study, check=True)
+    assert Path(told.stdout.strip()) == study.resolve() / "mine.html"
+    assert (study / "mine.html").is_file()
     assert str(study) not in (study / "params" / "mnist5k" / "rank_methods.yaml").read_text(encoding="utf-8")
     where = "import os; os.chdir('notebooks'); import idsds.common.paths as paths; print(paths.__file__); print(paths.root())"
     place, root = subprocess.run(

@@ -1,7 +1,8 @@
-"""Train every mini_* net on mnist5k: how long it takes, and the accuracy on the test split before and after in-domain fine-tuning.
+"""Train every mini_* net: how long it takes, and the accuracy on the test split before and after in-domain fine-tuning.
 
 python benchmarks/mini_models.py                       # all of them, what is cached is not trained again
 python benchmarks/mini_models.py mini_vit mini_bcos
+python benchmarks/mini_models.py --dataset sprites --no-tuning
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from idsds.common.files import read_json
 from idsds.datasets import collate
 from idsds.models import list_models
-from idsds.training.checkpoints import obtain, plan_training
+from idsds.training.checkpoints import Stage, obtain, plan_training
 from idsds.training.predict import accuracy
 from idsds.training.recipes import Deletion
 
@@ -21,19 +22,28 @@ from idsds.training.recipes import Deletion
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=[name for name in list_models() if name.startswith("mini_")])
-    print("| model | parameters | training, s | accuracy | fine-tuning, s | accuracy after it | with one patch deleted |")
-    print("|---|---|---|---|---|---|---|")
-    for name in parser.parse_args().models:
-        tuned = plan_training(name, "mnist5k")
+    parser.add_argument("--dataset", default="mnist5k")
+    parser.add_argument("--no-tuning", action="store_true", help="train only")
+    options = parser.parse_args()
+    columns = ["model", "parameters", "training, s", "accuracy"]
+    columns += [] if options.no_tuning else ["fine-tuning, s", "accuracy after it", "with one patch deleted"]
+    print("|", " | ".join(columns), "|")
+    print("|" + "---|" * len(columns))
+    for name in options.models:
+        tuned = plan_training(name, options.dataset)
         test = DataLoader(tuned.split("test"), 250, collate_fn=collate)
-        after = obtain(tuned, progress=False)
-        before = obtain(tuned.start, progress=False)
-        seconds = [read_json(stage.path.with_suffix(".json"))["seconds"] for stage in (tuned.start, tuned)]
-        accuracies = [accuracy(before, test)[0], accuracy(after, test)[0], accuracy(after, test, Deletion())[0]]
-        parameters = sum(parameter.numel() for parameter in after.parameters())
-        training, tuning = seconds
-        first, intact, deleted = accuracies
-        print(f"| {name} | {parameters:,} | {training:.0f} | {first:.3f} | {tuning:.0f} | {intact:.3f} | {deleted:.3f} |", flush=True)
+        net = obtain(tuned.start, progress=False)
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        cells = [name, f"{parameters:,}", seconds(tuned.start), f"{accuracy(net, test)[0]:.3f}"]
+        if not options.no_tuning:
+            after = obtain(tuned, progress=False)
+            cells += [seconds(tuned), f"{accuracy(after, test)[0]:.3f}", f"{accuracy(after, test, Deletion())[0]:.3f}"]
+        print("|", " | ".join(cells), "|", flush=True)
+
+
+def seconds(stage: Stage) -> str:
+    """Return how long a stage took."""
+    return f"{read_json(stage.path.with_suffix('.json'))['seconds']:.0f}"
 
 
 if __name__ == "__main__":

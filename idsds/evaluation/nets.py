@@ -55,7 +55,7 @@ def source_of(
     theirs = f"put the authors' {authors.file_of(name).name!r} ({authors.REPOSITORY}) into {str(authors.folder())!r}, " if in_paper else ""
     raise ValueError(
         f"there is no checkpoint of {name!r} for {where}: {theirs}name one with checkpoints={{{name!r}: path}}, or fine-tune one first "
-        "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on images of 32 x 32 (mini_vit alone not on 64 x 64)"
+        "(notebooks/finetune.ipynb). Only mini_* models are trained on the fly, on images of 32 x 32 or 64 x 64"
     )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import timm
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, _assert, nn
 
 from idsds.common.normalisation import HALF
 from idsds.models.base import register_model
@@ -30,6 +30,19 @@ def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Modul
     return timm.create_model(f"vit_base_patch16_224.{PUBLISHED}", pretrained=pretrained, num_classes=num_classes)
 
 
+class _Tokens(PatchEmbed):
+    """As many tokens for images of 64 x 64 pixels as for 32 x 32, averaged by the last layer of ``proj``."""
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        return self.grid_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        for fits in (height == width, (height - 32) * (height - 64) == 0):  # without `or`, so that the net can be traced
+            _assert(fits, f"Input height and width must both be 32 or both be 64, not {height} x {width}.")
+        return self.proj(images).flatten(2).mT
+
+
 @register_model(
     family="vit",
     num_classes=10,
@@ -38,7 +51,7 @@ def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Modul
     training={"epochs": 8, "batch_size": 32},
 )
 def mini_vit(num_classes: int) -> nn.Module:
-    """Build 3 blocks of 4 heads on 8 x 8 tokens, for inputs of 32 x 32 pixels.
+    """Build 3 blocks of 4 heads on 8 x 8 tokens, for inputs of 32 x 32 or 64 x 64 pixels (tokens of 4 or 8 pixels per side).
 
     A transformer cannot learn from a few thousand images which tokens are neighbours, so this one starts with that knowledge: a
     convolutional stem makes the tokens (Xiao et al., "Early Convolutions Help Transformers See Better"), and the position embedding
@@ -47,7 +60,15 @@ def mini_vit(num_classes: int) -> nn.Module:
     """
     side, width = 8, 48
     net = VisionTransformer(
-        img_size=32, patch_size=32 // side, num_classes=num_classes, embed_dim=width, depth=3, num_heads=4, mlp_ratio=2, weight_init="moco"
+        img_size=32,
+        patch_size=32 // side,
+        num_classes=num_classes,
+        embed_dim=width,
+        depth=3,
+        num_heads=4,
+        mlp_ratio=2,
+        weight_init="moco",
+        embed_layer=_Tokens,
     )
     net.patch_embed.proj = nn.Sequential(
         nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False),
@@ -57,6 +78,7 @@ def mini_vit(num_classes: int) -> nn.Module:
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.Conv2d(width, width, 1),
+        nn.AdaptiveAvgPool2d(side),  # the identity for 32 x 32 pixels
     )
     with torch.no_grad():
         net.pos_embed[0, 1:] = build_sincos2d_pos_embed([side, side], width, temperature=100)

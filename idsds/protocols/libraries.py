@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from idsds.protocols.localisation import mosaics
 INFINITE = math.inf
 #: Number of companions for metrics that compare images.
 COMPANIONS = 31
+#: Number of maps per call, at most.
+ROWS = 64
 
 #: Errors that Quantus raises where a score is undefined.
 UNDEFINED = ("'float' object has no attribute 'shape'", "attribution vector are all equal to zero")
@@ -51,7 +53,7 @@ class Metric:
         higher_is_better: the direction of the scores that it returns.
         range: lowest and highest possible score.
         options: arguments of the class that differ from its defaults; a callable is called with the batch's images.
-        batched: whether a batch gives the same scores as single images.
+        batched: what may be scored in one call with the scores of single calls: ``images`` of one method, ``maps`` of any, or nothing.
         direction: a note if Quantus states the opposite of its values' direction.
     """
 
@@ -59,7 +61,7 @@ class Metric:
     higher_is_better: bool
     range: tuple[float, float] = (0, 1)
     options: Mapping[str, Any] = field(default_factory=dict)
-    batched: bool = False
+    batched: Literal["", "images", "maps"] = ""
     direction: str = ""
 
 
@@ -69,18 +71,18 @@ UNBOUNDED = (0, INFINITE)
 #: By class name. ``features_in_step=0`` means a sixteenth of the pixels, ``k=0`` a quarter of a mosaic's.
 METRICS: Mapping[str, Metric] = {
     "FaithfulnessCorrelation": Metric("right", True, (-1, 1)),
-    "FaithfulnessEstimate": Metric("right", True, (-1, 1), STEPS),
-    "PixelFlipping": Metric("right", False, (0, 1), STEPS),
+    "FaithfulnessEstimate": Metric("right", True, (-1, 1), STEPS, batched="maps"),
+    "PixelFlipping": Metric("right", False, (0, 1), STEPS, batched="maps"),
     "RegionPerturbation": Metric(
-        "right", True, (-1, 1), {"regions_evaluation": 16}, direction="drops of the probability, though it says lower"
+        "right", True, (-1, 1), {"regions_evaluation": 16}, "maps", direction="drops of the probability, though it says lower"
     ),
-    "Monotonicity": Metric("right", True, (0, 1), STEPS),
+    "Monotonicity": Metric("right", True, (0, 1), STEPS, batched="maps"),
     "MonotonicityCorrelation": Metric("right", True, (-1, 1), {"features_in_step": 0, "nr_samples": 10}),
-    "Selectivity": Metric("right", False, (0, 1)),
-    "Infidelity": Metric("right", False, UNBOUNDED),
+    "Selectivity": Metric("right", False, (0, 1), batched="maps"),
+    "Infidelity": Metric("right", False, UNBOUNDED, {"n_perturb_samples": 1}, "maps"),  # Quantus' ten are all alike
     "Sufficiency": Metric("right", True),
     "Completeness": Metric("right", True),
-    "NonSensitivity": Metric("right", False, UNBOUNDED),
+    "NonSensitivity": Metric("right", False, UNBOUNDED, batched="maps"),
     "InputInvariance": Metric("stable", True),
     "Continuity": Metric("stable", False, (-INFINITE, INFINITE), {"nr_steps": 8}),
     "LocalLipschitzEstimate": Metric("stable", False, UNBOUNDED, FEW),
@@ -90,20 +92,20 @@ METRICS: Mapping[str, Metric] = {
     "RelativeInputStability": Metric("stable", False, UNBOUNDED, FEW),
     "RelativeOutputStability": Metric("stable", False, UNBOUNDED, FEW),
     "RelativeRepresentationStability": Metric("stable", False, UNBOUNDED, FEW),
-    "MPRT": Metric("dependent", False, (-1, 1), batched=True),
+    "MPRT": Metric("dependent", False, (-1, 1), batched="images"),
     "SmoothMPRT": Metric("dependent", False, (-1, 1), {"nr_samples": 4}),
-    "EfficientMPRT": Metric("dependent", True, (-INFINITE, INFINITE), batched=True),
+    "EfficientMPRT": Metric("dependent", True, (-INFINITE, INFINITE), batched="images"),
     "RandomLogit": Metric("dependent", False, (-1, 1)),
-    "PointingGame": Metric("localised", True, batched=True),
-    "TopKIntersection": Metric("localised", True, options={"k": 0}, batched=True),
-    "RelevanceMassAccuracy": Metric("localised", True, (-INFINITE, INFINITE), batched=True),
-    "RelevanceRankAccuracy": Metric("localised", True, batched=True),
-    "AttributionLocalisation": Metric("localised", True, batched=True),
-    "AUC": Metric("localised", True, batched=True),
-    "Focus": Metric("localised", True, batched=True),
-    "Sparseness": Metric("simple", True, batched=True),
-    "Complexity": Metric("simple", False, UNBOUNDED, batched=True),
-    "EffectiveComplexity": Metric("simple", False, UNBOUNDED, batched=True),
+    "PointingGame": Metric("localised", True, batched="maps"),
+    "TopKIntersection": Metric("localised", True, options={"k": 0}, batched="maps"),
+    "RelevanceMassAccuracy": Metric("localised", True, (-INFINITE, INFINITE), batched="maps"),
+    "RelevanceRankAccuracy": Metric("localised", True, batched="maps"),
+    "AttributionLocalisation": Metric("localised", True, batched="maps"),
+    "AUC": Metric("localised", True, batched="maps"),
+    "Focus": Metric("localised", True, batched="maps"),
+    "Sparseness": Metric("simple", True, batched="maps"),
+    "Complexity": Metric("simple", False, UNBOUNDED, batched="maps"),
+    "EffectiveComplexity": Metric("simple", False, UNBOUNDED, batched="maps"),
 }
 #: Metrics of Quantus 0.6 that are not offered, and why.
 LEFT_OUT: Mapping[str, str] = {
@@ -180,19 +182,48 @@ def quantus_scores(
         raise ValueError(f"quantus/InputInvariance shifts the bias of the first layer, and that of this net, {first}, has none")
     # Quantus converts images to float32, so the net must be float32 too.
     judged = model if next(iter(model.parameters()), torch.zeros(())).dtype == torch.float32 else copy.deepcopy(model).float()
-    columns = {}
     with frozen(judged):
-        for method in methods:
-            maps = shared_maps([method], batch.images, batch.targets, batch.image_ids)[method.name]
-            call = _Call(name, judged, method, dict(options), others)
-            scores = torch.full((len(maps),), torch.nan, dtype=torch.float64)
-            flat = maps.flatten(1)
-            defined = torch.nonzero(flat.isfinite().all(dim=1) & (flat != 0).any(dim=1))[:, 0].tolist()
-            for some in [defined] if metric.batched else [[place] for place in defined]:
-                if some:
-                    scores[some] = call.scores(batch, maps, some, None if masks is None else masks[some])
-            columns[method.name] = {"score": scores.to(maps.device)}
-    return columns
+        maps = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
+        scores = {method.name: torch.full((len(batch.images),), torch.nan, dtype=torch.float64) for method in methods}
+        pairs = [(method, place) for method in methods for place in _defined(maps[method.name])]
+        batched = metric.batched if options.keys() <= metric.options.keys() else ""  # other options may draw random numbers
+        size = {"maps": ROWS, "images": len(batch.images), "": 1}[batched]
+        calls = {method.name: _Call(name, judged, method, dict(options), others) for method in methods}
+        for group in [pairs] if batched == "maps" else [[pair for pair in pairs if pair[0] is method] for method in methods]:
+            for start in range(0, len(group), size):
+                rows, some = zip(*group[start : start + size], strict=True)
+                stacked = torch.stack([maps[method.name][place] for method, place in zip(rows, some, strict=True)])
+                call = calls[rows[0].name]
+                call.model = _Distinct(judged, some) if len({*some}) < len(some) else judged
+                found = call.scores(batch, stacked, some, None if masks is None else masks[list(some)])
+                for method, place, score in zip(rows, some, found, strict=True):
+                    scores[method.name][place] = score
+    return {method.name: {"score": scores[method.name].to(maps[method.name].device)} for method in methods}
+
+
+def _defined(maps: Tensor) -> list[int]:
+    """Return which maps have a score: those that are finite and not zero everywhere."""
+    flat = maps.flatten(1)
+    return torch.nonzero(flat.isfinite().all(dim=1) & (flat != 0).any(dim=1))[:, 0].tolist()
+
+
+class _Distinct(nn.Module):
+    """A net for a batch that holds an image several times: while all its rows are the same, the net sees one of them.
+
+    Args:
+        net: the net.
+        images: which image each row of the batch is.
+    """
+
+    def __init__(self, net: nn.Module, images: Sequence[int]) -> None:
+        super().__init__()
+        self.net, places = net, list(dict.fromkeys(images))
+        self.first, self.of = [images.index(place) for place in places], [places.index(place) for place in images]
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        one = images[self.first]
+        return self.net(one)[self.of] if torch.equal(one[self.of], images) else self.net(images)
 
 
 def _companions(batch: Batch) -> Batch:
@@ -207,6 +238,7 @@ class _Call:
 
     def __init__(self, name: str, judged: nn.Module, method: Method, options: dict[str, Any], others: Batch | None) -> None:
         self.name, self.judged, self.method, self.options, self.others = name, judged, method, options, others
+        self.model = judged
         self.of_others = None if others is None else shared_maps([method], others.images, others.targets, others.image_ids)[method.name]
 
     def metric(self, images: Tensor, image_id: object) -> Any:
@@ -236,9 +268,9 @@ class _Call:
         return shared_maps([method], images, torch.as_tensor(np.asarray(targets), device=self.device), ids)[method.name].cpu().numpy()
 
     def scores(self, batch: Batch, maps: Tensor, some: Sequence[int], masks: Tensor | None) -> Tensor:
-        """Return the scores of a slice of the batch, in float64."""
+        """Return the scores of ``maps`` of some of the batch's images, in float64."""
         self.ids, self.device = [batch.image_ids[place] for place in some], batch.images.device
-        images, targets, maps = batch.images[some], batch.targets[some], maps[some]
+        images, targets = batch.images[list(some)], batch.targets[list(some)]
         given: dict[str, Any] = {}
         if masks is not None:
             height, width = (side // 2 for side in images.shape[-2:])
@@ -254,7 +286,7 @@ class _Call:
             logging.disable(logging.WARNING)
             try:
                 found = self.metric(images, self.ids[0])(
-                    model=self.judged, explain_func=self.explain, device=str(self.device), **arrays, **given
+                    model=self.model, explain_func=self.explain, device=str(self.device), **arrays, **given
                 )
             except (AttributeError, AssertionError) as error:  # an undefined correlation, or a zero map of another image or net
                 if not any(words in str(error) for words in UNDEFINED):

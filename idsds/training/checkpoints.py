@@ -324,9 +324,9 @@ def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
 
 
 def trains_from_scratch(model: str, dataset: str) -> bool:
-    """Return whether the package trains this pair itself: a small net on images of its size or, if convolutional, twice that size."""
+    """Return whether the package trains this pair itself: a small net on images of its size or twice that size."""
     net, side = MODELS[model], DATASETS[dataset].image_size
-    return net.input_size <= SMALL and (side == net.input_size or (side == 2 * net.input_size and net.family != "vit"))
+    return net.input_size <= SMALL and side in (net.input_size, 2 * net.input_size)
 
 
 def starts_from_package(model: str, dataset: str) -> bool:

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from idsds.common.registry import UnknownNameError
+from idsds.methods import create_method
 from idsds.models import HALF, IMAGENET, UNIT, create_model, describe, frozen, list_models, save_checkpoint
 from idsds.models.base import MODELS, register_model
 from idsds.models.bcos import BcosResNet
@@ -125,6 +126,20 @@ def test_entry(name):
         assert entry.normalisation is None
     else:
         assert entry.normalisation == (HALF if entry.family == "vit" or entry.packaged else IMAGENET)
+
+
+def test_mini_vit_has_as_many_tokens_on_images_of_twice_the_size():
+    net = create_model("mini_vit")
+    images = images_for(net)
+    with torch.inference_mode():
+        *stem, _pool = net.patch_embed.proj
+        small, large = (net.patch_embed(images.repeat_interleave(n, 2).repeat_interleave(n, 3)) for n in (1, 2))
+        assert small.shape == large.shape == (3, 64, 48)
+        torch.testing.assert_close(small, torch.nn.Sequential(*stem)(images).flatten(2).mT, rtol=0, atol=0)
+        pooled = torch.nn.functional.avg_pool2d(torch.nn.Sequential(*stem)(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), 2)
+        torch.testing.assert_close(large, pooled.flatten(2).mT)
+    maps = create_method("Rollout", net)(torch.rand(2, 3, 64, 64), torch.tensor([0, 1]))[:, 0]
+    assert (maps[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2) == maps).all()  # tokens of 8 x 8 pixels
 
 
 @pytest.mark.parametrize("name", list_models())

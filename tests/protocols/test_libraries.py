@@ -56,6 +56,7 @@ def direct(name, net, batch, place):
         return (gradient * images).sum(dim=1, keepdim=True).detach().numpy()
 
     options = {**METRICS[name].options, **FEWER.get(name, {})}
+    options.pop("n_perturb_samples", None)  # one sample equals Quantus' ten
     options |= {"features_in_step": STEPS} if "features_in_step" in options else {"k": TOP} if "k" in options else {}
     if name in ("MPRT", "SmoothMPRT", "EfficientMPRT"):
         options["seed"] = 0
@@ -151,10 +152,10 @@ def test_a_correlation_that_is_undefined_is_a_nan(net, batch):
     call.metric = lambda images, image_id: lambda **_: quantus.similarity_func.correlation_spearman(one, one, batched=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert call.scores(batch, method(batch.images, batch.targets), [1], None).isnan().all()
+        assert call.scores(batch, method(batch.images, batch.targets)[1:2], [1], None).isnan().all()
     call = libraries._Call("Continuity", net, method, {"nr_steps": 8}, None)
     call.explain = lambda model, inputs, targets, **_: np.zeros((len(inputs), 1, 16, 16))
-    assert call.scores(batch, method(batch.images, batch.targets), [1], None).isnan().all()
+    assert call.scores(batch, method(batch.images, batch.targets)[1:2], [1], None).isnan().all()
 
 
 def test_a_net_in_double_precision_stays_as_it_is(batch):
@@ -163,6 +164,20 @@ def test_a_net_in_double_precision_stays_as_it_is(batch):
     found = scores("MaxSensitivity", net, batch, nr_samples=2)["IxG"]
     assert found.isfinite().all()
     assert next(net.parameters()).dtype == torch.float64
+
+
+def test_maps_of_all_methods_share_a_call_and_equal_images_a_pass(net, batch, monkeypatch):
+    """NonSensitivity perturbs an image alike for every map: a pass per value, whatever the number of methods."""
+    calls, seen = [], []
+    monkeypatch.setattr(libraries._Call, "scores", lambda self, *given, run=libraries._Call.scores: calls.append(1) or run(self, *given))
+    small = Batch(batch.images[..., :4, :4], batch.targets, batch.image_ids)
+    with net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0]))):
+        together = scores("NonSensitivity", net, small, ("Random", "Center"))
+    assert (len(calls), len(seen), set(seen)) == (1, 1 + 3 * 16, {3})
+    for name, found in together.items():
+        assert torch.equal(found, scores("NonSensitivity", net, small, (name,))[name])
+    scores("Selectivity", net, batch, ("Random", "Center"), perturb_baseline="uniform")
+    assert len(calls) == 1 + 2 + 6  # random perturbations are keyed by the image, so that each has a call of its own
 
 
 def test_curves_layers_and_truth_values():

@@ -208,7 +208,7 @@ def judge(name: str, family: str) -> str:
 
 
 def near(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    """Whether maps agree up to a share of each one's largest value."""
+    """Whether maps agree up to a fraction of each one's largest value."""
     return bool(((found - wanted).abs() <= tolerance * wanted.abs().amax((1, 2, 3), keepdim=True) + 1e-12).all())
 
 

@@ -1,4 +1,4 @@
-"""What hashing and checking take of an evaluation of ResNet-18: shares of the seconds of one run.
+"""What hashing and checking take of an evaluation of ResNet-18: fractions of the seconds of one run.
 
 python benchmarks/hashing.py [--images 48] [--cpu]
 

@@ -3,7 +3,7 @@
     python -m idsds reproduce mnist5k rank_methods
     python benchmarks/reasons.py runs/mnist5k/rank_methods
 
-The share of patches whose attribution has the wrong sign, of those whose drop counts, for IxG and IG, with the paired difference; and each
+The fraction of patches whose attribution has the wrong sign, among those that count, for IxG and IG, with the paired difference; and each
 published comparison on those patches alone.
 """
 
@@ -20,7 +20,7 @@ from idsds.studies.rank_methods import NOISE, above_noise, published_findings
 
 
 def wrong_signs(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records with the share of the patches that count whose attribution and drop differ in sign as ``score``."""
+    """Return the records with the fraction of the patches that count whose attribution and drop differ in sign as ``score``."""
     drops, sums = (np.stack(records[name].to_numpy()).astype(float) for name in ("drops", "patch_sums"))  # (records, patches)
     kept = np.abs(drops) > NOISE * np.abs(drops).max(axis=1, keepdims=True)
     return records.assign(score=(kept & (np.sign(drops) != np.sign(sums))).sum(axis=1) / kept.sum(axis=1))

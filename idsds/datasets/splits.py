@@ -35,7 +35,7 @@ def stratified_split(
         ValueError: if the fractions leave nothing for training.
     """
     if validation < 0 or test < 0 or validation + test >= 1:
-        raise ValueError(f"shares of a split must be at least 0 and sum to less than 1, not validation {validation} and test {test}")
+        raise ValueError(f"fractions of a split must be at least 0 and sum to less than 1, not validation {validation} and test {test}")
     chosen: list[int] = []
     for ordered in _by_class(image_ids, targets, "split"):
         first, second = round(test * len(ordered)), round(validation * len(ordered))
@@ -79,7 +79,7 @@ def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: flo
         ValueError: if ``fraction`` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"a share of the training images must be in (0, 1], not {fraction!r}")
+        raise ValueError(f"a fraction of the training images must be in (0, 1], not {fraction!r}")
     classes = _by_class(image_ids, targets, f"share {seed}")
     return sorted(index for ordered in classes for index in ordered[: max(1, round(fraction * len(ordered)))])
 

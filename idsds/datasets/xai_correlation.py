@@ -59,8 +59,8 @@ def stanford_dogs(
     """Load 20,580 photos of 120 breeds from ``Images/n02085620-Chihuahua/*.jpg`` (official) or ``images/Images/...`` (Kaggle).
 
     With ``train_list.mat`` and ``test_list.mat`` beside ``Images`` (or in ``lists/``) the official 12,000 and 8,580 images are ``train``
-    and ``test``, and ``val`` is the share ``held_out`` of the former; without them all three follow the keyed, stratified rule.
-    With ``division="80/20"``, as in the study, a fifth of each class is ``test``, whatever the lists say, and ``val`` is the share
+    and ``test``, and ``val`` is the fraction ``held_out`` of the former; without them all three follow the keyed, stratified rule.
+    With ``division="80/20"``, as in the study, a fifth of each class is ``test``, whatever the lists say, and ``val`` is the fraction
     ``held_out`` of the rest.
     """
     if division not in get_args(Division):

@@ -60,7 +60,7 @@ def source_of(
 
 
 def _deletion(settings: Mapping[str, Any], entry: ProtocolEntry) -> Deletion:
-    """Return the grid (the first of several), the baseline and the share of images that a net is fine-tuned with."""
+    """Return the grid (the first of several), the baseline and the fraction of images that a net is fine-tuned with."""
     deletion = {key: settings[key] for key in ("grid", "baseline") if key in settings}
     deletion = {key: value[0] if isinstance(value, tuple) else value for key, value in deletion.items()}
     return Deletion(**deletion, share=entry.masked_share)

@@ -83,7 +83,7 @@ def perturbations(
         raise UnknownNameError("perturbation", perturbation, get_args(Perturbation))
     as_whole("samples", samples)
     if not sigma > 0 or (perturbation == "square" and sigma > 1):
-        allowed = "in (0, 1], a share of the image's side," if perturbation == "square" else "above 0"
+        allowed = "in (0, 1], a fraction of the image's side," if perturbation == "square" else "above 0"
         raise ValueError(f"sigma must be {allowed} for {perturbation!r}, not {sigma!r}")
     draws = Draws(seed, f"infidelity {perturbation}", images, image_ids)
     channels, height, width = images.shape[1:]

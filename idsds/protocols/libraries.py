@@ -88,7 +88,7 @@ METRICS: Mapping[str, Metric] = {
     "LocalLipschitzEstimate": Metric("stable", False, UNBOUNDED, FEW),
     "MaxSensitivity": Metric("stable", False, UNBOUNDED, FEW),
     "AvgSensitivity": Metric("stable", False, UNBOUNDED, FEW),
-    "Consistency": Metric("stable", True, direction="the share of images with the same map that have the same class, though it says lower"),
+    "Consistency": Metric("stable", True, direction="the fraction of images with the same map that have the same class; it says lower"),
     "RelativeInputStability": Metric("stable", False, UNBOUNDED, FEW),
     "RelativeOutputStability": Metric("stable", False, UNBOUNDED, FEW),
     "RelativeRepresentationStability": Metric("stable", False, UNBOUNDED, FEW),

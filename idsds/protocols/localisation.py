@@ -177,7 +177,7 @@ def _passes(methods: Sequence[Method], **_: Any) -> Passes:
 def difull(
     model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2
 ) -> dict[str, dict[str, Tensor]]:
-    """Score the share of the positive attribution in the only cell that the net is connected to, in [0, 1]; higher is better.
+    """Score the fraction of the positive attribution in the only cell that the net is connected to, in [0, 1]; higher is better.
 
     The mosaics are those of :func:`grid_pointing_game`; each layer sees every cell apart, and the classifier only the cell of the image.
     What lies outside it cannot affect the logit, so that 1 is right, whatever the net finds in the other images. Even maps score

@@ -77,7 +77,7 @@ def replaced_pixels(share: float, pixels: int) -> int:
     """Return the number of pixels in a fraction ``share`` in [0, 1] of ``pixels``, rounded to the nearest, halves up.
 
     Raises:
-        ValueError: for a share outside [0, 1].
+        ValueError: for a fraction outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], not {share!r}")
@@ -98,7 +98,7 @@ def replacement_mask(ranks: Tensor, share: float, kind: Kind = "remove") -> Tens
 
     Raises:
         UnknownNameError: for an unknown kind.
-        ValueError: for a share outside [0, 1].
+        ValueError: for a fraction outside [0, 1].
     """
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
@@ -140,37 +140,37 @@ def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
 
 
 def mask_shares(shares: Sequence[float], kinds: Sequence[Kind]) -> list[float]:
-    """Return, in ascending order, the shares at which :func:`mask_images` shows the pixels replaced at ``shares`` under ``kinds``.
+    """Return, in ascending order, the fractions at which :func:`mask_images` shows the pixels replaced at ``shares`` under ``kinds``.
 
     Args:
         shares: fractions of the pixels that are replaced.
-        kinds: some of :data:`KINDS`; for ``keep`` the complement of a share is shown.
+        kinds: some of :data:`KINDS`; for ``keep`` the complement of a fraction is shown.
     """
     wanted = [mask_share(share, kind) for kind in kinds for share in shares]
     return sorted(set(wanted))
 
 
 def mask_share(share: float, kind: Kind) -> float:
-    """Return the share at which :func:`mask_images` shows the pixels that ``kind`` replaces at ``share``, or their complement."""
+    """Return the fraction at which :func:`mask_images` shows the pixels that ``kind`` replaces at ``share``, or their complement."""
     return share if kind == "remove" else round(1 - share, 12)
 
 
 @register_protocol("roar", higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
-    """Score the accuracy lost by removing a method's pixels instead of random ones, mean over shares, in [-1, 1]; higher is better.
+    """Score the accuracy lost by removing a method's pixels instead of random ones, mean over fractions, in [-1, 1]; higher is better.
 
-    ``(integral of (control - accuracy) over the shares) / (last share - first share)``, by the trapezoidal rule.
+    ``(integral of (control - accuracy) over the fractions) / (last fraction - first fraction)``, by the trapezoidal rule.
 
     Args:
         accuracy: (..., S), after retraining, in [0, 1].
         control: (..., S), the same for random ranks.
-        shares: (S,), at least two shares of removed pixels, ascending.
+        shares: (S,), at least two fractions of removed pixels, ascending.
 
     Returns:
         (...), NaN where an accuracy is NaN.
 
     Raises:
-        ValueError: if the shares are not ascending or do not match.
+        ValueError: if the fractions are not ascending or do not match.
     """
     if shares.ndim != 1 or len(shares) < 2 or (shares.diff() <= 0).any():
         raise ValueError(f"shares must be at least two and ascend, not {shares.tolist()}")
@@ -181,7 +181,7 @@ def roar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
 
 @register_protocol("kar", higher_is_better=True, range=(-1, 1), source=SOURCE, level="data set", call=CALL)
 def kar_score(accuracy: Tensor, control: Tensor, shares: Tensor) -> Tensor:
-    """Score the accuracy gained by keeping a method's pixels instead of random ones, mean over shares, in [-1, 1]; higher is better.
+    """Score the accuracy gained by keeping a method's pixels instead of random ones, mean over fractions, in [-1, 1]; higher is better.
 
     It is :func:`roar_score` with the opposite sign; ``shares`` are those of the replaced pixels.
     """

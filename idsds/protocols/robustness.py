@@ -139,7 +139,7 @@ def robustness(
         transform: the transform that each augmentation applies to a map.
         shifts: change of the target's probability under each augmentation, (B, A), in [0, 1]; NaN if the image stays unchanged.
         threshold: only augmentations with a smaller shift count.
-        top_share: share of the pixels in the top-k intersection.
+        top_share: fraction of the pixels in the top-k intersection.
         data_range: range of SSIM: a number for the whole experiment, None for that of each pair of maps.
 
     Returns:

@@ -178,7 +178,7 @@ def smooth_mprt(
     Args:
         mode, depths: see :func:`randomised_models`.
         samples: noisy copies of each image, keyed by its id; all keep the id, so that a method's own noise is the same for them.
-        sigma: standard deviation of the noise, as a share of the image's range.
+        sigma: standard deviation of the noise, as a fraction of the image's range.
 
     Raises:
         ValueError: if ``samples`` is below 1 or ``sigma`` is not above 0, and as for :func:`sanity_check`.

@@ -32,7 +32,7 @@ def random_sets(images: Tensor, shares: Sequence[float], samples: int, *, seed: 
     """Return random sets of pixels, (B, len(shares) * samples, H * W), True inside: ``samples`` of each size, keyed by image.
 
     Raises:
-        ValueError: if ``samples`` is below 2, the minimum for a correlation, or a share is not in (0, 1).
+        ValueError: if ``samples`` is below 2, the minimum for a correlation, or a fraction is not in (0, 1).
     """
     as_whole("samples", samples, least=2)
     for share in shares:
@@ -113,7 +113,7 @@ def sensitivity_n(
 ) -> dict[str, dict[str, Tensor]]:
     """Score the correlation of attribution and logit drop over random pixel sets, in [-1, 1]; higher is better, random maps about 0.
 
-    ``score`` is the mean of ``by_size`` (B, 6) over the shares of pixels in :data:`SIZES`; NaN where one of them is undefined.
+    ``score`` is the mean of ``by_size`` (B, 6) over the fractions of pixels in :data:`SIZES`; NaN where one of them is undefined.
     """
     return _columns(methods, batch, SIZES, samples, prepared["drops"])
 

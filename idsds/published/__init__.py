@@ -97,13 +97,13 @@ def accuracies() -> pd.DataFrame:
     """Return the top-1 accuracy on ImageNet of the poster's models, read from its scatter to about +-0.001; most likely after fine-tuning.
 
     Returns:
-        One row per model: ``accuracy`` (a share in [0, 1], higher is better), ``figure``.
+        One row per model: ``accuracy`` (a fraction in [0, 1], higher is better), ``figure``.
     """
     return _read("idsds_poster_accuracy").rename(columns={"top1_accuracy": "accuracy"}).assign(figure=SCATTER)
 
 
 def xai_correlation_models() -> pd.DataFrame:
-    """Return the study's 75 models (3 architectures x 5 data sets x 5 shares of the training images) under four methods.
+    """Return the study's 75 models (3 architectures x 5 data sets x 5 fractions of the training images) under four methods.
 
     Numbers of Guided Backprop are printed in the study's notebooks. Those of Saliency, Guided Grad-CAM and GradientSHAP are read from its
     charts; reading Guided Backprop in the same way reproduces its numbers to 0.2 % in infidelity and 0.007 in sensitivity.

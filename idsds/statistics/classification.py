@@ -75,8 +75,8 @@ def per_class(targets: Sequence[int], predictions: Sequence[int]) -> pd.DataFram
     """Measure a classifier class by class, as scikit-learn's ``classification_report`` does.
 
     Returns:
-        One row per class that occurs in either: ``class``, ``precision`` (share of the images predicted as the class that belong to it),
-        ``recall`` (share of its images that are predicted as the class) and ``f1``, all in [0, 1], higher is better, 0 if there are no
+        One row per class that occurs in either: ``class``, ``precision`` (fraction of the images predicted as the class that belong to it),
+        ``recall`` (fraction of its images that are predicted as the class) and ``f1``, all in [0, 1], higher is better, 0 if there are no
         images to count; ``support``, the number of its images.
     """
     labels, outputs = np.asarray(targets), np.asarray(predictions)

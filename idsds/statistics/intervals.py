@@ -94,7 +94,7 @@ def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
 
 
 def wilson(successes: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the ends of Wilson's (1927) score interval of a share in [0, 1], such as an accuracy; NaN if ``count`` is 0.
+    """Return the ends of Wilson's (1927) score interval of a fraction in [0, 1], such as an accuracy; NaN if ``count`` is 0.
 
     ``successes`` need not be a whole number: it may be a mean over training seeds.
 

@@ -43,12 +43,12 @@ def paired_differences(
         pairs: (a, b) names; None takes every pair.
         confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
         permutations: number of random sign flips, if there are too many images for all flips.
-        nested: draw training seeds too, as :func:`idsds.nested_bootstrap` does; ``p`` is then twice the share of resamples whose
+        nested: draw training seeds too, as :func:`idsds.nested_bootstrap` does; ``p`` is then twice the fraction of resamples whose
             difference has not the sign of the larger part, at least 2 / (1 + ``resamples``). Where there is one seed it changes nothing.
 
     Returns:
         One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,
-        ``a_beats_b`` (the share of images on which a scores better, ties count half), ``p``, ``p_holm``, ``count`` (scores compared),
+        ``a_beats_b`` (the fraction of images on which a scores better, ties count half), ``p``, ``p_holm``, ``count`` (scores compared),
         ``nan`` (records of both of which at least one score is undefined), ``interval``, ``direction`` (of the scores: with
         ``lower is better``, a is better if the difference is negative).
 

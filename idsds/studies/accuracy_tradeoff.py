@@ -75,7 +75,7 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     Returns:
         One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (:func:`accuracy`), ``method`` (the
         selected ones), ``idsds``, ``idsds_low``, ``idsds_high`` (:func:`idsds.rank`, nested), ``front`` (no other model is better in one
-        and as good in the other), ``front_share`` (share of resamples in which that holds), ``count``, ``accuracy_count``,
+        and as good in the other), ``front_share`` (fraction of resamples in which that holds), ``count``, ``accuracy_count``,
         ``interval`` of the IDSDS, and ``top5`` where it is known.
     """
     picks = best(records)
@@ -110,7 +110,7 @@ def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1
 
 
 def _resampled(picks: pd.DataFrame, correct: pd.DataFrame, models: list[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of resamples in which each model is on the front (models,), and the correlations (resamples,)."""
+    """Return the fraction of resamples in which each model is on the front (models,), and the correlations (resamples,)."""
     (scored, quality), (judged, right) = _by_seed(picks, "score", models), _by_seed(correct, "correct", models)
     of_quality, of_right = _members(picks, scored), _members(correct, judged)
     rng, seeds = rng_for(seed, "tradeoff", len(scored), len(judged)), len(quality)

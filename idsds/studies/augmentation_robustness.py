@@ -116,7 +116,7 @@ def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
         One row per model, method, augmentation and measure: ``mean``, ``low``, ``high``, ``count`` of the images that count, ``nan`` of
         those that do not (they were not changed, their target's probability moved by the threshold or more, or their map is constant);
         ``images`` in all, ``changed``, how many the augmentation changed, and ``stayed``, how many of these kept the target's probability
-        (an image counts once per training seed); ``counted``, the share of ``stayed`` in all; ``data_range``, ``family`` and ``interval``,
+        (an image counts once per training seed); ``counted``, the fraction of ``stayed`` in all; ``data_range``, ``family``, ``interval``,
         what it covers.
     """
     keys = ["group", "augmentation", "measure"]

@@ -64,8 +64,8 @@ CITED = [
     ("in-domain", "yes", "a net is retrained on the deleted images", ROAR),
     ("comparable between models", "no", "each score is the accuracy of retrained nets", ROAR),
     ("no class information in what is deleted", "no", "the shape of the mask alone can tell the class to the net trained on it", ROAD),
-    ("resolution", "pixel", "a share of the pixels", ROAR),
-    ("cost in passes", "training", "one training per method, share of pixels and repetition", ROAR),
+    ("resolution", "pixel", "a fraction of the pixels", ROAR),
+    ("cost in passes", "training", "one training per method, fraction of pixels and repetition", ROAR),
 ]
 
 

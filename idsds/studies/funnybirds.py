@@ -116,7 +116,7 @@ def _difference(first: np.ndarray, second: np.ndarray, resamples: int) -> dict[s
 def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
     """Return :data:`OF_NET` of each model on all images with their intervals: ``model``, ``measure``, ``value``, ``low``, ``high``.
 
-    Background independence is the share among all objects of all images, as in the authors' code.
+    Background independence is the fraction among all objects of all images, as in the authors' code.
     """
     rows = []
     for model, found in records.groupby("model", sort=False):

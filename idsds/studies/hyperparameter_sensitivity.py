@@ -195,7 +195,7 @@ def _moved(records: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged(spreads: pd.DataFrame) -> pd.DataFrame:
-    """Add the verdicts on :data:`CLAIMS`: by the corrected p value, and by the interval of the share of the gap."""
+    """Add the verdicts on :data:`CLAIMS`: by the corrected p value, and by the interval of the fraction of the gap."""
     noise = np.where(spreads["p_holm"] <= ALPHA, SUPPORTED, NOT_SUPPORTED)
     return spreads.assign(noise_verdict=noise, gap_verdict=verdicts(spreads["share_low"], spreads["share_high"], HALF))
 
@@ -222,7 +222,7 @@ def movements(
         records: of one model, one ``method`` per setting, with ``image_id`` and ``score``; several seeds of an image, and images of one
             ``group``, are drawn together.
         sweeps: by hyperparameter the names of its settings.
-        own: the names of the settings between which ``gap`` lies; of fewer than two, it and the shares are NaN.
+        own: the names of the settings between which ``gap`` lies; of fewer than two, it and the fractions are NaN.
         confidence, resamples, seed: of the bootstrap.
 
     Returns:

@@ -133,7 +133,7 @@ class SanityChecks(EvaluationStudy):
         Returns:
             One row per model, method, seed, check (``cascading``, ``independent``, ``labels``), depth, draw of the new weights, similarity
             (``spearman``, ``absolute``: Spearman of absolute values, ``ssim``) and image: ``value``, NaN where undefined (a constant map),
-            lower is better. ``depth`` is the share of the layers that have been randomised from the output down (``cascading``), or
+            lower is better. ``depth`` is the fraction of the layers that have been randomised from the output down (``cascading``), or
             where the randomised group of layers ends (``independent``); ``layers`` names the first and the last of them; 1 and ``all``
             for ``labels``. ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere.
         """

@@ -41,7 +41,7 @@ from idsds.training.recipes import PAPER, BaselineName, Deletion, Recipe
 
 #: The paper's recipe with smaller batches and fewer epochs, since most users' data sets are smaller than ImageNet.
 OWN = PAPER.model_copy(update={"epochs": 10, "batch_size": 64})
-#: Share of the training images held out to choose the epoch, if there are no validation images.
+#: Fraction of the training images held out to choose the epoch, if there are no validation images.
 HELD_OUT = 0.1
 
 

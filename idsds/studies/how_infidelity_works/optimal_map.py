@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Eigenvalues of E[I I^T] below this share of the largest count as 0.
+#: Eigenvalues of E[I I^T] below this fraction of the largest count as 0.
 LEAST = 1e-10
 
 

@@ -25,7 +25,7 @@ def map_part(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
     Returns:
         One row for all architectures and one for each: ``architecture``, ``models``, ``methods``, ``median_spread`` (highest infidelity
-        of a model over its lowest, minus 1), ``spread`` (mean of the groups' medians) with ``low`` and ``high``; the shares of the
+        of a model over its lowest, minus 1), ``spread`` (mean of the groups' medians) with ``low`` and ``high``; the fractions of the
         variance of the logarithm of infidelity ``between_models``, ``between_methods`` and ``rest``; the ``verdict`` that ``spread`` is
         below :data:`LITTLE`.
     """

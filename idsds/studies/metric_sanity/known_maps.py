@@ -118,12 +118,12 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
         levels: the L levels, rising from 0.
 
     Returns:
-        ``exact_first``: share of images whose exact map beats all others; ``random_last``: share for which noise alone loses to all others;
+        ``exact_first``: fraction of images whose exact map beats all others; ``random_last``: that for which noise alone loses to all;
         ``ordering``: mean Spearman correlation between less noise and a better score, over images where it is defined; ``resolution``: the
         least level whose scores are worse than the exact map's by a 95 % interval over images (Student's t, paired) that leaves 0 out,
         infinite if only noise alone is, NaN if not even that; ``beaten``: how many of the L noisy maps are better than the exact one by
         such an interval; ``separation``: mean of exact minus noise alone, over its standard deviation over images (how well one image tells
-        them apart); ``undefined``: share of scores that are NaN.
+        them apart); ``undefined``: fraction of scores that are NaN.
 
     Raises:
         ValueError: scores that do not fit the levels, or levels that do not rise from 0.

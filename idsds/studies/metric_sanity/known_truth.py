@@ -320,7 +320,7 @@ def _ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
 
 
 def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
-    """Wilson's interval of each share of the units."""
+    """Wilson's interval of each fraction of the units."""
     found: dict[str, float] = {}
     for name in names:
         found |= _ends(name, wilson(round(row[name] * row["units"]), row["units"]))

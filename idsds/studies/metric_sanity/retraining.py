@@ -85,7 +85,7 @@ def known_areas(
 
 
 def known_curves(kind: Kind, model: PatchModel, levels: Sequence[float], seed: int, importance: Known, how: KnownRetraining) -> Tensor:
-    """Accuracy on test images after retraining, (L + 1, S), in [0, 1]: by map and share of the pixels that were replaced."""
+    """Accuracy on test images after retraining, (L + 1, S), in [0, 1]: by map and fraction of the pixels that were replaced."""
     explained = model.double()
     train, test = _images("train", how.train), _images("test", how.test)
     fill = train[0].mean(dim=(0, 2, 3))

@@ -184,10 +184,10 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
         higher_is_better: the direction of its score.
 
     Returns:
-        ``above_random``, ``above_edges``, ``above_center``: the share of the pairs (model, method) whose mean over images is better than
+        ``above_random``, ``above_edges``, ``above_center``: the fraction of the pairs (model, method) whose mean over images is better than
         the control's, by a paired 95 % interval over images that leaves 0 out; of ``pairs_random`` and so on, those with images that both
         have a score on (NaN of none);
-        ``undefined_on_nets``, the share of the methods' scores that are NaN;
+        ``undefined_on_nets``, the fraction of the methods' scores that are NaN;
         ``control_shift``: how far Random's mean moves from model to model, in units of the mean distance between Random and the best
         method of each model: 0 where a score means the same on every model, with a 95 % interval over images (jackknife) in ``_low`` and
         ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which is by construction
@@ -236,7 +236,7 @@ def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]
     """As :func:`against_controls` for ROAR or KAR, from the verdicts on areas between two methods' curves over training seeds.
 
     A verdict that leakage alone may have given (:func:`idsds.studies.roar.retraining_areas`) does not count as above a control;
-    ``confounded_on_nets`` is the share of all pairs with such a verdict, NaN where leakage was not tested. With a single training seed
+    ``confounded_on_nets`` is the fraction of all pairs with such a verdict, NaN where leakage was not tested. With a single training seed
     there is no verdict, and every share is NaN.
 
     Args:

@@ -31,7 +31,7 @@ ALPHA = 0.05
 
 
 def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return the mean accuracy over training seeds at each share, for images without some pixels and for masks alone.
+    """Return the mean accuracy over training seeds at each fraction, for images without some pixels and for masks alone.
 
     Args:
         records: from :meth:`idsds.studies.roar.Roar.retrain`.
@@ -40,7 +40,7 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
     Returns:
         One row per model, method, kind (``mask``: masks alone) and share: ``family``, ``mean``, ``low`` and ``high`` (over seeds,
         clipped to [0, 1]), ``agreement`` with the explained net, its ``agreement_low`` and ``agreement_high`` (likewise),
-        ``explained_accuracy`` (of that net), ``chance`` (share of the most frequent class), ``seeds``, ``count`` of test images;
+        ``explained_accuracy`` (of that net), ``chance`` (fraction of the most frequent class), ``seeds``, ``count`` of test images;
         ``images_low`` and ``images_high``, ``agreement_images_low`` and ``agreement_images_high`` (over images, Wilson, seeds held
         fixed); ``p`` and ``p_holm`` of masks alone, else NaN; ``interval``, what the intervals over seeds cover.
 
@@ -68,13 +68,13 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
 
 
 def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Random", confidence: float = 0.95) -> pd.DataFrame:
-    """Return the area between the control's curve and each method's, in accuracy averaged over the shares; higher is better.
+    """Return the area between the control's curve and each method's, in accuracy averaged over the fractions; higher is better.
 
     The two curves of one training seed are compared with each other, as they share initial weights and the order of the images; the
     interval is over the seeds' areas. See :func:`idsds.protocols.roar.roar_score`. Masks alone have no score.
 
     Args:
-        records: from :meth:`idsds.studies.roar.Roar.retrain`, at least two shares.
+        records: from :meth:`idsds.studies.roar.Roar.retrain`, at least two fractions.
         control: the method whose curve the others are compared with, or several; each pair is compared once.
         confidence: of the intervals, each on its own; 1 less it is the level of the verdicts.
 
@@ -151,7 +151,7 @@ def sentences(areas: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
 
 
 def _in_range(values: pd.Series, confidence: float) -> tuple[float, float, float]:
-    """Return the mean of shares over seeds with its interval clipped to [0, 1]; NaN is kept."""
+    """Return the mean of fractions over seeds with its interval clipped to [0, 1]; NaN is kept."""
     mean, low, high = seed_interval(values.to_numpy(), confidence)
     return mean, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 

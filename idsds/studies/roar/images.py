@@ -1,4 +1,4 @@
-"""A data set with a share of each image's pixels replaced, as a net is retrained on it (see :mod:`idsds.protocols.roar`)."""
+"""A data set with a fraction of each image's pixels replaced, as a net is retrained on it (see :mod:`idsds.protocols.roar`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Replacing:
 def modified(
     dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Shown, fill: Tensor, *, flip: bool = False
 ) -> ImageDataset:
-    """A data set with a share of the pixels of each image replaced.
+    """A data set with a fraction of the pixels of each image replaced.
 
     Args:
         dataset: the images.

@@ -124,5 +124,5 @@ def compared(predicted: Sequence[int | None], wanted: Sequence[int | None]) -> t
 
 
 def most_frequent(targets: Sequence[int]) -> float:
-    """Return the share of the most frequent class: the highest expected accuracy of a net that sees nothing."""
+    """Return the fraction of the most frequent class: the highest expected accuracy of a net that sees nothing."""
     return float(np.bincount(targets).max() / len(targets))

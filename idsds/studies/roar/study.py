@@ -142,17 +142,17 @@ class Roar(Study):
         """Explain every image, then retrain for every method, kind, share and seed. Cached results are reused.
 
         Returns:
-            One row per model, method, kind, share of the pixels that were replaced, and training seed; also in ``output/roar.csv``.
+            One row per model, method, kind, fraction of the pixels that were replaced, and training seed; also in ``output/roar.csv``.
 
             =========================== ==============================================================================================
             ``kind``                    ``remove``: ROAR, ``keep``: KAR, ``mask``: the positions of what ``remove`` replaces, alone
             ``accuracy``                on the modified test images (share in [0, 1])
             ``low``, ``high``           95 % interval over images (Wilson)
             ``count``                   of test images
-            ``agreement``               share of them on which the retrained net predicts what the explained net predicts on the
+            ``agreement``               fraction of them on which the retrained net predicts what the explained net predicts on the
                                         untouched image
             ``explained_accuracy``      the explained net's, on untouched images
-            ``chance``                  the share of the most frequent class
+            ``chance``                  the fraction of the most frequent class
             ``train_accuracy``          in the last epoch
             ``undefined``, ``constant`` how many maps of all ``explained`` images have no order (a non-finite value, or one value),
                                         so that their pixels are replaced at random

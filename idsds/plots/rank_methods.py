@@ -51,7 +51,7 @@ def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int
     """Draw the distribution of drops, a curve per model: in units of the output, and as a fraction of each image's largest drop.
 
     Args:
-        drops: one row per model, image and patch: model, drop (in units of the quantity), share (in [-1, 1]).
+        drops: one row per model, image and patch: model, drop (in units of the quantity), share (of the largest, in [-1, 1]).
         quantity: the quantity that drops when a patch is deleted.
         columns: width of the figure, in columns of a paper.
     """

@@ -53,7 +53,7 @@ class Member:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Data set, architecture, share and seed."""
+        """Data set, architecture, fraction and seed."""
         return {name: getattr(self, name) for name in IDENTITY}
 
 
@@ -162,7 +162,7 @@ class TrainFractions(ManyModels):
 
         Returns:
             The confusions and the report per class (:func:`idsds.statistics.classification.confusion` and ``per_class``), with the data
-            set, architecture, share and seed of each model.
+            set, architecture, fraction and seed of each model.
         """
         parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
         for member in self.members():

@@ -237,7 +237,7 @@ def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]
 
     A verdict that leakage alone may have given (:func:`idsds.studies.roar.retraining_areas`) does not count as above a control;
     ``confounded_on_nets`` is the fraction of all pairs with such a verdict, NaN where leakage was not tested. With a single training seed
-    there is no verdict, and every share is NaN.
+    there is no verdict, and every fraction is NaN.
 
     Args:
         records: from :meth:`idsds.studies.roar.Roar.retrain`.

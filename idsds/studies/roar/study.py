@@ -1,4 +1,4 @@
-"""ROAR and KAR over a whole data set: maps once, then a fresh net per method, share and seed (see :mod:`idsds.protocols.roar`).
+"""ROAR and KAR over a whole data set: maps once, then a fresh net per method, fraction and seed (see :mod:`idsds.protocols.roar`).
 
 A method's maps of all training, validation and test images are computed once and kept as ranks (:mod:`idsds.studies.roar.pixel_ranks`);
 each retraining is one
@@ -139,7 +139,7 @@ class Roar(Study):
         return pd.DataFrame(rows, columns=["model", "work", "total", "cached", "forward", "backward", "steps", "hours"])
 
     def retrain(self, progress: bool = True) -> pd.DataFrame:
-        """Explain every image, then retrain for every method, kind, share and seed. Cached results are reused.
+        """Explain every image, then retrain for every method, kind, fraction and seed. Cached results are reused.
 
         Returns:
             One row per model, method, kind, fraction of the pixels that were replaced, and training seed; also in ``output/roar.csv``.

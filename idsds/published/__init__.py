@@ -109,7 +109,7 @@ def xai_correlation_models() -> pd.DataFrame:
     charts; reading Guided Backprop in the same way reproduces its numbers to 0.2 % in infidelity and 0.007 in sensitivity.
 
     Returns:
-        One row per model, data set, fraction and method: ``train_fraction`` (in (0, 1]), ``weighted_precision`` (what the study calls "acc")
+        One row per model, data set, fraction, method: ``train_fraction`` (in (0, 1]), ``weighted_precision`` (what the study calls "acc")
         and ``weighted_f1`` (what it calls "f1") in [0, 1], higher is better; ``infidelity`` and ``sensitivity`` of the maps, lower is
         better, NaN if the chart has no bar; ``digitised``, whether the numbers are read from a chart; ``doubtful``, whether two readings
         are more than :data:`DOUBTFUL_PIXELS` pixels apart or the bar reaches the end of the chart.

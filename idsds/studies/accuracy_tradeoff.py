@@ -26,7 +26,7 @@ from idsds.training.predict import predicted
 
 
 def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return the accuracy per model: ``accuracy`` (share in [0, 1]), ``low``, ``high`` (Wilson, over images; nested bootstrap for several
+    """Return the accuracy per model: ``accuracy`` (in [0, 1]), ``low``, ``high`` (Wilson, over images; nested bootstrap for several
     training seeds), ``count``, and ``top5`` (accuracy with five guesses) where ``correct`` has it. Images of one ``group`` count as one in
     the interval."""
     rows = []

@@ -67,7 +67,7 @@ STUDIES = (
     "funnybirds",
     "metric_sanity",
 )
-#: Arguments of ``evaluate`` that say what becomes of its records, not what they are.
+#: Arguments of ``evaluate`` that control where and how records are computed, not what they contain.
 LATER = ("output", "scheduler", "dry_run", "progress", "only", "common")
 #: The settings that change the recipe.
 RECIPE = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "step_epochs", "step_factor")
@@ -110,7 +110,7 @@ def check_output(output: str) -> None:
 class Study(Settings):
     """Base of all studies: the fields are the notebook's parameters and the keys of a params file."""
 
-    #: The columns of a plan by whose groups its costs are summed.
+    #: The columns whose groups get a row in the plan's summary.
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model",)
 
     output: str
@@ -159,7 +159,7 @@ class Study(Settings):
         """
         if self.dry_run:
             if is_main():
-                print("A dry run: it ends here, nothing was computed.", flush=True)
+                print("A dry run ends here; nothing was computed.", flush=True)
             raise SystemExit(0)
         with short_warnings():
             return self._run(progress)
@@ -169,8 +169,8 @@ class Study(Settings):
 
 
 def in_memory(records: pd.DataFrame | Path) -> pd.DataFrame:
-    """Return records as they are, or those of a large run's folder but for the patch sums, texts as categories: some 40 bytes each."""
-    if isinstance(records, pd.DataFrame):
+    """Return a frame unchanged; of a large run's folder read all columns except the patch sums, with text as categories (40 bytes a
+    record).""" if isinstance(records, pd.DataFrame):
         return records
     content = Run.open(records).content()
     return content.frame([name for name in content.columns if name != "patch_sums"], categorical=True)

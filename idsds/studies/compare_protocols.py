@@ -219,7 +219,7 @@ class CompareProtocols(EvaluationStudy):
             leak = ("yes", _same_deletions(records), HERE)
             resolution = ("patch", f"a patch of {size} x {size} pixels")
         else:
-            leak = ("no", "which pixels are deleted is read off the map", f"{SAMEK}; {ROAD}")
+            leak = ("no", "the map itself determines which pixels are deleted", f"{SAMEK}; {ROAD}")
             resolution = ("pixel", f"a pixel, {side**2 // self.steps} of them a step")
         return [
             ("in-domain", "yes" if protocol == "IDSDS" else "no", lost if single else _fall(records), source),

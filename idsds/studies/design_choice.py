@@ -133,10 +133,10 @@ class DesignChoice(EvaluationStudy):
     def _chains_are_of_the_models(self) -> Self:
         if self.choice == "softmax":
             if self.chains:
-                raise ValueError("chains: for 'softmax' each model is compared with itself, leave chains empty")
+                raise ValueError("chains: for 'softmax' each model is compared with itself; leave chains empty")
             return self
         if len(self.models) < 2:
-            raise ValueError(f"models: {self.choice!r} compares models, it needs two of them")
+            raise ValueError(f"models: {self.choice!r} compares models and needs at least two")
         listed = [name for chain in self.chains for name in chain]
         for name in listed:
             if name not in self.models:

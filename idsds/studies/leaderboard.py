@@ -54,7 +54,7 @@ class Leaderboard(EvaluationStudy):
     def _can_be_judged(self) -> Self:
         check_unique(self, "also")
         if self.also and self.methods:
-            raise ValueError("also: it adds to the methods that apply, leave it empty where methods are named")
+            raise ValueError("also: it adds to the methods that apply; leave it empty if methods are named")
         size = DATASETS[self.dataset].image_size
         shifted(size, size, self.grid, self.offset)
         if self.queried_grid is not None:
@@ -90,7 +90,7 @@ class Leaderboard(EvaluationStudy):
             if not why and name not in self.also:
                 passes = entry.passes(net, **entry.settings()) if callable(entry.passes) else entry.passes
                 if passes is None:
-                    why = "its passes are not known beforehand: name it in also"
+                    why = "its number of passes is not known beforehand; name it in 'also'"
                 elif sum(passes) > self.passes:
                     why = f"it takes {sum(passes)} passes per image, more than {self.passes}"
             found[name] = why or ""

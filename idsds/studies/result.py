@@ -1,4 +1,4 @@
-"""What a study announces and what it leaves: its costs, its findings, and its tables with their figure."""
+"""What a study returns: its plan with the costs, its findings, and its tables with their figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SENTENCES = 3
 #: The columns of a plan that are summed over the pieces of work.
 SUMS = ("files", "epochs", "images_left", "forward", "backward", "steps", "seconds_left", "hours", "disk_mb")
-#: The columns of a plan of which a group has the least or the most.
+#: The columns of a plan of which a group's minimum or maximum is shown.
 EXTREMES = {"images_per_second": "min", "memory_gb": "max"}
 
 
@@ -137,7 +137,7 @@ class Result:
         tables: by name; the main one is ``""``.
         findings: what they say.
         draw: draws the figure, or its pages, from the tables.
-        records: the frame of records that the tables were computed from, or what else the checks at the end of a notebook need.
+        records: the records that the tables were computed from, or whatever else the checks at the end of a notebook need.
     """
 
     stem: Path

@@ -74,7 +74,7 @@ def test_published_differences_of_a_chain():
     ("changes", "message"),
     [
         ({"choice": "deep"}, "unknown design choice 'deep'. Did you mean 'depth'"),
-        ({"choice": "depth", "models": ["mini_resnet8"]}, "'depth' compares models, it needs two"),
+        ({"choice": "depth", "models": ["mini_resnet8"]}, "'depth' compares models and needs at least two"),
         ({"choice": "softmax", "chains": [["mini_resnet8", "mini_vgg11"]]}, "leave chains empty"),
         ({"choice": "depth", "chains": [["mini_resnet8", "mini_resnet20"]]}, "unknown model of a chain 'mini_resnet20'"),
         ({"choice": "depth", "chains": [["mini_resnet8", "mini_resnet8"]]}, "'mini_resnet8' is listed more than once"),

@@ -60,7 +60,7 @@ def test_methods_are_chosen_by_what_they_need():
     chosen, why = study.chosen, study.left_out.set_index("method")["why"]
     assert {"IxG", "DeepLIFT", "Occlusion", "Score-CAM", "Random"} <= set(chosen)
     assert why["IG"] == "it takes 100 passes per image, more than 17"
-    assert why["SS-CAM"] == "its passes are not known beforehand: name it in also"
+    assert why["SS-CAM"] == "its number of passes is not known beforehand; name it in 'also'"
     assert "BagNet models" in why["BagNet"]
     assert not set(chosen) & set(why.index)
     assert chosen["Occlusion"] == ("Occlusion", {"grid": 4, "baselines": "zeros"})  # equal settings

@@ -169,7 +169,7 @@ def _differs_from_0(areas: np.ndarray) -> float:
 
 
 def _leaks(curves: pd.DataFrame, scored: pd.DataFrame, alpha: float) -> dict[tuple[str, str, str], bool]:
-    """Return, by model, kind and method, whether a mask at one of the kind's fractions reveals the class; empty where no mask was tested."""
+    """Return, by model, kind and method, whether a mask at one of its fractions reveals the class; empty where no mask was tested."""
     masks = curves[curves["kind"] == MASK]
     if masks.empty:
         return {}

@@ -169,8 +169,8 @@ class Study(Settings):
 
 
 def in_memory(records: pd.DataFrame | Path) -> pd.DataFrame:
-    """Return a frame unchanged; of a large run's folder read all columns except the patch sums, with text as categories (40 bytes a
-    record).""" if isinstance(records, pd.DataFrame):
+    """Return a frame unchanged; of a large run's folder read all columns except the patch sums, with text as categories."""
+    if isinstance(records, pd.DataFrame):
         return records
     content = Run.open(records).content()
     return content.frame([name for name in content.columns if name != "patch_sums"], categorical=True)

@@ -22,7 +22,7 @@ def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figur
     Args:
         table: model, seed, stage (``before``, ``after``), images, accuracy, low, high, count, ``top5``, which is written above its
             panel (intact, one patch deleted), and ``groups``, how many groups of images the intervals are over, where there are some.
-        panels: maximal number of panels in a row.
+        panels: maximum number of panels in a row.
         columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(table["model"]))

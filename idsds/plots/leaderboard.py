@@ -78,7 +78,7 @@ def leaderboard(
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort upper bounds first, then the best on top."""
+    """Sort the rows: upper bounds first, then the best on top."""
     return rows.assign(apart=~rows["ceiling"].astype(bool)).sort_values(["apart", "mean"], ascending=[True, False], kind="stable")
 
 

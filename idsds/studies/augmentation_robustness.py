@@ -208,7 +208,7 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
 
 
 def _of_images(similarity: pd.DataFrame) -> pd.DataFrame:
-    """The table as statistics read it: its ``group`` is that of the images, and not that of the augmentations."""
+    """Return the table for the statistics: ``group`` is that of the images, not of the augmentations."""
     return similarity.drop(columns="group").rename(columns={"belongs": "group"})
 
 
@@ -249,7 +249,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
 
 
 def _most_robust(rows: pd.DataFrame) -> list[str]:
-    """Return the methods within :data:`TIED` of the highest mean, controls first: a tie with noise is no merit."""
+    """Return the methods within :data:`TIED` of the highest mean, controls first: a tie with noise is not a merit."""
     top = rows[rows["mean"] >= rows["mean"].max() - TIED]
     return list(
         top.sort_values("mean", ascending=False, kind="stable").sort_values(

@@ -30,7 +30,7 @@ from idsds.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, count_verdicts, 
 from idsds.studies.base import EvaluationStudy, Findings, Result, named_score
 
 SIMILARITIES = ("spearman", "ssim", "deviation")
-HALF = 0.5  # of the gap between the methods: a hyperparameter that moves one method by more can reverse their order
+HALF = 0.5  # of the gap between the methods: a hyperparameter that changes one method by more can reverse their order
 ALPHA = 0.05
 #: The claims tested for each hyperparameter, and the column of the verdict.
 CLAIMS = {"noise_verdict": "moves IDSDS by more than image noise", "gap_verdict": "moves it by more than half the gap between methods"}
@@ -210,12 +210,12 @@ def movements(
 ) -> pd.DataFrame:
     """Return how much each hyperparameter changes the mean score, beside the gap between methods and the range due to sampling noise.
 
-    ``idsds_range`` is the highest less the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings,
-    ``share`` their ratio. The range of noisy means is above 0 even where nothing moves, and which settings are the extremes itself
-    depends on the images. So each resample of images gives the errors of all means, its own mean less that of all images, and
-    their range over the sweep, whichever settings they are: a range is never farther from the true one than the range of its errors. The
-    interval is the range plus and minus the ``confidence`` quantile of these, cut at 0. It holds for every pair of settings at once, and
-    reaches 0 where image noise alone could have made the range. For ``share`` the errors are those of the means in units of the gap, which
+    ``idsds_range`` is the highest minus the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings,
+    ``share`` their ratio. The range of noisy means is above 0 even if nothing changes, and which settings are the extremes depends on
+    the images too. So each resample of images gives the errors of all means, its own mean minus that of all images, and their range over
+    the sweep, whichever settings these are: a range is never farther from the true one than the range of its errors. The interval is the
+        range plus and minus the ``confidence`` quantile of these, cut at 0. It holds for every pair of settings at once, and reaches 0
+        where image noise alone could have made the range. For ``share`` the errors are those of the means in units of the gap, which
     is drawn with them; all errors are multiplied by sqrt(n / (n - 1)), as n images vary less about their own mean.
 
     Args:
@@ -226,8 +226,8 @@ def movements(
         confidence, resamples, seed: of the bootstrap.
 
     Returns:
-        One row per sweep: ``idsds_range``, ``range_low``, ``range_high``; ``noise``, the mean range of the errors, expected where
-            nothing moves; ``p``, how often that is at least the observed range; ``share``, ``share_low``, ``share_high``, ``gap``,
+        One row per sweep: ``idsds_range``, ``range_low``, ``range_high``; ``noise``, the mean range of the errors, expected if nothing
+            changes; ``p``, how often that is at least the observed range; ``share``, ``share_low``, ``share_high``, ``gap``,
         ``gap_low``, ``gap_high``. A setting without any score is ignored; NaN without images, and no interval for one image.
     """
     check_options(confidence, resamples=resamples)
@@ -276,7 +276,7 @@ def score_of(spreads: pd.DataFrame) -> str:
 
 
 def sentences(spreads: pd.DataFrame) -> list[str]:
-    """State which hyperparameters move IDSDS most and least, how many move it beyond noise, and which change the maps most."""
+    """State which hyperparameters change IDSDS most and least, how many change it beyond noise, and which change the maps most."""
     score = score_of(spreads)
     most, least = spreads.loc[spreads["idsds_range"].idxmax()], spreads.loc[spreads["idsds_range"].idxmin()]
     moved = int((spreads["noise_verdict"] == SUPPORTED).sum())

@@ -41,7 +41,7 @@ LEARNED = 0.95  # fraction of the permuted labels that a net must have learned, 
 REFERENCE = "Gradient"
 # What the paper found.
 CLAIMED = {REFERENCE: "passes", "Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "fails"}
-MARGIN = 0.1  # how much more similar than the reference's maps a method's may stay before it fails
+MARGIN = 0.1  # by how much a method's maps may stay more similar than the reference's before it fails
 
 
 class SanityChecks(EvaluationStudy):
@@ -101,7 +101,7 @@ class SanityChecks(EvaluationStudy):
         return table.assign(check=table["label"].str.split(",").str[0], draw=pairs.str[1], seed=pairs.str[0])
 
     def stage(self, model: str, seed: int, permuted_labels: bool) -> Stage:
-        """Training on true or on permuted labels: the same images, recipe and initial weights, so that the labels alone differ."""
+        """Return the training on true or on permuted labels: only the labels differ, not the images, recipe or initial weights."""
         shared: dict[str, Any] = {"deletion": None, "seed": seed, "device": self.device, "precision": self.precision}
         shared |= {"fraction": self.label_fraction, "changes": self.label_recipe}
         return plan_training(model, self.dataset, permuted_labels=permuted_labels, **shared)
@@ -163,7 +163,7 @@ class SanityChecks(EvaluationStudy):
 
 
 def layer_groups(model: str, mode: str, depths: int) -> list[str]:
-    """Name the first and the last layer that :func:`idsds.protocols.sanity.randomised_models` randomises at each depth."""
+    """Return the first and the last layer that :func:`idsds.protocols.sanity.randomised_models` randomises at each depth."""
     layers = layers_from_the_top(skeleton(model))
     bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
     groups = [layers[:end] if mode == "cascading" else layers[start:end] for start, end in pairwise(bounds)]
@@ -171,14 +171,14 @@ def layer_groups(model: str, mode: str, depths: int) -> list[str]:
 
 
 def _labels(settings: SanityChecks, name: str, seed: int, progress: bool) -> pd.DataFrame:
-    """The label randomisation test of one model and seed."""
+    """Run the label randomisation test of one model and seed."""
     stages = [settings.stage(name, seed, permuted_labels) for permuted_labels in (False, True)]
     device = chosen_device(settings.device)
     model, other = (obtain(stage, progress=progress).to(device) for stage in stages)
     learned = max(epoch["val_accuracy"] for epoch in read_json(stages[1].path.with_suffix(".json"))["epochs"])
     if learned < LEARNED:
         warnings.warn(
-            f"{name} has learned {learned:.0%} of its permuted labels, the paper asks for more than {LEARNED:.0%}: raise the epochs in "
+            f"{name} has learned {learned:.0%} of its permuted labels; the paper requires more than {LEARNED:.0%}: raise the epochs in "
             "label_recipe or lower label_fraction",
             stacklevel=3,
         )

@@ -102,7 +102,7 @@ def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 
 
 
 def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
-    """Judge each pair of variants by whether their rankings agree beyond chance, and say how much training seeds matter.
+    """Judge each pair of variants by whether their rankings agree beyond chance, and state how much training seeds matter.
 
     Args:
         table: from :func:`means`.

@@ -92,7 +92,7 @@ class ManyModels(TrainingStudy):
             progress: whether to show a bar.
 
         Returns:
-            One row per model: data set, architecture, share, seed; ``train_images``, ``epochs``, ``best_epoch`` (from 1) and
+            One row per model: data set, architecture, fraction, seed; ``train_images``, ``epochs``, ``best_epoch`` (from 1) and
             ``val_accuracy`` of it; ``accuracy``, ``macro_f1``, ``weighted_f1`` and ``weighted_precision`` in [0, 1], higher is better, each
             with ``_low`` and ``_high``; ``top5``, accuracy with five guesses; ``count`` of the test
             images; ``interval``, what these intervals cover.
@@ -186,7 +186,7 @@ class TrainFractions(ManyModels):
 
 
 def findings(table: pd.DataFrame) -> Findings:
-    """Judge per data set and architecture whether more training images give better models, and tell the measures of quality apart.
+    """Judge per data set and architecture whether more training images give better models, and distinguish the measures of quality.
 
     Args:
         table: of :meth:`ManyModels.quality`.

@@ -21,6 +21,8 @@ TALL = """(outputs, most) => outputs.map(one => [one.classList.contains('jp-Rend
 SCROLLING = """outputs => outputs.filter(one => one.closest('.jp-Cell') === [...document.querySelectorAll('.jp-Cell')].at(-1))
   .filter(one => one.scrollHeight > one.clientHeight + 1 || one.scrollWidth > one.clientWidth + 1)
   .map(one => one.classList.contains('jp-RenderedImage') ? 'image' : one.querySelector('li') ? 'list' : 'text')"""
+#: Whether a notebook is wider than its place.
+WIDER = "(one => one.scrollWidth > one.clientWidth + 1)(document.querySelector('.jp-Notebook .jp-WindowedPanel-outer'))"
 #: The corner of a figure as it is drawn: red, green, blue, opacity.
 CORNER = """image => { const canvas = document.createElement('canvas'), brush = canvas.getContext('2d');
   canvas.width = canvas.height = 1; brush.drawImage(image, 0, 0); return [...brush.getImageData(0, 0, 1, 1).data]; }"""
@@ -59,7 +61,7 @@ def test_a_notebook_runs_to_its_end(page, lab, picture, name, tables):
         page.set_viewport_size({"width": 800, "height": 800})
         assert page.locator(".jp-OutputArea-output").evaluate_all(TALL, 0.95 * 800) == []
         assert page.locator(".jp-OutputArea-output").evaluate_all(SCROLLING) == ["text", "list", "image"], "the last cell's"
-        assert not page.evaluate("(one => one.scrollWidth > one.clientWidth + 1)(document.querySelector('.jp-WindowedPanel-outer'))")
+        assert not page.evaluate(WIDER)
         page.locator(".jp-Cell").last.scroll_into_view_if_needed()
         picture("gallery-long-800")
     if name == "rank_methods":
@@ -81,6 +83,9 @@ def test_the_index_shows_every_card(page, lab, picture):
     assert images.evaluate_all("images => images.every(image => image.naturalWidth > 100)")
     assert page.locator(".jp-Notebook h2").count() >= 19
     picture("index")
+    page.set_viewport_size({"width": 800, "height": 800})
+    assert not page.evaluate(WIDER)
+    picture("index-800")
 
 
 def test_the_explorer_by_mouse_and_keyboard(page, lab, picture, tree):

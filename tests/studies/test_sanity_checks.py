@@ -108,7 +108,7 @@ def test_every_check_in_one_table(home):
 
 
 def test_labels_that_were_not_learned_are_told_and_the_check_can_be_left_out():
-    with pytest.warns(UserWarning, match=r"has learned \d+% of its permuted labels, the paper asks for more than 95%"):
+    with pytest.warns(UserWarning, match=r"has learned \d+% of its permuted labels; the paper requires more than 95%"):
         records = settings(label_recipe={"epochs": 1, "lr": 1e-6}, modes=["cascading"]).similarities(progress=False)
     assert records["train_accuracy"].max() < 0.5
     assert settings().plan().table["work"].str.contains("permuted").sum() == 1  # another recipe: not cached

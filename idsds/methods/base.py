@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from idsds.common.batching import default_batch, halving, out_of_memory
 from idsds.common.randomness import Draws
 from idsds.common.registry import Registry, UnknownNameError
-from idsds.methods.maps import as_map, check_batch, listed
+from idsds.methods.maps import Channels, as_map, check_batch, listed
 from idsds.models.base import describe, frozen, precision_of
 from idsds.models.isolation import guarded
 
@@ -307,12 +307,22 @@ def create_method(name: str, model: nn.Module, *, seed: int = 0, **options: Any)
     return Method(name, model, seed=seed, **options)
 
 
-def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> dict[str, Tensor]:
+def shared_maps(
+    methods: Sequence[Method],
+    images: Tensor,
+    targets: Tensor,
+    image_ids: Sequence[object] | None = None,
+    channels: Channels = "summed",
+) -> dict[str, Tensor]:
     """Return the maps of several methods by name, (B, 1, H, W) each; each distinct computation runs once.
 
+    With ``channels="each"`` a map has the channels that its method gives: (B, 3, H, W), or (B, 1, H, W) for CAMs.
+
     Raises:
-        ValueError: if two different methods have the same name.
+        ValueError: if two different methods have the same name, or for unknown ``channels``.
     """
+    if channels not in get_args(Channels):
+        raise UnknownNameError("channels", channels, get_args(Channels))
     check_batch(images, targets, image_ids)
     groups: dict[Hashable, list[Method]] = {}
     computations: dict[str, Hashable] = {}
@@ -327,7 +337,8 @@ def shared_maps(methods: Sequence[Method], images: Tensor, targets: Tensor, imag
         for group in groups.values():
             result = _compute(group[0], images, targets, image_ids)
             for method in group:
-                found = as_map(method.name, method.output_of(result), images, Draws(method.seed, method.name, images, image_ids))
+                draws = Draws(method.seed, method.name, images, image_ids)
+                found = as_map(method.name, method.output_of(result), images, draws, channels)
                 maps[method.name] = TRANSFORMS[method.transform](found) if method.transform else found
     return {method.name: maps[method.name] for method in methods}
 

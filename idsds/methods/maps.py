@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from idsds.common.randomness import Draws
 
+#: Whether a map is the sum over the channels, or has those that the method gives: 3, or 1 for a CAM.
+Channels = Literal["summed", "each"]
 
-def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None) -> Tensor:
+
+def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None, channels: Channels = "summed") -> Tensor:
     """Return a method's result as (B, 1, H, W): summed over channels, detached, on the images' device, in their dtype or a wider one.
 
     Args:
@@ -20,6 +24,7 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
         value: its result.
         images: the explained images, (B, C, H, W).
         draws: holds the image ids, for messages.
+        channels: ``each`` does not sum over channels.
 
     Raises:
         TypeError: if it is not a tensor of real numbers.
@@ -40,7 +45,8 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None)
         wanted = f"({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
         raise ValueError(f"method {name!r} returned shape {tuple(value.shape)}{explained}; wanted {wanted}")
     value = value[:, None] if value.ndim == 3 else value
-    maps = value.detach().to(images.device, torch.promote_types(value.dtype, images.dtype)).sum(dim=1, keepdim=True)
+    maps = value.detach().to(images.device, torch.promote_types(value.dtype, images.dtype))
+    maps = maps.sum(dim=1, keepdim=True) if channels == "summed" else maps
     undefined = ~maps.isfinite().flatten(1).all(dim=1)  # (B,)
     if undefined.any():
         ids = [i for i, bad in zip((draws or Draws(0, name, images)).image_ids, undefined.tolist(), strict=True) if bad]

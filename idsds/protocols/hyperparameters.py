@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.cam import cam_layer
+from idsds.methods.maps import Channels
 from idsds.protocols.base import Batch, register_protocol
-from idsds.protocols.similarity import spearman, structural_similarity
+from idsds.protocols.similarity import DataRange, range_of, spearman, structural_similarity
 
 Values = Sequence[Any]
 Sweep = Mapping[str, Values]
@@ -80,13 +81,15 @@ def with_options(method: Method, **options: Any) -> Method:
     return changed
 
 
-def spread(maps: Tensor) -> dict[str, Tensor]:
+def spread(maps: Tensor, data_range: float | None = None) -> dict[str, Tensor]:
     """Measure how much the maps of one image differ between settings.
 
     Each map is first divided by its largest absolute value, so that its scale does not matter; signs and zeros are kept.
 
     Args:
-        maps: (S, B, 1, H, W): S settings of B images of at least 11 x 11 pixels.
+        maps: (S, B, C, H, W): S settings of B images of at least 11 x 11 pixels. SSIM is the mean over channels, the others compare
+            their sum.
+        data_range: of SSIM, after that division; None for the range of each pair of maps.
 
     Returns:
         (B,) each: ``spearman`` and ``ssim``, means over all S (S - 1) / 2 pairs, in [-1, 1], 1 if the setting does not matter;
@@ -97,14 +100,18 @@ def spread(maps: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: for any other shape, or S = 0.
     """
-    if maps.ndim != 5 or maps.shape[2] != 1 or not len(maps):
-        raise ValueError(f"maps must be (S, B, 1, H, W) with S of at least 1, not {tuple(maps.shape)}")
-    largest = maps.abs().amax(dim=(2, 3, 4), keepdim=True)
-    scaled = maps / largest.masked_fill(largest == 0, 1)
+    if maps.ndim != 5 or not len(maps):
+        raise ValueError(f"maps must be (S, B, C, H, W) with S of at least 1, not {tuple(maps.shape)}")
+
+    def scaled_by_largest(maps: Tensor) -> Tensor:
+        largest = maps.abs().amax(dim=(2, 3, 4), keepdim=True)
+        return maps / largest.masked_fill(largest == 0, 1)
+
+    each, scaled = scaled_by_largest(maps), scaled_by_largest(maps.sum(dim=2, keepdim=True))
     pairs = list(combinations(range(len(maps)), 2)) or [(0, 0)]
     return {
         "spearman": torch.stack([spearman(scaled[i], scaled[j]) for i, j in pairs]).mean(dim=0),
-        "ssim": torch.stack([structural_similarity(scaled[i], scaled[j]) for i, j in pairs]).mean(dim=0),
+        "ssim": torch.stack([structural_similarity(each[i], each[j], data_range) for i, j in pairs]).mean(dim=0),
         "deviation": scaled.std(dim=0, correction=0).mean(dim=(1, 2, 3)),
     }
 
@@ -150,6 +157,8 @@ def hyperparameter_sensitivity(
     sweep: Sweep | None = None,
     grid: int = 4,
     baseline: str = "zeros",
+    data_range: DataRange = None,
+    channels: Channels = "summed",
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity of a method's maps over the values of its hyperparameters, in [-1, 1]; higher (less sensitive) is better.
 
@@ -161,16 +170,19 @@ def hyperparameter_sensitivity(
         sweep: the values to try by hyperparameter, such as ``{"steps": [5, 10, 50]}``; None: all hyperparameters of the method in
             :data:`SWEEPS`.
         grid, baseline: the deletions of the net's fine-tuning; they only select the net.
+        data_range: of SSIM, for maps divided by their largest absolute value: one number, one by method, or None for each pair's range.
+        channels: SSIM of the maps' sum over channels, or, with ``each``, of each channel, averaged.
 
     Raises:
         UnknownNameError, ValueError: see :func:`settings_of`.
     """
     tried = {method.name: settings_of(method, sweep) for method in methods}
     flat = {each.name: each for sweeps in tried.values() for settings in sweeps.values() for each in settings}
-    maps = shared_maps(list(flat.values()), batch.images, batch.targets, batch.image_ids)
+    maps = shared_maps(list(flat.values()), batch.images, batch.targets, batch.image_ids, channels)
     columns = {}
     for name, sweeps in tried.items():
-        each = [spread(torch.stack([maps[setting.name] for setting in settings])) for settings in sweeps.values()]
+        span = range_of(data_range, name)
+        each = [spread(torch.stack([maps[setting.name] for setting in settings]), span) for settings in sweeps.values()]
         means = {key: torch.stack([found[key] for found in each]).mean(dim=0) for key in each[0]}
         columns[name] = {"score": means["spearman"], **means}
     return columns

@@ -29,11 +29,12 @@ from idsds.common.batching import default_batch, in_batches
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.maps import Channels
 from idsds.models.base import frozen
 from idsds.models.quantity import plain_logits
 from idsds.protocols.base import Batch, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
-from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
+from idsds.protocols.similarity import DataRange, range_of, spearman, structural_similarity, top_intersection
 
 # In normalised units. An image whose pixels all change by less counts as unchanged, since any deterministic map would be robust to that.
 CHANGED = 1e-3
@@ -41,7 +42,8 @@ ANGLES = (-30.0, -15.0, 15.0, 30.0)
 Augmentation = Callable[[Tensor], Tensor]
 Group = Literal["rotations", "filters"]
 Filters = Literal["torchvision", "gmic"]
-Similarity = Literal["ssim", "spearman", "top_intersection"]
+MEASURES = ("ssim", "spearman", "top_intersection")
+Similarity = Literal["ssim", "spearman", "top_intersection", "ssim_by_channel"]
 
 
 def rotate(images: Tensor, angle: float) -> Tensor:
@@ -134,8 +136,8 @@ def robustness(
     """Compare the maps of augmented images with the original's map under the same transform.
 
     Args:
-        originals: maps of the images, (B, 1, H, W).
-        augmented: maps of the augmented images, by augmentation, (B, 1, H, W) each.
+        originals: maps of the images, (B, C, H, W); SSIM is the mean over channels, the others compare their sum.
+        augmented: maps of the augmented images, by augmentation, (B, C, H, W) each.
         transform: the transform that each augmentation applies to a map.
         shifts: change of the target's probability under each augmentation, (B, A), in [0, 1]; NaN if the image stays unchanged.
         threshold: only augmentations with a smaller shift count.
@@ -150,8 +152,8 @@ def robustness(
     counts = shifts < threshold  # (B, A)
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "ssim": partial(structural_similarity, data_range=data_range),
-        "spearman": spearman,
-        "top_intersection": partial(top_intersection, share=top_share),
+        "spearman": _of_sums(spearman),
+        "top_intersection": _of_sums(partial(top_intersection, share=top_share)),
     }
     columns: dict[str, Tensor] = {"counted": counts.sum(dim=1)}
     for name, measure in measures.items():
@@ -160,6 +162,11 @@ def robustness(
         columns[name] = summed / columns["counted"]  # 0 / 0 = NaN where none counts
         columns[f"{name}_each"] = each.masked_fill(~counts, torch.nan)
     return columns
+
+
+def _of_sums(measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Apply a measure to maps summed over channels."""
+    return lambda first, second: measure(first.sum(1, keepdim=True), second.sum(1, keepdim=True))
 
 
 def probability_shifts(
@@ -211,7 +218,7 @@ def augmentation_robustness(
     similarity: Similarity = "ssim",
     threshold: float = 0.05,
     top_share: float = 0.05,
-    data_range: float | None = None,
+    data_range: DataRange = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity of maps under rotations or photo filters, in [-1, 1]; higher is better.
 
@@ -221,14 +228,17 @@ def augmentation_robustness(
     Args:
         kind: ``rotations`` or ``filters``.
         filters: the source of the photo filters: ``torchvision``, or ``gmic`` if that package is installed.
-        similarity: ``ssim``, ``spearman`` or ``top_intersection``.
-        threshold, top_share, data_range: see :func:`robustness`.
+        similarity: ``ssim``, ``spearman``, ``top_intersection``, or ``ssim_by_channel``: as in the study, SSIM (then also in its column)
+            is the mean over the channels that a method gives, not that of their sum.
+        threshold, top_share, data_range: see :func:`robustness`; the range may also be given by method.
     """
     if similarity not in get_args(Similarity):
         raise UnknownNameError("similarity", similarity, get_args(Similarity))
     chosen = augmentations(kind, normalisation_of(model, batch), filters)
-    originals = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
-    found = {key: shared_maps(methods, apply(batch.images), batch.targets, batch.image_ids) for key, (apply, _) in chosen.items()}
+    channels: Channels = "each" if similarity == "ssim_by_channel" else "summed"
+    rest = batch.targets, batch.image_ids, channels
+    originals = shared_maps(methods, batch.images, *rest)
+    found = {key: shared_maps(methods, apply(batch.images), *rest) for key, (apply, _) in chosen.items()}
     columns = {}
     for method in methods:
         likeness = robustness(
@@ -238,7 +248,7 @@ def augmentation_robustness(
             prepared["shifts"],
             threshold=threshold,
             top_share=top_share,
-            data_range=data_range,
+            data_range=range_of(data_range, method.name),
         )
-        columns[method.name] = {"score": likeness[similarity], **likeness}
+        columns[method.name] = {"score": likeness[similarity.removesuffix("_by_channel")], **likeness}
     return columns

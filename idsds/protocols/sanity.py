@@ -27,17 +27,14 @@ from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws, generator
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.maps import Channels
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, on_model, register_protocol
-from idsds.protocols.similarity import spearman, structural_similarity
+from idsds.protocols.similarity import DataRange, range_of, structural_similarity
 from idsds.protocols.single_deletion import centred_ranks, correlated
 
 Mode = Literal["cascading", "independent"]
-SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "spearman": spearman,
-    "absolute": lambda first, second: spearman(first.abs(), second.abs()),
-    "ssim": structural_similarity,
-}
+SIMILARITIES = ("spearman", "absolute", "ssim")  # absolute: Spearman of absolute values
 
 
 def layers_from_the_top(model: nn.Module) -> list[str]:
@@ -112,25 +109,28 @@ def sanity_check(
     depths: int = 4,
     absolute: bool = False,
     ssim: bool = True,
+    data_range: DataRange = None,
+    channels: Channels = "summed",
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity between maps of the intact and of randomised models, in [0, 1]; lower is better.
 
     ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign still shows the same thing. Columns
-    ``spearman_by_depth``, signed; ``absolute_by_depth`` (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each; SSIM uses
-    the range of each pair of maps. A score is NaN if one of its correlations is. A method's own noise stays the same.
+    ``spearman_by_depth``, signed; ``absolute_by_depth`` (Spearman of absolute values) and ``ssim_by_depth``, (B, depths) each. A score is
+    NaN if one of its correlations is. A method's own noise stays the same.
 
     Args:
         mode, depths: see :func:`randomised_models`.
         absolute: compare absolute values, which ignores each pixel's sign, not only that of the whole map.
         ssim: whether to compute SSIM, which takes most of the time on small nets.
+        data_range: of SSIM: one number, one by method, or None for the range of each pair of maps.
+        channels: SSIM of the maps' sum over channels, or, with ``each``, of each channel, averaged.
 
     Raises:
         ValueError: for a user's own method; and see :func:`randomised_models`.
     """
     kinds = [name for name in SIMILARITIES if ssim or name != "ssim"]
-    found = _by_depth(
-        model, lambda net: maps_on(net, methods, batch, absolute), randomised_models(model, mode, depths, methods[0].seed), kinds
-    )
+    others = randomised_models(model, mode, depths, methods[0].seed)
+    found = _by_depth(model, lambda net: maps_on(net, methods, batch, channels), others, kinds, absolute=absolute, data_range=data_range)
     columns = {}
     for name, values in found.items():
         by_depth = {f"{kind}_by_depth": each for kind, each in values.items()}  # (B, depths)
@@ -139,11 +139,17 @@ def sanity_check(
 
 
 def _by_depth(
-    model: nn.Module, explain: Callable[[nn.Module], dict[str, Tensor]], others: Iterable[nn.Module], kinds: Sequence[str]
+    model: nn.Module,
+    explain: Callable[[nn.Module], dict[str, Tensor]],
+    others: Iterable[nn.Module],
+    kinds: Sequence[str],
+    *,
+    absolute: bool = False,
+    data_range: DataRange = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Return by method and kind the similarity of a net's maps to those of other nets, (B, others)."""
     with frozen(model):
-        intact = {name: _Compared(maps) for name, maps in explain(model).items()}
+        intact = {name: _Compared(maps, absolute, range_of(data_range, name)) for name, maps in explain(model).items()}
         found: dict[str, dict[str, list[Tensor]]] = {name: {kind: [] for kind in kinds} for name in intact}
         for other in others:
             for name, maps in explain(other).items():
@@ -263,7 +269,14 @@ def other_classes(model: nn.Module, batch: Batch, *, seed: int = 0, **_: object)
     source="Sixt, Granz, Landgraf, ICML 2020 (arXiv 1912.09818)",
 )
 def random_logit(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, similarity: str = "ssim"
+    model: nn.Module,
+    methods: Sequence[Method],
+    batch: Batch,
+    prepared: dict[str, Tensor],
+    *,
+    similarity: str = "ssim",
+    data_range: DataRange = None,
+    channels: Channels = "summed",
 ) -> dict[str, dict[str, Tensor]]:
     """Score the similarity between the maps for the target and for another class, in [-1, 1]; lower is better.
 
@@ -271,29 +284,36 @@ def random_logit(
 
     Args:
         similarity: ``ssim`` as in the paper, ``spearman``, or ``absolute``.
+        data_range, channels: see :func:`sanity_check`.
 
     Raises:
         UnknownNameError: for an unknown similarity.
     """
     if similarity not in SIMILARITIES:
         raise UnknownNameError("similarity", similarity, SIMILARITIES)
-    first = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
-    other = shared_maps(methods, batch.images, prepared["other"], batch.image_ids)
-    return {name: {"score": SIMILARITIES[similarity](maps, other[name])} for name, maps in first.items()}
+    first = shared_maps(methods, batch.images, batch.targets, batch.image_ids, channels)
+    other = shared_maps(methods, batch.images, prepared["other"], batch.image_ids, channels)
+    return {
+        name: {"score": _Compared(maps, data_range=range_of(data_range, name)).similarity(similarity, other[name])}
+        for name, maps in first.items()
+    }
 
 
 class _Compared:
-    """Maps (B, 1, H, W) to compare others with; their pixels are ranked once."""
+    """Maps (B, C, H, W), or their absolute values, to compare others with; the pixels of their sum over channels are ranked once."""
 
-    def __init__(self, maps: Tensor) -> None:
-        self.maps = maps
+    def __init__(self, maps: Tensor, absolute: bool = False, data_range: float | None = None) -> None:
+        self.maps, self.absolute, self.data_range = maps, absolute, data_range
         self.ranks: dict[str, Tensor] = {}
 
     def similarity(self, kind: str, others: Tensor) -> Tensor:
-        """Return what :data:`SIMILARITIES` would, (B,)."""
+        """Return one of :data:`SIMILARITIES`, (B,)."""
+        both = self.maps, others
         if kind == "ssim":
-            return SIMILARITIES[kind](self.maps, others)
-        first, second = (maps.flatten(1).abs() if kind == "absolute" else maps.flatten(1) for maps in (self.maps, others))
+            first, second = (maps.abs() for maps in both) if self.absolute else both
+            return structural_similarity(first, second, self.data_range)
+        first, second = (maps.sum(dim=1).flatten(1) for maps in both)
+        first, second = (first.abs(), second.abs()) if self.absolute or kind == "absolute" else (first, second)
         if kind not in self.ranks:
             self.ranks[kind] = centred_ranks(first)
         return correlated(self.ranks[kind], centred_ranks(second))
@@ -316,10 +336,9 @@ def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method]
     """
     with frozen(model), frozen(other):
         first, second = maps_on(model, methods, batch), maps_on(other, methods, batch)
-    return {name: {kind: similarity(maps, second[name]) for kind, similarity in SIMILARITIES.items()} for name, maps in first.items()}
+    return {name: {kind: _Compared(maps).similarity(kind, second[name]) for kind in SIMILARITIES} for name, maps in first.items()}
 
 
-def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, absolute: bool = False) -> dict[str, Tensor]:
-    """Return the maps of the methods applied to ``net``, (B, 1, H, W) each, or their absolute values."""
-    maps = shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids)
-    return {name: found.abs() for name, found in maps.items()} if absolute else maps
+def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, channels: Channels = "summed") -> dict[str, Tensor]:
+    """Return the maps of the methods applied to ``net``, (B, 1, H, W) each, or with the channels that each method gives."""
+    return shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids, channels)

@@ -7,15 +7,18 @@ Fragile", AAAI 2019 (top-k intersection).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from idsds.common.registry import UnknownNameError
 from idsds.protocols.single_deletion import rank_correlation
 
 WINDOW = 11
+#: SSIM's: a number for the whole experiment, numbers by method as in the second study, or None for the range of each pair of maps.
+DataRange = float | Mapping[str, float] | None
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
@@ -53,6 +56,13 @@ def structural_similarity(first: Tensor, second: Tensor, data_range: float | Non
     clean = [maps.detach().masked_fill(undefined.view(-1, 1, 1, 1), 0) / scale for maps in (first, second)]
     values = structural_similarity_index_measure(*clean, sigma=1.5, data_range=1.0, reduction="none")
     return values.view(-1).masked_fill(undefined, torch.nan)
+
+
+def range_of(data_range: DataRange, method: str) -> float | None:
+    """Return the data range of SSIM for a method. Raises UnknownNameError if ranges are given by method, without this one."""
+    if isinstance(data_range, Mapping) and method not in data_range:
+        raise UnknownNameError("method with a data_range", method, data_range)
+    return data_range[method] if isinstance(data_range, Mapping) else data_range
 
 
 def top_intersection(first: Tensor, second: Tensor, share: float = 0.05) -> Tensor:

@@ -6,7 +6,7 @@ Source: the robustness experiment "Don't Augment Me" of the xai-correlation stud
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from scipy import stats
 
 from idsds import plots, published
 from idsds.evaluation.plan import Target
-from idsds.protocols.robustness import ANGLES, FILTERS, Filters, Group, Similarity
+from idsds.methods.maps import Channels
+from idsds.protocols.robustness import ANGLES, FILTERS, MEASURES, Filters, Group
 from idsds.statistics import paired_differences, rank, rank_agreement
 from idsds.statistics.intervals import percentile_ends, rng_for, weights
 from idsds.statistics.rankings import spearman, weighted_means
@@ -25,7 +26,6 @@ from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result
 from idsds.studies.result import listed
 
-MEASURES = get_args(Similarity)
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
 TIED = 1e-3  # methods within this distance of the best share its rank
 AUGMENTATIONS: dict[str, list[str]] = {"rotations": [f"{angle:+.0f} degrees" for angle in ANGLES], "filters": list(FILTERS)}
@@ -37,8 +37,9 @@ CLAIMS = {MOST: "Guided Grad-CAM", LEAST: "Deconvolution"}
 class AugmentationRobustness(EvaluationStudy):
     """Compare the maps of an image before and after rotations and photo filters that leave the target's probability unchanged.
 
-    ``data_range`` is SSIM's: one number for the whole experiment, as in the study, or None for the range of each pair of maps. ``target``
-    is the class explained, for the original image: its ``label``, or the model's ``prediction``, as in the study.
+    ``data_range`` is SSIM's: one number for the whole experiment, one by method, as in the study, or None for the range of each pair of
+    maps. ``channels`` is ``summed``, or ``each``: SSIM is the mean over a map's channels, as in the study. ``target`` is the class
+    explained, for the original image: its ``label``, or the model's ``prediction``, as in the study.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "label")
@@ -47,17 +48,21 @@ class AugmentationRobustness(EvaluationStudy):
     filters: Filters = "torchvision"
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.05
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    data_range: Annotated[float, Field(gt=0)] | None = None
+    data_range: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    channels: Channels = "summed"
     target: Target = "label"
 
     @property
     def ssim_range(self) -> str:
         """The data range of SSIM in words."""
+        if isinstance(self.data_range, dict):
+            return "one number by method"
         return "of each pair of maps" if self.data_range is None else f"{self.data_range:g} for all maps"
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run per group of augmentations."""
         own = {name: getattr(self, name) for name in ("filters", "threshold", "top_share", "data_range")}
+        own["similarity"] = "ssim_by_channel" if self.channels == "each" else "ssim"
         shared = {"protocol": "augmentation_robustness", "target": self.target, **own}
         return {group: self.arguments(**shared, kind=group, output=f"{self.output}/{group}") for group in self.groups}
 

@@ -55,6 +55,15 @@ def test_spread_is_that_of_scipy_and_numpy():
         assert found["ssim"][b].item() == pytest.approx(np.mean(likeness))
 
 
+def test_ssim_of_three_channels_beside_the_correlation_of_their_sum():
+    maps = images_of(2 * 2, 12, 14).unflatten(0, (2, 2))
+    found, summed = spread(maps, data_range=0.5), spread(maps.sum(2, keepdim=True))
+    scaled = maps / maps.abs().amax(dim=(2, 3, 4), keepdim=True)
+    torch.testing.assert_close(found["ssim"], structural_similarity(scaled[0], scaled[1], 0.5))
+    for name in ("spearman", "deviation"):
+        torch.testing.assert_close(found[name], summed[name])
+
+
 def test_scale_does_not_matter_and_nan_stays_with_its_image():
     maps = images_of(2, 12, 14)[:, :1]
     found = spread(torch.stack([maps, 100 * maps, 1e-3 * maps]))
@@ -146,7 +155,7 @@ def test_mistakes_are_named(net):
     method = create_method("IG", net)
     with pytest.raises(ValueError, match=r"unknown option of method 'IG' 'step'. Did you mean 'steps'"):
         settings_of(method, {"step": [1, 2]})
-    with pytest.raises(ValueError, match=r"must be \(S, B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"must be \(S, B, C, H, W\)"):
         spread(torch.ones(3, 1, 12, 12))
 
 

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
+from skimage.metrics import structural_similarity as skimage_ssim
 
+from idsds.common.registry import UnknownNameError
 from idsds.datasets import create_dataset
 from idsds.datasets.synthetic import PatchModel
 from idsds.evaluation.records import undefined_scores
@@ -39,6 +41,43 @@ def net():
 @pytest.fixture
 def batch():
     return Batch(images_of(3, 16, 20) * 2 - 1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+
+
+@pytest.mark.parametrize("data_range", [None, 0.05, {"IxG": 0.02, "Grad-CAM": 0.1}])
+def test_ssim_over_three_channels_is_that_of_scikit_image(net, batch, data_range):
+    """IxG's map is image times gradient; the rank correlation still compares the sums over channels. A CAM has one channel."""
+    turn = augmentations("rotations", HALF)["+15 degrees"][0]
+    others = {"IxG": create_method("IxG", net), "Grad-CAM": create_method("Grad-CAM", net, layer="conv2")}
+    prepared = {"shifts": torch.full((3, 4), torch.nan)}
+    prepared["shifts"][:, 2] = 0  # +15 degrees alone counts
+    found = augmentation_robustness(net, [*others.values()], batch, prepared, data_range=data_range, similarity="ssim_by_channel")
+    summed = augmentation_robustness(net, [*others.values()], batch, prepared, data_range=data_range)
+
+    def ixg(images):
+        images = images.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(net(images).gather(1, batch.targets[:, None]).sum(), images)
+        return (images * slope).detach()
+
+    first, second = turn(ixg(batch.images)).numpy(), ixg(turn(batch.images)).numpy()
+    for image, (a, b) in enumerate(zip(first, second, strict=True)):
+        span = data_range["IxG"] if isinstance(data_range, dict) else data_range or max(a.max(), b.max()) - min(a.min(), b.min())
+        look = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 0}
+        a, b = (np.pad(maps, ((0, 0), (5, 5), (5, 5)), mode="reflect") for maps in (a, b))
+        assert found["IxG"]["ssim_each"][image, 2].item() == pytest.approx(skimage_ssim(a, b, data_range=span, **look), abs=1e-6)
+    torch.testing.assert_close(found["IxG"]["spearman"], summed["IxG"]["spearman"])
+    assert not torch.allclose(found["IxG"]["ssim"], summed["IxG"]["ssim"])
+    torch.testing.assert_close(found["IxG"]["score"], found["IxG"]["ssim"])
+    torch.testing.assert_close(found["Grad-CAM"], summed["Grad-CAM"], equal_nan=True)
+
+
+def test_settings_of_ssim_that_are_not_known(net, batch):
+    prepared = probability_shifts(net, batch)
+    for given, message in (
+        ({"similarity": "ssim_by_channels"}, "Did you mean 'ssim_by_channel'"),
+        ({"data_range": {"IXG": 1.0}}, "data_range 'IxG'.*'IXG'"),
+    ):
+        with pytest.raises(UnknownNameError, match=message):
+            augmentation_robustness(net, [create_method("IxG", net)], batch, prepared, **given)
 
 
 @pytest.mark.parametrize("angle", [-15.0, 30.0])

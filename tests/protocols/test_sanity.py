@@ -10,6 +10,7 @@ from idsds.methods import OwnMethod, create_method
 from idsds.protocols import Batch, sanity
 from idsds.protocols.base import on_model
 from idsds.protocols.sanity import layers_from_the_top, randomise, randomised_models, sanity_check
+from idsds.protocols.similarity import structural_similarity
 from tests.methods.nets import ConvNet, images_of, seeded
 
 
@@ -67,10 +68,26 @@ def test_scores_are_correlations_with_maps_of_the_randomised_models(net, batch, 
     assert (columns["IxG"]["score"] < 0.9).all()
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_ssim_over_three_channels_with_its_data_range(net, batch, absolute):
+    """Only SSIM changes: the correlations are those of the maps summed over channels."""
+    methods = [create_method("IxG", net)]
+    found = sanity_check(net, methods, batch, {}, depths=1, absolute=absolute, channels="each", data_range={"IxG": 0.5})["IxG"]
+    summed = sanity_check(net, methods, batch, {}, depths=1, absolute=absolute)["IxG"]
+    (other,) = randomised_models(net, depths=1)
+    first, second = (sanity.maps_on(model, methods, batch, "each")["IxG"] for model in (net, other))
+    assert first.shape == batch.images.shape
+    pair = (first.abs(), second.abs()) if absolute else (first, second)
+    torch.testing.assert_close(found["ssim_by_depth"][:, 0], structural_similarity(*pair, 0.5))
+    for name in ("score", "spearman_by_depth", "absolute_by_depth"):
+        torch.testing.assert_close(found[name], summed[name])
+    assert not torch.allclose(found["ssim_by_depth"], summed["ssim_by_depth"])
+
+
 def test_what_is_not_asked_for_is_not_computed(net, batch, monkeypatch):
     methods = [create_method("IxG", net)]
     everything = sanity_check(net, methods, batch, {}, depths=2)["IxG"]
-    monkeypatch.setitem(sanity.SIMILARITIES, "ssim", None)
+    monkeypatch.setattr(sanity, "structural_similarity", None)
     few = sanity_check(net, methods, batch, {}, depths=2, ssim=False)["IxG"]
     assert list(few) == ["score", "spearman_by_depth", "absolute_by_depth"]
     for name, values in few.items():

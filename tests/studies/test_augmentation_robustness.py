@@ -67,8 +67,12 @@ def test_ssim_takes_one_data_range_for_the_experiment(tmp_path):
     whole = table.query("method == 'Edges' and augmentation == 'all rotations' and measure == 'ssim'")
     np.testing.assert_allclose(whole["mean"], records["ssim"].mean())
     assert whole["data_range"].tolist() == ["2 for all maps"]
-    with pytest.raises(SettingsError, match="data_range"):
-        AugmentationRobustness(**given, data_range=0.0)
+    as_studied = AugmentationRobustness(**given, data_range={"Edges": 2.0}, channels="each")
+    assert [run["similarity"] for run in as_studied.runs().values()] == ["ssim_by_channel"]
+    assert as_studied.ssim_range == "one number by method"
+    for wrong in ({"data_range": 0.0}, {"data_range": {"Edges": -1.0}}, {"channels": "three"}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            AugmentationRobustness(**given, **wrong)
 
 
 def test_images_that_were_not_changed_are_told_from_those_whose_probability_moved():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from idsds.common import paths
 from idsds.evaluation.costs import spell
 from idsds.plots.style import sharpen
-from idsds.studies.shown import Table
+from idsds.studies.shown import Table, as_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,6 +117,12 @@ class Findings:
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
+
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook in a browser, where the verdicts' intervals are bars too."""
+        items = "".join(f"<li>{escape(sentence.strip())}</li>" for sentence in self.sentences)
+        table = "" if self.verdicts is None or self.verdicts.empty else as_html(self.verdicts)
+        return f"<ul>{items}</ul>{table}<p>{escape(self.scope)}</p>"
 
 
 def listed(items: Iterable[str], most: int = 4) -> str:

@@ -54,7 +54,7 @@ def test_a_notebook_runs_to_its_end(page, lab, picture, name, tables):
     assert page.locator(".jp-RenderedImage img").first.evaluate("image => image.naturalWidth") >= 1.5 * figure["width"], (
         "sharp where pixels are dense"
     )
-    assert page.locator(".jp-OutputArea-output.jp-RenderedMarkdown li").count() > 0, "findings are rendered"
+    assert page.locator(".jp-OutputArea-output.jp-RenderedHTMLCommon li").count() > 0, "findings are rendered"
     picture(name)
     assert page.locator(".jp-OutputArea-output").evaluate_all(TALL, 0.95 * 6000) == []
     if name == "gallery":

@@ -25,8 +25,8 @@ SMALL = {
 LONG = """from matplotlib import pyplot
 from idsds.studies.result import Findings
 print("\\n".join(f"step {number}" for number in range(300)))
-pyplot.figure(figsize=(30, 1)).text(0.5, 0.5, "wide")
-Findings([f"Sentence {number}." for number in range(100)])"""
+pyplot.subplots(figsize=(30, 1))
+Findings(["A long sentence. " * 2000])"""
 
 
 def absent(reason):

@@ -70,7 +70,7 @@ def test_a_notebook_runs_to_its_end(page, lab, picture, name, tables):
         assert page.locator(".jp-RenderedImage img").first.evaluate(CORNER) == [255, 255, 255, 255], "black on white in every theme"
         for theme, light in (("JupyterLab Dark", "false"), ("JupyterLab Light", "true")):
             page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
-            page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")
+            page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}' && !document.querySelector('#jupyterlab-splash')")
             picture(f"{name}-{theme.split()[-1].lower()}")
             assert page.evaluate(FAINT.replace("'p, li, td, th,", "'.jp-OutputArea td, .jp-OutputArea th, .jp-OutputArea li,")) == []
 
@@ -123,7 +123,7 @@ def test_the_explorer_by_mouse_and_keyboard(page, lab, picture, tree):
     assert page.locator(".jp-OutputArea-output[data-mime-type$=stderr]").count() == 0
     picture("explorer")
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false' && !document.querySelector('#jupyterlab-splash')")
     picture("explorer-dark")
     card_colours = page.locator(".idsds-card").first.evaluate("one => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor]")
     assert card_colours == ["rgb(17, 17, 17)", "rgb(255, 255, 255)"]

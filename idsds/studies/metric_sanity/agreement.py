@@ -13,8 +13,8 @@ from idsds.statistics.intervals import percentile_ends, rng_for
 def agreement(records: Mapping[str, pd.DataFrame], resamples: int = 500, seed: int = 0) -> pd.DataFrame:
     """Compare the rankings of methods by pairs of metrics.
 
-    Methods are ranked by their mean over images, on each model; tau-b is averaged over the models on which it is defined. Controls take no
-    part: that methods are above them is another question.
+    Methods are ranked by their mean over images, on each model; tau-b is averaged over the models on which it is defined. Controls are
+    left out: whether methods are above them is another question.
 
     Args:
         records: by metric, the records of :func:`idsds.evaluate`, with the ``direction`` of the score. Metrics may have other images.

@@ -1,8 +1,9 @@
-"""Known ground truth: maps that are exact, maps with more and more noise, and what a protocol makes of them.
+"""Known ground truth: exact maps, maps with increasing noise, and how a protocol scores them.
 
-On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. A protocol scores the exact map, the exact map
-with more and more noise, and noise alone; :func:`properties` says what it made of them, :func:`model_shift` whether the same map gets the
-same score on another model that labels every image alike. :mod:`idsds.studies.metric_sanity.known_truth` makes the table of all protocols.
+On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. A protocol scores the exact map, the exact
+map with increasing noise, and noise alone; :func:`properties` describes these scores, and :func:`model_shift` whether the same map gets
+the same score on another model that labels every image alike. :mod:`idsds.studies.metric_sanity.known_truth` makes the table of all
+protocols.
 
 Source: the question is that of the xai-correlation study; known ground truth in the spirit of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV
 2023, arXiv 2308.06248).
@@ -31,7 +32,7 @@ LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0)
 
 
 def known_models() -> dict[str, PatchModel]:
-    """Models that label every synthetic image correctly, and differ in what should not matter for judging a map.
+    """Return models that label every synthetic image correctly, and differ only in what should not matter for judging a map.
 
     In float64, so that the drop of a patch without evidence is 0 and not a rounding error that takes a rank.
     """
@@ -43,7 +44,7 @@ def known_models() -> dict[str, PatchModel]:
 
 
 def interfering_model() -> PatchModel:
-    """Neighbours that weaken each other: here the drop of a patch alone and its Shapley value order the patches differently."""
+    """Return a model whose neighbouring patches weaken each other, so that drops and Shapley values order them differently."""
     return PatchModel(interaction=-2.0).double()
 
 
@@ -63,14 +64,15 @@ def _known(
         exact, side = model.exact_maps(images, targets, importance)[..., ::PIXELS, ::PIXELS], PIXELS  # (B, 1, rows, columns)
     noise = draws.normal(1)[:, 0, :1, ::side, ::side]
     mean, spread = (found.view(-1, 1, 1, 1) for found in (exact.flatten(1).mean(dim=1), exact.flatten(1).std(dim=1)))
-    # Signal and noise by share, so that maps of all levels have one scale: a metric that minds the scale is not told the level by it.
+    # Signal and noise by share, so that maps of all levels have one scale: a metric that depends on the scale cannot infer the level
+    # from it.
     share = 0.0 if level == torch.inf else (1 + level**2) ** -0.5
     cells = mean + share * (exact - mean) + (1 - share**2) ** 0.5 * spread * noise
     return scale * cells.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
 
 
 def _gradient(model: PatchModel, images: Tensor, targets: Tensor) -> Tensor:
-    """The target logit's gradient, summed over channels, (B, 1, H, W)."""
+    """Return the target logit's gradient, summed over channels, (B, 1, H, W)."""
     with torch.enable_grad():
         wanted = images.detach().requires_grad_()
         (found,) = torch.autograd.grad(model(wanted).gather(1, targets[:, None]).sum(), wanted)
@@ -104,12 +106,12 @@ class KnownMap(Method):
 
 
 def noisy_maps(model: PatchModel, levels: Sequence[float] = LEVELS, seed: int = 0, importance: Known = "deletion") -> list[Method]:
-    """The exact map, it with noise of each level, and noise alone: what :func:`properties` wants scores of."""
+    """Return the exact map, the same with noise of each level, and noise alone: the maps whose scores :func:`properties` takes."""
     return [KnownMap(model, level, seed, importance) for level in (*levels, torch.inf)]
 
 
 def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] = LEVELS) -> dict[str, float]:
-    """What a protocol made of maps that get worse from left to right.
+    """Describe a protocol's scores of maps that get worse from left to right.
 
     Args:
         scores: (B, L + 1): the map with noise of each level, 0 first, then noise alone; of each image, or of each repetition of a protocol
@@ -120,13 +122,13 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
     Returns:
         ``exact_first``: fraction of images whose exact map beats all others; ``random_last``: that for which noise alone loses to all;
         ``ordering``: mean Spearman correlation between less noise and a better score, over images where it is defined; ``resolution``: the
-        least level whose scores are worse than the exact map's by a 95 % interval over images (Student's t, paired) that leaves 0 out,
+        lowest level whose scores are worse than the exact map's by a 95 % interval over images (Student's t, paired) that excludes 0,
         infinite if only noise alone is, NaN if not even that; ``beaten``: how many of the L noisy maps are better than the exact one by
-        such an interval; ``separation``: mean of exact minus noise alone, over its standard deviation over images (how well one image tells
-        them apart); ``undefined``: fraction of scores that are NaN.
+        such an interval; ``separation``: mean of exact minus noise alone, divided by its standard deviation over images (how well a
+        single image separates them); ``undefined``: fraction of scores that are NaN.
 
     Raises:
-        ValueError: scores that do not fit the levels, or levels that do not rise from 0.
+        ValueError: if scores do not match the levels, or levels do not rise from 0.
     """
     levels = list(levels)
     if not levels or levels[0] != 0 or sorted(set(levels)) != levels:
@@ -153,18 +155,18 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
 
 
 def _student(count: Tensor) -> Tensor:
-    """Half the width of a 95 % t interval in standard errors, for means over ``count`` values."""
+    """Return half the width of a 95 % t interval in standard errors, for means over ``count`` values."""
     return torch.as_tensor(stats.t.ppf(0.975, count.double().numpy() - 1))
 
 
 def orderings(scores: Tensor, higher_is_better: bool) -> Tensor:
-    """Per image the Spearman correlation between less noise and a better score, (B,), from scores as in :func:`properties`."""
+    """Return each image's Spearman correlation between less noise and a better score, (B,), from scores as in :func:`properties`."""
     goodness = scores.double() if higher_is_better else -scores.double()
     return rank_correlation(goodness, -torch.arange(goodness.shape[1], dtype=torch.float64).expand_as(goodness))
 
 
 def model_shift(scores: Sequence[Tensor]) -> float:
-    """How far the scores of one map move from model to model, in units of what tells the exact map from noise.
+    """Return how much a map's score changes from model to model, in units of the distance between the exact map and noise.
 
     ``mean over maps (max - min over models of the mean score) / mean over models |mean score of exact - of noise alone|``
 
@@ -172,7 +174,7 @@ def model_shift(scores: Sequence[Tensor]) -> float:
         scores: per model (B, L + 1): as for :func:`properties`. Means over images leave undefined scores out.
 
     Returns:
-        0 where a score means the same on every model, about 1 where a change of the model does as much as replacing the exact map by noise;
+        0 if a score means the same on every model, about 1 if changing the model has as much effect as replacing the exact map by noise;
         NaN for fewer than two models, or where no score is defined.
     """
     if len(scores) < 2:
@@ -183,7 +185,7 @@ def model_shift(scores: Sequence[Tensor]) -> float:
 
 
 def _companions(model: PatchModel) -> tuple[Tensor, Tensor]:
-    """Further synthetic images, none of them judged."""
+    """Return further synthetic images, none of which is judged."""
     data = create_dataset("synthetic", "val")
     images, targets, _ = next(batches(data, fixed_order(data.image_ids)[:64], 64))
     return images.to(model.evidence.weight), targets
@@ -192,11 +194,11 @@ def _companions(model: PatchModel) -> tuple[Tensor, Tensor]:
 def known_scores(
     entry: ProtocolEntry, model: PatchModel, maps: Sequence[Method], images: int, seed: int, settings: Mapping[str, Any]
 ) -> Tensor:
-    """What a protocol of single images makes of maps, (B, maps).
+    """Return a protocol's scores of maps, image by image, (B, maps).
 
     Args:
         entry: the protocol.
-        model: what it asks about the maps.
+        model: the model whose maps are scored.
         maps: such as :func:`noisy_maps`.
         images: how many of the synthetic test split, in its fixed order.
         seed: of the protocol's own draws.

@@ -2,8 +2,8 @@
 
 The net's logits for all 32 subsets of the parts give the exact Shapley value of each. The exact map spreads it evenly over the part's
 visible pixels; noise is added to the values of the parts, as it is to those of patches in :mod:`idsds.studies.metric_sanity.known_maps`.
-What protocols make of these maps is reported beside the verdict, whose rules are those of patches alone. Protocols that change images or
-nets (tests, mosaics) or retrain are not asked: the truth is that of the images as they are.
+Scores of these maps are reported beside the verdict, which depends on patches alone. Protocols that change images or nets (tests,
+mosaics) or retrain are left out, because the truth is known only for the images as they are.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ if TYPE_CHECKING:
     from idsds.studies.metric_sanity.known_truth import Reading
 
 MODEL = "mini_resnet8"
-#: On how many images, at most.
+#: Maximum number of images.
 IMAGES = 12
-#: Not asked: a pass for each of the 12,288 values of an image; over six minutes for 12 images; the maps of other images, which are unknown.
+#: Left out: one pass for each of the 12,288 values of an image; over six minutes for 12 images; needs maps of other images, which are
+#: unknown.
 LEFT_OUT = ("quantus/NonSensitivity", "quantus/Infidelity", "quantus/Sufficiency")
-#: Of in-domain fine-tuning: these nets have seen holes before, because parts were left out of their training images.
+#: Epochs of in-domain fine-tuning: these nets have seen holes before, because parts were left out of their training images.
 EPOCHS = 2
 
 
 def asked(reading: Reading) -> bool:
-    """Return whether a protocol is put to known parts."""
+    """Return whether a protocol is tested on known parts."""
     fits = reading.entry.level == "image" and reading.truth != "gradient" and reading.entry.asks in ("right", "simple")
     return fits and reading.protocol not in LEFT_OUT
 
 
 def sprite_stage(reading: Reading) -> Stage:
-    """Return the net that is judged on, trained with parts left out; for protocols that want it, then fine-tuned with patches deleted."""
+    """Return the net, trained with parts left out and, for protocols that require it, then fine-tuned with patches deleted."""
     deletion = Deletion(share=reading.entry.masked_share) if reading.entry.in_domain else None
     return plan_training(MODEL, "sprites", deletion, device="cpu", changes={"epochs": EPOCHS} if deletion else None)
 
@@ -66,7 +67,7 @@ def exact_values(net: nn.Module, batch: Batch) -> Tensor:
 
 
 class PartMap(Method):
-    """The exact values of the parts with noise, as a method.
+    """A method that gives the exact values of the parts with noise.
 
     Args:
         net: what is explained.
@@ -102,17 +103,17 @@ def _drawn(batch: Batch, values: Tensor, level: float, seed: int) -> list[Tensor
 
 
 def parts_judged(reading: Reading, images: int, levels: Sequence[float], seed: int) -> dict[str, Any]:
-    """Return what a protocol makes of exact and noisy values of parts.
+    """Score exact and noisy values of parts by a protocol.
 
     Args:
-        reading: the protocol, and how it is set.
-        images: how many; no more than :data:`IMAGES` are taken.
+        reading: the protocol and its settings.
+        images: number of images; at most :data:`IMAGES` are used.
         levels: of noise, rising from 0.
         seed: of the noise and of the protocol.
 
     Returns:
         ``parts_ordering`` and ``parts_first`` with their intervals in ``_low`` and ``_high``, and ``parts_images``; empty for protocols
-        that are not asked.
+        that are left out.
     """
     from idsds.studies.metric_sanity.known_maps import orderings, properties
 

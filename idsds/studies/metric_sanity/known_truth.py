@@ -1,11 +1,10 @@
 """Judging the judges: does a protocol put the exact map first, noise last, and maps with growing noise in order?
 
-Each protocol scores maps of known quality (:mod:`idsds.studies.metric_sanity.known_maps`); the table says what it made of them,
-at what cost, and whether the same map gets the same score on another model that labels every image alike. The known importance of
-a patch is what its deletion does to the logit, so that single deletion has the right order by construction; hence a second truth,
-Shapley values on a model where the two differ. Protocols that do not ask whether a map is right (stability, sanity checks) are
-run too, and called what they are: tests to pass. ROAR and KAR retrain on the known maps
-(:mod:`idsds.studies.metric_sanity.retraining`).
+Each protocol scores maps of known quality (:mod:`idsds.studies.metric_sanity.known_maps`); the table describes these scores, their cost,
+and whether the same map gets the same score on another model that labels every image alike. The known importance of a patch is the drop
+in the logit when it is deleted, so that single deletion has the right order by construction; hence a second truth, Shapley values on a
+model where the two differ. Protocols that do not test whether a map is right (stability, sanity checks) are run too, and called tests to
+pass. ROAR and KAR retrain on the known maps (:mod:`idsds.studies.metric_sanity.retraining`).
 """
 
 from __future__ import annotations
@@ -48,18 +47,18 @@ from idsds.studies.metric_sanity.retraining import RETRAINING, KnownRetraining, 
 
 @dataclass(frozen=True)
 class Reading:
-    """One row of the table: a protocol, and how it is set.
+    """One row of the table: a protocol with its settings.
 
     Args:
         protocol: its name.
-        name: of this reading, where a protocol has several.
+        name: of this row, if a protocol has several.
         settings: of the protocol, on known maps and on trained nets alike.
-        known: further settings that the known maps need, and no others.
+        known: further settings, for known maps only.
         truth: what the exact map holds.
-        note: what the table cannot tell, or what the protocol asks instead of whether a map is right.
-        test: whether it asks something else.
-        applies: whether a map that is given can be put to it.
-        most: the largest number of images that it is judged on, of which trained nets get half; None: as many as others.
+        note: what the table does not show, or what the protocol tests instead of whether a map is right.
+        test: whether it tests something else.
+        applies: whether it can score a given map.
+        most: maximum number of images, on trained nets half of them; None: as many as for others.
     """
 
     protocol: str
@@ -73,7 +72,7 @@ class Reading:
     most: int | None = None
 
     def images(self, count: int, nets: bool = False) -> int:
-        """How many of ``count`` images it is judged on, on known maps or on trained ``nets``."""
+        """Return how many of ``count`` images are used, on known maps or on trained ``nets``."""
         return min(count, (self.most + nets) // (1 + nets) if self.most else count)
 
     @property
@@ -93,7 +92,7 @@ RANDOMISED = "asks for a map that changes with the model, as noise drawn once pe
 IN_DOMAIN = "a model in closed form needs no fine-tuning: a patch of zeros has no evidence"
 SQUARES = {"perturbation": "square", "sigma": 0.25}
 BY_RANKS = "retrains nets, which need a pass backward for each forward one; its unit is a repetition and not an image"
-#: Protocols that are not read as they are, or of which there is something to say.
+#: Protocols with settings of their own, or with a note.
 READINGS: dict[str, tuple[Reading, ...]] = {
     "idsds": (Reading("idsds", note=f"{EASY}; on a model in closed form it is the same as single_deletion"),),
     "single_deletion": (Reading("single_deletion", note=EASY),),
@@ -102,7 +101,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
         Reading("grid_pointing_game", note="the net finds evidence in the other images too, and an exact map shows it"),
     ),
     "difull": (Reading("difull", note="on a model in closed form too, no evidence outside the cell counts"),),
-    # A map of contributions predicts the removal of squares, a gradient predicts noise: each is asked what it can know.
+    # A map of contributions predicts the removal of squares, a gradient predicts noise: each is tested on what it can predict.
     "infidelity": (
         Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
         Reading("infidelity", "squares, scaled", {**SQUARES, "normalise": True}, note="cannot tell a map from its opposite"),
@@ -110,7 +109,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
         Reading("infidelity", "noise, scaled", {"normalise": True}, truth="gradient", note="reads maps as gradients; blind to their sign"),
     ),
     "max_sensitivity": (Reading("max_sensitivity", note=STILL, test=True),),
-    # A rotation turns stripes into what no class listens to and moves every probability by more than the threshold: no image would count.
+    # A rotation turns stripes into patterns of no class and changes every probability by more than the threshold: no image would count.
     "augmentation_robustness": (
         Reading(
             "augmentation_robustness",
@@ -119,7 +118,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
             test=True,
         ),
     ),
-    # The model has one layer: with more depths the first of them would change nothing.
+    # The model has one layer: with more depths the first would change nothing.
     "sanity_check": (
         Reading(
             "sanity_check",
@@ -142,13 +141,13 @@ READINGS: dict[str, tuple[Reading, ...]] = {
     "roar": (Reading("roar", note=BY_RANKS),),
     "kar": (Reading("kar", note=BY_RANKS),),
 }
-#: What metrics ask, in the order of the table.
+#: What metrics test, in the order of the table.
 GROUPS = get_args(Asks)
-#: Metrics of libraries explain and judge image by image: they are judged on fewer images, and on half as many on trained nets.
+#: Metrics of libraries work image by image: they are judged on fewer images, and on half as many on trained nets.
 ONE_BY_ONE = 12
 COSTLY = dict.fromkeys((f"quantus/{name}" for name in ("Infidelity", "NonSensitivity", "MonotonicityCorrelation", "SmoothMPRT")), 4)
-RESOLVES = 1.0  # a protocol that can rank sees noise of less spread than the importances have
-RANKS, SHIFTS = 0.5, 0.5  # least ordering of a protocol that can rank; most that a change that says nothing of a map may shift its score
+RESOLVES = 1.0  # a protocol that can rank detects noise with a smaller spread than the importances
+RANKS, SHIFTS = 0.5, 0.5  # minimum ordering of a protocol that can rank; maximum shift of a score by a change that does not concern the map
 VERDICTS = (
     "ranks methods on one model, comparable between models",
     "ranks methods on one model",
@@ -159,13 +158,13 @@ VERDICTS = (
 
 
 def readings(protocols: Sequence[str] | None = None) -> list[Reading]:
-    """The rows of the table, those that cannot be judged last.
+    """Return the rows of the table, those that cannot be judged last.
 
     Args:
-        protocols: names; None: all there are.
+        protocols: names; None for all.
 
     Raises:
-        UnknownNameError: for a protocol that is not there.
+        UnknownNameError: for an unknown protocol.
     """
     names = [PROTOCOLS[name].name for name in (list_protocols() if protocols is None else protocols)]
     found = [reading for name in names for reading in READINGS.get(name) or (_plain(name),)]
@@ -173,7 +172,7 @@ def readings(protocols: Sequence[str] | None = None) -> list[Reading]:
 
 
 def _plain(name: str) -> Reading:
-    """How a protocol without an entry in :data:`READINGS` is read; of a library, what asks for stability or dependence is a test."""
+    """Return the row of a protocol without an entry in :data:`READINGS`; a library's metric of stability or dependence is a test."""
     if PROTOCOLS[name].parts:
         return Reading(name, note="needs images of known parts, which patches and photos are not: judged on sprites alone", applies=False)
     if "/" not in name:
@@ -184,15 +183,15 @@ def _plain(name: str) -> Reading:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """One of :data:`VERDICTS`, from a row of :func:`judge`'s table.
+    """Return one of :data:`VERDICTS`, from a row of :func:`judge`'s table.
 
-    A protocol ranks where the better map gets the better score (the interval of ``ordering`` is above 0.5), its mean tells the exact map
-    from it with less noise than signal (``resolution`` below 1) and puts no noisier map clearly above it (``beaten`` 0), and the scale of
-    a map, which is each method's own, moves a score by less than half of what replacing the exact map by noise does (the interval of
-    ``scale_shift`` is below 0.5). It is comparable between models where, moreover, changing the model moves a score by less than that (the
-    interval of ``model_shift`` is below 0.5; that of ``control_shift`` too, where trained nets were asked). What an interval leaves open is
-    not claimed. Shifts between models are ranges, which chance can only widen: that makes "comparable" the harder to claim. A test to pass
-    is neither, whatever order it finds.
+    A protocol ranks if the better map gets the better score (the interval of ``ordering`` is above 0.5), its mean separates the exact
+    map from one with less noise than signal (``resolution`` below 1) and puts no noisier map clearly above it (``beaten`` 0), and the
+    scale of a map, which each method chooses, changes a score by less than half as much as replacing the exact map by noise (the
+    interval of ``scale_shift`` is below 0.5). It is comparable between models if, in addition, changing the model changes a score by
+    less than that (the interval of ``model_shift`` is below 0.5; that of ``control_shift`` too, if trained nets were used). What an
+    interval leaves open is not claimed. Shifts between models are ranges, which chance can only widen, so that "comparable" is harder
+    to claim. A test to pass is neither, whatever order it finds.
     """
     if not row["applies"]:
         return VERDICTS[4]
@@ -217,30 +216,29 @@ def judge(
     folder: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """The table protocol x property.
+    """Make the table, protocol by property.
 
     Args:
-        protocols: names, or readings of one's own; None: all.
+        protocols: names, or rows of your own; None for all.
         images: how many of the synthetic test split, in its fixed order.
         levels: of noise, rising from 0.
         seed: of the noise and of the protocols.
         retraining: how much is retrained for a protocol that scores a whole data set.
         parts: whether known parts of sprites are judged too, for which nets are trained once.
-        folder: where each row is kept, so that a run that was broken off goes on; None: nowhere.
-        report: is told each row's label before it is made.
+        folder: where each row is kept, so that an interrupted run resumes; None: nowhere.
+        report: called with each row's label before it is made.
 
     Returns:
         One row per reading: ``label``, ``protocol``; the columns of :func:`~idsds.studies.metric_sanity.known_maps.properties`;
         :func:`~idsds.studies.metric_sanity.known_maps.model_shift` over :func:`~idsds.studies.metric_sanity.known_maps.known_models`;
-        ``scale_shift``, how far
-        the exact map's score moves when the map is multiplied by three, in the same unit; ``shapley_first``, as ``exact_first`` for Shapley
-        values on a model where they are not the drops (NaN where the truth is the gradient). ``exact_first``, ``random_last``,
-        ``shapley_first`` (Wilson's), ``ordering``, ``separation``, ``model_shift`` and ``scale_shift`` (jackknife, Student's t) have 95 %
-        intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``; so have ``parts_ordering`` and ``parts_first``, the
-        same as ``ordering`` and ``exact_first`` for parts (:mod:`idsds.studies.metric_sanity.known_parts`). ``asks``: what the protocol
-        asks of a map. ``seconds`` it took. ``forward``, its own forward passes per image for one method; ``maps``, how many maps it asks of
-        the method per image; ``applies``, ``test``; ``settings``, those that are not defaults; ``note``; ``verdict``. A property that does
-        not apply is NaN.
+        ``scale_shift``, how much the exact map's score changes when the map is multiplied by three, in the same unit; ``shapley_first``,
+        as ``exact_first`` for Shapley values on a model where they are not the drops (NaN where the truth is the gradient).
+        ``exact_first``, ``random_last``, ``shapley_first`` (Wilson's), ``ordering``, ``separation``, ``model_shift`` and ``scale_shift``
+        (jackknife, Student's t) have 95 % intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``; so have
+        ``parts_ordering`` and ``parts_first``, the same as ``ordering`` and ``exact_first`` for parts
+        (:mod:`idsds.studies.metric_sanity.known_parts`). ``asks``: what the protocol tests. ``seconds`` it took. ``forward``, its own
+        forward passes per image for one method; ``maps``, how many maps it needs from the method per image; ``applies``, ``test``;
+        ``settings``, those that are not defaults; ``note``; ``verdict``. A property that does not apply is NaN.
 
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
@@ -264,7 +262,7 @@ def judge(
 
 
 def _kept(folder: Path | None, reading: Reading, how: tuple[Any, ...], parts: bool) -> dict[str, Any]:
-    """What :func:`_judged` and :func:`~idsds.studies.metric_sanity.known_parts.parts_judged` find, read where it is there."""
+    """What :func:`_judged` and :func:`~idsds.studies.metric_sanity.known_parts.parts_judged` find, read if it exists."""
     row: dict[str, Any] = {}
     asked = [(_judged, how)] * reading.applies + [(parts_judged, how[:3])] * parts
     for function, given in asked:
@@ -306,12 +304,12 @@ def _judged(reading: Reading, images: int, levels: Sequence[float], seed: int, r
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over what is defined; NaN where nothing is."""
+    """Return the mean over defined values; NaN if there are none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
 def _kind(entry: ProtocolEntry) -> Any:
-    """What a protocol of a whole data set retrains on: ``remove`` or ``keep``."""
+    """Return what a protocol of a whole data set retrains on: ``remove`` or ``keep``."""
     return next(kind for kind, function in SCORES.items() if function is entry.function)
 
 
@@ -320,7 +318,7 @@ def _ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
 
 
 def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
-    """Wilson's interval of each fraction of the units."""
+    """Return Wilson's interval of each fraction of the units."""
     found: dict[str, float] = {}
     for name in names:
         found |= _ends(name, wilson(round(row[name] * row["units"]), row["units"]))
@@ -329,7 +327,7 @@ def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
 
 def _scale_shift(reading: Reading, images: int, seed: int, scores: np.ndarray) -> dict[str, float]:
     """|mean score of three times the exact map - of the exact map| / |mean of exact - of noise alone|, with its interval."""
-    if reading.entry.level == "data set":  # what is replaced goes by the order of a map's pixels: a factor changes nothing
+    if reading.entry.level == "data set":  # which pixels are replaced depends on their order in the map alone: a factor changes nothing
         return {"scale_shift": 0.0, **_ends("scale_shift", (0.0, 0.0))}
     model = next(iter(known_models().values()))
     maps = [KnownMap(model, 0.0, seed, reading.truth, scale=3.0)]

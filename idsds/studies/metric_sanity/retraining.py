@@ -1,4 +1,4 @@
-"""ROAR and KAR on known ground truth: what retrained nets lose with patches whose importance is a formula.
+"""ROAR and KAR on known ground truth: the accuracy that retrained nets lose with patches whose importance is a formula.
 
 The net that is explained is a :class:`~idsds.datasets.synthetic.PatchModel`, and so are those that are retrained: of the same form, from
 fresh weights. There are hundreds of them, each with a few hundred weights and all of one shape, so that they are trained side by side as
@@ -22,16 +22,16 @@ from idsds.protocols.roar import SCORES, Kind, pixel_ranks, replace_pixels
 from idsds.studies.metric_sanity.known_maps import Known, noisy_maps
 from idsds.training.loop import batches
 
-#: Those of the paper, the untouched images first.
+#: The fractions of the paper, the unmodified images first.
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
 class KnownRetraining:
-    """How much is retrained, and how.
+    """How often and how nets are retrained.
 
     Args:
-        repetitions: how often everything is drawn anew: the maps' noise, the order of equal pixels, and the nets' weights.
+        repetitions: how often everything is drawn again: the maps' noise, the order of equal pixels, and the nets' weights.
         shares: of the pixels that are replaced, ascending from 0.
         train, test: how many images of the synthetic splits, in their fixed order.
         epochs, batch_size, lr: of Adam.
@@ -47,7 +47,7 @@ class KnownRetraining:
 
     @property
     def passes(self) -> int:
-        """Passes forward (and as many backward) per training image for one method and repetition; the untouched images are shared."""
+        """Forward passes (and as many backward) per training image for one method and repetition; the unmodified images are shared."""
         return self.epochs * (len(self.shares) - 1)
 
 
@@ -62,15 +62,15 @@ def known_areas(
     importance: Known = "deletion",
     how: KnownRetraining = RETRAINING,
 ) -> Tensor:
-    """ROAR's or KAR's score of the exact map, of it with noise of each level, and of noise alone.
+    """Return ROAR's or KAR's score of the exact map, of the same with noise of each level, and of noise alone.
 
     Args:
         kind: ``remove`` (ROAR) or ``keep`` (KAR).
-        model: whose importances are known; it labels every image rightly, so that prediction and label are one.
+        model: whose importances are known; it labels every image correctly, so that prediction and label agree.
         levels: of noise, rising from 0.
-        seed: of all that is drawn.
+        seed: of all random numbers.
         importance: which one the exact map holds.
-        how: how much is retrained.
+        how: how nets are retrained.
 
     Returns:
         (repetitions, L + 1): :func:`~idsds.protocols.roar.roar_score` or ``kar_score`` with noise alone as the control, whose own score

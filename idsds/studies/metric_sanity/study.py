@@ -1,4 +1,4 @@
-"""Do the metrics make sense? Every protocol on known ground truth, and on trained nets with controls that know nothing of the net.
+"""Do the metrics make sense? Every protocol on known ground truth, and on trained nets with controls that do not depend on the net.
 
 Known ground truth is :func:`idsds.studies.metric_sanity.known_truth.judge`'s; here controls are added, and a verdict per protocol.
 """
@@ -32,7 +32,7 @@ from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.roar import Roar, retraining_areas
 
 CONTROLS = ("Random", "Edges", "Center")
-#: What is found on trained nets, see :func:`against_controls`.
+#: The columns about trained nets, see :func:`against_controls`.
 ON_NETS = [
     "label",
     "undefined_on_nets",
@@ -51,10 +51,10 @@ def _is_protocol(value: str) -> str:
 
 
 class MetricSanity(EvaluationStudy):
-    """Judge the protocols (none named: all) by known ground truth, and by controls on trained nets.
+    """Judge protocols (all if none is named) by known ground truth, and by controls on trained nets.
 
-    ``retraining`` is what ROAR and KAR do on trained nets, as in ``params/*/roar.yaml``, whose retrainings are then found in the cache; the
-    data set, the device and the precision are those of the run. Empty: they are judged on known ground truth alone.
+    ``retraining`` is what ROAR and KAR do on trained nets, as in ``params/*/roar.yaml``, whose retrained nets are then taken from the
+    cache; the data set, the device and the precision are those of the run. If it is empty, they are judged on known ground truth alone.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("label",)
@@ -81,7 +81,7 @@ class MetricSanity(EvaluationStudy):
 
     @property
     def roar(self) -> Roar | None:
-        """What is retrained on trained nets; None for nothing."""
+        """Return the study of retrained nets; None if there is none."""
         if not self.retraining:
             return None
         shared = {name: getattr(self, name) for name in ("dataset", "device", "precision")}
@@ -96,7 +96,7 @@ class MetricSanity(EvaluationStudy):
         return Roar(**{**defaults, **self.retraining, **shared})
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """One run per reading that methods can be put to image by image, by its label."""
+        """Return one run per row that can be scored image by image, by its label."""
         return {
             reading.label: self.arguments(
                 protocol=reading.protocol,
@@ -109,7 +109,7 @@ class MetricSanity(EvaluationStudy):
         }
 
     def plan_table(self) -> pd.DataFrame:
-        """What will be done, one row per reading, model, seed and computation: on trained nets, then on known ground truth."""
+        """Return what will be done, one row per protocol, model, seed and computation: on trained nets, then on known ground truth."""
         plans = [super().plan_table()] if self.runs() else []
         plans.append(self._known_plan())
         if self.roar is not None and any(reading.entry.level == "data set" for reading in self.judged):
@@ -117,7 +117,7 @@ class MetricSanity(EvaluationStudy):
         return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
 
     def _known_plan(self) -> pd.DataFrame:
-        """The passes on models in closed form, and the nets that are trained for known parts."""
+        """Return the passes on models in closed form, and the nets that are trained for known parts."""
         maps, rows = len(known_models()) * (len(LEVELS) + 1) + 1, []
         for reading in self.judged:
             if reading.applies and reading.entry.level == "image":
@@ -135,7 +135,7 @@ class MetricSanity(EvaluationStudy):
         return table.assign(**{name: table[name].astype(object).fillna("") for name in ("protocol", "note", "checkpoint")})
 
     def measure(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Do the runs, or read what is there.
+        """Do the runs, or read their stored results.
 
         Returns:
             Two tables; the second is :func:`idsds.studies.metric_sanity.agreement.agreement`'s. The first has one row per reading: the
@@ -177,21 +177,21 @@ class MetricSanity(EvaluationStudy):
 
 
 def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str, float]:
-    """What a protocol makes of controls on trained nets.
+    """Compare methods with controls on trained nets, by one protocol.
 
     Args:
-        records: of one protocol, from :func:`idsds.evaluate`, with ``Random`` and at least one method that is no control.
+        records: of one protocol, from :func:`idsds.evaluate`, with ``Random`` and at least one method that is not a control.
         higher_is_better: the direction of its score.
 
     Returns:
         ``above_random``, ``above_edges``, ``above_center``: the fraction of the pairs (model, method) whose mean over images is better than
-        the control's, by a paired 95 % interval over images that leaves 0 out; of ``pairs_random`` and so on, those with images that both
+        the control's, by a paired 95 % interval over images that excludes 0; of ``pairs_random`` and so on, those with images that both
         have a score on (NaN of none);
         ``undefined_on_nets``, the fraction of the methods' scores that are NaN;
-        ``control_shift``: how far Random's mean moves from model to model, in units of the mean distance between Random and the best
-        method of each model: 0 where a score means the same on every model, with a 95 % interval over images (jackknife) in ``_low`` and
-        ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which is by construction
-        and says nothing.
+        ``control_shift``: how much Random's mean changes from model to model, in units of the mean distance between Random and the best
+        method of each model: 0 if a score means the same on every model, with a 95 % interval over images (jackknife) in ``_low`` and
+        ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which is by
+        construction and tells nothing.
     """
     good = records.assign(score=records["score"] * (1 if higher_is_better else -1), direction="higher is better")
     families = dict(zip(records["method"], records["family"], strict=True))
@@ -227,15 +227,15 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
 
 
 def _above(control: str, clearly: pd.Series) -> dict[str, float]:
-    """How many of the pairs of method and model score clearly above a control; NaN for no pairs."""
+    """Return the fraction of the pairs of method and model that score clearly above a control; NaN without pairs."""
     key = control.lower()
     return {f"above_{key}": float(clearly.mean()) if len(clearly) else np.nan, f"pairs_{key}": len(clearly)}
 
 
 def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]:
-    """As :func:`against_controls` for ROAR or KAR, from the verdicts on areas between two methods' curves over training seeds.
+    """Return :func:`against_controls` for ROAR or KAR, from the verdicts on areas between two methods' curves over training seeds.
 
-    A verdict that leakage alone may have given (:func:`idsds.studies.roar.retraining_areas`) does not count as above a control;
+    A verdict that leakage alone may explain (:func:`idsds.studies.roar.retraining_areas`) does not count as above a control;
     ``confounded_on_nets`` is the fraction of all pairs with such a verdict, NaN where leakage was not tested. With a single training seed
     there is no verdict, and every fraction is NaN.
 
@@ -259,7 +259,7 @@ def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """Name the protocols that rank methods, those of them that are comparable between models, and those that do neither."""
+    """Name the protocols that rank methods, those that are also comparable between models, and the others."""
     found = []
     for kind in VERDICTS[:3]:
         names = table.loc[table["verdict"] == kind, "label"]

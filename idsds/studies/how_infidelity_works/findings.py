@@ -1,7 +1,7 @@
 """What the steps of :mod:`idsds.studies.how_infidelity_works.study` say: two tables, and sentences of computed numbers.
 
 Intervals are 95 % t intervals over the perturbations of one image. Two maps are compared by the differences of their squared errors under
-the same perturbations, and one is called clearly lower where the interval of the mean difference leaves out 0 (each interval on its own;
+the same perturbations, and one is called clearly lower if the interval of the mean difference excludes 0 (each interval on its own;
 that a map's best factor is estimated from the same perturbations is not included). Where all perturbations are used and none is drawn, a
 mean is exact and any difference counts.
 """
@@ -29,7 +29,7 @@ ZEROS = "a map of zeros"
 
 
 class Mean(NamedTuple):
-    """A mean with its standard error and interval."""
+    """A mean with its standard error and its interval."""
 
     mean: float
     se: float

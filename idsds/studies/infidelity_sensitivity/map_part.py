@@ -1,4 +1,4 @@
-"""How much of infidelity is due to the map? The spread between methods on one model, compared with the spread between models."""
+"""How much of infidelity is due to the map: the spread between methods on one model, compared with the spread between models."""
 
 from __future__ import annotations
 

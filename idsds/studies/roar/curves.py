@@ -2,7 +2,7 @@
 
 A score says something about pixels only if the positions of the replaced pixels do not reveal the class by themselves. Where they do,
 they keep up the accuracy of a retrained net: ROAR's area is then too low, KAR's too high. A verdict in that direction is *confounded*:
-it may be due to the positions alone. One in the other direction stands in spite of them.
+it may be due to the positions alone. A verdict in the other direction holds in spite of them.
 """
 
 from __future__ import annotations
@@ -76,18 +76,17 @@ def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Rand
     Args:
         records: from :meth:`idsds.studies.roar.Roar.retrain`, at least two fractions.
         control: the method whose curve the others are compared with, or several; each pair is compared once.
-        confidence: of the intervals, each on its own; 1 less it is the level of the verdicts.
+        confidence: of the intervals, each on its own; 1 - ``confidence`` is the level of the verdicts.
 
     Returns:
         One row per model, control, kind and method, best first: ``area``, ``low``, ``high``, ``p`` (t test over seeds), ``p_holm``
         (corrected for all rows of the table), ``verdict`` by it on whether the method's area exceeds 0, ``leaking`` (which of the
-        two have masks that alone reveal the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether leakage
-        alone may have given the verdict; missing where it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0),
+        two have masks that alone reveal the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether leakage alone may explain the verdict; missing if it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0),
         ``undefined``
         and ``constant`` (maps without an order, out of ``explained``), ``interval``.
 
     Raises:
-        ValueError: where the records lack a control.
+        ValueError: if the records lack a control.
     """
     controls = [control] if isinstance(control, str) else list(control)
     for name in controls:
@@ -121,7 +120,7 @@ def claims_of(areas: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per model, kind, part of the claim and method of :data:`CLAIMED`: ``area``, ``low``, ``high``, ``p_holm``, ``confounded``
-        and the ``verdict`` on the claim, which is left open where leakage alone may explain the difference.
+        and the ``verdict`` on the claim, which is left open if leakage alone may explain the difference.
     """
     part = areas[areas["method"].isin(CLAIMED) & areas["control"].isin(CLAIMS)]
     below, above = (~part["confounded"].fillna(False).astype(bool) & (part["verdict"] == verdict) for verdict in (CONTRADICTED, SUPPORTED))

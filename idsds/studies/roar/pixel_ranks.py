@@ -64,11 +64,11 @@ class PixelRanks:
 
     @property
     def missing(self) -> list[int]:
-        """The shards that are not there yet."""
+        """The missing shards."""
         return [start for start in self.shards if not self.file(start).is_file()]
 
     def write(self, start: int, ranks: Tensor, undefined: int, constant: int) -> None:
-        """Store one shard: ranks (images, 1, H, W), and the number of its maps without an order."""
+        """Store one shard: ranks (images, 1, H, W), and how many of its maps have no order."""
         kind = np.uint16 if self.height * self.width <= 2**16 else np.uint32
         # The counts first, so that they exist wherever the ranks do.
         write_json(self.file(start).with_suffix(".json"), {"undefined": undefined, "constant": constant})
@@ -91,17 +91,17 @@ class PixelRanks:
         return torch.from_numpy(self._open[start][index - start].astype(np.int64))[None]
 
     def __getstate__(self) -> dict:
-        """For loader processes: each opens the files itself."""
+        """Return the state for loader processes, each of which opens the files itself."""
         return {**self.__dict__, "_open": {}}
 
     def counts(self) -> tuple[int, int]:
-        """Over all images: the numbers of maps with a non-finite value and of constant maps."""
+        """Return the numbers of maps, over all images, with a non-finite value and with a constant one."""
         found = [read_json(self.file(start).with_suffix(".json")) for start in self.shards]
         return sum(each["undefined"] for each in found), sum(each["constant"] for each in found)
 
 
 def ranks_of(method: str, model_key: str, dataset: ImageDataset, *, seed: int, target: Target, device: str) -> PixelRanks:
-    """Where a method's ranks on a data set are, or will be.
+    """Return where a method's ranks on a data set are, or will be.
 
     Args:
         method: a name of the registry.
@@ -175,7 +175,7 @@ def store_ranks(
 
 @torch.no_grad()
 def explained_targets(model: nn.Module, images: Tensor, labels: Tensor, target: Target) -> Tensor:
-    """The classes whose logits are explained, (B,)."""
+    """Return the classes whose logits are explained, (B,)."""
     return model(images).argmax(dim=1) if target == "prediction" else labels
 
 

@@ -76,13 +76,13 @@ class Retraining:
         return paths.cache() / "roar" / f"{paths.portable(self.stage.model)}-{self.key}.json"
 
     def split(self, split: str) -> ImageDataset:
-        """One split as the net sees it."""
+        """Return one split as the net sees it."""
         ranks = None if self.ranks is None else self.ranks[split]
         colour = torch.zeros(3) if self.kind == MASK else fill_colour(self.fill, self.data["train"])
         return modified(self.data[split], ranks, self.share, self.kind, colour, flip=self.flip and split == "train")
 
     def result(self, device: Device, precision: Precision, machine: Machine, progress: bool = True) -> dict[str, Any]:
-        """``predicted`` classes of the modified test images and ``train_accuracy``: from the cache, or by training."""
+        """Return the ``predicted`` classes of the modified test images and ``train_accuracy``, from the cache or by training."""
         if self.path.is_file():
             return read_json(self.path)
         model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
@@ -108,7 +108,7 @@ class Retraining:
 
 
 def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 0, precision: Precision = "32-true") -> Predictions:
-    """The most probable class of every image, in the order of the data set; None for one that cannot be read.
+    """Return the most probable class of every image, in the order of the data set; None for one that cannot be read.
 
     See :func:`idsds.training.predict.predicted`.
     """

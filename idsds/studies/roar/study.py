@@ -110,7 +110,7 @@ class Roar(Study):
 
     @property
     def machine(self) -> Machine:
-        """What each retraining runs on."""
+        """The machine of each retraining."""
         return Machine(devices=self.devices, workers=self.workers)
 
     def stage(self, model: str, seed: int, changes: dict[str, Any] | None = None) -> Stage:
@@ -146,7 +146,7 @@ class Roar(Study):
 
             =========================== ==============================================================================================
             ``kind``                    ``remove``: ROAR, ``keep``: KAR, ``mask``: the positions of what ``remove`` replaces, alone
-            ``accuracy``                on the modified test images (share in [0, 1])
+            ``accuracy``                on the modified test images, in [0, 1]
             ``low``, ``high``           95 % interval over images (Wilson)
             ``count``                   of test images
             ``agreement``               fraction of them on which the retrained net predicts what the explained net predicts on the
@@ -184,7 +184,7 @@ class Roar(Study):
 
 
 class _Planned:
-    """What a run consists of, for one model: the net that is explained, the data, the ranks and the retrainings."""
+    """The parts of a run for one model: the net that is explained, the data, the ranks and the retrainings."""
 
     def __init__(self, settings: Roar, model: str) -> None:
         self.settings, self.model = settings, model
@@ -202,7 +202,7 @@ class _Planned:
         self._find()
 
     def _find(self) -> None:
-        """Say where the predictions and the ranks of the net that is explained are, or will be: by the content of its weights."""
+        """Set where the predictions and the ranks of the explained net are, or will be, by the content of its weights."""
         settings, model = self.settings, self.model
         start = settings.checkpoints.get(model)
         own = [self.explained.key, self.explained.content]
@@ -219,7 +219,7 @@ class _Planned:
         }
 
     def explain(self, progress: bool) -> None:
-        """Compute what is missing: the ranks, and the net's own predictions for the test images."""
+        """Compute missing ranks, and the net's missing predictions for the test images."""
         missing = any(ranks.missing for of_method in self.ranks.values() for ranks in of_method.values())
         if not missing and self.explained_path.is_file():
             return
@@ -241,7 +241,7 @@ class _Planned:
             write_json(self.explained_path, predictions(net, self.data["test"], size, self.settings.workers))
 
     def predicted(self) -> Predictions:
-        """The classes that the explained net gives the test images, in their order; after :meth:`explain`."""
+        """The explained net's predictions for the test images, in their order; available after :meth:`explain`."""
         return read_json(self.explained_path)
 
     def counts(self, method: str) -> dict[str, int]:
@@ -250,9 +250,9 @@ class _Planned:
         return {"undefined": undefined, "constant": constant, "explained": sum(map(len, self.data.values()))}
 
     def retrainings(self) -> Iterator[Retraining]:
-        """All of them, by seed; those where nothing or everything is replaced come once for every method, under one address.
+        """Return all retrainings, by seed; those where nothing or everything is replaced come once for every method, under one address.
 
-        The masks alone come last of each seed; masks of nothing or of everything carry no information and are left out.
+        Masks alone are last within each seed; masks of nothing or of everything carry no information and are left out.
         """
         settings, side = self.settings, self.data["test"][0][0].shape[-2:].numel()
         shown: list[tuple[Shown, float]] = [(kind, share) for share in settings.shares for kind in settings.kinds]
@@ -327,7 +327,7 @@ def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
 
 
 def _seconds_of(explain: Callable[..., Tensor], plan: _Planned) -> float:
-    """Seconds per image, measured on eight after a warm-up."""
+    """Return the seconds per image, measured on eight images after a warm-up."""
     images, targets, image_ids = collate([plan.data["test"][index] for index in range(min(8, len(plan.data["test"])))])
     explain(images[:1].to(plan.device), targets[:1].to(plan.device), image_ids[:1])
     started = time.perf_counter()

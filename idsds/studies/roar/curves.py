@@ -81,9 +81,9 @@ def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Rand
     Returns:
         One row per model, control, kind and method, best first: ``area``, ``low``, ``high``, ``p`` (t test over seeds), ``p_holm``
         (corrected for all rows of the table), ``verdict`` by it on whether the method's area exceeds 0, ``leaking`` (which of the
-        two have masks that alone reveal the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether leakage alone may explain the verdict; missing if it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0),
-        ``undefined``
-        and ``constant`` (maps without an order, out of ``explained``), ``interval``.
+        two have masks that alone reveal the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether
+        leakage alone may explain the verdict; missing if it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0),
+        ``undefined`` and ``constant`` (maps without an order, out of ``explained``), ``interval``.
 
     Raises:
         ValueError: if the records lack a control.

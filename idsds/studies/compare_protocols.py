@@ -26,6 +26,7 @@ from idsds.statistics.rankings import rank_agreement, rank_each
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result, check_unique, named_score, resolve
 from idsds.studies.finetune import measure
+from idsds.studies.rank_methods import drops_said, with_drops
 from idsds.training.checkpoints import PRETRAINED, check_starts
 from idsds.training.recipes import Deletion
 
@@ -240,9 +241,12 @@ class CompareProtocols(EvaluationStudy):
 
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
-        places, agreed, shares = rank_each(records, "label", nested=True), agreement(records), self.accuracies()
+        places = with_drops(rank_each(records, "label", nested=True), records, ["label"])
+        agreed, shares = agreement(records), self.accuracies()
         repeated = self.repeatability(records)
         said = findings(records, agreed, shares)
+        if len(single := places[places["share_above_noise"].notna()]):
+            said = Findings([*said.sentences, drops_said(single)], said.verdicts)
         families = dict(zip(records["method"], records["family"], strict=True))
 
         tables = {"": places, "agreement": agreed, "accuracy": shares, "repeatability": repeated}

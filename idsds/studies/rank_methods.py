@@ -6,7 +6,7 @@ The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -272,10 +272,16 @@ def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({**columns, "images": largest.size(), "patches": patches.size()}).reset_index()
 
 
-def with_drops(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """Add each model's ``share_above_noise`` to a ranking, see :func:`summary_of`."""
-    shares = summary_of(drops_of(records)).set_index("model")["share_above_noise"]
-    return table.assign(share_above_noise=table["model"].map(shares))
+def with_drops(table: pd.DataFrame, records: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Add each model's ``share_above_noise`` to a ranking, see :func:`summary_of`; NaN for a protocol without drops of patches.
+
+    ``by`` names columns of both, such as the variant of a setting, for whose values it is counted apart.
+    """
+    keys, shares = [*by, "model"], {}
+    judged = records[records["drops"].notna()] if "drops" in records else records.iloc[:0]
+    for key, rows in judged.groupby(keys, sort=False):
+        shares[key] = summary_of(drops_of(rows))["share_above_noise"].item()
+    return table.assign(share_above_noise=[shares.get(key, np.nan) for key in table[keys].itertuples(index=False, name=None)])
 
 
 def drops_said(table: pd.DataFrame) -> str:

@@ -24,8 +24,9 @@ from idsds.common import paths
 from idsds.common.files import atomic, read_json
 from idsds.common.hashing import versions
 from idsds.evaluation.manifest import MANIFEST
-from idsds.evaluation.records import Run
+from idsds.evaluation.records import Run, load_records
 from idsds.statistics import rank
+from idsds.studies.rank_methods import with_drops
 
 #: Rows shown of a table; the whole table is saved beside the figure.
 ROWS = 500
@@ -102,7 +103,7 @@ def _section(folder: Path) -> dict[str, Any]:
     named = {path.stem[len(stem.name) + 1 :].replace("_", " "): path for path in table_files(stem)} if figures else {}
     tables = [(name, _frame(_read(path))) for name, path in named.items()]
     if not tables and not figures and (folder / MANIFEST).is_file():  # no study made it
-        ranking = rank(folder)
+        ranking = _ranking(folder, runs[0])
         tables = [("", _frame(ranking))]
         figures = [_drawn(folder, runs[0], ranking)]
     finding = stem.with_name(f"{stem.name}.md")
@@ -115,6 +116,18 @@ def _section(folder: Path) -> dict[str, Any]:
         "tables": tables,
         "runs": [_run(run, str(run.folder.relative_to(folder.parent).as_posix())) for run in runs],
     }
+
+
+def _ranking(folder: Path, run: Run) -> pd.DataFrame:
+    """Return the ranking of a run, with the share of each model's patches whose drop is above the noise where its protocol has drops."""
+    ranking = rank(folder)
+    if "drops" not in run.content().columns:
+        return ranking
+    by = [name for name in ("grid",) if name in ranking]
+    first = ranking.drop_duplicates("model")[["model", "method"]].itertuples(index=False, name=None)
+    columns = ["model", "seed", "image_id", "drops", *by]
+    parts = [load_records(folder, columns, models=[model], methods=[method]) for model, method in first]
+    return with_drops(ranking, pd.concat(parts), by)
 
 
 def _sharpest(folder: Path, stem: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each,
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique, named_score
+from idsds.studies.rank_methods import drops_said, with_drops
 from idsds.training.checkpoints import starts_from_package, trains_from_scratch
 from idsds.training.recipes import BaselineName
 
@@ -120,8 +121,8 @@ def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
     ratio = ((every["high"] - every["low"]) / (one["high"] - one["low"])).median()
     sentences = [
         f"Lowest Kendall's tau between two rankings of {table['model'].iloc[0]}: {lowest} (95 % over images).",
-        f"Between training seeds a method's mean has a standard deviation of at most {every['seed_sd'].max():.3f}.",
-        f"An interval that covers training seeds too is {ratio:.1f} times as wide as one over images alone (median over methods).",
+        f"Between training seeds a method's mean has a standard deviation of at most {every['seed_sd'].max():.3f}; an interval that covers"
+        f" them too is {ratio:.1f} times as wide as one over images alone (median over methods).",
     ]
     names = {"kind": "varied", "first": "ranking with", "second": "ranks alike with", "below_halves": "less than halves of the images do"}
     columns = ["kind", "first", "second", "tau", "low", "high", "verdict", "below_halves"]
@@ -212,7 +213,11 @@ class Stability(EvaluationStudy):
 
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
-        table, agreed = means(records), agreement(records)
+        every = records[records["kind"] == "seed"].assign(variant="all")
+        table = with_drops(means(records), pd.concat([records, every]), ["kind", "variant"])
+        agreed = agreement(records)
         families = dict(zip(records["method"], records["family"], strict=True))
         draw = partial(plots.stability, table, agreed, families, score=named_score(records, "IDSDS"), columns=self.columns)
-        return Result(self.stem, {"": table, "agreement": agreed, "spreads": spreads(table)}, findings(table, agreed), draw, records)
+        found = findings(table, agreed)
+        said = Findings([*found.sentences, drops_said(table[table["variant"] == "all"])], found.verdicts)
+        return Result(self.stem, {"": table, "agreement": agreed, "spreads": spreads(table)}, said, draw, records)

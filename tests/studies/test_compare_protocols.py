@@ -196,3 +196,13 @@ def test_the_figure_table_has_a_place_for_every_method_and_protocol(run):
     table = rank_each(records, "label", resamples=20)
     assert len(table) == len(RULES) * len(METHODS)
     assert (table.groupby("label")["place"].sum() == 1 + 2 + 3 + 4).all()
+
+
+def test_the_share_of_patches_above_noise_stands_beside_the_rankings_by_single_patches(run):
+    given, records = run
+    result = given.run(progress=False)
+    shares = result.table.groupby("label")["share_above_noise"].first()
+    assert set(shares.dropna().index) == {"IDSDS", "SDS"}
+    drops = np.stack(records[records["label"] == "SDS"].drop_duplicates("image_id")["drops"].to_list())
+    assert shares["SDS"] == pytest.approx((drops > 0.05 * np.abs(drops).max(axis=1, keepdims=True)).mean())
+    assert result.findings.sentences[-1].startswith("Patches whose drop is above 5% of their image's largest: mini_resnet8")

@@ -172,6 +172,11 @@ def test_the_share_of_patches_above_noise_stands_beside_the_ranking():
     table = findings.with_drops(pd.DataFrame({"model": ["b", "a", "a"], "method": ["IG", "IG", "IxG"]}), rows)
     assert table["share_above_noise"].tolist() == [0.25, 0.5, 0.5]
     assert "b 25%, a 50%" in findings.drops_said(table)
+    finer = pd.DataFrame({"model": "b", "seed": 0, "image_id": "0", "drops": [np.ones(9), np.nan], "grid": [3, 2]})
+    both = pd.concat([rows.assign(grid=2), finer.iloc[:1]])
+    table = findings.with_drops(pd.DataFrame({"model": "b", "grid": [2, 3, 4]}), both, ["grid"])
+    assert table["share_above_noise"].fillna(-1).tolist() == [0.25, 1.0, -1]
+    assert findings.with_drops(table, finer.iloc[1:])["share_above_noise"].isna().all(), "a protocol without drops"
 
 
 def test_verdicts_on_the_patches_that_count_stand_beside_those_on_all():

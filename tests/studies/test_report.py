@@ -38,6 +38,9 @@ def test_it_is_whole_in_itself_and_names_stay_text(run, capsys):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert not re.search(r"""(src|href)="(?!data:image/|#)""", text)
     assert "net &amp; co" in text
+    drops = np.stack(idsds.load_records(run).drop_duplicates("image_id")["drops"].to_list())
+    share = (drops > 0.05 * np.abs(drops).max(axis=1, keepdims=True)).mean()
+    assert re.search(rf'share_above_noise.*data-key="{share}"', text, re.DOTALL), "beside the ranking"
     assert "data:image/svg+xml;base64," in text
     assert "attributions that are equal for all patches" in text
     assert "6 scores undefined" in text

@@ -165,3 +165,20 @@ def test_crops_of_a_photo_are_on_one_side():
     five["variant"] = five["variant"].where(five["kind"] != "images", five["variant"].map({"10": "50", "60": "300"}))
     few = [stability.agreement(records, draws=400, resamples=10).query("kind == 'images'")["tau"].iloc[0] for records in (once, five)]
     assert few[0] == pytest.approx(few[1], abs=0.1)
+
+
+def test_the_share_of_patches_above_noise_is_that_of_each_variant(run):
+    given, records = run
+    result = given.run(progress=False)
+    table = result.table.set_index(["kind", "variant", "method"])["share_above_noise"]
+
+    def share(rows):
+        drops = np.stack(rows.drop_duplicates(["seed", "image_id"])["drops"].to_list())
+        return (drops > 0.05 * np.abs(drops).max(axis=1, keepdims=True)).mean()
+
+    for kind, variant in (("grid", "4"), ("grid", "2"), ("baseline", "blur")):
+        rows = records[(records["kind"] == kind) & (records["variant"] == variant)]
+        assert table.loc[kind, variant].tolist() == [pytest.approx(share(rows))] * len(METHODS)
+    every = share(records[records["kind"] == "seed"])
+    assert table.loc["seed", "all"].iloc[0] == pytest.approx(every)
+    assert result.findings.sentences[-1] == f"Patches whose drop is above 5% of their image's largest: mini_resnet8 {every:.0%}."

@@ -20,7 +20,7 @@ from idsds.statistics import rank
 from idsds.statistics.intervals import rng_for, wilson
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result, named_score, resolve
+from idsds.studies.base import EvaluationStudy, Findings, Result, named_score, resolve, takes_folder
 from idsds.studies.result import listed
 from idsds.training.predict import predicted
 
@@ -43,6 +43,7 @@ def accuracy(correct: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@takes_folder
 def best(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records of each model's best method, selected on one half of the images and taken from the other; without controls.
 
@@ -64,6 +65,7 @@ def best(records: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@takes_folder
 def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
     """Compute both axes of each model, and whether another model is at least as good in both.
 
@@ -99,6 +101,7 @@ def on_front(values: np.ndarray) -> np.ndarray:
     return ~better.any(1)
 
 
+@takes_folder
 def correlation(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> dict[str, float]:
     """Spearman correlation over models of accuracy and best IDSDS: ``rho``, ``low``, ``high`` (95 %, percentile bootstrap over images
     and, where there are several, training seeds; the models held fixed), ``p`` (over models, two-sided), ``models``."""

@@ -23,7 +23,7 @@ from idsds.statistics.intervals import percentile_ends, rng_for, weights
 from idsds.statistics.rankings import spearman, weighted_means
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
 from idsds.studies.result import listed
 
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
@@ -80,6 +80,7 @@ class AugmentationRobustness(EvaluationStudy):
         return Result(self.stem, tables, Findings(sentences(table), shown), draw, similarity)
 
 
+@takes_folder
 def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd.DataFrame:
     """Return every similarity of every image.
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -38,6 +39,7 @@ from idsds.evaluation.records import Run
 from idsds.methods.base import split_name
 from idsds.models.base import MODELS
 from idsds.models.quantity import as_quantity
+from idsds.statistics.scores import Records
 from idsds.studies.result import Findings, Plan, Result
 from idsds.studies.shown import short_warnings
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, plan_training, trains_from_scratch
@@ -168,12 +170,22 @@ class Study(Settings):
         raise TypeError(f"{type(self).__name__} must define _run")
 
 
-def in_memory(records: pd.DataFrame | Path) -> pd.DataFrame:
-    """Return a frame unchanged; of a large run's folder read all columns except the patch sums, with text as categories."""
+def in_memory(records: Records) -> pd.DataFrame:
+    """Return a frame unchanged; of a run's folder read all columns except the patch sums, with text as categories."""
     if isinstance(records, pd.DataFrame):
         return records
     content = Run.open(records).content()
     return content.frame([name for name in content.columns if name != "patch_sums"], categorical=True)
+
+
+def takes_folder(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of records, its first argument, take the folder of a run as well."""
+
+    @wraps(function)
+    def reading(records: Records, *more: Any, **options: Any) -> Any:
+        return function(in_memory(records), *more, **options)
+
+    return reading
 
 
 class EvaluationStudy(Study):

@@ -22,7 +22,7 @@ from idsds.common.registry import UnknownNameError
 from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
-from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, named_score
+from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, named_score, takes_folder
 from idsds.studies.rank_methods import drops_said, with_drops
 
 POSTER = "Hesse, Schaub-Meyer, Roth, NeurIPS 2024, arXiv 2407.11910, poster"
@@ -60,6 +60,7 @@ def axis_of(model: str, quantity: str) -> str:
     return f"{model}, {quantity}"
 
 
+@takes_folder
 def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confidence: float = 0.95) -> pd.DataFrame:
     """Compare every pair of axes of a chain under every method that both have, on the same images; controls are left out.
 
@@ -113,6 +114,7 @@ def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["higher", "lower", "method", "difference", "inferred"])
 
 
+@takes_folder
 def ranked(records: pd.DataFrame, chains: Sequence[Sequence[str]]) -> pd.DataFrame:
     """Return :func:`idsds.rank`, nested, with the axes in the order of the chains."""
     order = {axis: number for number, axis in enumerate(axis for chain in chains for axis in chain)}

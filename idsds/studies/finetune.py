@@ -51,7 +51,7 @@ from idsds.evaluation.evaluate import evaluate
 from idsds.models.base import describe
 from idsds.statistics.intervals import wilson
 from idsds.statistics.rankings import rank_agreement
-from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy
+from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy, in_memory
 from idsds.studies.result import listed
 from idsds.training.checkpoints import PRETRAINED, Stage, obtain, rehearse_stage
 from idsds.training.launch import Machine, is_main, launch, of_all
@@ -257,7 +257,7 @@ class Finetune(TrainingStudy):
             for label, protocol, models in (("before", "single_deletion", self.models), ("after", "idsds", tuned)):
                 checkpoints = self.checkpoints if label == "before" else None
                 run = {"protocol": protocol, "seed": seed, "checkpoints": checkpoints, "output": f"{self.output}/{label}_{seed}"}
-                parts.append(evaluate(models, **shared, **run).assign(label=label))
+                parts.append(in_memory(evaluate(models, **shared, **run)).assign(label=label))
         return pd.concat(parts, ignore_index=True)
 
     def _run(self, progress: bool) -> Result:

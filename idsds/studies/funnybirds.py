@@ -20,7 +20,7 @@ from idsds.protocols.parts import THRESHOLDS, completeness
 from idsds.statistics.intervals import bca, rng_for
 from idsds.statistics.rankings import kendall
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
 from idsds.studies.result import listed
 
 #: Columns of the records with a value per threshold, and those with one.
@@ -33,6 +33,7 @@ OF_NET = ("accuracy", "background_independence")
 CONTROL = "Random"
 
 
+@takes_folder
 def best_threshold(records: pd.DataFrame) -> int | None:
     """Return the number of the threshold with the highest completeness over the images of a model and method; None if it is undefined."""
     stacked = [np.stack(records[name].to_list()) for name in CHECKS]
@@ -63,6 +64,7 @@ def measures(sums: np.ndarray) -> np.ndarray:
     return np.concatenate([means, summaries], axis=-1)
 
 
+@takes_folder
 def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 2_000) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compute all measures with the threshold of each method and model, and how far each method is from the random one.
 
@@ -113,6 +115,7 @@ def _difference(first: np.ndarray, second: np.ndarray, resamples: int) -> dict[s
     return {"difference": float(mean(both.sum(0))[0]), "low": float(low[0]), "high": float(high[0])}
 
 
+@takes_folder
 def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
     """Return :data:`OF_NET` of each model on all images with their intervals: ``model``, ``measure``, ``value``, ``low``, ``high``.
 

@@ -27,7 +27,7 @@ from idsds.statistics import holm, rank
 from idsds.statistics.intervals import check_options, rng_for, weights
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, count_verdicts, verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result, named_score
+from idsds.studies.base import EvaluationStudy, Findings, Result, in_memory, named_score, takes_folder
 
 SIMILARITIES = ("spearman", "ssim", "deviation")
 HALF = 0.5  # of the gap between the methods: a hyperparameter that changes one method by more can reverse their order
@@ -150,14 +150,14 @@ class HyperparameterSensitivity(EvaluationStudy):
         """
         runs, scores, spreads, moved = self.runs(), [], [], []
         for model in self.models:
-            settings, records = self.settings_on(model).assign(model=model), evaluate(**runs[model], progress=progress)
+            settings, records = self.settings_on(model).assign(model=model), in_memory(evaluate(**runs[model], progress=progress))
             families = dict(zip(records["method"], records["family"], strict=True))
             ranked = rank(records).set_index("method").loc[settings["name"]].reset_index(drop=True)
             facts = settings.assign(family=settings["name"].map(families))
             scores.append(pd.concat([facts, ranked[["mean", "low", "high", "count", "nan", "interval"]]], axis=1))
             moved.append(_moved(records, settings))
             for (method, option), rows in settings.groupby(["method", "hyperparameter"], sort=False):
-                maps = evaluate(**runs[f"{model}, {method}, {option}"], progress=progress)
+                maps = in_memory(evaluate(**runs[f"{model}, {method}, {option}"], progress=progress))
                 own = {"model": model, "method": method, "family": maps["family"].iloc[0], "hyperparameter": option, "settings": len(rows)}
                 named = {"score": score} if (score := named_score(records, "IDSDS")) != "IDSDS" else {}
                 spreads.append({**own, **named, **_similarity(maps)})
@@ -200,6 +200,7 @@ def judged(spreads: pd.DataFrame) -> pd.DataFrame:
     return spreads.assign(noise_verdict=noise, gap_verdict=verdicts(spreads["share_low"], spreads["share_high"], HALF))
 
 
+@takes_folder
 def movements(
     records: pd.DataFrame,
     sweeps: Sequence[Sequence[str]],

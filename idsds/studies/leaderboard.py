@@ -27,7 +27,7 @@ from idsds.methods.base import reason_against
 from idsds.models.quantity import as_quantity
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
-from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score
+from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score, takes_folder
 from idsds.studies.rank_methods import SCORES, drops_said, with_drops
 from idsds.studies.result import listed
 from idsds.training.recipes import BaselineName
@@ -126,6 +126,7 @@ class Leaderboard(EvaluationStudy):
         return Result(self.stem, tables, Findings([*found.sentences, drops_said(table)], found.verdicts), draw, records)
 
 
+@takes_folder
 def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Return :func:`idsds.rank` with each method compared with the best of its model on the same images.
 

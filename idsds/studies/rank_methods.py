@@ -24,7 +24,7 @@ from idsds.models.quantity import as_quantity
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.means import rivals
 from idsds.statistics.verdicts import CONTRADICTED, SUPPORTED, count_verdicts, verdicts
-from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, named_score
+from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, named_score, takes_folder
 from idsds.studies.result import listed
 
 Treatment = tuple[str, str]  # model, method
@@ -34,6 +34,7 @@ NOISE = 0.05
 COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict", "count", "nan", "interval"]
 
 
+@takes_folder
 def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Make every comparison that the records allow for a published finding.
 
@@ -203,6 +204,7 @@ class RankMethods(EvaluationStudy):
         return Result(self.stem, tables, findings, draw, records)
 
 
+@takes_folder
 def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Compare every method with the best control of its model, on the same images.
 
@@ -245,6 +247,7 @@ def below_zero(table: pd.DataFrame) -> list[str]:
     return [f"The whole interval is below 0 for {listed(scores)}."] if scores else []
 
 
+@takes_folder
 def drops_of(records: pd.DataFrame) -> pd.DataFrame:
     """Return the drops of every patch, once per model and image.
 

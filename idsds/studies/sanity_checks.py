@@ -30,7 +30,7 @@ from idsds.protocols.base import Batch
 from idsds.protocols.sanity import SIMILARITIES, Mode, compare_models, layers_from_the_top
 from idsds.statistics.intervals import seed_interval
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
-from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
 from idsds.studies.result import listed
 from idsds.training.checkpoints import Stage, obtain, plan_training, trains_from_scratch
 from idsds.training.loop import batches
@@ -197,6 +197,7 @@ def _labels(settings: SanityChecks, name: str, seed: int, progress: bool) -> pd.
     return pd.concat(parts, ignore_index=True)
 
 
+@takes_folder
 def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Mean similarity over images, lower is better.
 

@@ -1,3 +1,4 @@
+import importlib
 import re
 
 import pandas as pd
@@ -8,6 +9,7 @@ from matplotlib.text import Text
 from idsds.common import paths
 from idsds.common.devices import chosen_device
 from idsds.common.settings import SettingsError
+from idsds.evaluation.evaluate import evaluate
 from idsds.models import create_model
 from idsds.models.weights import save_checkpoint
 from idsds.studies.base import STUDIES, EvaluationStudy, Findings, Plan, Result, read_params, run_file, study_class
@@ -247,6 +249,40 @@ def test_a_study_on_a_large_run_reads_what_it_needs(tmp_path, monkeypatch, check
     assert "patch_sums" not in large.records
     for name, table in small.tables.items():
         pd.testing.assert_frame_equal(table, large.tables[name], check_dtype=False, check_categorical=False)
+
+
+@pytest.mark.parametrize("name", ["hyperparameter_sensitivity", "metric_sanity"])
+def test_a_study_of_several_large_runs_reads_their_folders(name, tmp_path, monkeypatch, checkpoint):
+    monkeypatch.setattr("idsds.evaluation.evaluate.LARGE", 1)
+    given = {"dataset": "digits", "models": ["mini_resnet8"], "methods": ["IG"], "images": 3, "sweeps": {"IG": {"steps": [2, 4]}}}
+    if name == "metric_sanity":
+        given |= {"methods": ["IxG", "Random"], "protocols": ["single_deletion"], "known_images": 2}
+        del given["sweeps"]
+    study = study_class(name)(**given, checkpoints={"mini_resnet8": str(checkpoint)}, output=str(tmp_path / "run"))
+    assert len(study.run(progress=False).tables[""]) == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["rank_methods.published_findings", "rank_methods.beside_controls", "rank_methods.drops_of", "leaderboard.standing",
+     "accuracy_tradeoff.best", "design_choice.ranked", "metric_sanity.study.against_controls"],
+)  # fmt: skip
+def test_what_reads_records_reads_a_folder_as_well(function, tmp_path, checkpoint):
+    given = {"protocol": "single_deletion", "images": 4, "checkpoints": {"mini_resnet8": str(checkpoint)}, "progress": False}
+    records = evaluate(["mini_resnet8"], ["IxG", "IxG-SG", "Random"], "digits", **given, output=tmp_path)
+    module, name = function.rsplit(".", 1)
+    read = getattr(importlib.import_module(f"idsds.studies.{module}"), name)
+    more = {"ranked": [[["mini_resnet8"]]], "against_controls": [True]}.get(name, [])
+    found, expected = (
+        pd.DataFrame(pd.Series(got) if isinstance(got, dict) else got) for got in (read(tmp_path, *more), read(records, *more))
+    )
+    assert len(expected)
+    pd.testing.assert_frame_equal(
+        found[expected.columns.drop("patch_sums", errors="ignore")],
+        expected.drop(columns="patch_sums", errors="ignore"),
+        check_dtype=False,
+        check_categorical=False,
+    )
 
 
 SCORED = {

@@ -34,7 +34,7 @@ from idsds.methods.base import TENFOLD
 from idsds.protocols.infidelity import Perturbation
 from idsds.statistics.intervals import bca, check_options, rng_for
 from idsds.statistics.means import mean_interval
-from idsds.studies.base import Findings, MethodName, Positive, Result
+from idsds.studies.base import Findings, MethodName, Positive, Result, takes_folder
 from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, study_table
 from idsds.studies.infidelity_sensitivity.findings import claims, findings, spread_said
 from idsds.studies.infidelity_sensitivity.map_part import map_part
@@ -50,6 +50,7 @@ def zero_map(images: Tensor, targets: Tensor) -> Tensor:
     return images[:, :1] * 0
 
 
+@takes_folder
 def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
     """Return means over images from records of both protocols.
 

@@ -23,7 +23,7 @@ from idsds.protocols.roar import SCORES
 from idsds.statistics import paired_differences
 from idsds.statistics.intervals import jackknife
 from idsds.statistics.verdicts import SUPPORTED
-from idsds.studies.base import EvaluationStudy, Findings, Result
+from idsds.studies.base import EvaluationStudy, Findings, Result, in_memory, takes_folder
 from idsds.studies.metric_sanity.agreement import agreement
 from idsds.studies.metric_sanity.known_maps import LEVELS, known_models
 from idsds.studies.metric_sanity.known_parts import asked, sprite_stage
@@ -155,7 +155,7 @@ class MetricSanity(EvaluationStudy):
             rows, of_nets = [], {}
             for label, run in runs.items():
                 report(f"{label}, trained nets")
-                records = evaluate(**run, progress=False)
+                records = in_memory(evaluate(**run, progress=False))
                 rows.append({"label": label, **against_controls(records, PROTOCOLS[run["protocol"]].higher_is_better)})
                 of_nets[label] = records[["image_id", "model", "method", "family", "direction", "score"]]
         data_sets = [reading for reading in judged if reading.entry.level == "data set"]
@@ -176,6 +176,7 @@ class MetricSanity(EvaluationStudy):
         )
 
 
+@takes_folder
 def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str, float]:
     """Compare methods with controls on trained nets, by one protocol.
 

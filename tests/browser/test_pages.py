@@ -91,6 +91,7 @@ def test_every_page_of_the_documentation(page, picture, site):
         for width in (1280, 800):
             page.set_viewport_size({"width": width, "height": 800})
             faults += [f"{address} overflows at {width} pixels"] if page.evaluate(WIDE) else []
+        page.add_style_tag(content="* {transition: none !important}")
         for scheme in ("default", "slate"):
             page.evaluate("scheme => document.body.setAttribute('data-md-color-scheme', scheme)", scheme)
             faults += [f"{address}, {scheme}: {text!r} has a contrast of {contrast:.1f}" for text, contrast in page.evaluate(FAINT)]

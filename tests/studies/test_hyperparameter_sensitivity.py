@@ -150,11 +150,12 @@ def test_sentences_name_the_extreme_of_each_measure_and_the_shares_with_their_in
     assert judged(rows.assign(share_high=0.4, share_low=0.3))["gap_verdict"].tolist() == ["contradicted"] * 3
     moves, above, maps = sentences(rows)
     assert moves.startswith(
-        "baseline of IG on m moves IDSDS most, by 0.30 [0.01, 0.50] (0.10 to 0.40); layer of Grad-CAM on m least, by 0.010"
+        "IDSDS changes most with the baseline of IG on m, by 0.30 [0.01, 0.50] (0.10 to 0.40), and least with the layer of "
+        "Grad-CAM on m, by 0.010"
     )
-    assert above.startswith("2 of 3 hyperparameters move IDSDS by more than image noise alone would")
+    assert above.startswith("2 of 3 hyperparameters change IDSDS by more than image noise alone")
     for by, what in [("Spearman", "baseline of IG"), ("SSIM", "layer of Grad-CAM"), ("deviation per pixel", "probability of RISE")]:
-        assert f"with {what} on m by {by} (" in maps
+        assert f"with the {what} on m by {by} (" in maps
 
 
 def test_maps_and_idsds_of_a_setting_come_from_one_net(tmp_path):

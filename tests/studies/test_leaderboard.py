@@ -75,7 +75,7 @@ def test_methods_are_chosen_by_what_they_need():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"also": ["IG"], "methods": ["IxG"]}, SettingsError, "leave it empty where methods are named"),
+        ({"also": ["IG"], "methods": ["IxG"]}, SettingsError, "leave it empty if methods are named"),
         ({"offset": 8}, SettingsError, "offset must be below the side of a patch"),
         ({"queried_grid": 3}, SettingsError, "grid 3 does not divide images of 32 x 32"),
         ({"quantity": "probabilty"}, UnknownNameError, "Did you mean 'probability'"),

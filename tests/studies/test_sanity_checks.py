@@ -98,8 +98,8 @@ def test_every_check_in_one_table(home):
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((values.mean(), interval.low, interval.high))
     told, first = sentences(table, judged(records))
-    assert told == f"Permuted labels learned: {learned[0]:.0%} by small_test."
-    assert first.startswith("Spearman with the intact maps, the top 50% of the layers randomised: IxG ")
+    assert told == f"Training accuracy on permuted labels: {learned[0]:.0%} of small_test."
+    assert first.startswith("Spearman correlation with the intact maps, the top 50% of the layers randomised: IxG ")
     # Gradient is not among the methods: there is nothing to compare with.
     # What was trained and computed is there the second time.
     plan = settings().plan().table

@@ -35,7 +35,7 @@ from idsds.training.loop import Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
 
 # Increase when the training loop's results change, so that old checkpoints are not mistaken for new ones.
-LOOP = 2
+LOOP = 3
 # Stands for initial weights published by a model's own package.
 PRETRAINED = "pretrained"
 # Up to this many pixels per side, training from scratch takes minutes on a CPU.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,16 @@ def forks(devices: int) -> bool:
     return devices > 1 and started_outside() is None
 
 
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Give torch back its number of CPU threads after the block, which may change it."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devices: int = 1, precision: str = "32-true") -> Any:
     """Run ``function(fabric, *args)`` on every device.
 
@@ -106,7 +117,8 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
         fabric = Fabric(**setup)
     if not forks(devices):
         fabric.launch()
-        return function(fabric, *args)
+        with threads_restored():
+            return function(fabric, *args)
     before = {key: os.environ.get(key) for key in ("MASTER_PORT", "MASTER_ADDR")}
     try:
         return fabric.launch(_forked, function, *args)  # type: ignore[arg-type]

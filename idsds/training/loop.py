@@ -45,6 +45,9 @@ from idsds.training.steps import (
     training_step,
 )
 
+# Up to this many pixels a side, training uses one CPU thread.
+SMALL = 64
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -107,6 +110,8 @@ class Plan:
             if not len(targets):  # without images there is no loss, and other processes wait for its gradient
                 names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
                 raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
+            if max(images.shape[-2:]) <= SMALL:  # faster there, and the number of cores changes no weight
+                torch.set_num_threads(1)
             images = images.to(fabric.device, non_blocking=True, memory_format=self.machine.layout)
             targets = targets.to(fabric.device, non_blocking=True)
             if self.teacher is not None:

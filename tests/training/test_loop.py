@@ -342,6 +342,28 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path, whole):
     assert_same(weights(again), weights(whole[0]))
 
 
+class Counting(TinyNormed):
+    """Notes the number of threads that each pass has."""
+
+    def forward(self, images):
+        self.threads = {*vars(self).get("threads", ()), torch.get_num_threads()}
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, {1}), (72, {3})])
+def test_small_images_train_on_one_thread_so_that_cores_change_no_weight(size, expected):
+    images = torch.rand(6, 3, size, size, generator=torch.Generator().manual_seed(0))
+    train = ImageDataset("small", "train", [str(i) for i in range(6)], [0, 1] * 3, images.__getitem__, list("ab"), UNIT)
+    net, before = Counting(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        fit(net, train, train, SGD, progress=False)
+        assert net.threads == expected
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_two_processes_that_died_go_on_to_the_very_same_weights(tmp_path):
     """Both die in the second step of the second epoch, after the state of its first step was written."""
     settings, resume = {**WHOLE, "devices": 2, "save_every": 1}, tmp_path / "s.pt"

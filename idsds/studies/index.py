@@ -22,7 +22,7 @@ The cards show the embedded digits (`make reproduce`). Times are of two cores, f
 
 1. **The ranking**, which attribution method to trust: [rank_methods](rank_methods.ipynb), or `make rank`.
 2. **Your own net, method or images:** [bring your own](../docs/bring-your-own.md).
-3. **Image by image:** run [rank_methods](rank_methods.ipynb), then `import idsds; idsds.explore("runs/smoke/rank_methods")` in a cell.
+3. **Image by image:** run [rank_methods](rank_methods.ipynb), then `idsds.explore(study.output)` in a new cell.
 4. **A report to send:** `python -m idsds report runs/mnist5k`."""
 
 

@@ -88,7 +88,7 @@ def local(workers: int = 2, gpus: int | None = None) -> Any:
     count = workers if gpus is None else gpus
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"a cluster needs at least one worker, not {count!r}")
-    _check_guard()
+    check_guard()
     distributed = _distributed()
     specs: dict[int, dict[str, Any]] = {}
     for number in range(count):
@@ -105,7 +105,7 @@ def local(workers: int = 2, gpus: int | None = None) -> Any:
         raise
 
 
-def _check_guard() -> None:
+def check_guard() -> None:
     """Raise RuntimeError in a script that workers would run again: it never tests ``__name__``, or a worker is running it now."""
     path = getattr(sys.modules["__main__"], "__file__", None)
     again = getattr(multiprocessing.current_process(), "_inheriting", False)

@@ -154,7 +154,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path, monkeypatch, guarded
     script.write_text("cluster.local(1)\n" + 'if __name__ == "__main__":\n    pass\n' * guarded)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     if guarded:
-        cluster._check_guard()
+        cluster.check_guard()
     else:
         with pytest.raises(RuntimeError, match=r'each worker imports .*script\.py.*`if __name__ == "__main__":`'):
             cluster.local(1)

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,6 +43,7 @@ from idsds.studies.metric_sanity.known_maps import (
     properties,
 )
 from idsds.studies.metric_sanity.known_parts import parts_judged
+from idsds.studies.metric_sanity.processes import Each
 from idsds.studies.metric_sanity.retraining import RETRAINING, KnownRetraining, known_areas
 
 
@@ -145,7 +147,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
 GROUPS = get_args(Asks)
 #: Metrics of libraries work image by image: they are judged on fewer images, and on half as many on trained nets.
 ONE_BY_ONE = 12
-COSTLY = dict.fromkeys((f"quantus/{name}" for name in ("Infidelity", "NonSensitivity", "MonotonicityCorrelation", "SmoothMPRT")), 4)
+COSTLY = dict.fromkeys((f"quantus/{name}" for name in ("NonSensitivity", "MonotonicityCorrelation", "SmoothMPRT")), 4)
 RESOLVES = 1.0  # a protocol that can rank detects noise with a smaller spread than the importances
 RANKS, SHIFTS = 0.5, 0.5  # minimum ordering of a protocol that can rank; maximum shift of a score by a change that does not concern the map
 VERDICTS = (
@@ -215,6 +217,7 @@ def judge(
     parts: bool = False,
     folder: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
+    each: Each = map,
 ) -> pd.DataFrame:
     """Make the table, protocol by property.
 
@@ -226,7 +229,8 @@ def judge(
         retraining: how much is retrained for a protocol that scores a whole data set.
         parts: whether known parts of sprites are judged too, for which nets are trained once.
         folder: where each row is kept, so that an interrupted run resumes; None: nowhere.
-        report: called with each row's label before it is made.
+        report: called with each row's label once it is made.
+        each: how rows are made, see :func:`~idsds.studies.metric_sanity.processes.side_by_side`.
 
     Returns:
         One row per reading: ``label``, ``protocol``; the columns of :func:`~idsds.studies.metric_sanity.known_maps.properties`;
@@ -246,19 +250,25 @@ def judge(
     as_whole("images", images)
     given = list_protocols() if protocols is None else protocols
     chosen = [row for each in given for row in ([each] if isinstance(each, Reading) else readings([each]))]
+    chosen.sort(key=lambda reading: not reading.applies)
     rows = []
-    for reading in sorted(chosen, key=lambda reading: not reading.applies):
-        report(reading.label)
-        row: dict[str, Any] = {"label": reading.label, "protocol": reading.protocol, "applies": reading.applies, "test": reading.test}
-        row["asks"] = reading.entry.asks
-        if reading.applies or (parts and reading.entry.parts):
-            row |= _kept(folder, reading, (reading.images(images), tuple(levels), seed, retraining), parts)
-        row |= cost_of(reading, retraining)
-        settings = {**reading.settings, **reading.known}
-        row["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
-        rows.append({**row, "note": reading.note})
+    how = {"images": images, "levels": tuple(levels), "seed": seed, "retraining": retraining, "parts": parts, "folder": folder}
+    for row in each(partial(_row, **how), chosen):
+        report(row["label"])
+        rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
+
+
+def _row(reading: Reading, images: int, retraining: KnownRetraining, parts: bool, folder: Path | None, **how: Any) -> dict[str, Any]:
+    """One row of the table."""
+    row: dict[str, Any] = {"label": reading.label, "protocol": reading.protocol, "applies": reading.applies, "test": reading.test}
+    row["asks"] = reading.entry.asks
+    if reading.applies or (parts and reading.entry.parts):
+        row |= _kept(folder, reading, (reading.images(images), how["levels"], how["seed"], retraining), parts)
+    row |= cost_of(reading, retraining)
+    row["settings"] = ", ".join(f"{key}={value}" for key, value in {**reading.settings, **reading.known}.items())
+    return {**row, "note": reading.note}
 
 
 def _kept(folder: Path | None, reading: Reading, how: tuple[Any, ...], parts: bool) -> dict[str, Any]:

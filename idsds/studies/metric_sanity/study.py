@@ -6,6 +6,8 @@ Known ground truth is :func:`idsds.studies.metric_sanity.known_truth.judge`'s; h
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -23,13 +25,15 @@ from idsds.protocols.roar import SCORES
 from idsds.statistics import paired_differences
 from idsds.statistics.intervals import jackknife
 from idsds.statistics.verdicts import SUPPORTED
-from idsds.studies.base import EvaluationStudy, Findings, Result, in_memory, takes_folder
+from idsds.studies.base import EvaluationStudy, Findings, Result, in_memory, resolve, takes_folder
 from idsds.studies.metric_sanity.agreement import agreement
 from idsds.studies.metric_sanity.known_maps import LEVELS, known_models
 from idsds.studies.metric_sanity.known_parts import asked, sprite_stage
 from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, cost_of, judge, readings, verdict
+from idsds.studies.metric_sanity.processes import side_by_side
 from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.roar import Roar, retraining_areas
+from idsds.training.checkpoints import Stage, obtain
 
 CONTROLS = ("Random", "Edges", "Center")
 #: The columns about trained nets, see :func:`against_controls`.
@@ -55,6 +59,7 @@ class MetricSanity(EvaluationStudy):
 
     ``retraining`` is what ROAR and KAR do on trained nets, as in ``params/*/roar.yaml``, whose retrained nets are then taken from the
     cache; the data set, the device and the precision are those of the run. If it is empty, they are judged on known ground truth alone.
+    ``processes`` work side by side, each with one thread.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("label",)
@@ -64,6 +69,7 @@ class MetricSanity(EvaluationStudy):
     parts: bool = False
     known_images: PositiveInt = 64
     retraining: dict[str, Any] = {}
+    processes: PositiveInt = 1
 
     @model_validator(mode="after")
     def _has_methods_and_a_control(self) -> Self:
@@ -143,27 +149,41 @@ class MetricSanity(EvaluationStudy):
             :func:`idsds.studies.metric_sanity.known_truth.verdict` on both.
         """
         runs, judged = self.runs(), self.judged
-        with Progress(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar:
+        data_sets = [reading for reading in judged if reading.entry.level == "data set"]
+        with Progress(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar, side_by_side(self.processes) as each:
 
             def report(label: str) -> None:
                 bar.set_postfix_str(label)
                 bar.update()
 
+            if self.processes > 1:  # no net is trained twice
+                list(each(_train, self.chains()))
+            retrain = partial(Roar.retrain, progress=progress and self.processes == 1)
+            retrained = each(retrain, [self.roar] if self.roar is not None and data_sets else [])
+            on_nets = each(_on_nets, runs.items())
             kept = paths.resolve(self.output) / "known"
             known = {"images": self.known_images, "seed": self.seeds[0], "parts": self.parts, "folder": kept}
-            table = judge(judged, **known, report=lambda label: report(f"{label}, known truth"))
+            table = judge(judged, **known, report=lambda label: report(f"{label}, known truth"), each=each)
             rows, of_nets = [], {}
-            for label, run in runs.items():
-                report(f"{label}, trained nets")
-                records = in_memory(evaluate(**run, progress=False))
-                rows.append({"label": label, **against_controls(records, PROTOCOLS[run["protocol"]].higher_is_better)})
-                of_nets[label] = records[["image_id", "model", "method", "family", "direction", "score"]]
-        data_sets = [reading for reading in judged if reading.entry.level == "data set"]
-        if self.roar is not None and data_sets:
-            records = self.roar.retrain(progress)
-            rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
+            for row, records in on_nets:
+                report(f"{row['label']}, trained nets")
+                rows.append(row)
+                of_nets[row["label"]] = records
+            for records in retrained:
+                rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
         table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=ON_NETS), on="label", how="left")
         return table.assign(verdict=[verdict(row) for row in table.to_dict("records")]), agreement(of_nets, seed=self.seeds[0])
+
+    def chains(self) -> list[list[Stage]]:
+        """Return the nets that several rows need and are not cached: those that start from the same net in one list."""
+        runs = {(PROTOCOLS[run["protocol"]].in_domain, PROTOCOLS[run["protocol"]].masked_share): run for run in self.runs().values()}
+        stages = [job.source for run in runs.values() for job in resolve(**run).jobs]
+        stages += [sprite_stage(reading) for reading in self.judged if self.parts and asked(reading)]
+        found: dict[str, dict[str, Stage]] = {}
+        for stage in stages:
+            if isinstance(stage, Stage) and stage.missing:
+                found.setdefault((stage.start or stage).key, {})[stage.key] = stage
+        return [list(chain.values()) for chain in found.values()]
 
     def _run(self, progress: bool) -> Result:
         table, agreed = self.measure(progress)
@@ -174,6 +194,19 @@ class MetricSanity(EvaluationStudy):
         return Result(
             self.stem, tables, Findings(sentences(table), shown), lambda: plots.metric_sanity(table, agreed, columns=self.columns)
         )
+
+
+def _train(chain: Sequence[Stage]) -> None:
+    for stage in chain:
+        obtain(stage, progress=False)
+
+
+def _on_nets(run: tuple[str, Mapping[str, Any]]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the row of a label and the arguments of its run, and the columns of its records for :func:`agreement`."""
+    label, arguments = run
+    records = in_memory(evaluate(**arguments, progress=False))
+    row = {"label": label, **against_controls(records, PROTOCOLS[arguments["protocol"]].higher_is_better)}
+    return row, records[["image_id", "model", "method", "family", "direction", "score"]]
 
 
 @takes_folder

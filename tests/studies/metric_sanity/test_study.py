@@ -1,5 +1,6 @@
 """Protocols on trained nets with controls, and the verdicts in words: small runs, and tables made by hand."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from idsds.common.settings import SettingsError
+from idsds.protocols import PROTOCOLS
 from idsds.studies.base import Plan
 from idsds.studies.metric_sanity import MetricSanity
 from idsds.studies.metric_sanity.known_truth import VERDICTS, readings
@@ -147,7 +149,24 @@ def test_a_small_run_judges_known_maps_and_nets(tmp_path):
     assert np.isfinite(table.loc["idsds", "above_random"])
     assert np.isnan(table.loc["idsds", "control_shift"]), "one net has nothing to be compared with"
     assert table.loc["idsds", "verdict"] == VERDICTS[0]
+    shutil.copytree(tmp_path / "known", tmp_path / "beside" / "known")
+    beside = MetricSanity(**given, known_images=12, processes=2, output=str(tmp_path / "beside"))
+    assert not beside.chains(), "its nets are in the cache"
+    again = beside.run(progress=False).table.set_index("label")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
 
 
 def test_protocols_are_named_by_their_verdict():
     assert sentences(judged()) == ["Ranks methods on one model, comparable between models: idsds.", "Neither: roar."]
+
+
+def test_nets_that_several_rows_need_are_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
+    given = {**FEW, "models": ["mini_resnet8", "mini_vgg11"], "methods": ["IxG", "Random"], "parts": True, "output": str(tmp_path / "run")}
+    chains = MetricSanity(**given, protocols=["idsds", "single_deletion", "f_fidelity", "road"]).chains()
+    names = [(chain[0].dataset, chain[0].model) for chain in chains]
+    assert names == [("digits", "mini_resnet8"), ("digits", "mini_vgg11"), ("sprites", "mini_resnet8")]
+    for chain in chains:
+        assert len({(stage.start or stage).key for stage in chain}) == 1
+        assert {stage.deletion.share for stage in chain if stage.deletion} == {None, PROTOCOLS["f_fidelity"].masked_share}
+        assert len(chain) == len({stage.key for stage in chain}) == 3

@@ -91,6 +91,7 @@ class Reading:
 EASY = "has it easy: the truth is the drop of a patch, which is what it measures"
 STILL = "asks for a map that does not change with the image: noise that is drawn once per image does not"
 RANDOMISED = "asks for a map that changes with the model, as noise drawn once per image does not"
+OF_A_CLASS = "asks for a map that changes with the class, as noise drawn once per image does not"
 IN_DOMAIN = "a model in closed form needs no fine-tuning: a patch of zeros has no evidence"
 SQUARES = {"perturbation": "square", "sigma": 0.25}
 BY_RANKS = "retrains nets, which need a pass backward for each forward one; its unit is a repetition and not an image"
@@ -131,9 +132,7 @@ READINGS: dict[str, tuple[Reading, ...]] = {
     ),
     "smooth_mprt": (Reading("smooth_mprt", known={"depths": 1}, note=RANDOMISED, test=True),),
     "efficient_mprt": (Reading("efficient_mprt", note=RANDOMISED, test=True),),
-    "random_logit": (
-        Reading("random_logit", note="asks for a map that changes with the class, as noise drawn once per image does not", test=True),
-    ),
+    "random_logit": (Reading("random_logit", note=OF_A_CLASS, test=True),),
     "hyperparameter_sensitivity": (
         Reading("hyperparameter_sensitivity", note="a map that is given has no hyperparameters", applies=False),
     ),
@@ -179,9 +178,9 @@ def _plain(name: str) -> Reading:
         return Reading(name, note="needs images of known parts, which patches and photos are not: judged on sprites alone", applies=False)
     if "/" not in name:
         return Reading(name)
-    test, few = PROTOCOLS[name].asks in ("stable", "dependent"), f"judged on {COSTLY[name]} images, for its cost" if name in COSTLY else ""
-    note = "; ".join(filter(None, (STILL if test else "", few)))
-    return Reading(name, test=test, most=COSTLY.get(name, ONE_BY_ONE), note=note)
+    other = {"stable": STILL, "dependent": OF_A_CLASS if name == "quantus/RandomLogit" else RANDOMISED}.get(PROTOCOLS[name].asks, "")
+    few = f"judged on {COSTLY[name]} images, for its cost" if name in COSTLY else ""
+    return Reading(name, test=bool(other), most=COSTLY.get(name, ONE_BY_ONE), note="; ".join(filter(None, (other, few))))
 
 
 def verdict(row: Mapping[str, Any]) -> str:

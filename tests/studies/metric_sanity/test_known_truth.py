@@ -89,6 +89,19 @@ def test_notes_say_what_the_order_owes_to_the_truth(table):
     assert table.loc["incremental_deletion", "note"] == ""
 
 
+def test_notes_of_quantus_say_what_a_test_asks():
+    pytest.importorskip("quantus", reason="the extra quantus is not installed")
+    changes = {
+        "MaxSensitivity": "does not change with the image",
+        "MPRT": "changes with the model",
+        "RandomLogit": "changes with the class",
+    }
+    for name, words in changes.items():
+        (reading,) = readings([f"quantus/{name}"])
+        assert reading.test
+        assert words in reading.note
+
+
 def test_a_given_map_has_no_rotations_that_count():
     """Stripes that are turned are evidence for nothing: no rotation keeps the probability, and no image has a score."""
     (row,) = judge([Reading("augmentation_robustness", test=True)], images=4).to_dict("records")

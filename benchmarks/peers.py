@@ -117,7 +117,9 @@ def small_ones(model: nn.Module, images: Tensor, targets: Tensor) -> Iterator[tu
         return lambda: incremental_deletion_curve(model, maps, images, targets, steps, "descending", **how)
 
     def sensitivity() -> Tensor:
-        return max_sensitivity(lambda x: ixg(model, x, targets.repeat_interleave(len(x) // len(targets))), images, samples=SAMPLES)
+        return max_sensitivity(
+            lambda x: ixg(model, x, targets.repeat_interleave(len(x) // len(targets))), images, samples=SAMPLES, image_ids=ids
+        )
 
     def noise(given: Tensor) -> tuple[Tensor, Tensor]:
         drawn = 0.1 * torch.randn_like(given)
@@ -126,7 +128,7 @@ def small_ones(model: nn.Module, images: Tensor, targets: Tensor) -> Iterator[tu
     yield (
         "captum",
         "infidelity",
-        lambda: infidelity(model, maps, images, targets, samples=SAMPLES),
+        lambda: infidelity(model, maps, images, targets, samples=SAMPLES, image_ids=ids),
         lambda: metrics.infidelity(model, noise, images, maps.expand_as(images) / 3, target=targets, n_perturb_samples=SAMPLES),
     )
     yield (

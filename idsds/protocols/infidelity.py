@@ -232,8 +232,8 @@ def max_sensitivity(
     with torch.enable_grad():
         intact = method(images).detach().flatten(1)  # (B, H * W)
         for some in uniform.split(max(1, default_batch(images) // len(images)), dim=1):
-            noisy = (images[:, None] + radius * (2 * some - 1)).flatten(0, 1)
-            changed = method(noisy).detach().flatten(1).unflatten(0, some.shape[:2]) - intact[:, None]
+            noisy = some.mul_(2).sub_(1).mul_(radius).add_(images[:, None])
+            changed = method(noisy.flatten(0, 1)).detach().flatten(1).unflatten(0, some.shape[:2]) - intact[:, None]
             distances.append(changed.norm(dim=2))
     norm, largest = intact.norm(dim=1), torch.cat(distances, dim=1).amax(dim=1)
     return largest / norm.masked_fill(norm == 0, 1) if normalise else largest

@@ -104,7 +104,9 @@ def test_every_page_of_the_documentation(page, picture, site):
     assert outside == []
     page.set_viewport_size({"width": 1280, "height": 800})
     for scheme in ("light", "dark"):
+        page.evaluate("localStorage.clear()")  # the choice of an earlier visit
         page.emulate_media(color_scheme=scheme)
         page.goto((site / "findings.html").as_uri())
-        assert page.locator("body").get_attribute("data-md-color-scheme") == {"light": "default", "dark": "slate"}[scheme]
+        expected = {"light": "default", "dark": "slate"}[scheme]
+        page.wait_for_function("expected => document.body.dataset.mdColorScheme === expected", arg=expected)
         picture(f"docs-{scheme}")

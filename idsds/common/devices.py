@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator
 
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.common.settings import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -20,16 +20,14 @@ def one_of(kind: str, allowed: Any) -> Any:
     """Return the validator of a setting that takes one of the ``allowed`` names."""
 
     def check(value: str) -> str:
-        if value not in allowed:
-            raise UnknownNameError(kind, value, allowed)
+        check_name(kind, value, allowed)
         return value
 
     return AfterValidator(check)
 
 
 def _is_available(value: str) -> str:
-    if value not in DEVICES:
-        raise UnknownNameError("device", value, DEVICES)
+    check_name("device", value, DEVICES)
     if value == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available here; use 'auto' or 'cpu'")
     if value == "mps" and not torch.backends.mps.is_available():

@@ -26,7 +26,7 @@ from idsds.common.hashing import plain_of
 
 #: Name of the lock file in a folder. The file is never removed; only the operating system knows whether the lock is held.
 LOCK = ".lock"
-#: Seconds after which a temporary file counts as left behind by a killed process.
+#: Seconds after which a temporary file counts as left behind.
 ABANDONED = 24 * 3600
 
 
@@ -34,13 +34,21 @@ class DamagedFileError(ValueError):
     """A stored file cannot be read, or its content does not match its name. The message names it."""
 
 
-@lru_cache(maxsize=1024)
-def sweep(folder: Path, pattern: str, days: float) -> None:
-    """Remove files that killed processes left behind, i.e. those unmodified for some days; once per folder and process."""
+def remove_abandoned(folder: Path, pattern: str = "**/.*.part", older_than: float = ABANDONED) -> None:
+    """Remove the files that killed processes left behind in a folder.
+
+    Args:
+        pattern: of their paths below the folder.
+        older_than: minimum age in seconds since the last write; 0 if no other process can be writing.
+    """
     for path in folder.glob(pattern):
         with suppress(OSError):  # another process may remove it, too
-            if time.time() - path.stat().st_mtime > 86400 * days:
+            if time.time() - path.stat().st_mtime >= older_than or not older_than:
                 path.unlink()
+
+
+#: The same, once per folder and process.
+sweep = lru_cache(maxsize=1024)(remove_abandoned)
 
 
 @contextmanager
@@ -58,7 +66,7 @@ def atomic(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, ".*.part", days=1)
+        sweep(path.parent, ".*.part")
         yield partial
         if sync:
             with open(partial, "rb+") as file:
@@ -83,19 +91,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_abandoned(folder: Path, older_than: float = ABANDONED) -> None:
-    """Remove the temporary files that killed processes left in a folder and its subfolders.
-
-    Args:
-        folder: to clean.
-        older_than: minimum age in seconds since the last write; 0 if no other process can be writing.
-    """
-    for partial in folder.rglob(".*.part"):
-        with suppress(OSError):
-            if time.time() - partial.stat().st_mtime >= older_than or not older_than:
-                partial.unlink()
 
 
 @contextmanager

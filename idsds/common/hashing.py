@@ -171,7 +171,7 @@ class OwnImages:
         # Some protocols undo the normalisation, so it affects their scores.
         normalisation = getattr(self.dataset, "normalisation", None)
         hasher = hashlib.sha256(repr((str(image.dtype), tuple(image.shape), int(target), image_id, normalisation)).encode())
-        hasher.update(_bytes(image))
+        hasher.update(image.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()[:20]
 
 
@@ -197,10 +197,6 @@ def own_digest(thing: Any, *, judged: bool = False) -> Digest:
         new = Digest(uuid.uuid4().hex[:20])
         new.reason = str(error)
         return new
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def digest(content: object) -> str:

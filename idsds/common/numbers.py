@@ -13,8 +13,6 @@ def as_whole(name: str, value: Any, least: int | None = 1) -> int:
     """Return a whole number as an int: an int, a numpy integer, or a tensor or array of no dimension that holds one.
 
     Args:
-        name: what it is, for the message.
-        value: the number.
         least: the smallest that is allowed; None: any.
 
     Raises:

@@ -57,7 +57,6 @@ def digest_of(thing: object, *, judged: bool = False) -> str:
     """Return a hash of an object and everything that it reaches, 20 hexadecimal digits.
 
     Args:
-        thing: any object.
         judged: whether the net is put into eval mode before it is used, so that its modes do not matter.
 
     Raises:
@@ -262,7 +261,8 @@ class _Walk:
         state = dict(vars(thing))
         if id(thing) in self.moded and isinstance(state.get("training"), bool):
             del state["training"]
-        hooks = {name: each for name, each in state.items() if "_hooks" in name and isinstance(each, dict) and _has_numbers(each)}
+        hooks = {name: each for name, each in state.items() if "_hooks" in name and isinstance(each, dict)}
+        hooks = {name: each for name, each in hooks.items() if all(type(key) is int for key in each)}
         # Hooks are numbered in the order of the process's registrations: only their relative order matters.
         numbers = {number: place for place, number in enumerate(sorted({key for each in hooks.values() for key in each}))}
         state |= {name: [(numbers[key], value) for key, value in each.items()] for name, each in hooks.items()}
@@ -393,7 +393,3 @@ def _at(module: str, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name, None)
     return value
-
-
-def _has_numbers(hooks: dict) -> bool:
-    return all(type(key) is int for key in hooks)

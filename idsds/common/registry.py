@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
@@ -14,7 +14,7 @@ MOST_LISTED = 300
 class UnknownNameError(ValueError):
     """An unknown name of an entry, option or setting; the message gives the value, the nearest match and what is allowed."""
 
-    def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, allowed: Iterable[object]) -> None:
         allowed = sorted(map(str, allowed))
         listed = ", ".join(allowed) if len(allowed) <= MOST_LISTED else f"{len(allowed)} names, such as {', '.join(allowed[:5])}"
         by_folded = {candidate.casefold(): candidate for candidate in allowed}
@@ -22,6 +22,18 @@ class UnknownNameError(ValueError):
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {listed}.")
         self.kind, self.name, self.close = kind, name, close
+
+
+def check_name(kind: str, name: object, allowed: Collection[object]) -> None:
+    """Raise UnknownNameError if ``name`` is not one of the ``allowed``."""
+    if name not in allowed:
+        raise UnknownNameError(kind, name, allowed)
+
+
+def check_names(kind: str, names: Iterable[object], allowed: Collection[object]) -> None:
+    """Raise UnknownNameError for the first of ``names`` that is not one of the ``allowed``."""
+    for name in names:
+        check_name(kind, name, allowed)
 
 
 class Registry(Mapping[str, Entry]):
@@ -47,6 +59,16 @@ class Registry(Mapping[str, Entry]):
         self._unlisted.pop(name, None)
         (self._entries if listed else self._unlisted)[name] = entry
 
+    def registering(self, make: Callable[[str, Callable], Entry], name: str | None, replace: bool) -> Callable[[Callable], Callable]:
+        """Return a decorator that adds ``make(name, function)``, under ``name`` or the function's own name."""
+
+        def decorate(function: Callable) -> Callable:
+            key = name or function.__name__
+            self.add(key, make(key, function), replace=replace)
+            return function
+
+        return decorate
+
     def add_library(self, library: str, names: Callable[[], Iterable[str]], make: Callable[[str], Entry]) -> None:
         """Make every ``library/Name`` known.
 
@@ -70,8 +92,7 @@ class Registry(Mapping[str, Entry]):
 
     def names_of(self, library: str) -> list[str]:
         """Return all ``library/Name`` of a library. Raises UnknownNameError for an unknown library."""
-        if library not in self._libraries:
-            raise UnknownNameError(f"library of {self.kind}s", library, self._libraries)
+        check_name(f"library of {self.kind}s", library, self._libraries)
         return [f"{library}/{name}" for name in self._libraries[library][0]()]
 
     @property
@@ -83,7 +104,6 @@ class Registry(Mapping[str, Entry]):
         """Return the error for an unknown name, with the nearest match among its library's names, or among all others.
 
         Args:
-            name: the unknown name.
             suffix: an optional ending that every name may have.
         """
         library = str(name).partition("/")[0]

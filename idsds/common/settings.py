@@ -68,7 +68,6 @@ def read_values(path: str | Path, known: Iterable[str] | None = None) -> dict[st
     """Read a params file, whose keys papermill writes into a notebook as code: each must be a plain name.
 
     Args:
-        path: the YAML file.
         known: the allowed settings; None leaves the check to the caller.
 
     Raises:

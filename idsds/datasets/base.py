@@ -6,12 +6,14 @@ data set's own statistics.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch.utils.data import Dataset
 
 from idsds.common.normalisation import Normalisation
 from idsds.common.randomness import generator as keyed_generator
-from idsds.common.registry import Registry, UnknownNameError
+from idsds.common.registry import Registry, check_name, check_names
 from idsds.datasets.parts import Parts
 
 OnError = Literal["raise", "skip"]
@@ -36,12 +38,9 @@ class ImageDataset(Dataset):
     """Items ``(image, target, image_id)``: float (3, H, W) normalised, int, str.
 
     Args:
-        name: the data set's name.
-        split: ``train``, ``val`` or ``test``.
         image_ids: one stable id per image.
         targets: one class index per image.
         read: maps an index to the image, float (3, H, W) in [0, 1]. Must be picklable, since loader processes may be spawned.
-        classes: names of the classes, in the order of their indices.
         normalisation: applied to the result of ``read``.
         augment: maps an index and a generator to a randomly augmented image for training, float (3, H, W) in [0, 1]; None for ``read``.
         on_error: treatment of unreadable images: ``raise`` raises :class:`ImageReadError`; ``skip`` returns None as the item, which
@@ -70,8 +69,7 @@ class ImageDataset(Dataset):
     ) -> None:
         if len(image_ids) != len(targets):
             raise ValueError(f"{name}: {len(image_ids)} image ids for {len(targets)} targets")
-        if on_error not in ON_ERROR:
-            raise UnknownNameError(f"on_error of {name!r}", on_error, ON_ERROR)
+        check_name(f"on_error of {name!r}", on_error, ON_ERROR)
         self.name, self.split, self.classes, self.normalisation = name, split, list(classes), normalisation
         self.image_ids, self.read = list(image_ids), read
         self.targets = [class_index(target, image_id) for target, image_id in zip(targets, image_ids, strict=True)]
@@ -108,11 +106,22 @@ class ImageDataset(Dataset):
 
     def stamp(self, index: int) -> str:
         """Return what distinguishes versions of an image's file; empty for images that are not files."""
-        return _stamp(self.read, index)
+        stamp = self._of_file("stamp", index)
+        return stamp() if stamp else ""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width in pixels of an image's file before cropping, or of an image in memory."""
-        return _size(self.read, index)
+        size = self._of_file("file_size", index)
+        height, width = size() if size else self.read(index).shape[-2:]
+        return int(height), int(width)
+
+    def _of_file(self, what: str, index: int) -> Callable[[], Any] | None:
+        """Return a method of the reader of an image's file, for that image; None if the images are not files, or it lacks it."""
+        read = self.read
+        while isinstance(read, _Picked):
+            read, index = read.function, read.indices[index]
+        function = getattr(getattr(read, "__self__", None), what, None)
+        return function and partial(function, index)
 
     def augmented(self, seed: int, epoch: int) -> AugmentedDataset:
         """Return the same images, augmented for one epoch of training."""
@@ -130,20 +139,12 @@ class ImageDataset(Dataset):
 
     def subset(self, indices: Sequence[int]) -> ImageDataset:
         """Return the images at ``indices``, in that order, as a data set."""
-        indices = list(indices)
-        found = ImageDataset(
-            self.name,
-            self.split,
-            image_ids=[self.image_ids[i] for i in indices],
-            targets=[self.targets[i] for i in indices],
-            read=_Picked(self.read, indices),
-            classes=self.classes,
-            normalisation=self.normalisation,
-            augment=None if self.augment is None else _Picked(self.augment, indices),
-            on_error=self.on_error,
-            groups=self.groups and [self.groups[i] for i in indices],
-        )
-        found.view, found.parts = self.view, self.parts
+        found, indices = copy.copy(self), list(indices)
+        found.image_ids, found.targets = [self.image_ids[i] for i in indices], [self.targets[i] for i in indices]
+        found.groups = self.groups and [self.groups[i] for i in indices]
+        found.read = _Picked(self.read, indices)
+        found.augment = self.augment and _Picked(self.augment, indices)
+        found._unreadable = torch.zeros(len(indices), dtype=torch.bool).share_memory_()
         return found
 
 
@@ -155,21 +156,6 @@ class _Picked:
 
     def __call__(self, index: int, *rest: torch.Generator) -> Tensor:
         return self.function(self.indices[index], *rest)
-
-
-def _stamp(read: Callable[[int], Tensor], index: int) -> str:
-    if isinstance(read, _Picked):
-        return _stamp(read.function, read.indices[index])
-    stamp = getattr(getattr(read, "__self__", None), "stamp", None)
-    return stamp(index) if stamp else ""
-
-
-def _size(read: Callable[[int], Tensor], index: int) -> tuple[int, int]:
-    if isinstance(read, _Picked):
-        return _size(read.function, read.indices[index])
-    size = getattr(getattr(read, "__self__", None), "file_size", None)
-    height, width = size(index) if size else read(index).shape[-2:]
-    return int(height), int(width)
 
 
 class AugmentedDataset(Dataset):
@@ -213,14 +199,12 @@ class DatasetEntry:
     """One data set in the registry.
 
     Args:
-        name: the key.
         load: ``load(split, normalisation, **options)`` returns an :class:`ImageDataset`.
         num_classes: K; None if the folder determines it.
         image_size: pixels per side of a model's input.
         normalisation: the data set's own statistics, for nets trained from scratch on it.
         embedded: whether the pixels come with the installation.
         distill: whether nets are fine-tuned in-domain without labels, because there are too few labelled images.
-        source: where it comes from.
         training: changes to the recipe of small nets trained from scratch on it.
     """
 
@@ -247,12 +231,7 @@ SPLITS = ("train", "val", "test")
 def register_dataset(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable], Callable]:
     """Register the decorated loader under ``name`` or its own name. Other arguments: see :class:`DatasetEntry`."""
 
-    def decorate(load: Callable) -> Callable:
-        key = name or load.__name__
-        DATASETS.add(key, DatasetEntry(name=key, load=load, **entry), replace=replace)
-        return load
-
-    return decorate
+    return DATASETS.registering(partial(DatasetEntry, **entry), name, replace)
 
 
 def list_datasets() -> list[str]:
@@ -281,11 +260,8 @@ def create_dataset(
         FileNotFoundError: if the images are missing; the message names the folder and the files it should hold.
     """
     entry = DATASETS[name]
-    if split not in SPLITS:
-        raise UnknownNameError(f"split of {name!r}", split, SPLITS)
-    for option in options:
-        if option not in entry.options:
-            raise UnknownNameError(f"option of data set {name!r}", option, entry.options)
+    check_name(f"split of {name!r}", split, SPLITS)
+    check_names(f"option of data set {name!r}", options, entry.options)
     dataset = entry.load(split, normalisation or entry.normalisation, **options)
     if manifest is None:
         return dataset

@@ -65,7 +65,6 @@ class Decoded(Dataset):
         return getattr(self.dataset, name)
 
     def __getitem__(self, index: int) -> Item | None:
-        """Return one item of the data set."""
         images, targets, image_ids = next(self.batches([[index]]))
         return (images[0], int(targets[0]), image_ids[0]) if image_ids else None
 
@@ -73,7 +72,6 @@ class Decoded(Dataset):
         """Yield a batch for each group of indices: images (B, 3, H, W), targets (B,), image ids; see :func:`collate`.
 
         Args:
-            chosen: the indices.
             workers: prefetching processes; 0 loads in this process on request. The batches are the same.
             pin: whether to use pinned memory, from which a GPU copies while computing.
         """

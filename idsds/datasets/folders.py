@@ -21,7 +21,7 @@ from typing import Any
 
 from idsds.common import paths
 from idsds.common.normalisation import IMAGENET, Normalisation
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
 from idsds.datasets.images import EXTENSIONS, FileImages
 from idsds.datasets.splits import TEST, VALIDATION, stratified_split, within_half
@@ -33,7 +33,6 @@ def data_root(name: str, root: str | os.PathLike[str] | None, wanted: str, fallb
     """Return the folder of a data set.
 
     Args:
-        name: the data set's name.
         root: the folder; None looks at ``$IDSDS_DATA/<name>``, or ``data/<name>`` if ``IDSDS_DATA`` is not set.
         wanted: the folder's required content, for the error message.
         fallbacks: folders of a system package that contains the data, tried last.
@@ -154,14 +153,8 @@ def folder_dataset(
     """Load a split of a data set whose classes are folders.
 
     Args:
-        name: the data set's name.
-        split: ``train``, ``val`` or ``test``.
-        normalisation: applied to the pixels.
-        layout: layout of the files.
         root: the folder; None to find it with :func:`data_root`.
-        image_size: pixels per side of an image.
         held_out: fraction of each class's training images used for validation if the data set has only two parts.
-        on_error: ``raise`` or ``skip``, see :class:`ImageDataset`.
         classes: class folder names in the order of their indices; None for the sorted names in the training folder.
         class_names: readable names, in the same order; None for ``classes``.
 
@@ -198,8 +191,7 @@ def _labelled(source: Path, layout: Layout, name: str, classes: Sequence[str]) -
     files: list[str] = []
     targets: list[int] = []
     for key, folder in _class_folders(source, layout, name).items():
-        if key not in index:
-            raise UnknownNameError(f"class folder {str(folder)!r} of data set {name!r}", key, index)
+        check_name(f"class folder {str(folder)!r} of data set {name!r}", key, index)
         images = _images(folder)
         if not images:
             raise FileNotFoundError(f"data set {name!r}: no image in {str(folder)!r}; files that count end in {', '.join(EXTENSIONS)}")
@@ -244,7 +236,6 @@ def listed_dataset(
         name, split, normalisation, image_size, held_out, on_error: see :func:`folder_dataset`.
         folder: the folder that contains the class folders.
         listed: ``<class>/<file>`` of every image of the :func:`~idsds.datasets.splits.official_half`.
-        classes: names of the class folders in the order of their indices.
         suffix: the file extension, if the list omits it.
     """
     index = {key: number for number, key in enumerate(classes)}

@@ -50,7 +50,6 @@ class Birds(Parts):
     """The parts of the images of one half of the data set, ``train`` or ``test``.
 
     Args:
-        root: the folder.
         half: which half; the zip has interventions for ``test`` only.
         scenes: by image id, the number that names its files, and the scene's description.
         variants: of the parts of each class.
@@ -104,7 +103,6 @@ class _Read:
         self.parts, self.image_ids, self.targets = parts, image_ids, targets
 
     def read(self, index: int) -> Tensor:
-        """Return an image."""
         return self.parts.read(self.parts.file(self.image_ids[index], ""))
 
     def augment(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

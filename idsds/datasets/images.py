@@ -37,7 +37,6 @@ def read_rgb(path: str | os.PathLike[str], upright: bool = False) -> Image.Image
     """Read a file as an 8-bit RGB image; greyscale images get three equal channels, transparency is dropped.
 
     Args:
-        path: the file.
         upright: whether to apply the camera's orientation tag.
 
     Images of more than :data:`LARGE` pixels are downscaled to at most 4,096 pixels per side while they are read, to bound memory.
@@ -58,7 +57,6 @@ def read_rgb(path: str | os.PathLike[str], upright: bool = False) -> Image.Image
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a PIL image of any mode to 8-bit RGB."""
     if picture.mode.startswith("I") or picture.mode == "F":  # PIL would clip values above 255
         values = np.asarray(picture, dtype=np.float64)
         low, high = float(values.min()), float(values.max())
@@ -76,9 +74,7 @@ def evaluation_crop(size: int, share: float | None = None, interpolation: str = 
     """Return a transform of PIL images to float (3, size, size) in [0, 1]: resize, then centre crop.
 
     Args:
-        size: pixels per side of the crop.
         share: fraction of the resized image's shorter side kept by the crop; None for 224 / 256.
-        interpolation: one of torchvision's modes.
         squash: whether to resize to a square regardless of the aspect ratio.
     """
     side = round(size * RESIZE) if share is None else int(size / share)
@@ -121,9 +117,6 @@ class FileImages:
     """Reader of image files: the ``read`` and ``augment`` of a data set.
 
     Args:
-        paths: one file per image.
-        size: pixels per side of the returned image.
-        upright: see :func:`read_rgb`.
         share, interpolation, squash: see :func:`evaluation_crop`.
     """
 
@@ -194,7 +187,6 @@ def viewed(dataset: ImageDataset, view: tuple[Any, ...] | None) -> ImageDataset:
     """Return a data set's images as a net expects them.
 
     Args:
-        dataset: the images.
         view: pixels per side, the fraction of the shorter side kept by the crop, and optionally the interpolation and whether to squash;
             None to leave the images unchanged.
 

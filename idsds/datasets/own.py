@@ -33,7 +33,6 @@ def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, no
     Args:
         dataset: the user's data set. Its attribute ``normalisation``, a :class:`Normalisation` or (mean, std), says how its pixels were
             normalised; its attribute ``groups``, one label per image, says which images belong together.
-        name: its name in records.
         labels: whether to read labels; otherwise every target is :data:`UNLABELLED`.
         normalisation: replaces the attribute.
 

@@ -25,9 +25,6 @@ def stratified_split(
     """Return the indices of one split: within each class, ordered by the hash of the id, first the test, then the validation images.
 
     Args:
-        image_ids: one id per image.
-        targets: one class index per image.
-        split: ``train``, ``val`` or ``test``.
         validation: fraction of each class for validation, in [0, 1).
         test: fraction of each class for testing, in [0, 1).
 
@@ -70,10 +67,7 @@ def nested_share(image_ids: Sequence[str], targets: Sequence[int], fraction: flo
     From each class it takes the first ``fraction`` of the images, at least one, ordered by a hash of seed and id.
 
     Args:
-        image_ids: one id per image.
-        targets: one class index per image.
         fraction: in (0, 1].
-        seed: seed of the order.
 
     Raises:
         ValueError: if ``fraction`` is not in (0, 1].

@@ -206,7 +206,6 @@ class _Read:
         self.parts, self.image_ids = parts, image_ids
 
     def read(self, index: int) -> Tensor:
-        """Return the whole image."""
         return self.parts.draw(self.image_ids[index], self.parts.whole)
 
     def augment(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

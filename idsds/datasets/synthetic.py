@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from idsds.common.normalisation import HALF, Normalisation
 from idsds.common.randomness import generator
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, register_dataset
 
 GRID, PIXELS = 4, 8  # patches per image side, pixels per patch side
@@ -114,11 +114,8 @@ class PatchModel(nn.Module):
         self.evidence.weight.data = (patterns / (3 * PIXELS**2))[:, None].repeat(1, 3, 1, 1)
         self.eval()
 
-    def _terms(self, images: Tensor) -> Tensor:
-        """Return g(e), (B, K, rows, columns), in steps of 2^-20."""
-        return self._saturated(self.evidence(images))
-
     def _saturated(self, strengths: Tensor) -> Tensor:
+        """Return g(e), (B, K, rows, columns), in steps of 2^-20."""
         terms = torch.tanh(self.saturation * strengths) / self.saturation if self.saturation else strengths
         # Without evidence the inner product rounds to 1e-8, not 0, and most patches would be ranked by rounding errors. Rounding to steps
         # makes it 0; the gradient passes straight through.
@@ -157,17 +154,14 @@ class PatchModel(nn.Module):
         """Return the exact importance of each patch for the target's logit, against a baseline of zeros.
 
         Args:
-            images: (B, 3, H, W), normalised.
-            targets: (B,).
             kind: ``deletion``, the drop in the logit when the patch alone is replaced by zeros, which attributes a product fully to both
                 of its patches; ``shapley``, the Shapley value, which divides each product equally.
 
         Returns:
             (B, n), row-major patches.
         """
-        if kind not in ("deletion", "shapley"):
-            raise UnknownNameError("kind of importance", kind, ("deletion", "shapley"))
-        terms = self._terms(images)
+        check_name("kind of importance", kind, ("deletion", "shapley"))
+        terms = self._saturated(self.evidence(images))
         share = 1.0 if kind == "deletion" else 0.5
         values = self.gain * (terms + share * self.interaction * terms * self._partner(terms))  # (B, K, rows, columns)
         return values[torch.arange(len(images), device=images.device), targets].flatten(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from idsds.common.normalisation import IMAGENET, Normalisation
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
 from idsds.datasets.folders import Layout, Root, data_root, file_dataset, folder_dataset, listed_dataset, register_folders
 from idsds.datasets.images import EXTENSIONS
@@ -63,8 +63,7 @@ def stanford_dogs(
     With ``division="80/20"``, as in the study, a fifth of each class is ``test``, whatever the lists say, and ``val`` is the fraction
     ``held_out`` of the rest.
     """
-    if division not in get_args(Division):
-        raise UnknownNameError("division of 'stanford_dogs'", division, get_args(Division))
+    check_name("division of 'stanford_dogs'", division, get_args(Division))
     wanted = "Images/<wnid>-<breed>/*.jpg, and for the official split train_list.mat and test_list.mat"
     layout = Layout(wanted, bases=("images/Images", "Images", "images", ""), names={})
     root = data_root("stanford_dogs", root, wanted)

@@ -20,7 +20,7 @@ from idsds.common.hashing import OwnImages, own_digest
 from idsds.common.interventions import BASELINES, on_grid, patch_size, shifted
 from idsds.common.normalisation import as_normalisation
 from idsds.common.numbers import as_whole, plain
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import UnknownNameError, check_name, check_names
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
 from idsds.datasets.decoded import Decoded
@@ -76,8 +76,7 @@ class Arguments:
         check_target(self.target)
         if self.quantity is not None:
             as_quantity(self.quantity)
-        if self.precision not in PRECISIONS:
-            raise UnknownNameError("precision", self.precision, PRECISIONS)
+        check_name("precision", self.precision, PRECISIONS)
         as_normalisation(self.normalisation)
         if isinstance(self.dataset, str) and self.split not in SPLITS:
             DATASETS[self.dataset]
@@ -183,7 +182,6 @@ class _Look:
             raise ValueError(f"{error}. {name!r} takes images of {side}; name another size{fitting}: {' or '.join(sizes)}") from None
 
     def job(self, name: str, net: nn.Module | Stage | None, seed: int) -> Job:
-        """Return the job of one model with one training seed."""
         arguments, dataset, settings = self.arguments, self.arguments.dataset, self.arguments.settings
         methods = _for_model(arguments.methods, name, list(arguments.models))
         source = source_of(name, net, dataset, self.entry, seed, arguments.checkpoints, arguments.device, arguments.precision, settings)
@@ -245,9 +243,7 @@ def _for_model(methods: Mapping[str, Any], model: str, models: Sequence[str]) ->
     for name, value in methods.items():
         options = value[1] if isinstance(value, tuple) and len(value) == 2 else None
         if isinstance(options, Mapping) and isinstance(layers := options.get("layer"), Mapping):
-            for other in layers:
-                if other not in models:
-                    raise UnknownNameError(f"model with a layer of {name!r}", other, models)
+            check_names(f"model with a layer of {name!r}", layers, models)
             rest = {key: option for key, option in options.items() if key != "layer"}
             resolved[name] = (value[0], rest | ({"layer": layers[model]} if model in layers else {}))
     return resolved

@@ -57,8 +57,6 @@ def unfit(
     Args:
         methods: methods on the net, by name.
         wanted: their values in the ``methods`` argument of ``evaluate``.
-        facts: about the net.
-        net: the net.
         images: (2, C, H, W).
         device: where the net will be evaluated.
 
@@ -131,7 +129,6 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
     """Load the checkpoint files of the jobs that will run, and check that every target is a class of its model.
 
     Args:
-        plan: the whole evaluation.
         numbers: the jobs that have something to compute.
 
     Raises:
@@ -152,7 +149,6 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
 
 
 def _classes(job: Job) -> int:
-    """Return the number of classes K of the model."""
     if isinstance(job.source, Stage):
         return job.source.num_classes
     if isinstance(job.source, Path):

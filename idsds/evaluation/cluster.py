@@ -191,10 +191,6 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
 
     Args:
         client: of the scheduler.
-        plan: the settings, with the workers' device.
-        tasks: the tasks to run.
-        progress: unused; :func:`train_on` prints what is trained.
-        bar: advanced as tasks are finished.
 
     Returns:
         The outcome of each task; if the run has a folder, the blocks are stored there.

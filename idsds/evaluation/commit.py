@@ -87,7 +87,6 @@ class _Writer:
     """Writes the files of a run that do not exist yet.
 
     Args:
-        folder: the run's folder.
         images: a hash of the images and settings of the run.
     """
 
@@ -163,7 +162,6 @@ class _File(ExitStack):
         return self
 
     def write(self, table: pa.Table, facts: dict[str, Any]) -> None:
-        """Append a part."""
         self.writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.parts.append({**facts, **self.file.take()})
 
@@ -191,7 +189,6 @@ class _Hashed(io.FileIO):
         return facts
 
     def write(self, content: Any) -> int:
-        """Write and hash the whole content."""
         left = memoryview(content).cast("B")
         self.hash.update(left)
         self.piece.update(left)

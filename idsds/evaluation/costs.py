@@ -34,7 +34,6 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
     A net whose checkpoint is not trained yet is timed with random weights, which take the same time.
 
     Args:
-        plan: the settings.
         folder: the run's folder; existing records are not computed again.
 
     Returns:
@@ -61,9 +60,6 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
 
 def load_costs(output: str | Path) -> pd.DataFrame:
     """Return the cost of each method of a run, read from the manifest. Methods that share a computation each have its full cost.
-
-    Args:
-        output: the run's folder.
 
     Returns:
         One row per model, seed and method.

@@ -237,7 +237,6 @@ def _check_selection(plan: Plan, only: str | None, common: bool) -> None:
 
 
 def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd.DataFrame | Path:
-    """Compute and commit what a plan lacks."""
     if folder is None:
         there: There = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
         check_jobs(plan, range(len(plan.jobs)))
@@ -265,7 +264,6 @@ def _content_of(path: Path) -> bytes:
 
 
 def _tasks(plan: Plan, there: There, folder: Path | None) -> list[Task]:
-    """Return the tasks that remain, in the order of the jobs."""
     return [task for number in range(len(plan.jobs)) for task in tasks_of(plan, number, there[number], folder and folder / "blocks")]
 
 
@@ -343,7 +341,6 @@ def _train_here(plan: Plan, numbers: Sequence[int], progress: bool) -> None:
 
 
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:
-    """Run the tasks one after the other in this process."""
     outcomes = []
     source = Source(plan, {task.job for task in tasks})
     for number, group in groupby(tasks, key=lambda task: task.job):

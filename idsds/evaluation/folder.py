@@ -41,7 +41,6 @@ class Folder:
     """The folder of a run that is being written.
 
     Args:
-        path: the folder's path.
         cache: the blocks of all runs; None to share nothing.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.hashing import code_digest, digest, own_digest, versions
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.common.switches import switches
 from idsds.evaluation.job import Job
 from idsds.evaluation.manifest import FORMAT
@@ -54,7 +54,6 @@ class Plan:
         jobs: one per model and training seed.
         protocol: the registry's entry.
         settings: the protocol's settings, including grid and baseline.
-        dataset: the data set's name.
         device, precision, channels_last, compiled, batch_size, shard, workers: how it is computed.
         target: the class explained: the image's ``label``, or the model's ``prediction``, which is a method-independent column.
         quantity: the quantity explained and scored; None for the defaults of methods and protocol, also for the logit.
@@ -210,8 +209,7 @@ PREDICTION_PASSES = Passes(1)
 
 def check_target(target: object) -> None:
     """Raise UnknownNameError for anything but ``label`` and ``prediction``."""
-    if target not in get_args(Target):
-        raise UnknownNameError("target", target, get_args(Target))
+    check_name("target", target, get_args(Target))
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from idsds.common import paths
 from idsds.common.files import DamagedFileError, sha256_of
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_names
 from idsds.evaluation.manifest import MANIFEST, read_manifest
 
 IDENTITY = ("model", "method", "seed", "image_id", "target", "dataset", "protocol", "family", "ceiling", "direction", "score")
@@ -33,9 +33,6 @@ class Part:
     Args:
         model, seed, method: what the records are of.
         grid: patches per side; None for protocols without a grid.
-        address: the computation's address.
-        rows: number of images.
-        columns: names of the columns beside the keys.
         load: reads the named columns, plus ``image``, the position of each row's image, ascending.
         forward, backward, seconds, memory: passes, time, and peak memory in bytes per image of a batch (0 if unknown).
     """
@@ -100,9 +97,7 @@ class Content:
 
         With ``categorical``, strings become categories of 1 to 4 bytes each.
         """
-        for name in columns or ():
-            if name not in self.columns:
-                raise UnknownNameError("column of the records", name, self.columns)
+        check_names("column of the records", columns or (), self.columns)
         names = self.columns if columns is None else list(columns)
         counts = [part.rows for part in self.parts]
         tables = [part.load([name for name in part.columns if name in names]) for part in self.parts]
@@ -208,7 +203,6 @@ def load_records(
     """Return the records of a run, as returned by :func:`idsds.evaluate`.
 
     Args:
-        output: the run's folder.
         columns: columns to read; None for all. Drops and patch sums take most of the memory, about 1 kB per record.
         models, methods: models and methods to read; None for all of the last call with this folder. Records of other calls stay in the
             folder and are reused when requested again.
@@ -226,12 +220,7 @@ def load_records(
 
 
 class Run:
-    """A complete folder of records. Each file's content is verified before it is read.
-
-    Args:
-        folder: its path.
-        manifest: its manifest.
-    """
+    """A complete folder of records. Each file's content is verified before it is read."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
@@ -260,9 +249,7 @@ class Run:
     def content(self, models: Sequence[str] | None = None, methods: Sequence[str] | None = None) -> Content:
         """Return the records of some models and methods; None for all. Raises UnknownNameError."""
         for what, names, known in (("model", models, self.models), ("method", methods, self.manifest["methods"])):
-            for name in names or ():
-                if name not in known:
-                    raise UnknownNameError(f"{what} of the run in {str(self.folder)!r}", name, known)
+            check_names(f"{what} of the run in {str(self.folder)!r}", names or (), known)
         images, manifest = self.images(), self.manifest
         groups = images["group"].to_pylist() if "group" in images.column_names else []
         return Content(

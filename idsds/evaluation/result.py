@@ -24,7 +24,6 @@ class Result:
     """The result of a run: for every job and unit the blocks to take each image from, and which images could not be read.
 
     Args:
-        plan: the run's plan.
         covers: the blocks to use, for each job, by unit.
         images: addresses of the images that have records, by id, in the fixed order.
         targets: labels of these images, by id.

@@ -38,11 +38,8 @@ class Task:
     """Images of one job for which the same units are to be computed.
 
     Args:
-        job: index of the job in the plan.
-        indices: indices of the images in the data set.
         images: the images' addresses, by id.
         units: units to compute.
-        stored: existing blocks of method-independent columns, by index of the grid.
         folder: where the blocks are written; None returns them.
         passes: number of passes, as far as known.
     """
@@ -75,7 +72,6 @@ def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], fol
     """Yield what a job lacks as tasks of at most ``plan.shard`` images.
 
     Args:
-        plan: the whole evaluation.
         number: index of the job.
         there: the existing blocks of each of the job's units.
         folder: for the new blocks; None if nothing is kept on disk, so that images need no address.
@@ -162,7 +158,6 @@ class Source:
     """The images of a run, from which each task takes its batches.
 
     Args:
-        plan: the settings.
         jobs: indices of the jobs that will run; images used by several jobs are kept while memory allows.
     """
 
@@ -194,8 +189,6 @@ def run_task(
     """Compute the blocks of a task, and write them if the run has a folder.
 
     Args:
-        plan: the settings.
-        task: the task to run.
         model: the loaded model, on the device.
         advance: called with the number of completed passes, after each batch and computation.
         source: the task's batches; None loads them.
@@ -267,7 +260,6 @@ class _Stored:
         self.device = device
 
     def rows(self, image_ids: Sequence[str]) -> Columns:
-        """Return the columns of some images as tensors."""
         table = self.table.take(pa.array([self.place[image_id] for image_id in image_ids]))
         return {name: torch.from_numpy(np.array(as_values(table[name]))).to(self.device) for name in table.column_names}
 

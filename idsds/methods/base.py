@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving, out_of_memory
 from idsds.common.randomness import Draws
-from idsds.common.registry import Registry, UnknownNameError
+from idsds.common.registry import Registry, check_name, check_names
 from idsds.methods.maps import Channels, as_map, check_batch, listed
 from idsds.models.base import describe, frozen, precision_of
 from idsds.models.isolation import guarded
@@ -56,14 +56,6 @@ class Passes(NamedTuple):
         return Passes(self.forward * factor, self.backward * factor)
 
 
-def _applies_to_all(model: nn.Module) -> str | None:
-    return None
-
-
-def _queries_nothing(**_options: Any) -> Mapping[str, Any] | None:
-    return None
-
-
 def _asked(function: Callable) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a method's call; for a class, of its instances' call."""
     return inspect.signature(function.__call__ if isinstance(function, type) else function).parameters  # type: ignore[operator]
@@ -74,7 +66,6 @@ class MethodEntry:
     """One method in the registry.
 
     Args:
-        name: the key; the poster's label.
         function: computes the map, or a class; see this module's docstring.
         family: one of :data:`FAMILIES`; determines the marker in figures.
         output: this method's key in the dict that the function returns; "" for its name.
@@ -82,7 +73,6 @@ class MethodEntry:
         passes: passes per image, or a function ``(model, **options)`` that returns them; None if unknown.
         noise: key of the random numbers; methods with the same key share their noise. "" for the function's first name.
         inapplicable: returns the reason why the method does not apply to a model, or None if it does.
-        source: the paper.
         explains_not: by kind of :class:`idsds.models.quantity.Quantity`, why the method cannot explain it.
         queries: returns, from the options, the ``grid`` and ``baseline`` of the patch deletions that the method queries, or None; see
             :func:`idsds.common.interventions.on_grid`.
@@ -96,9 +86,9 @@ class MethodEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
     passes: Passes | Callable[..., Passes] | None = None
     noise: str = ""
-    inapplicable: Callable[[nn.Module], str | None] = _applies_to_all
+    inapplicable: Callable[[nn.Module], str | None] = lambda _model: None
     source: str = ""
-    queries: Callable[..., Mapping[str, Any] | None] = _queries_nothing
+    queries: Callable[..., Mapping[str, Any] | None] = lambda **_options: None
     explains_not: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""
 
@@ -106,9 +96,7 @@ class MethodEntry:
         """Return the function's options: defaults, replaced by those of this entry and then by ``given``. Raises UnknownNameError."""
         parameters = inspect.signature(self.function).parameters.values()
         known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ENGINE}
-        for option in given:
-            if option not in known:
-                raise UnknownNameError(f"option of method {self.name!r}", option, known)
+        check_names(f"option of method {self.name!r}", given, known)
         settings = {**known, **self.options, **given}
         for option, value in settings.items():
             if value is inspect.Parameter.empty:
@@ -126,17 +114,14 @@ def register_method(
 
     Args:
         names: none, one or several; for ``@register_method`` without brackets, the function itself.
-        family: one of :data:`FAMILIES`.
         variants: more names, each with its own values for some options.
-        replace: whether to replace a method of that name.
         entry: the other fields of :class:`MethodEntry`.
 
     Raises:
         UnknownNameError: for an unknown family.
         ValueError: if a name is taken, or ends in `` abs`` or `` relu``, which denotes a version of another method.
     """
-    if family not in FAMILIES:
-        raise UnknownNameError("method family", family, FAMILIES)
+    check_name("method family", family, FAMILIES)
     if len(names) == 1 and callable(names[0]):
         return register_method(family=family, variants=variants, replace=replace, **entry)(names[0])
 
@@ -219,8 +204,6 @@ class Method:
         seed: seed of the method's random numbers, which otherwise depend only on the method and the image's id.
         batch: images per internal pass; None to bound it by memory.
         noise: standard normal numbers (B, samples, C, H, W) for SmoothGrad and related methods, for one batch, instead of random ones.
-        entry: the entry of a method that is not registered.
-        options: the method's own options.
 
     Raises:
         UnknownNameError: for an unknown method or option.
@@ -284,8 +267,7 @@ class Method:
         if not isinstance(result, dict):
             return result
         output = self.entry.output or self.entry.name
-        if output not in result:
-            raise UnknownNameError(f"output of the function of method {self.name!r}", output, result)
+        check_name(f"output of the function of method {self.name!r}", output, result)
         return result[output]
 
     def __call__(self, images: Tensor, targets: Tensor, image_ids: Sequence[object] | None = None) -> Tensor:
@@ -321,8 +303,7 @@ def shared_maps(
     Raises:
         ValueError: if two different methods have the same name, or for unknown ``channels``.
     """
-    if channels not in get_args(Channels):
-        raise UnknownNameError("channels", channels, get_args(Channels))
+    check_name("channels", channels, get_args(Channels))
     check_batch(images, targets, image_ids)
     groups: dict[Hashable, list[Method]] = {}
     computations: dict[str, Hashable] = {}

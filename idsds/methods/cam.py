@@ -44,10 +44,8 @@ from idsds.models.base import Channels, describe
 EPSILON = 1e-8  # added by torchcam to the denominator of SG-CAM++
 EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}
 
-
-#: Module types that determine the channel dimension of their output; a subclass of the latter may differ.
+#: Module types whose output has its channels first.
 CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd, nn.Upsample)
-CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 REARRANGED = {getattr(where, name) for where in (torch, Tensor) for name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes")}
 _KNOWN_CHANNELS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Channels | None]] = weakref.WeakKeyDictionary()
 

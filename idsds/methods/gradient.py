@@ -80,8 +80,6 @@ def path_start(baseline: str | Tensor, model: nn.Module, draws: Draws) -> Tensor
         baseline: ``zeros``; ``uniform``, one noise image in [-1, 1] for all images, as in the reference, whatever the model's input
             range; ``uniform per image``, noise drawn for each image in [0, 1] before the model's normalisation (in [-1, 1] after it if
             the normalisation is unknown); or a tensor that broadcasts to the images.
-        model: the net, for its normalisation.
-        draws: the noise.
 
     Raises:
         UnknownNameError: for any other name.
@@ -121,12 +119,7 @@ def smoothed(
     Args:
         attribute: maps noisy images (B * samples, C, H, W), their targets and their slice of the batch to attributions of that shape, by
             method name.
-        images: (B, C, H, W).
-        targets: (B,).
-        samples: noisy copies per image.
-        sigma: standard deviation of the noise, in the units of the images.
         relative: whether sigma is a fraction of each image's range (maximum minus minimum) instead.
-        draws: the noise.
         batch: images per pass, which also bounds the number of noisy copies held at a time.
     """
     maps: dict[str, list[Tensor]] = {}

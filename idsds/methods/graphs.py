@@ -152,7 +152,6 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
     """Return the net as a graph in which each call of a nonlinearity is a separate, out-of-place module.
 
     Args:
-        model: the net, which is not changed.
         is_nonlinear: whether modules of a type get a twin per call.
         sums: makes the module that replaces each sum of two values that depend on the image; it receives them stacked along a new last
             dimension. None to keep sums.

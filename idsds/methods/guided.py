@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Passes, register_method
 from idsds.methods.cam import Reading, activations_and_gradients, cam_layer, check_channels, no_cam_layer, weighted
 from idsds.methods.gradient import SIGMA, SMOOTHGRAD, STUDY_SMOOTHGRAD, smoothed
@@ -172,8 +172,7 @@ def guided_grad_cam(
         layer, channels: see :func:`idsds.methods.cam.cams`.
         interpolation: how the CAM is resized to the image size: ``nearest``, captum's default, or ``bilinear``, as in the paper.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)
+    check_name("interpolation", interpolation, INTERPOLATIONS)
     check_channels(channels)
     name = cam_layer(model, layer)
 

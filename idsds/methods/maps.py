@@ -19,13 +19,6 @@ Channels = Literal["summed", "each"]
 def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None, channels: Channels = "summed") -> Tensor:
     """Return a method's result as (B, 1, H, W): summed over channels, detached, on the images' device, in their dtype or a wider one.
 
-    Args:
-        name: the method's name, for messages.
-        value: its result.
-        images: the explained images, (B, C, H, W).
-        draws: holds the image ids, for messages.
-        channels: ``each`` does not sum over channels.
-
     Raises:
         TypeError: if it is not a tensor of real numbers.
         ValueError: if its shape does not match the images.

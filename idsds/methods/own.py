@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
@@ -39,7 +38,7 @@ from idsds.common.randomness import content_ids
 from idsds.common.registry import UnknownNameError
 from idsds.methods.base import Method, MethodEntry
 from idsds.methods.binding import bound_elsewhere, library_of
-from idsds.methods.cam import channels_of
+from idsds.methods.cam import channels_of, resized
 from idsds.methods.maps import as_tensor, is_map
 
 Explain = Callable[..., Any]
@@ -49,7 +48,6 @@ class OwnMethod(Method):
     """A user's method with the interface of :class:`~idsds.methods.base.Method` and an unknown number of passes.
 
     Args:
-        name: its name in records and figures.
         explain: maps images (B, C, H, W), targets (B,) and, if it takes them, ``image_ids`` to attributions (B, C, H, W) or (B, H, W).
         model: the net that it explains, in eval mode while it runs.
         seed: the run's seed; it does not control random numbers that ``explain`` draws itself.
@@ -88,14 +86,11 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
     """Wrap anything that explains as a method.
 
     Args:
-        name: its name in records and figures.
         thing: a captum ``Attribution`` (called with ``target=``; channels are summed, layer attributions are resized to the image size),
             a torchcam extractor (raw maps are resized bilinearly to the image size; several layers are fused as torchcam does), a CAM of
             pytorch-grad-cam, a ready :class:`~idsds.methods.base.Method`, a callable ``(images, targets) -> maps``, maps by image id
             (arrays (H, W) or (C, H, W)), or a folder that holds them as ``<image id>.npy``. A pair ``(thing, {argument: value})`` passes
             further arguments to the call.
-        model: the net that is evaluated.
-        seed: the run's seed.
 
     Raises:
         TypeError: for anything else, a class instead of an instance, or a missing argument.
@@ -141,8 +136,6 @@ def queried(attribution: Attribution, options: Mapping[str, Any]) -> Mapping[str
 
 
 class _With:
-    """A callable with further arguments."""
-
     def __init__(self, thing: Callable, options: Mapping[str, Any]) -> None:
         self.thing, self.options = thing, options
         self.__signature__ = inspect.signature(partial(thing, **options))
@@ -152,7 +145,6 @@ class _With:
 
 
 def _moved(options: Mapping[str, Any], images: Tensor) -> dict[str, Any]:
-    """Return the arguments with tensors on the images' device."""
     return {name: value.to(images.device) if isinstance(value, Tensor) else value for name, value in options.items()}
 
 
@@ -188,7 +180,6 @@ class StoredMaps:
     """Maps computed elsewhere, by image id.
 
     Args:
-        name: the method's name, for error messages.
         maps: arrays or tensors (H, W) or (C, H, W) by image id, or a folder that holds each as ``<image id>.npy``.
     """
 
@@ -292,8 +283,6 @@ def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
     """Return why a library's object would misread its layer, whose output is not (B, K, h, w); None if it would not.
 
     Args:
-        thing: the object.
-        model: the net.
         image: an image (1, C, H, W) to pass through the net.
     """
     thing = getattr(thing, "attribution_method", thing)
@@ -328,11 +317,10 @@ def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
 
 
 def _captum(attribution: Attribution, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
-    """Return a captum attribution of the targets."""
     found = attribution.attribute(images.detach().clone().requires_grad_(), target=targets, **options)
     found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
     if isinstance(attribution, LayerAttribution) and isinstance(found, Tensor) and found.ndim == 4:
-        found = _resized(found, images)
+        found = resized(found.detach(), images)
     return found
 
 
@@ -351,7 +339,7 @@ def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, target
     finally:
         extractor.reset_hooks()
         extractor._hooks_enabled = enabled
-    return _resized(cam[:, None], images)[:, 0]
+    return resized(cam[:, None].detach(), images)[:, 0]
 
 
 def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Any:
@@ -381,8 +369,3 @@ def _listening(recorder: Any) -> Iterator[None]:
         recorder.activations, recorder.gradients = [], []
         for hooks, key in added:
             hooks.pop(key, None)
-
-
-def _resized(maps: Tensor, images: Tensor) -> Tensor:
-    """Resize (B, C, h, w) -> (B, C, H, W) bilinearly, with half-pixel centres."""
-    return F.interpolate(maps.detach(), size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -102,7 +102,6 @@ def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[
     """Propagate through one block.
 
     Args:
-        block: a pre-norm block.
         relevance: relevance of its output, (B, P + N, D).
         attention: (B, heads, P + N, P + N).
         inputs: the inputs of its ``norm1``, ``norm2``, ``attn.qkv``, ``attn.proj``, ``mlp.fc1`` and ``mlp.fc2``.

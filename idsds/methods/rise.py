@@ -47,8 +47,6 @@ def rise_masks(grids: Tensor, shifts: Tensor, height: int, width: int) -> Tensor
     Args:
         grids: (N, s, s), 1 where the image is shown.
         shifts: (N, 2) integers, rows and columns, in [0, :func:`cell_size`).
-        height: the image's height in pixels.
-        width: the image's width in pixels.
 
     Returns:
         (N, 1, height, width) float32 in [0, 1]: each grid upsampled to (s + 1) cells a side and cropped at its shift.
@@ -80,10 +78,6 @@ def handed_in(masks: Tensor, images: Tensor) -> Tensor:
     return masks.to(images)
 
 
-def _passes(model: nn.Module, samples: int, masks: Tensor | None = None, **_: object) -> Passes:
-    return Passes(samples if masks is None else len(masks))
-
-
 @register_method(
     "RISE",
     family="perturbation",
@@ -91,7 +85,7 @@ def _passes(model: nn.Module, samples: int, masks: Tensor | None = None, **_: ob
         "RISE-U": {"baseline": "uniform"},
         "RISE (paper)": {"samples": 8000, "cells": 7, "probability": 0.5},  # as for the paper's ResNet-50
     },
-    passes=_passes,
+    passes=lambda model, samples, masks=None, **_: Passes(samples if masks is None else len(masks)),
     noise="RISE",
     explains_not={"contrast": "it weighs its masks by the probability"},
     source="Petsiuk et al., BMVC 2018",
@@ -115,16 +109,10 @@ def rise(
     The defaults are the reference's: a tenth of the cells is shown, while the paper shows half of 7 x 7 cells (``RISE (paper)``).
 
     Args:
-        model: returns logits.
-        images: (B, C, H, W).
-        targets: (B,).
         samples: number of masks, N.
-        cells: cells per side of the grid.
         probability: p, the probability that a cell is shown.
         baseline: replaces hidden pixels, see :func:`idsds.methods.gradient.path_start`; ``RISE-U``: one fixed image, uniform in [-1, 1].
         masks: (N, 1, H, W) or (N, H, W), used instead of random ones.
-        draws: holds the seed.
-        batch: masked images per pass.
     """
     if masks is None:
         count, masks_of = samples, random_masks(draws.seed, samples, cells, probability, images)

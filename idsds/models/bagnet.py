@@ -53,11 +53,7 @@ class BagNet(nn.Module):
     """Bag of local features, (B, 3, H, W) -> logits (B, K).
 
     Args:
-        num_classes: K.
-        blocks: blocks per stage.
         kernels: kernel size of the first block of each stage, 3 or 1 (other blocks use 1); this determines the window.
-        strides: stride per stage.
-        width: channels of the stem.
         cover: zero-pad the image at the bottom and right so that the last windows reach its border. Without it, up to one stride of rows
             and columns is never seen (the last 7 of 224 pixels in the published nets).
         stem_momentum: momentum of the stem's running statistics; 0.001, as in the published nets, is too slow for short training.

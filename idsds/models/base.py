@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from idsds.common.normalisation import Normalisation
-from idsds.common.registry import Registry, UnknownNameError
+from idsds.common.registry import Registry, check_names
 
 Loss = Literal["cross_entropy", "binary_cross_entropy", "distill"]
 Channels = Literal["first", "last"]
@@ -33,9 +34,7 @@ class ModelEntry:
     """One model in the registry.
 
     Args:
-        name: the key.
         build: ``build(num_classes=..., **options)`` returns a randomly initialised net that maps (B, 3, H, W) to logits (B, K).
-        family: the architecture's family, which also names its file.
         normalisation: normalisation of the input; None for the statistics of the data set that it is trained on.
         cam_layer: dotted name of the module whose output the CAM methods read; None if CAMs do not apply.
         cam_channels: layout of that layer's output, ``first`` for (B, K, h, w) or ``last`` for (B, h, w, K).
@@ -49,7 +48,6 @@ class ModelEntry:
         patch: pixels per side of its patches or windows; the input size must be a multiple of it. 1 for none.
         packaged: whether ``pretrained=True`` reads weights from an installed package instead of downloading them.
         training: changes to the recipe of :mod:`idsds.training.loop` for training this model from scratch.
-        source: the paper.
     """
 
     name: str
@@ -98,13 +96,7 @@ def _registered(name: str) -> ModelEntry:
 
 def register_model(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable[..., nn.Module]], Any]:
     """Register the decorated builder under ``name`` or its own name. Other arguments: see :class:`ModelEntry`."""
-
-    def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        key = name or build.__name__
-        MODELS.add(key, ModelEntry(name=key, build=build, **entry), replace=replace)
-        return build
-
-    return decorate
+    return MODELS.registering(partial(ModelEntry, **entry), name, replace)
 
 
 def list_models(library: str | None = None) -> list[str]:
@@ -150,9 +142,7 @@ def create_model(name: str, num_classes: int | None = None, checkpoint: str | os
         CheckpointError: if the checkpoint does not fit; the message names the file and the first differences.
     """
     entry = MODELS[name]
-    for option in options:
-        if option not in entry.options:
-            raise UnknownNameError(f"option of model {name!r}", option, entry.options)
+    check_names(f"option of model {name!r}", options, entry.options)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     if checkpoint is not None and options.get("pretrained"):
@@ -179,10 +169,6 @@ def frozen(model: nn.Module, *, parameters: bool = True) -> Iterator[nn.Module]:
 
     Attribution needs only the input gradient; skipping the parameters' saves about a third of a backward pass. A user's net receives
     copies of its inputs in the dtype of its weights, so its forward may modify them in place without affecting anything else.
-
-    Args:
-        model: the net.
-        parameters: whether to freeze the parameters too.
     """
     training = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad] if parameters else []

@@ -16,6 +16,7 @@ A batched intrinsic explanation takes four members of :class:`BcosResNet`::
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -45,8 +46,6 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
 
     Args:
         block: the package's ``BasicBlock`` or ``Bottleneck``.
-        blocks: blocks per stage, for three or four stages.
-        num_classes: K.
         width: channels of the first stage.
         small_inputs: whether to use a 3 x 3 stem with stride 2, for 32 x 32 pixels, instead of 7 x 7 with stride 2 and pooling.
     """
@@ -102,26 +101,18 @@ class BcosResNet(bcos.models.resnet.BcosResNet):
         return f"{stem}.linear.{leaf}" if isinstance(layer, BcosConv2d) else key
 
 
-@register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
-def bcos_resnet50(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links to."""
-    net = BcosResNet(Bottleneck, (3, 4, 6, 3), num_classes)
-    if pretrained:
-        from bcos.models.pretrained import resnet50
+def _register(name: str, block: type[nn.Module], blocks: Sequence[int]) -> None:
+    @register_model(f"bcos_{name}", family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
+    def build(num_classes: int, pretrained: bool = False) -> nn.Module:
+        net = BcosResNet(block, blocks, num_classes)
+        if pretrained:  # downloads the weights that the ``bcos`` package links to
+            published = importlib.import_module("bcos.models.pretrained")
+            load_published(net, getattr(published, name)(pretrained=True).state_dict())
+        return net
 
-        load_published(net, resnet50(pretrained=True).state_dict())
-    return net
 
-
-@register_model(family="bcos", normalisation=UNIT, intrinsic="B-cos", loss="binary_cross_entropy", source=SOURCE)
-def bcos_resnet18(num_classes: int, pretrained: bool = False) -> nn.Module:
-    """Build the net; ``pretrained`` downloads the weights that the ``bcos`` package links to."""
-    net = BcosResNet(BasicBlock, (2, 2, 2, 2), num_classes)
-    if pretrained:
-        from bcos.models.pretrained import resnet18
-
-        load_published(net, resnet18(pretrained=True).state_dict())
-    return net
+_register("resnet50", Bottleneck, (3, 4, 6, 3))
+_register("resnet18", BasicBlock, (2, 2, 2, 2))
 
 
 @register_model(

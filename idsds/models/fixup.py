@@ -23,9 +23,6 @@ class Block(nn.Module):
     """A residual block without normalisation: a scalar bias before every convolution and every ReLU, one multiplier at the end.
 
     Args:
-        channels: input channels.
-        width: channels of the inner convolutions.
-        stride: stride of the first 3 x 3 convolution.
         scalars: whether the block has Fixup's biases and multiplier; without them it is bias-free.
         bottleneck: whether to use 1 x 1, 3 x 3 and 1 x 1 convolutions with a fourfold expansion at the end instead of two 3 x 3 ones.
     """
@@ -79,11 +76,8 @@ class NormFreeResNet(nn.Module):
     """A ResNet without normalisation, (B, 3, H, W) -> logits (B, K).
 
     Args:
-        num_classes: K.
-        blocks: blocks per stage.
         scalars: whether the net has Fixup's scalar biases and multipliers and a classifier bias; without them it is bias-free.
         bottleneck: whether to use bottleneck blocks instead of basic ones.
-        width: channels of the first stage.
         small_inputs: whether to use a 3 x 3 stem with stride 2, for 32 x 32 pixels, instead of 7 x 7 with stride 2 and pooling.
     """
 

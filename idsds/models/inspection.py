@@ -63,7 +63,6 @@ class Facts:
     """What is known about a user's net.
 
     Args:
-        classes: K.
         layout: memory format of images and weights.
         dtype: dtype of its input images.
         gradient: whether its logits are differentiable with respect to the images.

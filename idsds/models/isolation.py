@@ -158,8 +158,6 @@ def guarded(net: nn.Module, name: str, explain: Any = None) -> Iterator[nn.Modul
     """Let a user's code run on a net in eval mode with its original requires_grad flags; only that code sees its changes.
 
     Args:
-        net: the net.
-        name: the method's name, for the warning.
         explain: the user's own object. Changes that it made to the net, such as hooks added by its first call, are reapplied for its
             next.
 

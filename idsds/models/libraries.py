@@ -28,8 +28,6 @@ class LibraryNet:
     """Builds one net of a library.
 
     Args:
-        library: ``timm`` or ``torchvision``.
-        name: the library's name for the net.
         size: pixels per side of the input; None for the library's default.
     """
 
@@ -202,9 +200,5 @@ def feature_layer(net: nn.Module, size: int) -> tuple[str | None, Channels]:
     return found[-1]
 
 
-def _register() -> None:
-    for library, names in (("timm", timm_names), ("torchvision", torchvision_names)):
-        MODELS.add_library(library, names, entry_of)
-
-
-_register()
+MODELS.add_library("timm", timm_names, entry_of)
+MODELS.add_library("torchvision", torchvision_names, entry_of)

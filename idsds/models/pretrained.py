@@ -13,7 +13,6 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module
 
     Args:
         name: torchvision's name for the model.
-        num_classes: K.
         pretrained: load ``IMAGENET1K_V1``, from which the paper fine-tunes; downloaded into torch.hub's cache on first use. If K is not
             1000, the classifier stays randomly initialised.
     """

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 
 Kind = Literal["logit", "probability", "contrast"]
 _SUSPENDED: ContextVar[bool] = ContextVar("suspended", default=False)
@@ -63,8 +63,7 @@ def as_quantity(given: Any) -> Quantity:
     kind, against = (given[0], given[1]) if isinstance(given, (tuple, list)) and len(given) == 2 else (given, None)
     if not isinstance(kind, str):
         raise TypeError(f"quantity must be one of {', '.join(get_args(Kind))}, or ('contrast', class), not {given!r}")
-    if kind not in get_args(Kind):
-        raise UnknownNameError("quantity", kind, get_args(Kind))
+    check_name("quantity", kind, get_args(Kind))
     if against is not None and kind != "contrast":
         raise ValueError(f"quantity={given!r}: only a contrast takes another class")
     if against is not None and (isinstance(against, bool) or not isinstance(against, int) or against < 0):

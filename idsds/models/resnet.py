@@ -23,9 +23,7 @@ class MiniResNet(nn.Module):
     """A ResNet for 32 x 32 pixels, (B, 3, 32, 32) -> logits (B, K).
 
     Args:
-        num_classes: K.
         blocks: basic blocks per stage, n.
-        width: channels of the first stage.
     """
 
     def __init__(self, num_classes: int, blocks: int, width: int = 16) -> None:

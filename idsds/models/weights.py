@@ -24,7 +24,6 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     """Load weights strictly, onto the device of the model.
 
     Args:
-        model: the bare net.
         path: our own ``.safetensors``; a state_dict written by ``torch.save``; or a dict that holds one under ``state_dict``, such as the
             ``.pth.tar`` of the study's training script with its epoch, accuracy, optimiser, schedule and ``argparse.Namespace``. Prefixes
             of DataParallel (``module.``) and of the study's B-cos wrapper (``model.``) are removed.
@@ -63,7 +62,6 @@ def save_checkpoint(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
 
     Args:
         model: a net or its state_dict, on any device.
-        path: the file to write or replace; its folder is created.
 
     Returns:
         The path.

@@ -1,4 +1,8 @@
-"""One function per figure. A plot draws a table; it never computes a score."""
+"""One function per figure. A plot draws a table; it never computes a score.
+
+Of all figures, ``columns`` is the width in columns of a paper, 1 or 2, ``score`` the name of the axis, ``families`` the family of each
+method, ``n_patches`` the number of patches per image, for the null band, and ``where`` says in words which images these are.
+"""
 
 from idsds.plots.accuracy_tradeoff import accuracy_tradeoff
 from idsds.plots.augmentation_robustness import augmentation_robustness

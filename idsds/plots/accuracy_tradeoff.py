@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, drawn_from, scored_on
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, drawn_from, scored_on
 
 INK = "#0072B2"
 SIZE = 6.5  # points
@@ -25,8 +25,6 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
         table: model, accuracy and idsds, each with ``_low`` and ``_high``, front (whether no other model is as good in both).
         published: model, accuracy, idsds, inferred; drawn in grey and hollow, a thin line joins a model of
             both.
-        score: its name.
-        columns: width of the figure, in columns of a paper.
     """
     with mpl.rc_context(STYLE):
         width = COLUMNS[columns]
@@ -73,7 +71,7 @@ def _legend(figure: Figure, table: pd.DataFrame, published: bool, score: str, co
     title = f"n = {table['count'].max()} {over} for {score}, {table['accuracy_count'].max()} for accuracy"
     if "top5" in table:
         title += f"; top-5 accuracy: {table['top5'].min():.3f} to {table['top5'].max():.3f}"
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=7, title=title, title_fontsize=7)
+    add_legend(figure, handles, columns, title=title)
 
 
 def place_labels(figure: Figure, axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:

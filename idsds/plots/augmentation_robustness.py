@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, STYLE, look_of
+from idsds.plots.style import COLUMNS, STYLE, add_legend, look_of
 
 # measure: (label, offset of its marks from the middle, its mark). A panel has one method and one colour: the shape shows the measure.
 MEASURES: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -29,7 +29,6 @@ def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None 
     Args:
         table: the means of the study ``augmentation_robustness``. An augmentation that changes no image is not drawn, as a note says.
         published: method, augmentation, ssim: the study's values (:func:`idsds.published.xai_correlation_ssim`); None: none are drawn.
-        columns: width of the figure, in columns of a paper.
     """
     return [_page(rows, str(model), published, columns) for model, rows in table.groupby("model", sort=False)]
 
@@ -64,17 +63,9 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
         figure.text(0.5, 1 - 0.10 / height, title, ha="center", va="top", fontsize=8)
         figure.text(0.01, 0.04 / height, _note(idle), ha="left", va="bottom", fontsize=6.5)
         drawn = published is not None and bool(set(published["method"]) & set(methods))
-        figure.legend(
-            handles=_legend(table["interval"].iloc[0], drawn),
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1 - 0.22 / height),
-            ncols=5,
-            frameon=False,
-            fontsize=6.5,
-            columnspacing=1.2,
-            handlelength=1.4,
-            handletextpad=0.4,
-        )
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.22 / height)}
+        looks = {"fontsize": 6.5, "columnspacing": 1.2, "handlelength": 1.4, "handletextpad": 0.4}
+        add_legend(figure, _legend(table["interval"].iloc[0], drawn), 5, **place, **looks)
     return figure
 
 

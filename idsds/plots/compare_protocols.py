@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idsds.plots.finetune import draw_accuracies, kind_handles
-from idsds.plots.style import COLUMNS, STYLE, drawn_from, handles_of, look_of, scored_on
+from idsds.plots.style import COLUMNS, STYLE, add_legend, drawn_from, handles_of, look_of, panel_grid, scored_on
 
 
 def compare_protocols(
@@ -25,20 +24,10 @@ def compare_protocols(
         places: from :func:`idsds.statistics.rank_each` by ``label``: model, label, method, place, place_low, place_high.
         agreed: from :func:`idsds.statistics.rank_agreement`: model, first, second, tau, tau_low, tau_high.
         shares: model, seed, stage, images, accuracy, low, high, count.
-        families: family of each method, for its marker.
-        columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(places["model"]))
-    width = COLUMNS[columns]
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(models),
-            3,
-            figsize=(width, 0.75 + 2.55 * len(models)),
-            squeeze=False,
-            layout="constrained",
-            gridspec_kw={"width_ratios": [2.9, 3.1, 1.05]},
-        )
+        figure, grid = panel_grid(len(models), 3, COLUMNS[columns], 0.75 + 2.55 * len(models), width_ratios=[2.9, 3.1, 1.05])
         for row, model in zip(grid, models, strict=True):
             _places(row[0], places[places["model"] == model], families)
             _matrix(row[1], agreed[agreed["model"] == model])
@@ -50,15 +39,8 @@ def compare_protocols(
             look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
             axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
         handles = handles_of(dict.fromkeys(places["method"]), families)
-        figure.legend(
-            handles=handles,
-            loc="outside upper center",
-            ncols=len(handles) if columns == 2 else 3,
-            frameon=False,
-            fontsize=7,
-            title=f"n = {n} {scored_on(places)}; bars and small numbers: 95 % over {over} (bootstrap; c: Wilson)",
-            title_fontsize=7,
-        )
+        title = f"n = {n} {scored_on(places)}; bars and small numbers: 95 % over {over} (bootstrap; c: Wilson)"
+        add_legend(figure, handles, len(handles) if columns == 2 else 3, title=title)
     return figure
 
 

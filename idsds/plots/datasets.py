@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, panel_grid
 
 SPLITS = {"train": ("#0072B2", "-"), "val": ("#E69F00", "--"), "test": ("#009E73", ":")}
 MARKERS = {"train": "o", "val": "s", "test": "^"}
@@ -24,11 +23,10 @@ def datasets(classes: pd.DataFrame, measured: pd.DataFrame, *, columns: int = 2)
     Args:
         classes: dataset, split, class, images.
         measured: dataset, split, height, width in pixels.
-        columns: width of the figure, in columns of a paper.
     """
     names = list(dict.fromkeys(classes["dataset"]))
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(len(names), 2, figsize=(COLUMNS[columns], 0.5 + ROW * len(names)), squeeze=False, layout="constrained")
+        figure, grid = panel_grid(len(names), 2, COLUMNS[columns], 0.5 + ROW * len(names))
         for (left, right), name in zip(grid, names, strict=True):
             for split, (colour, line) in SPLITS.items():
                 part = classes[(classes["dataset"] == name) & (classes["split"] == split)]
@@ -57,13 +55,11 @@ def samples(shown: Mapping[str, Sequence[tuple[str, Tensor]]], *, columns: int =
 
     Args:
         shown: per data set the class and the pixels, (3, H, W) in [0, 1], of each image.
-        columns: width of the figure, in columns of a paper.
     """
     across = max(len(images) for images in shown.values())
     with mpl.rc_context(STYLE):
         side = COLUMNS[columns] / across
-        size = (COLUMNS[columns], (side + 0.25) * len(shown))
-        figure, grid = plt.subplots(len(shown), across, figsize=size, squeeze=False, layout="constrained")
+        figure, grid = panel_grid(len(shown), across, COLUMNS[columns], (side + 0.25) * len(shown))
         for axes in grid.flat:
             axes.set_axis_off()
         for row, (name, images) in zip(grid, shown.items(), strict=True):

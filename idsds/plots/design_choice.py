@@ -36,11 +36,6 @@ def design_choice(
         table: from :func:`idsds.rank`, the axes as models in the order of the chains.
         differences: higher, lower, method, verdict, one row per pair of axes and method.
         chains: axes, the highest by the claim first.
-        families: family of each method.
-        n_patches: patches per image, for the null band.
-        score: its name.
-        columns: width of the figure, in columns of a paper.
-        published: from :func:`idsds.published.compare`.
     """
     verdicts = differences.set_index(["higher", "lower", "method"])["verdict"].to_dict()
     joins = []

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, add_legend, panel_grid
 
+ACROSS = 6  # panels in a row
 #: Marker, colour and line of intact images and of the same ones with one patch deleted.
 KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
 
 
-def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figure:
+def finetune(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw one panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
 
     Args:
         table: model, seed, stage (``before``, ``after``), images, accuracy, low, high, count, ``top5``, which is written above its
             panel (intact, one patch deleted), and ``groups``, how many groups of images the intervals are over, where there are some.
-        panels: maximum number of panels in a row.
-        columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(table["model"]))
-    across, down = min(panels, len(models)), -(-len(models) // panels)
+    across, down = min(ACROSS, len(models)), -(-len(models) // ACROSS)
     with mpl.rc_context(STYLE):
-        size = (COLUMNS[columns] if across > 2 else COLUMNS[1], 0.6 + 1.9 * down)
-        figure, grid = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+        width = COLUMNS[columns] if across > 2 else COLUMNS[1]
+        figure, grid = panel_grid(down, across, width, 0.6 + 1.9 * down, sharex=True, sharey=True)
         for axes in grid.flat[len(models) :]:
             axes.set_visible(False)
         for axes, model in zip(grid.flat, models, strict=False):
@@ -43,7 +41,7 @@ def finetune(table: pd.DataFrame, *, panels: int = 6, columns: int = 2) -> Figur
             row[0].set_ylabel("accuracy, higher is better →")
         title = f"n = {int(table['count'].max())} test images, 95 % interval over "
         title += f"{int(table['groups'].max())} groups of them" if "groups" in table else "images"
-        figure.legend(handles=kind_handles(), loc="outside upper center", ncols=2, frameon=False, fontsize=7, title=title, title_fontsize=7)
+        add_legend(figure, kind_handles(), 2, title=title)
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, handles_of, look_of
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, handles_of, look_of
 
 #: The panels: measure and title.
 PANELS = {
@@ -53,7 +53,7 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
             handles.append(
                 Line2D([], [], linestyle="", marker="o", color=PUBLISHED, markerfacecolor="none", markersize=6, label="published")
             )
-        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2, frameon=False, fontsize=7)
+        add_legend(figure, handles, 4 if columns == 2 else 2)
         where = f"t: threshold, chosen for each method on {table['chosen_on'].iloc[0]}"
         figure.supxlabel(f"score, higher is better →\n{where}", fontsize=7)
     return figure

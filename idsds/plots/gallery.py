@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -16,11 +16,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextToPath
 from scipy.stats import rankdata
 
-from idsds.plots.style import DIVERGING, STYLE, WITHIN
+from idsds.plots.style import DIVERGING, STYLE, WITHIN, bare, text_width
 
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue
 PAGE_HEIGHT = 10.0  # inches, most of a page
@@ -37,13 +35,11 @@ class Example:
 
     Args:
         model, seed, dataset, image_id: which.
-        target, prediction: names of the classes.
         target_logit, prediction_logit: their logits on the intact image.
         picture: (H, W, 3) in [0, 1].
         drops: (grid, grid), the drop in the target's logit when a patch is deleted, from the records.
         records: the engine's records of this image, indexed by method; ``score`` and ``patch_sums`` (grid * grid,) are used.
         maps: by method the signed map (H, W), summed over channels.
-        score: the score's name.
     """
 
     model: str
@@ -74,7 +70,6 @@ class _Layout:
 
     @property
     def cell(self) -> float:
-        """Width of a picture."""
         return CELL * self.scale
 
     @property
@@ -139,11 +134,8 @@ class _Layout:
         """Axes of a picture."""
         left, top = self.corner(line, column)
         height = self.cell * self.aspect
-        axes = self.figure.add_axes(
-            (left / self.width, 1 - (top + height) / self.height, self.cell / self.width, height / self.height), xticks=[], yticks=[]
-        )
-        axes.spines[:].set(visible=True, linewidth=0.5, color="#444444")
-        return axes
+        place = (left / self.width, 1 - (top + height) / self.height, self.cell / self.width, height / self.height)
+        return bare(self.figure.add_axes(place))
 
     def text(self, left: float, top: float, text: str, width: float, size: float = 6.5, **looks: Any) -> None:
         """Write a left-aligned line of text that fits ``width`` inches."""
@@ -290,7 +282,6 @@ def as_text(value: float, digits: int) -> str:
 
 
 def _foot(layout: _Layout) -> None:
-    """Draw a colour bar and the meaning of colours and numbers."""
     width, height, top = layout.width, layout.height, layout.height - layout.foot + GAP
     inset = 0.06  # inches: half of a tick's label
     bar = layout.figure.add_axes(
@@ -307,16 +298,10 @@ def _foot(layout: _Layout) -> None:
 
 def fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:
     """Return a text and a font size at which it is at most ``width`` points wide: reduce the size first, then shorten the text."""
-    found = _width(text, weight) * size
+    found = text_width(text, size, weight)
     if found <= width:
         return text, size
     smaller = max(smallest, size * width / found)
-    while len(text) > 2 and _width(text, weight) * smaller > width:
+    while len(text) > 2 and text_width(text, smaller, weight) > width:
         text = text[:-2].rstrip() + "…"
     return text, smaller
-
-
-@lru_cache(maxsize=4096)
-def _width(text: str, weight: str) -> float:
-    """Return a text's width per point of its font size."""
-    return TextToPath().get_text_width_height_descent(text, FontProperties(size=100, weight=weight), ismath=False)[0] / 100

@@ -22,11 +22,9 @@ def how_idsds_works(
     """Draw the steps from left to right: first row the deletions, then a row per method.
 
     Args:
-        example: the image with its maps.
         deleted: (n, H, W, 3) in [0, 1], the image without each of its patches, row-major.
         patches: by method the steps patch by patch: ``logit``, ``drop``, ``rank of drop``, ``patch sum``, ``rank of sum``.
         scores: a row per method: ``method`` and ``by_hand``, the rank correlation.
-        columns: width of the figure, in columns of a paper.
     """
     width, correlations = COLUMNS[columns], scores.set_index("method")["by_hand"]
     with mpl.rc_context(STYLE):

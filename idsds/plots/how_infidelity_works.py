@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, DIVERGING, STYLE, WITHIN
+from idsds.plots.style import COLUMNS, DIVERGING, STYLE, WITHIN, add_legend, bare
 
 # Inches: what is written above and below a picture of the strip of maps, a row, the legend and notes.
 WRITTEN, ROW, NOTES = 0.76, 1.2, 0.75
@@ -39,13 +39,7 @@ NOTE = (
 
 
 def how_infidelity_works(walk: Any, table: pd.DataFrame, *, columns: int = 2) -> Figure:
-    """Draw the image, two maps and the optimal maps; below, a row per perturbation, from the change to the error of each map.
-
-    Args:
-        walk: from the study ``how_infidelity_works``, which describes its attributes.
-        table: of it, from the same study: a row per perturbation and map.
-        columns: width of the figure, in columns of a paper.
-    """
+    """Draw the image, two maps and the optimal maps; below, a row per perturbation, from the change to the error of each map."""
     drawn = list(walk.steps[0].products)
     strip_height = COLUMNS[columns] / (1 + len(drawn) + len(walk.steps)) + WRITTEN
     heights = (strip_height, ROW * len(walk.steps), NOTES)
@@ -117,13 +111,10 @@ def _signed(axes: Axes, values: np.ndarray, more: str = "", *, first: bool = Fal
 
 
 def _caption(axes: Axes, *lines: str) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(visible=True, linewidth=0.5, color="#444444")
-    axes.set_xlabel("\n".join(lines), fontsize=SMALL, labelpad=2)
+    bare(axes).set_xlabel("\n".join(lines), fontsize=SMALL, labelpad=2)
 
 
 def _number(value: float, form: str = ".2g") -> str:
-    """Format with a true minus sign."""
     return f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -170,7 +161,6 @@ def _infidelities(axes: Axes, rows: pd.DataFrame, step: Any) -> None:
 
 
 def _explain(figure: SubFigure, drawn: list[str], table: pd.DataFrame, columns: int) -> None:
-    """Explain marks and colours below the panels."""
     handles = [Line2D([], [], linestyle="", markersize=3, label=name, **look) for look, name in zip(MARKS, drawn, strict=False)]
     handles += [
         Line2D([], [], label="correct prediction", **RIGHT),
@@ -180,9 +170,7 @@ def _explain(figure: SubFigure, drawn: list[str], table: pd.DataFrame, columns: 
     ]
     if table["floor"].notna().any():
         handles.append(Line2D([], [], label="floor of every map: squared mean change", **FLOOR))
-    figure.legend(
-        handles=handles, loc="upper center", ncols=len(handles), frameon=False, fontsize=SMALL, handletextpad=0.5, columnspacing=1.2
-    )
+    add_legend(figure, handles, len(handles), loc="upper center", fontsize=SMALL, handletextpad=0.5, columnspacing=1.2)
     intervals = "; ".join(table["interval"].unique())
     text = textwrap.fill(NOTE.format(within=WITHIN, intervals=intervals), int(COLUMNS[columns] * 72 / (SMALL * 0.53)))
     figure.text(0.01, 0.7, text, fontsize=SMALL, va="top")

@@ -28,8 +28,6 @@ def hyperparameter_sensitivity(scores: pd.DataFrame, spreads: pd.DataFrame, *, s
     Args:
         scores: model, method, hyperparameter, value, default (whether it is the method's own), mean, low, high.
         spreads: model, method, family, hyperparameter, interval, and spearman, ssim, deviation with their ``low`` and ``high``.
-        score: its name.
-        columns: width of the figure, in columns of a paper.
     """
     several = spreads["model"].nunique() > 1
     blocks = [scores[(scores[KEY] == list(key)).all(axis=1)] for key in spreads[KEY].itertuples(index=False)]
@@ -107,7 +105,6 @@ def _short(text: str, most: int = 30) -> str:
 
 
 def _legends(interval: str) -> tuple[list[Line2D], list[Line2D]]:
-    """Return the legend entries of the two panels."""
     grey = {"color": "#444444", "linestyle": "", "markersize": 4.5}
     left = [
         Line2D([], [], marker="o", label="the method's own setting", **grey),

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from idsds.plots.architectures import architecture_handles, looks_of
-from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, handle, look_of, mixed, style_of
+from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, add_legend, handle, look_of, mixed, style_of
 
 # Measure, its axis, whether that is logarithmic.
 SCATTER = [
@@ -56,7 +56,6 @@ def infidelity_sensitivity(
         study: the study's models and methods, with weighted_precision in place of accuracy; the panels show Guided Backprop.
         study_correlations: of those.
         shown: the method of the upper panels; None: the study's where every model has it, else the first.
-        columns: width of the figure, in columns of a paper.
     """
     datasets = list(dict.fromkeys(table["dataset"]))
     shown = _shown(table) if shown is None else shown
@@ -162,7 +161,7 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
         "elsewhere a jackknife that leaves out each group in turn; no bar: no interval"
     )
     handles = [*(handle(key) for key in used), study_handle]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=7, title=title, title_fontsize=7)
+    add_legend(figure, handles, 6, loc="outside lower center", title=title)
 
 
 def _rows(found: pd.DataFrame, measure: str, quality: str) -> pd.DataFrame:

@@ -13,11 +13,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1
 
 
 def line_looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return keyword arguments of ``Axes.plot`` for each method; methods of one family differ by dashes, so that grey suffices.
-
-    Args:
-        families: family by method, in the order of the legend.
-    """
+    """Return keyword arguments of ``Axes.plot`` for each method; methods of one family differ by dashes, so that grey suffices."""
     looks, used = {}, dict.fromkeys(STYLES, 0)
     for method, family in families.items():
         key = style_of(method, family)

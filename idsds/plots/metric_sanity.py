@@ -81,7 +81,6 @@ def metric_sanity(table: pd.DataFrame, agreed: pd.DataFrame | None = None, colum
     Args:
         table: of the study ``metric_sanity``.
         agreed: its table of agreement; None or without a defined tau: no such page.
-        columns: width of the figures, in columns of a paper.
 
     Returns:
         The figure, or several.
@@ -98,7 +97,6 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
 
     Args:
         table: of the study ``metric_sanity``.
-        columns: width of the figure, in columns of a paper.
     """
     rows = table.reset_index(drop=True)
     width, row, head, foot = COLUMNS[columns], 0.31, 0.95, 0.66  # inches
@@ -157,7 +155,6 @@ def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
 
     Args:
         agreed: first, second, tau, low, high, models, methods, one row per pair of metrics.
-        columns: width of the figure, in columns of a paper.
     """
     names = list(dict.fromkeys([*agreed["first"], *agreed["second"]]))
     sure = ((agreed["low"] > 0) | (agreed["high"] < 0)).astype(float)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -20,11 +20,10 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextToPath
+from scipy.optimize import isotonic_regression
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, family_of, handles_of, look_of, text_width
 from idsds.published import POSTER, REPRODUCTION
 from idsds.statistics import null_band
 
@@ -72,7 +71,7 @@ class Layout:
     def left(self) -> float:
         """The room for the models' names."""
         lines = [line for text in self.beside for line in text.split("\n")]
-        return 0.12 + max(_inches(line, STYLE["font.size"]) for line in lines)
+        return 0.12 + max(text_width(line, STYLE["font.size"]) / 72 for line in lines)
 
     @cached_property
     def most(self) -> int:
@@ -99,7 +98,7 @@ class Layout:
         length = max(self.wanted - self.left - RIGHT, self.most * self.gap)
         for _ in range(3):  # names move with the length, and their ends with them
             ends = [
-                at + _inches(name, NAME) * np.cos(np.radians(self.angle))
+                at + text_width(name, NAME) / 72 * np.cos(np.radians(self.angle))
                 for names, means in self.values
                 for name, at in zip(names, self._places(means, length), strict=True)
             ]
@@ -113,7 +112,7 @@ class Layout:
     def width(self) -> float:
         """The figure's width: as requested, or as wide as the names need."""
         ends = [
-            self.left + at + _inches(name, NAME) * np.cos(np.radians(self.angle)) + NOTHING
+            self.left + at + text_width(name, NAME) / 72 * np.cos(np.radians(self.angle)) + NOTHING
             for number, (names, _) in enumerate(self.values)
             for name, at in zip(names, self.places(number), strict=True)
         ]
@@ -122,7 +121,7 @@ class Layout:
     @cached_property
     def names(self) -> float:
         """The height of the names."""
-        longest = max((_inches(name, NAME) for names, _ in self.values for name in names), default=0)
+        longest = max((text_width(name, NAME) / 72 for names, _ in self.values for name in names), default=0)
         return longest * np.sin(np.radians(self.angle)) + PITCH
 
     @property
@@ -165,12 +164,8 @@ def parallel_axes(
     Args:
         table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval, and optionally ``ceiling``, which adds a
             dagger to the method's name.
-        families: family of each method that is not in the registry.
         models: axes from top to bottom.
         joins: lines between axes; those without a mean at both ends are omitted.
-        n_patches: patches per image, which determines the null band of random maps.
-        score: name of the axis.
-        columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`: model, method, published, inferred, source.
         notes: further handles for the legend.
         where: which images these are, in words, below the axis.
@@ -212,7 +207,7 @@ def _draw_legends(figure: Figure, height: float, legends: Iterable[tuple[list, i
     top = 0.05
     for handles, ncols, tall in legends:
         corner = (0.01, 1 - top / height)
-        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, ncols=ncols, frameon=False, fontsize=SMALL, **tight)
+        add_legend(figure, handles, ncols, loc="upper left", bbox_to_anchor=corner, fontsize=SMALL, **tight)
         top += tall
 
 
@@ -281,7 +276,6 @@ def _handles(
 
 
 def _label(row: Any) -> str:
-    """Return a method's name, with a dagger if its score is an upper bound."""
     return f"{row.method}{CEILING}" if getattr(row, "ceiling", False) else row.method
 
 
@@ -301,19 +295,8 @@ def spread(positions: np.ndarray, gap: float, low: float, high: float) -> np.nda
     """Move ascending positions as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
     if len(positions) * gap > high - low:
         gap = (high - low) / max(1, len(positions))
-    # With u_i = x_i - i * gap the condition is that u ascends: an isotonic regression, by pooling neighbours that violate it.
-    blocks: list[list[float]] = []
-    for value in positions - gap * np.arange(len(positions)):
-        blocks.append([value, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [[(a * m + b * n) / (m + n), m + n]]
-    ascending = np.concatenate([np.full(int(n), value) for value, n in blocks]) if blocks else np.zeros(0)
+    if not len(positions):
+        return np.zeros(0)
+    # With u_i = x_i - i * gap the condition is that u ascends.
+    ascending = isotonic_regression(positions - gap * np.arange(len(positions))).x
     return np.clip(ascending, low, high - gap * (len(positions) - 1)) + gap * np.arange(len(positions))
-
-
-@lru_cache(maxsize=1000)
-def _inches(text: str, size: float) -> float:
-    """Return the width of a line of text of ``size`` points."""
-    width, _, _ = TextToPath().get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
-    return width / 72

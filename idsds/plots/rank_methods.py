@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from idsds.plots.parallel_axes import Join, parallel_axes
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, panel_grid
 
 
 def rank_methods(
@@ -30,13 +29,8 @@ def rank_methods(
 
     Args:
         table: from :func:`idsds.rank`: model, method, mean, low, high, count, nan, interval.
-        families: family of each method, for its marker.
-        n_patches: patches per image, which determines the null band of random maps.
-        score: name of the axis.
         models: order of the axes, top to bottom; None: as they appear.
-        columns: width of the figure, in columns of a paper.
         published: from :func:`idsds.published.compare`, drawn below each axis, hollow and grey; None or empty for nothing.
-        where: which images these are, in words.
     """
     models = list(models or dict.fromkeys(table["model"]))
     joins = []
@@ -53,12 +47,11 @@ def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int
     Args:
         drops: one row per model, image and patch: model, drop (in units of the quantity), share (of the largest, in [-1, 1]).
         quantity: the quantity that drops when a patch is deleted.
-        columns: width of the figure, in columns of a paper.
     """
     models = list(dict.fromkeys(drops["model"]))
     dashes = dict(zip(models, ["-", "--", "-.", ":"] * len(models), strict=False))
     with mpl.rc_context(STYLE):
-        figure, both = plt.subplots(1, 2, figsize=(COLUMNS[columns], 0.42 * COLUMNS[columns]), sharey=True, layout="constrained")
+        figure, (both,) = panel_grid(1, 2, COLUMNS[columns], 0.42 * COLUMNS[columns], sharey=True)
         labels = (f"drop of the target's {quantity}", "drop as a fraction of the image's largest (-1 to 1)")
         for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
             for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.lines import line_handles, line_looks
-from idsds.plots.style import COLUMNS, STYLE, look_of
+from idsds.plots.style import COLUMNS, STYLE, add_legend, look_of, panel_grid
 
 TITLES = {
     "remove": ("ROAR: the most important removed", "lower is better"),
@@ -36,20 +35,12 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     Args:
         table: model, method, family, kind, share, mean, low, high, interval, count;
             explained_accuracy and chance are drawn if present.
-        columns: width of the figure, in columns of a paper.
     """
     models, kinds = list(dict.fromkeys(table["model"])), [kind for kind in TITLES if kind in set(table["kind"])]
     looks = _looks(dict(zip(table["method"], table["family"], strict=True)))
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(models),
-            len(kinds),
-            figsize=(COLUMNS[columns], 0.75 + 2.3 * len(models)),
-            sharex=True,
-            sharey="row",
-            squeeze=False,
-            layout="constrained",
-        )
+        height = 0.75 + 2.3 * len(models)
+        figure, grid = panel_grid(len(models), len(kinds), COLUMNS[columns], height, sharex=True, sharey="row")
         for row, model in zip(grid, models, strict=True):
             for axes, kind in zip(row, kinds, strict=True):
                 part = table[(table["model"] == model) & (table["kind"] == kind)]
@@ -67,16 +58,8 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
         handles, covers = line_handles(looks), table["interval"].iloc[0]
         if (table["share"] == 0).any():
             handles.append(Line2D([], [], label="nothing replaced: one net for all", **UNTOUCHED))
-        figure.legend(
-            handles=handles,
-            loc="outside upper center",
-            ncols=min(len(handles), 6),
-            frameon=False,
-            fontsize=7,
-            handlelength=3.4,
-            title=f"n = {int(table['count'].max())} test images; {covers if table['low'].isna().all() else f'bars: {covers}'}",
-            title_fontsize=7,
-        )
+        title = f"n = {int(table['count'].max())} test images; {covers if table['low'].isna().all() else f'bars: {covers}'}"
+        add_legend(figure, handles, min(len(handles), 6), handlelength=3.4, title=title)
     return figure
 
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idsds.plots.lines import line_handles, line_looks
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, add_legend, panel_grid
 
 # check: (title, axis label, the panel's fraction of the width)
 CHECKS = {
@@ -36,7 +35,6 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
             low, high, count, undefined, maps.
         model: which model; None for the first.
         similarities: some of ``spearman``, ``absolute``, ``ssim``; None for all.
-        columns: width of the figure, in columns of a paper.
     """
     model = table["model"].iloc[0] if model is None else model
     table = table[table["model"] == model]
@@ -44,38 +42,21 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
     checks = [name for name in CHECKS if name in set(table["check"])]
     looks = line_looks(dict(zip(table["method"], table["family"], strict=True)))
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(rows),
-            len(checks),
-            figsize=(COLUMNS[columns], 1.75 + 1.6 * len(rows)),
-            sharex="col",
-            sharey=True,
-            squeeze=False,
-            width_ratios=[CHECKS[name][2] for name in checks],
-            layout="constrained",
-        )
+        shares = {"sharex": "col", "sharey": True, "width_ratios": [CHECKS[name][2] for name in checks]}
+        figure, grid = panel_grid(len(rows), len(checks), COLUMNS[columns], 1.75 + 1.6 * len(rows), **shares)
         lowest = min(-0.1, float(np.nanmin([0, *table["low"].dropna()])) - 0.05)
-        for panels, similarity in zip(grid, rows, strict=True):
-            for axes, check in zip(panels, checks, strict=True):
+        for row, similarity in zip(grid, rows, strict=True):
+            for axes, check in zip(row, checks, strict=True):
                 _panel(axes, table[(table["similarity"] == similarity) & (table["check"] == check)], check, looks)
                 axes.set_ylim(lowest, 1.07)
-            panels[0].set_ylabel(f"{SIMILARITIES[similarity]}\nlower is better")
+            row[0].set_ylabel(f"{SIMILARITIES[similarity]}\nlower is better")
         for axes, check in zip(grid[0], checks, strict=True):
             learned = table.loc[table["check"] == check, "train_accuracy"].mean()
             axes.set_title(CHECKS[check][0] + (f"\n({learned:.0%} learned)" if check == "labels" else ""), fontsize=8)
         for axes, check in zip(grid[-1], checks, strict=True):
             _label(axes, table[table["check"] == check], check, looks)
-        figure.legend(
-            handles=line_handles(looks),
-            loc="outside upper center",
-            ncols=min(len(looks), 7),
-            frameon=False,
-            fontsize=7,
-            handlelength=3.0,
-            columnspacing=1.2,
-            title=_heading(table, model),
-            title_fontsize=7,
-        )
+        handles, title = line_handles(looks), _heading(table, model)
+        add_legend(figure, handles, min(len(looks), 7), handlelength=3.0, columnspacing=1.2, title=title)
     return figure
 
 
@@ -107,7 +88,6 @@ def _panel(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
 
 
 def _label(axes: Axes, part: pd.DataFrame, check: str, looks: Looks) -> None:
-    """Label the axis below a check's lowest panel."""
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     if check == "labels":
         axes.set_xticks(range(len(looks)), list(looks), fontsize=7, **turned)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.architectures import looks_of
-from idsds.plots.style import COLUMNS, STYLE
+from idsds.plots.style import COLUMNS, STYLE, add_legend, panel_grid
 
 #: Each metric's label, and whether its axis is logarithmic.
 METRICS = {
@@ -24,13 +23,10 @@ def score_vs_metrics(images: pd.DataFrame, table: pd.DataFrame, *, target: str =
     Args:
         images: model, method, metric, probability, correct, score.
         table: model, method, metric, rho.
-        target: the class explained.
-        columns: width of the figure, in columns of a paper.
     """
     methods, looks = list(dict.fromkeys(images["method"])), looks_of(images["model"])
     with mpl.rc_context(STYLE):
-        size = (COLUMNS[columns], 4.3)
-        figure, grid = plt.subplots(2, len(methods), figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained")
+        figure, grid = panel_grid(2, len(methods), COLUMNS[columns], 4.3, sharex=True, sharey="row")
         for row, (metric, (label, logarithmic)) in enumerate(METRICS.items()):
             for axes, method in zip(grid[row], methods, strict=True):
                 rhos = []
@@ -55,5 +51,5 @@ def score_vs_metrics(images: pd.DataFrame, table: pd.DataFrame, *, target: str =
         handles = [Line2D([], [], marker=marker, color=colour, label=model, **dot) for model, (marker, colour, _) in looks.items()]
         handles.append(Line2D([], [], marker="o", color="#555555", markerfacecolor="none", label="the model is wrong", **dot))
         title = "above each panel: Spearman correlation over images, in the order of the models"
-        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=7, title=title, title_fontsize=7)
+        add_legend(figure, handles, 4, title=title)
     return figure

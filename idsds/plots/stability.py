@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.parallel_axes import spread as spread_out
-from idsds.plots.style import COLUMNS, STYLE, handles_of, look_of
+from idsds.plots.style import COLUMNS, STYLE, add_legend, handles_of, look_of, panel_grid
 
 _NAMES = {
     "seed": "training seed",
@@ -29,13 +28,10 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
     Args:
         table: kind, variant, method, mean, low, high, one row per variant of a setting and method.
         agreed: kind, first, second, mean, low, high: the agreement of two variants' rankings.
-        families: family of each method, for its marker.
-        score: name of the score.
-        columns: width of the figure, in columns of a paper.
     """
     methods = list(table[table["variant"] != "all"].groupby("method")["mean"].mean().sort_values(ascending=False).index)
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(2, 2, figsize=(COLUMNS[columns], 5.4), sharey=True, layout="constrained")
+        figure, grid = panel_grid(2, 2, COLUMNS[columns], 5.4, sharey=True)
         for number, (kind, axes) in enumerate(zip(_NAMES, grid.flat, strict=True)):
             _panel(axes, table[table["kind"] == kind], agreed[agreed["kind"] == kind], kind, methods, families)
             axes.set_title("abcd"[number], loc="left", fontsize=9, fontweight="bold")
@@ -43,7 +39,7 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
             row[0].set_ylabel(f"{score}: mean rank correlation,\nhigher is better ↑", fontsize=7)
         handles = handles_of(methods, families)
         handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images ('all': over seeds and images)"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2, frameon=False, fontsize=7)
+        add_legend(figure, handles, 4 if columns == 2 else 2)
     return figure
 
 

@@ -10,14 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextToPath
 
 from idsds.common.files import atomic
 from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE, TENFOLD, TRANSFORMS
@@ -218,14 +226,7 @@ def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line
     methods = list(methods)
     used = {style_of(method, family_of(method, families)) for method in methods}
     found = [handle(key) for key in STYLES if key in used and key != "positive"]
-    half = {
-        "linestyle": "",
-        "marker": "o",
-        "markersize": 5,
-        "color": "#444444",
-        "markerfacecolor": "#444444",
-        "markerfacecoloralt": "white",
-    }
+    half = {"linestyle": "", "marker": "o", "markersize": 5, "color": "#444444", "markerfacecoloralt": "white"}
     if "positive" in used:  # of any family, in its own shape
         found.append(Line2D([], [], label="positive part", fillstyle="top", **half))
     for end, fill in FILLS.items():
@@ -241,6 +242,30 @@ def handle(key: str) -> Line2D:
     return Line2D(
         [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8 if marker == "*" else 5, label=label
     )
+
+
+def panel_grid(rows: int, across: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """Return a figure of a size in inches, and its panels (rows, across); ``options`` are those of ``plt.subplots``."""
+    return plt.subplots(rows, across, figsize=(width, height), squeeze=False, layout="constrained", **options)
+
+
+def add_legend(figure: FigureBase, handles: Sequence[Artist], ncols: int, **looks: Any) -> Legend:
+    """Add a legend without a frame, above the panels; ``looks`` are further arguments of ``Figure.legend``."""
+    looks = {"loc": "outside upper center", "fontsize": 7, "frameon": False, **looks}
+    return figure.legend(handles=handles, ncols=ncols, **{"title_fontsize": looks["fontsize"], **looks})
+
+
+def bare(axes: Axes) -> Axes:
+    """Remove the ticks of an image's axes, and frame it."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, linewidth=0.5, color="#444444")
+    return axes
+
+
+@lru_cache(maxsize=4096)
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Return the width of a line of text of ``size`` points, in points."""
+    return TextToPath().get_text_width_height_descent(text, FontProperties(size=size, weight=weight), ismath=False)[0]
 
 
 def sharpen() -> None:

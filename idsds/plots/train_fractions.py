@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from idsds.plots.architectures import architecture_handles, face_of, looks_of
-from idsds.plots.style import COLUMNS, STYLE, mixed
+from idsds.plots.style import COLUMNS, STYLE, add_legend, mixed, panel_grid
 from idsds.statistics.classification import EXCESS
 
 FEW = 20  # classes, up to which they are numbered and counted in the cells
@@ -30,7 +29,6 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     Args:
         table: dataset, model, fraction, seed, accuracy, macro_f1,
             weighted_f1, weighted_precision, precision_excess, each with ``_low`` and ``_high``; count.
-        columns: width of the figure, in columns of a paper.
     """
     ends = [name for name in (EXCESS, f"{EXCESS}_low", f"{EXCESS}_high") if name in table]
     table = table.assign(**{name: 100 * table[name] for name in ends})
@@ -38,16 +36,7 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     seeds = table["seed"].nunique()
     with mpl.rc_context(STYLE):
         width = COLUMNS[columns] if len(datasets) > 1 else COLUMNS[1]
-        figure, grid = plt.subplots(
-            len(ROWS),
-            len(datasets),
-            figsize=(width, 5.7),
-            sharex=True,
-            sharey="row",
-            squeeze=False,
-            layout="constrained",
-            height_ratios=(3, 3, 2.4),
-        )
+        figure, grid = panel_grid(len(ROWS), len(datasets), width, 5.7, sharex=True, sharey="row", height_ratios=(3, 3, 2.4))
         for column, dataset in enumerate(datasets):
             for row, (measure, label) in enumerate(ROWS):
                 axes = grid[row, column]
@@ -70,16 +59,8 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
         then = ", " if width > COLUMNS[1] else ",\n"  # a narrow figure has narrow lines
         over = f"pale marks: the {seeds} training seeds one by one{then}line and mark: their mean" if seeds > 1 else "one training seed"
         bars = f"bars: 95 % interval over the n test images{then}one model each (of the difference: paired)"
-        legend = figure.legend(
-            handles=architecture_handles(table["model"]),
-            loc="outside upper center",
-            ncols=len(looks) if width > COLUMNS[1] else 2,
-            frameon=False,
-            fontsize=7,
-            handlelength=3.6,
-            title=f"{bars}\n{over}",
-            title_fontsize=7,
-        )
+        handles, ncols = architecture_handles(table["model"]), len(looks) if width > COLUMNS[1] else 2
+        legend = add_legend(figure, handles, ncols, handlelength=3.6, title=f"{bars}\n{over}")
         legend.get_title().set_multialignment("center")
     return figure
 
@@ -89,16 +70,12 @@ def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
 
     Args:
         table: dataset, model, fraction, seed, target, prediction, count.
-        columns: width of the figure, in columns of a paper.
     """
     table = table[table["fraction"] == table["fraction"].max()]
     datasets, models = (list(dict.fromkeys(table[name])) for name in ("dataset", "model"))
     with mpl.rc_context(STYLE):
         width = COLUMNS[columns]
-        side = width / len(models)
-        figure, grid = plt.subplots(
-            len(datasets), len(models), figsize=(width, 0.5 + side * len(datasets)), squeeze=False, layout="constrained"
-        )
+        figure, grid = panel_grid(len(datasets), len(models), width, 0.5 + width / len(models) * len(datasets))
         for row, dataset in enumerate(datasets):
             for axes, model in zip(grid[row], models, strict=True):
                 part = table[(table["dataset"] == dataset) & (table["model"] == model)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -54,18 +55,14 @@ class ProtocolEntry:
     """One protocol in the registry.
 
     Args:
-        name: the key.
         function: ``function(model, methods, batch, prepared, **settings)`` returns, by method name, columns of length B, including
             ``score``.
         in_domain: whether it needs a model fine-tuned in-domain, with deletions.
         masked_share: largest fraction of patches that this fine-tuning deletes; None for exactly one patch.
-        higher_is_better: the direction of the score.
-        range: lowest and highest possible score.
         prepare: ``prepare(model, batch, **settings)`` returns columns that do not depend on the method. They are computed once for all
             methods, stored, and passed to ``function`` as ``prepared``.
         prepare_passes: passes per image of ``prepare``, given the settings.
         passes: passes per image of ``function``, given the methods and settings.
-        source: the paper.
         level: what it scores: each ``image``, or a method on a whole ``data set``, which has no per-image records. In the latter case
             ``function`` computes a method's score from its curve, and ``call`` replaces ``evaluate``.
         call: the public function to run a protocol of level ``data set``.
@@ -99,13 +96,7 @@ PROTOCOLS: Registry[ProtocolEntry] = Registry("protocol")
 
 def register_protocol(name: str | None = None, *, replace: bool = False, **entry: Any) -> Callable[[Callable], Callable]:
     """Register the decorated function under ``name`` or its own name. Other arguments: see :class:`ProtocolEntry`."""
-
-    def decorate(function: Callable) -> Callable:
-        key = name or function.__name__
-        PROTOCOLS.add(key, ProtocolEntry(name=key, function=function, **entry), replace=replace)
-        return function
-
-    return decorate
+    return PROTOCOLS.registering(partial(ProtocolEntry, **entry), name, replace)
 
 
 def list_protocols(level: Level | None = None, library: str | None = None) -> list[str]:

@@ -76,7 +76,6 @@ def f_fidelity(
         model: a net fine-tuned with up to a tenth of the patches deleted.
         samples: random sets for each size.
         grid: patches per side, at least 2.
-        baseline: what replaces a patch.
 
     Raises:
         ValueError: if ``samples`` is below 1, or ``grid`` is below 2 or does not divide the image's sides.

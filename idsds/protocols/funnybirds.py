@@ -48,7 +48,6 @@ class _Explained:
     """A batch's table, and the methods' maps as importances of parts.
 
     Args:
-        methods, batch: as in a protocol.
         prepared: what :func:`part_table` returned; rows may be flat.
         reference: see this module's docstring.
     """
@@ -138,7 +137,6 @@ class _Explained:
         return {name: rank_correlation(found[0][:, : self.number], exact) for name, found in self.of("target", self.targets).items()}
 
     def sensitivities(self) -> dict[str, Tensor]:
-        """Return by method the target sensitivity, (B,)."""
         pairs = rivals(self.parts.variants, self.reference).to(self.targets.device)[self.targets]  # (B, 2)
         shared = self.variants[self.targets][:, None] == self.variants[pairs.clamp(min=0)]  # (B, 2, P)
         usable = rivals_differ(self.logits, shared, pairs)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.cam import cam_layer
 from idsds.methods.maps import Channels
@@ -120,7 +120,6 @@ def settings_of(method: Method, sweep: Sweep | None = None) -> dict[str, list[Me
     """Return, by hyperparameter, the method with each value; a method without hyperparameters appears once, unchanged, under ``""``.
 
     Args:
-        method: of the registry.
         sweep: the values to try, by hyperparameter; None: those of :data:`SWEEPS`.
 
     Raises:
@@ -128,8 +127,7 @@ def settings_of(method: Method, sweep: Sweep | None = None) -> dict[str, list[Me
         ValueError: if an option has fewer than two different values.
     """
     for option, values in (sweep or {}).items():
-        if option not in method.options:
-            raise UnknownNameError(f"option of method {method.name!r}", option, method.options)
+        check_name(f"option of method {method.name!r}", option, method.options)
         if isinstance(values, str) or len(set(map(repr, values))) < 2:
             raise ValueError(f"sweep[{option!r}] must list at least two different values, not {values!r}")
     tried = sweep or sweeps_of(method)

@@ -14,7 +14,7 @@ Strategy for Consistent XAI Benchmarks", TMLR 2024 (arXiv 2401.06654), for the g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ from idsds.common.batching import default_batch, halving, in_batches
 from idsds.common.interventions import BASELINES, baseline_images, patch_size
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import content_ids
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.maps import as_map, check_batch
 from idsds.models.base import frozen
@@ -65,7 +65,7 @@ def incremental_deletion(
         (B,), in [0, 1] for probabilities. Higher is better for ``ascending`` deletion and for ``descending`` insertion, lower is better
         otherwise. Not normalised by the output for the intact image. NaN where the curve has a NaN.
     """
-    _check_names(rule=(rule, RULES))
+    check_name("rule", rule, RULES)
     curves = incremental_deletion_curve(
         model, method, images, targets, steps, order, baseline, update, endpoint=rule == "trapezoid", **settings
     )
@@ -74,7 +74,7 @@ def incremental_deletion(
 
 def area_under_curve(curves: Tensor, *, rule: Rule = "mean") -> Tensor:
     """Return the area (B,) under curves (B, S) with evenly spaced points on [0, 1], as ``mean`` or by the ``trapezoid`` rule."""
-    _check_names(rule=(rule, RULES))
+    check_name("rule", rule, RULES)
     if rule == "trapezoid":
         return torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
     return curves.mean(dim=1)
@@ -99,10 +99,7 @@ def incremental_deletion_curve(
     (pixels with all their channels, or patches) are sorted by attribution, with ties in row-major order.
 
     Args:
-        model: returns logits (B, K).
         method: an attribution method, a callable ``(images, targets) -> maps``, or the maps themselves, (B, 1, H, W).
-        images: float (B, 3, H, W), normalised for the model.
-        targets: (B,) class indices.
         steps, order, baseline, update: see :class:`Schedule`.
         image_ids: one id per image, which keys random numbers.
         settings: the other fields of :class:`Schedule`.
@@ -156,8 +153,6 @@ class Schedule:
         grid: patches per side; must divide H and W.
         quantity: ``probability`` (softmax) as in both papers, or ``logit``.
         endpoint: add the last point, k = steps, at which all units are replaced.
-        seed: seed of the ``uniform`` baseline.
-        batch: images per forward pass; None bounds it by memory.
     """
 
     steps: int = 32
@@ -173,13 +168,9 @@ class Schedule:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        _check_names(
-            order=(self.order, ORDERS),
-            mode=(self.mode, MODES),
-            units=(self.units, UNITS),
-            quantity=(self.quantity, QUANTITIES),
-            baseline=(self.baseline, BASELINES),
-        )
+        choices = {"order": ORDERS, "mode": MODES, "units": UNITS, "quantity": QUANTITIES, "baseline": BASELINES}
+        for kind, allowed in choices.items():
+            check_name(kind, getattr(self, kind), allowed)
         as_whole("steps", self.steps)
 
     def counts(self, images: Tensor) -> list[int]:
@@ -255,12 +246,6 @@ def _maps(method: Explainer, images: Tensor, targets: Tensor, image_ids: Sequenc
     return as_map(getattr(method, "__name__", type(method).__name__), method(images, targets), images)
 
 
-def _check_names(**given: tuple[str, Iterable[str]]) -> None:
-    for kind, (name, allowed) in given.items():
-        if name not in allowed:
-            raise UnknownNameError(kind, name, allowed)
-
-
 def _passes(
     methods: Sequence[Method],
     *,
@@ -287,7 +272,7 @@ def _columns(
 
     With ``gain`` the curve is the difference between deletion in ascending and in descending order.
     """
-    _check_names(rule=(rule, RULES))
+    check_name("rule", rule, RULES)
     settings = {**settings, "update": update, "endpoint": rule == "trapezoid", "image_ids": batch.image_ids, "seed": methods[0].seed}
     maps = {} if update else shared_maps(methods, batch.images, batch.targets, batch.image_ids)
     columns = {}

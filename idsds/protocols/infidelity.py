@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.maps import as_map, check_batch
 from idsds.models.base import frozen
@@ -53,10 +53,8 @@ def infidelity(
         model: returns logits (B, K); a net is run in eval mode.
         maps: (B, 1, H, W), summed over channels.
         images: float (B, 3, H, W), normalised.
-        targets: (B,).
         perturbation: ``gaussian`` or ``square``.
         sigma: standard deviation of the noise, in normalised units; or the square's side as a fraction of the image's side.
-        samples: perturbations per image.
         normalise: multiply each map by the factor that minimises its infidelity, so that neither scale nor sign matters: the factor may
             be negative, so a map and its negation get the same score.
         seed, image_ids: key the perturbations.
@@ -79,8 +77,7 @@ def perturbations(
     images: Tensor, perturbation: Perturbation, sigma: float, samples: int, *, seed: int = 0, image_ids: Sequence[object] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the map's weights I and the image's changes d, (B * samples, C, H, W) each, with an image's samples consecutive."""
-    if perturbation not in get_args(Perturbation):
-        raise UnknownNameError("perturbation", perturbation, get_args(Perturbation))
+    check_name("perturbation", perturbation, get_args(Perturbation))
     as_whole("samples", samples)
     if not sigma > 0 or (perturbation == "square" and sigma > 1):
         allowed = "in (0, 1], a fraction of the image's side," if perturbation == "square" else "above 0"
@@ -213,7 +210,6 @@ def max_sensitivity(
             samples of every image at a time as make a good batch, an image's samples consecutively.
         images: float (B, 3, H, W), normalised.
         radius: the ball's radius, in normalised units.
-        samples: perturbations per image.
         normalise: divide by the norm of the intact image's map, as captum does (a norm of zero counts as 1); otherwise the score follows
             the paper's definition and grows with the map's scale.
         seed, image_ids: key the perturbations.

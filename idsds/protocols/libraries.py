@@ -50,8 +50,6 @@ class Metric:
 
     Args:
         asks: what it asks of a map.
-        higher_is_better: the direction of the scores that it returns.
-        range: lowest and highest possible score.
         options: arguments of the class that differ from its defaults; a callable is called with the batch's images.
         batched: what may be scored in one call with the scores of single calls: ``images`` of one method, ``maps`` of any, or nothing.
         direction: a note if Quantus states the opposite of its values' direction.
@@ -161,11 +159,8 @@ def quantus_scores(
     """Score maps with a Quantus metric: ``score`` (B,) by method, NaN for a map that is not finite or zero everywhere.
 
     Args:
-        name: one of :data:`METRICS`.
-        model: the net.
         methods: methods on that net; registered ones if the metric explains other nets.
         batch: images, targets, ids, and companions if the metric needs other images.
-        options: arguments of the metric's class.
 
     Raises:
         ValueError: if companions are needed and missing, or for an unknown option.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import generator
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, on_model, register_protocol
@@ -87,8 +87,7 @@ def grid_pointing_game(
         ValueError: if ``side`` is below 2, or there are too few companions.
     """
     as_whole("side", side, least=2)
-    if size not in get_args(Size):
-        raise UnknownNameError("size of a mosaic", size, get_args(Size))
+    check_name("size of a mosaic", size, get_args(Size))
     images, cells = mosaics(batch, side, methods[0].seed)
     if size == "shrunk":
         images = F.interpolate(images, size=batch.images.shape[-2:], mode="area")

@@ -39,7 +39,6 @@ def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
     """Compute the reference for every method, with 2^P forward passes per image and one per background object.
 
     Args:
-        model: returns logits (B, K).
         batch: images of a data set with :attr:`~idsds.protocols.base.Batch.parts`.
 
     Returns:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from idsds.common.randomness import generator
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.protocols.base import register_protocol
 
 Kind = Literal["remove", "keep"]
@@ -42,7 +42,6 @@ def pixel_ranks(maps: Tensor, image_ids: Sequence[object], seed: int = 0) -> Ten
 
     Args:
         maps: (B, 1, H, W), signed.
-        image_ids: one id per image.
         seed: seed of the tie-breaking.
 
     Returns:
@@ -100,8 +99,7 @@ def replacement_mask(ranks: Tensor, share: float, kind: Kind = "remove") -> Tens
         UnknownNameError: for an unknown kind.
         ValueError: for a fraction outside [0, 1].
     """
-    if kind not in KINDS:
-        raise UnknownNameError("kind", kind, KINDS)
+    check_name("kind", kind, KINDS)
     n = ranks.shape[-2] * ranks.shape[-1]
     k = replaced_pixels(share, n)
     return ranks < k if kind == "remove" else ranks >= n - k

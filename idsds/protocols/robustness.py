@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.normalisation import Normalisation
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.maps import Channels
 from idsds.models.base import frozen
@@ -105,10 +105,8 @@ def augmentations(
         UnknownNameError: for an unknown group or source of filters.
         ImportError: for G'MIC's filters without the package ``gmic``.
     """
-    if group not in get_args(Group):
-        raise UnknownNameError("group of augmentations", group, get_args(Group))
-    if filters not in get_args(Filters):
-        raise UnknownNameError("source of filters", filters, get_args(Filters))
+    check_name("group of augmentations", group, get_args(Group))
+    check_name("source of filters", filters, get_args(Filters))
     if group == "rotations":
         turns = {f"{angle:+.0f} degrees": partial(rotate, angle=angle) for angle in ANGLES}
         return {name: (turn, turn) for name, turn in turns.items()}
@@ -232,8 +230,7 @@ def augmentation_robustness(
             is the mean over the channels that a method gives, not that of their sum.
         threshold, top_share, data_range: see :func:`robustness`; the range may also be given by method.
     """
-    if similarity not in get_args(Similarity):
-        raise UnknownNameError("similarity", similarity, get_args(Similarity))
+    check_name("similarity", similarity, get_args(Similarity))
     chosen = augmentations(kind, normalisation_of(model, batch), filters)
     channels: Channels = "each" if similarity == "ssim_by_channel" else "summed"
     rest = batch.targets, batch.image_ids, channels

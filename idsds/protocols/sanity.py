@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws, generator
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.maps import Channels
 from idsds.models.base import frozen
@@ -49,9 +49,6 @@ def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0, share: boo
     activations keep their magnitude. Constant tensors (an untrained norm) and running statistics stay unchanged.
 
     Args:
-        model: the intact net.
-        layers: names of modules.
-        seed: seed of the new parameters.
         share: whether to share the other layers' tensors with ``model`` instead of copying them.
     """
     drawn = {id(p) for layer in layers for p in model.get_submodule(layer).parameters(recurse=False)}
@@ -72,17 +69,14 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
     They share the other layers' tensors with the model and are for evaluation only.
 
     Args:
-        model: the intact net, which is not changed.
         mode: ``cascading``, the top 1/depths of the layers, then 2/depths, up to all; ``independent``, each of these groups alone.
         depths: number of groups that the layers are divided into; surplus groups are empty.
-        seed: seed of the new parameters.
 
     Raises:
         UnknownNameError: for an unknown mode.
         ValueError: if ``depths`` is below 1, or the model has no parameters.
     """
-    if mode not in get_args(Mode):
-        raise UnknownNameError("mode", mode, get_args(Mode))
+    check_name("mode", mode, get_args(Mode))
     as_whole("depths", depths)
     layers = layers_from_the_top(model)
     if not layers:
@@ -289,8 +283,7 @@ def random_logit(
     Raises:
         UnknownNameError: for an unknown similarity.
     """
-    if similarity not in SIMILARITIES:
-        raise UnknownNameError("similarity", similarity, SIMILARITIES)
+    check_name("similarity", similarity, SIMILARITIES)
     first = shared_maps(methods, batch.images, batch.targets, batch.image_ids, channels)
     other = shared_maps(methods, batch.images, prepared["other"], batch.image_ids, channels)
     return {
@@ -329,7 +322,6 @@ def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method]
         model: the net of the methods.
         other: the net to compare with.
         methods: methods of the registry on ``model``; a user's own method cannot be moved to another net.
-        batch: images (B, 3, H, W), targets, ids.
 
     Returns:
         For each method's name the columns ``spearman``, ``absolute`` (Spearman of absolute values) and ``ssim``, (B,) each.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, halving, in_batches
 from idsds.common.interventions import all_deletions, baseline_images, patch_size, shifted
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps
 from idsds.methods.maps import check_batch
 from idsds.models.base import frozen
@@ -44,7 +44,6 @@ def deletion_drops(
     ``drop[b, p] = f(images[b])[targets[b]] - f(images[b] without patch p)[targets[b]]``
 
     Args:
-        model: returns logits (B, K).
         images: float (B, 3, H, W), normalised for the model.
         targets: (B,) class indices; in the paper the labels.
         grid: patches per side; must divide H and W.
@@ -80,8 +79,7 @@ def _all_outputs(
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs for the intact images, (B, K), and the target's after each deletion of ``patches`` (grid, offset), (B, n)."""
     number = shifted(*images.shape[-2:], *patches)[1] ** 2
-    if quantity not in ("logit", "probability"):
-        raise UnknownNameError("quantity", quantity, ("logit", "probability"))
+    check_name("quantity", quantity, ("logit", "probability"))
 
     def outputs(images: Tensor) -> Tensor:
         logits = model(images)
@@ -148,8 +146,7 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
     """
     if sums.ndim != 2 or sums.shape != drops.shape:
         raise ValueError(f"sums and drops must have one shape (B, n), not {tuple(sums.shape)} and {tuple(drops.shape)}")
-    if infinite not in ("nan", "rank"):
-        raise UnknownNameError("treatment of infinite values", infinite, ("nan", "rank"))
+    check_name("treatment of infinite values", infinite, ("nan", "rank"))
     return correlated(centred_ranks(sums, infinite=infinite), centred_ranks(drops, infinite=infinite))
 
 

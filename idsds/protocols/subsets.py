@@ -74,7 +74,6 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _correlations(maps: Tensor, sets: Tensor, drops: Tensor, sizes: int) -> Tensor:
-    """Return the correlation of each image and size, (B, sizes)."""
     sums = (sets.double() @ maps.flatten(1).double()[:, :, None])[:, :, 0]  # (B, S)
     return pearson(sums.unflatten(1, (sizes, -1)), drops.unflatten(1, (sizes, -1)))
 

@@ -25,8 +25,6 @@ def classification_scores(
     where a class that is never predicted has precision 0. The values equal those of scikit-learn's ``classification_report``.
 
     Args:
-        targets: the class of each image.
-        predictions: the class that the model predicts for each image.
         confidence, resamples, seed: of the percentile bootstrap over images.
 
     Returns:

@@ -80,7 +80,6 @@ def jackknife_interval(point: float, left_out: np.ndarray, confidence: float = 0
     Args:
         point: the correlation over all groups.
         left_out: (G,), the correlations without each group in turn.
-        confidence: such as 0.95.
 
     Returns:
         Low and high; NaN for fewer than :data:`FEWEST` groups, if a correlation is undefined or -1 or 1, and if all of them are equal:

@@ -67,8 +67,6 @@ def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidenc
     Args:
         features: (units, F), the summands.
         statistic: from sums (..., F) to values (..., columns).
-        confidence: such as 0.95.
-        resamples: number of resamples.
         rng: draws the units.
 
     Returns:
@@ -152,7 +150,6 @@ def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray, conf
     Args:
         statistic: from values (units, ...) to a number.
         values: (units, ...).
-        confidence: such as 0.95.
 
     Returns:
         The ends; NaN for fewer than two units, if the statistic is undefined, and if it does not vary over fewer than :data:`FEW` units,
@@ -182,7 +179,6 @@ def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
 
     Args:
         values: (n,), one number per seed.
-        confidence: such as 0.95.
 
     Returns:
         The ends are NaN for a single seed, and all three if a value is NaN.

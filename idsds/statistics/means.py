@@ -22,9 +22,7 @@ def rank(records: Records, confidence: float = 0.95, resamples: int = 2_000, see
     Args:
         records: columns model, method, image_id, score; optionally seed, group, direction and settings (grid, baseline, protocol, ...).
             Or the folder of a run, from which a few models are read at a time.
-        confidence: such as 0.95.
         resamples: bootstrap resamples. With 2,000, the Monte Carlo error of a 95 % end is about 3 % of the interval's width.
-        seed: of the resamples.
         nested: whether to draw training seeds too, where there are several, as :func:`nested_bootstrap` does.
 
     Returns:
@@ -123,7 +121,6 @@ def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: f
     Args:
         n_patches: patches per image, 16 for a grid of 4.
         count: number of images in the mean; for an array or a column, one half-width each.
-        confidence: such as 0.95.
 
     Returns:
         The half-width, in units of the score; NaN if ``count`` is 0.

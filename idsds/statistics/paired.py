@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from idsds.common.registry import check_name, check_names
 from idsds.statistics.intervals import CHUNK, check_options, covers, covers_both, percentile_ends, rng_for
 from idsds.statistics.means import mean_interval, nested_means, per_image, rank
-from idsds.statistics.scores import HIGHER, LOWER, SETTINGS, Records, Scores, ScoreTable, known, one_of, scores_of
+from idsds.statistics.scores import HIGHER, LOWER, SETTINGS, Records, Scores, ScoreTable, scores_of
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
@@ -59,7 +60,7 @@ def paired_differences(
     check_options(confidence, resamples=resamples, permutations=permutations)
     if pairs is None and not isinstance(by, str):
         by, pairs = "method", by
-    one_of("comparison", by, COMPARED)
+    check_name("comparison", by, COMPARED)
     scores = scores_of(records)
     _check_pairs(by, pairs, scores.names[by])
     tables = [
@@ -122,7 +123,6 @@ def images_needed(records: Records, a: str, b: str, by: str = "method", power: f
 
     Args:
         records: as for :func:`paired_differences`; scores of several seeds are averaged per image.
-        a, b: two names.
         by: whether they are names of a ``"method"`` or a ``"model"``.
         power: the desired probability of telling them apart.
         alpha: the level of the (uncorrected) test.
@@ -136,7 +136,7 @@ def images_needed(records: Records, a: str, b: str, by: str = "method", power: f
         UnknownNameError: if the records do not contain ``a`` or ``b``.
         ValueError: for a power or alpha outside (0, 1) or a power below alpha.
     """
-    one_of("comparison", by, COMPARED)
+    check_name("comparison", by, COMPARED)
     if not 0 < alpha < 1 or not alpha < power < 1:
         raise ValueError(f"alpha and power must satisfy 0 < alpha < power < 1, not alpha={alpha!r} and power={power!r}")
     scores = scores_of(records)
@@ -166,7 +166,6 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
     Args:
         differences: (images, pairs), 0 where undefined (a difference of 0 has no effect).
         permutations: number of random flips.
-        rng: draws the flips.
 
     Returns:
         p (pairs,), 1 where all differences are 0.
@@ -246,7 +245,7 @@ def _check_pairs(by: str, pairs: Pairs | None, allowed: Collection[object]) -> N
     for pair in pairs or ():
         if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"a pair must be two different {by}s, not {pair!r}")
-        known(by, pair, allowed)
+        check_names(by, pair, allowed)
 
 
 def _pairs_in(scores: Scores, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:

@@ -24,7 +24,6 @@ def rank_each(
 
     Args:
         records: from :func:`idsds.evaluate`, with a column ``by`` that names the condition; a folder is read one model at a time.
-        by: name of that column.
         confidence, resamples, seed, nested: as for :func:`idsds.rank`.
 
     Returns:
@@ -97,7 +96,11 @@ def rank_agreement(
                 pair = [each.loc[both, shared].to_numpy() for each in (one, other)]
                 group = np.unique([groups[image] for image, _ in both], return_inverse=True)[1]
                 images, seeds = len(both.unique("image_id")), _seeds(both, nested and first != second)
-                found = _halves(pair[0], group, resamples, seed) if first == second else _resampled(*pair, group, seeds, resamples, seed)
+                if first == second:
+                    units = int(group.max(initial=-1)) + 1
+                    found = split_agreement(pair[0], group, units // 2, units // 2 * 2, resamples, rng_for(seed, "halves", units))
+                else:
+                    found = _resampled(*pair, group, seeds, resamples, seed)
                 facts |= {"count": images, "interval": _covers(confidence, first == second, seeds, group, images)}
                 for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
                     (low,), (high,) = percentile_ends(drawn[:, None], confidence)
@@ -150,20 +153,22 @@ def _resampled(
     return (float(kendall(*seen)[0]), kendall(*drawn)), (float(spearman(*seen)[0]), spearman(*drawn))
 
 
-def _halves(scores: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> Correlations:
-    """Return the mean tau and rho between random halves of the images (or groups of them), with the values of all splits."""
-    images, methods = int(group.max(initial=-1)) + 1, scores.shape[1]
-    if images < 2 or methods < 2:
+def split_agreement(scores: np.ndarray, group: np.ndarray, first: int, both: int, draws: int, rng: np.random.Generator) -> Correlations:
+    """Return the mean tau and rho between the means over two random sets of images, each with the values of all draws.
+
+    The sets are the ``first`` of the groups of images in a random order, and those that follow, up to ``both`` in all.
+    ``scores`` (rows, methods) belong to the ``group`` (rows,); NaN for an empty set, and for fewer than two methods.
+    """
+    units, methods, means = int(group.max(initial=-1)) + 1, scores.shape[1], []
+    if not 0 < first < both or methods < 2:
         return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
-    rng, means = rng_for(seed, "halves", images), []
-    for start in range(0, resamples, CHUNK):  # all at once would take gigabytes for 50,000 images
-        order = rng.random((min(CHUNK, resamples - start), images)).argsort(1)
-        half = (order < images // 2).astype(float)[:, group]  # (CHUNK, rows)
-        other = ((order >= images // 2) & (order < images // 2 * 2)).astype(float)[:, group]
-        means.append((weighted_means(scores, half), weighted_means(scores, other)))
+    for start in range(0, draws, CHUNK):  # all at once would take gigabytes for 50,000 images
+        order = rng.random((min(CHUNK, draws - start), units)).argsort(1)
+        sides = (order < first, (order >= first) & (order < both))
+        means.append([weighted_means(scores, side.astype(float)[:, group]) for side in sides])
     pair = [np.concatenate(side) for side in zip(*means, strict=True)]
     tau, rho = kendall(*pair), spearman(*pair)
-    return (float(np.nanmean(tau)), tau), (float(np.nanmean(rho)), rho)
+    return tuple((float(np.nanmean(each)) if np.isfinite(each).any() else float("nan"), each) for each in (tau, rho))  # type: ignore[return-value]
 
 
 def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 
 if TYPE_CHECKING:
     from idsds.evaluation.records import Content, Part
@@ -238,7 +238,7 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     if "direction" in records.columns:
         directions = records["direction"].iloc[first].to_numpy(dtype=object)
         for direction in set(directions):
-            one_of("direction", direction, (HIGHER, LOWER))
+            check_name("direction", direction, (HIGHER, LOWER))
         lower = directions == LOWER
     ceiling = None
     if "ceiling" in records.columns:
@@ -249,19 +249,6 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
 def varying_settings(records: pd.DataFrame) -> list[str]:
     """Return the setting columns of ``records`` that hold more than one value."""
     return [name for name in SETTINGS if name in records.columns and records[name].nunique(dropna=False) > 1]
-
-
-def known(kind: str, names: Sequence[object], allowed: Collection[object]) -> None:
-    """Raise UnknownNameError for the first of ``names`` that is not one of the ``allowed``."""
-    for name in names:
-        if name not in allowed:
-            raise UnknownNameError(kind, name, allowed)
-
-
-def one_of(kind: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise UnknownNameError if ``value`` is not one of ``allowed``."""
-    if value not in allowed:
-        raise UnknownNameError(kind, value, allowed)
 
 
 def _codes(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,10 @@ on each half and scored on the other, and the score is the mean over all images.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import PositiveInt
 from scipy import stats
 
@@ -49,9 +50,6 @@ def best(records: pd.DataFrame) -> pd.DataFrame:
 
     Images of one ``group`` are in one half.
 
-    Args:
-        records: of :func:`idsds.evaluate`.
-
     Returns:
         Records with one row per model, seed and image: ``method`` is the one selected for the image's half.
     """
@@ -70,9 +68,7 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     """Compute both axes of each model, and whether another model is at least as good in both.
 
     Args:
-        records: of :func:`idsds.evaluate`.
         correct: one row per model, seed and image: ``image_id``, ``correct`` (bool), ``group`` where the records have it.
-        resamples, seed: of the bootstrap over images (and training seeds) behind ``front_share``.
 
     Returns:
         One row per model, most accurate first: ``accuracy``, ``accuracy_low``, ``accuracy_high`` (:func:`accuracy`), ``method`` (the
@@ -159,12 +155,7 @@ def published_points(dataset: str = DATASET, grid: int = GRID, baseline: str = B
 
 
 def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Compare with the published values on both axes, for the models that both have.
-
-    Args:
-        table: from :func:`tradeoff`.
-        points: from :func:`published_points`.
-    """
+    """Compare with the published values on both axes, for the models that both have."""
     both = table[["model", "accuracy", "idsds"]].merge(points, on="model", suffixes=("", "_published"))
     for name in ("accuracy", "idsds"):
         both[f"{name}_difference"] = both[name] - both[f"{name}_published"]
@@ -172,13 +163,7 @@ def compare(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(table: pd.DataFrame, correlated: dict[str, float], score: str = "IDSDS") -> Findings:
-    """Test the claim by the interval of the correlation, and name the Pareto front.
-
-    Args:
-        table: from :func:`tradeoff`.
-        correlated: from :func:`correlation`.
-        score: its name.
-    """
+    """Test the claim by the interval of the correlation, and name the Pareto front."""
     claim = {"claim": f"accuracy and {score} trade off", **{f"Spearman {name}": correlated[name] for name in ("rho", "low", "high")}}
     claim |= {"p over models": correlated["p"], "verdict": str(verdicts(-correlated["high"], -correlated["low"]))}
     ends = f"95 % interval [{correlated['low']:+.2f}, {correlated['high']:+.2f}]"
@@ -217,9 +202,6 @@ class AccuracyTradeoff(EvaluationStudy):
         records, correct = self.records(progress), self.correct()
         table, points = tradeoff(records, correct), published_points(self.dataset, self.grid, self.baseline)
         score = named_score(records, "IDSDS")
-
-        def draw() -> Figure:
-            return plots.accuracy_tradeoff(table, published=points, score=score, columns=self.columns)
-
+        draw = partial(plots.accuracy_tradeoff, table, published=points, score=score, columns=self.columns)
         tables = {"": table, "published": compare(table, points)}
         return Result(self.stem, tables, findings(table, correlation(records, correct), score), draw, records)

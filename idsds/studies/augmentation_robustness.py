@@ -6,11 +6,11 @@ Source: the robustness experiment "Don't Augment Me" of the xai-correlation stud
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field
 from scipy import stats
 
@@ -71,10 +71,7 @@ class AugmentationRobustness(EvaluationStudy):
         similarity = similarities(self.records(progress), self.threshold, self.ssim_range)
         table = means_of(similarity)
         claims, agreement = judged(similarity, list(dict.fromkeys(study["method"]))), agreements(similarity, study)
-
-        def draw() -> list[Figure]:
-            return plots.augmentation_robustness(table, study, columns=self.columns)
-
+        draw = partial(plots.augmentation_robustness, table, study, columns=self.columns)
         tables = {"": table, "claims": claims, "agreement": agreement}
         shown = claims[["model", "group", "claim", "method", "rival", "difference", "low", "high", "count", "verdict"]]
         return Result(self.stem, tables, Findings(sentences(table), shown), draw, similarity)
@@ -86,7 +83,6 @@ def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd
 
     Args:
         records: of the protocol ``augmentation_robustness``, ``label`` is the group of augmentations.
-        threshold: by how much the target's probability may change.
         ssim_range: the data range of SSIM in words.
 
     Returns:
@@ -114,9 +110,6 @@ def similarities(records: pd.DataFrame, threshold: float, ssim_range: str) -> pd
 
 def means_of(similarity: pd.DataFrame) -> pd.DataFrame:
     """Return the averages over images, with their intervals and counts.
-
-    Args:
-        similarity: from :func:`similarities`.
 
     Returns:
         One row per model, method, augmentation and measure: ``mean``, ``low``, ``high``, ``count`` of the images that count, ``nan`` of
@@ -148,7 +141,6 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
     """Test both halves of the study's claim: by SSIM, over all augmentations of a group, among the methods that it printed.
 
     Args:
-        similarity: from :func:`similarities`.
         printed: the study's methods; those not measured here are ignored.
         confidence: confidence for all rivals together (Bonferroni).
 
@@ -182,9 +174,7 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
     """Return how well SSIM's order of the methods (without controls) agrees with that of the other measures and of the study's own SSIM.
 
     Args:
-        similarity: from :func:`similarities`.
         study: from :func:`idsds.published.xai_correlation_ssim`; its values are held fixed.
-        resamples, seed: of the bootstrap over images.
 
     Returns:
         One row per model, group and ``other`` (a measure, or ``published``): Spearman's ``rho`` of the methods' means over all

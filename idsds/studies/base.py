@@ -29,7 +29,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from idsds.common import paths
 from idsds.common.devices import Device, Precision, check_precision, chosen_device, one_of
 from idsds.common.interventions import patch_size
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name, check_names
 from idsds.common.settings import Settings, SettingsError, check_keys, read_values
 from idsds.datasets.base import DATASETS
 from idsds.evaluation import plan as engine
@@ -211,9 +211,7 @@ class EvaluationStudy(Study):
         patch_size(size, size, self.grid)
         check_unique(self, "models", "methods", "seeds")
         check_precision(self.precision, chosen_device(self.device).type)
-        for name in self.checkpoints:
-            if name not in self.models:
-                raise UnknownNameError("model with a checkpoint", name, self.models)
+        check_names("model with a checkpoint", self.checkpoints, self.models)
         return self
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
@@ -318,8 +316,7 @@ def study_class(name: str) -> type[Study]:
     Raises:
         UnknownNameError: for a name that is not in :data:`STUDIES`.
     """
-    if name not in STUDIES:
-        raise UnknownNameError("study", name, STUDIES)
+    check_name("study", name, STUDIES)
     return getattr(importlib.import_module(f"idsds.studies.{name}"), name.title().replace("_", ""))
 
 

@@ -9,15 +9,15 @@ Sources: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910); Samek et al
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name, check_names
 from idsds.datasets.base import DATASETS, first
 from idsds.evaluation.evaluate import evaluate
 from idsds.models import MODELS
@@ -82,7 +82,6 @@ def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) 
 
     Args:
         records: with ``label`` and ``raw``, the protocol's own score.
-        agreed: from :func:`agreement`.
         shares: accuracies by ``stage`` and ``images``.
     """
     loss, near = losses(shares), losses(shares, "top5") if "top5" in shares else None
@@ -125,13 +124,10 @@ class CompareProtocols(EvaluationStudy):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        for label in self.protocols:
-            if label not in RULES:
-                raise UnknownNameError("protocol", label, RULES)
+        check_names("protocol", self.protocols, RULES)
         check_unique(self, "protocols")
         for name, start in self.plain_checkpoints.items():
-            if name not in self.models:
-                raise UnknownNameError("model with a plain checkpoint", name, self.models)
+            check_name("model with a plain checkpoint", name, self.models)
             if start == PRETRAINED:
                 check_starts({name: start}, self.models)
         return self
@@ -248,18 +244,13 @@ class CompareProtocols(EvaluationStudy):
         if len(single := places[places["share_above_noise"].notna()]):
             said = Findings([*said.sentences, drops_said(single)], said.verdicts)
         families = dict(zip(records["method"], records["family"], strict=True))
-
         tables = {"": places, "agreement": agreed, "accuracy": shares, "repeatability": repeated}
         tables["properties"] = self.properties(records, agreed, shares, repeated)
         if (score := named_score(records, "IDSDS")) != "IDSDS":  # by every protocol's label
             tables = {name: table.replace(r"^(agrees with )?IDSDS\b", rf"\1{score}", regex=True) for name, table in tables.items()}
             named = None if said.verdicts is None else said.verdicts.rename(columns=lambda name: name.replace("IDSDS", score))
             said = Findings([text.replace("by IDSDS", f"by {score}") for text in said.sentences], named)
-        places, agreed = tables[""], tables["agreement"]
-
-        def draw() -> Figure:
-            return plots.compare_protocols(places, agreed, shares, families, columns=self.columns)
-
+        draw = partial(plots.compare_protocols, tables[""], tables["agreement"], shares, families, columns=self.columns)
         return Result(self.stem, tables, said, draw, records)
 
 

@@ -38,10 +38,6 @@ def sizes(dataset: ImageDataset, images: int) -> pd.DataFrame:
 def overview(classes: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """Summarise each data set and split.
 
-    Args:
-        classes: from :func:`counts`.
-        measured: from :func:`sizes`.
-
     Returns:
         One row per data set and split: ``classes``, ``images``, ``least`` and ``most`` per class, ``imbalance`` (most / least, infinite
         where a class has none), ``median_height`` and ``median_width`` of the ``measured`` files, ``smallest`` and ``largest`` side.

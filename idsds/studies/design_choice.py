@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Annotated, Any, Self
 
 import pandas as pd
-from matplotlib.figure import Figure
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 import idsds.published
 from idsds import plots
-from idsds.common.registry import UnknownNameError
+from idsds.common.devices import one_of
+from idsds.common.registry import check_name
 from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
@@ -47,12 +48,6 @@ CHOICES: Mapping[str, Choice] = {
         "the paper compares outputs before and after the softmax; the direction is this package's reading",
     ),
 }
-
-
-def _known(choice: str) -> str:
-    if choice not in CHOICES:
-        raise UnknownNameError("design choice", choice, CHOICES)
-    return choice
 
 
 def axis_of(model: str, quantity: str) -> str:
@@ -128,7 +123,7 @@ class DesignChoice(EvaluationStudy):
     compared with itself.
     """
 
-    choice: Annotated[str, AfterValidator(_known)]
+    choice: Annotated[str, one_of("design choice", CHOICES)]
     chains: list[Annotated[list[ModelName], Field(min_length=2)]] = []
 
     @model_validator(mode="after")
@@ -141,8 +136,7 @@ class DesignChoice(EvaluationStudy):
             raise ValueError(f"models: {self.choice!r} compares models and needs at least two")
         listed = [name for chain in self.chains for name in chain]
         for name in listed:
-            if name not in self.models:
-                raise UnknownNameError("model of a chain", name, self.models)
+            check_name("model of a chain", name, self.models)
             if listed.count(name) > 1:
                 raise ValueError(f"chains: {name!r} is listed more than once")
         if self.chains and (alone := [name for name in self.models if name not in listed]):
@@ -174,11 +168,8 @@ class DesignChoice(EvaluationStudy):
         table, compared = with_drops(ranked(records, self.axes), records), differences(records, self.axes)
         published = idsds.published.compare(table, self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
-
-        def draw() -> Figure:
-            looks = {"n_patches": self.grid**2, "columns": self.columns, "published": published, "score": named_score(records, "IDSDS")}
-            return plots.design_choice(table, compared, self.axes, families, **looks)
-
+        looks = {"n_patches": self.grid**2, "columns": self.columns, "published": published, "score": named_score(records, "IDSDS")}
+        draw = partial(plots.design_choice, table, compared, self.axes, families, **looks)
         tables = {"": table, "differences": compared, "published": published}
         if len(published):
             tables["published_differences"] = published_differences(self.axes)

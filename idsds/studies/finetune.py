@@ -3,29 +3,9 @@
 Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). It has worked if
 accuracy on images with one deleted patch is close to that on intact images, which does not change.
 
-:class:`Finetune` covers all of the following uses; the numbers of processes and nodes are read from the environment. Files are written
-below ``IDSDS_HOME`` (default: the repository), data is read below ``IDSDS_DATA``; a killed run resumes when started again.
-
-In a notebook, on 1..N devices of this machine (``devices: 4`` in the params file)::
-
-    papermill notebooks/finetune.ipynb runs/imagenet/finetune.ipynb -f params/imagenet/finetune.yaml
-
-In a terminal, the same; then what it will take (steps, images per second, hours, memory), without training::
-
-    python -m idsds finetune params/imagenet/finetune.yaml devices=4
-    python -m idsds finetune params/imagenet/finetune.yaml devices=4 dry_run=true
-
-With torchrun on two nodes of eight devices, the same line on each of them::
-
-    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=$HEAD_NODE:29500 \\
-        -m idsds finetune params/imagenet/finetune.yaml
-
-Under Slurm, one task per device, in a batch script (``--requeue`` continues after a preemption)::
-
-    #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --requeue
-    srun python -m idsds finetune params/imagenet/finetune.yaml
-
-``batch_size`` is that of all devices together: 256 in the paper. If a device cannot hold its share, ``accumulate`` splits it into passes.
+The same params file serves a notebook, ``python -m idsds finetune FILE``, torchrun and Slurm: docs/clusters.md has the commands. The
+numbers of processes and nodes are read from the environment, and a killed run resumes when started again. ``batch_size`` is that of all
+devices together: 256 in the paper. If a device cannot hold its share, ``accumulate`` splits it into passes.
 """
 
 from __future__ import annotations
@@ -44,7 +24,7 @@ from idsds import plots
 from idsds.common import paths
 from idsds.common.files import atomic
 from idsds.common.interventions import patch_size
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_names
 from idsds.datasets import DATASETS, ImageDataset
 from idsds.datasets.base import OnError, first
 from idsds.evaluation.evaluate import evaluate
@@ -67,10 +47,7 @@ def measure(
 
     Args:
         model: returns logits (B, K).
-        test: the images.
-        deletion: the patches to delete.
         batch_size: batch size over all devices together; None for 64.
-        workers: loader processes per device.
         machine: ``device``, ``devices`` and ``precision``, see :func:`idsds.training.launch.launch`.
 
     Returns:
@@ -170,9 +147,7 @@ class Finetune(TrainingStudy):
             raise ValueError("methods: a ranking before and after needs models whose checkpoints are 'pretrained'")
         if self.methods and self.root is not None:
             raise ValueError("methods: a ranking reads its images in $IDSDS_DATA, not in a root")
-        for option in self._data_options():
-            if option not in DATASETS[self.dataset].options:
-                raise UnknownNameError(f"option of data set {self.dataset!r}", option, DATASETS[self.dataset].options)
+        check_names(f"option of data set {self.dataset!r}", self._data_options(), DATASETS[self.dataset].options)
         return self
 
     def _data_options(self) -> dict[str, Any]:

@@ -8,12 +8,12 @@ Source: Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (arXiv 2407.11910), figure 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 from scipy.stats import rankdata
 
@@ -76,8 +76,6 @@ def sentences(target: str, table: pd.DataFrame, scores: pd.DataFrame) -> list[st
     """State which patch matters most, how often the logit rises, and the rank correlations.
 
     Args:
-        target: name of the target's class.
-        table: from :func:`patch_table`.
         scores: a row per method with ``by_hand``, the correlation.
     """
     n, most = len(table), table["drop"].idxmax()
@@ -114,10 +112,7 @@ class HowIdsdsWorks(EvaluationStudy):
                 "recorded": example.records["score"].to_numpy(float),
             }
         )
-
-        def draw() -> Figure:
-            return plots.how_idsds_works(example, deleted, patches, scores, columns=self.columns)
-
+        draw = partial(plots.how_idsds_works, example, deleted, patches, scores, columns=self.columns)
         first, *rest = patches
         tables = {"": patches[first], **{name.replace(" ", "_"): patches[name] for name in rest}, "scores": scores}
         return Result(self.stem, tables, Findings(sentences(example.target, patches[first], scores)), draw, example)

@@ -9,16 +9,16 @@ Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import BeforeValidator, Field, model_validator
 
 from idsds import plots
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.models import MODELS, create_model
@@ -64,12 +64,10 @@ class HyperparameterSensitivity(EvaluationStudy):
     @model_validator(mode="after")
     def _can_be_varied(self) -> Self:
         for method, options in self.sweeps.items():
-            if method not in self.methods:
-                raise UnknownNameError("method with a sweep", method, self.methods)
+            check_name("method with a sweep", method, self.methods)
             known = METHODS[split_name(method)[0]].settings()
             for option, values in options.items():
-                if option not in known:
-                    raise UnknownNameError(f"option of method {method!r}", option, known)
+                check_name(f"option of method {method!r}", option, known)
                 if len(set(map(repr, values))) < len(values):
                     raise ValueError(f"sweeps.{method}.{option} lists a value more than once: {values}")
         return self
@@ -118,11 +116,8 @@ class HyperparameterSensitivity(EvaluationStudy):
 
     def _run(self, progress: bool) -> Result:
         scores, spreads = self.measure(progress)
-
-        def draw() -> Figure:
-            return plots.hyperparameter_sensitivity(scores, spreads, score=score, columns=self.columns)
-
         score = score_of(spreads)
+        draw = partial(plots.hyperparameter_sensitivity, scores, spreads, score=score, columns=self.columns)
         claims = pd.concat(
             [spreads[["model"]].assign(claim=claim.replace("IDSDS", score), verdict=spreads[name]) for name, claim in CLAIMS.items()]
         )
@@ -169,7 +164,6 @@ class HyperparameterSensitivity(EvaluationStudy):
 
 
 def _own_value(method: str, option: str, model: str) -> Any:
-    """The method's default value."""
     own = METHODS[split_name(method)[0]].settings()[option]
     return MODELS[model].cam_layer if option == "layer" and own is None else own
 
@@ -224,7 +218,6 @@ def movements(
             ``group``, are drawn together.
         sweeps: by hyperparameter the names of its settings.
         own: the names of the settings between which ``gap`` lies; of fewer than two, it and the fractions are NaN.
-        confidence, resamples, seed: of the bootstrap.
 
     Returns:
         One row per sweep: ``idsds_range``, ``range_low``, ``range_high``; ``noise``, the mean range of the errors, expected if nothing

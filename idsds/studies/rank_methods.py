@@ -85,7 +85,6 @@ def beside_poster(claims: pd.DataFrame, ranked_apart: pd.DataFrame | None = None
     """Count the verdicts per finding, with what the poster's own numbers say beside them.
 
     Args:
-        claims: from :func:`published_findings`.
         ranked_apart: the same, of the scores of :func:`above_noise`; None: they are left out.
     """
     table = count_verdicts(claims, "finding")
@@ -176,12 +175,8 @@ class RankMethods(EvaluationStudy):
         everything = self.records(progress)
         records = select_images(everything, self.only, self.common)
         where = images_said(everything, records, self.only, self.common)
-        table, claims, controls, drops = (
-            with_drops(rank(records, nested=True), records),
-            published_findings(records),
-            beside_controls(records),
-            drops_of(records),
-        )
+        table, claims = with_drops(rank(records, nested=True), records), published_findings(records)
+        controls, drops = beside_controls(records), drops_of(records)
         apart = published_findings(above_noise(records) if "patch_sums" in records else self._above_noise(records))
         score = named_score(records, self.score)
         as_published = self.protocol == "idsds" and self.quantity == "logit"
@@ -189,14 +184,11 @@ class RankMethods(EvaluationStudy):
         families = dict(zip(records["method"], records["family"], strict=True))
         costs = load_costs(self.output).groupby(["model", "method"])[["milliseconds", "megabytes"]].mean().reset_index()
         table = table.merge(costs, on=["model", "method"], how="left").assign(**({"score": score} if score != self.score else {}))
+        options = {"n_patches": self.grid**2, "score": score, "models": self.models, "published": compared, "where": where}
 
         def draw() -> list[Figure]:
-            options = {"n_patches": self.grid**2, "score": score, "models": self.models, "columns": self.columns}
-            options |= {"published": compared, "where": where}
-            return [
-                plots.rank_methods(table, families, **options),
-                plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns),
-            ]
+            ranking = plots.rank_methods(table, families, columns=self.columns, **options)
+            return [ranking, plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns)]
 
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
         tables |= {"findings_above_noise": apart, "poster": poster_findings()}
@@ -209,7 +201,6 @@ def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
     """Compare every method with the best control of its model, on the same images.
 
     Args:
-        records: from :func:`idsds.evaluate`.
         confidence: confidence of each interval, not corrected for multiple comparisons.
 
     Returns:

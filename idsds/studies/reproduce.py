@@ -24,7 +24,7 @@ import pandas as pd
 from idsds.common import paths
 from idsds.common.files import atomic
 from idsds.common.hashing import digest, file_digest, study_digest, versions
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import UnknownNameError, check_names
 from idsds.common.settings import SettingsError, parameters_of, read_values
 from idsds.studies.base import STUDIES
 from idsds.studies.report import figure_files, report, table_files
@@ -99,9 +99,7 @@ def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:
     if not folder.is_dir():
         raise UnknownNameError("profile", profile, sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    for stem in only:
-        if stem not in files:
-            raise UnknownNameError(f"params file of {profile}", stem, files)
+    check_names(f"params file of {profile}", only, files)
     notebooks = {path.stem: path for path in (paths.root() / "notebooks").glob("*.ipynb")}
     found = []
     for stem in only or files:
@@ -117,9 +115,7 @@ def reproduce(runs: Sequence[Run], execute: Callable[[Run], None] | None = None,
     """Execute the runs and return the errors by stem. A failed run does not stop the others.
 
     Args:
-        runs: from :func:`runs_of`.
         execute: executes one run; papermill by default.
-        again: whether to repeat finished runs.
     """
     failures: dict[str, str] = {}
     started, made = time.monotonic(), 0

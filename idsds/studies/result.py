@@ -87,7 +87,6 @@ class Findings:
     """What a study found: at most three short sentences, and a table of verdicts.
 
     Args:
-        sentences: computed from the tables.
         verdicts: one row per claim (see :mod:`idsds.statistics.verdicts`), or None where the study tests no claim.
         scope: what the claims are about, shown last.
 
@@ -142,7 +141,6 @@ class Result:
     Args:
         stem: figures and tables are saved as ``stem.png``, ``stem.pdf``, ``stem.csv``, ``stem_<name>.csv`` and ``stem.md``.
         tables: by name; the main one is ``""``.
-        findings: what they say.
         draw: draws the figure, or its pages, from the tables.
         records: the records that the tables were computed from, or whatever else the checks at the end of a notebook need.
     """

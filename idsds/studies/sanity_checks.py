@@ -201,10 +201,6 @@ def _labels(settings: SanityChecks, name: str, seed: int, progress: bool) -> pd.
 def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Mean similarity over images, lower is better.
 
-    Args:
-        records: from :meth:`SanityChecks.similarities`.
-        confidence: of the intervals.
-
     Returns:
         One row per model, method, check, depth and similarity: ``layers``, ``family``, ``mean`` of the defined values, ``low`` and ``high``
         (Student's t over images, see :func:`image_values`), ``count`` of images with a value for every seed, ``nan`` of those without,
@@ -249,7 +245,6 @@ def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.
     similarities of unrelated maps are not known, so it is not tested by them.
 
     Args:
-        records: from :meth:`SanityChecks.similarities`.
         margin: of the similarity.
         confidence: of the intervals (Student's t over images), each on its own: not corrected for their number.
 
@@ -290,10 +285,6 @@ def sentences(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     """Count the comparisons that agree with the claim, and list the methods' Spearman correlations with the intact maps, highest first.
 
     The latter is listed where the first group of layers is randomised.
-
-    Args:
-        table: from :func:`similarity_table`.
-        claims: from :func:`judged`.
     """
     told = []
     if len(claims):

@@ -6,11 +6,11 @@ that class explained.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt
 from scipy import stats
 
@@ -28,10 +28,6 @@ METRICS = {"infidelity": "infidelity", "max_sensitivity": "max-sensitivity"}
 
 def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
     """Correlate the probability with each metric over images.
-
-    Args:
-        table: from :meth:`ScoreVsMetrics.images_of`.
-        confidence, resamples, seed: of the percentile bootstrap over images.
 
     Returns:
         One row per model, method and metric: Spearman's ``rho``, ``low``, ``high`` (NaN for a constant metric), ``count`` of the images,
@@ -104,10 +100,7 @@ class ScoreVsMetrics(EvaluationStudy):
     def _run(self, progress: bool) -> Result:
         images = self.images_of(progress)
         table = correlations(images)
-
-        def draw() -> Figure:
-            return plots.score_vs_metrics(images, table, target=self.target, columns=self.columns)
-
+        draw = partial(plots.score_vs_metrics, images, table, target=self.target, columns=self.columns)
         sentences = []
         for metric, name in METRICS.items():
             part = table[(table["metric"] == metric) & table["rho"].notna()]

@@ -15,11 +15,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots
 from idsds.common.interventions import patch_size
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_names
 from idsds.datasets.base import DATASETS
 from idsds.statistics import nested_bootstrap
 from idsds.statistics.intervals import percentile_ends, rng_for
-from idsds.statistics.rankings import CHUNK, kendall, rank_agreement, rank_each, spearman, weighted_means
+from idsds.statistics.rankings import rank_agreement, rank_each, split_agreement
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique, named_score
@@ -36,7 +36,6 @@ def means(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Return the mean IDSDS of every method under every variant, with an interval over images; for ``seed`` also over seeds and images.
 
     Args:
-        records: from :meth:`Stability.records`.
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.rank`.
 
     Returns:
@@ -56,7 +55,6 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
     For the number of images it is the agreement of random subsets of that size with the remaining images.
 
     Args:
-        records: from :meth:`Stability.records`.
         draws: number of random subsets for each number of images.
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.statistics.rank_agreement`.
 
@@ -84,31 +82,18 @@ def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 
     table = records.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False)
     of_image = records.drop_duplicates("image_id").set_index("image_id", drop=False)[unit_of(records)]
     group = np.unique(of_image.loc[table.index].to_numpy(dtype=str), return_inverse=True)[1]
-    scores, units = table.to_numpy(), int(group.max()) + 1
-    images, methods = scores.shape
-    row: dict[str, Any] = {"model": records["model"].iloc[0], "first": str(count), "second": "rest", "methods": methods, "count": count}
-    row |= {"interval": f"{100 * confidence:g} % percentiles over random subsets of the images"}
-    found = {"tau": np.full(1, np.nan), "rho": np.full(1, np.nan)}
-    if 2 * count <= images and methods > 1:
-        rng, drawn_means = rng_for(seed, "subsets", images, count), []
-        for start in range(0, draws, CHUNK):  # all at once would take gigabytes for 50,000 images
-            chosen = (rng.random((min(CHUNK, draws - start), units)).argsort(1) < max(1, round(count * units / images)))[:, group]
-            drawn_means.append([weighted_means(scores, part.astype(float)) for part in (chosen, ~chosen)])
-        parts = [np.concatenate(side) for side in zip(*drawn_means, strict=True)]
-        found = {"tau": kendall(*parts), "rho": spearman(*parts)}
-    for name, drawn in found.items():
+    scores, units, rng = table.to_numpy(), int(group.max()) + 1, rng_for(seed, "subsets", len(table), count)
+    row: dict[str, Any] = {"model": records["model"].iloc[0], "first": str(count), "second": "rest", "methods": scores.shape[1]}
+    row |= {"count": count, "interval": f"{100 * confidence:g} % percentiles over random subsets of the images"}
+    chosen = max(1, round(count * units / len(scores))) if 2 * count <= len(scores) else 0
+    for name, (mean, drawn) in zip(("tau", "rho"), split_agreement(scores, group, chosen, units, draws, rng), strict=True):
         (low,), (high,) = percentile_ends(drawn[:, None], confidence)
-        row |= {name: float(np.nanmean(drawn)) if np.isfinite(drawn).any() else np.nan, f"{name}_low": low, f"{name}_high": high}
+        row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame([row])
 
 
 def findings(table: pd.DataFrame, agreed: pd.DataFrame) -> Findings:
-    """Judge each pair of variants by whether their rankings agree beyond chance, and state how much training seeds matter.
-
-    Args:
-        table: from :func:`means`.
-        agreed: from :func:`agreement`.
-    """
+    """Judge each pair of variants by whether their rankings agree beyond chance, and state how much training seeds matter."""
     agreed = agreed[agreed["kind"].isin(KINDS[:3])]
     pairs = agreed[agreed["first"] != agreed["second"]].rename(columns={"tau_low": "low", "tau_high": "high"})
     least = pairs.loc[pairs.groupby("kind", sort=False)["tau"].idxmin()]
@@ -168,9 +153,7 @@ class Stability(EvaluationStudy):
         if too_many := [count for count in self.counts if not 2 <= count <= self.images]:
             raise ValueError(f"counts must lie between 2 and images={self.images}, not {too_many}")
         variants = [name for name in self.variants() if name != REFERENCE]
-        for name in self.variant_checkpoints:
-            if name not in variants:
-                raise UnknownNameError("variant with a checkpoint", name, variants)
+        check_names("variant with a checkpoint", self.variant_checkpoints, variants)
         missing = [name for name in variants if name not in self.variant_checkpoints]
         if missing and not (trains_from_scratch(self.models[0], self.dataset) or starts_from_package(self.models[0], self.dataset)):
             raise ValueError(f"variant_checkpoints: no in-domain weights of {self.models[0]!r} for {', '.join(map(repr, missing))}")

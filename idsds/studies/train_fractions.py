@@ -89,7 +89,6 @@ class ManyModels(TrainingStudy):
 
         Args:
             images: number of test images, the first in the fixed order; None: all.
-            progress: whether to show a bar.
 
         Returns:
             One row per model: data set, architecture, fraction, seed; ``train_images``, ``epochs``, ``best_epoch`` (from 1) and
@@ -186,11 +185,7 @@ class TrainFractions(ManyModels):
 
 
 def findings(table: pd.DataFrame) -> Findings:
-    """Judge per data set and architecture whether more training images give better models, and distinguish the measures of quality.
-
-    Args:
-        table: of :meth:`ManyModels.quality`.
-    """
+    """Judge per data set and architecture whether more training images give better models, and distinguish the measures of quality."""
     above = 100 * table[EXCESS]
     sides = f"{(table[f'{EXCESS}_low'] > 0).sum()} intervals above 0, {(table[f'{EXCESS}_high'] < 0).sum()} below"
     below = (table["macro_f1"] < table["accuracy"]).sum()

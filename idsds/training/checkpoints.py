@@ -20,11 +20,11 @@ from torch import nn
 
 from idsds.common import paths
 from idsds.common.devices import chosen_device
-from idsds.common.files import sha256_of, sweep, write_json
+from idsds.common.files import ABANDONED, sha256_of, sweep, write_json
 from idsds.common.hashing import digest, file_digest, versions
 from idsds.common.normalisation import Normalisation
 from idsds.common.randomness import generator
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets import DATASETS, ImageDataset, create_dataset, fingerprint
 from idsds.datasets.images import viewed
 from idsds.datasets.splits import nested_share, permuted
@@ -52,8 +52,6 @@ class Stage:
         data: fingerprints of the training and the validation images.
         start: the previous stage; None for random weights or ``weights``.
         weights: a checkpoint file to start from, or ``pretrained``.
-        weights_key: hash of that file.
-        options: options of the data set, such as ``root``.
         fraction: fraction of the training images to use, see :func:`idsds.datasets.splits.nested_share`.
         permuted_labels: whether to permute the labels of the training images. The epoch is then chosen on these images themselves, since
             the net is to memorise them and cannot generalise.
@@ -189,17 +187,11 @@ def plan_training(
     """Return the stage that produces the model for a data set: trained and, with ``deletion``, then fine-tuned in-domain.
 
     Args:
-        model: a name of :func:`idsds.list_models`.
-        dataset: a name of :func:`idsds.list_datasets`.
         deletion: grid and baseline of the patches deleted in fine-tuning; None for no fine-tuning.
-        seed: seed of all random numbers.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         weights: a checkpoint file to start from, or ``pretrained``; None to train a small net from scratch first.
         changes: changes to the last stage's recipe (the model's own, or the paper's with ``weights``).
         fraction: fraction of the training images, in (0, 1], stratified by class and drawn with ``seed``.
         permuted_labels: whether to permute the labels among the training images, keyed by ``seed``.
-        options: options of the data set, such as ``root``.
 
     Raises:
         FileNotFoundError: if the file of weights does not exist.
@@ -281,7 +273,7 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
 
 
 def _run(stage: Stage, machine: Machine, progress: bool) -> None:
-    sweep(stage.path.parent, "*.resume.pt", days=30)
+    sweep(stage.path.parent, "*.resume.pt", 30 * ABANDONED)
     model = stage.begin()
     what = "training" if stage.deletion is None else "in-domain fine-tuning"
     started = time.monotonic()
@@ -315,8 +307,7 @@ def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
         ValueError: if not; the message names the model or the file.
     """
     for name, start in checkpoints.items():
-        if name not in models:
-            raise UnknownNameError("model with a checkpoint", name, models)
+        check_name("model with a checkpoint", name, models)
         if start == PRETRAINED and PRETRAINED not in MODELS[name].options:
             raise ValueError(f"no weights of {name!r} are published where they can be fetched: give a file instead of 'pretrained'")
         if start != PRETRAINED and not paths.resolve(start).is_file():

@@ -94,8 +94,6 @@ def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devic
 
     Args:
         function: takes a launched ``Fabric`` first; in forked processes its result must be small, and changes to tensors are lost.
-        args: its other arguments.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: number of devices of this machine; under torchrun or Slurm, 1 or the number of processes.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, which needs a CUDA device.
 

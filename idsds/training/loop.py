@@ -175,8 +175,6 @@ def fit(
         deletion: grid and baseline of in-domain fine-tuning; None for ordinary training.
         seed: seed of the image order, augmentation, deletions and dropout.
         resume: file for the run's state; if it exists, the run resumes from it. Remove it once the result is saved.
-        label: text of the progress bar.
-        progress: whether to show the bar.
         machine: the hardware, such as ``device="cuda"``; the names are those of :class:`~idsds.training.launch.Machine`.
 
     Returns:

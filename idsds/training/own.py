@@ -71,10 +71,8 @@ def finetune(
         grid: patches per side, the same as in ``evaluate``.
         baseline: what replaces a patch, the same as in ``evaluate``.
         share: delete a random number of patches, up to this fraction, instead of one: the protocol's ``masked_share``.
-        seed: seed of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        progress: whether to show a progress bar.
         recipe: changes to :data:`OWN`, such as ``epochs=20`` or ``lr=1e-4``; the names are those of
             :class:`~idsds.training.recipes.Recipe`. ``loss="distill"`` needs no labels.
 

@@ -91,10 +91,6 @@ def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int =
     """Return the most probable class of every readable image.
 
     Args:
-        model: returns logits (B, K), on the device to use; its mode is restored afterwards.
-        data: the images.
-        size: images per batch.
-        workers: loader processes.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 
     Returns:

@@ -106,9 +106,7 @@ def training_step(
     Every image has the same weight in the gradient, even if the batch is divided unevenly.
 
     Args:
-        fabric: launched.
         net: set up by ``fabric``, in training mode, returns logits (B, K).
-        optimizer: set up by ``fabric``.
         images: (B, 3, H, W), normalised, patches deleted, on the device.
         targets: (B,), or probabilities (B, K) to distil.
         loss: see :func:`loss_of`.

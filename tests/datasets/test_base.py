@@ -105,7 +105,7 @@ def test_manifest_errors(tmp_path):
 
 @pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (-0.1, 0), (0, 1.0)])
 def test_impossible_shares_are_refused(validation, test):
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="fractions"):
         stratified_split(["a"], [0], "train", validation=validation, test=test)
 
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import rankdata
 
 from idsds import plots
-from idsds.plots.gallery import CELL, _width, as_text, fitted
-from idsds.plots.style import DIVERGING
+from idsds.plots.gallery import CELL, as_text, fitted
+from idsds.plots.style import DIVERGING, text_width
 from idsds.studies.gallery import Example
 
 mpl.use("agg")
@@ -180,7 +180,7 @@ def test_texts_are_made_to_fit():
     assert 5 <= size < 6.5
     text, size = fitted("an endless name of a method", 40, 6.5, "normal")
     assert text.endswith("…")
-    assert _width(text, "normal") * size <= 40
+    assert text_width(text, size) <= 40
 
 
 def test_numbers_have_no_negative_zero():

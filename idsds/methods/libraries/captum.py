@@ -229,10 +229,7 @@ def check_complete(name: str, attributions: Tensor, outputs: Tensor, targets: Te
     """Check that DeepLIFT's attributions sum to the change of the logit, which operations without a rule violate.
 
     Args:
-        name: the method's name.
-        attributions: (B, C, H, W).
         outputs: logits of the images, each repeated for its n baselines, followed by those of the baselines, (2 B n, K).
-        targets: (B,).
         exact: whether a violation is an error. Captum's rule for max pooling drops part of the change where image and baseline agree.
 
     Raises:

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 class Explorer:
-    """A view of a run: one image with the maps of some methods. In JupyterLab it has controls, elsewhere it is a figure.
-
-    Args:
-        source: the records, and what is needed to explain their images again.
-    """
+    """A view of a run: one image with the maps of some methods. In JupyterLab it has controls, elsewhere it is a figure."""
 
     def __init__(self, source: Source) -> None:
         self.source, self.order = source, ORDERS[0]

@@ -21,11 +21,7 @@ KEYS = """<img src="data:," alt="" hidden onerror="setTimeout(() => document.que
 
 
 class Widget:
-    """Controls of an explorer; parts that a selection does not change are not redrawn.
-
-    Args:
-        explorer: the view that they control.
-    """
+    """Controls of an explorer; parts that a selection does not change are not redrawn."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer, self._busy = explorer, False

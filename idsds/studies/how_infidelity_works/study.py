@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Annotated, ClassVar, NamedTuple, Self
 
@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -168,10 +167,7 @@ class HowInfidelityWorks(Study):
     def _run(self, progress: bool) -> Result:
         walk = self.walk(progress)
         table, claims = steps_table(walk), claims_table(walk)
-
-        def draw() -> Figure:
-            return plots.how_infidelity_works(walk, table, columns=self.columns)
-
+        draw = partial(plots.how_infidelity_works, walk, table, columns=self.columns)
         return Result(self.stem, {"": table, "claims": claims}, Findings(sentences(walk, claims), claims), draw, walk)
 
 
@@ -239,7 +235,6 @@ class Walk:
     """One image with all its steps.
 
     Args:
-        settings: of the study.
         image_id, label: of the image; the label's name.
         picture: (H, W, 3) in [0, 1].
         maps: by method, (H, W).
@@ -299,7 +294,6 @@ class _Image:
         return min(infidelity, key=infidelity.__getitem__)
 
     def step(self, kind: Kind, invert: Callable[[Tensor], Tensor]) -> Step:
-        """Return the step of one kind of perturbation."""
         weights, taken = self.judging(kind)
         changes = self.changes(taken)
         by_cell, keys = self._by_cell(weights), _keys(weights)

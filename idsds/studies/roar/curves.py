@@ -34,7 +34,6 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
     """Return the mean accuracy over training seeds at each fraction, for images without some pixels and for masks alone.
 
     Args:
-        records: from :meth:`idsds.studies.roar.Roar.retrain`.
         confidence: confidence of each interval, not corrected for multiple comparisons.
 
     Returns:
@@ -130,12 +129,7 @@ def claims_of(areas: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(areas: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
-    """State the areas against the first control by kind, and whether the positions of the replaced pixels reveal the class.
-
-    Args:
-        areas: from :func:`retraining_areas`.
-        curves: from :func:`retraining_curves`.
-    """
+    """State the areas against the first control by kind, and whether the positions of the replaced pixels reveal the class."""
     told = []
     for kind, part in areas[areas["control"] == areas["control"].iloc[0]].groupby("kind", sort=False):
         values = (f"{row.method} on {row.model} {row.area:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in part.itertuples())

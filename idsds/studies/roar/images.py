@@ -45,7 +45,6 @@ def modified(
     """A data set with a fraction of the pixels of each image replaced.
 
     Args:
-        dataset: the images.
         ranks: their pixels' ranks; None where nothing (``share`` 0) or everything (1) is replaced.
         share, kind: see :func:`idsds.protocols.roar.replacement_mask`; with ``mask`` only the mask of replaced pixels is shown
             (:func:`idsds.protocols.roar.mask_images`), which needs ``ranks``.

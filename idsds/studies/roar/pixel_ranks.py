@@ -22,7 +22,7 @@ from idsds.common.batching import default_batch
 from idsds.common.files import DamagedFileError, atomic, read_json, write_json
 from idsds.common.hashing import code_digest, digest, own_digest, versions
 from idsds.common.progress import Progress
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, fingerprint
 from idsds.methods.base import METHODS, Method, shared_maps, shared_passes, split_name
 from idsds.protocols.roar import pixel_ranks, unordered
@@ -34,13 +34,7 @@ SHARD = 1024  # images per file
 
 @dataclass
 class PixelRanks:
-    """The ranks of one method on one data set.
-
-    Args:
-        key: the address.
-        count: images.
-        height, width: of an image.
-    """
+    """The ranks of one method on one data set."""
 
     key: str
     count: int
@@ -104,9 +98,7 @@ def ranks_of(method: str, model_key: str, dataset: ImageDataset, *, seed: int, t
     """Return where a method's ranks on a data set are, or will be.
 
     Args:
-        method: a name of the registry.
         model_key: the address of the net that is explained.
-        dataset: the images.
         seed: of the method's noise and of the order of equal pixels.
         target: what is explained: the net's own ``prediction``, or the ``label``, which leaks the class of a test image to a retrained net.
         device: its kind; rounding differs between them.
@@ -114,8 +106,7 @@ def ranks_of(method: str, model_key: str, dataset: ImageDataset, *, seed: int, t
     Raises:
         UnknownNameError: for an unknown method or target.
     """
-    if target not in get_args(Target):
-        raise UnknownNameError("target", target, get_args(Target))
+    check_name("target", target, get_args(Target))
     base, transform = split_name(method)
     entry = METHODS[base]
     found = versions()
@@ -148,7 +139,6 @@ def store_ranks(
         wanted: the result of :func:`ranks_of` by method name.
         dataset, seed, target: as there.
         device: where the net is moved to.
-        progress: whether to show a bar.
     """
     waiting = {start: names for start in range(0, len(dataset), SHARD) if (names := [n for n, r in wanted.items() if start in r.missing])}
     if not waiting:

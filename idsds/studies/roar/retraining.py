@@ -35,7 +35,6 @@ class Retraining:
     Args:
         method, share, seed: what is replaced, and the seed of training.
         kind: ``remove`` (ROAR), ``keep`` (KAR), or ``mask``: only the mask of the pixels that ``remove`` replaces.
-        stage: how the net is trained.
         data: the three splits, as they are, and their ``fingerprints``.
         ranks: the ranks of their pixels; None where nothing or everything is replaced.
         fill: what replaces a pixel.

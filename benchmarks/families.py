@@ -9,6 +9,7 @@ package's own passes. tests/methods/test_families.py runs all methods on all net
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from benchmarks.relevance_rules import chefer, composite
 from idsds.common.interventions import patch_numbers
 from idsds.common.randomness import Draws, generator, seeded
 from idsds.methods import METHODS, create_method
@@ -41,7 +43,7 @@ from idsds.models import MODELS, create_model, describe
 from idsds.models.libraries import feature_layer
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods-by-family.md"
-RIGHT, RUNS = "✓", "(✓)"
+RIGHT = "✓"
 IDS, TARGETS = ["a", "b"], torch.tensor([1, 4])
 CLASSES = 5
 
@@ -184,7 +186,7 @@ def explained(name: str, family: str, some: slice = slice(None)) -> Tensor:
 
 
 def judge(name: str, family: str) -> str:
-    """Return a cell of the page: right, runs, or the reason why a method is refused. Raises AssertionError where it is wrong."""
+    """Return a cell of the page: right, or the reason why a method is refused. Raises AssertionError where it is wrong."""
     if reason := refusal(name, family):
         return reason
     try:
@@ -199,8 +201,6 @@ def judge(name: str, family: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = oracle(name, net, images_of(family), options_of(name, net))
-    if wanted is None:
-        return RUNS
     wanted = wanted.detach().to(maps)
     wanted = wanted.sum(1, keepdim=True) if wanted.ndim == 4 else wanted[:, None]
     assert near(maps, wanted, max(tolerance, 1e-6)), f"{where}: {float((maps - wanted).abs().max())} of {float(wanted.abs().max())}"
@@ -215,8 +215,8 @@ def near(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
 # What the maps must be.
 
 
-def oracle(name: str, net: nn.Module, images: Tensor, options: dict[str, Any]) -> Tensor | None:
-    """What a method must give: (B, C, H, W) or (B, H, W); None where it is not compared here."""
+def oracle(name: str, net: nn.Module, images: Tensor, options: dict[str, Any]) -> Tensor:
+    """What a method must give: (B, C, H, W) or (B, H, W)."""
     key = PLAIN.get(name, (name,))[0]
     entry = METHODS[name]
     settings = {**entry.settings(), **options}
@@ -268,7 +268,18 @@ def deconvolved(x: Tensor, cap: float) -> Tensor:
     return y
 
 
-def of_one(name: str, net: nn.Module, images: Tensor, targets: Tensor, settings: dict, noise: str, ids: list[str]) -> Tensor | None:
+def smoothed(x: Tensor, cap: float) -> Tensor:
+    """Its gradient is that of a softplus of beta 10."""
+    y = x * torch.sigmoid(10 * x).detach()
+    return y + (x.clamp(min=0) - y).detach()
+
+
+def uncapped(rule: Callable[[Tensor, float], Tensor], x: Tensor, cap: float) -> Tensor:
+    """A rule of ReLUs that leaves ReLU6 alone, as captum and zennit do."""
+    return rule(x, cap) if cap == float("inf") else x.clamp(0, cap)
+
+
+def of_one(name: str, net: nn.Module, images: Tensor, targets: Tensor, settings: dict, noise: str, ids: list[str]) -> Tensor:
     """The package's own methods by their formulas."""
     draws, stem = Draws(0, noise or name, images, ids), name.removesuffix(" (paper)")
     if stem in ("Gradient", "IxG", "Saliency"):
@@ -309,6 +320,9 @@ def of_one(name: str, net: nn.Module, images: Tensor, targets: Tensor, settings:
         return enlarged((summed(torch.where(slopes > 0, weights, 0)) * values).sum(1).relu(), images)
     if stem == "SG-CAM++":
         return smooth_cam(name, net, images, targets, settings, draws)
+    if stem == "CheferLRP":
+        start = min(1, len(net.blocks) - 1) if settings["start_block"] is None else settings["start_block"]
+        return drawn_as_blocks(net, chefer(net, images, targets, start)[:, net.num_prefix_tokens :], images)
     if stem == "Rollout":
         return rolled_out(net, images, min(1, len(net.blocks) - 1) if settings["start_block"] is None else settings["start_block"])
     if stem in ("RISE", "RISE-U"):
@@ -320,10 +334,10 @@ def of_one(name: str, net: nn.Module, images: Tensor, targets: Tensor, settings:
                 chances = net(mask * images + (1 - mask) * hidden).softmax(1).gather(1, targets[:, None])
                 total += chances[:, :, None] * mask
         return total / len(masks) / settings["probability"]
-    return None
+    raise AssertionError(f"{name} is compared with nothing")
 
 
-def of_smoothgrad(base: str, suffix: str, net: nn.Module, images: Tensor, settings: dict, noise: str) -> Tensor | None:
+def of_smoothgrad(base: str, suffix: str, net: nn.Module, images: Tensor, settings: dict, noise: str) -> Tensor:
     """Copy by copy."""
     spread = (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))[:, None, None, None] if settings["relative"] else 1
     drawn = Draws(0, noise, images, IDS).normal(settings["samples"])
@@ -489,7 +503,7 @@ def of_gradcam(local: str, key: str, net: nn.Module, images: Tensor, settings: d
     return one_by_one(called, key, images) if local in ("RandomCAM", "FinerCAM") else called(images, TARGETS)
 
 
-def of_captum(local: str, key: str, net: nn.Module, images: Tensor, settings: dict) -> Tensor | None:
+def of_captum(local: str, key: str, net: nn.Module, images: Tensor, settings: dict) -> Tensor:
     """captum's class on the net; its rules for modules by their formulas, for any net."""
     if local in ("DeepLift", "DeepLiftShap"):
         starts = torch.zeros_like(images[:1])
@@ -497,11 +511,10 @@ def of_captum(local: str, key: str, net: nn.Module, images: Tensor, settings: di
             shape = (settings["baseline_samples"], *images.shape[1:])
             starts = (2 * torch.rand(shape, generator=generator(0, "baselines", shape)) - 1).to(images)
         parts = [rescaled(net, images, start) for start in starts]
-        return None if parts[0] is None else torch.stack(parts).mean(0)
+        return torch.stack(parts).mean(0)
     if local in ("GuidedBackprop", "Deconvolution"):
         # Without ReLU6, which captum leaves alone.
-        uncapped = guided if local == "GuidedBackprop" else deconvolved
-        with relu_as(lambda x, cap: uncapped(x, cap) if cap == float("inf") else x.clamp(0, cap)):
+        with relu_as(partial(uncapped, guided if local == "GuidedBackprop" else deconvolved)):
             return gradient(net, images, TARGETS)
     asked = {name: settings[name] for name in ("n_samples", "n_steps") if name in settings}
     if settings.get("grid"):
@@ -542,10 +555,12 @@ class Rescale(torch.autograd.Function):
         return ctx.saved_tensors[0] * gradients, None
 
 
-def rescaled(net: nn.Module, images: Tensor, start: Tensor) -> Tensor | None:
-    """DeepLIFT's rescale rule, without captum; None for nets with max pooling, of which captum has a rule of its own."""
+def rescaled(net: nn.Module, images: Tensor, start: Tensor) -> Tensor:
+    """DeepLIFT's rescale rule, without captum; nets with max pooling, of which it has a rule of its own, by captum itself."""
     if any(isinstance(module, nn.MaxPool2d) for module in net.modules()):
-        return None
+        if isinstance(net, tv.DenseNet):  # whose last ReLU is no module
+            net = nn.Sequential(net.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.classifier)
+        return captum.attr.DeepLift(copy.deepcopy(net)).attribute(images.clone(), start.expand_as(images), target=TARGETS).detach()
     both = torch.cat([images, start.expand_as(images)]).requires_grad_()
     with relu_as(lambda x, cap: Rescale.apply(x, lambda v: v.clamp(0, cap))):
         scores = net(both)
@@ -553,20 +568,26 @@ def rescaled(net: nn.Module, images: Tensor, start: Tensor) -> Tensor | None:
     return found[: len(images)] * (images - start)
 
 
-def of_zennit(local: str, key: str, net: nn.Module, images: Tensor, settings: dict) -> Tensor | None:
-    """zennit's composite with its own canonizer, for the nets that it has one for."""
-    from zennit import canonizers, composites
+def of_zennit(local: str, key: str, net: nn.Module, images: Tensor, settings: dict) -> Tensor:
+    """zennit's composite with its own canonizer, for the nets that it has one for; for the others its rules, written a second time."""
+    from zennit import composites
     from zennit.attribution import Gradient
     from zennit.torchvision import ResNetCanonizer
 
-    kind = type(net).__name__
-    plain = local in ("DeconvNet", "GuidedBackprop")
-    if kind not in ("VGG", "ResNet") or describe(net).name == "timm/resnet18" or local == "EpsilonGammaBox":
-        return None
-    own = [] if plain else [ResNetCanonizer() if kind == "ResNet" else canonizers.SequentialMergeBatchNorm()]
-    hot = F.one_hot(TARGETS, CLASSES)
-    with Gradient(net, getattr(composites, local)(canonizers=own)) as attributor:
-        return attributor(images.clone().requires_grad_(), lambda output: hot.to(output) if plain else output.detach() * hot)[1]
+    if local in ("DeconvNet", "GuidedBackprop", "BetaSmooth"):  # of ReLUs alone, without a cap
+        hot = F.one_hot(TARGETS, CLASSES)
+        with relu_as(partial(uncapped, {"DeconvNet": deconvolved, "GuidedBackprop": guided, "BetaSmooth": smoothed}[local])):
+            inner = images.clone().requires_grad_()
+            output = net(inner)
+            (found,) = torch.autograd.grad(output, inner, output.detach() * hot if local == "BetaSmooth" else hot.to(output))
+        return found
+    box = {name: settings[name] for name in ("low", "high") if name in settings}
+    if describe(net).name != "mini_resnet8" or box:  # the only one of torchvision's basic blocks
+        return composite(local, net, images, TARGETS, **box)
+    with Gradient(net, getattr(composites, local)(canonizers=[ResNetCanonizer()])) as attributor:
+        found = attributor(images.clone().requires_grad_(), lambda output: output.detach() * F.one_hot(TARGETS, CLASSES))[1]
+    assert near(composite(local, net, images, TARGETS), found, 1e-4), "the second implementation is not zennit"
+    return found
 
 
 def of_saliency(local: str, key: str, net: nn.Module, images: Tensor, settings: dict) -> Tensor:
@@ -591,20 +612,43 @@ timm, or where noted of torchvision) and tries every method.
 
 | mark | meaning |
 |---|---|
-| {RIGHT} | right: equal to the method's library, called directly, or to its formula; a batch gives what its images give one by one |
-| {RUNS} | a batch gives what its images give one by one; compared with library or formula on other nets only, by the tests |
+| {RIGHT} | right: on this net the map equals that in the second column, and a batch gives what its images give one by one |
 | *number* | refused, with the reason below |
+
+*library*: the method's own, called directly, without this package; *formula*: written out in that file; *rules*: those of relevance,
+written a second time in `benchmarks/relevance_rules.py`, which equal zennit's where zennit can be called on the net itself.
 
 The controls `Random`, `Edges` and `Center` take any net. `list_methods(model).excluded` gives the reasons for yours.
 """
 
 
+def compared_with(name: str) -> str:
+    """Return what the maps of a method were compared with."""
+    key = PLAIN.get(name, (name,))[0]
+    home, _, local = key.partition("/")
+    if local.startswith("DeepLift"):
+        return "formula; on nets with max pooling the library"
+    if local in ("GuidedBackprop", "Deconvolution", "DeconvNet", "BetaSmooth"):
+        return "formula"
+    if home == "zennit":
+        return "rules" if local == "EpsilonGammaBox" else "rules; on ResNet (torchvision) the library too"
+    if local:
+        return "library"
+    if METHODS[name].refused or name in ("BagNet", "B-cos"):
+        return "-"
+    if name.startswith("CheferLRP"):
+        return "rules"
+    stem = name.removesuffix(" (paper)").partition("-SG")[0]
+    ours = name in ("Grad-CAM++ (paper)",) or stem in ("SG-CAM++", "Rollout", "RISE", "RISE-U")
+    return "library" if not ours and stem in ("IG", "IG-U", "Grad-CAM", "Grad-CAM++", "XGrad-CAM", "Layer-CAM") else "formula"
+
+
 def written(cells: dict[tuple[str, str], str]) -> str:
     """Return the page of the cells, by method and family: marks, or reasons, which get numbers."""
-    reasons = list(dict.fromkeys(cell for cell in cells.values() if cell not in (RIGHT, RUNS)))
-    shown = {key: cell if cell in (RIGHT, RUNS) else str(reasons.index(cell) + 1) for key, cell in cells.items()}
-    lines = [f"| method | {' | '.join(FAMILIES)} |", "|---|" + "---|" * len(FAMILIES)]
-    lines += [f"| `{name}` | {' | '.join(shown[name, family] for family in FAMILIES)} |" for name in ROWS]
+    reasons = list(dict.fromkeys(cell for cell in cells.values() if cell != RIGHT))
+    shown = {key: cell if cell == RIGHT else str(reasons.index(cell) + 1) for key, cell in cells.items()}
+    lines = [f"| method | compared with | {' | '.join(FAMILIES)} |", "|---|---|" + "---|" * len(FAMILIES)]
+    lines += [f"| `{name}` | {compared_with(name)} | {' | '.join(shown[name, family] for family in FAMILIES)} |" for name in ROWS]
     listed = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
     nets = ", ".join(f"{family}: `{key}`" for family, (key, *_) in FAMILIES.items())
     return "\n".join([INTRODUCTION, *lines, "", "Reasons:", "", *listed, "", f"The nets' classes are those of {nets}.", ""])
@@ -614,8 +658,8 @@ def read_page(text: str) -> dict[tuple[str, str], str]:
     """Return the page's cells by method and family, numbers replaced by their reasons."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| method", "| `"))]
     reasons = dict(line.split(". ", 1) for line in text.splitlines() if line[:1].isdigit())
-    families = rows[0][1:]
-    return {(name.strip("`"), f): reasons.get(c, c) for name, *cells in rows[1:] for f, c in zip(families, cells, strict=True)}
+    families = rows[0][2:]
+    return {(name.strip("`"), f): reasons.get(c, c) for name, _, *cells in rows[1:] for f, c in zip(families, cells, strict=True)}
 
 
 if __name__ == "__main__":

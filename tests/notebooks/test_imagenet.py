@@ -196,6 +196,26 @@ def test_the_ranking_runs_on_a_folder_of_imagenet_with_the_authors_files(data, w
     assert b"/FontFile2" in Path(f"{stem}.pdf").read_bytes() or b"/Type42" in Path(f"{stem}.pdf").read_bytes()
 
 
+def test_the_leaderboard_runs_on_a_folder_of_imagenet_and_says_its_cost_before(data, weights, tmp_path, monkeypatch):
+    """All methods that apply are planned; a few run, of which Occlusion by the judging patches is a ceiling."""
+    given = {**full_size("leaderboard"), **small(weights, also=[], passes=4), "output": str(tmp_path / "plan")}
+    board = Leaderboard(**given)
+    assert {"IxG", "Grad-CAM", "DeepLIFT"} <= set(board.chosen)
+    left_out = board.left_out.set_index("method")["why"]
+    assert "more than 4" in left_out["IG"]
+    assert "Rollout" in left_out
+    few = small(weights, also=[], methods=["IxG", "Grad-CAM", "Occlusion", "Random"], common=False)
+    plan = Leaderboard(**{**given, **few, "dry_run": True}).plan_table()
+    assert plan["seconds_left"].sum() > 0
+    stem, _ = run("leaderboard", "leaderboard", few, tmp_path, monkeypatch)
+    table = pd.read_csv(f"{stem}.csv").set_index("method")
+    assert (table["count"] + table["nan"] == 2).all()
+    assert table.index[table["ceiling"]].to_list() == ["Occlusion"]
+    assert table.loc["Occlusion", "mean"] == pytest.approx(1)
+    assert (table["milliseconds"] > 0).all()
+    assert (table["forward"] > 0).sum() >= 3
+
+
 def test_a_design_choice_runs_on_a_folder_of_imagenet_with_the_authors_files(data, weights, tmp_path, monkeypatch):
     changes = {
         "models": ["resnet18", "resnet50"],

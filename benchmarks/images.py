@@ -4,7 +4,8 @@
 
 Three times are taken in one run: decoding alone (every image read, nothing computed), computing alone (the same images in memory), and the
 whole evaluation from files to records, with and without processes that read ahead. Goal: with them at most 1.1 of the longer of the first
-two, not their sum. torch takes one thread, so that on two cores a process can read beside it.
+two, not their sum. torch takes one thread, so that on two cores a process can read beside it. Where other work takes the cores, the clock
+tells nothing; this process's CPU time does, below which no run can be on idle ones.
 
 Files read are counted for two models and two seeds: each once.
 """
@@ -48,10 +49,11 @@ def folder_of(images: int, folder: Path) -> ImageDataset:
     return create_dataset("image_folder", "test", IMAGENET)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(function: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the clock, and of this process's CPU time."""
+    start = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def small_net(width: int) -> nn.Module:
@@ -83,15 +85,19 @@ def main() -> None:
         COUNT[0] = len(data)
         memory = TensorDataset(torch.stack([data[index][0] for index in range(len(data))]), torch.tensor(data.targets))
         evaluate(memory, given.methods, 0, width=given.width)  # to warm up
-        decode = seconds(lambda: [data.pixels(index) for index in range(len(data))])
-        compute = seconds(lambda: evaluate(memory, given.methods, 0, width=given.width))
-        here, ahead = (seconds(lambda n=n: evaluate("image_folder", given.methods, n, width=given.width)) for n in (0, given.workers))
+        decode, decode_cpu = seconds(lambda: [data.pixels(index) for index in range(len(data))])
+        compute, compute_cpu = seconds(lambda: evaluate(memory, given.methods, 0, width=given.width))
+        (here, _), (ahead, ahead_cpu) = (
+            seconds(lambda n=n: evaluate("image_folder", given.methods, n, width=given.width)) for n in (0, given.workers)
+        )
         size = sum(file.stat().st_size for file in Path(folder).rglob("test/*/*.jpg")) / len(data) / 1e3
         print(f"{len(data)} JPEGs of {SIZE[0]} x {SIZE[1]} pixels, {size:.0f} kB each; {', '.join(given.methods)}; {os.cpu_count()} cores")
         print(f"decode alone {decode:.1f} s, compute alone {compute:.1f} s")
         print(f"run, read in this process {here:.1f} s; read ahead by {given.workers} process(es) {ahead:.1f} s")
         whole, longer = decode + compute, max(decode, compute)
         print(f"read ahead: {ahead / longer:.2f} of the longer (goal <= {GOAL}), {ahead / whole:.2f} of the sum")
+        print(f"CPU time: decode {decode_cpu:.1f} s, compute {compute_cpu:.1f} s, read ahead {ahead_cpu:.1f} s in this process: "
+              f"{ahead_cpu / max(decode_cpu, compute_cpu):.2f} of the longer")  # fmt: skip
         reads: list[int] = []
         counted, read = type(data).pixels, lambda self, index, *more: (reads.append(index), counted(self, index, *more))[1]
         ImageDataset.pixels = read

@@ -1,6 +1,8 @@
 """Protocols on trained nets with controls, and the verdicts in words: small runs, and tables made by hand."""
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import yaml
 from idsds.common.settings import SettingsError
 from idsds.protocols import PROTOCOLS
 from idsds.studies.base import Plan
-from idsds.studies.metric_sanity import MetricSanity
+from idsds.studies.metric_sanity import MetricSanity, study
 from idsds.studies.metric_sanity.known_truth import VERDICTS, readings
+from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.metric_sanity.study import CONTROLS, against_controls, retrained_controls, sentences
 from idsds.studies.roar import Roar
 from tests.plots.test_metric_sanity import judged
@@ -132,7 +135,9 @@ def test_what_is_retrained_is_what_the_notebook_roar_retrains(profile, tmp_path)
     assert settings.roar == theirs
 
 
-def test_a_small_run_judges_known_maps_and_nets(tmp_path):
+def test_a_small_run_judges_known_maps_and_nets(tmp_path, monkeypatch):
+    few = replace(RETRAINING, repetitions=2, train=120, test=80)
+    monkeypatch.setattr(study, "judge", partial(study.judge, retraining=few))
     retraining = {"methods": ["IxG", "Random"], "shares": [0.0, 0.5], "train_images": 40, "recipe": {"epochs": 1}, "seeds": [0, 1]}
     protocols = ["idsds", "kar"]
     given = {**FEW, "images": 12, "methods": ["IxG", "Random"], "protocols": protocols, "retraining": retraining}

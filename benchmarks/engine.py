@@ -3,7 +3,7 @@
     python benchmarks/engine.py [--model resnet18] [--size 224] [--images 4] [--steps 50]
                                 [--only efficiency small cost speed linear settings]
 
-Ratios of times measured in one run:
+Ratios of times measured in one run, the first two of CPU time (OMP_NUM_THREADS=1: threads that wait for each other count as well):
 
 - efficiency: time of the bare passes that the records need (17 forward passes for the deletions, and each distinct computation's own) over
   the time of the whole evaluation, from pixels to files of records, with 12 methods; the two take turns, both channels-last. Goal: 0.98.
@@ -139,12 +139,21 @@ def compare(one: pd.DataFrame, other: pd.DataFrame, names: list[str]) -> float:
     return float((joined["score"] - joined["score_other"]).abs().max())
 
 
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Seconds of the CPU, which other work on the machine changes little; with a GPU, on the clock."""
+    if torch.cuda.is_available():
+        return seconds(function)
+    begun = time.process_time()
+    function()
+    return time.process_time() - begun
+
+
 def efficiency(name: str, model: nn.Module, data: TensorDataset, repeats: int, goal: float) -> None:
     names = [name for name in NAMES if "CAM" not in name or not isinstance(model, nn.Sequential)]  # a plain stack has no CAM layer
     alone = needed(model, names, *data.tensors)
     ratios = []
     for _ in range(repeats):
-        passes, all_of_it = seconds(alone), seconds(lambda: evaluate(model, names, data))
+        passes, all_of_it = cpu_seconds(alone), cpu_seconds(lambda: evaluate(model, names, data))
         ratios.append(passes / all_of_it)
         print(f"efficiency  bare passes {passes:.1f} s / evaluation {all_of_it:.1f} s = {ratios[-1]:.2f}", flush=True)
     print(f"efficiency  {name}: {np.median(ratios):.2f} (goal >= {goal}), {len(names)} methods, {len(data)} images", flush=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 import torchcam.methods as cams
 from captum import attr, metrics
-from engine import evaluate
+from engine import cpu_seconds, evaluate
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -86,12 +85,6 @@ def reference(name: str, model: nn.Module, data: TensorDataset, masks: int) -> l
         pairs = zip(torch.stack(sums, dim=1), torch.cat(drops, dim=1), strict=True)
         scores += [float(spearmanr(one.numpy(), other.numpy()).statistic) for one, other in pairs]
     return scores
-
-
-def cpu_seconds(function: Callable[[], object]) -> float:
-    begun = time.process_time()
-    function()
-    return time.process_time() - begun
 
 
 def compared(what: str, ours: Callable[[], object], theirs: Callable[[], object], repeats: int, goal: float = GOAL) -> None:

@@ -2,20 +2,31 @@
 
     python -m idsds reproduce mnist5k rank_methods
     python benchmarks/reasons.py runs/mnist5k/rank_methods
+    python benchmarks/reasons.py bagnet
+    python benchmarks/reasons.py params/reasons/rank_methods_batchnorm.yaml
+    python benchmarks/reasons.py params/mnist5k/design_choice_depth.yaml
 
-The fraction of patches whose attribution has the wrong sign, among those that count, for IxG and IG, with the paired difference; and each
-published comparison on those patches alone.
+A folder: the fraction of patches whose attribution has the wrong sign, among those that count, for IxG and IG, with the paired difference;
+and each published comparison on those patches alone. ``bagnet``: BagNet's explanation with each window's evidence on all of its pixels. A
+params file: its models compared in pairs, on all patches, on those that count, and for each training seed alone.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
 
-from idsds import load_records, paired_differences
+from idsds import create_method, evaluate, load_records, paired_differences
+from idsds.methods import register_method
+from idsds.studies.design_choice import differences
 from idsds.studies.rank_methods import NOISE, above_noise, published_findings
 
 
@@ -26,10 +37,64 @@ def wrong_signs(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(score=(kept & (np.sign(drops) != np.sign(sums))).sum(axis=1) / kept.sum(axis=1))
 
 
-if __name__ == "__main__":
-    records = load_records(Path(sys.argv[1]))
+def windows(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return BagNet's explanation, (B, 1, H, W), with each window's logit on all of its 5 x 5 pixels in place of the central one."""
+    return F.avg_pool2d(create_method("BagNet", model)(images, targets), 5, stride=1, padding=2, count_include_pad=False)
+
+
+def minus_empty(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return gradient times activation of the CAM layer, without what it is on an empty image."""
+    method = create_method("captum/LayerGradientXActivation", model)
+    return method(images, targets) - method(torch.zeros_like(images), targets)
+
+
+def both(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the records, and those of the patches that count."""
+    yield "all patches", records
+    yield "patches that count", above_noise(records)
+
+
+def of_bagnet() -> None:
+    """Print BagNet's explanation, on pixels and on windows, against IG on the same nets."""
+    register_method("windows", family="intrinsic")(windows)
+    records = evaluate(["mini_bagnet"], ["BagNet", "windows", "IG"], "mnist5k", images=150, seed=[0, 1, 2], progress=False)
+    pairs = [("BagNet", "IG"), ("windows", "IG"), ("windows", "BagNet")]
+    for name, rows in both(records):
+        found = paired_differences(rows, pairs=pairs, permutations=1, nested=True)
+        print(f"{name}\n{found[['a', 'b', 'difference', 'low', 'high']].round(3).to_string()}")
+
+
+def of_params(path: Path) -> None:
+    """Print the differences between the models of a params file, see this module's docstring."""
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "captum/LayerGradientXActivation" in given["methods"]:
+        register_method("minus_empty", family="CAM")(minus_empty)
+        given["methods"] = [*given["methods"], "minus_empty"]
+    chains = given.get("chains", [given["models"][:2], given["models"][2:]])
+    names = {"images": given["images"], "seed": given["seeds"], "progress": False}
+    records = evaluate(given["models"], given["methods"], given["dataset"], **names)
+    parts = [*both(records), *((f"seed {seed}", records[records["seed"] == seed]) for seed in given["seeds"])]
+    for name, rows in parts:
+        found = differences(rows, chains)
+        print(f"{name}\n{pd.crosstab([found['higher'], found['lower']], found['verdict']).to_string()}")
+        print(found[["higher", "lower", "method", "difference", "low", "high", "verdict"]].round(2).to_string())
+
+
+def of_ranking(folder: Path) -> None:
+    """Print the wrong signs and the published comparisons of a ranking's records."""
+    records = load_records(folder)
     signs = wrong_signs(records[records["method"].isin(["IG", "IxG"])])
     print(signs.groupby(["model", "method"])["score"].mean().unstack().round(3).to_string())
     print(paired_differences(signs, pairs=[("IxG", "IG")], permutations=1, nested=True)[["model", "difference", "low", "high"]].to_string())
     table = published_findings(above_noise(records)).drop(columns="interval")
     print(table.round(3).to_string())
+
+
+if __name__ == "__main__":
+    what = sys.argv[1]
+    if what == "bagnet":
+        of_bagnet()
+    elif what.endswith(".yaml"):
+        of_params(Path(what))
+    else:
+        of_ranking(Path(what))

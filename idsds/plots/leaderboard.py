@@ -37,10 +37,6 @@ def leaderboard(
     Args:
         table: model, method, mean, low, high, count, nan, interval, ceiling, control, as_good, milliseconds, megabytes, front.
         families: family of each method that is not in the registry.
-        n_patches: patches per image, for the null band.
-        score: name of the axis.
-        where: which images these are, in words.
-        columns: width of the figure, in columns of a paper; in one column the panels are below each other.
         published: from :func:`idsds.published.compare`.
     """
     shown = table[table["mean"].notna()]

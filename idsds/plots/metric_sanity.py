@@ -93,11 +93,7 @@ def metric_sanity(table: pd.DataFrame, agreed: pd.DataFrame | None = None, colum
 
 
 def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
-    """Draw one row per variant of a protocol and one column per property; a white cell with a dash does not apply or is unknown.
-
-    Args:
-        table: of the study ``metric_sanity``.
-    """
+    """Draw one row per variant of a protocol and one column per property; a white cell with a dash does not apply or is unknown."""
     rows = table.reset_index(drop=True)
     width, row, head, foot = COLUMNS[columns], 0.31, 0.95, 0.66  # inches
     height = head + foot + row * len(rows)

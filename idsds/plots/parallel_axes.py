@@ -55,7 +55,6 @@ class Layout:
         beside: lines of text to the left of each axis.
         values: for each model, the methods' names and means, ascending.
         low, high: limits of the axis.
-        wanted: requested width of the figure.
         head: height of the legends.
     """
 

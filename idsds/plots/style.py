@@ -115,7 +115,6 @@ class Look:
 
     Args:
         marker: its family's marker.
-        colour: colour of lines, intervals and the marker's edge.
         face: colour of the filled part.
         other: colour of the rest.
         fill: which part is filled: ``full``, ``left``, ``right``, ``bottom`` or ``top``.

@@ -72,7 +72,6 @@ def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 
         records: of the protocol ``funnybirds``.
         threshold_images: the last of the images, on which the threshold is chosen; the others are scored. 0: it is chosen on the images
             that are scored, as in the paper.
-        resamples: of the bootstrap.
 
     Returns:
         One row per model, method and measure: ``value`` with ``low`` and ``high``, the ``count`` of images and the ``nan`` among them,

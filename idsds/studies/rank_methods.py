@@ -289,9 +289,6 @@ def above_noise(records: pd.DataFrame) -> pd.DataFrame:
 
     Patches that raise the logit when they are deleted stay: without them, absolute maps would be at an advantage.
 
-    Args:
-        records: from :func:`idsds.evaluate`, with ``drops`` and ``patch_sums``.
-
     Returns:
         The records, with the Spearman correlation over those patches as ``score``; NaN where it was NaN, with fewer than three such
         patches, or if all their sums are equal.

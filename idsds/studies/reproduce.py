@@ -221,8 +221,6 @@ def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, 
     Args:
         profile: a folder of ``params/``.
         only: names of params files; all if none is given.
-        again: whether to repeat finished runs.
-        dry_run: whether to report only what each run would cost.
 
     Raises:
         UnknownNameError: for an unknown profile or name.

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from idsds import plots
 from idsds.common import paths
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import UnknownNameError, check_name, check_names
 from idsds.plots.explore import Thumbnail
 from idsds.plots.gallery import Example
 from idsds.studies.explore.source import ORDERS, Case, Source
@@ -63,14 +63,10 @@ class Explorer:
             UnknownNameError: with the nearest match.
         """
         if model is not None:
-            if model not in self.source.cases:
-                raise UnknownNameError("model of the records", model, self.source.cases)
+            check_name("model of the records", model, self.source.cases)
             self.model = model
         every = list(self.source.ranking(self.case)["method"])
-        for what, names in (("method", [] if method is None else [method]), ("method", shown or [])):
-            for name in names:
-                if name not in every:
-                    raise UnknownNameError(f"{what} of {self.model}", name, every)
+        check_names(f"method of {self.model}", [name for name in (method, *(shown or [])) if name is not None], every)
         self.method = method or (self.method if getattr(self, "method", None) in every else every[0])
         kept = list(shown) if shown is not None else [name for name in getattr(self, "shown", []) if name in every]
         self.shown = kept if shown is not None or kept else [*every[:5], *every[-1:]] if len(every) > 6 else every

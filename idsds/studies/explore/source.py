@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import UnknownNameError, check_name, check_names
 from idsds.datasets.base import DATASETS
 from idsds.evaluation.arguments import protocol_settings
 from idsds.evaluation.job import Job, named_dataset
@@ -86,13 +86,9 @@ class Source:
         self._maps: OrderedDict[tuple[Case, str], dict[str, np.ndarray]] = OrderedDict()
         self._tables: dict[tuple[str, Case], Any] = {}
         known = self.run.models if self.run is not None else list(dict.fromkeys(self.records["model"]))
-        for name in self.models:
-            if name not in known:
-                raise UnknownNameError("model of the records", name, known)
+        check_names("model of the records", self.models, known)
         every = self.run.manifest["methods"] if self.run is not None else list(dict.fromkeys(self.records["method"]))
-        for name in self.methods:
-            if name not in every:
-                raise UnknownNameError("method of the records", name, every)
+        check_names("method of the records", self.methods, every)
 
     @cached_property
     def cases(self) -> dict[str, Case]:
@@ -150,8 +146,7 @@ class Source:
 
     def order(self, case: Case, how: str, method: str) -> list[str]:
         """Return the images in one of :data:`ORDERS`, those without a value last. Raises UnknownNameError."""
-        if how not in ORDERS:
-            raise UnknownNameError("order of images", how, ORDERS)
+        check_name("order of images", how, ORDERS)
         scores = self.scores(case)
         if how == ORDERS[-1]:
             return list(scores.index)

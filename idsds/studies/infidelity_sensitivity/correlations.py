@@ -50,7 +50,6 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
     Args:
         table: one row per model and method: ``dataset``, ``model``, ``method``, and any of :data:`MEASURES` and :data:`QUALITIES`.
-        confidence: of the intervals.
 
     Returns:
         One row per method, level, measure and quality: a quality of the models; ``change`` or ``forecast``, which show how far a measure

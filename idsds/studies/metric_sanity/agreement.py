@@ -19,7 +19,6 @@ def agreement(records: Mapping[str, pd.DataFrame], resamples: int = 500, seed: i
     Args:
         records: by metric, the records of :func:`idsds.evaluate`, with the ``direction`` of the score. Metrics may have other images.
         resamples: of the bootstrap over images, the same images for all metrics.
-        seed: of the bootstrap.
 
     Returns:
         One row per pair of metrics: ``first``, ``second``, ``tau``, ``low``, ``high`` (95 % percentile interval over images), ``models``,

@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from idsds.common.randomness import Draws
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets import create_dataset, fixed_order
 from idsds.datasets.synthetic import PIXELS, PatchModel
 from idsds.methods.base import Method, MethodEntry, Passes
@@ -97,8 +97,7 @@ class KnownMap(Method):
             raise TypeError(f"exact importances are known for a PatchModel, not for a {type(model).__name__}")
         if not level >= 0:
             raise ValueError(f"level must be at least 0, not {level!r}")
-        if importance not in get_args(Known):
-            raise UnknownNameError("importance", importance, get_args(Known))
+        check_name("importance", importance, get_args(Known))
         name = "noise" if level == torch.inf else f"exact + {level:g} noise" if level else "exact"
         name = name if scale == 1 else f"{name} x{scale:g}"
         entry = MethodEntry(name=name, function=_known, family="control", passes=Passes(0), noise="known map")
@@ -116,7 +115,6 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
     Args:
         scores: (B, L + 1): the map with noise of each level, 0 first, then noise alone; of each image, or of each repetition of a protocol
             that scores a whole data set.
-        higher_is_better: the direction of the score.
         levels: the L levels, rising from 0.
 
     Returns:
@@ -197,12 +195,8 @@ def known_scores(
     """Return a protocol's scores of maps, image by image, (B, maps).
 
     Args:
-        entry: the protocol.
-        model: the model whose maps are scored.
         maps: such as :func:`noisy_maps`.
         images: how many of the synthetic test split, in its fixed order.
-        seed: of the protocol's own draws.
-        settings: of the protocol.
     """
     data = create_dataset("synthetic", "test")
     chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))

@@ -52,7 +52,6 @@ class Reading:
     """One row of the table: a protocol with its settings.
 
     Args:
-        protocol: its name.
         name: of this row, if a protocol has several.
         settings: of the protocol, on known maps and on trained nets alike.
         known: further settings, for known maps only.

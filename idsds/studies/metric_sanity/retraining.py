@@ -68,7 +68,6 @@ def known_areas(
         kind: ``remove`` (ROAR) or ``keep`` (KAR).
         model: whose importances are known; it labels every image correctly, so that prediction and label agree.
         levels: of noise, rising from 0.
-        seed: of all random numbers.
         importance: which one the exact map holds.
         how: how nets are retrained.
 

@@ -12,12 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
 from idsds import plots
 from idsds.common import paths
+from idsds.common.devices import one_of
 from idsds.common.progress import Progress
-from idsds.common.registry import UnknownNameError
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, split_name
 from idsds.protocols import PROTOCOLS, list_protocols
@@ -48,12 +48,6 @@ ON_NETS = [
 ]
 
 
-def _is_protocol(value: str) -> str:
-    if value not in PROTOCOLS:
-        raise UnknownNameError("protocol", value, PROTOCOLS)
-    return value
-
-
 class MetricSanity(EvaluationStudy):
     """Judge protocols (all if none is named) by known ground truth, and by controls on trained nets.
 
@@ -64,7 +58,7 @@ class MetricSanity(EvaluationStudy):
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("label",)
 
-    protocols: list[Annotated[str, AfterValidator(_is_protocol)]] = []
+    protocols: list[Annotated[str, one_of("protocol", PROTOCOLS)]] = []
     libraries: list[Literal["quantus"]] = []
     parts: bool = False
     known_images: PositiveInt = 64
@@ -215,7 +209,6 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
 
     Args:
         records: of one protocol, from :func:`idsds.evaluate`, with ``Random`` and at least one method that is not a control.
-        higher_is_better: the direction of its score.
 
     Returns:
         ``above_random``, ``above_edges``, ``above_center``: the fraction of the pairs (model, method) whose mean over images is better than

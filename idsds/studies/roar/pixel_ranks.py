@@ -137,7 +137,6 @@ def store_ranks(
     Args:
         model: the net that is explained, in eval mode.
         wanted: the result of :func:`ranks_of` by method name.
-        dataset, seed, target: as there.
         device: where the net is moved to.
     """
     waiting = {start: names for start in range(0, len(dataset), SHARD) if (names := [n for n, r in wanted.items() if start in r.missing])}

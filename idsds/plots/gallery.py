@@ -298,10 +298,10 @@ def _foot(layout: _Layout) -> None:
 
 def fitted(text: str, width: float, size: float, weight: str, smallest: float = 5.0) -> tuple[str, float]:
     """Return a text and a font size at which it is at most ``width`` points wide: reduce the size first, then shorten the text."""
-    found = text_width(text, size, weight)
+    found = text_width(text, 1, weight) * size
     if found <= width:
         return text, size
     smaller = max(smallest, size * width / found)
-    while len(text) > 2 and text_width(text, smaller, weight) > width:
+    while len(text) > 2 and text_width(text, 1, weight) * smaller > width:
         text = text[:-2].rstrip() + "…"
     return text, smaller

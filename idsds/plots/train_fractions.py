@@ -75,7 +75,8 @@ def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     datasets, models = (list(dict.fromkeys(table[name])) for name in ("dataset", "model"))
     with mpl.rc_context(STYLE):
         width = COLUMNS[columns]
-        figure, grid = panel_grid(len(datasets), len(models), width, 0.5 + width / len(models) * len(datasets))
+        side = min(width / len(models), 2.8)  # inches
+        figure, grid = panel_grid(len(datasets), len(models), width, 0.8 + (side + 0.2) * len(datasets))
         for row, dataset in enumerate(datasets):
             for axes, model in zip(grid[row], models, strict=True):
                 part = table[(table["dataset"] == dataset) & (table["model"] == model)]
@@ -84,21 +85,21 @@ def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
                 counts = counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy(float)
                 shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
                 image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-                axes.set_title(
-                    f"{dataset}, {model}\n{np.trace(counts) / counts.sum():.1%} right, {part['seed'].nunique()} seed(s)", fontsize=7
-                )
+                seeds = part["seed"].nunique()
+                over = "one training seed" if seeds == 1 else f"{seeds} training seeds"
+                axes.set_title(f"{dataset}, {model}\n{np.trace(counts) / counts.sum():.1%} right, {over}", fontsize=7)
                 if len(classes) <= FEW:
                     axes.set_xticks(range(len(classes)), classes)
                     axes.set_yticks(range(len(classes)), classes)
                     for (y, x), count in np.ndenumerate(counts):
                         if count:
                             ink = "black" if shares[y, x] > 0.5 else "white"
-                            axes.text(x, y, f"{count:.0f}", ha="center", va="center", fontsize=4, color=ink)
+                            axes.text(x, y, f"{count:.0f}", ha="center", va="center", fontsize=min(6, 18 * side / len(classes)), color=ink)
         for axes in grid[-1]:
             axes.set_xlabel("predicted class")
         for axes in grid[:, 0]:
             axes.set_ylabel("class of the image")
-        bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40)
+        bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, pad=0.02)
         bar.set_label("fraction of the class's images; numbers: images", fontsize=7)
     return figure
 

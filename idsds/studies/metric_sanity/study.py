@@ -166,6 +166,8 @@ class MetricSanity(EvaluationStudy):
             for records in retrained:
                 rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
         table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=ON_NETS), on="label", how="left")
+        distilled = table["label"].isin([row["label"] for row in rows if row.get("distilled")])
+        table.loc[distilled, "note"] = table["note"] + "; the trained nets are distilled, fine-tuned without labels"
         return table.assign(verdict=[verdict(row) for row in table.to_dict("records")]), agreement(of_nets, seed=self.seeds[0])
 
     def chains(self) -> list[list[Stage]]:
@@ -200,6 +202,7 @@ def _on_nets(run: tuple[str, Mapping[str, Any]]) -> tuple[dict[str, Any], pd.Dat
     label, arguments = run
     records = in_memory(evaluate(**arguments, progress=False))
     row = {"label": label, **against_controls(records, PROTOCOLS[arguments["protocol"]].higher_is_better)}
+    row["distilled"] = "distilled" in records and bool(records["distilled"].any())
     return row, records[["image_id", "model", "method", "family", "direction", "score"]]
 
 

@@ -159,6 +159,12 @@ def test_a_small_run_judges_known_maps_and_nets(tmp_path, monkeypatch):
     assert not beside.chains(), "its nets are in the cache"
     again = beside.run(progress=False).table.set_index("label")
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
+    as_ever = study.evaluate
+    monkeypatch.setattr(study, "evaluate", lambda **run: study.in_memory(as_ever(**run)).assign(distilled=True))
+    notes = settings.run(progress=False).table.set_index("label")["note"]
+    assert notes["idsds"].startswith(table.loc["idsds", "note"])
+    assert notes["idsds"].endswith("distilled, fine-tuned without labels")
+    assert notes["kar"] == table.loc["kar", "note"]
 
 
 def test_protocols_are_named_by_their_verdict():

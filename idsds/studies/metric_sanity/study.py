@@ -151,18 +151,19 @@ class MetricSanity(EvaluationStudy):
                 bar.update()
 
             if self.processes > 1:  # no net is trained twice
+                bar.set_postfix_str("training")
                 list(each(_train, self.chains()))
             retrain = partial(Roar.retrain, progress=progress and self.processes == 1)
             retrained = each(retrain, [self.roar] if self.roar is not None and data_sets else [])
             on_nets = each(_on_nets, runs.items())
-            kept = paths.resolve(self.output) / "known"
-            known = {"images": self.known_images, "seed": self.seeds[0], "parts": self.parts, "folder": kept}
-            table = judge(judged, **known, report=lambda label: report(f"{label}, known truth"), each=each)
             rows, of_nets = [], {}
             for row, records in on_nets:
                 report(f"{row['label']}, trained nets")
                 rows.append(row)
                 of_nets[row["label"]] = records
+            kept = paths.resolve(self.output) / "known"
+            known = {"images": self.known_images, "seed": self.seeds[0], "parts": self.parts, "folder": kept}
+            table = judge(judged, **known, report=lambda label: report(f"{label}, known truth"), each=each)
             for records in retrained:
                 rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
         table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=ON_NETS), on="label", how="left")

@@ -184,12 +184,13 @@ def quantus_scores(
         batched = metric.batched if options.keys() <= metric.options.keys() else ""  # other options may draw random numbers
         size = {"maps": ROWS, "images": len(batch.images), "": 1}[batched]
         calls = {method.name: _Call(name, judged, method, dict(options), others) for method in methods}
+        softmax = isinstance(list(judged.modules())[-1], nn.Softmax)  # Quantus removes it by its name, which a wrapper would change
         for group in [pairs] if batched == "maps" else [[pair for pair in pairs if pair[0] is method] for method in methods]:
             for start in range(0, len(group), size):
                 rows, some = zip(*group[start : start + size], strict=True)
                 stacked = torch.stack([maps[method.name][place] for method, place in zip(rows, some, strict=True)])
                 call = calls[rows[0].name]
-                call.model = _Distinct(judged, some) if len({*some}) < len(some) else judged
+                call.model = _Distinct(judged, some) if len({*some}) < len(some) and not softmax else judged
                 found = call.scores(batch, stacked, some, None if masks is None else masks[list(some)])
                 for method, place, score in zip(rows, some, found, strict=True):
                     scores[method.name][place] = score

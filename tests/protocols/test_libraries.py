@@ -180,6 +180,15 @@ def test_maps_of_all_methods_share_a_call_and_equal_images_a_pass(net, batch, mo
     assert len(calls) == 1 + 2 + 6  # random perturbations are keyed by the image, so that each has a call of its own
 
 
+@pytest.mark.parametrize("name", ["FaithfulnessEstimate", "Infidelity"])
+def test_a_softmax_at_the_end_of_a_net_is_removed_whatever_the_number_of_methods(net, batch, name):
+    """Quantus' metrics on logits: a method's scores are those of its own call."""
+    probabilities = torch.nn.Sequential(net, torch.nn.Softmax(dim=1))
+    together = scores(name, probabilities, batch, ("IxG", "Saliency"))
+    for method, found in together.items():
+        torch.testing.assert_close(found, scores(name, probabilities, batch, (method,))[method])
+
+
 def test_curves_layers_and_truth_values():
     assert as_scores([np.array([1.0, 0.5]), np.array([0.0, 0.5])], 2).tolist() == [0.75, 0.25]
     assert as_scores([np.True_, np.False_], 2).tolist() == [1, 0]

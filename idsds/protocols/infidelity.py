@@ -9,7 +9,8 @@ Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -96,23 +97,6 @@ def perturbations(
         inside.append((position >= start) & (position < start + side))  # (B * samples, length)
     mask = (inside[0][:, :, None] & inside[1][:, None, :]).to(images)[:, None].expand(-1, channels, -1, -1)
     return mask, mask * images.repeat_interleave(samples, dim=0)
-
-
-class _Replay:
-    """Record a function's results in call order, so that the same calls can be replayed."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.results, self.position = function, [], 0
-
-    def restart(self) -> _Replay:
-        self.position = 0
-        return self
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self.position == len(self.results):
-            self.results.append(self.function(*arguments))
-        self.position += 1
-        return self.results[self.position - 1]
 
 
 def logit_changes(
@@ -220,19 +204,27 @@ def max_sensitivity(
     Raises:
         ValueError: if ``samples`` is below 1 or ``radius`` is not above 0.
     """
+    largest, norm = _map_changes(lambda images: {"": method(images)}, images, radius, samples, seed=seed, image_ids=image_ids)[""]
+    return largest / norm.masked_fill(norm == 0, 1) if normalise else largest
+
+
+def _map_changes(
+    explain: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor, radius: float, samples: int, **keys: Any
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return by method the norms of the largest change of its map and of the intact image's map, (B,) each."""
     as_whole("samples", samples)
     if not radius > 0:
         raise ValueError(f"radius must be above 0, not {radius!r}")
-    uniform = Draws(seed, "max-sensitivity", images, image_ids).uniform(samples)  # (B, samples, C, H, W)
-    distances = []
+    uniform = Draws(keys["seed"], "max-sensitivity", images, keys["image_ids"]).uniform(samples)  # (B, samples, C, H, W)
+    distances: dict[str, list[Tensor]] = defaultdict(list)
     with torch.enable_grad():
-        intact = method(images).detach().flatten(1)  # (B, H * W)
+        intact = {name: maps.detach().flatten(1) for name, maps in explain(images).items()}  # (B, H * W)
         for some in uniform.split(max(1, default_batch(images) // len(images)), dim=1):
             noisy = some.mul_(2).sub_(1).mul_(radius).add_(images[:, None])
-            changed = method(noisy.flatten(0, 1)).detach().flatten(1).unflatten(0, some.shape[:2]) - intact[:, None]
-            distances.append(changed.norm(dim=2))
-    norm, largest = intact.norm(dim=1), torch.cat(distances, dim=1).amax(dim=1)
-    return largest / norm.masked_fill(norm == 0, 1) if normalise else largest
+            for name, maps in explain(noisy.flatten(0, 1)).items():
+                changed = maps.detach().flatten(1).unflatten(0, some.shape[:2]) - intact[name][:, None]
+                distances[name].append(changed.norm(dim=2))
+    return {name: (torch.cat(each, dim=1).amax(dim=1), intact[name].norm(dim=1)) for name, each in distances.items()}
 
 
 @register_protocol(
@@ -264,14 +256,10 @@ def max_sensitivity_protocol(
         ids = [image_id for image_id in batch.image_ids for _ in range(copies)]
         return shared_maps(methods, images, batch.targets.repeat_interleave(copies), ids)
 
-    settings = {"radius": radius, "samples": samples, "seed": methods[0].seed, "image_ids": batch.image_ids}
-    remembered, columns = _Replay(explain), {}
-    for method in methods:
-        found = {}
-        for kind, relative in (("raw", False), ("normalised", True)):
-            remembered.restart()
-            found[kind] = max_sensitivity(
-                lambda images, name=method.name: remembered(images)[name], batch.images, normalise=relative, **settings
-            )
-        columns[method.name] = {"score": found["normalised" if normalise else "raw"], **found}
+    # All methods in one pass over the noise: on a GPU the size of a batch depends on the memory that is free, which changes.
+    found = _map_changes(explain, batch.images, radius, samples, seed=methods[0].seed, image_ids=batch.image_ids)
+    columns = {}
+    for name, (raw, norm) in found.items():
+        normalised = raw / norm.masked_fill(norm == 0, 1)
+        columns[name] = {"score": normalised if normalise else raw, "raw": raw, "normalised": normalised}
     return columns

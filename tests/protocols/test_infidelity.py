@@ -162,6 +162,18 @@ def test_sensitivity_of_a_linear_map_is_known(batch):
     torch.testing.assert_close(found, changes.amax(dim=1) / norms)
 
 
+def test_sensitivity_does_not_depend_on_the_free_memory(net, batch, monkeypatch):
+    """On a GPU the size of a good batch follows the memory that is free, which shrinks while methods run."""
+    methods = [create_method(name, net) for name in ("IxG", "Saliency")]
+    expected = max_sensitivity_protocol(net, methods, batch, {}, samples=7)
+    sizes = iter(range(20, 1, -3))
+    monkeypatch.setitem(max_sensitivity.__globals__, "default_batch", lambda images: next(sizes))
+    found = max_sensitivity_protocol(net, methods, batch, {}, samples=7)
+    for name, columns in expected.items():
+        for column, values in columns.items():
+            torch.testing.assert_close(found[name][column], values)
+
+
 def test_sensitivity_of_maps_that_do_not_depend_on_the_image(linear, net, batch):
     """The gradient of a linear model is the same everywhere; noise keyed by the image's id is that of the image."""
     columns = max_sensitivity_protocol(linear, [create_method("Gradient", linear)], batch, {}, samples=3)

@@ -36,6 +36,7 @@ from idsds.studies.roar import Roar, retraining_areas
 from idsds.training.checkpoints import Stage, obtain
 
 CONTROLS = ("Random", "Edges", "Center")
+DISTILLED = "the trained nets are distilled, fine-tuned without labels"
 #: The columns about trained nets, see :func:`against_controls`.
 ON_NETS = [
     "label",
@@ -168,7 +169,7 @@ class MetricSanity(EvaluationStudy):
                 rows += [{"label": reading.label, **retrained_controls(records, reading.protocol)} for reading in data_sets]
         table = table.drop(columns="verdict").merge(pd.DataFrame(rows, columns=ON_NETS), on="label", how="left")
         distilled = table["label"].isin([row["label"] for row in rows if row.get("distilled")])
-        table.loc[distilled, "note"] = table["note"] + "; the trained nets are distilled, fine-tuned without labels"
+        table.loc[distilled, "note"] = [f"{note}; {DISTILLED}".removeprefix("; ") for note in table.loc[distilled, "note"]]
         return table.assign(verdict=[verdict(row) for row in table.to_dict("records")]), agreement(of_nets, seed=self.seeds[0])
 
     def chains(self) -> list[list[Stage]]:

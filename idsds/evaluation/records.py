@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from idsds.common import paths
 from idsds.common.files import DamagedFileError, sha256_of
+from idsds.common.interventions import BLUR_SIGMA, BLUR_TAPS
 from idsds.common.registry import check_names
 from idsds.evaluation.manifest import MANIFEST, read_manifest
 
@@ -148,8 +149,15 @@ def is_ceiling(part: Part, content: Content) -> bool:
     """Return whether a method queries the same deletions by which it is scored: the grid, its offset and the baseline."""
     queried = content.queried.get(part.model, content.queried).get(part.method or "")  # older folders: not by model
     own, settings = {"offsets": [0], **(queried or {})}, {**content.facts, "grid": part.grid}
-    same = (settings.get("offset") or 0) in own.pop("offsets") and all(settings.get(name) == value for name, value in own.items())
+    same = (settings.get("offset") or 0) in own.pop("offsets") and all(_spelt(settings.get(name)) == _spelt(own[name]) for name in own)
     return queried is not None and same
+
+
+def _spelt(value: Any) -> Any:
+    """Return what is the same however a blur is spelt: ``blur`` is ``blur 51 41`` and ``blur 51 41.0``; other values unchanged."""
+    if not isinstance(value, str) or value.split()[:1] != ["blur"]:
+        return value
+    return "blur", *(map(float, value.split()[1:]) if value != "blur" else (BLUR_TAPS, BLUR_SIGMA))
 
 
 def as_values(column: pa.ChunkedArray) -> np.ndarray:

@@ -132,6 +132,8 @@ def queried(attribution: Attribution, options: Mapping[str, Any]) -> Mapping[str
     from idsds.methods.libraries.captum import Captum
 
     kinds = {kind.__name__ for kind in type(attribution).__mro__}
+    if "FeaturePermutation" in kinds:  # a feature is replaced by another image's
+        return None
     return next((Captum(name).queries(**options) for name in Captum.PERTURBING if name in kinds), None)
 
 

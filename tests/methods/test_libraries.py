@@ -465,8 +465,11 @@ def test_a_method_that_has_queried_the_judging_deletions_is_a_ceiling(checkpoint
     table = idsds.rank(records)
     assert set(table.loc[table["ceiling"], ["method", "grid"]].itertuples(index=False, name=None)) == found
     assert table["ceiling"].dtype == bool
-    blurred = idsds.evaluate(["mini_resnet8"], wanted, **arguments, baseline="blur")
-    assert set(blurred.loc[blurred["ceiling"], "method"]) == {"blurred"}
+    for baseline in ("blur", "blur 51 41", "blur 51 41.0"):  # one blur by three names
+        blurred = idsds.evaluate(["mini_resnet8"], {"blurred": wanted["blurred"], "Occlusion": None}, **arguments, baseline=baseline)
+        assert set(blurred.loc[blurred["ceiling"], "method"]) == {"blurred"}
+    other = idsds.evaluate(["mini_resnet8"], {"blurred": wanted["blurred"]}, **arguments, baseline="blur 51 40")
+    assert not other["ceiling"].any()
 
 
 def test_a_users_own_windows_on_the_judging_patches_are_a_ceiling_and_others_are_not(checkpoint) -> None:
@@ -479,6 +482,7 @@ def test_a_users_own_windows_on_the_judging_patches_are_a_ceiling_and_others_are
     exact = {  # judged by the grid of 4
         "windows": ("Occlusion", {"grid": None, **window, "strides": (3, 8, 8)}),
         "windows of zeros": ("captum/Occlusion", {**window, "strides": 8, "baselines": torch.zeros(1, 3, 32, 32)}),
+        "windows of numpy": ("captum/Occlusion", {"sliding_window_shapes": (3, *np.array([8, 8])), "strides": (3, *np.array([8, 8]))}),
         "object": (object_, {**window, "strides": (3, 8, 8)}),
         "mask": ("captum/FeatureAblation", {"feature_mask": 7 - patches[None, None]}),
         "mask of channels": (captum.attr.FeatureAblation(net), {"feature_mask": patches.expand(1, 3, -1, -1)}),
@@ -498,6 +502,7 @@ def test_a_users_own_windows_on_the_judging_patches_are_a_ceiling_and_others_are
         "stripes": ("captum/FeatureAblation", {"feature_mask": patches[None, None] // 4}),
         "channels": ("captum/FeatureAblation", {"feature_mask": torch.stack([patches, patches + 16, patches])[None]}),
         "moved": ("captum/FeatureAblation", {"feature_mask": moved[None, None]}),
+        "permuted": (captum.attr.FeaturePermutation(net), {"feature_mask": patches[None, None]}),
         "tunnel": (captum.attr.NoiseTunnel(captum.attr.Saliency(net)), {"nt_samples": 1, "nt_type": "smoothgrad"}),
     }
     arguments = {"dataset": "digits", "images": 2, "device": "cpu", "progress": False}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class Captum(LibraryMethod):
             return {"grid": grid, "baseline": baseline}
         if window is not None:
             strides = (1 if strides is None else strides,) * 3 if strides is None or isinstance(strides, int) else strides
-            return {"window": tuple(window), "strides": tuple(strides)[-2:], "baseline": baseline}
+            return {"window": _whole(window), "strides": _whole(strides)[-2:], "baseline": baseline}
         return None if (patches := grid_of(mask)) is None else {**patches, "baseline": baseline}
 
     def refuses(self, model: nn.Module) -> str | None:
@@ -200,6 +201,11 @@ class Captum(LibraryMethod):
 def _only(given: Any) -> Any:
     """Return the single element of a tuple, as captum takes for one input; anything else unchanged."""
     return given[0] if isinstance(given, tuple) and len(given) == 1 else given
+
+
+def _whole(sides: Sequence[Any]) -> tuple[Any, ...]:
+    """Return sides in pixels with numpy's integers, which captum takes too, as ints."""
+    return tuple(int(side) if isinstance(side, Integral) else side for side in sides)
 
 
 def features(images: Tensor, grid: int, sliding: bool) -> dict[str, Any]:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.registry import check_name
-from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.base import Method, Passes, shared_passes
 from idsds.methods.cam import cam_layer
 from idsds.methods.maps import Channels
 from idsds.protocols.base import Batch, register_protocol
-from idsds.protocols.similarity import DataRange, range_of, spearman, structural_similarity
+from idsds.protocols.similarity import DataRange, maps_to_compare, range_of, spearman, structural_similarity
 
 Values = Sequence[Any]
 Sweep = Mapping[str, Values]
@@ -176,7 +176,7 @@ def hyperparameter_sensitivity(
     """
     tried = {method.name: settings_of(method, sweep) for method in methods}
     flat = {each.name: each for sweeps in tried.values() for settings in sweeps.values() for each in settings}
-    maps = shared_maps(list(flat.values()), batch.images, batch.targets, batch.image_ids, channels)
+    maps = maps_to_compare(list(flat.values()), batch.images, batch.targets, batch.image_ids, channels)
     columns = {}
     for name, sweeps in tried.items():
         span = range_of(data_range, name)

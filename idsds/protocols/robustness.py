@@ -28,13 +28,13 @@ from torchvision.transforms.v2 import functional as transforms
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.normalisation import Normalisation
 from idsds.common.registry import check_name
-from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.base import Method, Passes, shared_passes
 from idsds.methods.maps import Channels
 from idsds.models.base import frozen
 from idsds.models.quantity import plain_logits
 from idsds.protocols.base import Batch, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
-from idsds.protocols.similarity import DataRange, range_of, spearman, structural_similarity, top_intersection
+from idsds.protocols.similarity import DataRange, maps_to_compare, range_of, spearman, structural_similarity, top_intersection
 
 # In normalised units. An image whose pixels all change by less counts as unchanged, since any deterministic map would be robust to that.
 CHANGED = 1e-3
@@ -234,8 +234,8 @@ def augmentation_robustness(
     chosen = augmentations(kind, normalisation_of(model, batch), filters)
     channels: Channels = "each" if similarity == "ssim_by_channel" else "summed"
     rest = batch.targets, batch.image_ids, channels
-    originals = shared_maps(methods, batch.images, *rest)
-    found = {key: shared_maps(methods, apply(batch.images), *rest) for key, (apply, _) in chosen.items()}
+    originals = maps_to_compare(methods, batch.images, *rest)
+    found = {key: maps_to_compare(methods, apply(batch.images), *rest) for key, (apply, _) in chosen.items()}
     columns = {}
     for method in methods:
         likeness = robustness(

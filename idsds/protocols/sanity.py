@@ -26,11 +26,11 @@ from idsds.common.batching import default_batch, in_batches
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws, generator
 from idsds.common.registry import check_name
-from idsds.methods.base import Method, Passes, shared_maps, shared_passes
+from idsds.methods.base import Method, Passes, shared_passes
 from idsds.methods.maps import Channels
 from idsds.models.base import frozen
 from idsds.protocols.base import Batch, on_model, register_protocol
-from idsds.protocols.similarity import DataRange, range_of, structural_similarity
+from idsds.protocols.similarity import DataRange, maps_to_compare, range_of, structural_similarity
 from idsds.protocols.single_deletion import centred_ranks, correlated
 
 Mode = Literal["cascading", "independent"]
@@ -284,8 +284,8 @@ def random_logit(
         UnknownNameError: for an unknown similarity.
     """
     check_name("similarity", similarity, SIMILARITIES)
-    first = shared_maps(methods, batch.images, batch.targets, batch.image_ids, channels)
-    other = shared_maps(methods, batch.images, prepared["other"], batch.image_ids, channels)
+    first = maps_to_compare(methods, batch.images, batch.targets, batch.image_ids, channels)
+    other = maps_to_compare(methods, batch.images, prepared["other"], batch.image_ids, channels)
     return {
         name: {"score": _Compared(maps, data_range=range_of(data_range, name)).similarity(similarity, other[name])}
         for name, maps in first.items()
@@ -333,4 +333,4 @@ def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method]
 
 def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, channels: Channels = "summed") -> dict[str, Tensor]:
     """Return the maps of the methods applied to ``net``, (B, 1, H, W) each, or with the channels that each method gives."""
-    return shared_maps([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids, channels)
+    return maps_to_compare([on_model(method, net) for method in methods], batch.images, batch.targets, batch.image_ids, channels)

@@ -7,18 +7,32 @@ Fragile", AAAI 2019 (top-k intersection).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from idsds.common.registry import UnknownNameError
+from idsds.methods.base import Method, shared_maps
+from idsds.methods.maps import Channels
 from idsds.protocols.single_deletion import rank_correlation
 
 WINDOW = 11
 #: SSIM's: a number for the whole experiment, numbers by method as in the second study, or None for the range of each pair of maps.
 DataRange = float | Mapping[str, float] | None
+
+
+def maps_to_compare(
+    methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[str], channels: Channels
+) -> dict[str, Tensor]:
+    """Return the maps of :func:`~idsds.methods.base.shared_maps`; a version of a method, such as ``IxG abs``, is always made of the sum."""
+    versions = [method for method in methods if method.transform]
+    others = [method for method in methods if not method.transform]
+    if channels == "summed" or not versions:
+        return shared_maps(methods, images, targets, image_ids, channels)
+    maps = shared_maps(others, images, targets, image_ids, channels) | shared_maps(versions, images, targets, image_ids)
+    return {method.name: maps[method.name] for method in methods}
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

@@ -70,6 +70,15 @@ def test_ssim_over_three_channels_is_that_of_scikit_image(net, batch, data_range
     torch.testing.assert_close(found["Grad-CAM"], summed["Grad-CAM"], equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["IxG abs", "IxG relu"])
+def test_a_version_of_a_method_is_made_of_the_sum_over_channels(net, batch, name):
+    """So its rank correlation does not depend on how SSIM is computed."""
+    prepared = {"shifts": torch.zeros(3, 4)}
+    each, summed = (augmentation_robustness(net, [create_method(name, net)], batch, prepared, similarity=of)[name]
+                    for of in ("ssim_by_channel", "ssim"))  # fmt: skip
+    torch.testing.assert_close(each, summed, equal_nan=True)
+
+
 def test_settings_of_ssim_that_are_not_known(net, batch):
     prepared = probability_shifts(net, batch)
     for given, message in (

@@ -17,7 +17,7 @@ from idsds.plots.style import COLUMNS, STYLE, add_legend, look_of
 MEASURES: dict[str, tuple[str, float, dict[str, Any]]] = {
     "ssim": ("SSIM", -0.26, {"marker": "o", "markersize": 4}),
     "spearman": ("Spearman correlation", 0.0, {"marker": "D", "markersize": 3.8, "markerfacecolor": "white", "markeredgewidth": 0.9}),
-    "top_intersection": ("fraction of top pixels kept", 0.26, {"marker": "_", "markersize": 5.5, "markeredgewidth": 1.5}),
+    "top_intersection": ("top pixels kept", 0.26, {"marker": "_", "markersize": 5.5, "markeredgewidth": 1.5}),
 }
 STUDY: dict[str, Any] = {"marker": "x", "color": "#888888", "linestyle": "", "markersize": 4.5, "markeredgewidth": 1.2}
 ACROSS = 3

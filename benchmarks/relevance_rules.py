@@ -283,13 +283,8 @@ class Product(torch.autograd.Function):
         return part.sum(-1) / 2, part.sum(-3) / 2
 
 
-class Balanced(torch.autograd.Function):
+class Balanced(Shared):
     """a + b, whose relevance is shared in proportion, and then rescaled so that the sums have the ratio of their sizes."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return a + b
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:

@@ -154,6 +154,7 @@ class PatchModel(nn.Module):
         """Return the exact importance of each patch for the target's logit, against a baseline of zeros.
 
         Args:
+            images, targets: (B, 3, H, W), normalised, and (B,).
             kind: ``deletion``, the drop in the logit when the patch alone is replaced by zeros, which attributes a product fully to both
                 of its patches; ``shapley``, the Shapley value, which divides each product equally.
 

@@ -226,7 +226,9 @@ def _spaced(label: str) -> str:
 
 def _note(rows: pd.DataFrame) -> str:
     pairs = rows["pairs_random"].dropna()
-    nets = f" ({pairs.min():.0f} to {pairs.max():.0f} pairs of method and net)" if len(pairs) else ""
+    counts = " to ".join(f"{count:.0f}" for count in sorted({pairs.min(), pairs.max()}))
+    nets = f" ({counts} pairs of method and net)" if len(pairs) else ""
+    distilled = rows["note"].str.contains("distilled", na=False).any()
     retrained = rows["label"].isin(["roar", "kar"])
     units = {name: rows.loc[chosen, "units"].max() for name, chosen in (("images", ~retrained), ("repetitions", retrained))}
     counted = [f"{value:.0f} {name}" for name, value in units.items() if np.isfinite(value)]
@@ -237,5 +239,6 @@ def _note(rows: pd.DataFrame) -> str:
             f"Trained nets{nets}: Random's shift, and methods whose paired 95 % interval against a control excludes 0",
             "(of retrainings: by Holm, where leakage alone cannot be the reason). Verdict: ranks methods on one model (ranks), comparable",
             "between models too, or neither; a test does not ask whether a map is right: it is passed or failed.",
+            *["The trained nets were fine-tuned without labels: on them, idsds is IDSDS (distilled)."] * bool(distilled),
         ]
     )

@@ -48,6 +48,7 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
     """Impute all removed pixels jointly by the weighted means of their neighbours.
 
     Args:
+        images: (B, C, H, W), in any space.
         removed: (B, 1, H, W), True for removed pixels; each image must keep at least one.
 
     Returns:
@@ -81,6 +82,8 @@ def road_curve(
     """Return the target's probability with the most attributed 10 %, 20 %, .. 90 % of the pixels imputed, (B, 9).
 
     Args:
+        model: returns logits (B, K).
+        images, targets: (B, 3, H, W), normalised, and (B,).
         maps: (B, 1, H, W); ties are broken in row-major order.
         noise: standard deviation of the noise added to imputed pixels, in normalised units.
         seed, image_ids: key the noise, which is the same for every map.

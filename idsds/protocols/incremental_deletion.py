@@ -99,6 +99,8 @@ def incremental_deletion_curve(
     (pixels with all their channels, or patches) are sorted by attribution, with ties in row-major order.
 
     Args:
+        model: returns logits (B, K).
+        images, targets: float (B, 3, H, W), normalised for the model, and class indices (B,).
         method: an attribution method, a callable ``(images, targets) -> maps``, or the maps themselves, (B, 1, H, W).
         steps, order, baseline, update: see :class:`Schedule`.
         image_ids: one id per image, which keys random numbers.

@@ -53,7 +53,7 @@ def infidelity(
     Args:
         model: returns logits (B, K); a net is run in eval mode.
         maps: (B, 1, H, W), summed over channels.
-        images: float (B, 3, H, W), normalised.
+        images, targets: float (B, 3, H, W), normalised, and (B,).
         perturbation: ``gaussian`` or ``square``.
         sigma: standard deviation of the noise, in normalised units; or the square's side as a fraction of the image's side.
         normalise: multiply each map by the factor that minimises its infidelity, so that neither scale nor sign matters: the factor may

@@ -44,6 +44,7 @@ def deletion_drops(
     ``drop[b, p] = f(images[b])[targets[b]] - f(images[b] without patch p)[targets[b]]``
 
     Args:
+        model: returns logits (B, K).
         images: float (B, 3, H, W), normalised for the model.
         targets: (B,) class indices; in the paper the labels.
         grid: patches per side; must divide H and W.

@@ -91,6 +91,8 @@ def predicted(model: nn.Module, data: ImageDataset, *, size: int, workers: int =
     """Return the most probable class of every readable image.
 
     Args:
+        model: returns logits (B, K), on the device to use; its mode is restored afterwards.
+        size: images per batch.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 
     Returns:

@@ -20,6 +20,7 @@ def judged():
         "forward": 17,
         "maps": 1,
         "beaten": 0,
+        "note": "",
     }
     row |= {f"pairs_{name}": 8 for name in ("random", "edges", "center")} | {"undefined_on_nets": 0.0, "confounded_on_nets": np.nan}
     row |= {"units": 64, "ordering_low": 0.4, "ordering_high": 0.6}
@@ -56,3 +57,8 @@ def test_it_prints_every_number_interval_and_verdict():
     assert "64 images (of retrainings 6 repetitions): the first ten columns" in notes
     alone = " ".join(text.get_text() for text in plots.metric_sanity(judged().iloc[:1]).texts)
     assert "Known truth, 64 images: the first ten columns" in alone
+    assert "nets (8 pairs of method and net)" in alone
+    assert "distilled" not in alone
+    labelled = plots.metric_sanity(judged().assign(note="the trained nets are distilled"))
+    assert "on them, idsds is IDSDS (distilled)" in " ".join(text.get_text() for text in labelled.texts)
+    assert not outside(labelled, text_boxes(labelled))

@@ -14,8 +14,8 @@ from idsds.datasets.base import ImageDataset, class_index
 
 # Rounding error of float16 images.
 RANGE_TOLERANCE = 1e-2
-
-
+#: Number of further looks at the first image; a random flip is seen with a probability of 1 - 0.5 ** AGAIN.
+AGAIN = 5
 #: The target of an image without a label.
 UNLABELLED = -1
 
@@ -27,7 +27,7 @@ WRAPPER = """class Wrapped(torch.utils.data.Dataset):
         return {image}, {label}"""
 
 
-def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, normalisation: Any = None) -> Dataset:
+def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, normalisation: Any = None, fixed: bool = False) -> Dataset:
     """Wrap a data set of items ``(image, target)`` or ``(image, target, image_id)`` as one whose items have all three fields.
 
     Args:
@@ -35,6 +35,7 @@ def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, no
             normalised; its attribute ``groups``, one label per image, says which images belong together.
         labels: whether to read labels; otherwise every target is :data:`UNLABELLED`.
         normalisation: replaces the attribute.
+        fixed: whether the images must be the same at every access.
 
     Raises:
         TypeError, ValueError: if items have another form; the message says which, and shows a wrapper to write.
@@ -49,7 +50,9 @@ def as_image_dataset(dataset: object, name: str = "own", labels: bool = True, no
         raise ValueError("the data set is empty")
     wrapped = _WithIds(dataset, name, labels, as_normalisation(normalisation))
     for index in range(len(dataset)):
-        if wrapped[index] is not None:  # the first readable item represents all
+        if (first := wrapped[index]) is not None:  # the first readable item represents all
+            if fixed:
+                wrapped.check_fixed(index, first[0])
             return wrapped
     raise ValueError(f"none of the {len(dataset)} images of the data set can be read: every item is None")
 
@@ -80,6 +83,15 @@ class _WithIds(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def check_fixed(self, index: int, image: Tensor) -> None:
+        """Raise ValueError if a few further looks give another image, as random augmentations do."""
+        for _ in range(AGAIN):
+            if (again := self[index]) is None or not torch.equal(again[0], image):
+                raise ValueError(
+                    f"image {index} of the data set is another one at every access: leave out random augmentations, since the scores of "
+                    "all models and methods must be those of the same image"
+                )
+
     def __getitem__(self, index: int) -> tuple[Tensor, int, str] | None:
         item = self.dataset[index]
         if item is None:
@@ -90,7 +102,8 @@ class _WithIds(Dataset):
         image, label, *rest = item
         image_id = str(rest[0] if rest else index)
         self._check(image, image_id, item)
-        return image, class_index(label, image_id) if self.labels else UNLABELLED, image_id
+        # A copy, since the data set may fill the same memory with its next image.
+        return image.clone(), class_index(label, image_id) if self.labels else UNLABELLED, image_id
 
     def _check(self, image: object, image_id: str, item: Any) -> None:
         if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():

@@ -24,7 +24,7 @@ from idsds.common.registry import UnknownNameError, check_name, check_names
 from idsds.datasets import DATASETS, as_image_dataset, fixed_order
 from idsds.datasets.base import SPLITS, ImageDataset
 from idsds.datasets.decoded import Decoded
-from idsds.evaluation.checks import doubt, not_in_domain, unexplained, unfit
+from idsds.evaluation.checks import doubt, missed, not_in_domain, unexplained, unfit
 from idsds.evaluation.job import Job, Methods, make_method, named_dataset, registered
 from idsds.evaluation.nets import skeleton, source_of
 from idsds.evaluation.plan import Plan, Target, check_target
@@ -144,7 +144,8 @@ def _data(arguments: Arguments, nets: Mapping[str, Any]) -> tuple[str | Dataset,
         if arguments.normalisation is not None and (named := [name for name, net in nets.items() if not isinstance(net, nn.Module)]):
             raise ValueError(f"normalisation={arguments.normalisation!r} contradicts model {named[0]!r}, which has one of its own")
         return arguments.dataset, None, (3, *(DATASETS[arguments.dataset].image_size,) * 2)
-    dataset = as_image_dataset(arguments.dataset, labels=arguments.target == "label", normalisation=arguments.normalisation)
+    labels = arguments.target == "label"
+    dataset = as_image_dataset(arguments.dataset, labels=labels, normalisation=arguments.normalisation, fixed=True)
     decoded = Decoded(dataset)
     size = two_images(dataset, range(len(dataset))).shape[-3:]
     # The package's own data sets give ids and targets without loading images.
@@ -199,7 +200,7 @@ class _Look:
         if name in self.own:
             bound |= {m: reason for m, reason in self._unfit(name, fitting, methods, data, indices).items() if m in fitting}
             fitting = {m: method for m, method in fitting.items() if m not in bound}
-            self.notes |= dict.fromkeys(filter(None, (doubt(m, methods[m], name, net) for m in fitting)))
+            self.notes |= dict.fromkeys(filter(None, (why(m, methods[m], name, net) for m in fitting for why in (doubt, missed))))
         self.notes |= dict.fromkeys(f"method {m!r} is left out for model {name!r}: {reason}" for m, reason in bound.items())
         if arguments.quantity is not None:
             excluded |= unexplained(arguments.quantity, fitting, methods)
@@ -225,10 +226,12 @@ class _Look:
         self, name: str, fitting: Mapping[str, Method], methods: Mapping[str, Any], data: Dataset, indices: Sequence[int]
     ) -> dict[str, str]:
         """Return the methods that do not apply to a user's net, with the reason, found by running two images."""
-        arguments, net = self.arguments, self.own[name]
+        arguments, net, settings = self.arguments, self.own[name], self.arguments.settings
         if name not in self.known:
             pair = two_images(data, indices)
             facts = examined(name, net, pair, arguments.device, arguments.channels_last)
+            if facts.kind == "probabilities" and "probability" in (getattr(arguments.quantity, "kind", None), settings.get("quantity")):
+                raise ValueError(f"quantity='probability' is the softmax of logits, but model {name!r} returns probabilities: leave it out")
             self.known[name] = facts, unfit(fitting, methods, facts, net, pair, arguments.device)
             self.notes |= dict.fromkeys([*facts.notes, *filter(None, [not_in_domain(name, net, self.entry, arguments.settings)])])
         return self.known[name][1]

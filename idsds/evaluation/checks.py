@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from idsds.evaluation.job import Job
 from idsds.evaluation.plan import Plan
-from idsds.methods import Method, shared_maps
+from idsds.methods import Method, graphs, shared_maps
 from idsds.methods.binding import has_rules, library_of, other_net
-from idsds.methods.libraries.captum import BEYOND_RULES
+from idsds.methods.libraries.captum import BEYOND_RULES, Captum, deeplift_rules, is_relu
 from idsds.methods.own import StoredMaps, misread_layer
 from idsds.models import MODELS
 from idsds.models.base import frozen
@@ -25,6 +25,8 @@ from idsds.protocols import ProtocolEntry
 from idsds.training.checkpoints import Stage
 from idsds.training.recipes import Deletion
 
+#: Whether DeepLIFT has a rule for a type of layer.
+RULED = deeplift_rules().__contains__
 #: Methods with at most this many passes per image are tried on one image before the work begins.
 CHEAP = 12
 
@@ -106,6 +108,23 @@ def doubt(name: str, given: Any, model: str, net: nn.Module) -> str | None:
     if given is None or (isinstance(given, tuple) and isinstance(given[0], str)) or (other := other_net(given, net)) is None:
         return None
     return f"method {name!r} holds a {type(other).__name__}, and not model {model!r}, which it is scored on: is that the net it explains?"
+
+
+def missed(name: str, given: Any, model: str, net: nn.Module) -> str | None:
+    """Return a warning for a captum object whose rules hook modules, on a net that calls their functions instead, else None."""
+    thing = given[0] if isinstance(given, tuple) else given
+    kinds = {kind.__name__ for kind in type(thing).__mro__} if library_of(thing) == "captum" else set()
+    by_rules = kinds.intersection(Captum.RESCALING)
+    if not by_rules and not kinds.intersection((*Captum.GUIDED, "GuidedGradCam")):
+        return None
+    try:
+        called = graphs.functional(net, RULED if by_rules else is_relu)
+    except graphs.NotTraceableError:
+        return None
+    return called and (
+        f"method {name!r}: captum's {type(thing).__name__} hooks modules, and misses the function {called!r} that model {model!r} calls; "
+        "the package's methods of that name do not"
+    )
 
 
 def check_stored(name: str, given: Any, image_ids: Iterable[str]) -> None:

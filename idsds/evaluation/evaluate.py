@@ -38,6 +38,7 @@ from idsds.evaluation.manifest import MANIFEST
 from idsds.evaluation.plan import Plan, Target
 from idsds.evaluation.records import collected
 from idsds.evaluation.result import Result
+from idsds.evaluation.right import guesses
 from idsds.evaluation.run import Outcome, Source, Task, run_task, tasks_of, wanted_images
 from idsds.evaluation.selection import CORRECT, images_said, select_images
 from idsds.evaluation.stages import on_device, with_weights
@@ -159,7 +160,9 @@ def evaluate(
 
     Warns:
         UserWarning: once for each net that returns probabilities, is not deterministic, needs contiguous memory, or is not known to
-            be fine-tuned in-domain although the protocol requires it; and for each method that is left out for such a reason.
+            be fine-tuned in-domain although the protocol requires it; for each that predicts the labels no better than guessing; for each
+            of the user's methods that depends on the batch, which then gets one image at a time, or draws random numbers of its own; and
+            for each method that is left out for such a reason.
     """
     as_seeds(seed)
     if output is not None and str(output) in ("", "."):
@@ -214,6 +217,8 @@ def evaluate(
             found = _evaluate(plan, folder, progress, (partial(train_on, client), partial(run_on, client)))
     else:
         found = _evaluate(plan, folder, progress, (_train_here, _run_here))
+    for note in guesses(plan, found):
+        warnings.warn(note, stacklevel=2)
     if not isinstance(found, pd.DataFrame) or (only is None and not common):
         return found
     kept = select_images(found, only, common)

@@ -24,6 +24,7 @@ from idsds.evaluation.cache import Block, Columns, Store, as_array, as_table, co
 from idsds.evaluation.job import Job, named_dataset
 from idsds.evaluation.plan import Plan, Unit, predictions
 from idsds.evaluation.records import as_values
+from idsds.evaluation.trial import tried
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
 from idsds.models.inspection import two_images
@@ -219,6 +220,7 @@ def _run_batches(
     groups = [unit for unit in _once(task.units) if unit.group is not None]
     methods = {unit.group: job.create_methods(model, unit.methods) for unit in groups}
     stored = {grid: _Stored(blocks, plan.device) for grid, blocks in task.stored.items()} if groups else {}
+    untried = {unit.group for unit in groups}
     for images, targets, image_ids in source:
         if not image_ids:  # none of them could be read
             continue
@@ -232,6 +234,10 @@ def _run_batches(
                 advance(_passes(plan, job, unit) * len(image_ids))
         for unit in groups:
             grids = [other.grid for other in task.units if other.group == unit.group]
+            if unit.group in untried:
+                untried.remove(unit.group)
+                with autocast(plan):
+                    methods[unit.group] = tried(methods[unit.group], explained(plan, batch, prepared[grids[0]]))
             with making[unit.group, unit.grid].computing(model, batch), autocast(plan):
                 scores = score(plan, job, model, methods[unit.group], batch, prepared, grids)
             for grid, columns in scores.items():
@@ -277,8 +283,8 @@ def score(
     plan: Plan, job: Job, model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Sequence[Columns], grids: Sequence[int]
 ) -> dict[int, list[Columns]]:
     """Return the protocol's columns of a batch for each method, by number of the grid; ``prepared`` has the columns of all grids."""
+    batch = explained(plan, batch, prepared[grids[0]])
     if plan.target == "prediction":
-        batch = replace(batch, targets=prepared[grids[0]]["target"])
         prepared = [{name: values for name, values in columns.items() if name != "target"} for columns in prepared]
 
     def judge(size: int) -> dict[int, list[Columns]]:
@@ -295,6 +301,11 @@ def score(
         return {grid: [joined(columns) for columns in of_methods] for grid, of_methods in parts.items()}
 
     return halving(judge, len(batch.images))[0]
+
+
+def explained(plan: Plan, batch: Batch, prepared: Columns) -> Batch:
+    """Return a batch with the classes to explain as its targets: its labels, or the model's predictions."""
+    return replace(batch, targets=prepared["target"]) if plan.target == "prediction" else batch
 
 
 class _Held(Method):

@@ -230,6 +230,17 @@ def has_module(model: nn.Module, of_type: OfType) -> bool:
     return False
 
 
+@kept
+def functional(model: nn.Module, of_type: OfType) -> str | None:
+    """Return the name of a function that a net calls in place of a module of such a type; None if there is none.
+
+    Raises:
+        NotTraceableError: with fx's reason.
+    """
+    calls = (node for node in trace(model).graph.nodes if node.op in ("call_function", "call_method"))
+    return next((name_of(node) for node in calls if node.target in MODULES and of_type(MODULES[node.target][0])), None)
+
+
 def dependent(traced: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes whose values depend on the image."""
     found: set[fx.Node] = set()

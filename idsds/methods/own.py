@@ -188,6 +188,8 @@ class StoredMaps:
     def __init__(self, name: str, maps: Mapping[Any, Any] | str | Path) -> None:
         self.name = name
         self.maps = {str(key): value for key, value in maps.items()} if isinstance(maps, Mapping) else None
+        if isinstance(maps, Mapping) and len(self.maps) < len(maps):
+            raise ValueError(f"method {name!r} has maps under ids that differ only in type, such as 1 and '1'")
         self.folder = None if isinstance(maps, Mapping) else Path(maps).resolve()
         # The address covers the files' content, because a recomputed map is a different map.
         self.content = digest(sorted((str(path), file_digest(path)) for path in self.folder.rglob("*.npy"))) if self.folder else ""
@@ -253,6 +255,10 @@ class _OfLibrary:
         self.checked = False
         kind = type(thing).__name__
         if library == "captum":
+            from idsds.methods.libraries.captum import check_of_all_images
+
+            kinds = [*type(thing).__mro__, *type(getattr(thing, "attribution_method", None)).__mro__]
+            check_of_all_images([kind.__name__ for kind in kinds], options)
             known = ("inputs", "target")
             parameters = _parameters(thing.attribute)
             if "target" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

@@ -67,6 +67,7 @@ class Facts:
         dtype: dtype of its input images.
         gradient: whether its logits are differentiable with respect to the images.
         notes: what the user should know about it, one sentence each.
+        kind: of what it returns: ``logits``, ``probabilities`` or ``log-probabilities``.
     """
 
     classes: int
@@ -74,6 +75,7 @@ class Facts:
     dtype: torch.dtype
     gradient: bool
     notes: tuple[str, ...] = ()
+    kind: str = "logits"
 
 
 def two_images(dataset: Dataset, indices: Iterable[int]) -> Tensor:
@@ -121,7 +123,7 @@ def examined(name: str, net: nn.Module, images: Tensor, device: str, channels_la
             layout = torch.channels_last
     if kind := _probabilities(logits, plain.squashed):
         notes.append(f"model {name!r} returns {kind}, not logits, and scores refer to these. Remove the last layer to score logits")
-    return Facts(logits.shape[1], layout, plain.dtype, plain.gradient, tuple(notes))
+    return Facts(logits.shape[1], layout, plain.dtype, plain.gradient, tuple(notes), kind or "logits")
 
 
 @dataclass(frozen=True)

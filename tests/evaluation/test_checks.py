@@ -287,10 +287,10 @@ class TestBinding:
     def test_a_callable_that_holds_some_other_net_is_doubted(self, nets: dict[str, nn.Module]) -> None:
         a, b = nets["a"], nets["b"]
         with pytest.warns(UserWarning, match="method 'mine' holds a Sequential, and not model 'net', which it is scored on"):
-            scores(b, {"mine": lambda x, t: x * a(x).sum()})
+            scores(b, {"mine": lambda x, t: x * a(x)[:, :1, None, None]})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            scores(b, {"mine": lambda x, t: x * a(x).sum() * b(x).sum(), "plain": lambda x, t: x})
+            scores(b, {"mine": lambda x, t: x * a(x)[:, :1, None, None] * b(x)[:, :1, None, None], "plain": lambda x, t: x})
 
     def test_a_wrapper_or_a_part_of_the_net_judged_is_that_net(self, nets: dict[str, nn.Module]) -> None:
         a = nets["a"]

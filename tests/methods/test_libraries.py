@@ -516,6 +516,18 @@ def test_a_users_own_windows_on_the_judging_patches_are_a_ceiling_and_others_are
     assert beside.loc[beside["method"] == "moved", "score"].to_numpy() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("FeatureAblation", "feature_mask"), ("FeatureAblation", "baselines"), ("IntegratedGradients", "baselines")]
+)
+def test_masks_and_baselines_per_image_are_refused(checkpoint, kind: str, name: str) -> None:
+    """Images come in the engine's order, so that one image would get another's."""
+    net = idsds.create_model("mini_resnet8", num_classes=10, checkpoint=checkpoint)
+    options = {name: patch_numbers(torch.zeros(1, 3, 32, 32), 4).expand(2, 1 if name == "feature_mask" else 3, -1, -1)}
+    for thing in (f"captum/{kind}", getattr(captum.attr, kind)(net)):
+        with pytest.raises(ValueError, match=rf"{name} \(2, ., 32, 32\) has one entry per image"):
+            idsds.evaluate({"own": net}, {"mine": (thing, options)}, "digits", images=2, progress=False)
+
+
 def test_attn_lrp_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"AttnLRP does not apply to .*: no library has its rules for the ViTs of timm or torchvision"):
         create_method("AttnLRP", idsds.create_model("mini_resnet8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from numbers import Integral
@@ -115,6 +115,7 @@ class Captum(LibraryMethod):
         return Passes(1, 1)
 
     def queries(self, **options: Any) -> dict[str, Any] | None:
+        check_of_all_images((self.name,), options)
         names = ("grid", "sliding_window_shapes", "strides", "feature_mask", "baselines")
         grid, window, strides, mask, baseline = (_only(options.get(name)) for name in names)
         if baseline is None or (isinstance(baseline, (int, float, Tensor)) and not torch.as_tensor(baseline).any()):
@@ -201,6 +202,22 @@ class Captum(LibraryMethod):
 def _only(given: Any) -> Any:
     """Return the single element of a tuple, as captum takes for one input; anything else unchanged."""
     return given[0] if isinstance(given, tuple) and len(given) == 1 else given
+
+
+def check_of_all_images(kinds: Collection[str], options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a mask or baseline per image: images come in an order and in batches that the caller does not know.
+
+    Args:
+        kinds: names of the attribution's classes.
+    """
+    distribution = any(kind in kinds for kind in Captum.DISTRIBUTION)
+    for name in ("feature_mask", *(() if distribution else ("baselines",))):
+        value = _only(options.get(name))
+        if isinstance(value, Tensor) and value.ndim == 4 and len(value) > 1:
+            raise ValueError(
+                f"{name} {tuple(value.shape)} has one entry per image, but images come in batches and in another order: pass one for all "
+                "images, (1, C, H, W), or a function (images, targets, image_ids) that selects each image's own by its id"
+            )
 
 
 def _whole(sides: Sequence[Any]) -> tuple[Any, ...]:

@@ -1,0 +1,124 @@
+"""Trial of a user's methods on two images of a run: does each explain an image alone, and leave the net's computation as it was?"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from idsds.common.batching import out_of_memory
+from idsds.methods import Method
+from idsds.methods.base import MethodEntry, MethodError, shared_maps
+from idsds.models.base import frozen
+from idsds.protocols import Batch
+
+#: Fraction of its largest value by which a map (or gradient) may change through rounding.
+ROUNDING = 1e-2
+
+
+class OneByOne(Method):
+    """A method that depends on its batch, given one image at a time."""
+
+    def __init__(self, method: Method) -> None:
+        def explain(_model: nn.Module, images: Tensor, targets: Tensor, *, image_ids: Sequence[str]) -> Tensor:
+            each = [slice(i, i + 1) for i in range(len(images))]
+            return torch.cat([method(images[one], targets[one], image_ids[one]) for one in each])
+
+        entry = MethodEntry(name=method.name, function=explain, family=method.entry.family, passes=method.passes)
+        super().__init__(method.name, method.model, seed=method.seed, entry=entry)
+        self.model_name = method.model_name
+
+
+def tried(methods: Sequence[Method], batch: Batch) -> list[Method]:
+    """Return the methods, those of the user that depend on the batch as ones that get one image at a time.
+
+    Raises:
+        MethodError: if the net computes something else after a user's method than before.
+
+    Warns:
+        UserWarning: for each method that depends on the batch, or that draws random numbers which the seed does not determine.
+    """
+    return [method if method.is_the_packages else _tried(method, batch) for method in methods]
+
+
+def _tried(method: Method, batch: Batch) -> Method:
+    other = next((i for i, target in enumerate(batch.targets.tolist()) if target != int(batch.targets[0])), 1)
+    places = [0] if len(batch.images) < 2 else [0, other]
+    part = replace(batch, images=batch.images[places], targets=batch.targets[places], image_ids=[batch.image_ids[i] for i in places])
+
+    def maps(some: slice) -> Tensor:
+        return shared_maps([method], part.images[some], part.targets[some], part.image_ids[some])[method.name]
+
+    with _unseen(batch.images):
+        before = [_computed(method.model, part) for _ in range(2)]
+        try:
+            together, alone = maps(slice(None))[-1:], maps(slice(-1, None))
+            differs = not _same(together, alone)
+            drawn = differs and not _same(alone, maps(slice(-1, None)))
+        except RuntimeError as error:
+            if isinstance(error, MethodError) or out_of_memory(error):
+                return method  # it may run on the whole batch; if not, that is reported with the images
+            raise
+        after = _computed(method.model, part)
+    if _all_same(*before) and not _all_same(before[1], after):
+        raise MethodError(
+            f"method {method.name!r} changes what {method.model_name!r} computes, also for others: after it the logits or gradients of an "
+            "image differ. Does it replace a function or a class's method, such as torch.nn.functional.relu? It must undo that"
+        )
+    if drawn:
+        warnings.warn(
+            f"method {method.name!r} gives another map of the same image in every call: the seed does not determine its random numbers, "
+            "and its scores differ between runs",
+            stacklevel=2,
+        )
+    elif differs:
+        warnings.warn(
+            f"method {method.name!r} is batch-dependent: its map of an image depends on the other images of the batch (does it use "
+            "logits[:, targets], or a mean over the batch?). It gets one image at a time",
+            stacklevel=2,
+        )
+        return OneByOne(method)
+    return method
+
+
+@contextmanager
+def _unseen(images: Tensor) -> Iterator[None]:
+    """Restore the states of the random generators, and hide warnings, which the run itself repeats."""
+    states = np.random.get_state(), random.getstate()
+    devices = [images.device] if images.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+def _computed(model: nn.Module, part: Batch) -> Mapping[str, Tensor]:
+    """Return the logits of the first image and, if it has one, the gradient of the target's."""
+    torch.manual_seed(0)
+    image = part.images[:1].detach().clone().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        logits = model(image)
+        target = logits.gather(1, part.targets[:1, None]).sum()
+        gradient = torch.autograd.grad(target, image, allow_unused=True)[0] if target.requires_grad else None
+    return {"logits": logits.detach()} | ({} if gradient is None else {"gradient": gradient})
+
+
+def _all_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(_same(value, second[name]) for name, value in first.items())
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Return whether two maps are equal but for rounding."""
+    if not torch.equal(first.isnan(), second.isnan()):
+        return False
+    first, second = first.nan_to_num(), second.nan_to_num()
+    return bool((first - second).abs().max() <= ROUNDING * torch.maximum(first.abs().max(), second.abs().max()))

@@ -1,0 +1,155 @@
+"""What the user's code may do wrong without an error: it is said, and where possible put right."""
+
+from __future__ import annotations
+
+import warnings
+
+import captum.attr
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import idsds
+from idsds.methods.base import MethodError
+from tests.evaluation.linear import Linear
+
+PIXELS = torch.randn(8, 3, 8, 16, generator=torch.Generator().manual_seed(1))
+torch.manual_seed(0)
+NET = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+
+
+LABELLED = torch.utils.data.TensorDataset(PIXELS, torch.arange(8) % 4)
+
+
+def scores(methods: dict, net: nn.Module = NET, data: object = LABELLED, **more: object) -> pd.Series:
+    records = idsds.evaluate({"net": net}, methods, data, **{"images": 8, "protocol": "single_deletion", "progress": False} | more)
+    return records.set_index(["method", "image_id"]).score
+
+
+def gradient(images: Tensor, targets: Tensor) -> Tensor:
+    images.requires_grad_()
+    return torch.autograd.grad(NET(images).gather(1, targets[:, None]).sum(), images)[0] * images.detach()
+
+
+def of_all_targets(images: Tensor, targets: Tensor) -> Tensor:
+    images.requires_grad_()
+    return torch.autograd.grad(NET(images)[:, targets].sum(), images)[0] * images.detach()
+
+
+def of_the_first(images: Tensor, targets: Tensor) -> Tensor:
+    return gradient(images[:1], targets[:1]).expand_as(images)
+
+
+@pytest.mark.parametrize("method", [of_all_targets, of_the_first])
+def test_a_method_that_depends_on_the_batch_gets_one_image_at_a_time(method):
+    with pytest.warns(UserWarning, match="method 'mine' is batch-dependent"):
+        found = scores({"mine": method})
+    assert np.allclose(found["mine"], scores({"IxG": None})["IxG"], atol=1e-6)
+
+
+def test_a_registered_method_of_the_users_is_tried_too(monkeypatch):
+    monkeypatch.setattr(idsds.methods.METHODS, "_entries", dict(idsds.methods.METHODS._entries), raising=False)
+    idsds.register_method("of all targets", replace=True)(lambda model, images, targets: of_all_targets(images.clone(), targets))
+    with pytest.warns(UserWarning, match="'of all targets abs' is batch-dependent"):
+        found = scores({"of all targets abs": None})
+    assert np.allclose(found["of all targets abs"], scores({"IxG abs": None})["IxG abs"], atol=1e-6)
+
+
+def test_random_numbers_of_its_own_are_said_and_change_nothing_else():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="gives another map of the same image in every call"):
+        scores({"mine": lambda images, targets: torch.rand(len(images), 8, 16)}, images=1, batch_size=8)
+    torch.set_rng_state(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores({"mine": gradient, "IxG": None, "Random": None})
+
+
+def test_a_function_that_a_method_replaces_for_all_is_noticed(monkeypatch):
+    monkeypatch.setattr(nn.ReLU, "forward", nn.ReLU.forward)  # restored afterwards
+
+    def replaces(images: Tensor, targets: Tensor) -> Tensor:
+        nn.ReLU.forward = lambda self, values: values.tanh()
+        return gradient(images, targets)
+
+    with pytest.raises(MethodError, match="method 'mine' changes what 'net' computes"):
+        scores({"mine": replaces, "IxG": None})
+
+
+def test_guided_gradients_left_behind_are_noticed(monkeypatch):
+    """The logits stay the same; only the gradients of later methods would change."""
+
+    class Guided(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values):
+            ctx.save_for_backward(values)
+            return values.relu()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.relu() * (ctx.saved_tensors[0] > 0)
+
+    monkeypatch.setattr(nn.ReLU, "forward", nn.ReLU.forward)
+
+    def guided(images: Tensor, targets: Tensor) -> Tensor:
+        nn.ReLU.forward = lambda self, values: Guided.apply(values)
+        return gradient(images, targets)
+
+    with pytest.raises(MethodError, match="method 'mine' changes what 'net' computes"):
+        scores({"mine": guided, "IxG": None})
+
+
+class _Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = NET
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.parts[3](self.parts[2](torch.relu(self.parts[0](images))))
+
+
+@pytest.mark.parametrize("kind", ["DeepLift", "GuidedBackprop"])
+def test_captums_objects_that_miss_functions_are_named(kind):
+    net = _Functional()
+    with pytest.warns(UserWarning, match=f"captum's {kind} hooks modules, and misses the function 'relu' that model 'net' calls"):
+        scores({"mine": getattr(captum.attr, kind)(net)}, net)
+
+
+def test_labels_that_fit_no_better_than_guesses_are_doubted():
+    pixels = torch.randn(60, 3, 8, 16, generator=torch.Generator().manual_seed(0))
+    labels = NET(pixels).argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores({"IxG": None}, data=torch.utils.data.TensorDataset(pixels, labels), images=60)
+    with pytest.warns(UserWarning, match="model 'net' predicts the label of 0 of 60 images, no better than guessing among its 4 classes"):
+        scores({"IxG": None}, data=torch.utils.data.TensorDataset(pixels, (labels + 1) % 4), images=60)
+
+
+def test_the_softmax_of_probabilities_is_refused():
+    with pytest.raises(ValueError, match="quantity='probability' is the softmax of logits, but model 'net' returns probabilities"):
+        scores({"IxG": None}, nn.Sequential(NET, nn.Softmax(1)), quantity="probability")
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, read: object) -> None:
+        self.read = read
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.read(index), index % 4
+
+
+def test_images_that_share_their_memory_are_told_apart():
+    buffer = torch.empty(3, 8, 16)
+    own, shared = (scores({"IxG": None}, Linear(), _Images(read)) for read in (PIXELS.__getitem__, lambda i: buffer.copy_(PIXELS[i])))
+    assert own.tolist() == shared.tolist()
+
+
+def test_random_augmentations_are_refused():
+    with pytest.raises(ValueError, match="another one at every access: leave out random augmentations"):
+        scores({"IxG": None}, Linear(), _Images(lambda index: torch.randn(3, 8, 16)))

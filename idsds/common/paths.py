@@ -51,7 +51,7 @@ def portable(name: str) -> str:
     return RESERVED.sub("_", name)
 
 
-def check_names(path: PurePath) -> None:
+def check_portable(path: PurePath) -> None:
     """Raise OSError for a Windows path with a name that Windows reserves; other systems allow every name."""
     for name in path.parts[bool(path.anchor) :] if isinstance(path, PureWindowsPath) else ():
         if RESERVED.search(name) or DEVICES.fullmatch(name) or (name.rstrip(". ") != name and name != ".."):
@@ -82,7 +82,7 @@ def check_creatable(folder: str | os.PathLike[str]) -> Path:
     if not os.fspath(folder).strip():
         raise OSError(errno.EINVAL, "the output folder has no name")
     folder = resolve(folder)
-    check_names(folder)
+    check_portable(folder)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"cannot write to the output folder {str(folder)!r}: {str(nearest)!r} is not a folder")

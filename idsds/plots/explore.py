@@ -19,8 +19,8 @@ from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 from scipy.stats import rankdata
 
-from idsds.plots.gallery import GREY, MOST_PATCHES, Example, as_text, decision_of, draw_drops, draw_map, fitted
-from idsds.plots.style import DIVERGING, STYLE, WITHIN, look_of
+from idsds.plots.gallery import GREY, MOST_PATCHES, Example, as_text, decision_of, draw_drops, draw_map, fitted, scale_of
+from idsds.plots.style import DIVERGING, STYLE, bare, look_of
 
 WIDTH, HEAD, CELL, ROW, TITLE, STRIP, ACROSS = 9.6, 0.42, 2.2, 1.42, 0.34, 1.5, 6  # inches, and maps in a line
 
@@ -81,11 +81,6 @@ def _view(figure: FigureBase, size: tuple[float, float], example: Example, metho
             text, points = fitted(title, 72 * (side + 0.1), 7.5, weight)
             figure.text(left / width, 1 - (top - 0.06) / height, text, fontsize=points, weight=weight, va="baseline", parse_math=False)
             return figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
-
-        def bare(axes: Axes) -> Axes:
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(visible=True, linewidth=0.5, color="#444444")
-            return axes
 
         top, grid = HEAD + TITLE, len(example.drops)
         picture = bare(place(0.12, top, CELL, "image"))
@@ -221,9 +216,7 @@ def _figure(label: str, source: str, side: int, cells: Sequence[str], title: str
 
 def _map_figure(example: Example, method: str, side: int) -> str:
     values, grid, score = example.maps[method], len(example.drops), as_text(example.records.loc[method, "score"], 2)
-    magnitude = np.abs(values[np.isfinite(values)])
-    scale = ((np.quantile(magnitude, WITHIN) or magnitude.max()) if magnitude.size else 0.0) or 1.0
-    coloured = DIVERGING(np.ma.masked_invalid(values / scale + 1) / 2)[..., :3]
+    coloured = DIVERGING(np.ma.masked_invalid(values / scale_of(values) + 1) / 2)[..., :3]
     cells: list[str] = []
     if grid and grid <= MOST_PATCHES * side / 100:
         cells = [f"<i><b>{rank}</b></i>" for rank in _ranked(np.asarray(example.records.loc[method, "patch_sums"], dtype=float))]

@@ -197,13 +197,8 @@ def _page(examples: Sequence[Example], shape: dict[str, Any]) -> Figure:
             weight = "bold" if score == best else "normal"
             called = example.score if len(example.score) <= len("IDSDS") else "score"  # a long name is at the foot alone
             layout.text(left, top - 0.05, f"{called} {as_text(score, 2)}", layout.cell, weight=weight)
-            draw_map(
-                layout.axes(line + below, 2 + column),
-                values,
-                np.asarray(example.records.loc[name, "patch_sums"]),
-                len(example.drops),
-                layout.scale,
-            )
+            sums = np.asarray(example.records.loc[name, "patch_sums"])
+            draw_map(layout.axes(line + below, 2 + column), values, sums, len(example.drops), layout.scale)
     _foot(layout)
     return layout.figure
 
@@ -239,13 +234,17 @@ def draw_drops(axes: Axes, example: Example, shrunk: float) -> None:
 
 def draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, grid: int, shrunk: float) -> None:
     """Draw a map (H, W) on a scale of its own, with the ranks of its patch sums (grid * grid,); ``shrunk`` scales the numbers."""
-    magnitude = np.abs(values[np.isfinite(values)])
-    scale = (np.quantile(magnitude, WITHIN) or magnitude.max()) if len(magnitude) else 0.0
-    scale = scale or 1.0  # a map of zeros
+    scale = scale_of(values)
     axes.imshow(np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-scale, vmax=scale, extent=(0, grid, grid, 0), aspect="auto")
     _draw_grid(axes, grid)
     if grid <= MOST_PATCHES * shrunk:
         _draw_ranks(axes, sums, grid, shrunk)
+
+
+def scale_of(values: np.ndarray) -> float:
+    """Return the end of a map's colour scale, which the fraction :data:`WITHIN` of its finite values does not exceed."""
+    magnitude = np.abs(values[np.isfinite(values)])
+    return float((np.quantile(magnitude, WITHIN) or magnitude.max()) if len(magnitude) else 0.0) or 1.0  # 1 for a map of zeros
 
 
 def _draw_grid(axes: Axes, grid: int) -> None:

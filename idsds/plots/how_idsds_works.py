@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from idsds.plots.gallery import Example
-from idsds.plots.style import COLUMNS, DIVERGING, STYLE, look_of
+from idsds.plots.style import COLUMNS, DIVERGING, STYLE, bare, look_of
 
 
 def how_idsds_works(
@@ -42,15 +42,13 @@ def _deletions(figure: mpl.figure.SubFigure, example: Example, deleted: np.ndarr
     left, middle, right = figure.subfigures(1, 3, width_ratios=[1, 1.35, 1])
     axes = left.subplots()
     axes.imshow(example.picture)
-    axes.spines[:].set_visible(True)
     _lines(axes, side)
     axes.set_title(f"1. intact image of {example.target!r}\nlogit of {example.target!r}: {example.target_logit:.2f}", fontsize=7.5)
     middle.suptitle("2. each patch deleted alone\nbelow it: the logit again", fontsize=7.5)
     cells = middle.subplots(side, side, squeeze=False, gridspec_kw={"wspace": 0.0, "hspace": 0.0})
     for patch, (axes, picture, logit) in enumerate(zip(cells.flat, deleted, table["logit"], strict=True)):
         axes.imshow(picture)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         height, wide = np.array(picture.shape[:2]) // side
         corner = (patch % side * wide - 0.5, patch // side * height - 0.5)
         axes.add_patch(mpl.patches.Rectangle(corner, wide, height, fill=False, edgecolor="#E69F00", linewidth=1.2))
@@ -61,51 +59,45 @@ def _deletions(figure: mpl.figure.SubFigure, example: Example, deleted: np.ndarr
 def _method(figure: mpl.figure.SubFigure, example: Example, method: str, table: pd.DataFrame, correlation: float) -> None:
     side = len(example.drops)
     first, second, third = figure.subplots(1, 3)
-    shown = example.maps[method]
-    limit = float(np.abs(shown[np.isfinite(shown)]).max(initial=0)) or 1.0
-    first.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
-    first.spines[:].set_visible(True)
+    _signed(first, example.maps[method])
     _lines(first, side)
     first.set_title(f"4. attribution: {method}\norange for, blue against", fontsize=7.5)
     _cells(second, table["patch sum"].to_numpy().reshape(side, side), "5. sum over each patch\nbelow it: rank, 1 is smallest")
     look = look_of(method, example.records.loc[method, "family"])
     third.plot([1, len(table)], [1, len(table)], color="#BBBBBB", linewidth=0.8, zorder=0)
     third.plot(table["rank of drop"], table["rank of sum"], **look.line(4.5, linestyle=""))
-    third.set_box_aspect(1)
-    third.set_xlim(0, len(table) + 1)
-    third.set_ylim(0, len(table) + 1)
+    ticks, ends = sorted({1, *range(side, len(table) + 1, side)}), (0, len(table) + 1)
+    third.set(box_aspect=1, xlim=ends, ylim=ends, xticks=ticks, yticks=ticks)
     third.set_ylabel("rank of patch sum", fontsize=6.5)
     third.set_xlabel("rank of drop", fontsize=6.5)
-    ticks = sorted({1, *range(side, len(table) + 1, side)})
-    third.set_xticks(ticks)
-    third.set_yticks(ticks)
     third.tick_params(labelsize=6)
     third.set_title(f"6. rank correlation (1 is best): {correlation:+.2f}", fontsize=7.5)
 
 
 def _lines(axes: Axes, side: int) -> None:
     """The grid on an image."""
-    height, width = axes.images[0].get_array().shape[:2]
+    height, width = bare(axes).images[0].get_array().shape[:2]
     for number in range(1, side):
         axes.axhline(number * height / side - 0.5, color="#888888", linewidth=0.5)
         axes.axvline(number * width / side - 0.5, color="#888888", linewidth=0.5)
-    axes.set_xticks([])
-    axes.set_yticks([])
+
+
+def _signed(axes: Axes, values: np.ndarray) -> float:
+    """Draw signed values (H, W), white at 0, and return the end of their scale, the largest absolute value."""
+    limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
+    bare(axes).imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    return limit
 
 
 def _cells(axes: Axes, values: np.ndarray, title: str) -> None:
     """Draw a grid of numbers in the maps' colours, each with its rank below."""
-    limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
-    axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
-    axes.spines[:].set_visible(True)
+    limit = _signed(axes, values)
     ranks = rankdata(values).reshape(values.shape)
     size = 5.5 * min(1.0, 4 / len(values))
     for (row, column), value in np.ndenumerate(values):
         look = {"ha": "center", "va": "center", "color": "white" if abs(value) > 0.6 * limit else "black"}
         axes.text(column, row - 0.17, _short(value), fontsize=size, **look)
         axes.text(column, row + 0.23, f"{ranks[row, column]:g}", fontsize=size * 1.15, fontweight="bold", **look)
-    axes.set_xticks([])
-    axes.set_yticks([])
     axes.set_title(title, fontsize=7.5)
 
 

@@ -8,13 +8,14 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from idsds.plots.parallel_axes import CEILING, REPEATED, spread
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, family_of, handles_of, look_of, scored_on
+from idsds.plots.parallel_axes import CEILING, REPEATED, handles_of_axes, spread
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, family_of, look_of, scored_on
 from idsds.published import REPRODUCTION
 from idsds.statistics import null_band
 
@@ -60,16 +61,8 @@ def leaderboard(
             left.set_xlabel(f"{score}, mean rank correlation\n(-1 to 1), higher is better →", fontsize=7)
             right.set_xlabel("milliseconds per image, lower is better ←", fontsize=7)
             right.set_ylabel(f"{score}, higher is better ↑", fontsize=7)
-        figure.legend(
-            handles=_handles(shown, families, published),
-            loc="outside upper left",
-            ncols=3 if beside else 1,
-            frameon=False,
-            fontsize=6,
-            title=where[:1].upper() + where[1:] or None,
-            title_fontsize=6.5,
-            alignment="left",
-        )
+        title = {"title": where[:1].upper() + where[1:] or None, "title_fontsize": 6.5, "alignment": "left"}
+        add_legend(figure, _handles(shown, families, published), 3 if beside else 1, loc="outside upper left", fontsize=6, **title)
     return figure
 
 
@@ -145,18 +138,11 @@ def _against_cost(axes: Axes, rows: pd.DataFrame, families: Mapping[str, str]) -
     axes.tick_params(labelsize=6.5)
 
 
-def _handles(shown: pd.DataFrame, families: Mapping[str, str], published: pd.DataFrame | None) -> list[Line2D]:
-    handles = [*handles_of(dict.fromkeys(shown["method"]), families)]
-    handles.append(Line2D([], [], color="#444444", linewidth=1.2, label=shown["interval"].iloc[0]))
-    handles.append(mpl.patches.Patch(color="#DDDDDD", label="95 % null band of random maps"))
-    handles.append(Line2D([], [], linestyle="", label="bold: not significantly below the best"))
-    handles.append(Line2D([], [], color="#444444", linewidth=0.8, label="front: nothing cheaper is as good"))
-    if published is not None and len(published):
-        look = {"marker": "o", "markersize": 4, "markeredgecolor": PUBLISHED, "markerfacecolor": "white"}
-        handles.append(Line2D([], [], linestyle="", label="published, in the method's shape", **look))
-        if (published["source"] == REPRODUCTION).any():
-            label = f"filled: {REPRODUCTION}'s, on correctly classified images"
-            handles.append(Line2D([], [], linestyle="", label=label, **{**look, "markerfacecolor": REPEATED}))
-    if shown["ceiling"].any():
-        handles.append(Line2D([], [], linestyle="", label=f"{CEILING.strip()} queried these same deletions: an upper bound"))
-    return handles
+def _handles(shown: pd.DataFrame, families: Mapping[str, str], published: pd.DataFrame | None) -> list[Artist]:
+    notes = [
+        Line2D([], [], linestyle="", label="bold: not significantly below the best"),
+        Line2D([], [], color="#444444", linewidth=0.8, label="front: nothing cheaper is as good"),
+    ]
+    known = None if published is None else published.assign(inferred=False)  # not marked here
+    upper, lower = handles_of_axes(shown, shown, families, known, notes)
+    return [*upper, *lower]

@@ -110,17 +110,9 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
                 goodness[y, x] = good(value)
                 colour = "white" if goodness[y, x] > 0.55 else "black"
                 ends = _ends(record, name, text)
-                size = 6 if len(text(value)) < 6 else 4.6
-                axes.text(
-                    x,
-                    y - (0.2 if "\n" in ends else 0.14 if ends else 0),
-                    text(value),
-                    ha="center",
-                    va="center",
-                    fontsize=size,
-                    color=colour,
-                )
-                axes.text(x, y + 0.24, ends, ha="center", va="center", fontsize=3.7, color=colour, linespacing=1)
+                up, size = 0.2 if "\n" in ends else 0.14 if ends else 0, 6 if len(text(value)) < 6 else 4.6
+                for below, said, points in ((-up, text(value), size), (0.24, ends, 3.7)):
+                    axes.text(x, y + below, said, ha="center", va="center", fontsize=points, color=colour, linespacing=1)
         axes.imshow(goodness, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(PROPERTIES)), [heading for heading, _, _ in PROPERTIES.values()], rotation=50, ha="left", fontsize=5.8)
         axes.tick_params(axis="both", length=0, labeltop=True, labelbottom=False)
@@ -129,8 +121,7 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
             axes.axhline(place, color="white", linewidth=1.5)
         for place in np.arange(0.5, len(PROPERTIES) - 1):
             axes.axvline(place, color="white", linewidth=1.5)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
         if "asks" in rows:
             groups = rows["asks"].tolist()
             starts = [y for y in range(len(rows)) if not y or groups[y] != groups[y - 1]]
@@ -189,12 +180,9 @@ def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
 
 def _square(agreed: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Return the values of pairs as a symmetric table with 1 on its diagonal."""
-    found = pd.DataFrame(np.nan, index=names, columns=names)
-    for first, second, value in zip(agreed["first"], agreed["second"], agreed["value"], strict=True):
-        found.loc[first, second] = found.loc[second, first] = value
-    for name in names:
-        found.loc[name, name] = 1.0
-    return found
+    both = pd.concat([agreed, agreed.rename(columns={"first": "second", "second": "first"})])
+    square = both.pivot(index="first", columns="second", values="value").reindex(index=names, columns=names)
+    return square.mask(np.eye(len(names), dtype=bool), 1.0)
 
 
 def known(record: dict[str, Any], name: str, value: float) -> bool:

@@ -7,7 +7,7 @@ even that does not fit, the figure becomes wider than requested, with a warning.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -173,7 +173,7 @@ def parallel_axes(
     shown = table[table["mean"].notna() & table["model"].isin(models)]
     rows = [shown[shown["model"] == model].sort_values("mean", kind="stable").reset_index(drop=True) for model in models]
     with mpl.rc_context(STYLE):
-        upper, lower = _handles(table, shown, families, published, notes)
+        upper, lower = handles_of_axes(table, shown, families, published, notes)
         across = (4, 2) if columns == 2 else (3, 1)
         heights = [LINE * -(-len(handles) // ncols) for handles, ncols in zip((upper, lower), across, strict=True)]
         edges = _ends(shown, published)
@@ -256,8 +256,8 @@ def _draw_joins(axes: Axes, layout: Layout, rows: Sequence[pd.DataFrame], joins:
             axes.plot(x, y, color=colour, linewidth=join.width, linestyle=join.style, alpha=0.55, zorder=1)
 
 
-def _handles(
-    table: pd.DataFrame, shown: pd.DataFrame, families: dict[str, str], published: pd.DataFrame | None, notes: Sequence[Artist]
+def handles_of_axes(
+    table: pd.DataFrame, shown: pd.DataFrame, families: Mapping[str, str], published: pd.DataFrame | None, notes: Sequence[Artist]
 ) -> tuple[list[Artist], list[Artist]]:
     """Return the entries of the two legends: the meaning of markers, and of lines and bands."""
     upper: list[Artist] = [*handles_of(dict.fromkeys(shown["method"]), families)]

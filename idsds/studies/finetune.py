@@ -108,12 +108,8 @@ def ranking_changes(records: pd.DataFrame) -> pd.DataFrame:
     agreed = rank_agreement(records, "label", list(dict.fromkeys(methods)))
     agreed = agreed[(agreed["first"] == "before") & (agreed["second"] == "after")].set_index("model")
     once = records.drop_duplicates(["label", "model", "seed", "image_id"])
-    largest = once.assign(largest=[max(drops) for drops in once["drops"]]).pivot_table(
-        "largest", "model", "label", aggfunc="median", sort=False
-    )
-    table = largest.rename(columns={label: f"largest_drop_{label}" for label in ("before", "after")})[
-        ["largest_drop_before", "largest_drop_after"]
-    ]
+    once = once.assign(largest=once["drops"].map(max))
+    table = once.pivot_table("largest", "model", "label", aggfunc="median", sort=False)[["before", "after"]].add_prefix("largest_drop_")
     names = {"rho": "rho", "low": "rho_low", "high": "rho_high", "tau": "tau", "methods": "methods", "images": "count"}
     return table.assign(**{name: agreed[column] for name, column in names.items()}).rename_axis(columns=None).reset_index()
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots, published
@@ -199,8 +198,5 @@ class Funnybirds(EvaluationStudy):
         table = table.assign(reference=self.reference)
         nets = nets_of(records)
         theirs = compared(table, nets, self.dataset)
-        draw = partial(self._draw, table, nets, theirs)
+        draw = partial(plots.funnybirds, table, nets, theirs, columns=self.columns)
         return Result(self.stem, {"": table, "nets": nets, "published": theirs}, findings(table, apart, nets), draw, records)
-
-    def _draw(self, table: pd.DataFrame, nets: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
-        return plots.funnybirds(table, nets, theirs, columns=self.columns)

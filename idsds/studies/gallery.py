@@ -29,11 +29,9 @@ from idsds.models.isolation import on_loan
 from idsds.plots.gallery import Example
 from idsds.protocols.single_deletion import patch_sums
 from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
+from idsds.studies.rank_methods import SCORES
 from idsds.studies.result import listed
 from idsds.training.loop import batches
-
-# Protocols whose records hold drops and patch sums, and the names of their scores.
-SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
 
 
 def explain(
@@ -52,7 +50,8 @@ def explain(
         models, methods, dataset, images, progress: see :func:`idsds.evaluate`, which computes the scores.
         normalisation: the normalisation of your own data set, undone for display; None for its attribute ``normalisation``, if any. Its
             attribute ``classes``, if any, gives the class names.
-        arguments: further arguments of :func:`idsds.evaluate`; ``protocol`` is one of :data:`SCORES`.
+        arguments: further arguments of :func:`idsds.evaluate`; ``protocol`` is one of :data:`~idsds.studies.rank_methods.SCORES`,
+            whose records hold drops and patch sums.
 
     Returns:
         One example per model, training seed and image, the images in their fixed order.
@@ -69,15 +68,14 @@ def explain(
     for job in plan.jobs:
         picture_of(job, job.dataset[job.indices[0]][0], normalisation)  # a wrong normalisation stops the run before any work
     records = evaluate(**arguments, progress=progress)
-    return [example for job in plan.jobs for example in _examples(plan, job, records, normalisation)]
+    examples = []
+    for job in plan.jobs:
+        with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
+            examples += _examples(model, plan, job, records, normalisation)
+    return examples
 
 
-def _examples(plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
-    with on_loan(job.load(), plan.device, plan.layout_of(job)) as model:
-        yield from _examples_on(model, plan, job, records, normalisation)
-
-
-def _examples_on(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
+def _examples(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
     methods = job.create_methods(model, list(job.methods))
     mine = records[(records["model"] == job.model) & (records["seed"] == job.seed)]
     by_image = {image_id: rows.set_index("method") for image_id, rows in mine.groupby("image_id", sort=False)}

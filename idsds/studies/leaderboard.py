@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
 
-from idsds import plots, published
-from idsds.common.devices import one_of
+from idsds import plots
 from idsds.common.interventions import shifted
 from idsds.datasets import DATASETS
 from idsds.evaluation.costs import load_costs
@@ -25,15 +24,15 @@ from idsds.evaluation.selection import images_said, select_images
 from idsds.methods import METHODS, split_name
 from idsds.methods.base import reason_against
 from idsds.models.quantity import as_quantity
-from idsds.statistics import paired_differences, rank
+from idsds.statistics import holm, paired_differences, rank
 from idsds.statistics.means import rivals
-from idsds.studies.base import EvaluationStudy, Findings, MethodName, QuantityName, Result, check_unique, named_score, takes_folder
-from idsds.studies.rank_methods import SCORES, drops_said, with_drops
+from idsds.studies.base import Findings, MethodName, Result, check_unique, named_score, takes_folder
+from idsds.studies.rank_methods import RankingStudy, drops_said, with_drops
 from idsds.studies.result import listed
 from idsds.training.recipes import BaselineName
 
 
-class Leaderboard(EvaluationStudy):
+class Leaderboard(RankingStudy):
     """Rank all methods that apply to a net, and show which are worth their passes.
 
     ``methods`` names them; if empty, they are all that apply and need at most ``passes`` passes per image, plus those in ``also``.
@@ -42,10 +41,6 @@ class Leaderboard(EvaluationStudy):
     methods: list[MethodName] = []
     also: list[MethodName] = []
     passes: PositiveInt = 1000
-    protocol: Annotated[str, one_of("protocol of a leaderboard", SCORES)] = "idsds"
-    quantity: QuantityName = "logit"
-    only: Literal["correct"] | None = None
-    common: bool = False
     offset: Annotated[int, Field(ge=0)] = 0
     queried_grid: PositiveInt | None = None
     queried_baseline: BaselineName | None = None
@@ -60,11 +55,6 @@ class Leaderboard(EvaluationStudy):
         if self.queried_grid is not None:
             shifted(size, size, self.queried_grid, 0)
         return self
-
-    @property
-    def score(self) -> str:
-        """The name of the score, with the quantity if it is not the logit."""
-        return SCORES[self.protocol] + ("" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}")
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
@@ -112,8 +102,7 @@ class Leaderboard(EvaluationStudy):
         kept = select_images(records, self.only, self.common)
         score = named_score(records, self.score)
         table = with_drops(with_costs(standing(kept), load_costs(self.output)), kept)
-        as_published = self.protocol == "idsds" and self.quantity == "logit" and not self.offset
-        compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
+        compared = self.published(table.head(0) if self.offset else table)
         families = dict(zip(records["method"], records["family"], strict=True))
 
         def draw() -> Figure:
@@ -148,15 +137,9 @@ def standing(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     if not compared:
         return table.assign(best=table.get("best"), behind=float("nan"), p_holm=float("nan"), as_good=False)
     found = pd.concat(compared).rename(columns={"b": "method", "difference": "behind"})
-    found["p_holm"] = _holm(found["p"])
+    found["p_holm"] = holm(found["p"].to_numpy())
     table = table.merge(found[["model", "method", "behind", "p_holm"]], on=["model", "method"], how="left")
     return table.assign(as_good=(table["method"] == table["best"]) | (table["p_holm"] > 1 - confidence))
-
-
-def _holm(p: pd.Series) -> Any:
-    from idsds.statistics import holm
-
-    return holm(p.to_numpy())
 
 
 def with_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

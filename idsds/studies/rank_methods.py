@@ -28,6 +28,7 @@ from idsds.studies.base import EvaluationStudy, Findings, QuantityName, Result, 
 from idsds.studies.result import listed
 
 Treatment = tuple[str, str]  # model, method
+#: The protocols whose records hold drops and patch sums, and the names of their scores.
 SCORES = {"idsds": "IDSDS", "single_deletion": "SDS"}
 #: A patch whose drop is below this fraction of its image's largest absolute drop has no meaningful rank.
 NOISE = 0.05
@@ -144,8 +145,8 @@ def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confiden
     return table.iloc[0]
 
 
-class RankMethods(EvaluationStudy):
-    """Rank attribution methods on models, and test the published findings."""
+class RankingStudy(EvaluationStudy):
+    """Base of the studies that rank methods by one protocol."""
 
     protocol: Annotated[str, one_of("protocol of a ranking", SCORES)] = "idsds"
     quantity: QuantityName = "logit"
@@ -156,6 +157,15 @@ class RankMethods(EvaluationStudy):
     def score(self) -> str:
         """The name of the score, for nets not fine-tuned without labels."""
         return SCORES[self.protocol] + ("" if self.quantity == "logit" else f" of the {as_quantity(self.quantity)}")
+
+    def published(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the published values beside a ranking, see :func:`idsds.published.compare`; none if another quantity was judged."""
+        same = self.protocol == "idsds" and self.quantity == "logit"
+        return published.compare(table if same else table.head(0), self.dataset, self.grid, self.baseline)
+
+
+class RankMethods(RankingStudy):
+    """Rank attribution methods on models, and test the published findings."""
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run of the protocol."""
@@ -179,8 +189,7 @@ class RankMethods(EvaluationStudy):
         controls, drops = beside_controls(records), drops_of(records)
         apart = published_findings(above_noise(records) if "patch_sums" in records else self._above_noise(records))
         score = named_score(records, self.score)
-        as_published = self.protocol == "idsds" and self.quantity == "logit"
-        compared = published.compare(table if as_published else table.head(0), self.dataset, self.grid, self.baseline)
+        compared = self.published(table)
         families = dict(zip(records["method"], records["family"], strict=True))
         costs = load_costs(self.output).groupby(["model", "method"])[["milliseconds", "megabytes"]].mean().reset_index()
         table = table.merge(costs, on=["model", "method"], how="left").assign(**({"score": score} if score != self.score else {}))

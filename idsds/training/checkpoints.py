@@ -39,7 +39,7 @@ LOOP = 3
 # Stands for initial weights published by a model's own package.
 PRETRAINED = "pretrained"
 # Up to this many pixels per side, training from scratch takes minutes on a CPU.
-SMALL = 32
+FROM_SCRATCH = 32
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:
 def trains_from_scratch(model: str, dataset: str) -> bool:
     """Return whether the package trains this pair itself: a small net on images of its size or twice that size."""
     net, side = MODELS[model], DATASETS[dataset].image_size
-    return net.input_size <= SMALL and side in (net.input_size, 2 * net.input_size)
+    return net.input_size <= FROM_SCRATCH and side in (net.input_size, 2 * net.input_size)
 
 
 def starts_from_package(model: str, dataset: str) -> bool:

@@ -25,28 +25,28 @@ def test_every_file_can_be_checked_out_on_windows_and_macos(listed):
     folded = [name.casefold() for name in names]
     assert len(set(folded)) == len(folded), "two names that differ in case only"
     for name in names:
-        paths.check_names(PureWindowsPath(name))
+        paths.check_portable(PureWindowsPath(name))
         assert len(name) < 150
 
 
 @pytest.mark.parametrize("path", [r"C:\runs\a:b", r"runs\what?\x", "runs/aux", "runs/NUL.csv", "runs/x.", r"runs\x \y", r"\\host\disk\a|b"])
 def test_a_windows_path_with_a_reserved_name_is_refused(path):
     with pytest.raises(OSError, match="Windows does not allow the name") as raised:
-        paths.check_names(PureWindowsPath(path))
+        paths.check_portable(PureWindowsPath(path))
     assert raised.value.errno == errno.EINVAL
-    paths.check_names(PurePosixPath(path))
+    paths.check_portable(PurePosixPath(path))
 
 
 @pytest.mark.parametrize("path", [r"C:\Users\me\runs\x", r"..\runs\x", r"\\host\disk\runs", "runs/auxiliary/com10", "."])
 def test_other_windows_paths_are_allowed(path):
-    paths.check_names(PureWindowsPath(path))
+    paths.check_portable(PureWindowsPath(path))
 
 
 def test_a_name_becomes_part_of_a_file_name():
     assert paths.portable("hub:me/net?*") == "hub_me/net__"
     for name in [*list_models(), *list_models("timm")]:  # so that checkpoints are found by the names that they always had
         assert paths.portable(name) == name
-        paths.check_names(PureWindowsPath("checkpoints") / f"{paths.portable(name)}-trained-0.safetensors")
+        paths.check_portable(PureWindowsPath("checkpoints") / f"{paths.portable(name)}-trained-0.safetensors")
 
 
 def test_a_run_belongs_to_its_figures_whatever_the_separator(monkeypatch):

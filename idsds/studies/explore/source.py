@@ -37,7 +37,8 @@ from idsds.statistics import rank
 from idsds.statistics.agreement import disagreement
 from idsds.statistics.scores import LOWER
 from idsds.studies.base import resolve
-from idsds.studies.gallery import SCORES, attribute_of, picture_of
+from idsds.studies.gallery import attribute_of, picture_of
+from idsds.studies.rank_methods import SCORES
 
 #: Orders of the images.
 ORDERS = ("worst score first", "best score first", "methods disagree most", "most undefined", "as evaluated")

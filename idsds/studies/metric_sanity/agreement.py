@@ -40,20 +40,11 @@ def agreement(records: Mapping[str, pd.DataFrame], resamples: int = 500, seed: i
                     taus.append(tau_b(one[pairs[0]], other[pairs[1]]))
                     methods = max(methods, len(shared))
             defined = np.array([each for each in taus if np.isfinite(each[0])])
-            row = {
-                "first": first,
-                "second": second,
-                "tau": np.nan,
-                "low": np.nan,
-                "high": np.nan,
-                "models": len(defined),
-                "methods": methods,
-            }
+            tau = low = high = np.nan
             if len(defined):
-                means = np.nanmean(defined, axis=0)
-                low, high = percentile_ends(means[1:][np.isfinite(means[1:])][:, None], 0.95)
-                row |= {"tau": means[0], "low": float(np.squeeze(low)), "high": float(np.squeeze(high))}
-            rows.append(row)
+                tau, *drawn = np.nanmean(defined, axis=0)
+                low, high = (end.item() for end in percentile_ends(np.array(drawn)[np.isfinite(drawn), None], 0.95))
+            rows.append((first, second, tau, low, high, len(defined), methods))
     return pd.DataFrame(rows, columns=["first", "second", "tau", "low", "high", "models", "methods"])
 
 

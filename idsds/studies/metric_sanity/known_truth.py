@@ -89,58 +89,35 @@ class Reading:
 
 EASY = "has it easy: the truth is the drop of a patch, which is what it measures"
 STILL = "asks for a map that does not change with the image: noise that is drawn once per image does not"
+FILTERS_ALONE = f"{STILL}, unless the image is turned; known maps are put to filters alone"
 RANDOMISED = "asks for a map that changes with the model, as noise drawn once per image does not"
 OF_A_CLASS = "asks for a map that changes with the class, as noise drawn once per image does not"
 IN_DOMAIN = "a model in closed form needs no fine-tuning: a patch of zeros has no evidence"
 SQUARES = {"perturbation": "square", "sigma": 0.25}
 BY_RANKS = "retrains nets, which need a pass backward for each forward one; its unit is a repetition and not an image"
 #: Protocols with settings of their own, or with a note.
-READINGS: dict[str, tuple[Reading, ...]] = {
-    "idsds": (Reading("idsds", note=f"{EASY}; on a model in closed form it is the same as single_deletion"),),
-    "single_deletion": (Reading("single_deletion", note=EASY),),
-    **{name: (Reading(name, note=IN_DOMAIN),) for name in ("in_domain_incremental_deletion", "in_domain_relevance_gain", "f_fidelity")},
-    "grid_pointing_game": (
-        Reading("grid_pointing_game", note="the net finds evidence in the other images too, and an exact map shows it"),
-    ),
-    "difull": (Reading("difull", note="on a model in closed form too, no evidence outside the cell counts"),),
+READINGS = (
+    Reading("idsds", note=f"{EASY}; on a model in closed form it is the same as single_deletion"),
+    Reading("single_deletion", note=EASY),
+    *(Reading(name, note=IN_DOMAIN) for name in ("in_domain_incremental_deletion", "in_domain_relevance_gain", "f_fidelity")),
+    Reading("grid_pointing_game", note="the net finds evidence in the other images too, and an exact map shows it"),
+    Reading("difull", note="on a model in closed form too, no evidence outside the cell counts"),
     # A map of contributions predicts the removal of squares, a gradient predicts noise: each is tested on what it can predict.
-    "infidelity": (
-        Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
-        Reading("infidelity", "squares, scaled", {**SQUARES, "normalise": True}, note="cannot tell a map from its opposite"),
-        Reading("infidelity", "noise", truth="gradient", note="reads maps as gradients; on trained nets this is asked of all methods"),
-        Reading("infidelity", "noise, scaled", {"normalise": True}, truth="gradient", note="reads maps as gradients; blind to their sign"),
-    ),
-    "max_sensitivity": (Reading("max_sensitivity", note=STILL, test=True),),
+    Reading("infidelity", "squares", SQUARES, note="reads maps as contributions of removed squares"),
+    Reading("infidelity", "squares, scaled", {**SQUARES, "normalise": True}, note="cannot tell a map from its opposite"),
+    Reading("infidelity", "noise", truth="gradient", note="reads maps as gradients; on trained nets this is asked of all methods"),
+    Reading("infidelity", "noise, scaled", {"normalise": True}, truth="gradient", note="reads maps as gradients; blind to their sign"),
+    Reading("max_sensitivity", note=STILL, test=True),
     # A rotation turns stripes into patterns of no class and changes every probability by more than the threshold: no image would count.
-    "augmentation_robustness": (
-        Reading(
-            "augmentation_robustness",
-            known={"kind": "filters"},
-            note=f"{STILL}, unless the image is turned; known maps are put to filters alone",
-            test=True,
-        ),
-    ),
+    Reading("augmentation_robustness", known={"kind": "filters"}, note=FILTERS_ALONE, test=True),
     # The model has one layer: with more depths the first would change nothing.
-    "sanity_check": (
-        Reading(
-            "sanity_check",
-            known={"depths": 1},
-            note=RANDOMISED,
-            test=True,
-        ),
-    ),
-    "smooth_mprt": (Reading("smooth_mprt", known={"depths": 1}, note=RANDOMISED, test=True),),
-    "efficient_mprt": (Reading("efficient_mprt", note=RANDOMISED, test=True),),
-    "random_logit": (Reading("random_logit", note=OF_A_CLASS, test=True),),
-    "hyperparameter_sensitivity": (
-        Reading("hyperparameter_sensitivity", note="a map that is given has no hyperparameters", applies=False),
-    ),
-    "quantus/InputInvariance": (
-        Reading("quantus/InputInvariance", note="shifts the bias of the first layer, which the nets here do not have", applies=False),
-    ),
-    "roar": (Reading("roar", note=BY_RANKS),),
-    "kar": (Reading("kar", note=BY_RANKS),),
-}
+    *(Reading(name, known={"depths": 1}, note=RANDOMISED, test=True) for name in ("sanity_check", "smooth_mprt")),
+    Reading("efficient_mprt", note=RANDOMISED, test=True),
+    Reading("random_logit", note=OF_A_CLASS, test=True),
+    Reading("hyperparameter_sensitivity", note="a map that is given has no hyperparameters", applies=False),
+    Reading("quantus/InputInvariance", note="shifts the bias of the first layer, which the nets here do not have", applies=False),
+    *(Reading(name, note=BY_RANKS) for name in ("roar", "kar")),
+)
 #: What metrics test, in the order of the table.
 GROUPS = get_args(Asks)
 #: Metrics of libraries work image by image: they are judged on fewer images, and on half as many on trained nets.
@@ -167,7 +144,7 @@ def readings(protocols: Sequence[str] | None = None) -> list[Reading]:
         UnknownNameError: for an unknown protocol.
     """
     names = [PROTOCOLS[name].name for name in (list_protocols() if protocols is None else protocols)]
-    found = [reading for name in names for reading in READINGS.get(name) or (_plain(name),)]
+    found = [reading for name in names for reading in [row for row in READINGS if row.protocol == name] or [_plain(name)]]
     return sorted(found, key=lambda reading: (not reading.applies, GROUPS.index(reading.entry.asks)))
 
 

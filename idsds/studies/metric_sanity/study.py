@@ -87,14 +87,8 @@ class MetricSanity(EvaluationStudy):
             return None
         shared = {name: getattr(self, name) for name in ("dataset", "device", "precision")}
         checkpoints = {name: path for name, path in self.checkpoints.items() if name in self.retraining.get("models", self.models)}
-        defaults = {
-            "models": self.models,
-            "methods": self.methods,
-            "images": self.images,
-            "checkpoints": checkpoints,
-            "output": f"{self.output}/roar",
-        }
-        return Roar(**{**defaults, **self.retraining, **shared})
+        own = {name: getattr(self, name) for name in ("models", "methods", "images")} | {"output": f"{self.output}/roar"}
+        return Roar(**{**own, "checkpoints": checkpoints, **self.retraining, **shared})
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Return one run per row that can be scored image by image, by its label."""
@@ -188,10 +182,8 @@ class MetricSanity(EvaluationStudy):
         shown = table[
             ["asks", "label", "ordering", "exact_first", "resolution", "scale_shift", "model_shift", "control_shift", "note", "verdict"]
         ]
-        tables = {"": table, "agreement": agreed}
-        return Result(
-            self.stem, tables, Findings(sentences(table), shown), lambda: plots.metric_sanity(table, agreed, columns=self.columns)
-        )
+        draw = partial(plots.metric_sanity, table, agreed, columns=self.columns)
+        return Result(self.stem, {"": table, "agreement": agreed}, Findings(sentences(table), shown), draw)
 
 
 def _train(chain: Sequence[Stage]) -> None:

@@ -48,7 +48,7 @@ BASELINES: Registry[Baseline] = _Baselines("baseline")
 
 
 def as_baseline(name: str) -> str:
-    """Return the name of a baseline. Raises ValueError, UnknownNameError among it, for one that there is not."""
+    """Return the name of a baseline. Raises UnknownNameError, or another ValueError for a kernel or sigma out of range."""
     BASELINES[name]
     return name
 
@@ -94,7 +94,7 @@ def baseline_images(images: Tensor, baseline: str = "zeros", *, seed: int = 0, i
         (B, C, H, W) in the space of ``images``.
 
     Raises:
-        UnknownNameError: for an unknown baseline, naming the nearest.
+        UnknownNameError: for an unknown baseline, with the nearest match.
     """
     return BASELINES[baseline](images, Draws(seed, f"baseline {baseline}", images, image_ids))
 
@@ -129,7 +129,7 @@ def shifted(height: int, width: int, grid: int, offset: int) -> tuple[tuple[slic
     The patches keep their size. Those that would reach beyond the border are left out, so that there are ``grid - 1`` per side.
 
     Raises:
-        ValueError: if the offset is no whole number in [0, patch size), or no patch is left.
+        ValueError: if the offset is not a whole number in [0, patch size), or no patch is left.
     """
     sides, offset = patch_size(height, width, grid), as_whole("offset", offset, least=0)
     if not offset:
@@ -141,7 +141,7 @@ def shifted(height: int, width: int, grid: int, offset: int) -> tuple[tuple[slic
 
 
 def patch_numbers(images: Tensor, grid: int) -> Tensor:
-    """The number of the patch that each pixel lies in, row-major, (H, W). Raises ValueError where the grid does not divide the image."""
+    """Return the number of each pixel's patch, row-major, (H, W). Raises ValueError if the grid does not divide the image."""
     height, width = images.shape[-2:]
     cell_height, cell_width = patch_size(height, width, grid)
     rows = torch.arange(height, device=images.device) // cell_height
@@ -176,7 +176,7 @@ def on_grid(queried: Mapping[str, Any] | None, size: Sequence[int]) -> Mapping[s
         size: C, H and W.
 
     Returns:
-        ``grid``, ``offsets`` and ``baseline``; None for a window that is no patch of a grid, or never where patches are.
+        ``grid``, ``offsets`` and ``baseline``; None for a window that never coincides with a patch of a grid.
     """
     if queried is None or "window" not in queried:
         return queried
@@ -191,7 +191,7 @@ def on_grid(queried: Mapping[str, Any] | None, size: Sequence[int]) -> Mapping[s
 
 
 def _patch_mask(images: Tensor, patches: Tensor, grid: int) -> Tensor:
-    """True inside the patch of each image, (B, 1, H, W)."""
+    """Return a mask that is True inside the patch of each image, (B, 1, H, W)."""
     return (patch_numbers(images, grid) == patches.to(images.device)[:, None, None])[:, None]
 
 

@@ -40,7 +40,7 @@ UNIT = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def as_normalisation(given: Any) -> Normalisation | None:
-    """Return a normalisation that is given as one, as ``(mean, std)`` with a number per channel or one for all, or as torchvision's.
+    """Convert a normalisation, ``(mean, std)`` (one number per channel or one for all) or one of torchvision's transforms.
 
     Raises:
         TypeError, ValueError: for anything else, naming it; None stays None.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_whole(name: str, value: Any, least: int | None = 1) -> int:
-    """Return a whole number as an int: an int, a numpy integer, or a tensor or array of no dimension that holds one.
+    """Return a whole number as an int: an int, a numpy integer, or a zero-dimensional tensor or array that holds one.
 
     Args:
         least: the smallest that is allowed; None: any.
@@ -28,7 +28,7 @@ def as_whole(name: str, value: Any, least: int | None = 1) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Return a numpy number, or a tensor or array of no dimension, as Python's own number; anything else as it is."""
+    """Return a numpy number, or a zero-dimensional tensor or array, as Python's own number; anything else unchanged."""
     if isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
         return value.item()
     return value

@@ -26,9 +26,9 @@ def generator(seed: int, *key: object) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *key: object, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within it the global generators of torch, numpy and Python depend on ``seed`` and ``key``; their states are restored afterwards.
+    """Make the global generators of torch, numpy and Python depend on ``seed`` and ``key``; their states are restored afterwards.
 
-    This is for libraries that draw from global generators; whatever can take a generator of its own gets :func:`generator`.
+    For libraries that draw from global generators; code that accepts a generator gets :func:`generator`.
     """
     number = int(torch.randint(2**31, (), generator=generator(seed, *key)))
     states = np.random.get_state(), random.getstate()

@@ -85,7 +85,7 @@ def photo(number: int) -> Path:
     source="20 photos of ImageNet classes in the foolbox 3.3.4 wheel (Rauber et al., 2017)",
 )
 def photos20(split: str, normalisation: Normalisation) -> ImageDataset:
-    """Five fixed crops of each of 20 labelled photos (test), their random crops as a pool for fine-tuning (train), the whole photos (val).
+    """Load five fixed crops of 20 labelled photos (test), random crops of them for fine-tuning (train), and the whole photos (val).
 
     There are too few photos to hold any out, so fine-tuning on the pool uses no labels (:class:`idsds.training.recipes.Recipe`,
     ``loss="distill"``), and crops of one photo share a ``group``.

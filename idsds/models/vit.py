@@ -31,7 +31,7 @@ def vit_base_patch16_224(num_classes: int, pretrained: bool = False) -> nn.Modul
 
 
 class _Tokens(PatchEmbed):
-    """As many tokens for images of 64 x 64 pixels as for 32 x 32, averaged by the last layer of ``proj``."""
+    """Make as many tokens for images of 64 x 64 pixels as for 32 x 32, averaged by the last layer of ``proj``."""
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         return self.grid_size

@@ -98,7 +98,7 @@ def grid_pointing_game(
 
 
 class _Cellwise:
-    """Mixed into a convolution or pooling: it is applied to each cell of a mosaic apart, (B, C, side * h, side * w)."""
+    """Mixed into a convolution or pooling: it is applied to each cell of a mosaic separately, (B, C, side * h, side * w)."""
 
     side: int
     cell: int
@@ -125,7 +125,7 @@ def _mixed(kind: type, module: type) -> type:
 
 
 def disconnected(net: nn.Module, side: int, cell: int) -> nn.Module:
-    """Return a copy of a net that reads one cell of a mosaic, through layers that see each cell apart; its features keep the mosaic's form.
+    """Return a copy of a net that reads one cell of a mosaic; each layer sees every cell separately, and features keep the mosaic's form.
 
     Convolutions and poolings of ``torch.nn`` are changed, and the adaptive pooling in front of the classifier reads the cell alone. A net
     with a method ``within(side, cell)`` makes the copy itself.
@@ -142,9 +142,9 @@ def disconnected(net: nn.Module, side: int, cell: int) -> nn.Module:
 
 
 def _check_disconnected(net: nn.Module, apart: nn.Module, images: Tensor, mosaic: Tensor, side: int, cell: int) -> None:
-    """Raise ValueError if the net that was disconnected does not say of the mosaics what the net says of the images, or reads another cell.
+    """Raise ValueError if the disconnected net's logits for mosaics are not the net's for the images, or depend on another cell.
 
-    Logits alone do not tell: a leak is small where cells end in black.
+    Comparing logits is not enough: a leak is small where cells have black borders.
     """
     mosaic = mosaic.clone().requires_grad_()
     try:
@@ -178,16 +178,16 @@ def difull(
 ) -> dict[str, dict[str, Tensor]]:
     """Score the fraction of the positive attribution in the only cell that the net is connected to, in [0, 1]; higher is better.
 
-    The mosaics are those of :func:`grid_pointing_game`; each layer sees every cell apart, and the classifier only the cell of the image.
-    What lies outside it cannot affect the logit, so that 1 is right, whatever the net finds in the other images. Even maps score
-    1 / side^2. Every cell serves, while the paper takes corners alone.
+    The mosaics are those of :func:`grid_pointing_game`; each layer sees every cell separately, and the classifier only the cell of the
+    image. Nothing outside it can affect the logit, so a correct map scores 1 whatever the net finds in the other images; a uniform map
+    scores 1 / side^2. Any cell may be the image's, while the paper uses only corners.
 
     Args:
         model: a net of convolutions, see :func:`disconnected`.
         side: images per side of a mosaic, at least 2.
 
     Returns:
-        By method name ``score`` (B,), NaN where nothing is attributed positively, and the ``cell`` (B,) of the image.
+        By method name ``score`` (B,), NaN without positive attribution anywhere, and the ``cell`` (B,) of the image.
 
     Raises:
         ValueError: if ``side`` is below 2, for too few companions, for a net that cannot be disconnected, or a callable of the user's own.

@@ -26,7 +26,7 @@ DataRange = float | Mapping[str, float] | None
 def maps_to_compare(
     methods: Sequence[Method], images: Tensor, targets: Tensor, image_ids: Sequence[str], channels: Channels
 ) -> dict[str, Tensor]:
-    """Return the maps of :func:`~idsds.methods.base.shared_maps`; a version of a method, such as ``IxG abs``, is always made of the sum."""
+    """Return the maps of :func:`~idsds.methods.base.shared_maps`; versions such as ``IxG abs`` are always computed from the sum."""
     versions = [method for method in methods if method.transform]
     others = [method for method in methods if not method.transform]
     if channels == "summed" or not versions:

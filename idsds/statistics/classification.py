@@ -18,7 +18,7 @@ EXCESS = "precision_excess"
 def classification_scores(
     targets: Sequence[int], predictions: Sequence[int], confidence: float = 0.95, resamples: int = 1_000, seed: int = 0
 ) -> dict[str, float]:
-    """Four measures of a classifier, all in [0, 1], higher is better.
+    """Compute four measures of a classifier, all in [0, 1], higher is better.
 
     With n_k images of class k, p_k predicted as k, t_k of these correctly: accuracy = sum t_k / n; macro F1 = mean of 2 t_k / (n_k + p_k)
     over the classes that occur in either, weighted F1 their mean weighted by n_k / n; weighted precision = sum (n_k / n) (t_k / p_k),

@@ -45,7 +45,7 @@ def paired_differences(
         confidence, resamples, seed: as for :func:`idsds.statistics.rank`.
         permutations: number of random sign flips, if there are too many images for all flips.
         nested: draw training seeds too, as :func:`idsds.nested_bootstrap` does; ``p`` is then twice the fraction of resamples whose
-            difference has not the sign of the larger part, at least 2 / (1 + ``resamples``). Where there is one seed it changes nothing.
+            difference does not have the majority's sign, at least 2 / (1 + ``resamples``). With one seed it changes nothing.
 
     Returns:
         One row per pair within each model (or method) and setting: ``a``, ``b``, ``difference`` (mean of a minus b), ``low``, ``high``,

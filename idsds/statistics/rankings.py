@@ -144,7 +144,7 @@ def _covers(confidence: float, halves: bool, seeds: np.ndarray | None, group: np
 def _resampled(
     first: np.ndarray, second: np.ndarray, group: np.ndarray, seeds: np.ndarray | None, resamples: int, seed: int
 ) -> Correlations:
-    """Tau and rho of the means of two score matrices (rows, methods) of the same images and seeds, and their resampled values."""
+    """Return tau and rho of the means of two score matrices (rows, methods) of the same images and seeds, and their resampled values."""
     nothing = float("nan"), np.full(1, np.nan)
     if group.max(initial=-1) < 1 or first.shape[1] < 2:
         return nothing, nothing
@@ -172,7 +172,7 @@ def split_agreement(scores: np.ndarray, group: np.ndarray, first: int, both: int
 
 
 def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
-    """Scores of each model (rows, methods), higher is better, a row per image and training seed, and the group of each row's image.
+    """Yield the scores of each model (rows, methods), higher is better, one row per image and training seed, and each row's group.
 
     Methods are in order of appearance, rows sorted. Where lower is better the sign is changed.
     """
@@ -200,13 +200,13 @@ def _same_seeds(*tables: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _seeds(rows: pd.MultiIndex, nested: bool) -> np.ndarray | None:
-    """Codes (rows,) of the training seeds, if they are to be drawn and there are several."""
+    """Return codes (rows,) of the training seeds if they are to be drawn and there are several."""
     codes = np.unique(rows.get_level_values("seed"), return_inverse=True)[1]
     return codes if nested and codes.max(initial=0) else None
 
 
 def _drawn_means(scores: np.ndarray, group: np.ndarray, seeds: np.ndarray | None, resamples: int, seed: int) -> np.ndarray:
-    """Means (resamples, methods) over groups of images drawn with replacement; equal draws for equal numbers of groups.
+    """Return the means (resamples, methods) over groups of images drawn with replacement; equal draws for equal numbers of groups.
 
     ``seeds`` (rows,) are drawn too, one fewer than there are, as by :func:`idsds.nested_bootstrap`.
     """

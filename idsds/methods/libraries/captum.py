@@ -200,7 +200,7 @@ class Captum(LibraryMethod):
 
 
 def _only(given: Any) -> Any:
-    """Return the single element of a tuple, as captum takes for one input; anything else unchanged."""
+    """Return the single element of a tuple, which captum also accepts for one input; anything else unchanged."""
     return given[0] if isinstance(given, tuple) and len(given) == 1 else given
 
 
@@ -221,7 +221,7 @@ def check_of_all_images(kinds: Collection[str], options: Mapping[str, Any]) -> N
 
 
 def _whole(sides: Sequence[Any]) -> tuple[Any, ...]:
-    """Return sides in pixels with numpy's integers, which captum takes too, as ints."""
+    """Convert sides in pixels to ints where they are numpy's integers, which captum accepts too."""
     return tuple(int(side) if isinstance(side, Integral) else side for side in sides)
 
 

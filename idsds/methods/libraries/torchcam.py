@@ -1,4 +1,4 @@
-"""CAMs of torchcam's."""
+"""CAMs of torchcam."""
 
 from __future__ import annotations
 

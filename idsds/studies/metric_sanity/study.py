@@ -70,7 +70,7 @@ class MetricSanity(EvaluationStudy):
     def _has_methods_and_a_control(self) -> Self:
         families = [METHODS[split_name(name)[0]].family for name in self.methods]
         if "Random" not in self.methods or set(families) == {"control"}:
-            raise ValueError("methods must hold 'Random' and at least one that is no control: each is compared with it")
+            raise ValueError("methods must hold 'Random' and at least one that is not a control: each is compared with it")
         _ = self.roar
         return self
 

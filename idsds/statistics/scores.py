@@ -34,7 +34,7 @@ class ScoreTable:
         scores: float64 (rows, treatments); NaN where the score is undefined or no record exists.
         present: bool (rows, treatments); True where a record exists.
         image: int (rows,), ascending; which image a row belongs to.
-        group: int (rows,), ascending; images that belong together, such as crops of a photo, share one; any other image is a group of its own.
+        group: int (rows,), ascending; images that belong together, such as crops of a photo, share one; any other is one of its own.
         seed: int (rows,); which training seed a row belongs to.
         treatments: one row per column of ``scores``: model, the settings that vary, method.
         lower: bool (treatments,); whether a lower score is better.

@@ -109,7 +109,7 @@ def test_a_model_without_a_method_to_compare_is_left_out():
 
 def test_it_wants_a_control_and_something_to_compare(tmp_path):
     for methods in (["IG"], ["Random", "Edges"]):
-        with pytest.raises(SettingsError, match="must hold 'Random' and at least one that is no control"):
+        with pytest.raises(SettingsError, match="must hold 'Random' and at least one that is not a control"):
             MetricSanity(**FEW, methods=methods, output=str(tmp_path))
     given = {**FEW, "methods": ["IG", "Random"], "output": str(tmp_path)}
     with pytest.raises(SettingsError, match=r"unknown protocol 'idsd'. Did you mean 'idsds'"):

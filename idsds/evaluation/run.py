@@ -24,7 +24,7 @@ from idsds.evaluation.cache import Block, Columns, Store, as_array, as_table, co
 from idsds.evaluation.job import Job, named_dataset
 from idsds.evaluation.plan import Plan, Unit, predictions
 from idsds.evaluation.records import as_values
-from idsds.evaluation.trial import tried
+from idsds.evaluation.trial import judging, tried
 from idsds.methods import Method, Passes
 from idsds.methods.base import MethodEntry, shared_maps
 from idsds.models.inspection import two_images
@@ -237,7 +237,8 @@ def _run_batches(
             if unit.group in untried:
                 untried.remove(unit.group)
                 with autocast(plan):
-                    methods[unit.group] = tried(methods[unit.group], explained(plan, batch, prepared[grids[0]]))
+                    seen = partial(judging, plan.protocol, plan.grids, job.seed)
+                    methods[unit.group] = tried(methods[unit.group], explained(plan, batch, prepared[grids[0]]), seen)
             with making[unit.group, unit.grid].computing(model, batch), autocast(plan):
                 scores = score(plan, job, model, methods[unit.group], batch, prepared, grids)
             for grid, columns in scores.items():

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from idsds.common.batching import out_of_memory
+from idsds.common.interventions import all_deletions, baseline_images
+from idsds.common.randomness import content_ids
 from idsds.methods import Method
 from idsds.methods.base import MethodEntry, MethodError, shared_maps
 from idsds.models.base import frozen
-from idsds.protocols import Batch
+from idsds.protocols import Batch, ProtocolEntry
+from idsds.protocols.single_deletion import deletion_table
 
 #: Fraction of its largest value by which a map (or gradient) may change through rounding.
 ROUNDING = 1e-2
@@ -35,19 +39,23 @@ class OneByOne(Method):
         self.model_name = method.model_name
 
 
-def tried(methods: Sequence[Method], batch: Batch) -> list[Method]:
+def tried(methods: Sequence[Method], batch: Batch, deletions: Callable[[Batch], Sequence[Tensor]] = lambda _: ()) -> list[Method]:
     """Return the methods, those of the user that depend on the batch as ones that get one image at a time.
+
+    Args:
+        deletions: the deletions by which an image is judged, (n, C, H, W) for each grid.
 
     Raises:
         MethodError: if the net computes something else after a user's method than before.
 
     Warns:
-        UserWarning: for each method that depends on the batch, or that draws random numbers which the seed does not determine.
+        UserWarning: for each method that depends on the batch, draws random numbers which the seed does not determine, or queries the
+            deletions without saying so.
     """
-    return [method if method.is_the_packages else _tried(method, batch) for method in methods]
+    return [method if method.is_the_packages else _tried(method, batch, deletions) for method in methods]
 
 
-def _tried(method: Method, batch: Batch) -> Method:
+def _tried(method: Method, batch: Batch, deletions: Callable[[Batch], Sequence[Tensor]]) -> Method:
     other = next((i for i, target in enumerate(batch.targets.tolist()) if target != int(batch.targets[0])), 1)
     places = [0] if len(batch.images) < 2 else [0, other]
     part = replace(batch, images=batch.images[places], targets=batch.targets[places], image_ids=[batch.image_ids[i] for i in places])
@@ -55,10 +63,14 @@ def _tried(method: Method, batch: Batch) -> Method:
     def maps(some: slice) -> Tensor:
         return shared_maps([method], part.images[some], part.targets[some], part.image_ids[some])[method.name]
 
+    last = replace(part, images=part.images[-1:], targets=part.targets[-1:], image_ids=part.image_ids[-1:])
+    judged = [] if method.entry.queries(**method.options) else [set(map(_mark, each)) for each in deletions(last)]
     with _unseen(batch.images):
         before = [_computed(method.model, part) for _ in range(2)]
         try:
-            together, alone = maps(slice(None))[-1:], maps(slice(-1, None))
+            together = maps(slice(None))[-1:]
+            with _queries(method.model) if judged else nullcontext(set[str]()) as queried:
+                alone = maps(slice(-1, None))
             differs = not _same(together, alone)
             drawn = differs and not _same(alone, maps(slice(-1, None)))
         except RuntimeError as error:
@@ -70,6 +82,12 @@ def _tried(method: Method, batch: Batch) -> Method:
         raise MethodError(
             f"method {method.name!r} changes what {method.model_name!r} computes, also for others: after it the logits or gradients of an "
             "image differ. Does it replace a function or a class's method, such as torch.nn.functional.relu? It must undo that"
+        )
+    if any(marks <= queried for marks in judged):
+        warnings.warn(
+            f"method {method.name!r} queries the very deletions that it is judged by: its score is an upper bound. Say so on the function, "
+            "mine.queries = {'grid': ..., 'baseline': ...}, and rankings mark it as a ceiling",
+            stacklevel=2,
         )
     if drawn:
         warnings.warn(
@@ -85,6 +103,35 @@ def _tried(method: Method, batch: Batch) -> Method:
         )
         return OneByOne(method)
     return method
+
+
+def judging(protocol: ProtocolEntry, grids: Sequence[Mapping[str, Any]], seed: int, batch: Batch) -> list[Tensor]:
+    """Return the single deletions by which a batch's first image is judged, (n, C, H, W) for each grid; none for other protocols."""
+    found, image, ids = [], batch.images[:1], batch.image_ids[:1]
+    for settings in grids if protocol.prepare is deletion_table else ():
+        replacement = baseline_images(image, settings["baseline"], seed=seed, image_ids=ids)
+        found.append(all_deletions(image, replacement, settings["grid"], settings["offset"])[0])
+    return found
+
+
+@contextmanager
+def _queries(model: nn.Module) -> Iterator[set[str]]:
+    """Collect marks of the images that a net gets inside the block."""
+    marks: set[str] = set()
+
+    def note(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            marks.update(map(_mark, inputs[0].detach()))
+
+    handle = model.register_forward_pre_hook(note)
+    try:
+        yield marks
+    finally:
+        handle.remove()
+
+
+def _mark(image: Tensor) -> str:
+    return content_ids(image[None] + 0)[0]  # the sum turns -0 into 0
 
 
 @contextmanager

@@ -13,9 +13,12 @@ targets) -> maps``, or maps computed elsewhere, each optionally with further arg
         "a folder of image_id.npy": Path("maps"),
     }
 
-They receive as many images at a time as fit in memory and must explain each image independently of the others. A method that takes
-``image_ids`` receives them too. The net is in eval mode, its parameters keep the user's ``requires_grad``, and nothing that a method
-writes to the images or changes in the net affects anything else.
+A callable that queries the deletions of a grid says so, ``mine.queries = {"grid": 4, "baseline": "zeros"}``, so that rankings mark it as a
+ceiling where it is judged by these.
+
+They receive as many images at a time as fit in memory and must explain each image independently of the others; one that does not gets one
+image at a time. A method that takes ``image_ids`` receives them too. The net is in eval mode, its parameters keep the user's
+``requires_grad``, and nothing that a method writes to the images or changes in the net affects anything else.
 """
 
 from __future__ import annotations
@@ -124,7 +127,8 @@ def as_method(name: str, thing: Any, model: nn.Module, seed: int = 0) -> Method:
         what = f"{str(thing)!r}, which is no folder" if isinstance(thing, (str, Path)) else f"a {type(thing).__name__}"
         raise TypeError(f"method {name!r} is {what}; wanted {wanted}")
     _check_arguments(name, getattr(thing, "__name__", type(thing).__name__), thing, options)
-    return OwnMethod(name, _With(thing, options) if options else thing, model, seed)
+    says = {"queries": lambda **_: thing.queries} if isinstance(getattr(thing, "queries", None), Mapping) else {}
+    return OwnMethod(name, _With(thing, options) if options else thing, model, seed, **says)
 
 
 def queried(attribution: Attribution, options: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 
 from idsds.models.base import frozen, precision_of
-from idsds.models.isolation import on_loan
+from idsds.models.isolation import HALF, on_loan
 
 #: Fraction of the logits' spread by which two calls may differ through rounding, by device, layout and batch size.
 ROUNDING = 1e-3
@@ -121,6 +121,9 @@ def examined(name: str, net: nn.Module, images: Tensor, device: str, channels_la
             notes.append(f"model {name!r} does not run in channels_last memory format and is evaluated with channels_last=False: {reason}")
         else:
             layout = torch.channels_last
+    if logits.dtype in HALF:
+        half = str(logits.dtype).removeprefix("torch.")
+        notes.append(f"model {name!r} returns {half}: small drops are lost in rounding. Leave out the autocast in its forward")
     if kind := _probabilities(logits, plain.squashed):
         notes.append(f"model {name!r} returns {kind}, not logits, and scores refer to these. Remove the last layer to score logits")
     return Facts(logits.shape[1], layout, plain.dtype, plain.gradient, tuple(notes), kind or "logits")

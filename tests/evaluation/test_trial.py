@@ -133,6 +133,43 @@ def test_the_softmax_of_probabilities_is_refused():
         scores({"IxG": None}, nn.Sequential(NET, nn.Softmax(1)), quantity="probability")
 
 
+def _occlusion(images: Tensor, targets: Tensor) -> Tensor:
+    maps = torch.zeros(len(images), *images.shape[2:])
+    for row in range(0, 8, 2):
+        for column in range(0, 16, 4):
+            kept = torch.ones(8, 16)
+            kept[row : row + 2, column : column + 4] = 0
+            drops = (NET(images) - NET(images * kept)).gather(1, targets[:, None])  # multiplied, so that some zeros are -0
+            maps += drops[:, :, None] * (1 - kept)
+    return maps.detach()
+
+
+def test_a_function_that_queries_the_judging_deletions_is_named_and_may_say_so():
+    with pytest.warns(UserWarning, match="method 'mine' queries the very deletions that it is judged by"):
+        assert scores({"mine": _occlusion}).tolist() == pytest.approx([1] * 8)
+
+    def says(images: Tensor, targets: Tensor) -> Tensor:
+        return _occlusion(images, targets)
+
+    says.queries = {"grid": 4, "baseline": "zeros"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores({"mine": _occlusion}, grid=2)
+        records = idsds.evaluate({"net": NET}, {"says": says, "IxG": None}, LABELLED, protocol="single_deletion", progress=False)
+    assert records.groupby("method")["ceiling"].all().to_dict() == {"IxG": False, "says": True}
+
+
+class _Autocast(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return NET(images)
+
+
+def test_logits_of_half_precision_are_doubted():
+    with pytest.warns(UserWarning, match="model 'net' returns bfloat16: small drops are lost in rounding"):
+        scores({"Random": None}, _Autocast())
+
+
 class _Images(torch.utils.data.Dataset):
     def __init__(self, read: object) -> None:
         self.read = read

@@ -24,6 +24,7 @@ from idsds.statistics.rankings import spearman, weighted_means
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
+from idsds.studies.method_settings import MethodSettings
 from idsds.studies.result import listed
 
 IN_WORDS = {"ssim": "SSIM", "spearman": "Spearman", "top_intersection": "the top pixels"}
@@ -34,12 +35,13 @@ MOST, LEAST = "the most robust", "the least robust"
 CLAIMS = {MOST: "Guided Grad-CAM", LEAST: "Deconvolution"}
 
 
-class AugmentationRobustness(EvaluationStudy):
+class AugmentationRobustness(MethodSettings, EvaluationStudy):
     """Compare the maps of an image before and after rotations and photo filters that leave the target's probability unchanged.
 
     ``data_range`` is SSIM's: one number for the whole experiment, one by method, as in the study, or None for the range of each pair of
     maps. ``channels`` is ``summed``, or ``each``: SSIM is the mean over a map's channels, as in the study. ``target`` is the class
-    explained, for the original image: its ``label``, or the model's ``prediction``, as in the study.
+    explained, for the original image: its ``label``, or the model's ``prediction``, as in the study. ``method_settings`` are options of
+    methods, by name.
     """
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "label")
@@ -63,7 +65,7 @@ class AugmentationRobustness(EvaluationStudy):
         """One run per group of augmentations."""
         own = {name: getattr(self, name) for name in ("filters", "threshold", "top_share", "data_range")}
         own["similarity"] = "ssim_by_channel" if self.channels == "each" else "ssim"
-        shared = {"protocol": "augmentation_robustness", "target": self.target, **own}
+        shared = {"protocol": "augmentation_robustness", "methods": self.with_settings(), "target": self.target, **own}
         return {group: self.arguments(**shared, kind=group, output=f"{self.output}/{group}") for group in self.groups}
 
     def _run(self, progress: bool) -> Result:

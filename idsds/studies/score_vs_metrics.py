@@ -20,6 +20,7 @@ from idsds.evaluation.plan import Target
 from idsds.statistics.intervals import rng_for
 from idsds.statistics.verdicts import count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Positive, Result, resolve
+from idsds.studies.method_settings import MethodSettings
 from idsds.training.predict import outputs
 from idsds.training.steps import loader_of
 
@@ -52,11 +53,11 @@ def _rho(values: np.ndarray) -> float:
     return float(np.corrcoef(ranks.T)[0, 1]) if len(values) > 2 and np.ptp(values, axis=0).all() else float("nan")
 
 
-class ScoreVsMetrics(EvaluationStudy):
+class ScoreVsMetrics(MethodSettings, EvaluationStudy):
     """Compare the explained class's probability with infidelity and max-sensitivity, image by image.
 
     ``target`` is the class that is explained, ``prediction`` as in the study or ``label``; ``sigma``, ``radius`` and ``samples`` are
-    settings of the metrics. The nets are not fine-tuned on deleted patches.
+    settings of the metrics; ``method_settings`` are options of methods, by name. The nets are not fine-tuned on deleted patches.
     """
 
     SEEDS = "fixed"
@@ -69,7 +70,7 @@ class ScoreVsMetrics(EvaluationStudy):
     def runs(self) -> dict[str, dict[str, Any]]:
         """One run per metric."""
         own = {"infidelity": {"sigma": self.sigma}, "max_sensitivity": {"radius": self.radius}}
-        shared = {"target": self.target, "samples": self.samples}
+        shared = {"methods": self.with_settings(), "target": self.target, "samples": self.samples}
         return {name: self.arguments(protocol=name, output=f"{self.output}/{name}", **shared, **own[name]) for name in METRICS}
 
     def probabilities(self) -> pd.DataFrame:

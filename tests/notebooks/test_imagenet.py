@@ -153,7 +153,7 @@ def test_roar_of_full_size_is_the_retrainings_that_its_params_say(data, tmp_path
 
 def test_a_study_of_full_size_runs_on_a_folder_of_imagenet(data, weights, tmp_path, monkeypatch):
     changes = {"models": ["resnet18"], "methods": ["Saliency", "Random"], "images": 2, "groups": ["filters"], "device": "cpu"}
-    changes |= {"threshold": 1.0, "checkpoints": {"resnet18": weights["resnet18"]}}
+    changes |= {"threshold": 1.0, "method_settings": {}, "checkpoints": {"resnet18": weights["resnet18"]}}
     stem, _ = run("augmentation_robustness", "augmentation_robustness", changes, tmp_path, monkeypatch)
     table = pd.read_csv(f"{stem}.csv")
     assert sorted(set(table["method"])) == ["Random", "Saliency"]

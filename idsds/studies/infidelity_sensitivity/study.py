@@ -38,6 +38,7 @@ from idsds.studies.base import Findings, MethodName, Positive, Result, takes_fol
 from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, study_table
 from idsds.studies.infidelity_sensitivity.findings import claims, findings, spread_said
 from idsds.studies.infidelity_sensitivity.map_part import map_part
+from idsds.studies.method_settings import MethodSettings
 from idsds.studies.train_fractions import IDENTITY, ManyModels
 
 ZERO = "map of zeros"
@@ -125,12 +126,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.divide(np.where(finite, values, 0).sum(axis=0), count := finite.sum(axis=0), out=np.full(len(count), np.nan), where=count > 0)
 
 
-class InfidelitySensitivity(ManyModels):
+class InfidelitySensitivity(MethodSettings, ManyModels):
     """Compare infidelity and max-sensitivity with the quality of models.
 
     ``images`` images are explained; quality is measured on all test images. ``other_sigmas`` are further noise levels, for which only the
     spread of infidelity between methods is measured. ``target`` is the class explained: the image's ``label``, or the model's
-    ``prediction``, as in the study. The models are those of :mod:`idsds.studies.train_fractions`.
+    ``prediction``, as in the study. ``method_settings`` are options of methods, by name. The models are those of :mod:`idsds.studies.train_fractions`.
     """
 
     PLAN_BY = ("label",)
@@ -146,8 +147,7 @@ class InfidelitySensitivity(ManyModels):
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Both protocols on each data set."""
-        names = dict.fromkeys(self.methods)
-        tenfold = dict.fromkeys(f"{name}{TENFOLD}" for name in self.methods)
+        names, tenfold = self.with_settings(), self.with_settings(TENFOLD)
         noise = {"perturbation": self.perturbation, "sigma": self.sigma}
         protocols: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "infidelity": ({**names, **tenfold, ZERO: zero_map}, noise),

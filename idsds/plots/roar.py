@@ -33,7 +33,7 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     Coinciding lines stay visible: those listed first are wider and below, and marks and intervals are drawn side by side.
 
     Args:
-        table: model, method, family, kind, share, mean, low, high, interval, count;
+        table: model, method, family, kind, share, mean, low, high, interval, count, ``top5`` (its range stands in the titles);
             explained_accuracy and chance are drawn if present.
     """
     models, kinds = list(dict.fromkeys(table["model"])), [kind for kind in TITLES if kind in set(table["kind"])]
@@ -47,7 +47,8 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
                 _lines(axes, part, looks)
                 _levels(axes, part, kind)
                 title, better = TITLES[kind]
-                axes.set_title(title if len(models) == 1 else f"{model}:\n{title}", fontsize=8)
+                near = f"\ntop-5: {part['top5'].min():.3f} to {part['top5'].max():.3f}" if len(part) else ""
+                axes.set_title((title if len(models) == 1 else f"{model}:\n{title}") + near, fontsize=8)
                 axes.text(0.02, 0.02, better, transform=axes.transAxes, fontsize=7, color="#444444", style="italic")
                 axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
                 axes.set_ylim(0, 1.04)

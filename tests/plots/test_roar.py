@@ -21,7 +21,7 @@ def curves(models=("a", "b"), kinds=("remove", "keep")):
         for s in (0.1, 0.5, 0.9)
     ]
     table = pd.DataFrame(rows, columns=["model", "method", "family", "kind", "share", "mean", "low", "high"])
-    return table.assign(count=500, interval="95 % t interval over 3 training seeds")
+    return table.assign(count=500, top5=0.5 + table["mean"] / 2, interval="95 % t interval over 3 training seeds")
 
 
 def test_a_line_per_method_in_panels_that_say_what_is_better():
@@ -66,7 +66,9 @@ def test_what_no_method_has_touched_is_one_mark_and_no_method_s():
 def test_masks_alone_have_a_panel_with_the_level_of_chance_and_all_show_the_explained_net():
     table = curves(models=("a",), kinds=tuple(TITLES)).assign(explained_accuracy=0.95, chance=0.12)
     figure = plots.roar(table)
-    assert [axes.get_title() for axes in figure.axes] == [title for title, _ in TITLES.values()]
+    for axes, (kind, (title, _)) in zip(figure.axes, TITLES.items(), strict=True):
+        near = table.loc[table["kind"] == kind, "top5"]
+        assert axes.get_title() == f"{title}\ntop-5: {near.min():.3f} to {near.max():.3f}"
     for axes, kind in zip(figure.axes, TITLES, strict=True):
         told = [text.get_text() for text in axes.texts]
         assert told == ["explained net 0.950", *(["chance 0.120"] if kind == "mask" else []), TITLES[kind][1]]

@@ -131,7 +131,8 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
 
     ``images`` images are explained; quality is measured on all test images. ``other_sigmas`` are further noise levels, for which only the
     spread of infidelity between methods is measured. ``target`` is the class explained: the image's ``label``, or the model's
-    ``prediction``, as in the study. ``method_settings`` are options of methods, by name. The models are those of :mod:`idsds.studies.train_fractions`.
+    ``prediction``, as in the study. ``method_settings`` are options of methods, by name.
+    The models are those of :mod:`idsds.studies.train_fractions`.
     """
 
     PLAN_BY = ("label",)

@@ -38,8 +38,9 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
 
     Returns:
         One row per model, method, kind (``mask``: masks alone) and share: ``family``, ``mean``, ``low`` and ``high`` (over seeds,
-        clipped to [0, 1]), ``agreement`` with the explained net, its ``agreement_low`` and ``agreement_high`` (likewise),
-        ``explained_accuracy`` (of that net), ``chance`` (fraction of the most frequent class), ``seeds``, ``count`` of test images;
+        clipped to [0, 1]), ``top5`` (accuracy with five guesses), ``agreement`` with the explained net, its ``agreement_low`` and
+        ``agreement_high`` (likewise), ``explained_accuracy`` and ``explained_top5`` (of that net), ``chance`` (fraction of the most
+        frequent class), ``seeds``, ``count`` of test images;
         ``images_low`` and ``images_high``, ``agreement_images_low`` and ``agreement_images_high`` (over images, Wilson, seeds held
         fixed); ``p`` and ``p_holm`` of masks alone, else NaN; ``interval``, what the intervals over seeds cover.
 
@@ -53,9 +54,11 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
         first, seeds = part.iloc[0], len(part)
         row = {"model": model, "method": method, "family": first["family"], "kind": kind, "share": share}
         row |= dict(zip(("mean", "low", "high"), _in_range(part["accuracy"], confidence), strict=True))
+        row["top5"] = part["top5"].mean()
         ends = ("agreement", "agreement_low", "agreement_high")
         row |= dict(zip(ends, _in_range(part["agreement"], confidence), strict=True))
-        row |= {"explained_accuracy": first["explained_accuracy"], "chance": first["chance"], "seeds": seeds, "count": int(first["count"])}
+        row |= {name: first[name] for name in ("explained_accuracy", "explained_top5", "chance")}
+        row |= {"seeds": seeds, "count": int(first["count"])}
         for name, right in (("", row["mean"]), ("agreement_", row["agreement"])):
             low, high = wilson(right * row["count"], row["count"], confidence)
             row |= {f"{name}images_low": low, f"{name}images_high": high}
@@ -78,7 +81,8 @@ def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Rand
         confidence: of the intervals, each on its own; 1 - ``confidence`` is the level of the verdicts.
 
     Returns:
-        One row per model, control, kind and method, best first: ``area``, ``low``, ``high``, ``p`` (t test over seeds), ``p_holm``
+        One row per model, control, kind and method, best first: ``area``, ``low``, ``high``, ``area_top5`` (the same of accuracy with
+        five guesses), ``p`` (t test over seeds), ``p_holm``
         (corrected for all rows of the table), ``verdict`` by it on whether the method's area exceeds 0, ``leaking`` (which of the
         two have masks that alone reveal the class, joined by "and", empty for neither, or ``not tested``), ``confounded`` (whether
         leakage alone may explain the verdict; missing if it was not tested), ``seeds``, ``positive`` (seeds whose area is above 0),
@@ -93,15 +97,18 @@ def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Rand
             raise ValueError(f"the records hold no {name!r} to compare with, only {', '.join(dict.fromkeys(records['method']))}")
     scored, rows = records[records["kind"] != MASK], []
     for (model, kind), part in scored.groupby(["model", "kind"], sort=False):
-        curves = part.pivot(index=["method", "seed"], columns="share", values="accuracy").sort_index(axis=1)
-        shares = torch.tensor(curves.columns.to_numpy(float))
-        of = {method: torch.tensor(curves.loc[method].to_numpy(float)) for method in dict.fromkeys(part["method"])}  # (seeds, S) each
+        both = [part.pivot(index=["method", "seed"], columns="share", values=name).sort_index(axis=1) for name in ("accuracy", "top5")]
+        shares = torch.tensor(both[0].columns.to_numpy(float))
+        of, near = (  # (seeds, S) each
+            {method: torch.tensor(curves.loc[method].to_numpy(float)) for method in dict.fromkeys(part["method"])} for curves in both
+        )
         for number, name in enumerate(controls):
             for method in [method for method in of if method not in controls[: number + 1]]:
                 areas = SCORES[kind](of[method], of[name], shares).numpy()
                 facts = part[part["method"] == method].iloc[0]
                 row = {"model": model, "control": name, "kind": kind, "method": method, "family": facts["family"]}
                 row |= dict(zip(("area", "low", "high"), seed_interval(areas, confidence), strict=True))
+                row["area_top5"] = float(SCORES[kind](near[method], near[name], shares).mean())
                 row |= {"p": _differs_from_0(areas), "seeds": len(areas), "positive": int((areas > 0).sum())}
                 row |= {column: int(facts[column]) for column in ("undefined", "constant", "explained")}
                 rows.append({**row, "interval": covers_seeds(len(areas), confidence)})
@@ -118,13 +125,13 @@ def claims_of(areas: pd.DataFrame) -> pd.DataFrame:
     """Judge the claim of Hooker et al. by the table of :func:`retraining_areas`.
 
     Returns:
-        One row per model, kind, part of the claim and method of :data:`CLAIMED`: ``area``, ``low``, ``high``, ``p_holm``, ``confounded``
-        and the ``verdict`` on the claim, which is left open if leakage alone may explain the difference.
+        One row per model, kind, part of the claim and method of :data:`CLAIMED`: ``area``, ``low``, ``high``, ``area_top5``, ``p_holm``,
+        ``confounded`` and the ``verdict`` on the claim, which is left open if leakage alone may explain the difference.
     """
     part = areas[areas["method"].isin(CLAIMED) & areas["control"].isin(CLAIMS)]
     below, above = (~part["confounded"].fillna(False).astype(bool) & (part["verdict"] == verdict) for verdict in (CONTRADICTED, SUPPORTED))
     found = np.select([below, above], [SUPPORTED, CONTRADICTED], NOT_SUPPORTED)
-    columns = ["model", "kind", "claim", "method", "area", "low", "high", "p_holm", "confounded", "verdict"]
+    columns = ["model", "kind", "claim", "method", "area", "low", "high", "area_top5", "p_holm", "confounded", "verdict"]
     return part.assign(claim=part["control"].map(CLAIMS), kind=part["kind"].map(NAMES), verdict=found)[columns].reset_index(drop=True)
 
 

@@ -25,7 +25,8 @@ from idsds.training.launch import Machine, is_main
 from idsds.training.loop import fit
 from idsds.training.predict import predicted
 
-Predictions = list[int | None]
+#: Of each image in order: ``predicted``, the most probable class, and ``top5``, whether the target is among the five; None if unreadable.
+Predictions = dict[str, list[int | None]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Retraining:
             done = {"pixels": self.pixels, "fill": None if self.kind == MASK else self.fill}
         if self.ranks is not None:
             done |= {"kind": self.kind, "ranks": {split: found.key for split, found in self.ranks.items()}}
-        content = {"trained": self.stage.key, "replaced": done, "flip": self.flip, "kept": "predictions"}
+        content = {"trained": self.stage.key, "replaced": done, "flip": self.flip, "kept": "predictions, top 5"}
         return digest({**content, "data": self.fingerprints, "code": code_digest(mask_images if self.kind == MASK else replace_pixels)})
 
     @property
@@ -81,7 +82,7 @@ class Retraining:
         return modified(self.data[split], ranks, self.share, self.kind, colour, flip=self.flip and split == "train")
 
     def result(self, device: Device, precision: Precision, machine: Machine, progress: bool = True) -> dict[str, Any]:
-        """Return the ``predicted`` classes of the modified test images and ``train_accuracy``, from the cache or by training."""
+        """Return :data:`Predictions` for the modified test images and ``train_accuracy``, from the cache or by training."""
         if self.path.is_file():
             return read_json(self.path)
         model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
@@ -97,8 +98,8 @@ class Retraining:
             **asdict(replace(machine, device=device, precision=precision)),
         )
         model.to(chosen_device(device))
-        classes = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)
-        result = {"predicted": classes, "train_accuracy": results[-1].train_accuracy}
+        found = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)
+        result = {**found, "train_accuracy": results[-1].train_accuracy}
         if is_main():
             facts = {"method": self.method, "kind": self.kind, "share": self.share, "seed": self.seed, "versions": versions()}
             write_json(self.path, {**result, **facts, "epochs": [asdict(epoch) for epoch in results]})
@@ -107,13 +108,11 @@ class Retraining:
 
 
 def predictions(model: nn.Module, data: ImageDataset, size: int, workers: int = 0, precision: Precision = "32-true") -> Predictions:
-    """Return the most probable class of every image, in the order of the data set; None for one that cannot be read.
-
-    See :func:`idsds.training.predict.predicted`.
-    """
-    found = predicted(model, data, size=size, workers=workers, precision=precision)
-    known = dict(zip(found["image_id"], found["prediction"].tolist(), strict=True))
-    return [known.get(image_id) for image_id in data.image_ids]
+    """Return a net's predictions for a data set, see :func:`idsds.training.predict.predicted`."""
+    found = predicted(model, data, size=size, workers=workers, precision=precision).set_index("image_id")
+    columns = {"predicted": found["prediction"].tolist(), "top5": found["top5"].astype(int).tolist()}
+    known = {name: dict(zip(found.index, values, strict=True)) for name, values in columns.items()}
+    return {name: [values.get(image_id) for image_id in data.image_ids] for name, values in known.items()}
 
 
 def compared(predicted: Sequence[int | None], wanted: Sequence[int | None]) -> tuple[int, int]:

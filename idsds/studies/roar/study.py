@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
@@ -148,10 +149,11 @@ class Roar(Study):
             ``kind``                    ``remove``: ROAR, ``keep``: KAR, ``mask``: the positions of what ``remove`` replaces, alone
             ``accuracy``                on the modified test images, in [0, 1]
             ``low``, ``high``           95 % interval over images (Wilson)
+            ``top5``                    accuracy with five guesses
             ``count``                   of test images
             ``agreement``               fraction of them on which the retrained net predicts what the explained net predicts on the
                                         untouched image
-            ``explained_accuracy``      the explained net's, on untouched images
+            ``explained_accuracy``      the explained net's, on untouched images; with five guesses ``explained_top5``
             ``chance``                  the fraction of the most frequent class
             ``train_accuracy``          in the last epoch
             ``undefined``, ``constant`` how many maps of all ``explained`` images have no order (a non-finite value, or one value),
@@ -208,7 +210,7 @@ class _Planned:
         own = [self.explained.key, self.explained.content]
         key = own if start is None else start if start == PRETRAINED else file_digest(paths.resolve(start))
         model_key = digest([model, key, code_digest(MODELS[model].build)])
-        address = digest([model_key, self.fingerprints["test"], self.device.type, versions()["torch"]])
+        address = digest([model_key, self.fingerprints["test"], self.device.type, versions()["torch"], "top 5"])
         self.explained_path = paths.cache() / "roar" / f"explained-{paths.portable(model)}-{address}.json"
         self.ranks = {
             method: {
@@ -241,7 +243,7 @@ class _Planned:
             write_json(self.explained_path, predictions(net, self.data["test"], size, self.settings.workers))
 
     def predicted(self) -> Predictions:
-        """The explained net's predictions for the test images, in their order; available after :meth:`explain`."""
+        """The explained net's predictions for the test images; available after :meth:`explain`."""
         return read_json(self.explained_path)
 
     def counts(self, method: str) -> dict[str, int]:
@@ -271,8 +273,9 @@ class _Planned:
         found = one.result(self.settings.device, self.settings.precision, self.settings.machine, progress=False)
         targets = self.data["test"].targets
         correct, count = compared(found["predicted"], targets)
-        same, both = compared(found["predicted"], explained)
-        right, of = compared(explained, targets)
+        same, both = compared(found["predicted"], explained["predicted"])
+        right, of = compared(explained["predicted"], targets)
+        near, explained_near = (np.mean([hit for hit in each["top5"] if hit is not None]) for each in (found, explained))
         low, high = wilson(correct, count)
         return {
             "model": self.model,
@@ -284,9 +287,11 @@ class _Planned:
             "accuracy": correct / count,
             "low": low,
             "high": high,
+            "top5": near,
             "count": count,
             "agreement": same / both,
             "explained_accuracy": right / of,
+            "explained_top5": explained_near,
             "chance": most_frequent(targets),
             "train_accuracy": found["train_accuracy"],
         }

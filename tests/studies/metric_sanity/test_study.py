@@ -82,7 +82,9 @@ def test_retrained_controls_by_hand():
         for share in (0.0, 0.5, 0.9)
     ]
     records = pd.DataFrame(rows, columns=["model", "method", "family", "kind", "share", "seed", "accuracy"])
-    records = records.assign(count=10, undefined=0, constant=0, explained=10, agreement=0.5, explained_accuracy=0.9, chance=0.1)
+    records = records.assign(
+        count=10, undefined=0, constant=0, explained=10, agreement=0.5, explained_accuracy=0.9, chance=0.1, top5=1.0, explained_top5=1.0
+    )
     found = retrained_controls(records, "roar")
     assert (found["pairs_random"], found["pairs_edges"], found["pairs_center"]) == (2, 2, 0)
     assert (found["above_random"], found["above_edges"]) == (0.5, 0)

@@ -33,8 +33,16 @@ def accuracies():
                 for method, family, change in (("Random", "control", 0), ("IG", "gradient", gain), ("Edges", "control", 0)):
                     rows.append(("m", method, family, kind, share, seed, 0.5 + change))
     table = pd.DataFrame(rows, columns=["model", "method", "family", "kind", "share", "seed", "accuracy"])
-    facts = {"count": 200, "undefined": 2, "constant": 1, "explained": 900, "explained_accuracy": 0.95, "chance": 0.12}
-    return table.assign(agreement=table["accuracy"] + 0.01, **facts)
+    facts = {
+        "count": 200,
+        "undefined": 2,
+        "constant": 1,
+        "explained": 900,
+        "explained_accuracy": 0.95,
+        "explained_top5": 1.0,
+        "chance": 0.12,
+    }
+    return table.assign(agreement=table["accuracy"] + 0.01, top5=0.5 + table["accuracy"] / 2, **facts)
 
 
 def with_masks(table, **telling):
@@ -75,6 +83,9 @@ def test_curves_by_hand():
     assert (curves["seeds"] == 2).all()
     assert (curves["count"] == 200).all()
     assert curves.loc[("IG", "remove", 0.1), "agreement"] == pytest.approx(0.36)
+    assert curves.loc[("IG", "remove", 0.1), "top5"] == pytest.approx(0.5 + 0.35 / 2)
+    areas = retraining_areas(accuracies())
+    assert areas["area_top5"].to_numpy() == pytest.approx(areas["area"].to_numpy() / 2)
     assert set(curves["interval"]) == {"95 % t interval over 2 training seeds, cut at 0 and 1"}
     one = retraining_curves(accuracies()[lambda table: table["seed"] == 0])
     assert one["low"].isna().all()

@@ -279,7 +279,7 @@ def test_agreement_is_with_the_explained_net_and_not_with_the_label():
     """By hand, from the two files of predictions; an image that cannot be read counts in neither."""
     table = settings(methods=["Random"], kinds=["remove"]).retrain(progress=False)
     (plan,) = [retraining._Planned(settings(methods=["Random"], kinds=["remove"]), "small_test")]
-    explained, targets = plan.predicted(), _targets("test", 60)
+    explained, targets = plan.predicted()["predicted"], _targets("test", 60)
     assert table["explained_accuracy"].unique().tolist() == pytest.approx([np.mean(np.equal(explained, targets))])
     assert table["chance"].unique().tolist() == pytest.approx([max(targets.count(label) for label in range(4)) / 60])
     for one, row in zip(plan.retrainings(), table.itertuples(), strict=True):
@@ -291,6 +291,17 @@ def test_agreement_is_with_the_explained_net_and_not_with_the_label():
     with torch.no_grad():
         alone = [net(plan.data["test"][index][0][None]).argmax().item() for index in range(60)]
     assert alone == explained
+
+
+def test_top_5_is_counted_over_five_of_ten_classes():
+    data = create_dataset("digits").subset(range(30))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
+    found = retrained.predictions(net, data, 16)
+    logits = torch.stack([net(data[index][0][None])[0] for index in range(30)])
+    order = logits.argsort(dim=1, descending=True).tolist()
+    assert found["predicted"] == [classes[0] for classes in order]
+    assert found["top5"] == [int(target in classes[:5]) for target, classes in zip(data.targets, order, strict=True)]
+    assert 0 < sum(found["top5"]) < 30
 
 
 def test_addresses_hold_what_determines_a_result():

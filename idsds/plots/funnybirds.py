@@ -50,9 +50,8 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
         handles = handles_of(families, families)
         handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images"))
         if len(published):
-            handles.append(
-                Line2D([], [], linestyle="", marker="o", color=PUBLISHED, markerfacecolor="none", markersize=6, label="published")
-            )
+            mark = {"linestyle": "", "marker": "o", "color": PUBLISHED, "markerfacecolor": "none", "markersize": 6}
+            handles.append(Line2D([], [], label="published", **mark))
         add_legend(figure, handles, 4 if columns == 2 else 2)
         where = f"t: threshold, chosen for each method on {table['chosen_on'].iloc[0]}"
         figure.supxlabel(f"score, higher is better →\n{where}", fontsize=7)

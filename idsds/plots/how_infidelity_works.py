@@ -52,13 +52,8 @@ def how_infidelity_works(walk: Any, table: pd.DataFrame, *, columns: int = 2) ->
             _pictures(axes[: 2 + len(drawn)], step)
             _predicted(axes[-2], step)
             _infidelities(axes[-1], table[table["perturbation"] == step.name], step)
-        titles = [
-            "taken away: d",
-            "what is left",
-            *(f"I \N{MULTIPLICATION SIGN} {name}" for name in drawn),
-            "each perturbation",
-            "infidelity\n← lower is better",
-        ]
+        products = [f"I \N{MULTIPLICATION SIGN} {name}" for name in drawn]
+        titles = ["taken away: d", "what is left", *products, "each perturbation", "infidelity\n← lower is better"]
         for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title, fontsize=7)
         grid[-1, -2].set_xlabel("the logit falls by\n(logits)", fontsize=SMALL)

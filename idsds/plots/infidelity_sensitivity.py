@@ -150,9 +150,8 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
         numbers = f"ours: {models} models in {groups} groups,\nthe study: {their_models} in {their_groups}"
         axes.set_title(f"{level}\n{numbers}", fontsize=6.5)
     _name_lanes(figure, grid[0], tops, methods, ours, study)
-    grid[1].set_xlabel(
-        "Spearman correlation with accuracy (the study: with weighted precision);\nsecond block: with the squared change of the logit"
-    )
+    what = "Spearman correlation with accuracy (the study: with weighted precision)"
+    grid[1].set_xlabel(f"{what};\nsecond block: with the squared change of the logit")
     used = [key for key in STYLES if key in {style_of(name, families[name]) for name in methods}]
     study_handle = Line2D([], [], marker="d", linestyle="", color=STUDY, markerfacecolor="white", markersize=5, label="the study")
     title = (

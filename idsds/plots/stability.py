@@ -14,12 +14,7 @@ from matplotlib.lines import Line2D
 from idsds.plots.parallel_axes import spread as spread_out
 from idsds.plots.style import COLUMNS, STYLE, add_legend, handles_of, look_of, panel_grid
 
-_NAMES = {
-    "seed": "training seed",
-    "baseline": "baseline",
-    "grid": "patches per side",
-    "images": "number of images",
-}
+_NAMES = {"seed": "training seed", "baseline": "baseline", "grid": "patches per side", "images": "number of images"}
 
 
 def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, str], *, score: str = "IDSDS", columns: int = 2) -> Figure:

@@ -90,21 +90,13 @@ def _examples(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, nor
         shown = {name: values[:, 0].float().cpu().numpy() for name, values in maps.items()}  # (B, H, W) each
         for row, (image_id, target) in enumerate(zip(image_ids, targets.tolist(), strict=True)):
             predicted = int(logits[row].argmax())
-            yield Example(
-                model=job.model,
-                seed=job.seed,
-                dataset=plan.dataset,
-                image_id=image_id,
-                target=names[target] if names else str(target),
-                prediction=names[predicted] if names else str(predicted),
-                target_logit=float(logits[row, target]),
-                prediction_logit=float(logits[row, predicted]),
-                picture=picture_of(job, pixels[row], normalisation),
-                drops=np.asarray(by_image[image_id]["drops"].iloc[0]).reshape(grid, grid),
-                records=by_image[image_id],
-                maps={name: values[row] for name, values in shown.items()},
-                score=SCORES[plan.protocol.name] + " (distilled)" * job.distilled,
-            )
+            classes = [names[each] if names else str(each) for each in (target, predicted)]
+            decision = *classes, float(logits[row, target]), float(logits[row, predicted])
+            drops = np.asarray(by_image[image_id]["drops"].iloc[0]).reshape(grid, grid)
+            maps = {name: values[row] for name, values in shown.items()}
+            score = SCORES[plan.protocol.name] + " (distilled)" * job.distilled
+            picture = picture_of(job, pixels[row], normalisation)
+            yield Example(job.model, job.seed, plan.dataset, image_id, *decision, picture, drops, by_image[image_id], maps, score)
 
 
 def attribute_of(dataset: Any, name: str) -> Any:

@@ -101,17 +101,10 @@ class HowIdsdsWorks(EvaluationStudy):
         example = explain(**self.arguments(), progress=progress)[-1]
         deleted, logits = delete_each(self.arguments())
         patches = {name: patch_table(example.target_logit, logits, row["patch_sums"]) for name, row in example.records.iterrows()}
-        scores = pd.DataFrame(
-            {
-                "method": list(patches),
-                "target": example.target,
-                "prediction": example.prediction,
-                "intact_logit": example.target_logit,
-                "squares": [table["square"].sum() for table in patches.values()],
-                "by_hand": [spearman(table) for table in patches.values()],
-                "recorded": example.records["score"].to_numpy(float),
-            }
-        )
+        numbers = [(name, table["square"].sum(), spearman(table)) for name, table in patches.items()]
+        scores = pd.DataFrame(numbers, columns=["method", "squares", "by_hand"]).assign(recorded=example.records["score"].to_numpy(float))
+        for place, name in enumerate(("target", "prediction", "target_logit"), start=1):
+            scores.insert(place, name.replace("target_logit", "intact_logit"), getattr(example, name))
         draw = partial(plots.how_idsds_works, example, deleted, patches, scores, columns=self.columns)
         first, *rest = patches
         tables = {"": patches[first], **{name.replace(" ", "_"): patches[name] for name in rest}, "scores": scores}

@@ -54,10 +54,8 @@ def index() -> str:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in (HEAD, *cards)])
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"card-{number}"  # the same every time
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return nbformat.writes(notebook) + "\n"
 
 

@@ -179,12 +179,7 @@ def _verdicts(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if ranked.empty:
             continue
         front = rows[rows["front"]].sort_values("milliseconds")
-        yield {
-            "model": model,
-            "best": ranked["method"].iloc[0],
-            "mean": float(ranked["mean"].iloc[0]),
-            "as good": int(rows["as_good"].sum()) - 1,
-            "rivals": len(ranked),
-            "worth their cost": ", ".join(f"{row.method} ({row.milliseconds:.2g} ms)" for row in front.itertuples()),
-            "ceilings": ", ".join(rows.loc[rows["ceiling"].astype(bool), "method"]),
-        }
+        cheap = ", ".join(f"{row.method} ({row.milliseconds:.2g} ms)" for row in front.itertuples())
+        facts = {"model": model, "best": ranked["method"].iloc[0], "mean": float(ranked["mean"].iloc[0])}
+        facts |= {"as good": int(rows["as_good"].sum()) - 1, "rivals": len(ranked), "worth their cost": cheap}
+        yield facts | {"ceilings": ", ".join(rows.loc[rows["ceiling"].astype(bool), "method"])}

@@ -26,7 +26,7 @@ from idsds.common.hashing import versions
 from idsds.evaluation.manifest import MANIFEST
 from idsds.evaluation.records import Run, load_records
 from idsds.statistics import rank
-from idsds.studies.rank_methods import with_drops
+from idsds.studies.rank_methods import SCORES, with_drops
 
 #: Rows shown of a table; the whole table is saved beside the figure.
 ROWS = 500
@@ -108,14 +108,8 @@ def _section(folder: Path) -> dict[str, Any]:
         figures = [_drawn(folder, runs[0], ranking)]
     finding = stem.with_name(f"{stem.name}.md")
     lines, verdicts = _findings(finding.read_text(encoding="utf-8")) if finding.is_file() and figures else ([], None)
-    return {
-        "title": folder.name,
-        "figures": figures,
-        "findings": lines,
-        "verdicts": verdicts,
-        "tables": tables,
-        "runs": [_run(run, str(run.folder.relative_to(folder.parent).as_posix())) for run in runs],
-    }
+    content = {"title": folder.name, "figures": figures, "findings": lines, "verdicts": verdicts, "tables": tables}
+    return content | {"runs": [_run(run, str(run.folder.relative_to(folder.parent).as_posix())) for run in runs]}
 
 
 def _ranking(folder: Path, run: Run) -> pd.DataFrame:
@@ -151,13 +145,8 @@ def _drawn(folder: Path, run: Run, ranking: pd.DataFrame) -> str:
     """Return the ranking of records without a study's figure."""
     manifest = run.manifest
     grid = manifest["settings"].get("grid")
-    figure = plots.rank_methods(
-        ranking,
-        manifest["families"],
-        n_patches=grid**2 if isinstance(grid, int) else 16,
-        score={"idsds": "IDSDS", "single_deletion": "SDS"}.get(manifest["protocol"], manifest["protocol"]),
-        columns=2,
-    )
+    score, patches = SCORES.get(manifest["protocol"], manifest["protocol"]), grid**2 if isinstance(grid, int) else 16
+    figure = plots.rank_methods(ranking, manifest["families"], n_patches=patches, score=score, columns=2)
     (path,) = plots.save(figure, folder / "ranking", {}, formats=["svg"])
     return _address(path)
 
@@ -173,11 +162,8 @@ def _frame(table: pd.DataFrame) -> dict[str, Any]:
     """Return a table for the template, each cell with its sort key."""
     shown = table.head(ROWS)
     said = f"{len(table):,} rows" + (f", of which the first {ROWS} are shown" if len(table) > ROWS else "")
-    return {
-        "head": list(map(str, table.columns)),
-        "rows": [[_cell(value) for value in row] for row in shown.itertuples(index=False)],
-        "said": said,
-    }
+    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+    return {"head": list(map(str, table.columns)), "rows": rows, "said": said}
 
 
 def _cell(value: Any) -> tuple[str, str]:

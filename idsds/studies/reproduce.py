@@ -175,15 +175,8 @@ def _execute(run: Run, executed: Path, **changes: object) -> None:
     source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())), "")
     values = read_values(run.params, parameters_of(source))  # before papermill writes the keys into the notebook as code
     executed.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        run.notebook,
-        executed,
-        parameters={**values, **changes},
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-        cwd=paths.root(),
-    )
+    streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr, "progress_bar": False}
+    papermill.execute_notebook(run.notebook, executed, parameters={**values, **changes}, cwd=paths.root(), **streams)
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -196,21 +196,11 @@ class Source:
         logit, score = float(first.get("intact", np.nan)), SCORES.get(self.facts["protocol"], self.facts["protocol"])
         shown = {name: maps[name] for name in methods if name in maps}
         distilled = bool(first.get("distilled", False))
-        return Example(
-            model=case.model,
-            seed=case.seed,
-            dataset=str(self.facts["dataset"]),
-            image_id=image_id,
-            target=names[target] if names else str(target),
-            prediction=names[prediction] if names else str(prediction),
-            target_logit=logit,
-            prediction_logit=logit if prediction == target else np.nan,
-            picture=picture,
-            drops=drops,
-            records=records,
-            maps=shown,
-            score=score + " (distilled)" * distilled,
-        ), notes
+        classes = [names[each] if names else str(each) for each in (target, prediction)]
+        decision = *classes, logit, logit if prediction == target else np.nan
+        score += " (distilled)" * distilled
+        where = case.model, case.seed, str(self.facts["dataset"]), image_id
+        return Example(*where, *decision, picture, drops, records, shown, score), notes
 
     def maps(self, case: Case, image_id: str, target: int, methods: Sequence[str], records: pd.DataFrame) -> dict[str, np.ndarray]:
         """Return the maps (H, W) of the methods that can be recomputed as scored; cached.

@@ -114,30 +114,15 @@ def _rows(walk: Walk, step: Step) -> Iterator[dict[str, object]]:
         raw, scaled = (infidelity_of(step, errors[name]) for errors in (step.errors, step.scaled))
         found = step.optimal if own else walk.maps[name]
         cosine, rank = (np.nan, np.nan) if gradient is None else similarity(found, gradient, walk.settings.optimal_cells)
-        yield {
-            "perturbation": step.name,
-            "map": name,
-            "logit": step.logit,
-            "first_change": step.changes[0],
-            "first_predicted": step.predicted[name][0],
-            "infidelity": raw.mean,
-            "infidelity_se": raw.se,
-            "low": raw.low,
-            "high": raw.high,
-            "normalised": scaled.mean,
-            "normalised_se": scaled.se,
-            "normalised_low": scaled.low,
-            "normalised_high": scaled.high,
-            **shared,
-            "fitted_to": step.fitted if own else pd.NA,
-            "different": step.different if own else pd.NA,
-            "ridge": step.ridge if own else np.nan,
-            "seen": step.seen if own else pd.NA,
-            "cosine_with_gradient": cosine,
-            "spearman_with_gradient": rank,
-            "wins_elsewhere": pd.NA if own or not walk.winners[step.name] else walk.winners[step.name].count(name),
-            "other_images": len(walk.winners[step.name]),
-        }
+        row = {"perturbation": step.name, "map": name, "logit": step.logit}
+        row |= {"first_change": step.changes[0], "first_predicted": step.predicted[name][0]}
+        row |= {"infidelity": raw.mean, "infidelity_se": raw.se, "low": raw.low, "high": raw.high, "normalised": scaled.mean}
+        row |= {f"normalised_{end}": getattr(scaled, end) for end in ("se", "low", "high")} | shared
+        fit = (step.fitted, step.different, step.ridge, step.seen) if own else (pd.NA, pd.NA, np.nan, pd.NA)
+        row |= dict(zip(("fitted_to", "different", "ridge", "seen"), fit, strict=True))
+        won = walk.winners[step.name]
+        row |= {"cosine_with_gradient": cosine, "spearman_with_gradient": rank}
+        yield row | {"wins_elsewhere": pd.NA if own or not won else won.count(name), "other_images": len(won)}
 
 
 def claims_table(walk: Walk) -> pd.DataFrame:

@@ -101,13 +101,8 @@ def _counted(found: pd.DataFrame, sign: int) -> Iterator[tuple[str, dict[str, An
         if len(rows):
             ends = (rows["low"], rows["high"]) if sign > 0 else (-rows["high"], -rows["low"])
             said = list(verdicts(*ends))
-            facts = {
-                "lowest": rows["spearman"].min(),
-                "highest": rows["spearman"].max(),
-                "nets": rows["models"].max(),
-                "methods": len(rows),
-            }
-            yield level, {**facts, **{verdict: said.count(verdict) for verdict in VERDICTS}}
+            facts = {"lowest": rows["spearman"].min(), "highest": rows["spearman"].max(), "nets": rows["models"].max()}
+            yield level, {**facts, "methods": len(rows), **{verdict: said.count(verdict) for verdict in VERDICTS}}
 
 
 def _design(table: pd.DataFrame) -> list[dict[str, Any]]:

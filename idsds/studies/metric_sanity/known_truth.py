@@ -343,23 +343,6 @@ def _with_ends(*names: str) -> list[str]:
     return [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
 
 
-COLUMNS = [
-    "label",
-    "protocol",
-    "asks",
-    *_with_ends("exact_first", "random_last", "ordering"),
-    "resolution",
-    "beaten",
-    *_with_ends("separation", "model_shift", "scale_shift", "shapley_first"),
-    *_with_ends("parts_ordering", "parts_first"),
-    "parts_images",
-    "units",
-    "undefined",
-    "seconds",
-    "forward",
-    "maps",
-    "applies",
-    "test",
-    "settings",
-    "note",
-]
+COLUMNS = ["label", "protocol", "asks", *_with_ends("exact_first", "random_last", "ordering"), "resolution", "beaten"]
+COLUMNS += _with_ends("separation", "model_shift", "scale_shift", "shapley_first", "parts_ordering", "parts_first")
+COLUMNS += ["parts_images", "units", "undefined", "seconds", "forward", "maps", "applies", "test", "settings", "note"]

@@ -38,15 +38,9 @@ from idsds.training.checkpoints import Stage, obtain
 CONTROLS = ("Random", "Edges", "Center")
 DISTILLED = "the trained nets are distilled, fine-tuned without labels"
 #: The columns about trained nets, see :func:`against_controls`.
-ON_NETS = [
-    "label",
-    "undefined_on_nets",
-    "confounded_on_nets",
-    *(f"{kind}_{name.lower()}" for name in CONTROLS for kind in ("above", "pairs")),
-    "control_shift",
-    "control_shift_low",
-    "control_shift_high",
-]
+ON_NETS = ["label", "undefined_on_nets", "confounded_on_nets"]
+ON_NETS += [f"{kind}_{name.lower()}" for name in CONTROLS for kind in ("above", "pairs")]
+ON_NETS += ["control_shift", "control_shift_low", "control_shift_high"]
 
 
 class MetricSanity(EvaluationStudy):
@@ -92,16 +86,13 @@ class MetricSanity(EvaluationStudy):
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Return one run per row that can be scored image by image, by its label."""
-        return {
-            reading.label: self.arguments(
-                protocol=reading.protocol,
-                **reading.settings,
-                images=reading.images(self.images, nets=True),
-                output=f"{self.output}/{reading.label.replace(', ', '_').replace('/', '_')}",
-            )
-            for reading in self.judged
-            if reading.applies and reading.entry.level == "image"
-        }
+        runs = {}
+        for reading in self.judged:
+            if reading.applies and reading.entry.level == "image":
+                changes = {**reading.settings, "images": reading.images(self.images, nets=True)}
+                changes["output"] = f"{self.output}/{reading.label.replace(', ', '_').replace('/', '_')}"
+                runs[reading.label] = self.arguments(protocol=reading.protocol, **changes)
+        return runs
 
     def plan_table(self) -> pd.DataFrame:
         """Return what will be done, one row per protocol, model, seed and computation: on trained nets, then on known ground truth."""
@@ -179,9 +170,8 @@ class MetricSanity(EvaluationStudy):
 
     def _run(self, progress: bool) -> Result:
         table, agreed = self.measure(progress)
-        shown = table[
-            ["asks", "label", "ordering", "exact_first", "resolution", "scale_shift", "model_shift", "control_shift", "note", "verdict"]
-        ]
+        shifts = [f"{what}_shift" for what in ("scale", "model", "control")]
+        shown = table[["asks", "label", "ordering", "exact_first", "resolution", *shifts, "note", "verdict"]]
         draw = partial(plots.metric_sanity, table, agreed, columns=self.columns)
         return Result(self.stem, {"": table, "agreement": agreed}, Findings(sentences(table), shown), draw)
 
@@ -288,10 +278,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
     for kind in VERDICTS[:3]:
         names = table.loc[table["verdict"] == kind, "label"]
         own, others = [name for name in names if "/" not in name], [name.partition("/")[2] for name in names if "/" in name]
-        listed = [
-            *own,
-            *([f"of Quantus {' and '.join(others)}" if len(others) <= 2 else f"{len(others)} of Quantus"] if len(others) else []),
-        ]
-        if listed:
-            found.append(f"{kind.capitalize()}: {', '.join(listed)}.")
+        if others:
+            own.append(f"of Quantus {' and '.join(others)}" if len(others) <= 2 else f"{len(others)} of Quantus")
+        if own:
+            found.append(f"{kind.capitalize()}: {', '.join(own)}.")
     return found

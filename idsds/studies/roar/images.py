@@ -52,16 +52,9 @@ def modified(
         flip: whether training mirrors the modified images at random.
     """
     read = _Replacing(dataset, ranks, share, kind, fill)
-    return ImageDataset(
-        dataset.name,
-        dataset.split,
-        dataset.image_ids,
-        dataset.targets,
-        read.read,
-        dataset.classes,
-        dataset.normalisation,
-        augment=read.mirrored if flip else None,
-    )
+    items = dataset.image_ids, dataset.targets, read.read
+    augment = read.mirrored if flip else None
+    return ImageDataset(dataset.name, dataset.split, *items, dataset.classes, dataset.normalisation, augment=augment)
 
 
 def channel_means(dataset: ImageDataset) -> Tensor:

@@ -86,17 +86,9 @@ class Retraining:
         if self.path.is_file():
             return read_json(self.path)
         model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
-        results = fit(
-            model,
-            self.split("train"),
-            self.split("val"),
-            self.stage.recipe,
-            seed=self.seed,
-            label=f"{self.method}, {self.kind}, {self.share:.0%}",
-            progress=progress,
-            resume=resume,
-            **asdict(replace(machine, device=device, precision=precision)),
-        )
+        how = {"seed": self.seed, "label": f"{self.method}, {self.kind}, {self.share:.0%}", "progress": progress, "resume": resume}
+        how |= asdict(replace(machine, device=device, precision=precision))
+        results = fit(model, self.split("train"), self.split("val"), self.stage.recipe, **how)
         model.to(chosen_device(device))
         found = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)
         result = {**found, "train_accuracy": results[-1].train_accuracy}

@@ -116,17 +116,8 @@ class Roar(Study):
 
     def stage(self, model: str, seed: int, changes: dict[str, Any] | None = None) -> Stage:
         """Return the training of a fresh net on all unmodified images."""
-        options = {} if self.root is None else {"root": self.root}
-        return plan_training(
-            model,
-            self.dataset,
-            deletion=None,
-            seed=seed,
-            device=self.device,
-            precision=self.precision,
-            changes=changes,
-            **options,
-        )
+        options = {"device": self.device, "precision": self.precision} | ({} if self.root is None else {"root": self.root})
+        return plan_training(model, self.dataset, deletion=None, seed=seed, changes=changes, **options)
 
     def plan_table(self) -> pd.DataFrame:
         """Return what remains to be done, measured on eight images of each computation and three batches of training; nothing is trained.
@@ -277,24 +268,11 @@ class _Planned:
         right, of = compared(explained["predicted"], targets)
         near, explained_near = (np.mean([hit for hit in each["top5"] if hit is not None]) for each in (found, explained))
         low, high = wilson(correct, count)
-        return {
-            "model": self.model,
-            "method": one.method,
-            "family": METHODS[split_name(one.method)[0]].family,
-            "kind": one.kind,
-            "share": one.share,
-            "seed": one.seed,
-            "accuracy": correct / count,
-            "low": low,
-            "high": high,
-            "top5": near,
-            "count": count,
-            "agreement": same / both,
-            "explained_accuracy": right / of,
-            "explained_top5": explained_near,
-            "chance": most_frequent(targets),
-            "train_accuracy": found["train_accuracy"],
-        }
+        facts = {"model": self.model, "method": one.method, "family": METHODS[split_name(one.method)[0]].family}
+        facts |= {name: getattr(one, name) for name in ("kind", "share", "seed")}
+        facts |= {"accuracy": correct / count, "low": low, "high": high, "top5": near, "count": count, "agreement": same / both}
+        facts |= {"explained_accuracy": right / of, "explained_top5": explained_near, "chance": most_frequent(targets)}
+        return facts | {"train_accuracy": found["train_accuracy"]}
 
 
 def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:

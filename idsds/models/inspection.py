@@ -150,11 +150,16 @@ def _tried(name: str, net: nn.Module, images: Tensor, device: str, layout: torch
                 output = model(batch)
                 logits = _as_logits(name, output, len(images))
                 reached = logits.requires_grad and torch.autograd.grad(logits.sum(), batch, allow_unused=True)[0] is not None
-            with torch.no_grad(), _Last() as last:
-                again = model(batch)
+            with torch.no_grad():
+                with _Last() as last:
+                    again = model(batch)
+                kept = again.clone()
+                model(batch.flip(0))
         except (RuntimeError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
             given = f"images {tuple(batch.shape)} of {str(dtype).removeprefix('torch.')} on {device}"
             raise ValueError(f"model {name!r} fails on {given}: {type(error).__name__}: {error}") from error
+        if not torch.equal(kept.nan_to_num(), again.nan_to_num()):
+            raise ValueError(f"model {name!r} returns the same memory in every call, and so overwrites its last result: return a clone")
         try:
             with torch.no_grad():
                 alone = _as_logits(name, model(batch[:1]), 1)
@@ -222,7 +227,7 @@ def _probabilities(outputs: Tensor, squashed: bool) -> str:
     """Return what kind of probabilities the outputs are; "" for logits."""
     if outputs.shape[1] < 2 or not outputs.isfinite().all():
         return ""
-    if squashed or ((outputs >= 0).all() and (outputs.sum(dim=1) - 1).abs().max() < 1e-4):
+    if squashed or ((outputs >= 0).all() and any((outputs.sum(dim=1) / whole - 1).abs().max() < 1e-4 for whole in (1, 100))):
         return "probabilities"
     if (outputs <= 0).all() and outputs.logsumexp(dim=1).abs().max() < 1e-4:
         return "log-probabilities"

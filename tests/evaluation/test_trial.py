@@ -170,6 +170,29 @@ def test_logits_of_half_precision_are_doubted():
         scores({"Random": None}, _Autocast())
 
 
+class _SameMemory(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = NET(images)
+        if not torch.is_grad_enabled():
+            self.last = self.last.copy_(logits) if getattr(self, "last", logits[:0]).shape == logits.shape else logits
+            return self.last
+        return logits
+
+
+def test_a_net_that_overwrites_its_last_result_is_refused():
+    with pytest.raises(ValueError, match="model 'net' returns the same memory in every call"):
+        scores({"IxG": None}, _SameMemory())
+
+
+def test_percentages_are_probabilities():
+    class Percent(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 100 * NET(images).softmax(1)
+
+    with pytest.warns(UserWarning, match="model 'net' returns probabilities, not logits"):
+        scores({"IxG": None}, Percent())
+
+
 class _Images(torch.utils.data.Dataset):
     def __init__(self, read: object) -> None:
         self.read = read

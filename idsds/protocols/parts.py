@@ -33,6 +33,8 @@ THRESHOLDS = torch.linspace(0.01, 0.5, 80)
 #: A change by less than this fraction of the logit counts as none.
 RELEVANT = 0.05
 DILATION = 5
+#: An image whose pixels differ by more than this from what its parts draw, on average and normalised, is another image.
+DIFFERS = 0.1
 
 
 def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
@@ -46,7 +48,7 @@ def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
         object, padded with NaN.
 
     Raises:
-        ValueError: if the images' parts are not known.
+        ValueError: if the images' parts are not known, or an image is not the one that its id's parts draw.
     """
     parts, normalisation = known_parts(batch), normalisation_of(model, batch)
     logits, objects = [], batch.images.new_full((len(batch.images), parts.objects), torch.nan)
@@ -56,6 +58,8 @@ def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
             pictures = [parts.draw(image_id, subset) for subset in range(parts.whole + 1)]
             pictures += [parts.without_object(image_id, number) for number in range(count)]
             images = normalisation(torch.stack(pictures).to(batch.images))
+            if images.shape[1:] != batch.images.shape[1:] or (images[parts.whole] - batch.images[row]).abs().mean() > DIFFERS:
+                raise ValueError(f"the image of {image_id!r} is not what its parts draw: other ids, another order or another normalisation?")
             found = in_batches(model, images, size=default_batch(batch.images)).to(objects)  # (S + count, K)
             logits.append(found[: parts.whole + 1])
             objects[row, :count] = found[parts.whole + 1 :, target]
@@ -132,18 +136,20 @@ def important(importance: Tensor, totals: Tensor, thresholds: Tensor, visible: T
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return whether the net classifies the whole creature correctly, 0 or 1, (B,)."""
-    return (logits[:, -1].argmax(dim=1) == targets).double()
+    """Return whether the net classifies the whole creature correctly, 0 or 1, (B,); NaN where a logit is not finite."""
+    return (logits[:, -1].argmax(dim=1) == targets).double() + 0 * logits[:, -1].sum(dim=1)
 
 
 def background_independence(intact: Tensor, object_logits: Tensor) -> Tensor:
-    """Return the fraction of background objects whose removal lowers the target's logit by less than 5 %, (B,); NaN without any.
+    """Return the fraction of background objects whose removal lowers the target's logit by less than 5 %, (B,).
+
+    NaN without any, or if the target's logit is NaN.
 
     Args:
         intact: the target's logit for the whole image, (B,).
         object_logits: the target's logit without each object, (B, O), padded with NaN.
     """
-    return _without_relevance(intact, object_logits).double().sum(dim=1) / (~object_logits.isnan()).sum(dim=1)
+    return (_without_relevance(intact, object_logits).double().sum(dim=1) + 0 * intact) / (~object_logits.isnan()).sum(dim=1)
 
 
 def irrelevant(logits: Tensor, targets: Tensor, object_logits: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def controlled_data(logits: Tensor, targets: Tensor, chosen: Tensor, variants: T
         variants: the variant of each part, by class, (K, P).
     """
     scores = torch.full(chosen.shape[:2], torch.nan, dtype=torch.float64, device=logits.device)
-    for row in accuracy(logits, targets).nonzero().flatten().tolist():
+    for row in (accuracy(logits, targets) == 1).nonzero().flatten().tolist():
         sets = sufficient_sets(variants, int(targets[row])).to(logits.device)  # (N, P)
         if len(sets):
             scores[row] = (chosen[row].double() @ sets.double().T / sets.sum(dim=1)).amax(dim=1)
@@ -201,12 +207,14 @@ def subset_of(chosen: Tensor) -> Tensor:
 
 
 def preservation(logits: Tensor, chosen: Tensor) -> Tensor:
-    """Preservation check: return 1 where the important parts alone preserve the prediction, else 0, (B, T).
+    """Preservation check: return 1 where the important parts alone preserve the prediction, else 0, (B, T); NaN where a logit is.
 
     ``chosen``, bool (B, T, P), are the important parts for the class predicted from the whole creature.
     """
-    predictions = logits.argmax(dim=2)
-    return (predictions.gather(1, subset_of(chosen)) == predictions[:, -1:]).double()
+    predictions, undefined = logits.argmax(dim=2), logits.isnan().any(dim=2)
+    subset = subset_of(chosen)
+    kept = (predictions.gather(1, subset) == predictions[:, -1:]).double()
+    return kept.masked_fill(undefined.gather(1, subset) | undefined[:, -1:], torch.nan)
 
 
 def deletion(logits: Tensor, chosen: Tensor) -> Tensor:

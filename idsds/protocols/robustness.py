@@ -146,7 +146,12 @@ def robustness(
         ``ssim``, ``spearman`` and ``top_intersection`` (B,): the mean over the augmentations that count, NaN if none counts or one
         of their values is undefined; higher is better. ``counted`` (B,): how many count. ``ssim_each`` and so on, (B, A): all values, NaN
         for augmentations that do not count.
+
+    Raises:
+        ValueError: if ``threshold`` is not in (0, 1].
     """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], a change of probability, not {threshold!r}")
     counts = shifts < threshold  # (B, A)
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "ssim": partial(structural_similarity, data_range=data_range),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from idsds.datasets.parts import members
+from idsds.models import UNIT
 from idsds.protocols import parts
 from tests.protocols.creatures import VARIANTS, WEIGHTS, Counting, creatures
 
@@ -79,3 +81,34 @@ def test_relevance_is_five_per_cent_of_the_logit():
     found = parts.background_independence(torch.tensor([10.0, -10.0]), without)
     torch.testing.assert_close(found, torch.tensor([2 / 3, 2 / 4], dtype=torch.float64))
     assert parts.background_independence(torch.ones(1), torch.full((1, 3), torch.nan)).isnan().all()
+
+
+def test_an_image_that_its_parts_do_not_draw_is_refused():
+    batch, net = creatures([0, 3], [2, 0]), Counting()
+    others = [
+        replace(batch, images=batch.images.flip(0)),  # another order than that of the ids
+        replace(batch, images=(batch.images + 1) / 2),  # not normalised
+        replace(batch, normalisation=UNIT),
+        replace(batch, images=batch.images[:, :, :-1]),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="not what its parts draw"):
+            parts.part_table(net, other)
+
+
+def test_a_logit_that_is_not_a_number_is_no_answer():
+    logits = torch.zeros(2, 4, 3)
+    logits[:, :, 0] = 1  # class 0 whatever is drawn
+    logits[1, 0] = torch.nan  # without parts
+    everything, nothing = torch.ones(2, 1, 2, dtype=torch.bool), torch.zeros(2, 1, 2, dtype=torch.bool)
+    assert parts.preservation(logits, everything)[:, 0].tolist() == [1, 1]
+    torch.testing.assert_close(parts.preservation(logits, nothing)[:, 0], torch.tensor([1, torch.nan]).double(), equal_nan=True)
+    torch.testing.assert_close(parts.deletion(logits, everything)[:, 0], torch.tensor([0, torch.nan]).double(), equal_nan=True)
+    logits[0, 3] = torch.nan  # the whole creature
+    targets = torch.zeros(2, dtype=torch.long)
+    torch.testing.assert_close(parts.accuracy(logits, targets), torch.tensor([torch.nan, 1]).double(), equal_nan=True)
+    variants = torch.tensor([[0, 0], [0, 1], [1, 0]])
+    assert parts.controlled_data(logits, targets, everything, variants).isnan()[:, 0].tolist() == [True, False]
+    without = torch.tensor([[1.0, torch.nan], [1.0, 1.0]])
+    found = parts.background_independence(torch.tensor([torch.nan, 1.0]), without)
+    torch.testing.assert_close(found, torch.tensor([torch.nan, 1]).double(), equal_nan=True)

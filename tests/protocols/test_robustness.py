@@ -274,3 +274,10 @@ def test_mistakes_are_named(net, batch):
     unknown = Batch(batch.images, batch.targets, batch.image_ids)
     with pytest.raises(ValueError, match="normalisation of the images for ConvNet is unknown"):
         probability_shifts(net, unknown, kind="filters")
+
+
+@pytest.mark.parametrize("threshold", [0, 5, float("nan")])
+def test_a_threshold_is_a_change_of_probability(threshold):
+    maps = images_of(1, 16, 20)[:, :1]
+    with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\]"):
+        robustness(maps, {"a": maps}, {"a": lambda maps: maps}, torch.zeros(1, 1), threshold=threshold)

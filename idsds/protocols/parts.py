@@ -59,7 +59,7 @@ def part_table(model: nn.Module, batch: Batch, **_: Any) -> dict[str, Tensor]:
             pictures += [parts.without_object(image_id, number) for number in range(count)]
             images = normalisation(torch.stack(pictures).to(batch.images))
             if images.shape[1:] != batch.images.shape[1:] or (images[parts.whole] - batch.images[row]).abs().mean() > DIFFERS:
-                raise ValueError(f"the image of {image_id!r} is not what its parts draw: other ids, another order or another normalisation?")
+                raise ValueError(f"the image of {image_id!r} is not what its parts draw: other ids, order or normalisation?")
             found = in_batches(model, images, size=default_batch(batch.images)).to(objects)  # (S + count, K)
             logits.append(found[: parts.whole + 1])
             objects[row, :count] = found[parts.whole + 1 :, target]

@@ -198,7 +198,8 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
 
     Raises:
         TypeError: if ``records`` is not a data frame or the scores are not numbers.
-        ValueError: if there are no rows, a column is missing, or a row occurs twice.
+        ValueError: if there are no rows, a column or a name is missing, a row occurs twice, scores of one model and setting differ in
+            direction, or ``ceiling`` is not true or false.
     """
     if not isinstance(records, pd.DataFrame):
         raise TypeError(f"records must be a pandas DataFrame, not {type(records).__name__}")
@@ -211,6 +212,10 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     except (TypeError, ValueError) as error:
         raise TypeError(f"the column 'score' must hold numbers, its dtype is {records['score'].dtype}") from error
     scores = np.where(np.isfinite(scores), scores, np.nan)
+    for name in ("model", "method", "image_id"):
+        if records[name].isna().any():
+            raise ValueError(f"the column {name!r} of the records is empty in {records[name].isna().sum()} of {len(records)} rows")
+    records = _with_groups(records)
 
     keys = ["model", *varying_settings(records), "method"]
     treatment, first = _codes(records, keys)
@@ -240,10 +245,29 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
         for direction in set(directions):
             check_name("direction", direction, (HIGHER, LOWER))
         lower = directions == LOWER
+        _check_directions(records, keys[:-1])
     ceiling = None
     if "ceiling" in records.columns:
+        if odd := set(records["ceiling"].dropna().unique()) - {True, False}:
+            raise ValueError(f"the column 'ceiling' must hold true or false, not {sorted(map(str, odd))}")
         ceiling = np.bincount(treatment, records["ceiling"].eq(True).to_numpy(dtype=bool), len(first)) > 0
     return ScoreTable(matrix, present, image, group, seed, treatments.astype(plain), lower, ceiling)
+
+
+def _with_groups(records: pd.DataFrame) -> pd.DataFrame:
+    """Return records in which an image without a group is a group itself, if others have one."""
+    if "group" not in records.columns or records["group"].notna().all() or records["group"].isna().all():
+        return records
+    alone = "image " + records["image_id"].astype(str)
+    return records.assign(group=records["group"].astype(object).where(records["group"].notna(), alone).astype(str))
+
+
+def _check_directions(records: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise ValueError if scores that would be ranked together have different directions."""
+    if records["direction"].nunique() > 1:
+        several = records.groupby(list(keys), dropna=False, observed=True)["direction"].nunique()
+        if (several > 1).any():
+            raise ValueError(f"records of {several.idxmax()!r} mix scores of which higher is better and scores of which lower is")
 
 
 def varying_settings(records: pd.DataFrame) -> list[str]:

@@ -161,3 +161,23 @@ def fresh(folder):
     file = folder / "fresh.safetensors"
     save_checkpoint(idsds.create_model("mini_resnet8"), file)
     return file
+
+
+def test_an_image_without_a_group_is_one_of_its_own():
+    grouped, alone = crops(8, 3), crops(8, 3).assign(model="n", image_id=lambda rows: "other " + rows["image_id"]).drop(columns="group")
+    both, parts = rank(pd.concat([grouped, alone])), [rank(grouped), rank(alone)]
+    assert list(both["interval"]) == ["95 % BCa bootstrap over groups of images"] * 2 + ["95 % BCa bootstrap over images"] * 2
+    pd.testing.assert_frame_equal(both.drop(columns="interval"), pd.concat(parts, ignore_index=True).drop(columns="interval"))
+
+
+def test_what_cannot_be_ranked_together_is_refused():
+    records = crops(4, 1)
+    mixed = np.where(records["method"] == "a", "lower is better", "higher is better")
+    with pytest.raises(ValueError, match="records of 'm' mix scores"):
+        rank(records.assign(direction=mixed))
+    by_protocol = pd.concat([records.assign(protocol=name, direction=f"{name} is better") for name in ("higher", "lower")])
+    assert rank(by_protocol)["method"].tolist() == ["a", "b", "b", "a"], "each protocol by its own direction"
+    with pytest.raises(ValueError, match=r"'ceiling' must hold true or false, not \['False'\]"):
+        rank(records.assign(ceiling="False"))
+    with pytest.raises(ValueError, match=r"'image_id' of the records is empty in 1 of 8 rows"):
+        rank(records.assign(image_id=[None, *records["image_id"][1:]]))

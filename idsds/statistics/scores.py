@@ -212,9 +212,7 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     except (TypeError, ValueError) as error:
         raise TypeError(f"the column 'score' must hold numbers, its dtype is {records['score'].dtype}") from error
     scores = np.where(np.isfinite(scores), scores, np.nan)
-    for name in ("model", "method", "image_id"):
-        if records[name].isna().any():
-            raise ValueError(f"the column {name!r} of the records is empty in {records[name].isna().sum()} of {len(records)} rows")
+    _check_columns(records)
     records = _with_groups(records)
 
     keys = ["model", *varying_settings(records), "method"]
@@ -241,15 +239,9 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     plain = {name: dtype.categories.dtype for name, dtype in treatments.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
     lower = np.zeros(len(first), dtype=bool)
     if "direction" in records.columns:
-        directions = records["direction"].iloc[first].to_numpy(dtype=object)
-        for direction in set(directions):
-            check_name("direction", direction, (HIGHER, LOWER))
-        lower = directions == LOWER
-        _check_directions(records, keys[:-1])
+        lower = records["direction"].iloc[first].to_numpy(dtype=object) == LOWER
     ceiling = None
     if "ceiling" in records.columns:
-        if odd := set(records["ceiling"].dropna().unique()) - {True, False}:
-            raise ValueError(f"the column 'ceiling' must hold true or false, not {sorted(map(str, odd))}")
         ceiling = np.bincount(treatment, records["ceiling"].eq(True).to_numpy(dtype=bool), len(first)) > 0
     return ScoreTable(matrix, present, image, group, seed, treatments.astype(plain), lower, ceiling)
 
@@ -262,10 +254,18 @@ def _with_groups(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(group=records["group"].astype(object).where(records["group"].notna(), alone).astype(str))
 
 
-def _check_directions(records: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Raise ValueError if scores that would be ranked together have different directions."""
-    if records["direction"].nunique() > 1:
-        several = records.groupby(list(keys), dropna=False, observed=True)["direction"].nunique()
+def _check_columns(records: pd.DataFrame) -> None:
+    """Raise ValueError for empty names, a ceiling that is no truth value, and both directions among what would be ranked together."""
+    for name in ("model", "method", "image_id"):
+        if records[name].isna().any():
+            raise ValueError(f"the column {name!r} of the records is empty in {records[name].isna().sum()} of {len(records)} rows")
+    if "ceiling" in records.columns and (odd := set(records["ceiling"].dropna().unique()) - {True, False}):
+        raise ValueError(f"the column 'ceiling' must hold true or false, not {sorted(map(str, odd))}")
+    directions = records["direction"].unique() if "direction" in records.columns else ()
+    for direction in directions:
+        check_name("direction", direction, (HIGHER, LOWER))
+    if len(directions) > 1:
+        several = records.groupby(["model", *varying_settings(records)], dropna=False, observed=True)["direction"].nunique()
         if (several > 1).any():
             raise ValueError(f"records of {several.idxmax()!r} mix scores of which higher is better and scores of which lower is")
 

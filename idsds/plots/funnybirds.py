@@ -44,7 +44,7 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
             row = part.subplots(1, len(shown), sharey=True, squeeze=False)[0]
             _row(row, shown, table[table["model"] == model], published[published["model"] == model] if len(published) else published)
             of_net = nets[nets["model"] == model].set_index("measure")
-            said = ", ".join(f"{name.replace('_', ' ')} {of_net['value'][name]:.3f}" for name in of_net.index)
+            said = ", ".join(f"{name.replace('_', ' ').replace('top5', 'top-5')} {of_net['value'][name]:.3f}" for name in of_net.index)
             part.suptitle(f"{model}: {said}" if columns == 2 else model, x=0.01, ha="left", fontsize=8, fontweight="bold")
         families = dict(zip(table["method"], table["family"], strict=True))
         handles = handles_of(families, families)

@@ -40,6 +40,7 @@ from idsds.protocols.parts import (
     rivals_differ,
     sensitivity,
     target_logits,
+    top5,
 )
 from idsds.protocols.single_deletion import rank_correlation
 
@@ -247,7 +248,7 @@ def funnybirds(
         | ``single_deletion``, ``target_sensitivity`` | (B,) | correctness, contrastivity |
         | ``shapley`` | (B,) | see :func:`part_shapley_correlation` |
         | ``importance`` | (B, P) | of the parts, for the target |
-        | ``correct``, ``background_independence`` | (B,) | of the net |
+        | ``correct``, ``top5``, ``background_independence`` | (B,) | of the net; ``top5``: with five guesses |
         | ``objects`` | (B,) | number of background objects |
     """
     if not 0 < threshold < 1:
@@ -259,6 +260,7 @@ def funnybirds(
     intact = target_logits(explained.logits, batch.targets)[:, -1]
     of_net = {
         "correct": accuracy(explained.logits, batch.targets),
+        "top5": top5(explained.logits, batch.targets),
         "background_independence": background_independence(intact, explained.objects),
         "objects": (~explained.objects.isnan()).sum(dim=1),
     }

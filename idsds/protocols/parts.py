@@ -140,6 +140,12 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits[:, -1].argmax(dim=1) == targets).double() + 0 * logits[:, -1].sum(dim=1)
 
 
+def top5(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return whether the whole creature's class is among the five largest logits, 0 or 1, (B,)."""
+    best = logits[:, -1].topk(min(5, logits.shape[-1])).indices
+    return (best == targets[:, None]).any(dim=1).double()
+
+
 def background_independence(intact: Tensor, object_logits: Tensor) -> Tensor:
     """Return the fraction of background objects whose removal lowers the target's logit by less than 5 %, (B,).
 

@@ -28,7 +28,7 @@ SINGLES = ("single_deletion", "target_sensitivity", "shapley")
 SUMMARIES = ("completeness", "correctness", "contrastivity", "mean")
 MEASURES = (*CHECKS, *SINGLES, *SUMMARIES)
 #: Those of the net alone.
-OF_NET = ("accuracy", "background_independence")
+OF_NET = ("accuracy", "top5", "background_independence")
 CONTROL = "Random"
 
 
@@ -123,10 +123,10 @@ def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
     for model, found in records.groupby("model", sort=False):
         one = found[found["method"] == found["method"].iloc[0]]
         kept = one["background_independence"].fillna(0) * one["objects"]
-        made = np.stack([one["correct"], kept, np.ones(len(one)), one["objects"]], axis=1).astype(float)
+        made = np.stack([one["correct"], one["top5"], kept, ones := np.ones(len(one)), ones, one["objects"]], axis=1).astype(float)
 
         def shares(sums: np.ndarray) -> np.ndarray:
-            return sums[..., :2] / sums[..., 2:]
+            return sums[..., :3] / sums[..., 3:]
 
         values, (low, high) = shares(made.sum(0)), bca(made, shares, 0.95, resamples, rng_for(0, model))
         ends = zip(OF_NET, values, low, high, strict=True)
@@ -147,11 +147,12 @@ def findings(table: pd.DataFrame, apart: pd.DataFrame, nets: pd.DataFrame) -> Fi
     best = means.loc[means.groupby("model", sort=False)["value"].idxmax()]
     said = listed(f"{row.method} on {row.model} ({row.value:.2f} [{row.low:.2f}, {row.high:.2f}])" for row in best.itertuples())
     of_net = nets.pivot(index="model", columns="measure", values="value")
-    right = listed(f"{row.accuracy:.3f} and {row.background_independence:.3f} ({model})" for model, row in of_net.iterrows())
+    of_net = of_net[list(OF_NET)].map("{:.3f}".format)
+    right = listed(f"{', '.join(row)} ({model})" for model, row in of_net.iterrows())
     tau = [_agreement(rows) for _, rows in table[table["family"] != "control"].groupby("model", sort=False)]
     sentences = [
         f"Highest mean of the three: {said} (95 %)." if said else "No method has a mean of the three: a term is undefined on all images.",
-        f"Accuracy and background independence: {right}; thresholds are chosen on {table['chosen_on'].iloc[0]}.",
+        f"Accuracy, top-5 accuracy and background independence: {right}; thresholds are chosen on {table['chosen_on'].iloc[0]}.",
         f"Kendall's tau of the order by the mean and by exact Shapley values is at least {min(tau):+.2f}.",
     ]
     if not len(apart):

@@ -8,7 +8,7 @@ import torch
 from idsds import evaluate
 from idsds.methods import OwnMethod
 from idsds.protocols import PROTOCOLS, Batch
-from idsds.protocols.parts import THRESHOLDS, part_table
+from idsds.protocols.parts import THRESHOLDS, part_table, top5
 from tests.protocols.creatures import WEIGHTS, Counting, creatures
 
 #: By map: what each protocol must say of an image of class 0 with two objects; the weights 1 to 5 make shares of 1/15 to 5/15.
@@ -99,6 +99,7 @@ def test_everything_at_once_is_what_each_protocol_says():
     # The first object adds 3 of 18 (17 %); without objects there is no share.
     torch.testing.assert_close(found["background_independence"], torch.tensor([0.5, 0, torch.nan]).double(), equal_nan=True)
     assert (found["correct"].tolist(), found["objects"].tolist()) == ([1, 1, 1], [2, 1, 0])
+    assert found["top5"].tolist() == [1, 1, 1]
 
 
 def test_the_reference_counts_what_cannot_be_seen_as_important_where_the_sum_is_negative():
@@ -128,3 +129,11 @@ def test_images_without_known_parts_are_refused():
         part_table(Counting(), Batch(batch.images, batch.targets, batch.image_ids, batch.normalisation))
     with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\), not 1.5"):
         score("deletion_check", Counting().exact, Counting(), batch, threshold=1.5)
+
+
+def test_top_5_is_of_the_whole_creature():
+    logits = torch.randn(12, 3, 9)  # of subsets; the last is the whole creature
+    targets = torch.arange(12) % 9
+    order = logits[:, -1].argsort(dim=1, descending=True).tolist()
+    assert top5(logits, targets).tolist() == [float(target in best[:5]) for target, best in zip(targets.tolist(), order, strict=True)]
+    assert top5(logits[..., :3], targets % 3).tolist() == [1.0] * 12

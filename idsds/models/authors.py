@@ -38,8 +38,8 @@ def listing(models: list[str]) -> pd.DataFrame:
 
     Returns:
         One row per model: ``model``, ``file``, ``megabytes`` (NaN if missing), ``sha256``, and ``check``: ``missing``; ``as written`` or
-            ``differs``, compared with the ``.sha256`` file beside it (in the format of ``sha256sum``); or ``nothing to compare with``,
-            since the authors publish no hashes.
+        ``differs``, compared with the ``.sha256`` file beside it (in the format of ``sha256sum``); or ``nothing to compare with``, since
+        the authors publish no hashes.
     """
     rows = []
     for model in models:

@@ -140,7 +140,7 @@ def rank_correlation(sums: Tensor, drops: Tensor, *, infinite: Literal["nan", "r
 
     Returns:
         (B,) float64 in [-1, 1] (float32 on devices without float64), higher is better; NaN where the correlation is undefined: constant
-            rows, rows with a non-finite value, or n < 2.
+        rows, rows with a non-finite value, or n < 2.
 
     Raises:
         ValueError: if the shapes differ or are not (B, n).

@@ -148,7 +148,7 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
 
     Returns:
         One row per model, group and half: ``claim`` (:data:`MOST` or :data:`LEAST`), ``method`` that it is about, ``rival``, the other
-            method that contradicts it most, ``difference`` between the two on the same images, positive where it favours the claim, with
+        method that contradicts it most, ``difference`` between the two on the same images, positive where it favours the claim, with
         ``low`` and ``high``; ``count`` and ``nan`` of these images; ``rivals``, how many; ``verdict``: ``supported`` where the intervals of
         all rivals are above 0, ``contradicted`` where one is below, else ``not supported``; ``interval``, what it covers.
     """

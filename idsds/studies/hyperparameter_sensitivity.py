@@ -206,12 +206,12 @@ def movements(
     """Return how much each hyperparameter changes the mean score, beside the gap between methods and the range due to sampling noise.
 
     ``idsds_range`` is the highest minus the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings,
-    ``share`` their ratio. The range of noisy means is above 0 even if nothing changes, and which settings are the extremes depends on
-    the images too. So each resample of images gives the errors of all means, its own mean minus that of all images, and their range over
-    the sweep, whichever settings these are: a range is never farther from the true one than the range of its errors. The interval is the
-        range plus and minus the ``confidence`` quantile of these, cut at 0. It holds for every pair of settings at once, and reaches 0
-        where image noise alone could have made the range. For ``share`` the errors are those of the means in units of the gap, which
-    is drawn with them; all errors are multiplied by sqrt(n / (n - 1)), as n images vary less about their own mean.
+    ``share`` their ratio. The range of noisy means is above 0 even if nothing changes, and which settings are the extremes depends on the
+    images too. So each resample of images gives the errors of all means, its own mean minus that of all images, and their range over the
+    sweep, whichever settings these are: a range is never farther from the true one than the range of its errors. The interval is the range
+    plus and minus the ``confidence`` quantile of these, cut at 0. It holds for every pair of settings at once, and reaches 0 where image
+    noise alone could have made the range. For ``share`` the errors are those of the means in units of the gap, which is drawn with them;
+    all errors are multiplied by sqrt(n / (n - 1)), as n images vary less about their own mean.
 
     Args:
         records: of one model, one ``method`` per setting, with ``image_id`` and ``score``; several seeds of an image, and images of one
@@ -221,8 +221,8 @@ def movements(
 
     Returns:
         One row per sweep: ``idsds_range``, ``range_low``, ``range_high``; ``noise``, the mean range of the errors, expected if nothing
-            changes; ``p``, how often that is at least the observed range; ``share``, ``share_low``, ``share_high``, ``gap``,
-        ``gap_low``, ``gap_high``. A setting without any score is ignored; NaN without images, and no interval for one image.
+        changes; ``p``, how often that is at least the observed range; ``share``, ``share_low``, ``share_high``, ``gap``, ``gap_low``,
+        ``gap_high``. A setting without any score is ignored; NaN without images, and no interval for one image.
     """
     check_options(confidence, resamples=resamples)
     names = list(dict.fromkeys([*(name for sweep in sweeps for name in sweep), *own]))

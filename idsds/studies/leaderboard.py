@@ -150,8 +150,8 @@ def with_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         costs: from :func:`idsds.load_costs`; means over seeds are taken.
 
     Returns:
-        The table with ``forward``, ``backward``, ``milliseconds``, ``megabytes`` per image and ``front``: no competitor that costs no
-            more milliseconds has a mean as high. Neither upper bounds nor controls are on it.
+        The table with ``forward``, ``backward``, ``milliseconds``, ``megabytes`` per image and ``front``: no competitor that costs no more
+        milliseconds has a mean as high. Neither upper bounds nor controls are on it.
     """
     names = ["forward", "backward", "milliseconds", "megabytes"]
     table = table.merge(costs.groupby(["model", "method"], sort=False)[names].mean().reset_index(), on=["model", "method"], how="left")

@@ -267,7 +267,7 @@ def summary_of(drops: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per model: ``median_largest``, the median over images of the largest drop (logits), ``share_above_noise``, the fraction of
-            patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop, ``images`` and ``patches``.
+        patches whose drop exceeds :data:`NOISE` of their image's largest absolute drop, ``images`` and ``patches``.
     """
     largest = drops.groupby(["model", "seed", "image_id"], sort=False)["drop"].max().groupby("model", sort=False)
     patches = drops.groupby("model", sort=False)["share"]

@@ -91,7 +91,7 @@ def steps_table(walk: Walk) -> pd.DataFrame:
         ``infidelity`` with ``infidelity_se``, ``low`` and ``high``, and ``normalised`` (each map scaled to its best) with its own; in
         squared logits, lower is better. ``interval`` says what is covered.
         ``map_of_zeros``: its infidelity. ``mean_change`` of the logit with ``mean_change_se``; ``floor``: its square, a lower bound for
-            every map under noise, whose mean is 0 (NaN for masks).
+        every map under noise, whose mean is 0 (NaN for masks).
         ``fitted_to``: how many perturbations the optimal map was fitted to, and how many of them ``different`` (a noise and its opposite
         count once);
         ``seen``: how many of the judging ``perturbations`` are among them; ``ridge``: a multiple of the mean eigenvalue of E[I I^T].

@@ -53,9 +53,9 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
     Returns:
         One row per method, level, measure and quality: a quality of the models; ``change`` or ``forecast``, which show how far a measure
-            follows the scale of the logit or of the map; or a quality ``given change``, the partial correlation. ``spearman`` (within
-        architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval; ``models`` with all
-        columns, ``dropped``, those without; ``groups`` with a coefficient of their own, or of all models; ``interval``, what it covers.
+        follows the scale of the logit or of the map; or a quality ``given change``, the partial correlation. ``spearman`` (within
+        architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval; ``models`` with all columns,
+        ``dropped``, those without; ``groups`` with a coefficient of their own, or of all models; ``interval``, what it covers.
     """
     check_options(confidence)
     columns = [name for name in (*MEASURES, *QUALITIES) if name in table]

@@ -189,9 +189,8 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
         """Measure infidelity, max-sensitivity and quality of every model and method; models that are not cached are trained first.
 
         Returns:
-            One row per model and method: what identifies the model; the columns of :func:`per_model`, among which ``interval`` names
-                what all intervals of the table cover; those of :meth:`ManyModels.quality`; ``samples`` of the settings and ``chance``, 1
-                / classes.
+            One row per model and method: what identifies the model; the columns of :func:`per_model`, among which ``interval`` names what
+            all intervals of the table cover; those of :meth:`ManyModels.quality`; ``samples`` of the settings and ``chance``, 1 / classes.
         """
         # First, since it trains missing models on the devices of the settings.
         qualities = self.quality(progress=progress)

@@ -174,7 +174,7 @@ def split_agreement(scores: np.ndarray, group: np.ndarray, first: int, both: int
 def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
     """Yield the scores of each model (rows, methods), higher is better, one row per image and training seed, and each row's group.
 
-    Methods are in order of appearance, rows sorted. Where lower is better the sign is changed.
+    Methods are in order of appearance, rows sorted. Where lower is better the sign is changed. Raises ValueError if a row occurs twice.
     """
     if "direction" in records.columns:
         sign = np.where(records["direction"] == LOWER, -1.0, 1.0)
@@ -183,6 +183,11 @@ def _by_model(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.nda
         records = records.assign(seed=0)
     for model, rows in records.groupby("model", sort=False):
         keys = ["image_id", "seed"]
+        if (twice := rows.duplicated([*keys, "method"])).any():
+            one = rows[twice].iloc[0]
+            raise ValueError(
+                f"under one condition {model!r} has several scores of {one['method']!r} on {one['image_id']!r}: select one setting"
+            )
         table = rows.pivot_table(index=keys, columns="method", values="score", aggfunc="mean", dropna=False, observed=True).sort_index()
         table = table.loc[table.index.isin(pd.MultiIndex.from_frame(rows[keys])), list(dict.fromkeys(rows["method"]))]
         unit = table.index.get_level_values("image_id")

@@ -181,3 +181,11 @@ def test_what_cannot_be_ranked_together_is_refused():
         rank(records.assign(ceiling="False"))
     with pytest.raises(ValueError, match=r"'image_id' of the records is empty in 1 of 8 rows"):
         rank(records.assign(image_id=[None, *records["image_id"][1:]]))
+
+
+@pytest.mark.parametrize("function", [rank_each, rank_agreement])
+def test_several_scores_under_one_condition_are_not_averaged(function):
+    records = pd.concat([crops(4, 1).assign(protocol=protocol, grid=grid) for protocol, grid in (("x", 2), ("x", 4), ("y", 2))])
+    function(records[records["grid"] == 2], "protocol", resamples=10)
+    with pytest.raises(ValueError, match="under one condition 'm' has several scores of 'a' on '000/0'"):
+        function(records, "protocol", resamples=10)

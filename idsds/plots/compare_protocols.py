@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from idsds.plots.finetune import draw_accuracies, kind_handles
+from idsds.plots.finetune import draw_accuracies, kind_handles, top5_said
 from idsds.plots.style import COLUMNS, STYLE, add_legend, drawn_from, handles_of, look_of, panel_grid, scored_on
 
 
@@ -23,7 +23,7 @@ def compare_protocols(
     Args:
         places: from :func:`idsds.statistics.rank_each` by ``label``: model, label, method, place, place_low, place_high.
         agreed: from :func:`idsds.statistics.rank_agreement`: model, first, second, tau, tau_low, tau_high.
-        shares: model, seed, stage, images, accuracy, low, high, count.
+        shares: model, seed, stage, images, accuracy, low, high, top5, count.
     """
     models = list(dict.fromkeys(places["model"]))
     with mpl.rc_context(STYLE):
@@ -90,7 +90,7 @@ def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
 def _accuracies(axes: Axes, shares: pd.DataFrame) -> None:
     draw_accuracies(axes, shares, 100, 4.5)
     axes.tick_params(axis="x", labelsize=6.5)
-    axes.set_xlabel("in-domain fine-tuning", fontsize=6.5)
+    axes.set_xlabel(f"in-domain fine-tuning\n{top5_said(shares)}".strip(), fontsize=6.5)
     axes.set_ylabel("accuracy in %, higher is better ↑", fontsize=7)
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "handlelength": 2.2, "borderpad": 0}
     axes.legend(handles=kind_handles(4.5), fontsize=5.5, frameon=False, **place)

@@ -32,10 +32,7 @@ def finetune(table: pd.DataFrame, *, columns: int = 2) -> Figure:
             axes.set_visible(False)
         for axes, model in zip(grid.flat, models, strict=False):
             draw_accuracies(axes, table[table["model"] == model])
-            rows = table[(table["model"] == model) & (table["stage"] == "after")]
-            near = rows.groupby("images")["top5"].mean() if "top5" in rows else {}
-            beside = ", ".join(f"{near[kind]:.3f}" for kind in KINDS if kind in near)
-            axes.set_title(f"{model}\ntop-5 after: {beside}" if beside else model, fontsize=7)
+            axes.set_title(f"{model}\n{top5_said(table[table['model'] == model])}".strip(), fontsize=7)
             axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
         for row in grid:
             row[0].set_ylabel("accuracy, higher is better →")
@@ -43,6 +40,14 @@ def finetune(table: pd.DataFrame, *, columns: int = 2) -> Figure:
         title += f"{int(table['groups'].max())} groups of them" if "groups" in table else "images"
         add_legend(figure, kind_handles(), 2, title=title)
     return figure
+
+
+def top5_said(table: pd.DataFrame) -> str:
+    """State one model's top-5 accuracy after fine-tuning, on intact images and with one patch deleted; empty if it is not in the table."""
+    after = table[table["stage"] == "after"]
+    near = after.groupby("images")["top5"].mean() if "top5" in after else {}
+    said = ", ".join(f"{near[kind]:.3f}" for kind in KINDS if kind in near)
+    return f"top-5 after: {said}" if said else ""
 
 
 def draw_accuracies(axes: Axes, table: pd.DataFrame, scale: float = 1.0, size: float = 5) -> None:

@@ -51,7 +51,7 @@ def infidelity_sensitivity(
     """Above, metrics of one method against accuracy, a column of panels per data set and one for the study; below, all correlations.
 
     Args:
-        table: one row per model and method: dataset, model, fraction, method, family, accuracy, the measures.
+        table: one row per model and method: dataset, model, fraction, method, family, accuracy, the measures, ``top5`` (for the titles).
         correlations: of it: method, measure, quality, level, spearman, low, high, models, groups.
         study: the study's models and methods, with weighted_precision in place of accuracy; the panels show Guided Backprop.
         study_correlations: of those.
@@ -79,7 +79,8 @@ def infidelity_sensitivity(
                 if column == 0:
                     axes.set_ylabel(f"{label}\n← lower is better")
             grid[-1, column].set_xlabel(f"{'accuracy' if name else 'weighted precision'} (0 to 1)\nhigher is better →")
-            grid[0, column].set_title(f"{name}, {shown}" if name else f"the study, {THEIRS}", fontsize=8)
+            near = f"\ntop-5: {rows['top5'].min():.3f} to {rows['top5'].max():.3f}" if "top5" in rows else ""
+            grid[0, column].set_title(f"{name}, {shown}{near}" if name else f"the study, {THEIRS}", fontsize=8)
         # The study has no relative infidelity: the legend stands in its place.
         handles = architecture_handles([*part["model"], *study["model"]], lines=False)
         title = "architecture; the paler, the\nfewer training images; bars:\n95 % over images; hollow, at\nthe edge: far below the axis"

@@ -28,7 +28,8 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
 
     Args:
         table: dataset, model, fraction, seed, accuracy, macro_f1,
-            weighted_f1, weighted_precision, precision_excess, each with ``_low`` and ``_high``; count.
+            weighted_f1, weighted_precision, precision_excess, each with ``_low`` and ``_high``; count;
+            ``top5``, whose range stands in the titles.
     """
     ends = [name for name in (EXCESS, f"{EXCESS}_low", f"{EXCESS}_high") if name in table]
     table = table.assign(**{name: 100 * table[name] for name in ends})
@@ -50,8 +51,9 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
                 axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
                 if column == 0:
                     axes.set_ylabel(label)
-            counts = table.loc[table["dataset"] == dataset, "count"]
-            grid[0, column].set_title(f"{dataset}, n = {_extent(counts)}", fontsize=8)
+            here = table[table["dataset"] == dataset]
+            near = f"\ntop-5: {here['top5'].min():.3f} to {here['top5'].max():.3f}" if "top5" in here else ""
+            grid[0, column].set_title(f"{dataset}, n = {_extent(here['count'])}{near}", fontsize=8)
             grid[2, column].axhline(0, color="#888888", linewidth=0.6)
             shares = sorted(set(100 * table["fraction"]))
             grid[2, column].set_xticks(shares, [f"{share:.0f}" for share in shares])

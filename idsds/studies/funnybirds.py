@@ -174,6 +174,8 @@ class Funnybirds(EvaluationStudy):
     :mod:`idsds.protocols.funnybirds`. ``image_size`` reads ``funnybirds`` at another size than its 256 pixels, such as 224 for a ViT.
     """
 
+    SEEDS = "fixed"
+
     threshold_images: Annotated[int, Field(ge=0)] = 0
     reference: bool = False
     image_size: PositiveInt | None = None

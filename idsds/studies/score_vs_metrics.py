@@ -31,26 +31,32 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int =
     """Correlate the probability with each metric over images.
 
     Returns:
-        One row per model, method and metric: Spearman's ``rho``, ``low``, ``high`` (NaN for a constant metric), ``count`` of the images,
-        ``nan`` of those without a score, and the ``verdict`` on the claim that more probable classes have a lower, that is better, metric.
+        One row per model, method and metric: Spearman's ``rho`` (the mean of the training seeds'), ``low``, ``high`` (over training seeds
+        and images; NaN for a constant metric), ``count`` of the images, ``nan`` of those without a score, and the ``verdict`` on the
+        claim that more probable classes have a lower, that is better, metric.
     """
     rows = []
     for (model, method, metric), part in table.groupby(["model", "method", "metric"], sort=False):
-        known = part.dropna(subset="score")
-        values = known[["probability", "score"]].to_numpy()
-        rng = rng_for(seed, "score against metrics", len(values))
-        drawn = [_rho(values[rng.integers(0, len(values), len(values))]) for _ in range(resamples)] if len(values) > 2 else [np.nan]
+        wide = part.pivot(index="image_id", columns="seed", values=["probability", "score"])
+        known = wide.dropna()
+        values = known.to_numpy().reshape(len(known), 2, -1)  # (images, probability and score, seeds)
+        (n, _, seeds), rng = values.shape, rng_for(seed, "score against metrics", len(values))
+        drawn = [_rho(values[rng.integers(0, n, n)][..., rng.integers(0, seeds, seeds)]) for _ in range(resamples)] if n > 2 else [np.nan]
         ends = [(1 - confidence) / 2, (1 + confidence) / 2]
         low, high = np.quantile(drawn, ends) if np.isfinite(drawn).all() else (np.nan, np.nan)
         facts = {"model": model, "method": method, "metric": metric, "rho": _rho(values), "low": low, "high": high}
-        rows.append({**facts, "count": len(known), "nan": len(part) - len(known), "verdict": str(verdicts(-high, -low))})
+        rows.append({**facts, "count": n, "nan": len(wide) - n, "verdict": str(verdicts(-high, -low))})
     return pd.DataFrame(rows)
 
 
 def _rho(values: np.ndarray) -> float:
-    """Return Spearman's correlation of two columns, NaN if one is constant."""
+    """Return the mean over seeds of Spearman's correlation of two columns, (images, 2, seeds); NaN if one is constant."""
+    if len(values) < 3 or not np.ptp(values, axis=0).all():
+        return float("nan")
     ranks = stats.rankdata(values, axis=0)
-    return float(np.corrcoef(ranks.T)[0, 1]) if len(values) > 2 and np.ptp(values, axis=0).all() else float("nan")
+    ranks -= ranks.mean(axis=0)
+    products = (ranks[:, 0] * ranks[:, 1]).sum(axis=0)
+    return float((products / np.sqrt((ranks**2).sum(axis=0).prod(axis=0))).mean())
 
 
 class ScoreVsMetrics(MethodSettings, EvaluationStudy):
@@ -59,8 +65,6 @@ class ScoreVsMetrics(MethodSettings, EvaluationStudy):
     ``target`` is the class that is explained, ``prediction`` as in the study or ``label``; ``sigma``, ``radius`` and ``samples`` are
     settings of the metrics; ``method_settings`` are options of methods, by name. The nets are not fine-tuned on deleted patches.
     """
-
-    SEEDS = "fixed"
 
     target: Target = "prediction"
     sigma: Positive = 0.003
@@ -107,6 +111,6 @@ class ScoreVsMetrics(MethodSettings, EvaluationStudy):
             part = table[(table["metric"] == metric) & table["rho"].notna()]
             span = f"{part['rho'].min():+.2f} to {part['rho'].max():+.2f}" if len(part) else "undefined"
             sentences.append(f"Spearman correlation of the probability with {name} over images: {span} ({len(part)} models and methods).")
-        sentences.append("Below 0: the more probable the class, the better the metric looks. Intervals: 95 %, bootstrap over images.")
+        sentences.append("Below 0: the more probable the class, the better the metric looks. Intervals: 95 %, bootstrap.")
         judged = count_verdicts(table.assign(claim="more probable, lower " + table["metric"].map(METRICS)), "claim")
         return Result(self.stem, {"": table, "images": images}, Findings(sentences, judged), draw, images)

@@ -108,6 +108,11 @@ def test_training_seeds_are_points_and_their_mean_a_line():
     figure = plots.train_fractions(shares((0, 1, 2)))
     top, _, below = figure.axes
     assert top.get_title() == "digits, n = 99"
+    with_top5 = shares((0, 1, 2)).assign(top5=np.linspace(0.9, 1, 12))
+    assert plots.train_fractions(with_top5).axes[0].get_title() == "digits, n = 99\ntop-5: 0.900 to 1.000"
+    above = drawn(judged().assign(top5=0.98)).subfigs[0].axes
+    assert above[0].get_title().endswith("\ntop-5: 0.980 to 0.980")
+    assert "top-5" not in above[1].get_title(), "the study printed none"
     solid = [line for line in top.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
     assert solid[0].get_ydata() == pytest.approx([0.5 + 0.2 / 3 + 0.05, 0.5 + 1 / 3 + 0.05])
     small = [line for line in top.lines if line.get_markersize() < 2 and line.get_marker() != "None"]

@@ -56,7 +56,8 @@ def test_the_probability_is_that_of_the_explained_class(tmp_path, target):
 def test_correlations_against_scipy():
     rng = np.random.default_rng(1)
     probability = rng.random(80)
-    table = pd.DataFrame({"model": "m", "method": "a", "metric": "infidelity", "probability": probability, "score": 1 - probability})
+    facts = {"model": "m", "method": "a", "metric": "infidelity", "seed": 0, "image_id": np.arange(80)}
+    table = pd.DataFrame({**facts, "probability": probability, "score": 1 - probability})
     noisy = table.assign(method="b", score=rng.random(80))
     constant = table.assign(method="c", score=0.0)
     noisy.loc[3, "score"] = np.nan
@@ -67,4 +68,11 @@ def test_correlations_against_scipy():
     assert found.loc["b", ["count", "nan", "verdict"]].tolist() == [79, 1, "not supported"]
     assert found.loc["b", "low"] < found.loc["b", "rho"] < found.loc["b", "high"]
     assert found.loc["c", ["rho", "low"]].isna().all()
+    # Two training seeds that disagree: the mean of their correlations, and an interval as wide as they are apart.
+    two = pd.concat([table, table.assign(seed=1, score=probability + rng.random(80))])
+    row = correlations(two, resamples=200).iloc[0]
+    other = spearmanr(probability, two.loc[two["seed"] == 1, "score"]).statistic
+    assert (row["rho"], row["count"], row["verdict"]) == (pytest.approx((other - 1) / 2), 80, "not supported")
+    assert row["low"] == pytest.approx(-1)
+    assert row["high"] > other - 0.1
     assert score_vs_metrics.METRICS.keys() == {"infidelity", "max_sensitivity"}

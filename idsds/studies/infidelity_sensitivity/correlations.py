@@ -26,7 +26,7 @@ MEASURES = {
     "change": "squared change of the logit (no map)",
     "forecast": "squared change that the map predicts (the map's scale)",
 }
-QUALITIES = ("accuracy", "macro_f1", "weighted_f1", "weighted_precision")
+QUALITIES = ("accuracy", "top5", "macro_f1", "weighted_f1", "weighted_precision")
 #: The groups within which models are ranked; only models of one group are compared.
 LEVELS: dict[str, tuple[str, ...]] = {
     "all models": (),

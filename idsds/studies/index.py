@@ -60,7 +60,7 @@ def index() -> str:
 
 
 def write() -> Path:
-    """Write ``notebooks/index.ipynb`` where it is not what the facts say, and return its file."""
+    """Write ``notebooks/index.ipynb`` if its content has changed, and return its path."""
     path, text = paths.root() / "notebooks" / "index.ipynb", index()
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         with atomic(path) as partial:

@@ -204,8 +204,8 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
         ``undefined_on_nets``, the fraction of the methods' scores that are NaN;
         ``control_shift``: how much Random's mean changes from model to model, in units of the mean distance between Random and the best
         method of each model: 0 if a score means the same on every model, with a 95 % interval over images (jackknife) in ``_low`` and
-        ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which is by
-        construction and tells nothing.
+        ``_high``. NaN for fewer than two models that have methods, and where Random has one score on all images, which holds
+        by construction and tells nothing.
     """
     good = records.assign(score=records["score"] * (1 if higher_is_better else -1), direction="higher is better")
     families = dict(zip(records["method"], records["family"], strict=True))

@@ -3,12 +3,14 @@
     python -m idsds reproduce mnist5k rank_methods
     python benchmarks/reasons.py runs/mnist5k/rank_methods
     python benchmarks/reasons.py bagnet
+    python benchmarks/reasons.py other_images
     python benchmarks/reasons.py params/reasons/rank_methods_batchnorm.yaml
     python benchmarks/reasons.py params/mnist5k/design_choice_depth.yaml
 
 A folder: the fraction of patches whose attribution has the wrong sign, among those that count, for IxG and IG, with the paired difference;
-and each published comparison on those patches alone. ``bagnet``: BagNet's explanation with each window's evidence on all of its pixels. A
-params file: its models compared in pairs, on all patches, on those that count, and for each training seed alone.
+and each published comparison on those patches alone. ``bagnet``: BagNet's explanation with each window's evidence on all of its pixels.
+``other_images``: how alike the maps of different images are, for the claims about robustness and sanity checks. A params file: its models
+compared in pairs, on all patches, on those that count, and for each training seed alone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ import yaml
 from torch import Tensor, nn
 
 from idsds import create_method, evaluate, load_records, paired_differences
+from idsds.datasets import collate
 from idsds.methods import register_method
+from idsds.methods.base import shared_maps
+from idsds.protocols.similarity import spearman, structural_similarity
+from idsds.studies.base import resolve
 from idsds.studies.design_choice import differences
 from idsds.studies.rank_methods import NOISE, above_noise, published_findings
 
@@ -64,6 +70,20 @@ def of_bagnet() -> None:
         print(f"{name}\n{found[['a', 'b', 'difference', 'low', 'high']].round(3).to_string()}")
 
 
+def of_other_images() -> None:
+    """Print, for three training seeds, the mean similarity between the maps of different images of the same net, with its 95 % interval."""
+    names = ["Gradient", "Saliency", "Deconvolution", "Guided Backprop", "Guided Grad-CAM", "Grad-CAM", "Random"]
+    measures = {"spearman": spearman, "absolute": lambda a, b: spearman(a.abs(), b.abs()), "ssim": structural_similarity}
+    for job in resolve(models=["mini_resnet8"], methods=names, protocol="sanity_check", images=100, seed=[0, 1, 2]).jobs:
+        job.prepare(progress=False)
+        images, targets, ids = collate([job.dataset[index] for index in job.indices])
+        for name, maps in shared_maps(job.create_methods(job.load(), names), images, targets, ids).items():
+            found = {measure: similarity(maps, maps.roll(1, dims=0)) for measure, similarity in measures.items()}
+            found = {measure: values[values.isfinite()] for measure, values in found.items()}
+            said = [f"{m} {v.mean():.2f} +- {1.96 * v.std() / len(v) ** 0.5:.2f}" for m, v in found.items()]
+            print(f"seed {job.seed}, {name}: {', '.join(said)}", flush=True)
+
+
 def of_params(path: Path) -> None:
     """Print the differences between the models of a params file, see this module's docstring."""
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -94,6 +114,8 @@ if __name__ == "__main__":
     what = sys.argv[1]
     if what == "bagnet":
         of_bagnet()
+    elif what == "other_images":
+        of_other_images()
     elif what.endswith(".yaml"):
         of_params(Path(what))
     else:

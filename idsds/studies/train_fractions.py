@@ -25,6 +25,7 @@ from idsds.common.hashing import digest
 from idsds.common.progress import Progress
 from idsds.datasets import fingerprint
 from idsds.datasets.base import first
+from idsds.datasets.xai_correlation import Division
 from idsds.statistics.classification import EXCESS, classification_scores, confusion, per_class
 from idsds.statistics.intervals import seed_interval
 from idsds.statistics.verdicts import verdicts
@@ -58,10 +59,14 @@ class Member:
 
 
 class ManyModels(TrainingStudy):
-    """Base of studies on many models: architectures x data sets x fractions of the training images x training seeds."""
+    """Base of studies on many models: architectures x data sets x fractions of the training images x training seeds.
+
+    ``dogs`` is how ``stanford_dogs`` is divided: by the official lists, or with a fifth of each class for testing, as in the study.
+    """
 
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     fractions: Annotated[list[Share], Field(min_length=1)]
+    dogs: Division = "official"
 
     @model_validator(mode="after")
     def _listed_once(self) -> Self:
@@ -79,10 +84,16 @@ class ManyModels(TrainingStudy):
 
     def _members(self) -> Iterator[Member]:
         for dataset in self.datasets:
+            options = self._division(dataset)
             for model in self.models:
                 for seed in self.seeds:
                     for fraction in self.fractions:
-                        yield Member(dataset, model, fraction, seed, self.stage(model, dataset, seed, deletion=None, fraction=fraction))
+                        stage = self.stage(model, dataset, seed, deletion=None, fraction=fraction, **options)
+                        yield Member(dataset, model, fraction, seed, stage)
+
+    def _division(self, dataset: str) -> dict[str, str]:
+        """Return the options of a data set that differ from its own."""
+        return {"division": self.dogs} if dataset == "stanford_dogs" and self.dogs != "official" else {}
 
     def quality(self, images: int | None = None, progress: bool = True) -> pd.DataFrame:
         """Measure each model's quality; models that are not cached are trained.

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
 import yaml
 from scipy import stats
+from scipy.io import savemat
 from sklearn.metrics import classification_report, top_k_accuracy_score
 from torch import nn
 
@@ -19,6 +21,7 @@ from idsds.models.weights import hash_file, save_checkpoint
 from idsds.plots import confusions as confusion_figure
 from idsds.plots import train_fractions as plot
 from idsds.statistics.classification import EXCESS
+from idsds.studies.base import resolve
 from idsds.studies.infidelity_sensitivity import InfidelitySensitivity
 from idsds.studies.train_fractions import TrainFractions, findings
 from idsds.training import checkpoints as stages
@@ -199,6 +202,35 @@ def _write_folders(root):
         (food / "meta" / f"{half}.json").write_text(json.dumps({key: found[some] for key, found in names.items()}))
 
 
+def test_the_dogs_are_divided_by_the_official_lists_or_as_in_the_study(home, monkeypatch):
+    """The division reaches training, its test images and those that are explained; the address without it is what it was."""
+    folders = {"n02085620-Chihuahua": 10, "n02085782-Japanese_spaniel": 10}
+    photos = home / "data" / "stanford_dogs" / "Images"
+    write_classes(photos, folders)
+    for half, some in (("train", slice(0, 6)), ("test", slice(6, None))):
+        chosen = [f"{name}/{path.name}" for name in folders for path in sorted((photos / name).iterdir())[some]]
+        cells = np.empty((len(chosen), 1), dtype=object)
+        cells[:, 0] = chosen
+        savemat(photos.parent / f"{half}_list.mat", {"file_list": cells, "labels": np.ones((len(chosen), 1))})
+    monkeypatch.setenv("IDSDS_DATA", str(home / "data"))
+    shared = {"datasets": ["stanford_dogs"], "models": ["resnet18"], "fractions": [1.0], "checkpoints": {"resnet18": "pretrained"}}
+    shared |= {"device": "cpu", "methods": ["Gradient"], "images": 2, "output": "x"}
+    for study_80_20, images in ((False, 8), (True, 4)):
+        study = InfidelitySensitivity(**shared, **({"dogs": "80/20"} if study_80_20 else {}))
+        (member,) = study.members()
+        test = member.stage.split("test")
+        assert len(test) == images
+        plan = resolve(**study.runs()["stanford_dogs, infidelity"])
+        assert {plan.jobs[0].dataset.image_ids[index] for index in plan.jobs[0].indices} <= set(test.image_ids)
+        assert len(plan.jobs[0].dataset) == images
+        assert not set(test.image_ids) & set(member.stage.split("train").image_ids)
+    (plain,) = InfidelitySensitivity(**shared).members()
+    key = plan_training("resnet18", "stanford_dogs", None, device="cpu", weights="pretrained").key
+    assert plain.stage.key == key != member.stage.key
+    with pytest.raises(SettingsError, match="must be 'official' or '80/20'"):
+        InfidelitySensitivity(**shared, dogs="80-20")
+
+
 def test_the_full_size_params_on_tiny_folders(home, monkeypatch):
     """Every data set and every architecture once, and one of the models through the metrics; published weights stand in as fresh ones."""
     _write_folders(home / "data")
@@ -223,7 +255,7 @@ def test_the_full_size_params_on_tiny_folders(home, monkeypatch):
     assert {name: metrics[name] for name in recipe} == {name: given[name] for name in recipe}, "the same models, so that they are cached"
     methods = [name for name in metrics["methods"] if name not in ("IG", "GradientSHAP")]  # too slow for a test
     metrics |= {"epochs": 1, "workers": 0, "device": "cpu", "datasets": [last], "fractions": [0.2], "models": ["resnet18"]}
-    metrics |= {"checkpoints": {"resnet18": "pretrained"}, "methods": methods, "images": 2, "samples": 2}
+    metrics |= {"checkpoints": {"resnet18": "pretrained"}, "methods": methods, "images": 2, "samples": 2, "method_settings": {}}
     judged = InfidelitySensitivity(**metrics).judge(progress=False)
     assert judged["method"].tolist() == methods
     assert (judged["nan"] == 0).all()

@@ -29,6 +29,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from idsds import plots
+from idsds.datasets import create_dataset
 from idsds.evaluation.plan import Target
 from idsds.methods.base import TENFOLD
 from idsds.protocols.infidelity import Perturbation
@@ -158,7 +159,9 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
         for dataset, members in groupby(self.members(), key=lambda member: member.dataset):
             models = {member.name: member.stage for member in members}
             for protocol, (methods, options) in protocols.items():
-                where = {"dataset": dataset, "protocol": protocol, "output": f"{self.output}/{dataset}/{protocol}"}
+                changed = self._division(dataset)
+                images = create_dataset(dataset, "test", **changed) if changed else dataset
+                where = {"dataset": images, "protocol": protocol, "output": f"{self.output}/{dataset}/{protocol}"}
                 machine = {"device": self.device, "precision": self.precision, "images": self.images, "samples": self.samples}
                 machine |= {"target": self.target}
                 runs[f"{dataset}, {protocol}"] = {"models": models, "methods": methods, **where, **machine, **options}

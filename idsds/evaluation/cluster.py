@@ -8,10 +8,8 @@ computes again. On workers with CUDA each shard requests one unit of the resourc
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from torch import nn
 
 from idsds.common import paths
 from idsds.common.devices import DEVICES, chosen_device
+from idsds.common.processes import GUARD, check_guard
 from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.cache import SWITCH
@@ -47,8 +46,6 @@ TLS = ("ca_file", "cert", "key")
 
 # Dask has no authentication: anybody who can reach a scheduler or a worker can run code there.
 LOOPBACK = "127.0.0.1"
-
-GUARD = 'In a script, put everything that starts workers into a function, and call it below the line `if __name__ == "__main__":`.'
 
 # A worker keeps the model of its last shard. If it has several threads, they take turns, since hooks and modes are state of the model.
 _last: list[tuple[Plan, int, nn.Module]] = []
@@ -103,14 +100,6 @@ def local(workers: int = 2, gpus: int | None = None) -> Any:
         if "failed to start" in str(error):
             raise RuntimeError(f"the workers failed to start. {GUARD}") from error
         raise
-
-
-def check_guard() -> None:
-    """Raise RuntimeError in a script that workers would run again: it never tests ``__name__``, or a worker is running it now."""
-    path = getattr(sys.modules["__main__"], "__file__", None)
-    again = getattr(multiprocessing.current_process(), "_inheriting", False)
-    if again or (path and path.endswith(".py") and os.path.isfile(path) and b"__name__" not in Path(path).read_bytes()):
-        raise RuntimeError(f"each worker imports {path!r}, and would start a cluster of its own. {GUARD}")
 
 
 def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.yaml", *, submit: bool = True) -> Any:

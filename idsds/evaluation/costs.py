@@ -23,6 +23,7 @@ from idsds.models.isolation import on_loan
 from idsds.models.quantity import explaining
 from idsds.training.checkpoints import Stage, rehearse_stage
 from idsds.training.loop import batches
+from idsds.training.processes import processes_of, wall_seconds
 
 # Seconds, and number of times, for which a computation is repeated, after one warm-up batch that is not timed.
 ENOUGH, AT_MOST = 0.3, 3
@@ -37,20 +38,22 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
         folder: the run's folder; existing records are not computed again.
 
     Returns:
-        :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, and ``disk_mb``, an
-        upper bound on the size of its files.
+        :meth:`Plan.table` with ``images_left``, ``images_per_second`` (of that computation alone), ``seconds_left``, ``disk_mb``, an
+        upper bound on the size of its files, and ``side_by_side``, how many rows of training such as this run at once.
     """
     there = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
     if folder is not None:
         state = Folder(folder, record_cache())
         there = state.find(with_weights(plan, state.checkpoints))
-    table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA)
+    table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA, side_by_side=1)
     for number, job in enumerate(plan.jobs):
         rows = (table["model"] == job.model) & (table["seed"] == job.seed)
         for stage in job.source.missing if isinstance(job.source, Stage) else []:
             per_second = training_rate(stage)
             seconds = stage.train_images * stage.recipe.epochs / per_second
-            _fill(table, rows & (table["checkpoint"] == stage.path.name), stage.train_images, per_second, seconds, 0)
+            of_stage = rows & (table["checkpoint"] == stage.path.name)
+            _fill(table, of_stage, stage.train_images, per_second, seconds, 0)
+            table.loc[of_stage, "side_by_side"] = processes_of(stage)
         tasks = list(tasks_of(plan, number, there[number], folder))
         for work, (left, per_second, per_image) in _timed(plan, job, tasks).items():
             _fill(table, rows & (table["work"] == work), left, per_second, left / per_second, per_image * len(job.indices) / 1e6)
@@ -106,7 +109,26 @@ def summary(table: pd.DataFrame) -> str:
     lines = []
     for model, rows in table.groupby("model", sort=False):
         lines.append(f"{model}: {spell(rows['seconds_left'].sum())}, {rows['disk_mb'].sum():.1f} MB")
-    return "\n".join([*lines, f"total: {spell(table['seconds_left'].sum())} left, {table['disk_mb'].sum():.1f} MB on disk"])
+    return "\n".join([*lines, f"total: {spell(seconds_by_the_clock(table))} left, {table['disk_mb'].sum():.1f} MB on disk"])
+
+
+def seconds_by_the_clock(table: pd.DataFrame) -> float:
+    """Return the seconds of all rows of a measured plan, whose trainings run ``side_by_side``; without that column, one after the other.
+
+    Args:
+        table: with ``seconds_left`` or ``hours``; rows of one model and seed wait for each other.
+    """
+    seconds = pd.Series(0.0, table.index)
+    for name, unit in (("seconds_left", 1), ("hours", 3600)):
+        if name in table:
+            seconds += unit * pd.to_numeric(table[name]).fillna(0).astype(float)
+    at_once = pd.to_numeric(table.get("side_by_side", pd.Series(1, table.index))).fillna(1)
+    many = (at_once > 1).to_numpy()
+    if not many.any():
+        return float(seconds.sum())
+    names = [table.loc[many, name].astype(str).to_numpy() for name in ("dataset", "model", "fraction", "seed") if name in table]
+    nets = seconds[many].groupby(names).sum()
+    return float(seconds[~many].sum() + wall_seconds(nets.sum(), nets.max(), int(at_once.max())))
 
 
 def spell(seconds: float) -> str:

@@ -44,6 +44,7 @@ from idsds.evaluation.selection import CORRECT, images_said, select_images
 from idsds.evaluation.stages import on_device, with_weights
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
+from idsds.training.processes import train
 
 #: A run with a folder and more records than this is not read into memory when it is complete.
 LARGE = 1_000_000
@@ -341,8 +342,7 @@ def _result(plan: Plan, there: There, skipped: set[str], addressed: bool) -> Res
 
 
 def _train_here(plan: Plan, numbers: Sequence[int], progress: bool) -> None:
-    for number in numbers:
-        plan.jobs[number].prepare(progress)
+    train([job.source for job in map(plan.jobs.__getitem__, numbers) if isinstance(job.source, Stage)], progress=progress)
 
 
 def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:

@@ -36,6 +36,7 @@ from idsds.studies.result import listed
 from idsds.training.checkpoints import PRETRAINED, Stage, obtain, rehearse_stage
 from idsds.training.launch import Machine, is_main, launch, of_all
 from idsds.training.predict import accuracy
+from idsds.training.processes import processes_of, train
 from idsds.training.recipes import BaselineName, Deletion
 from idsds.training.steps import loader_of
 
@@ -175,8 +176,8 @@ class Finetune(TrainingStudy):
         """Measure what remains to be done on three batches of each stage that is not cached; nothing is trained.
 
         Returns:
-            One row per model, seed and stage: stage, cached, steps left, images_per_second (training, all devices), hours left, memory_gb
-            (the largest of a device; on a CPU of the process).
+            One row per model, seed and stage: stage, cached, side_by_side (trainings at once), steps left, images_per_second (training,
+            all devices), hours left, memory_gb (the largest of a device; on a CPU of the process).
         """
         rows = []
         for stage in self._checked_stages():
@@ -184,6 +185,7 @@ class Finetune(TrainingStudy):
                 name = "train" if part.deletion is None else "fine-tune in-domain"
                 facts = {"model": part.model, "seed": part.seed, "stage": name, "cached": part not in stage.missing}
                 nothing = {"steps": 0, "images_per_second": float("nan"), "hours": 0.0, "memory_gb": float("nan")}
+                facts["side_by_side"] = processes_of(part, self.machine)
                 rows.append({**facts, **(nothing if facts["cached"] else asdict(rehearse_stage(part, machine=self.machine)))})
         return pd.DataFrame(rows)
 
@@ -203,7 +205,9 @@ class Finetune(TrainingStudy):
         """
         machine = {name: getattr(self, name) for name in ("batch_size", "workers", "device", "devices", "precision")}
         rows: list[dict[str, Any]] = []
-        for stage in self._checked_stages():
+        stages = self._checked_stages()
+        train(stages, self.machine, progress)
+        for stage in stages:
             test = first(stage.split("test"), self.images)
             if stage.start is not None:
                 obtain(stage.start, machine=self.machine, progress=progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from idsds.common import paths
-from idsds.evaluation.costs import spell
+from idsds.evaluation.costs import seconds_by_the_clock, spell
 from idsds.plots.style import sharpen
 from idsds.studies.shown import Table, as_html
 
@@ -66,7 +66,7 @@ class Plan:
             parts.append(f"{total['files']:,.0f} files to open")
         if total.get("steps"):
             parts.append(f"{total['steps']:,.0f} steps of training")
-        if seconds := total.get("seconds_left", 0) + 3600 * total.get("hours", 0):
+        if seconds := seconds_by_the_clock(self.table):
             parts.append(f"about {spell(seconds)} left")
         if total.get("disk_mb"):
             parts.append(f"{total['disk_mb']:,.1f} MB on disk")

@@ -9,6 +9,7 @@ Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self
@@ -34,6 +35,7 @@ from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
 from idsds.studies.result import listed
 from idsds.training.checkpoints import Stage, obtain, plan_training, trains_from_scratch
 from idsds.training.loop import batches
+from idsds.training.processes import processes_of, train
 from idsds.training.recipes import Recipe
 
 LABELS = "labels"
@@ -116,6 +118,7 @@ class SanityChecks(EvaluationStudy):
                     for missing in self.stage(model, seed, permuted_labels=permuted).missing:
                         row = {"work": f"train on {labels} labels", "images": missing.train_images, "epochs": missing.recipe.epochs}
                         if self.dry_run:
+                            row["side_by_side"] = processes_of(missing)
                             row["seconds_left"] = missing.train_images * missing.recipe.epochs / training_rate(missing)
                         rows.append({**facts, **row, "checkpoint": missing.path.name})
                 first = (every["model"] == model) & (every["seed"] == seed) & (every["draw"] == 0) & (every["check"] == self.modes[0])
@@ -148,6 +151,8 @@ class SanityChecks(EvaluationStudy):
                     facts = {"check": mode, "depth": (number + 1) / self.depths, "layers": layers, "similarity": similarity}
                     frames.append(rows.assign(**facts, value=values[:, number], train_accuracy=np.nan))
         if self.label_fraction:
+            each = itertools.product(self.models, self.seeds, (False, True))
+            train([self.stage(model, seed, permuted_labels=permuted) for model, seed, permuted in each], progress=progress)
             frames += [_labels(self, model, seed, progress) for model in self.models for seed in self.seeds]
         return pd.concat(frames, ignore_index=True)
 

@@ -32,6 +32,7 @@ from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import DatasetName, Findings, Result, TrainingStudy, check_unique
 from idsds.training.checkpoints import Stage, obtain, rehearse_stage
 from idsds.training.predict import predicted
+from idsds.training.processes import processes_of, train
 
 Share = Annotated[float, Field(gt=0, le=1)]
 IDENTITY = ("dataset", "model", "fraction", "seed")
@@ -107,8 +108,9 @@ class ManyModels(TrainingStudy):
             with ``_low`` and ``_high``; ``top5``, accuracy with five guesses; ``count`` of the test
             images; ``interval``, what these intervals cover.
         """
-        rows = []
-        with Progress(self.members(), desc="models", disable=not progress) as bar:
+        rows, members = [], self.members()
+        train([member.stage for member in members], self.machine, progress)
+        with Progress(members, desc="models", disable=not progress) as bar:
             for member in bar:
                 bar.set_postfix_str(f"{member.name} on {member.dataset}")
                 found = self._predictions(member, images)
@@ -148,8 +150,8 @@ class TrainFractions(ManyModels):
 
         Returns:
             One row per model: ``dataset``, ``model``, ``fraction``, ``seed``, ``cached``, ``train_images``, ``epochs``, ``images_left``
-            (forward and backward); in a dry run also ``images_per_second`` (all devices), ``hours`` and ``memory_gb`` (of the fullest
-            device; on a CPU of the process).
+            (forward and backward); in a dry run also ``images_per_second`` (all devices), ``side_by_side`` (trainings at once), ``hours``
+            and ``memory_gb`` (of the fullest device; on a CPU of the process).
         """
         rows, rates = [], {}
         for member in self.members():
@@ -162,6 +164,7 @@ class TrainFractions(ManyModels):
                     rates[pair] = rehearse_stage(stage, machine=self.machine)
                 rate = rates.get(pair) if left else None
                 row["images_per_second"] = rate.images_per_second if rate else np.nan
+                row["side_by_side"] = processes_of(stage, self.machine) if left else 1
                 row["hours"] = left / rate.images_per_second / 3600 if rate else 0.0
                 row["memory_gb"] = rate.memory_gb if rate else np.nan
             rows.append(row)

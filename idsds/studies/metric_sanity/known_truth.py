@@ -25,6 +25,7 @@ from torch import Tensor
 from idsds.common.files import write_json
 from idsds.common.hashing import code_digest, digest
 from idsds.common.numbers import as_whole
+from idsds.common.processes import Each
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods.base import Passes
 from idsds.protocols.base import PROTOCOLS, Asks, ProtocolEntry, list_protocols
@@ -43,7 +44,6 @@ from idsds.studies.metric_sanity.known_maps import (
     properties,
 )
 from idsds.studies.metric_sanity.known_parts import parts_judged
-from idsds.studies.metric_sanity.processes import Each
 from idsds.studies.metric_sanity.retraining import RETRAINING, KnownRetraining, known_areas
 
 
@@ -205,7 +205,7 @@ def judge(
         parts: whether known parts of sprites are judged too, for which nets are trained once.
         folder: where each row is kept, so that an interrupted run resumes; None: nowhere.
         report: called with each row's label once it is made.
-        each: how rows are made, see :func:`~idsds.studies.metric_sanity.processes.side_by_side`.
+        each: how rows are made, see :func:`~idsds.common.processes.side_by_side`.
 
     Returns:
         One row per reading: ``label``, ``protocol``; the columns of :func:`~idsds.studies.metric_sanity.known_maps.properties`;

@@ -6,7 +6,7 @@ Known ground truth is :func:`idsds.studies.metric_sanity.known_truth.judge`'s; h
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,6 +17,7 @@ from pydantic import PositiveInt, model_validator
 from idsds import plots
 from idsds.common import paths
 from idsds.common.devices import one_of
+from idsds.common.processes import side_by_side
 from idsds.common.progress import Progress
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, split_name
@@ -30,10 +31,10 @@ from idsds.studies.metric_sanity.agreement import agreement
 from idsds.studies.metric_sanity.known_maps import LEVELS, known_models
 from idsds.studies.metric_sanity.known_parts import asked, sprite_stage
 from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, cost_of, judge, readings, verdict
-from idsds.studies.metric_sanity.processes import side_by_side
 from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.roar import Roar, retraining_areas
-from idsds.training.checkpoints import Stage, obtain
+from idsds.training.checkpoints import Stage
+from idsds.training.processes import train
 
 CONTROLS = ("Random", "Edges", "Center")
 DISTILLED = "the trained nets are distilled, fine-tuned without labels"
@@ -130,15 +131,13 @@ class MetricSanity(EvaluationStudy):
         """
         runs, judged = self.runs(), self.judged
         data_sets = [reading for reading in judged if reading.entry.level == "data set"]
+        train(self.stages(), progress=progress)  # no net is trained twice
         with Progress(total=len(judged) + len(runs), desc="metrics", disable=not progress) as bar, side_by_side(self.processes) as each:
 
             def report(label: str) -> None:
                 bar.set_postfix_str(label)
                 bar.update()
 
-            if self.processes > 1:  # no net is trained twice
-                bar.set_postfix_str("training")
-                list(each(_train, self.chains()))
             retrain = partial(Roar.retrain, progress=progress and self.processes == 1)
             retrained = each(retrain, [self.roar] if self.roar is not None and data_sets else [])
             on_nets = each(_on_nets, runs.items())
@@ -157,16 +156,12 @@ class MetricSanity(EvaluationStudy):
         table.loc[distilled, "note"] = [f"{note}; {DISTILLED}".removeprefix("; ") for note in table.loc[distilled, "note"]]
         return table.assign(verdict=[verdict(row) for row in table.to_dict("records")]), agreement(of_nets, seed=self.seeds[0])
 
-    def chains(self) -> list[list[Stage]]:
-        """Return the nets that several rows need and are not cached: those that start from the same net in one list."""
+    def stages(self) -> list[Stage]:
+        """Return the nets that several rows need and are not cached."""
         runs = {(PROTOCOLS[run["protocol"]].in_domain, PROTOCOLS[run["protocol"]].masked_share): run for run in self.runs().values()}
         stages = [job.source for run in runs.values() for job in resolve(**run).jobs]
         stages += [sprite_stage(reading) for reading in self.judged if self.parts and asked(reading)]
-        found: dict[str, dict[str, Stage]] = {}
-        for stage in stages:
-            if isinstance(stage, Stage) and stage.missing:
-                found.setdefault((stage.start or stage).key, {})[stage.key] = stage
-        return [list(chain.values()) for chain in found.values()]
+        return list({stage.key: stage for stage in stages if isinstance(stage, Stage) and stage.missing}.values())
 
     def _run(self, progress: bool) -> Result:
         table, agreed = self.measure(progress)
@@ -174,11 +169,6 @@ class MetricSanity(EvaluationStudy):
         shown = table[["asks", "label", "ordering", "exact_first", "resolution", *shifts, "note", "verdict"]]
         draw = partial(plots.metric_sanity, table, agreed, columns=self.columns)
         return Result(self.stem, {"": table, "agreement": agreed}, Findings(sentences(table), shown), draw)
-
-
-def _train(chain: Sequence[Stage]) -> None:
-    for stage in chain:
-        obtain(stage, progress=False)
 
 
 def _on_nets(run: tuple[str, Mapping[str, Any]]) -> tuple[dict[str, Any], pd.DataFrame]:

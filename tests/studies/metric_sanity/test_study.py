@@ -158,7 +158,7 @@ def test_a_small_run_judges_known_maps_and_nets(tmp_path, monkeypatch):
     assert table.loc["idsds", "verdict"] == VERDICTS[0]
     shutil.copytree(tmp_path / "known", tmp_path / "beside" / "known")
     beside = MetricSanity(**given, known_images=12, processes=2, output=str(tmp_path / "beside"))
-    assert not beside.chains(), "its nets are in the cache"
+    assert not beside.stages(), "its nets are in the cache"
     again = beside.run(progress=False).table.set_index("label")
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
     as_ever = study.evaluate
@@ -176,10 +176,9 @@ def test_protocols_are_named_by_their_verdict():
 def test_nets_that_several_rows_need_are_trained_once(tmp_path, monkeypatch):
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
     given = {**FEW, "models": ["mini_resnet8", "mini_vgg11"], "methods": ["IxG", "Random"], "parts": True, "output": str(tmp_path / "run")}
-    chains = MetricSanity(**given, protocols=["idsds", "single_deletion", "f_fidelity", "road"]).chains()
-    names = [(chain[0].dataset, chain[0].model) for chain in chains]
-    assert names == [("digits", "mini_resnet8"), ("digits", "mini_vgg11"), ("sprites", "mini_resnet8")]
-    for chain in chains:
-        assert len({(stage.start or stage).key for stage in chain}) == 1
-        assert {stage.deletion.share for stage in chain if stage.deletion} == {None, PROTOCOLS["f_fidelity"].masked_share}
-        assert len(chain) == len({stage.key for stage in chain}) == 3
+    stages = MetricSanity(**given, protocols=["idsds", "single_deletion", "f_fidelity", "road"]).stages()
+    assert len(stages) == len({stage.key for stage in stages}) == 9
+    for pair in (("digits", "mini_resnet8"), ("digits", "mini_vgg11"), ("sprites", "mini_resnet8")):
+        of_pair = [stage for stage in stages if (stage.dataset, stage.model) == pair]
+        assert len({(stage.start or stage).key for stage in of_pair}) == 1
+        assert {stage.deletion.share for stage in of_pair if stage.deletion} == {None, PROTOCOLS["f_fidelity"].masked_share}

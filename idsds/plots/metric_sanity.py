@@ -48,6 +48,7 @@ PROPERTIES: dict[str, tuple[str, Text, Callable[[float], float]]] = {
     ),
     "beaten": ("noisier maps above\nthe exact one ↓", "{:.0f}".format, lambda x: max(0.0, 1 - x / 3)),
     "scale_shift": ("shift by a map's\nscale ↓", _no_zero(".2f"), lambda x: max(0.0, 1 - x)),
+    "sign_shift": ("shift by a map's\nsign ↑", _no_zero(".2f"), lambda x: min(1.0, x)),
     "model_shift": ("shift between\nmodels ↓", _no_zero(".2f"), lambda x: max(0.0, 1 - x)),
     "control_shift": ("Random's shift\nbetween nets ↓", _no_zero(".2f"), lambda x: max(0.0, 1 - x)),
     "above_random": ("methods above\nRandom ↑", PER_CENT, lambda x: x),
@@ -223,7 +224,7 @@ def _note(rows: pd.DataFrame) -> str:
     return "\n".join(
         [
             "Darker is better; - does not apply or is not known. Small: 95 % intervals (shares: Wilson; others: jackknife, Student's t).",
-            f"Known truth, {' (of retrainings '.join(counted)}{')' * (len(counted) > 1)}: the first ten columns (parts: of sprites).",
+            f"Known truth, {' (of retrainings '.join(counted)}{')' * (len(counted) > 1)}: the first eleven columns (parts: of sprites).",
             f"Trained nets{nets}: Random's shift, and methods whose paired 95 % interval against a control excludes 0",
             "(of retrainings: by Holm, where leakage alone cannot be the reason). Verdict: ranks methods on one model (ranks), comparable",
             "between models too, or neither; a test does not ask whether a map is right: it is passed or failed.",

@@ -54,9 +54,9 @@ def test_it_prints_every_number_interval_and_verdict():
     assert not outside(figure, boxes)
     assert not overlaps(boxes)
     notes = " ".join(text.get_text() for text in figure.texts)
-    assert "64 images (of retrainings 6 repetitions): the first ten columns" in notes
+    assert "64 images (of retrainings 6 repetitions): the first eleven columns" in notes
     alone = " ".join(text.get_text() for text in plots.metric_sanity(judged().iloc[:1]).texts)
-    assert "Known truth, 64 images: the first ten columns" in alone
+    assert "Known truth, 64 images: the first eleven columns" in alone
     assert "nets (8 pairs of method and net)" in alone
     assert "distilled" not in alone
     labelled = plots.metric_sanity(judged().assign(note="the trained nets are distilled"))

@@ -210,11 +210,12 @@ def judge(
     Returns:
         One row per reading: ``label``, ``protocol``; the columns of :func:`~idsds.studies.metric_sanity.known_maps.properties`;
         :func:`~idsds.studies.metric_sanity.known_maps.model_shift` over :func:`~idsds.studies.metric_sanity.known_maps.known_models`;
-        ``scale_shift``, how much the exact map's score changes when the map is multiplied by three, in the same unit; ``shapley_first``,
-        as ``exact_first`` for Shapley values on a model where they are not the drops (NaN where the truth is the gradient).
-        ``exact_first``, ``random_last``, ``shapley_first`` (Wilson's), ``ordering``, ``separation``, ``model_shift`` and ``scale_shift``
-        (jackknife, Student's t) have 95 % intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``; so have
-        ``parts_ordering`` and ``parts_first``, the same as ``ordering`` and ``exact_first`` for parts
+        ``scale_shift`` and ``sign_shift``, how much the exact map's score changes when the map is multiplied by three or by minus one, in
+        the same unit (0: blind to it; the sign has no part in the verdict, and none is known after retraining); ``shapley_first``, as
+        ``exact_first`` for Shapley values on a model where they are not the drops (NaN where the truth is the gradient).
+        ``exact_first``, ``random_last``, ``shapley_first`` (Wilson's), ``ordering``, ``separation``, ``model_shift``, ``scale_shift`` and
+        ``sign_shift`` (jackknife, Student's t) have 95 % intervals over ``units`` (images or repetitions) in ``_low`` and ``_high``; so
+        have ``parts_ordering`` and ``parts_first``, the same as ``ordering`` and ``exact_first`` for parts
         (:mod:`idsds.studies.metric_sanity.known_parts`). ``asks``: what the protocol tests. ``seconds`` it took. ``forward``, its own
         forward passes per image for one method; ``maps``, how many maps it needs from the method per image; ``applies``, ``test``;
         ``settings``, those that are not defaults; ``note``; ``verdict``. A property that does not apply is NaN.
@@ -285,7 +286,7 @@ def _judged(reading: Reading, images: int, levels: Sequence[float], seed: int, r
     if reading.truth == "deletion":
         row["shapley_first"] = properties(scores_on(interfering_model(), "shapley"), better, levels)["exact_first"]
         row |= _shares(row, "shapley_first")
-    return row | _scale_shift(reading, images, seed, first)
+    return row | _shifts(reading, images, seed, first)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -310,20 +311,24 @@ def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
     return found
 
 
-def _scale_shift(reading: Reading, images: int, seed: int, scores: np.ndarray) -> dict[str, float]:
-    """|mean score of three times the exact map - of the exact map| / |mean of exact - of noise alone|, with its interval."""
+def _shifts(reading: Reading, images: int, seed: int, scores: np.ndarray) -> dict[str, float]:
+    """|mean score of the changed exact map - of the exact map| / |mean of exact - of noise alone| by change, with its interval."""
     if reading.entry.level == "data set":  # which pixels are replaced depends on their order in the map alone: a factor changes nothing
         return {"scale_shift": 0.0, **_ends("scale_shift", (0.0, 0.0))}
     model = next(iter(known_models().values()))
-    maps = [KnownMap(model, 0.0, seed, reading.truth, scale=3.0)]
-    found = known_scores(reading.entry, model, maps, images, seed, {**reading.settings, **reading.known}).numpy()  # (B, 1)
+    changes = {"scale_shift": 3.0, "sign_shift": -1.0}
+    maps = [KnownMap(model, 0.0, seed, reading.truth, scale=factor) for factor in changes.values()]
+    found = known_scores(reading.entry, model, maps, images, seed, {**reading.settings, **reading.known}).numpy()  # (B, 2)
 
     def shift(some: np.ndarray) -> float:
-        exact, noise, scaled = (_mean(some[:, column]) for column in range(3))
-        return abs(scaled - exact) / abs(exact - noise) if exact != noise else np.nan
+        exact, noise, changed = (_mean(some[:, column]) for column in range(3))
+        return abs(changed - exact) / abs(exact - noise) if exact != noise else np.nan
 
-    each = np.column_stack([scores[:, 0], scores[:, -1], found[:, 0]])
-    return {"scale_shift": shift(each), **_ends("scale_shift", jackknife(shift, each))}
+    row = {}
+    for name, changed in zip(changes, found.T, strict=True):
+        each = np.column_stack([scores[:, 0], scores[:, -1], changed])
+        row |= {name: shift(each), **_ends(name, jackknife(shift, each))}
+    return row
 
 
 def cost_of(reading: Reading, retraining: KnownRetraining) -> dict[str, float]:
@@ -344,5 +349,5 @@ def _with_ends(*names: str) -> list[str]:
 
 
 COLUMNS = ["label", "protocol", "asks", *_with_ends("exact_first", "random_last", "ordering"), "resolution", "beaten"]
-COLUMNS += _with_ends("separation", "model_shift", "scale_shift", "shapley_first", "parts_ordering", "parts_first")
+COLUMNS += _with_ends("separation", "model_shift", "scale_shift", "sign_shift", "shapley_first", "parts_ordering", "parts_first")
 COLUMNS += ["parts_images", "units", "undefined", "seconds", "forward", "maps", "applies", "test", "settings", "note"]

@@ -105,7 +105,7 @@ class MetricSanity(EvaluationStudy):
 
     def _known_plan(self) -> pd.DataFrame:
         """Return the passes on models in closed form, and the nets that are trained for known parts."""
-        maps, rows = len(known_models()) * (len(LEVELS) + 1) + 1, []
+        maps, rows = len(known_models()) * (len(LEVELS) + 1) + 2, []
         for reading in self.judged:
             if reading.applies and reading.entry.level == "image":
                 images = reading.images(self.known_images)

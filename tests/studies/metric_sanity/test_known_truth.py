@@ -70,6 +70,14 @@ def test_the_scale_of_a_map_moves_raw_infidelity_alone(table):
     assert (table.loc[moved, "verdict"] == "neither").all()
 
 
+def test_what_is_blind_to_the_sign_of_a_map(table):
+    """Minus the exact map is the worst there is; scaled to its best factor, which may be negative, it is the exact map again."""
+    assert table.loc["single_deletion", "sign_shift"] > 1.5, "as far again as noise, on the other side"
+    blind = table.index[table["sign_shift"] < 1e-6]
+    assert {"infidelity, squares, scaled", "infidelity, noise, scaled", "sanity_check", "smooth_mprt"} <= set(blind)
+    assert not {name for name in blind if table.loc[name, "asks"] == "right"} - {"infidelity, squares, scaled", "infidelity, noise, scaled"}
+
+
 def test_stability_is_not_correctness(table):
     """Noise of one key hardly changes with the image: these two put it first, whatever the exact map says."""
     for protocol in ("max_sensitivity", "augmentation_robustness"):
@@ -154,7 +162,7 @@ def test_images_and_models_are_resampled_together(monkeypatch):
     rng = np.random.default_rng(0)
     made = [torch.from_numpy(rng.normal([3, 2.5, 2, 1, 0.5, 0], size=(9, 6)) + shift) for shift in (0.0, 0.3, 0.1)]
     waiting = iter(made)
-    monkeypatch.setattr(judging, "known_scores", lambda entry, model, maps, *_: next(waiting) if len(maps) == 6 else made[0][:, :1])
+    monkeypatch.setattr(judging, "known_scores", lambda entry, model, maps, *_: next(waiting) if len(maps) == 6 else made[0][:, :2])
     (row,) = judge([Reading("idsds", truth="gradient")], images=9).to_dict("records")
 
     def shift(kept):

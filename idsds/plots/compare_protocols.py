@@ -90,7 +90,8 @@ def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
 def _accuracies(axes: Axes, shares: pd.DataFrame) -> None:
     draw_accuracies(axes, shares, 100, 4.5)
     axes.tick_params(axis="x", labelsize=6.5)
-    axes.set_xlabel(f"in-domain fine-tuning\n{top5_said(shares)}".strip(), fontsize=6.5)
+    said = top5_said(shares).replace(": ", ":\n")  # the panel is narrow
+    axes.set_xlabel(f"in-domain fine-tuning\n{said}".strip(), fontsize=6.5)
     axes.set_ylabel("accuracy in %, higher is better ↑", fontsize=7)
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "handlelength": 2.2, "borderpad": 0}
     axes.legend(handles=kind_handles(4.5), fontsize=5.5, frameon=False, **place)

@@ -49,7 +49,7 @@ def test_top_5_is_that_after_fine_tuning():
     places, agreed, shares = tables(models=("a",))
     shares["top5"] = [0.8, 0.7, 0.99, 0.98]  # before and after, intact and with one patch deleted
     axes = plots.compare_protocols(places, agreed, shares, FAMILIES).axes
-    assert axes[2].get_xlabel() == "in-domain fine-tuning\ntop-5 after: 0.990, 0.980"
+    assert axes[2].get_xlabel() == "in-domain fine-tuning\ntop-5 after:\n0.990, 0.980"
 
 
 def test_names_stand_where_the_markers_are():

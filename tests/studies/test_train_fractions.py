@@ -146,9 +146,9 @@ def test_from_settings_to_the_table(home, monkeypatch):
     assert f"({excess[0]} intervals above 0, {excess[1]} below)" in said.sentences[1]
     assert "Between 2 training seeds" in said.sentences[2]
     figure = plot(table)
-    labels = [axes.get_ylabel() for axes in figure.axes]
+    labels, near = [axes.get_ylabel() for axes in figure.axes], f"{table['top5'].min():.3f} to {table['top5'].max():.3f}"
     assert any("accuracy" in label and "higher is better" in label for label in labels)
-    assert [text for axes in figure.axes if (text := axes.get_title())] == [f"digits, n = {len(test)}"]
+    assert [text for axes in figure.axes if (text := axes.get_title())] == [f"digits, n = {len(test)}\ntop-5: {near}"]
 
 
 def test_fewer_test_images_are_the_first_of_the_fixed_order():

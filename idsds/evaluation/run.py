@@ -220,7 +220,7 @@ def _run_batches(
     groups = [unit for unit in _once(task.units) if unit.group is not None]
     methods = {unit.group: job.create_methods(model, unit.methods) for unit in groups}
     stored = {grid: _Stored(blocks, plan.device) for grid, blocks in task.stored.items()} if groups else {}
-    untried = {unit.group for unit in groups}
+    untried, alone = {unit.group for unit in groups}, set()  # alone: tried on a batch of one image
     for images, targets, image_ids in source:
         if not image_ids:  # none of them could be read
             continue
@@ -234,8 +234,8 @@ def _run_batches(
                 advance(_passes(plan, job, unit) * len(image_ids))
         for unit in groups:
             grids = [other.grid for other in task.units if other.group == unit.group]
-            if unit.group in untried:
-                untried.remove(unit.group)
+            if unit.group in untried and (len(image_ids) > 1 or unit.group not in alone):
+                (untried.remove if len(image_ids) > 1 else alone.add)(unit.group)
                 with autocast(plan):
                     seen = partial(judging, plan.protocol, plan.grids, job.seed)
                     methods[unit.group] = tried(methods[unit.group], explained(plan, batch, prepared[grids[0]]), seen)

@@ -6,18 +6,20 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idsds.common.batching import out_of_memory
 from idsds.common.interventions import all_deletions, baseline_images
-from idsds.common.randomness import content_ids
+from idsds.common.randomness import Draws, content_ids
 from idsds.methods import Method
-from idsds.methods.base import MethodEntry, MethodError, shared_maps
+from idsds.methods.base import MethodError, shared_maps
+from idsds.methods.maps import as_map
 from idsds.models.base import frozen
 from idsds.protocols import Batch, ProtocolEntry
 from idsds.protocols.single_deletion import deletion_table
@@ -26,17 +28,32 @@ from idsds.protocols.single_deletion import deletion_table
 ROUNDING = 1e-2
 
 
-class OneByOne(Method):
-    """A method that depends on its batch, given one image at a time."""
+def one_by_one(method: Method) -> Method:
+    """Return a method that depends on its batch as one whose function gets one image at a time."""
+    function = method.entry.function
 
-    def __init__(self, method: Method) -> None:
-        def explain(_model: nn.Module, images: Tensor, targets: Tensor, *, image_ids: Sequence[str]) -> Tensor:
-            each = [slice(i, i + 1) for i in range(len(images))]
-            return torch.cat([method(images[one], targets[one], image_ids[one]) for one in each])
+    @wraps(function, updated=())
+    def explain(model: nn.Module, images: Tensor, targets: Tensor, **options: Any) -> Tensor | dict[str, Tensor]:
+        given = {name: options.pop(name) for name in ("draws", "image_ids", "batch") if name in options}
+        bound = function(model, **options) if isinstance(function, type) else partial(function, model, **options)
+        found = []
+        for i in range(len(images)):
+            own, one = dict(given), slice(i, i + 1)
+            if (draws := given.get("draws")) is not None:
+                noise = None if draws.given is None else draws.given[one]
+                own["draws"] = Draws(draws.seed, draws.key, images[one], draws.image_ids[one], given=noise)
+            if "image_ids" in own:
+                own["image_ids"] = own["image_ids"][one]
+            result = bound(images[one], targets[one], **own)
+            keyed = result if isinstance(result, dict) else {"": result}
+            found.append({key: as_map(method.name, value, images[one], channels="each") for key, value in keyed.items()})
+        maps = {key: torch.cat([each[key] for each in found]) for key in found[0]}
+        return maps.get("", maps)
 
-        entry = MethodEntry(name=method.name, function=explain, family=method.entry.family, passes=method.passes)
-        super().__init__(method.name, method.model, seed=method.seed, entry=entry)
-        self.model_name = method.model_name
+    changed = copy(method)
+    changed.__dict__.pop("function", None)  # bound to the function of before
+    changed.entry = replace(method.entry, function=explain)
+    return changed
 
 
 def tried(methods: Sequence[Method], batch: Batch, deletions: Callable[[Batch], Sequence[Tensor]] = lambda _: ()) -> list[Method]:
@@ -63,30 +80,30 @@ def _tried(method: Method, batch: Batch, deletions: Callable[[Batch], Sequence[T
     def maps(some: slice) -> Tensor:
         return shared_maps([method], part.images[some], part.targets[some], part.image_ids[some])[method.name]
 
-    last = replace(part, images=part.images[-1:], targets=part.targets[-1:], image_ids=part.image_ids[-1:])
-    judged = [] if method.entry.queries(**method.options) else [set(map(_mark, each)) for each in deletions(last)]
+    each = [slice(i, i + 1) for i in range(len(part.images))]
+    last = replace(part, images=part.images[each[-1]], targets=part.targets[each[-1]], image_ids=part.image_ids[each[-1]])
+    judged = [] if method.entry.queries(**method.options) else [set(map(_mark, deleted)) for deleted in deletions(last)]
     with _unseen(batch.images):
         before = [_computed(method.model, part) for _ in range(2)]
         try:
-            together = maps(slice(None))[-1:]
             with _queries(method.model) if judged else nullcontext(set[str]()) as queried:
-                alone = maps(slice(-1, None))
-            differs = not _same(together, alone)
-            drawn = differs and not _same(alone, maps(slice(-1, None)))
-        except RuntimeError as error:
-            if isinstance(error, MethodError) or out_of_memory(error):
-                return method  # it may run on the whole batch; if not, that is reported with the images
-            raise
+                alone = [maps(one) for one in each[::-1]][::-1]
+            together = maps(slice(None)) if len(each) > 1 else maps(each[0])
+            differing = [i for i, one in enumerate(each) if not _same(together[one], alone[i])]
+            drawn = bool(differing) and (len(each) == 1 or not _same(alone[differing[0]], maps(each[differing[0]])))
+        except Exception:  # it may run on the whole batch; if not, that is reported with the images
+            return method
         after = _computed(method.model, part)
     if _all_same(*before) and not _all_same(before[1], after):
         raise MethodError(
             f"method {method.name!r} changes what {method.model_name!r} computes, also for others: after it the logits or gradients of an "
             "image differ. Does it replace a function or a class's method, such as torch.nn.functional.relu? It must undo that"
         )
-    if any(marks <= queried for marks in judged):
+    intact = {_mark(last.images[0])}  # a deletion that changes nothing tells nothing
+    if any(marks - intact and marks - intact <= queried for marks in judged):
         warnings.warn(
-            f"method {method.name!r} queries the very deletions that it is judged by: its score is an upper bound. Say so on the function, "
-            "mine.queries = {'grid': ..., 'baseline': ...}, and rankings mark it as a ceiling",
+            f"method {method.name!r} queries the very deletions that it is judged by: its score may be an upper bound. Say so on the "
+            "function, mine.queries = {'grid': ..., 'baseline': ...}, and rankings mark it as a ceiling",
             stacklevel=2,
         )
     if drawn:
@@ -95,13 +112,14 @@ def _tried(method: Method, batch: Batch, deletions: Callable[[Batch], Sequence[T
             "and its scores differ between runs",
             stacklevel=2,
         )
-    elif differs:
+    elif differing:
         warnings.warn(
             f"method {method.name!r} is batch-dependent: its map of an image depends on the other images of the batch (does it use "
-            "logits[:, targets], or a mean over the batch?). It gets one image at a time",
+            "logits[:, targets], means over the batch, random numbers of a fixed seed, which an argument `image_ids` can key?). "
+            "It gets one image at a time",
             stacklevel=2,
         )
-        return OneByOne(method)
+        return one_by_one(method)
     return method
 
 

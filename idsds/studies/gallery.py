@@ -23,10 +23,12 @@ from idsds.evaluation.job import Job
 from idsds.evaluation.plan import Plan
 from idsds.evaluation.run import autocast
 from idsds.evaluation.run import batch_size as batch_size_of
-from idsds.methods.base import shared_maps
+from idsds.evaluation.trial import tried
+from idsds.methods.base import Method, shared_maps
 from idsds.models.base import frozen
 from idsds.models.isolation import on_loan
 from idsds.plots.gallery import Example
+from idsds.protocols import Batch
 from idsds.protocols.single_deletion import patch_sums
 from idsds.studies.base import EvaluationStudy, Findings, Result, resolve
 from idsds.studies.rank_methods import SCORES
@@ -76,7 +78,7 @@ def explain(
 
 
 def _examples(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, normalisation: Normalisation | None) -> Iterator[Example]:
-    methods = job.create_methods(model, list(job.methods))
+    methods: list[Method] = []
     mine = records[(records["model"] == job.model) & (records["seed"] == job.seed)]
     by_image = {image_id: rows.set_index("method") for image_id, rows in mine.groupby("image_id", sort=False)}
     names = attribute_of(job.dataset, "classes")
@@ -84,6 +86,7 @@ def _examples(model: nn.Module, plan: Plan, job: Job, records: pd.DataFrame, nor
     for pixels, targets, image_ids in batches(job.dataset, job.indices, batch_size_of(plan, job)):
         images = pixels.to(plan.device).contiguous(memory_format=plan.layout_of(job))  # (B, 3, H, W)
         with autocast(plan):
+            methods = methods or tried(job.create_methods(model, list(job.methods)), Batch(images, targets.to(plan.device), image_ids))
             maps = shared_maps(methods, images, targets.to(plan.device), image_ids)
             with torch.inference_mode(), frozen(model):
                 logits = model(images).float().cpu()  # (B, K)

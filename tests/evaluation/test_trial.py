@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import idsds
-from idsds.methods.base import MethodError
+from idsds.evaluation.trial import one_by_one
+from idsds.methods.base import MethodError, shared_maps
+from idsds.protocols.base import on_model
 from tests.evaluation.linear import Linear
 
 PIXELS = torch.randn(8, 3, 8, 16, generator=torch.Generator().manual_seed(1))
@@ -55,6 +57,46 @@ def test_a_registered_method_of_the_users_is_tried_too(monkeypatch):
     with pytest.warns(UserWarning, match="'of all targets abs' is batch-dependent"):
         found = scores({"of all targets abs": None})
     assert np.allclose(found["of all targets abs"], scores({"IxG abs": None})["IxG abs"], atol=1e-6)
+
+
+def test_one_image_at_a_time_explains_other_nets_too(monkeypatch):
+    """Randomised copies, other options and maps by channel are those of the method, not of the net that it was tried on."""
+    monkeypatch.setattr(idsds.methods.METHODS, "_entries", dict(idsds.methods.METHODS._entries), raising=False)
+
+    @idsds.register_method("mean loss", family="gradient", replace=True)
+    def mean_loss(model, images, targets):
+        images = images.clone().requires_grad_()
+        loss = model(images).gather(1, targets[:, None]).sum() / len(images)
+        return torch.autograd.grad(loss, images)[0]
+
+    method = idsds.create_method("mean loss", NET)
+    single = one_by_one(method)
+    targets = torch.arange(4)
+    assert torch.allclose(single(PIXELS[:4], targets), 4 * method(PIXELS[:4], targets), atol=1e-6)
+    other = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+    wanted = idsds.create_method("Gradient", other)(PIXELS[:4], targets)
+    assert torch.allclose(on_model(single, other)(PIXELS[:4], targets), wanted, atol=1e-6)
+    each = shared_maps([single], PIXELS[:4], targets, channels="each")["mean loss"]
+    assert each.shape == PIXELS[:4].shape
+
+
+def over_the_largest(images: Tensor, targets: Tensor) -> Tensor:
+    maps = gradient(images, targets)
+    return maps / maps.abs().max()
+
+
+def test_every_image_of_the_trial_is_compared():
+    """The map that has the largest value of the batch is the same alone and in the batch."""
+    with pytest.warns(UserWarning, match="method 'mine' is batch-dependent"):
+        scores({"mine": over_the_largest})
+    flipped = torch.utils.data.TensorDataset(PIXELS[[1, 0, 2, 3, 4, 5, 6, 7]], torch.arange(8) % 4)
+    with pytest.warns(UserWarning, match="method 'mine' is batch-dependent"):
+        scores({"mine": over_the_largest}, data=flipped)
+
+
+def test_a_map_that_lacks_the_batch_for_one_image_is_still_scored():
+    found = scores({"mine": lambda images, targets: gradient(images, targets).sum(1).squeeze()})
+    assert np.allclose(found["mine"], scores({"IxG": None})["IxG"], atol=1e-6)
 
 
 def test_random_numbers_of_its_own_are_said_and_change_nothing_else():

@@ -24,7 +24,9 @@ from idsds.common.hashing import code_digest, digest, own_digest, versions
 from idsds.common.progress import Progress
 from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, fingerprint
+from idsds.evaluation.trial import tried
 from idsds.methods.base import METHODS, Method, shared_maps, shared_passes, split_name
+from idsds.protocols import Batch
 from idsds.protocols.roar import pixel_ranks, unordered
 from idsds.training.loop import batches
 
@@ -143,7 +145,7 @@ def store_ranks(
     if not waiting:
         return
     model.to(device)
-    methods = {name: Method(name, model, seed=seed) for name in wanted}
+    methods, untried = {name: Method(name, model, seed=seed) for name in wanted}, True
     passes = {start: sum(shared_passes([methods[n] for n in names])) * _length(start, dataset) for start, names in waiting.items()}
     size = default_batch(dataset[0][0][None].to(device))
     bar = Progress(total=sum(passes.values()), desc=f"maps of {dataset.split}", unit="pass", unit_scale=True, disable=not progress)
@@ -154,6 +156,8 @@ def store_ranks(
             for images, labels, image_ids in batches(dataset, range(start, start + _length(start, dataset)), size):
                 images = images.to(device)
                 targets = explained_targets(model, images, labels.to(device), target)
+                if untried:
+                    methods, untried = {m.name: m for m in tried(list(methods.values()), Batch(images, targets, list(image_ids)))}, False
                 for name, maps in shared_maps([methods[n] for n in names], images, targets, image_ids).items():
                     found[name].append(pixel_ranks(maps, image_ids, seed))
                     counts[name] += torch.stack([flags.sum() for flags in unordered(maps)]).cpu()

@@ -136,14 +136,18 @@ def important(importance: Tensor, totals: Tensor, thresholds: Tensor, visible: T
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return whether the net classifies the whole creature correctly, 0 or 1, (B,); NaN where a logit is not finite."""
-    return (logits[:, -1].argmax(dim=1) == targets).double() + 0 * logits[:, -1].sum(dim=1)
+    """Return whether the net classifies the whole creature correctly, 0 or 1, (B,); NaN where a logit is NaN."""
+    return _known((logits[:, -1].argmax(dim=1) == targets).double(), logits)
 
 
 def top5(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return whether the whole creature's class is among the five largest logits, 0 or 1, (B,)."""
+    """Return whether the whole creature's class is among the five largest logits, 0 or 1, (B,); NaN where a logit is NaN."""
     best = logits[:, -1].topk(min(5, logits.shape[-1])).indices
-    return (best == targets[:, None]).any(dim=1).double()
+    return _known((best == targets[:, None]).any(dim=1).double(), logits)
+
+
+def _known(answers: Tensor, logits: Tensor) -> Tensor:
+    return answers.masked_fill(logits[:, -1].isnan().any(dim=1), torch.nan)
 
 
 def background_independence(intact: Tensor, object_logits: Tensor) -> Tensor:

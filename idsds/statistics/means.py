@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from idsds.common.numbers import as_whole
+from idsds.common.numbers import as_whole, plain
 from idsds.statistics.intervals import Ends, bca, check_options, covers, covers_both, percentile_ends, rng_for, weights
 from idsds.statistics.scores import HIGHER, LOWER, Records, ScoreTable, scores_of
 
@@ -127,7 +127,9 @@ def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: f
         The half-width, in units of the score; NaN if ``count`` is 0.
     """
     check_options(confidence)
-    n_patches = as_whole("n_patches", n_patches, least=2)  # a rank correlation needs two
+    number = plain(n_patches)
+    whole = int(number) if isinstance(number, float) and number.is_integer() else number
+    n_patches = as_whole("n_patches", whole, least=2)  # a rank correlation needs two
     if np.any(np.asarray(count) < 0):
         raise ValueError(f"count must not be negative, but is {count!r}")
     images = np.where(np.asarray(count) > 0, count, np.nan)

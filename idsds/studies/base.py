@@ -178,6 +178,12 @@ def in_memory(records: Records) -> pd.DataFrame:
     return content.frame([name for name in content.columns if name != "patch_sums"], categorical=True)
 
 
+def need_columns(records: pd.DataFrame, *names: str) -> None:
+    """Raise ValueError for columns that records of an earlier checkout lack."""
+    if missing := [name for name in names if name not in records]:
+        raise ValueError(f"the records lack {', '.join(map(repr, missing))}: an earlier version wrote them; run the study again")
+
+
 def takes_folder(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function of records, its first argument, take the folder of a run as well."""
 

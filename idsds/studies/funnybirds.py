@@ -19,7 +19,7 @@ from idsds.protocols.parts import THRESHOLDS, completeness
 from idsds.statistics.intervals import bca, rng_for
 from idsds.statistics.rankings import kendall
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
+from idsds.studies.base import EvaluationStudy, Findings, Result, need_columns, takes_folder
 from idsds.studies.result import listed
 
 #: Columns of the records with a value per threshold, and those with one.
@@ -119,6 +119,7 @@ def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
 
     Background independence is the fraction among all objects of all images, as in the authors' code.
     """
+    need_columns(records, "top5")
     rows = []
     for model, found in records.groupby("model", sort=False):
         one = found[found["method"] == found["method"].iloc[0]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -13,7 +15,15 @@ from idsds.common.randomness import Draws
 from idsds.common.registry import check_names
 from idsds.common.settings import Settings
 from idsds.methods.base import METHODS, split_name
+from idsds.methods.cam import check_channels
 from idsds.methods.gradient import path_start
+
+#: Options without a default that a params file can hold, and what checks them before any work; a layer is checked against each model.
+CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "channels": lambda where, value: check_channels(value),
+    "grid": as_whole,
+    "start_block": partial(as_whole, least=0),
+}
 
 
 class MethodSettings(Settings):
@@ -39,15 +49,19 @@ class MethodSettings(Settings):
 
 def _check_value(where: str, value: Any, default: Any) -> None:
     """Raise ValueError for a value of another type than the default's, or out of range; a layer is checked against each model later."""
-    layer = where.endswith(".layer")
-    if isinstance(default, str) and where.endswith(".baseline"):
+    option = where.rpartition(".")[2]
+    layer = option == "layer"
+    if isinstance(default, str) and option == "baseline":
         path_start(value, torch.nn.Identity(), Draws(0, where, torch.zeros(1, 1, 1, 1)))  # raises for an unknown name
     elif type(default) is int:
         as_whole(where, value)
     elif isinstance(default, float):
-        if isinstance(value, (bool, str)) or not 0 < value < math.inf:
-            raise ValueError(f"{where} must be a number above 0, not {value!r}")
+        end = 1 if option == "probability" else math.inf
+        if isinstance(value, (bool, str)) or not 0 < value < end:
+            raise ValueError(f"{where} must be a number above 0{' and below 1' if end == 1 else ''}, not {value!r}")
+    elif default is None and option in CHECKS:
+        CHECKS[option](where, value)
     elif default is None and not layer:
-        raise ValueError(f"{where} is an array, which a params file cannot hold; not {value!r}")
+        raise ValueError(f"{where} is an array or an object, which a params file cannot hold; not {value!r}")
     elif type(value) is not (str if layer else type(default)):
         raise ValueError(f"{where} must be {'true or false' if isinstance(default, bool) else 'a name'}, not {value!r}")

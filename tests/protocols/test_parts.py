@@ -107,6 +107,9 @@ def test_a_logit_that_is_not_a_number_is_no_answer():
     logits[0, 3] = torch.nan  # the whole creature
     targets = torch.zeros(2, dtype=torch.long)
     torch.testing.assert_close(parts.accuracy(logits, targets), torch.tensor([torch.nan, 1]).double(), equal_nan=True)
+    logits[1, 3, 2] = -torch.inf  # a class that is ruled out
+    for judge in (parts.accuracy, parts.top5):
+        torch.testing.assert_close(judge(logits, targets), torch.tensor([torch.nan, 1]).double(), equal_nan=True)
     variants = torch.tensor([[0, 0], [0, 1], [1, 0]])
     assert parts.controlled_data(logits, targets, everything, variants).isnan()[:, 0].tolist() == [True, False]
     without = torch.tensor([[1.0, torch.nan], [1.0, 1.0]])

@@ -184,3 +184,10 @@ def test_fifty_thousand_images_take_seconds_and_little_memory(make_records):
     np.testing.assert_allclose(width, 2 * 1.96 * standard_error, rtol=0.15)  # 2,000 resamples: each end within some 5 %
     assert seconds < 30  # processor time; some 4 s, with room for slower machines
     assert peak < 200 * 2**20  # scipy's own would take 50,000 x 2,000 x 23 x 8 bytes = 18 GB
+
+
+def test_patches_may_be_a_whole_float():
+    assert null_band(16.0, 12) == null_band(np.float64(16), 12) == null_band(16, 12)
+    for wrong in (2.5, 1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="n_patches must be a whole number of at least 2"):
+            null_band(wrong, 12)

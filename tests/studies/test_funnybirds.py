@@ -72,6 +72,8 @@ def test_thresholds_chosen_on_other_images_do_not_see_those_that_are_scored():
 def test_background_independence_is_the_share_of_all_objects():
     found = nets_of(records(), resamples=200).set_index("measure")["value"]
     assert found.to_dict() == pytest.approx({"accuracy": 5 / 6, "top5": 1, "background_independence": (3 * 1 + 3 * 2) / 15})
+    with pytest.raises(ValueError, match=r"the records lack 'top5'.*run the study again"):
+        nets_of(records().drop(columns="top5"))
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ STUDIES = {
 }
 
 
+OTHERS = {"captum/Occlusion": {"grid": 2}, "Rollout": {"start_block": 0}, "RISE": {"probability": 0.5}}
+
+
 def made(study, tmp_path, **more):
     return study(**SHARED, **STUDIES[study], output=str(tmp_path / "x"), **more)
 
@@ -58,11 +61,21 @@ def test_only_the_address_of_that_method_moves(tmp_path):
         ({"Gradient-SG": {"sigma": -1}}, "method_settings.Gradient-SG.sigma must be a number above 0, not -1"),
         ({"Gradient-SG": {"relative": 1}}, "method_settings.Gradient-SG.relative must be true or false, not 1"),
         ({"GradientSHAP": {"baselines": "x"}}, "method_settings.GradientSHAP.baselines is an array"),
+        ({"Grad-CAM": {"channels": "frist"}}, "unknown channels 'frist'. Did you mean 'first'?"),
+        ({"captum/Occlusion": {"grid": 0}}, "method_settings.captum/Occlusion.grid must be a whole number of at least 1, not 0"),
+        ({"Rollout": {"start_block": -1}}, "method_settings.Rollout.start_block must be a whole number of at least 0, not -1"),
+        ({"RISE": {"probability": 1.5}}, "method_settings.RISE.probability must be a number above 0 and below 1, not 1.5"),
         ({"Grad-CAM": {"layer": 3}}, "method_settings.Grad-CAM.layer must be a name, not 3"),
     ],
 )
 def test_a_mistake_is_named(settings, said, tmp_path):
-    values = SHARED | {"methods": ["IG", "Gradient-SG", "GradientSHAP", "Grad-CAM"], "dataset": "digits"}
+    values = SHARED | {"methods": ["IG", "Gradient-SG", "GradientSHAP", "Grad-CAM", *OTHERS], "dataset": "digits"}
     with pytest.raises(SettingsError) as raised:
         ScoreVsMetrics(**values, method_settings=settings, output=str(tmp_path / "x"))
     assert said in str(raised.value)
+
+
+def test_options_without_a_default_pass(tmp_path):
+    settings = OTHERS | {"Grad-CAM": {"channels": "first"}}
+    values = SHARED | {"methods": list(settings), "dataset": "digits"}
+    assert ScoreVsMetrics(**values, method_settings=settings, output=str(tmp_path / "x")).method_settings == settings

@@ -224,6 +224,19 @@ def test_the_dogs_are_divided_by_the_official_lists_or_as_in_the_study(home, mon
         assert {plan.jobs[0].dataset.image_ids[index] for index in plan.jobs[0].indices} <= set(test.image_ids)
         assert len(plan.jobs[0].dataset) == images
         assert not set(test.image_ids) & set(member.stage.split("train").image_ids)
+    both = shared | {
+        "models": ["resnet18", "squeezenet1_1"],
+        "checkpoints": dict.fromkeys(("resnet18", "squeezenet1_1"), "pretrained"),
+        "other_sigmas": [0.2],
+        "dogs": "80/20",
+    }
+    runs = InfidelitySensitivity(**both).runs()
+    assert len(runs) == 6
+    assert len({run["output"] for run in runs.values()}) == 6
+    for run in runs.values():
+        for job in resolve(**run).jobs:
+            model = job.model.removesuffix("_100_s0")
+            assert job.dataset.normalisation == MODELS[model].normalisation, "as in training"
     (plain,) = InfidelitySensitivity(**shared).members()
     key = plan_training("resnet18", "stanford_dogs", None, device="cpu", weights="pretrained").key
     assert plain.stage.key == key != member.stage.key

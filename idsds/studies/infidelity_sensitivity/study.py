@@ -20,7 +20,6 @@ Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurI
 from __future__ import annotations
 
 from functools import partial
-from itertools import groupby
 from typing import Annotated, Any
 
 import numpy as np
@@ -29,9 +28,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from idsds import plots
-from idsds.datasets import create_dataset
+from idsds.common import paths
+from idsds.datasets.base import ImageDataset
 from idsds.evaluation.plan import Target
 from idsds.methods.base import TENFOLD
+from idsds.models.base import MODELS
 from idsds.protocols.infidelity import Perturbation
 from idsds.statistics.intervals import bca, check_options, rng_for
 from idsds.statistics.means import mean_interval
@@ -40,7 +41,7 @@ from idsds.studies.infidelity_sensitivity.correlations import beside_random, cor
 from idsds.studies.infidelity_sensitivity.findings import claims, findings, spread_said
 from idsds.studies.infidelity_sensitivity.map_part import map_part
 from idsds.studies.method_settings import MethodSettings
-from idsds.studies.train_fractions import IDENTITY, ManyModels
+from idsds.studies.train_fractions import IDENTITY, ManyModels, Member
 
 ZERO = "map of zeros"
 AT = ", infidelity at "  # in the label of a run with another sigma
@@ -148,7 +149,7 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
     other_sigmas: list[Positive] = []
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Both protocols on each data set."""
+        """Both protocols on each data set; if that is divided anew, once for each normalisation and size that its models expect."""
         names, tenfold = self.with_settings(), self.with_settings(TENFOLD)
         noise = {"perturbation": self.perturbation, "sigma": self.sigma}
         protocols: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -156,20 +157,30 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
             "max_sensitivity": (names, {"radius": self.radius}),
         }
         runs = {}
-        for dataset, members in groupby(self.members(), key=lambda member: member.dataset):
+        for place, (images, members) in self._images().items():
             models = {member.name: member.stage for member in members}
             for protocol, (methods, options) in protocols.items():
-                changed = self._division(dataset)
-                images = create_dataset(dataset, "test", **changed) if changed else dataset
-                where = {"dataset": images, "protocol": protocol, "output": f"{self.output}/{dataset}/{protocol}"}
+                where = {"dataset": images, "protocol": protocol, "output": f"{self.output}/{place}/{protocol}"}
                 machine = {"device": self.device, "precision": self.precision, "images": self.images, "samples": self.samples}
                 machine |= {"target": self.target}
-                runs[f"{dataset}, {protocol}"] = {"models": models, "methods": methods, **where, **machine, **options}
-            base = runs[f"{dataset}, infidelity"]
+                runs[f"{place}, {protocol}"] = {"models": models, "methods": methods, **where, **machine, **options}
+            base = runs[f"{place}, infidelity"]
             for sigma in self.other_sigmas:
                 changed = {"methods": names, "sigma": sigma, "output": f"{base['output']}_{sigma:g}"}
-                runs[f"{dataset}{AT}{sigma:g}"] = {**base, **changed}
+                runs[f"{place}{AT}{sigma:g}"] = {**base, **changed}
         return runs
+
+    def _images(self) -> dict[str, tuple[str | ImageDataset, list[Member]]]:
+        """Return the images and models of each run by its folder: the data set's, and for other inputs that of their first model."""
+        groups: dict[Any, list[Member]] = {}
+        for member in self.members():
+            entry, divided = MODELS[member.model], self._division(member.dataset)
+            groups.setdefault((member.dataset, (entry.normalisation, entry.view) if divided else None), []).append(member)
+        found: dict[str, tuple[str | ImageDataset, list[Member]]] = {}
+        for (dataset, inputs), members in groups.items():
+            place = f"{dataset}_{paths.portable(members[0].model)}" if dataset in found else dataset
+            found[place] = (members[0].stage.split("test") if inputs else dataset, members)
+        return found
 
     def parts_of_maps(self, records: pd.DataFrame, table: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
         """Return :func:`.map_part.map_part` for every sigma and for the study, with ``models_of`` and ``sigma``.

@@ -20,6 +20,7 @@ from idsds.protocols.roar import MASK, SCORES, mask_share
 from idsds.statistics.intervals import covers_seeds, seed_interval, wilson
 from idsds.statistics.paired import holm
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
+from idsds.studies.base import need_columns
 from idsds.studies.result import listed
 
 NAMES = {"remove": "ROAR", "keep": "KAR"}
@@ -49,6 +50,7 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
     accuracy is taken for that of one net, whose correct answers vary over images no less than the mean's. A net may fail to learn what a
     mask reveals: a null result does not prove absence.
     """
+    need_columns(records, "top5", "explained_top5")
     rows = []
     for (model, method, kind, share), part in records.groupby(["model", "method", "kind", "share"], sort=False):
         first, seeds = part.iloc[0], len(part)
@@ -89,8 +91,9 @@ def retraining_areas(records: pd.DataFrame, control: str | Sequence[str] = "Rand
         ``undefined`` and ``constant`` (maps without an order, out of ``explained``), ``interval``.
 
     Raises:
-        ValueError: if the records lack a control.
+        ValueError: if the records lack a control, or ``top5``, as those of an earlier checkout do.
     """
+    need_columns(records, "top5")
     controls = [control] if isinstance(control, str) else list(control)
     for name in controls:
         if name not in set(records["method"]):

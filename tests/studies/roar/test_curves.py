@@ -231,3 +231,9 @@ def test_one_seed_has_no_verdict_but_its_masks_do():
     assert set(areas["verdict"]) == {"not supported"}
     assert retraining_curves(table)["interval"].unique().tolist() == ["one training seed: no interval"]
     assert sentences(areas, retraining_curves(table))[-1].endswith("for 1 of 6 masks (IG; Holm-corrected)."), "the test is over images"
+
+
+@pytest.mark.parametrize("function", [retraining_curves, retraining_areas])
+def test_records_without_top5_are_to_be_made_again(function):
+    with pytest.raises(ValueError, match=r"the records lack 'top5'.*run the study again"):
+        function(accuracies().drop(columns=["top5"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,18 +22,31 @@ GUARD = 'In a script, put everything that starts workers into a function, and ca
 
 
 def is_guarded() -> bool:
-    """Return whether workers can start: the main program is none that they would run again, or it tests ``__name__``."""
+    """Return whether workers can start: the main program is none that they would run again, or it compares ``__name__``."""
     path = getattr(sys.modules["__main__"], "__file__", None)
     if path == "<stdin>":  # a worker would look for a file of that name
         return False
-    return not (path and path.endswith(".py") and os.path.isfile(path) and b"__name__" not in Path(path).read_bytes())
+    if not (path and path.endswith(".py") and os.path.isfile(path)):
+        return True
+    return re.search(rb"\b__name__\s*==|==\s*__name__\b", Path(path).read_bytes()) is not None
 
 
 def check_guard() -> None:
-    """Raise RuntimeError in a script that workers would run again: it never tests ``__name__``, or a worker is running it now."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False) or not is_guarded():
-        path = getattr(sys.modules["__main__"], "__file__", None)
-        raise RuntimeError(f"each worker imports {path!r}, and would start workers of its own. {GUARD}")
+    """Raise RuntimeError in a script that workers would run again: it never compares ``__name__``, or a worker is running it now."""
+    check_begun()
+    if not is_guarded():
+        raise _unguarded()
+
+
+def check_begun() -> None:
+    """Raise RuntimeError in a worker that is still importing the main script: work there would repeat its caller's, or wait for it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise _unguarded()
+
+
+def _unguarded() -> RuntimeError:
+    path = getattr(sys.modules["__main__"], "__file__", None) or sys.argv[0]  # in a worker, its caller's
+    return RuntimeError(f"each worker imports {path!r}, and would start workers of its own. {GUARD}")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from idsds.common import paths
 from idsds.common.devices import check_precision
 from idsds.common.files import locked
 from idsds.common.normalisation import Normalisation
+from idsds.common.processes import check_begun
 from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
@@ -157,6 +158,7 @@ def evaluate(
         MissingRecordsError: if computed records are not in ``output`` at the end.
         WorkerError: if a worker of ``scheduler`` has other code or versions, or does not see ``output`` and the cache.
         ValueError, TypeError, OSError: for any other invalid argument, before any work is done.
+        RuntimeError: in a worker that is importing a script without ``if __name__ == "__main__":``.
         MethodError: if a user's method raises; what was computed before is kept in ``output``.
 
     Warns:
@@ -165,6 +167,7 @@ def evaluate(
             of the user's methods that depends on the batch, which then gets one image at a time, or draws random numbers of its own; and
             for each method that is left out for such a reason.
     """
+    check_begun()
     as_seeds(seed)
     if output is not None and str(output) in ("", "."):
         raise ValueError(f"output must name a folder, not {str(output)!r}; None keeps nothing on disk")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,12 +14,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
 import torch
 
-from idsds.common.processes import GUARD, is_guarded, pool
+from idsds.common.processes import GUARD, check_begun, is_guarded, pool
 from idsds.common.progress import Progress
 from idsds.common.switches import switches
 from idsds.datasets import DATASETS
@@ -30,6 +35,10 @@ from idsds.training.loop import SMALL
 SWITCH = "IDSDS_PROCESSES"
 #: Seconds that processes take to start, since each imports torch; and the bytes of memory that each may need.
 START, MEMORY = 10.0, 1.5e9
+#: The memory of a container, in bytes, or ``max``.
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+#: Packages whose functions are the same in every process, beside Python's own.
+KNOWN = ("idsds", "torch", "torchvision", "timm", "numpy", "cloudpickle")
 
 
 def train(stages: Sequence[Stage], machine: Machine | None = None, progress: bool = True) -> None:
@@ -39,9 +48,11 @@ def train(stages: Sequence[Stage], machine: Machine | None = None, progress: boo
         machine: as for :func:`~idsds.training.checkpoints.obtain`.
 
     Raises:
+        RuntimeError: in a worker that is importing the main script.
         Exception: what the training of a net raised, with a note that names the net and its seed. The others stop, and resume in the next
             call; finished checkpoints are kept.
     """
+    check_begun()
     machine = machine or Machine()
     if (most := processes()) > 1:
         missing = {one.key: one for stage in stages for one in stage.missing if processes_of(one, machine) > 1}
@@ -67,11 +78,16 @@ def processes() -> int:
         count = torch.get_num_threads()
         with suppress(AttributeError, ValueError, OSError):  # Windows does not say
             count = min(count, int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MEMORY))
+        with suppress(ValueError, OSError):  # no container, or one without a limit
+            count = min(count, int(int(LIMIT.read_text(encoding="ascii")) / MEMORY))
     return max(1, count) if is_guarded() else 1
 
 
 def processes_of(stage: Stage, machine: Machine | None = None) -> int:
-    """Return how many nets such as this one are trained side by side: 1 unless another process would train it to the same weights."""
+    """Return how many nets such as this one are trained side by side: 1 unless another process would train it to the same weights.
+
+    A user's net or data set may depend on what the user's program has set since it was imported, so these are trained alone.
+    """
     if stage.device != "cpu" or (machine is not None and machine.devices > 1) or started_outside() is not None:
         return 1
     try:
@@ -101,7 +117,7 @@ def _seconds(stages: Mapping[str, Stage]) -> dict[str, float]:
             continue
         with torch.random.fork_rng(devices=[]), threads_restored():
             torch.set_num_threads(1)
-            net, images = create_model(stage.model, stage.num_classes), stage.split("train")[0][0].expand(8, -1, -1, -1)
+            net, images = create_model(stage.model, stage.num_classes), stage.split("train")[0][0].repeat(8, 1, 1, 1)
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
                 net(images).sum().backward()
@@ -179,20 +195,45 @@ def _add(place: int, steps: float) -> None:
     _done[place] += steps
 
 
+class _Packer(cloudpickle.Pickler):
+    """Refuses functions and classes that are a user's: in another process their modules may hold other values."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        top = (thing.__module__ or "").partition(".")[0] if isinstance(thing, (type, FunctionType)) else "idsds"
+        if top not in KNOWN and top not in sys.stdlib_module_names:
+            raise pickle.PicklingError(f"{thing!r} may be another one in another process")
+        return super().reducer_override(thing)
+
+
 def _packed(stage: Stage) -> bytes:
-    """Return a stage with its entries in the registries, which another process may lack."""
-    return cloudpickle.dumps((stage, vars(MODELS[stage.model]), DATASETS[stage.dataset]))
+    """Return a stage with its entries in the registries, which another process may lack. Raises an error for what is a user's."""
+    packed = io.BytesIO()
+    _Packer(packed).dump((stage, vars(MODELS[stage.model]), DATASETS[stage.dataset]))
+    return packed.getvalue()
 
 
 def _train(place: int, packed: bytes, machine: Machine, states: str) -> list[tuple[type[Warning], str]]:
     """Train a stage in a worker, and return the warnings; do nothing if torch's switches would give it other weights."""
     if repr(switches()[0]) != states:
         return []
-    stage, net, data = cloudpickle.loads(packed)
+    stage, net, data = pickle.loads(packed)
     MODELS.add(stage.model, ModelEntry(**net), replace=True)
     DATASETS.add(stage.dataset, data, replace=True)
     Progress.sink = partial(_add, place)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
-        obtain(stage, machine=machine)
+        try:
+            obtain(stage, machine=machine)
+        except Exception as error:
+            if _returns(error):
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return [(one.category, str(one.message)) for one in said]
+
+
+def _returns(error: Exception) -> bool:
+    """Return whether an error arrives in the caller as it is; one that takes arguments of its own may not, and would end all workers."""
+    try:
+        return str(pickle.loads(pickle.dumps(error))) == str(error)
+    except Exception:
+        return False

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -9,12 +10,18 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 
+import idsds
 from idsds.common.files import DamagedFileError
+from idsds.common.processes import check_guard, is_guarded
+from idsds.common.registry import UnknownNameError
+from idsds.common.switches import switches
+from idsds.datasets import DATASETS
 from idsds.evaluation.costs import seconds_by_the_clock
 from idsds.models import MODELS
 from idsds.training import processes
@@ -101,12 +108,6 @@ def test_how_many_are_trained_at_once(monkeypatch, tmp_path):
     assert processes.processes_of(replace(stage, device="cuda")) == 1
     assert processes.processes_of(stage, Machine(devices=2)) == 1
     assert processes.processes_of(plan_training("squeezenet1_1", "photos20", weights="pretrained")) == 1, "they take all threads"
-    made = MODELS["mini_resnet8"]
-    try:
-        MODELS.add("mini_resnet8", replace(made, build=NoPickle()), replace=True)
-        assert processes.processes_of(stage) == 1
-    finally:
-        MODELS.add("mini_resnet8", made, replace=True)
     script = tmp_path / "script.py"
     script.write_text("import idsds\n", encoding="utf-8")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
@@ -117,12 +118,95 @@ def test_how_many_are_trained_at_once(monkeypatch, tmp_path):
             processes.processes()
 
 
-class NoPickle:
-    def __call__(self, **options):
-        return None
+def user_net(num_classes):
+    return MODELS["mini_resnet8"].build(num_classes)
 
-    def __reduce__(self):
-        raise TypeError("not this one")
+
+def user_images(split, normalisation, **options):
+    return DATASETS["digits"].load(split, normalisation, **options)
+
+
+@pytest.mark.parametrize("wrap", [lambda own: own, partial, lambda own: lambda *given, **options: own(*given, **options)])
+@pytest.mark.parametrize(
+    ("registry", "name", "field", "own"), [(MODELS, "mini_resnet8", "build", user_net), (DATASETS, "digits", "load", user_images)]
+)
+def test_a_users_net_or_data_set_is_trained_alone(monkeypatch, registry, name, field, own, wrap):
+    """Its module may hold other values in another process."""
+    monkeypatch.setenv("IDSDS_PROCESSES", "4")
+    stage, made = nets()[0], registry[name]
+    assert processes.processes_of(stage) == 4
+    monkeypatch.setitem(registry._entries, name, replace(made, **{field: wrap(own)}))
+    assert processes.processes_of(stage) == 1
+    monkeypatch.setitem(registry._entries, name, replace(made, training={"epochs": 2}))
+    assert processes.processes_of(stage) == 4, "the package's own, with other settings"
+    *_, net, data = pickle.loads(processes._packed(stage))
+    assert {"build": net["training"], "load": data.training}[field] == {"epochs": 2}
+
+
+def test_a_library_net_is_trained_side_by_side():
+    entry = MODELS[name := "torchvision/squeezenet1_1"]
+    _, net, _ = pickle.loads(processes._packed(replace(nets()[0], model=name)))
+    assert {**net, "build": None} == {**vars(entry), "build": None}
+    assert vars(net["build"]) == vars(entry.build)
+
+
+GUARDED = ('if __name__ == "__main__":', "if '__main__'==__name__:", "if __name__=='__main__': main()")
+UNGUARDED = ("log = logging.getLogger(__name__)", "name = __name__", "print(__file__ == __name__file__)")
+
+
+@pytest.mark.parametrize("line", [*GUARDED, *UNGUARDED])
+def test_a_script_is_guarded_only_if_it_compares_its_name(monkeypatch, tmp_path, line):
+    script = tmp_path / "script.py"
+    script.write_text(f"import logging\n{line}\n", encoding="utf-8")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    assert is_guarded() == (line in GUARDED)
+
+
+def test_a_worker_that_imports_the_script_is_refused_before_it_waits(monkeypatch, tmp_path):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    for begin in (check_guard, lambda: processes.train([]), lambda: idsds.evaluate(["none"], ["none"], output=tmp_path / "run")):
+        with pytest.raises(RuntimeError, match=r'each worker imports .*`if __name__ == "__main__":`'):
+            begin()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (ValueError("as it is"), ValueError),
+        (UnknownNameError("model", "x", ["y"]), RuntimeError),
+        (type("Local", (Exception,), {})("no one knows it"), RuntimeError),
+    ],
+)
+def test_an_error_of_a_worker_can_be_read_by_its_caller(monkeypatch, error, found):
+    def fails(*given, **options):
+        raise error
+
+    monkeypatch.setattr(processes, "obtain", fails)
+    stage = nets()[0]
+    with pytest.raises(found) as caught:
+        processes._train(0, processes._packed(stage), Machine(), repr(switches()[0]))
+    assert str(error) in str(pickle.loads(pickle.dumps(caught.value)))
+
+
+def test_the_memory_of_a_container_limits_how_many(monkeypatch, tmp_path):
+    monkeypatch.delenv("IDSDS_PROCESSES", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(processes, "LIMIT", limit := tmp_path / "memory.max")
+    for text, count in (("max\n", 2), ("8000000000\n", 2), ("2000000000\n", 1), ("1000\n", 1)):
+        limit.write_text(text, encoding="ascii")
+        assert processes.processes() == count
+
+
+def test_the_trial_step_takes_nets_that_write_in_place(monkeypatch):
+    stage = nets()[0]
+    monkeypatch.setattr(processes, "create_model", lambda *_: InPlace())
+    assert processes._seconds({stage.key: stage})[stage.key] > 0
+
+
+class InPlace(torch.nn.Module):
+    def forward(self, images):
+        return images.sub_(0.5).mean((2, 3)).requires_grad_()
 
 
 def test_a_plan_says_the_seconds_by_the_clock():

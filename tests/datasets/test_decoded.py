@@ -93,7 +93,7 @@ def test_images_are_read_once_for_all_models_and_seeds(tmp_path):
         data = Counted()
         idsds.evaluate(nets, ["IxG", "Random"], data, "single_deletion", seed=[0, 1], output=output, progress=False)
         assert max(data.reads.count(index) for index in range(2, 6)) == 1
-        assert max(data.reads.count(index) for index in range(6)) <= 6
+        assert max(data.reads.count(index) for index in range(6)) <= 8  # nets and methods are tried on the first two
     records = idsds.load_records(tmp_path / "run")
     again = idsds.evaluate(nets, ["IxG", "Random"], Counted(), "single_deletion", seed=[0, 1], workers=2, progress=False)
     assert (records["score"] == again["score"]).all()

@@ -148,6 +148,12 @@ def test_protocols_of_a_whole_data_set_name_what_to_call():
         list_protocols("dataset")
 
 
+@pytest.fixture(autouse=True)
+def _any_image_fits_its_parts(monkeypatch):
+    """The images of these batches are random numbers, not what the parts of their ids draw."""
+    monkeypatch.setattr("idsds.protocols.parts.DIFFERS", float("inf"))
+
+
 @pytest.mark.parametrize("protocol", list_protocols("data set"))
 class TestEveryProtocolOfADataSet:
     shares = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)

@@ -41,7 +41,8 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int =
         known = wide.dropna()
         values = known.to_numpy().reshape(len(known), 2, -1)  # (images, probability and score, seeds)
         (n, _, seeds), rng = values.shape, rng_for(seed, "score against metrics", len(values))
-        drawn = [_rho(values[rng.integers(0, n, n)][..., rng.integers(0, seeds, seeds)]) for _ in range(resamples)] if n > 2 else [np.nan]
+        fewer = max(1, seeds - 1)  # one fewer than there are, as in nested_bootstrap
+        drawn = [_rho(values[rng.integers(0, n, n)][..., rng.integers(0, seeds, fewer)]) for _ in range(resamples)] if n > 2 else [np.nan]
         ends = [(1 - confidence) / 2, (1 + confidence) / 2]
         low, high = np.quantile(drawn, ends) if np.isfinite(drawn).all() else (np.nan, np.nan)
         facts = {"model": model, "method": method, "metric": metric, "rho": _rho(values), "low": low, "high": high}

@@ -44,9 +44,7 @@ def always(monkeypatch, tmp_path):
     """Two processes, however short the training is."""
     monkeypatch.setenv("IDSDS_PROCESSES", "2")
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "beside"))
-    fresh = "from idsds.common.switches import switches; print(repr(switches()))"
-    if subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=True).stdout.strip() != repr(switches()):
-        pytest.skip("a test before left torch's switches changed, and nets are then trained one after the other")
+    monkeypatch.setattr(processes, "switches", lambda: (switches()[0], [], []))  # whatever other tests left replaced
     monkeypatch.setattr(processes, "START", -1e9)
 
 
@@ -61,9 +59,10 @@ def test_nets_side_by_side_are_those_trained_alone(always, monkeypatch, tmp_path
     with pytest.raises(DamagedFileError, match="cannot continue from") as caught:
         processes.train(stages)
     assert caught.value.__notes__ == ["This happened while 'mini_resnet8' was trained on 'digits' with seed 2."]
-    assert re.search("[1-4] of 5 done", capsys.readouterr().err)
+    # The one that fails begins when nothing else can: after both stages of one net, or three stages.
+    assert re.search("[234] of 5 done", capsys.readouterr().err)
     found = {one.key: one.content for stage in stages[:2] for one in (stage.start, stage) if one.intact}
-    assert found, "what was finished is kept; how much depends on which process was faster"
+    assert len(found) >= 2, "what was finished is kept"
     monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "alone"))
     for stage in stages[:2]:
         obtain(stage, progress=False)

@@ -220,6 +220,7 @@ def _train(place: int, packed: bytes, machine: Machine, states: str) -> list[tup
     MODELS.add(stage.model, ModelEntry(**net), replace=True)
     DATASETS.add(stage.dataset, data, replace=True)
     Progress.sink = partial(_add, place)
+    failed: RuntimeError | None = None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
         try:
@@ -227,7 +228,9 @@ def _train(place: int, packed: bytes, machine: Machine, states: str) -> list[tup
         except Exception as error:
             if _returns(error):
                 raise
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+            failed = RuntimeError(f"{type(error).__name__}: {error}")
+    if failed is not None:
+        raise failed  # out of the handler: an error's context is pickled too, where tblib is loaded
     return [(one.category, str(one.message)) for one in said]
 
 

@@ -670,11 +670,11 @@ def test_one_thing_under_two_names_has_records_under_both(tmp_path):
 
 @pytest.mark.parametrize(("fails_at", "batches"), [(5, 4), (2, 1)])
 def test_a_method_that_raises_is_named_and_what_was_computed_before_is_kept(tmp_path, fails_at, batches):
-    net, calls = Linear(), []  # the first two calls are the trial's
+    net, calls = Linear(), []  # the first three calls are the trial's
 
     def fragile(images, targets):
         calls.append(len(images))
-        if len(calls) == fails_at + 1:
+        if len(calls) == fails_at + 2:
             raise IndexError("on purpose")
         return images
 

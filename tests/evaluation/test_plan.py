@@ -227,7 +227,7 @@ def test_several_grids_in_one_pass_equal_one_after_the_other(tmp_path):
         "progress": False,
     }
     both = idsds.evaluate({"net": Linear()}, **arguments, grid=[4, 2], output=tmp_path)
-    assert calls == [2, 1, 6]  # the trial, and each image once for both grids
+    assert calls == [1, 1, 2, 6]  # the trial, and each image once for both grids
     for grid in (2, 4):
         one = idsds.evaluate({"net": Linear()}, **arguments, grid=grid)
         some = both[both.grid == grid].reset_index(drop=True)

@@ -1,5 +1,6 @@
 """Nets that are trained side by side are those that are trained alone, and what goes wrong in one is said of it."""
 
+import copyreg
 import multiprocessing
 import os
 import pickle
@@ -184,6 +185,7 @@ def test_an_error_of_a_worker_can_be_read_by_its_caller(monkeypatch, error, foun
     def fails(*given, **options):
         raise error
 
+    monkeypatch.delitem(copyreg.dispatch_table, type(error), raising=False)  # tblib's, which Dask loads in the tests of clusters
     monkeypatch.setattr(processes, "obtain", fails)
     stage = nets()[0]
     with pytest.raises(found) as caught:

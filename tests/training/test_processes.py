@@ -20,6 +20,7 @@ import torch
 import idsds
 from idsds.common.files import DamagedFileError
 from idsds.common.processes import check_guard, is_guarded
+from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.common.switches import switches
 from idsds.datasets import DATASETS
@@ -187,6 +188,7 @@ def test_an_error_of_a_worker_can_be_read_by_its_caller(monkeypatch, error, foun
 
     monkeypatch.delitem(copyreg.dispatch_table, type(error), raising=False)  # tblib's, which Dask loads in the tests of clusters
     monkeypatch.setattr(processes, "obtain", fails)
+    monkeypatch.setattr(Progress, "sink", None)  # which a worker sets for good
     stage = nets()[0]
     with pytest.raises(found) as caught:
         processes._train(0, processes._packed(stage), Machine(), repr(switches()[0]))

@@ -29,7 +29,7 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
     """Draw every measure with its interval, methods ordered by the mean.
 
     Args:
-        table: model, method, family, measure, value, low, high, threshold, chosen_on (which images chose it).
+        table: model, method, family, measure, value, low, high, threshold, chosen_on (which images chose it), interval (what it covers).
         nets: model, measure, value, low, high of what depends on no method.
         published: model, method, measure, published; empty if there is none.
         columns: width of the figure, in columns of a paper; with 1 the four checks are left out.
@@ -37,7 +37,7 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
     shown = [name for name in PANELS if columns == 2 or name not in ("csdc", "pc", "dc", "distractibility")]
     models = list(dict.fromkeys(table["model"]))
     methods = table.groupby("model")["method"].nunique().max()
-    height = len(models) * (0.17 * methods + 0.75) + 1.1
+    height = len(models) * (0.17 * methods + 0.75) + 1.2
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(COLUMNS[columns], height), layout="constrained")
         for part, model in zip(np.atleast_1d(figure.subfigures(len(models), 1)), models, strict=True):
@@ -48,13 +48,13 @@ def funnybirds(table: pd.DataFrame, nets: pd.DataFrame, published: pd.DataFrame,
             part.suptitle(f"{model}: {said}" if columns == 2 else model, x=0.01, ha="left", fontsize=8, fontweight="bold")
         families = dict(zip(table["method"], table["family"], strict=True))
         handles = handles_of(families, families)
-        handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images"))
         if len(published):
             mark = {"linestyle": "", "marker": "o", "color": PUBLISHED, "markerfacecolor": "none", "markersize": 6}
             handles.append(Line2D([], [], label="published", **mark))
         add_legend(figure, handles, 4 if columns == 2 else 2)
         where = f"t: threshold, chosen for each method on {table['chosen_on'].iloc[0]}"
-        figure.supxlabel(f"score, higher is better →\n{where}", fontsize=7)
+        bars = f"bars: {table['interval'].iloc[0].split(',')[0]}"
+        figure.supxlabel(f"score, higher is better →\n{bars}\n{where}", fontsize=7)
     return figure
 
 

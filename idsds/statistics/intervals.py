@@ -83,6 +83,37 @@ def bca(features: np.ndarray | sparse.csr_array, statistic: Statistic, confidenc
     return _bca_ends(observed, drawn, left_out, confidence)
 
 
+def drawn_sums(features: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the sums (resamples, F) of ``features`` (units, seeds, F) over drawn units and, where there are several, drawn training seeds.
+
+    One seed fewer is drawn than there are, see :func:`idsds.nested_bootstrap`.
+    """
+    units, seeds, width = features.shape
+    over_seeds = np.concatenate(list(weights(rng, seeds, resamples, draws=seeds - 1))) if seeds > 1 else np.ones((resamples, 1))
+    drawn = []
+    for over_units in weights(rng, units, resamples):  # (chunk, units)
+        chosen, over_seeds = over_seeds[: len(over_units)], over_seeds[len(over_units) :]
+        of_seeds = (over_units @ features.reshape(units, -1)).reshape(-1, seeds, width)
+        drawn.append(np.einsum("rsf,rs->rf", of_seeds, chosen))
+    return np.concatenate(drawn)
+
+
+def nested(features: np.ndarray, statistic: Statistic, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
+    """Compute the interval of a statistic of sums over training seeds and units: :func:`bca` of units where there is one seed.
+
+    Args:
+        features: (units, seeds, F), the summands.
+        statistic, confidence, resamples, rng: as for :func:`bca`.
+
+    Returns:
+        As :func:`bca`; of several seeds, percentiles of the bootstrap over both.
+    """
+    if features.shape[1] == 1 or len(features) < 2:
+        return bca(features.sum(1), statistic, confidence, resamples, rng)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return percentile_ends(statistic(drawn_sums(features, resamples, rng)), confidence)
+
+
 def percentile_ends(drawn: np.ndarray, confidence: float) -> Ends:
     """Return the plain percentile interval of resampled values (resamples, columns)."""
     tail = (1 - confidence) / 2

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from idsds.common.numbers import as_whole, plain
-from idsds.statistics.intervals import Ends, bca, check_options, covers, covers_both, percentile_ends, rng_for, weights
+from idsds.statistics.intervals import Ends, bca, check_options, covers, covers_both, drawn_sums, percentile_ends, rng_for
 from idsds.statistics.scores import HIGHER, LOWER, Records, ScoreTable, scores_of
 
 
@@ -105,12 +105,12 @@ def nested_means(part: ScoreTable, scores: np.ndarray, resamples: int, seed: int
         resamples, seed: as for :func:`nested_bootstrap`.
     """
     unit, which = np.unique(part.group, return_inverse=True)[1], np.unique(part.seed, return_inverse=True)[1]
-    sums, defined = np.zeros((2, part.units, part.seeds, scores.shape[1]))
-    np.add.at(sums, (unit, which), np.where(np.isfinite(scores), scores, 0.0))
-    np.add.at(defined, (unit, which), np.isfinite(scores))
-    rng = rng_for(seed, "seeds and images", part.units, part.seeds)
+    both = np.zeros((part.units, part.seeds, 2, scores.shape[1]))  # the sums of the scores, and how many are defined
+    np.add.at(both, (unit, which), np.stack([np.where(np.isfinite(scores), scores, 0.0), np.isfinite(scores)], axis=1))
+    drawn = drawn_sums(both.reshape(*both.shape[:2], -1), resamples, rng_for(seed, "seeds and images", part.units, part.seeds))
     with np.errstate(invalid="ignore"):
-        return _drawn_means(sums, defined, resamples, rng), sums.sum(0) / defined.sum(0)
+        top, bottom = np.moveaxis(drawn.reshape(resamples, 2, -1), 1, 0)
+        return top / bottom, both[:, :, 0].sum(0) / both[:, :, 1].sum(0)
 
 
 def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: float = 0.95) -> float | np.ndarray | pd.Series:
@@ -176,19 +176,6 @@ def per_image(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Sum the rows of ``values`` (rows, columns) that belong to one image (ascending): (images, columns)."""
     starts = np.flatnonzero(np.diff(image, prepend=image[0] - 1))
     return values if len(starts) == len(values) else np.add.reduceat(values, starts, axis=0)
-
-
-def _drawn_means(sums: np.ndarray, defined: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return means (resamples, columns) of drawn seeds on drawn images, from sums and counts of scores (images, seeds, columns)."""
-    images, seeds, columns = sums.shape
-    seed_draws = np.concatenate(list(weights(rng, seeds, resamples, draws=seeds - 1)))  # (resamples, seeds)
-    drawn = []
-    for image_draws in weights(rng, images, resamples):  # (chunk, images)
-        chosen, seed_draws = seed_draws[: len(image_draws)], seed_draws[len(image_draws) :]
-        over_images = [(image_draws @ x.reshape(images, -1)).reshape(-1, seeds, columns) for x in (sums, defined)]
-        top, bottom = (np.einsum("rsc,rs->rc", x, chosen) for x in over_images)
-        drawn.append(top / bottom)
-    return np.concatenate(drawn)
 
 
 def _means(table: ScoreTable) -> pd.DataFrame:

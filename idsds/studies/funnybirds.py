@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from idsds import plots, published
 from idsds.datasets import DATASETS, create_dataset
 from idsds.protocols.parts import THRESHOLDS, completeness
-from idsds.statistics.intervals import bca, rng_for
+from idsds.statistics.intervals import covers, covers_both, nested, rng_for
 from idsds.statistics.rankings import kendall
 from idsds.statistics.verdicts import verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result, need_columns, takes_folder
@@ -42,14 +42,22 @@ def best_threshold(records: pd.DataFrame) -> int | None:
 
 
 def features(records: pd.DataFrame, threshold: int | None) -> np.ndarray:
-    """Return what means over images are made of, (images, 2 x measures): values with 0 for NaN, then whether there is one.
+    """Return what means are made of, (images, training seeds, 2 x measures): values with 0 for NaN, then whether there is one.
 
     Without a threshold, what depends on it is undefined.
     """
     columns = {name: np.nan if threshold is None else np.stack(records[name].to_list())[:, threshold] for name in CHECKS}
     columns |= {name: records[name].to_numpy(dtype=float) for name in SINGLES}
-    values = pd.DataFrame(columns).assign(image=records["image_id"].to_numpy()).groupby("image", sort=False)
-    return np.concatenate([values.sum().to_numpy(), values.count().to_numpy()], axis=1).astype(float)
+    values = pd.DataFrame(columns).to_numpy()
+    return of_each(records, np.concatenate([np.nan_to_num(values), np.isfinite(values)], axis=1))
+
+
+def of_each(records: pd.DataFrame, values: np.ndarray) -> np.ndarray:
+    """Return the ``values`` (records, F) of one model and method as (images, training seeds, F)."""
+    image, seed = (pd.factorize(records[name])[0] for name in ("image_id", "seed"))
+    sums = np.zeros((image.max() + 1, seed.max() + 1, values.shape[1]))
+    np.add.at(sums, (image, seed), values)
+    return sums
 
 
 def measures(sums: np.ndarray) -> np.ndarray:
@@ -80,7 +88,8 @@ def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 
     order = list(dict.fromkeys(records["image_id"]))
     scored = set(order[: len(order) - threshold_images])
     chosen_on = f"{threshold_images} other images" if threshold_images else "the images that are scored, as in the paper"
-    names = {"chosen_on": chosen_on, "interval": "95 % BCa bootstrap over images, thresholds held fixed"}
+    covered = covers(0.95, 1) if records["seed"].nunique() == 1 else covers_both(0.95)
+    names = {"chosen_on": chosen_on, "interval": f"{covered}, thresholds held fixed"}
     rows, apart = [], []
     for model, of_model in records.groupby("model", sort=False):
         found = {}
@@ -88,8 +97,9 @@ def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 
             inside = of_method["image_id"].isin(scored)
             threshold = best_threshold(of_method[~inside if threshold_images else inside])
             found[method] = made = features(of_method[inside], threshold)
-            values, (low, high) = measures(made.sum(0)), bca(made, measures, 0.95, resamples, rng_for(0, model, method))
-            counts = [*np.count_nonzero(made[:, len(made[0]) // 2 :], axis=0), *[len(made)] * len(SUMMARIES)]
+            values, (low, high) = measures(made.sum((0, 1))), nested(made, measures, 0.95, resamples, rng_for(0, model, method))
+            defined = made[..., made.shape[-1] // 2 :].any(axis=1)
+            counts = [*defined.sum(axis=0), *[len(made)] * len(SUMMARIES)]
             shared = {"model": model, "method": method, "family": of_method["family"].iloc[0], **names}
             shared |= {"threshold": np.nan if threshold is None else float(THRESHOLDS[threshold])}
             for measure, value, *ends, count in zip(MEASURES, values, low, high, counts, strict=True):
@@ -105,12 +115,12 @@ def _difference(first: np.ndarray, second: np.ndarray, resamples: int) -> dict[s
     """Return the difference of two methods' means on the same images, with its interval."""
 
     def mean(sums: np.ndarray) -> np.ndarray:
-        width = first.shape[1]
+        width = first.shape[-1]
         return measures(sums[..., :width])[..., -1:] - measures(sums[..., width:])[..., -1:]
 
-    both = np.concatenate([first, second], axis=1)
-    low, high = bca(both, mean, 0.95, resamples, rng_for(0, "difference"))
-    return {"difference": float(mean(both.sum(0))[0]), "low": float(low[0]), "high": float(high[0])}
+    both = np.concatenate([first, second], axis=-1)
+    low, high = nested(both, mean, 0.95, resamples, rng_for(0, "difference"))
+    return {"difference": float(mean(both.sum((0, 1)))[0]), "low": float(low[0]), "high": float(high[0])}
 
 
 @takes_folder
@@ -124,12 +134,13 @@ def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
     for model, found in records.groupby("model", sort=False):
         one = found[found["method"] == found["method"].iloc[0]]
         kept = one["background_independence"].fillna(0) * one["objects"]
-        made = np.stack([one["correct"], one["top5"], kept, ones := np.ones(len(one)), ones, one["objects"]], axis=1).astype(float)
+        ones = np.ones(len(one))
+        made = of_each(one, np.stack([one["correct"], one["top5"], kept, ones, ones, one["objects"]], axis=1).astype(float))
 
         def shares(sums: np.ndarray) -> np.ndarray:
             return sums[..., :3] / sums[..., 3:]
 
-        values, (low, high) = shares(made.sum(0)), bca(made, shares, 0.95, resamples, rng_for(0, model))
+        values, (low, high) = shares(made.sum((0, 1))), nested(made, shares, 0.95, resamples, rng_for(0, model))
         ends = zip(OF_NET, values, low, high, strict=True)
         rows += [{"model": model, "measure": measure, "value": v, "low": a, "high": b} for measure, v, a, b in ends]
     return pd.DataFrame(rows)
@@ -174,8 +185,6 @@ class Funnybirds(EvaluationStudy):
     the images that are scored, as in the paper. ``reference`` reproduces the authors' code where it differs, see
     :mod:`idsds.protocols.funnybirds`. ``image_size`` reads ``funnybirds`` at another size than its 256 pixels, such as 224 for a ViT.
     """
-
-    SEEDS = "fixed"
 
     threshold_images: Annotated[int, Field(ge=0)] = 0
     reference: bool = False

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from idsds.statistics.intervals import jackknife, wilson
+from idsds.statistics.intervals import bca, jackknife, nested, wilson
 
 
 def test_the_jackknife_of_a_mean_is_the_t_interval():
@@ -48,3 +48,27 @@ def test_wilson_of_a_mean_over_seeds_is_not_rounded():
     for wrong in (-1, 51, float("nan")):
         with pytest.raises(ValueError, match="successes must be between 0 and 50"):
             wilson(wrong, 50)
+
+
+def test_nested_draws_one_seed_fewer_and_units():
+    """A ratio, by a loop over resamples; with one seed, the BCa interval of the units."""
+    rng = np.random.default_rng(5)
+    features = np.stack([rng.normal([2, 3, 5], 1, size=(40, 3)), rng.uniform(1, 2, size=(40, 3))], axis=-1)  # (units, seeds, 2)
+
+    def ratio(sums):
+        return sums[..., :1] / sums[..., 1:]
+
+    low, high = nested(features, ratio, 0.95, 4_000, np.random.default_rng(0))
+    looped = []
+    for _ in range(4_000):
+        drawn = features[rng.integers(0, 40, 40)][:, rng.integers(0, 3, 2)]
+        looped.append(drawn[..., 0].sum() / drawn[..., 1].sum())
+    np.testing.assert_allclose([low[0], high[0]], np.quantile(looped, [0.025, 0.975]), atol=0.04)
+    alone = [
+        call(np.random.default_rng(0))
+        for call in (
+            lambda r: nested(features[:, :1], ratio, 0.95, 500, r),
+            lambda r: bca(features[:, 0], ratio, 0.95, 500, r),
+        )
+    ]
+    np.testing.assert_array_equal(*alone)

@@ -36,7 +36,7 @@ def records(images=6):
             undefined = number == 1
             rows.append(
                 {
-                    **{"image_id": f"i{number}", "model": "net", "method": method, "family": family},
+                    **{"image_id": f"i{number}", "seed": 0, "model": "net", "method": method, "family": family},
                     **dict.fromkeys(("csdc", "pc", "dc", "distractibility"), curve),
                     **{"single_deletion": np.nan if undefined else 0.5, "target_sensitivity": number % 2, "shapley": 0.0},
                     **{
@@ -74,6 +74,21 @@ def test_background_independence_is_the_share_of_all_objects():
     assert found.to_dict() == pytest.approx({"accuracy": 5 / 6, "top5": 1, "background_independence": (3 * 1 + 3 * 2) / 15})
     with pytest.raises(ValueError, match=r"the records lack 'top5'.*run the study again"):
         nets_of(records().drop(columns="top5"))
+
+
+def test_training_seeds_are_drawn_with_the_images():
+    """Two nets, of which the second always scores .2 less: two nets cannot tell what a third would score."""
+    one = records().assign(single_deletion=0.5)
+    two = pd.concat([one, one.assign(seed=1, single_deletion=0.3, correct=0.0)])
+    for found, interval in ((one, "over images, thr"), (two, "over training seeds and images, thr")):
+        table = table_of(found, resamples=200)[0]
+        assert table["interval"].str.contains(interval).all()
+        assert (table["count"] == 6).all()
+    row = table.query("method == 'IG' and measure == 'correctness'").iloc[0]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((0.4, 0.3, 0.5))
+    net = nets_of(two, resamples=200).set_index("measure").loc["accuracy"]
+    assert (net["value"], net["low"]) == pytest.approx((5 / 12, 0))
+    assert net["high"] > 5 / 6
 
 
 @pytest.fixture

@@ -93,20 +93,11 @@ QuantityName = Annotated[str | list, AfterValidator(_is_quantity)]
 DatasetName = Annotated[str, one_of("data set", DATASETS)]
 
 
-def check_unique(settings: Settings, *names: str) -> None:
-    """Raise ValueError if one of these lists of the settings has a duplicate."""
-    for name in names:
-        values = getattr(settings, name)
-        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-            raise ValueError(f"{name} lists {', '.join(twice)} more than once")
-
-
-def check_output(output: str) -> None:
-    """Raise ValueError, with the system's reason, if the output folder cannot be written to."""
-    try:
-        paths.check_creatable(output)
-    except OSError as error:
-        raise ValueError(str(error)) from error
+def check_grids(dataset: str, *grids: int) -> None:
+    """Raise ValueError for a grid that does not divide the images of a data set."""
+    side = DATASETS[dataset].image_size
+    for grid in grids:
+        patch_size(side, side, grid)
 
 
 class Study(Settings):
@@ -120,8 +111,14 @@ class Study(Settings):
     dry_run: bool = False
 
     @model_validator(mode="after")
-    def _output_is_writable(self) -> Self:
-        check_output(self.output)
+    def _output_is_writable_and_lists_have_no_duplicates(self) -> Self:
+        try:
+            paths.check_creatable(self.output)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        for name, values in self:
+            if isinstance(values, list) and (twice := sorted({str(value) for value in values if values.count(value) > 1})):
+                raise ValueError(f"{name} lists {', '.join(twice)} more than once")
         return self
 
     @property
@@ -213,9 +210,7 @@ class EvaluationStudy(Study):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        size = DATASETS[self.dataset].image_size
-        patch_size(size, size, self.grid)
-        check_unique(self, "models", "methods", "seeds")
+        check_grids(self.dataset, self.grid)
         check_precision(self.precision, chosen_device(self.device).type)
         check_names("model with a checkpoint", self.checkpoints, self.models)
         return self
@@ -272,7 +267,6 @@ class TrainingStudy(Study):
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
         check_machine(self.device, self.devices, self.precision)
-        check_unique(self, "models", "seeds")
         check_starts(self.checkpoints, self.models)
         for name, dataset in itertools.product(self.models, self.trained_on):
             if name not in self.checkpoints and not trains_from_scratch(name, dataset):

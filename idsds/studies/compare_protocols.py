@@ -24,7 +24,7 @@ from idsds.models import MODELS
 from idsds.protocols import PROTOCOLS
 from idsds.statistics.rankings import rank_agreement, rank_each
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, Result, check_unique, named_score, resolve
+from idsds.studies.base import EvaluationStudy, Findings, Result, named_score, resolve
 from idsds.studies.finetune import measure
 from idsds.studies.rank_methods import drops_said, with_drops
 from idsds.training.checkpoints import PRETRAINED, check_starts
@@ -125,7 +125,6 @@ class CompareProtocols(EvaluationStudy):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         check_names("protocol", self.protocols, RULES)
-        check_unique(self, "protocols")
         for name, start in self.plain_checkpoints.items():
             check_name("model with a plain checkpoint", name, self.models)
             if start == PRETRAINED:

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from idsds import plots
 from idsds.datasets import create_dataset
 from idsds.datasets.base import ImageDataset, fixed_order
-from idsds.studies.base import DatasetName, Findings, Result, Study, check_unique
+from idsds.studies.base import DatasetName, Findings, Result, Study
 
 SPLITS = ("train", "val", "test")
 
@@ -62,11 +62,6 @@ class Datasets(Study):
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     images: PositiveInt = 500
     samples: PositiveInt = 6
-
-    @model_validator(mode="after")
-    def _listed_once(self) -> Datasets:
-        check_unique(self, "datasets")
-        return self
 
     def splits(self) -> list[ImageDataset]:
         """Return every split of every data set. Raises FileNotFoundError for one that is not on this disk."""

@@ -23,7 +23,6 @@ from torch import nn
 from idsds import plots
 from idsds.common import paths
 from idsds.common.files import atomic
-from idsds.common.interventions import patch_size
 from idsds.common.registry import check_names
 from idsds.datasets import DATASETS, ImageDataset
 from idsds.datasets.base import OnError, first
@@ -31,7 +30,7 @@ from idsds.evaluation.evaluate import evaluate
 from idsds.models.base import describe
 from idsds.statistics.intervals import wilson
 from idsds.statistics.rankings import rank_agreement
-from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy, in_memory
+from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy, check_grids, in_memory
 from idsds.studies.result import listed
 from idsds.training.checkpoints import PRETRAINED, Stage, obtain, rehearse_stage
 from idsds.training.launch import Machine, is_main, launch, of_all
@@ -138,8 +137,7 @@ class Finetune(TrainingStudy):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        size = DATASETS[self.dataset].image_size
-        patch_size(size, size, self.grid)
+        check_grids(self.dataset, self.grid)
         if self.methods and any(self.checkpoints.get(model) != PRETRAINED for model in self.models):
             raise ValueError("methods: a ranking before and after needs models whose checkpoints are 'pretrained'")
         if self.methods and self.root is not None:

@@ -26,7 +26,7 @@ from idsds.methods.base import reason_against
 from idsds.models.quantity import as_quantity
 from idsds.statistics import holm, paired_differences, rank
 from idsds.statistics.means import rivals
-from idsds.studies.base import Findings, MethodName, Result, check_unique, named_score, takes_folder
+from idsds.studies.base import Findings, MethodName, Result, named_score, takes_folder
 from idsds.studies.rank_methods import RankingStudy, drops_said, with_drops
 from idsds.studies.result import listed
 from idsds.training.recipes import BaselineName
@@ -47,7 +47,6 @@ class Leaderboard(RankingStudy):
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
-        check_unique(self, "also")
         if self.also and self.methods:
             raise ValueError("also: it adds to the methods that apply; leave it empty if methods are named")
         size = DATASETS[self.dataset].image_size

@@ -111,11 +111,7 @@ class Findings:
             parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
         return "\n\n".join(filter(None, [*parts, self.scope]))
 
-    def __repr__(self) -> str:
-        return self.markdown()
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
+    __repr__ = _repr_markdown_ = markdown
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook in a browser, where the verdicts' intervals are bars too."""

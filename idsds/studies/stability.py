@@ -14,15 +14,13 @@ import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots
-from idsds.common.interventions import patch_size
 from idsds.common.registry import check_names
-from idsds.datasets.base import DATASETS
 from idsds.statistics import nested_bootstrap
 from idsds.statistics.intervals import percentile_ends, rng_for
 from idsds.statistics.rankings import rank_agreement, rank_each, split_agreement
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_unique, named_score
+from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, check_grids, named_score
 from idsds.studies.rank_methods import drops_said, with_drops
 from idsds.training.checkpoints import starts_from_package, trains_from_scratch
 from idsds.training.recipes import BaselineName
@@ -141,12 +139,9 @@ class Stability(EvaluationStudy):
 
     @model_validator(mode="after")
     def _variants_can_be_had(self) -> Self:
-        side = DATASETS[self.dataset].image_size
-        for grid in self.grids:
-            patch_size(side, side, grid)
-            if grid < 2:
-                raise ValueError("grids: a rank correlation needs a grid of at least 2")
-        check_unique(self, "baselines", "grids")
+        check_grids(self.dataset, *self.grids)
+        if min(self.grids) < 2:
+            raise ValueError("grids: a rank correlation needs a grid of at least 2")
         for key, reference in (("baselines", self.baseline), ("grids", self.grid)):
             if reference not in (values := getattr(self, key)):
                 raise ValueError(f"{key} lacks the reference {reference!r}: {values}")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from idsds import plots
 from idsds.common import paths
@@ -29,7 +29,7 @@ from idsds.datasets.xai_correlation import Division
 from idsds.statistics.classification import EXCESS, classification_scores, confusion, per_class
 from idsds.statistics.intervals import seed_interval
 from idsds.statistics.verdicts import verdicts
-from idsds.studies.base import DatasetName, Findings, Result, TrainingStudy, check_unique
+from idsds.studies.base import DatasetName, Findings, Result, TrainingStudy
 from idsds.training.checkpoints import Stage, obtain, rehearse_stage
 from idsds.training.predict import predicted
 from idsds.training.processes import processes_of, train
@@ -68,11 +68,6 @@ class ManyModels(TrainingStudy):
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     fractions: Annotated[list[Share], Field(min_length=1)]
     dogs: Division = "official"
-
-    @model_validator(mode="after")
-    def _listed_once(self) -> Self:
-        check_unique(self, "datasets", "fractions")
-        return self
 
     @property
     def trained_on(self) -> list[str]:

@@ -35,7 +35,7 @@ from idsds.methods.base import METHODS, Method, shared_passes, split_name
 from idsds.models import MODELS, create_model
 from idsds.protocols.roar import KINDS, MASK, Kind, Shown, mask_shares, replaced_pixels
 from idsds.statistics.intervals import wilson
-from idsds.studies.base import DatasetName, Findings, MethodName, ModelName, Result, Study, check_unique
+from idsds.studies.base import DatasetName, Findings, MethodName, ModelName, Result, Study
 from idsds.studies.roar.curves import CLAIMS, claims_of, retraining_areas, retraining_curves, sentences
 from idsds.studies.roar.images import Fill
 from idsds.studies.roar.pixel_ranks import SHARD, Target, ranks_of, store_ranks
@@ -87,7 +87,6 @@ class Roar(Study):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        check_unique(self, "models", "methods", "seeds", "shares", "kinds")
         if self.shares != sorted(self.shares):
             raise ValueError(f"shares must ascend, not {self.shares}")
         if self.shares[0] != 0:

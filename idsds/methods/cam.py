@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
@@ -96,11 +96,8 @@ def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
         outputs.append(output.detach().requires_grad_())
         return outputs[-1].clone()  # a copy, because the next layer may work in place
 
-    handle = module.register_forward_hook(cut)
-    try:
+    with module.register_forward_hook(cut):
         yield
-    finally:
-        handle.remove()
 
 
 def check_channels(channels: object) -> None:
@@ -173,13 +170,10 @@ def _said_before(model: nn.Module, module: nn.Module, image: Tensor) -> Channels
             elif (how := _said_by(each)) is not None:
                 said.append((tuple(output.shape), how))
 
-    handles = [each.register_forward_hook(note) for each in model.modules()]
-    try:
-        with torch.no_grad(), _Order(said):
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), _Order(said), ExitStack() as stack:
+        for each in model.modules():
+            stack.enter_context(each.register_forward_hook(note))
+        model(image)
     return answer[0] if answer else None
 
 

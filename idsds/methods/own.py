@@ -308,12 +308,8 @@ def misread_layer(thing: Any, model: nn.Module, image: Tensor) -> str | None:
         if id(layer) not in names:
             continue
         outputs: list[Any] = []
-        handle = layer.register_forward_hook(lambda _module, _inputs, output, outputs=outputs: outputs.append(output))
-        try:
-            with torch.no_grad():
-                model(image)
-        finally:
-            handle.remove()
+        with torch.no_grad(), layer.register_forward_hook(lambda _module, _inputs, output, outputs=outputs: outputs.append(output)):
+            model(image)
         (output,) = outputs[:1] or (None,)
         if not isinstance(output, Tensor) or output.ndim == 2:
             continue

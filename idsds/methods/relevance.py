@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from idsds.common.batching import in_batches
 from idsds.methods.base import LOGIT_ONLY, Passes, register_method
-from idsds.methods.transformer import attention_maps, check_start, drawn, no_relevance, rolled_out
+from idsds.methods.transformer import attention_maps, drawn, first_block, no_relevance, rolled_out
 
 EPSILON = 1e-9
 
@@ -73,15 +73,12 @@ def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     """Collect the inputs of ``modules``."""
     inputs: dict[nn.Module, Tensor] = {}
 
-    def reader(module: nn.Module) -> Callable[..., None]:
-        def read(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            inputs[module] = given[0].detach()
-
-        return read
+    def read(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs[module] = given[0].detach()
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(reader(module)).remove)
+            stack.enter_context(module.register_forward_pre_hook(read))
         yield inputs
 
 
@@ -179,8 +176,7 @@ def chefer_lrp(
         start_block: index of the first block to use; None for 1, as in the reference, or 0 for a single block. The paper uses all.
         double: whether to compute in float64 (never on Apple GPUs, which lack it).
     """
-    start = min(1, len(model.blocks) - 1) if start_block is None else start_block
-    check_start(model, start)
+    start = first_block(model, start_block)
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         found = propagated(model, images, targets, start)

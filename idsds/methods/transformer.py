@@ -67,19 +67,11 @@ def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Te
             block.attn.fused_attn = False
         try:
             for block in model.blocks[first:]:
-                stack.callback(block.attn.attn_drop.register_forward_hook(read).remove)
+                stack.enter_context(block.attn.attn_drop.register_forward_hook(read))
             yield maps
         finally:
             for block, setting in zip(model.blocks, fused, strict=True):
                 block.attn.fused_attn = setting
-
-
-def attention_and_gradients(model: VisionTransformer, images: Tensor, targets: Tensor, first: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the attention of the blocks from ``first`` on, and the target logit's gradient there, (B, heads, P + N, P + N) each."""
-    with torch.enable_grad(), attention_maps(model, first) as maps:
-        scores = model(images).gather(1, targets[:, None]).sum()
-        gradients = torch.autograd.grad(scores, maps)
-    return [attention.detach() for attention in maps], list(gradients)
 
 
 def drawn(tokens: Tensor, model: VisionTransformer, images: Tensor) -> Tensor:
@@ -112,10 +104,12 @@ def rolled_out(matrices: Sequence[Tensor], normalised: bool, prefix: int = 1) ->
     return row[:, 0, prefix:]
 
 
-def check_start(model: VisionTransformer, start_block: int) -> None:
-    """Raise ValueError for a block that the model does not have."""
-    if not 0 <= start_block < len(model.blocks):
-        raise ValueError(f"start_block must be in [0, {len(model.blocks) - 1}], not {start_block}")
+def first_block(model: VisionTransformer, start_block: int | None) -> int:
+    """Return the index of the first block to use, see :func:`rollout`. Raises ValueError for a block that the model does not have."""
+    start = min(1, len(model.blocks) - 1) if start_block is None else start_block
+    if not 0 <= start < len(model.blocks):
+        raise ValueError(f"start_block must be in [0, {len(model.blocks) - 1}], not {start}")
+    return start
 
 
 def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
@@ -124,8 +118,10 @@ def transformer_grad_cam(model: VisionTransformer, images: Tensor, targets: Tens
     g is the gradient of the target logit at A, averaged over the tokens. The reference stretches the map to [0, 1], which does not change
     ranks; a zero map becomes NaN there and stays zero here, and its rank correlation is undefined either way.
     """
-    maps, gradients = attention_and_gradients(model, images, targets, len(model.blocks) - 1)
-    attention, gradient = (values[0][:, :, 0, model.num_prefix_tokens :].to(images.dtype) for values in (maps, gradients))  # (B, heads, N)
+    with torch.enable_grad(), attention_maps(model, len(model.blocks) - 1) as maps:
+        gradients = torch.autograd.grad(model(images).gather(1, targets[:, None]).sum(), maps)  # (B, heads, P + N, P + N)
+    whole = (maps[0].detach(), gradients[0])
+    attention, gradient = (values[:, :, 0, model.num_prefix_tokens :].to(images.dtype) for values in whole)  # (B, heads, N)
     return drawn((attention * gradient.mean(dim=2, keepdim=True)).mean(dim=1).relu(), model, images)
 
 
@@ -144,8 +140,7 @@ def rollout(model: VisionTransformer, images: Tensor, targets: Tensor, *, start_
     Args:
         start_block: index of the first block to use; None for 1, as in the reference, or 0 for a single block. The paper uses all.
     """
-    start = min(1, len(model.blocks) - 1) if start_block is None else start_block
-    check_start(model, start)
+    start = first_block(model, start_block)
 
     def attribute(images: Tensor) -> Tensor:
         with attention_maps(model, start) as maps:

@@ -81,11 +81,8 @@ def explaining(model: nn.Module, quantity: Quantity | None) -> Iterator[None]:
     def read(_module: nn.Module, _inputs: object, logits: Tensor) -> Tensor | None:
         return None if _SUSPENDED.get() else quantity(logits)
 
-    handle = model.register_forward_hook(read)
-    try:
+    with model.register_forward_hook(read):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from numbers import Integral
 from typing import Any
@@ -172,9 +172,11 @@ class Captum(LibraryMethod):
             options["internal_batch_size"] = batch
         net, layer = self.net(model), options.pop("layer", None)
         attribution = self.cls(net, model.get_submodule(cam_layer(model, layer)), **made) if self.of_layer else self.cls(net, **made)
+        outputs: list[Tensor] = []
+        keep = net.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
         # DeepLIFT divides differences by differences, which 16 bits do not resolve.
         exact = torch.autocast(images.device.type, enabled=False) if self.name in self.RESCALING else nullcontext()
-        with torch.set_grad_enabled(self.name not in self.PERTURBING), exact, outputs_of(net) as outputs, warnings.catch_warnings():
+        with torch.set_grad_enabled(self.name not in self.PERTURBING), exact, keep, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
             warnings.filterwarnings("ignore", message="Input Tensor .* did not already require gradients")
             found = attribution.attribute(gradients_needed(images), target=targets, **options).detach()
@@ -231,21 +233,6 @@ def features(images: Tensor, grid: int, sliding: bool) -> dict[str, Any]:
         window = (images.shape[1], *patch_size(*images.shape[-2:], grid))
         return {"sliding_window_shapes": window, "strides": window}
     return {"feature_mask": patch_numbers(images, grid)[None, None]}
-
-
-@contextmanager
-def outputs_of(net: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a net returns inside the block."""
-    outputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        outputs.append(output.detach())
-
-    handle = net.register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 def check_complete(name: str, attributions: Tensor, outputs: Tensor, targets: Tensor, exact: bool) -> None:

@@ -25,15 +25,12 @@ def channels_at(model: nn.Module, layer: str | None) -> int | None:
     entry, outputs = describe(model), []
     if layer is None or entry.cam_channels != "first":
         return None
-    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: outputs.append(output.shape[1]))
+    note = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: outputs.append(output.shape[1]))
     try:
-        with torch.no_grad():
-            weight = next(model.parameters())
-            model(torch.zeros(1, 3, entry.input_size, entry.input_size, dtype=weight.dtype, device=weight.device))
+        with torch.no_grad(), note:
+            model(next(model.parameters()).new_zeros(1, 3, entry.input_size, entry.input_size))
     except (RuntimeError, AssertionError):
         return None
-    finally:
-        handle.remove()
     return outputs[0]
 
 

@@ -277,7 +277,7 @@ def test_every_class_of_a_library_that_explains_is_a_method_or_refused(library: 
     found = {name for name, value in vars(module).items() if isinstance(value, type) and explains(value)}
     abstract = {name for name in found if name.endswith(("Attribution", "Base")) or name.startswith("_")}
     layers = {name for name in found if name.startswith("Layer") and library == "captum"}
-    assert found - abstract - layers <= set(libraries.names_of(library))
+    assert {f"{library}/{name}" for name in found - abstract - layers} <= set(METHODS.names_of(library))
 
 
 @pytest.mark.parametrize("name", ["EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1"])

@@ -15,7 +15,7 @@ The most common ones have plain names. A library is imported when one of its met
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,23 +29,18 @@ from idsds.methods.libraries.torchcam import Torchcam
 from idsds.methods.libraries.zennit import Zennit
 
 ADAPTERS: dict[str, type[LibraryMethod]] = {kind.library: kind for kind in (Captum, Torchcam, Zennit, GradCam, Saliency)}
-FAMILIES = {"captum": "gradient", "torchcam": "CAM", "zennit": "gradient", "gradcam": "CAM", "saliency": "gradient"}
 
 
 def entry_of(key: str, name: str = "", options: Mapping[str, Any] | None = None, source: str = "") -> MethodEntry:
     """Return the entry of ``library/Name``, or of a plain name that stands for it with some options."""
     home, _, local = key.partition("/")
-    method, family = ADAPTERS[home](local), FAMILIES[home]
+    method = ADAPTERS[home](local)
     if reason := method.REFUSED.get(local):
-        return refusal(key, family, reason, f"{SOURCES[home][1]}: {local}")
-    if local in Captum.PERTURBING or local in (*Torchcam.SCORING, "AblationCAM"):
-        family = "CAM" if local.endswith("CAM") else "perturbation"
-    elif home == "captum" and method.of_layer:  # type: ignore[attr-defined]
-        family = "CAM"
+        return refusal(key, method.family, reason, f"{SOURCES[home][1]}: {local}")
     return MethodEntry(
         name=name or key,
         function=method,
-        family=family,
+        family=method.family,
         options=dict(options or {}),
         passes=method.passes,
         noise=key,
@@ -92,14 +87,9 @@ def refusal(name: str, family: str, reason: str, source: str) -> MethodEntry:
     return MethodEntry(name, refused, family, refused=reason, inapplicable=lambda _model: reason, source=source)
 
 
-def names_of(home: str) -> Sequence[str]:
-    """Return the names of a library's attribution classes, including refused ones."""
-    return (*ADAPTERS[home].NAMES, *ADAPTERS[home].REFUSED)  # type: ignore[attr-defined]
-
-
 def _register() -> None:
-    for home in ADAPTERS:
-        METHODS.add_library(home, lambda home=home: names_of(home), entry_of)  # type: ignore[misc]
+    for home, kind in ADAPTERS.items():
+        METHODS.add_library(home, lambda kind=kind: (*kind.NAMES, *kind.REFUSED), entry_of)  # type: ignore[misc]
     for name, (key, options, source) in PLAIN.items():
         extra = SOURCES[key.partition("/")[0]][2]
         METHODS.add(name, entry_of(key, name, options, source), listed=not extra)

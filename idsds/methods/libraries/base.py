@@ -6,7 +6,7 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.randomness import Draws, seeded
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.methods import graphs
 from idsds.methods.base import Passes
 from idsds.methods.cam import Reading, cam_layer, channels_first, graph_from, no_cam_layer
@@ -59,14 +59,17 @@ class LibraryMethod(ABC):
 
     name: str
     library: ClassVar[str]
+    family: ClassVar[str] = "gradient"
+    #: The library's classes that are methods here.
+    NAMES: ClassVar[Sequence[str]]
     #: Parameters of the library's calls that users cannot set.
-    GIVEN: ClassVar[frozenset[str]] = frozenset()
+    GIVEN: ClassVar[Sequence[str]] = ()
+    #: Methods that explain each image alone, most of them because they draw random numbers from global generators.
+    RANDOM: ClassVar[Sequence[str]] = ()
     #: By kind of :class:`idsds.models.quantity.Quantity`, why it cannot be explained.
     explains_not: ClassVar[Mapping[str, str]] = {}
     #: The library's other attribution classes, and why they are not methods here.
     REFUSED: ClassVar[Mapping[str, str]] = {}
-    #: Options added to the library's, with their defaults.
-    ADDED: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def key(self) -> str:
@@ -81,7 +84,8 @@ class LibraryMethod(ABC):
     @property
     def __signature__(self) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
-        options = {**{p.name: p.default for p in self.parameters() if self.is_option(p)}, **self.added()}
+        taken = [p for call in self.calls() for p in inspect.signature(call).parameters.values() if p.name not in self.GIVEN]
+        options = {p.name: p.default for p in taken if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} | self.added()
         given = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "images", "targets")]
         own = [inspect.Parameter(name, kind, default=default) for name, default in options.items()]
         return inspect.Signature([*given, *own, *(inspect.Parameter(name, kind) for name in ("draws", "batch"))])
@@ -91,18 +95,13 @@ class LibraryMethod(ABC):
         """The library's class."""
         return getattr(library(self.library), self.name)
 
-    def parameters(self) -> list[inspect.Parameter]:
-        """Return the parameters of the library's calls."""
-        return list(inspect.signature(self.cls).parameters.values())
-
-    def is_option(self, parameter: inspect.Parameter) -> bool:
-        """Return whether users may set a parameter."""
-        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        return not variadic and parameter.name not in self.GIVEN
+    def calls(self) -> list[Callable[..., Any]]:
+        """Return the library's calls, whose parameters are the options."""
+        return [self.cls]
 
     def added(self) -> dict[str, Any]:
         """Return options added to the library's, or with a different default here."""
-        return dict(self.ADDED)
+        return {}
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         """Return the passes per image; None if unknown."""
@@ -115,25 +114,28 @@ class LibraryMethod(ABC):
     def inapplicable(self, model: nn.Module) -> str | None:
         """Return why it does not apply to a model; None if it does. Raises MissingLibraryError."""
         library(self.library)
-        return self.refuses(model)
+        try:
+            return self.refuses(model)
+        except graphs.NotTraceableError as error:
+            return str(error)
 
     def refuses(self, model: nn.Module) -> str | None:
-        """Return why it does not apply to a model; None if it does."""
+        """Return why it does not apply to a model; None if it does. Raises NotTraceableError."""
         return None
 
     @abstractmethod
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
         """Return maps, (B, C, H, W) or (B, H, W)."""
 
-
-def one_by_one(explain: Callable[[Tensor, Tensor, Draws], Tensor], images: Tensor, targets: Tensor, draws: Draws) -> Tensor:
-    """Explain each image alone, with the global generators seeded by (seed, method, image id)."""
-    maps = []
-    for number, image_id in enumerate(draws.image_ids):
-        some = slice(number, number + 1)
-        with seeded(draws.seed, draws.key, image_id, device=images.device):
-            maps.append(explain(images[some], targets[some], Draws(draws.seed, draws.key, images[some], [image_id])))
-    return torch.cat(maps)
+    def batched(self, explain: Callable[..., Tensor], images: Tensor, targets: Tensor, draws: Draws, size: int) -> Tensor:
+        """Explain ``size`` images at a time, or each alone with the global generators seeded by (seed, method, image id)."""
+        maps, alone = [], self.name in self.RANDOM
+        for start in range(0, len(images), 1 if alone else size):
+            some = slice(start, start + (1 if alone else size))
+            drawn = Draws(draws.seed, draws.key, images[some], draws.image_ids[some])
+            with seeded(draws.seed, draws.key, *drawn.image_ids, device=images.device) if alone else nullcontext():
+                maps.append(explain(images[some], targets[some], drawn))
+        return torch.cat(maps)
 
 
 def gradients_needed(images: Tensor) -> Tensor:
@@ -141,27 +143,21 @@ def gradients_needed(images: Tensor) -> Tensor:
     return images.detach().clone().requires_grad_()
 
 
-def without_rules(model: nn.Module, has_rule: graphs.OfType) -> str | None:
-    """Return why module-based rules do not apply to a model; None if they do."""
-    try:
-        return graphs.unruled(model, has_rule)
-    except graphs.NotTraceableError as error:
-        return str(error)
-
-
 class CamMethod(LibraryMethod):
     """Base of the CAMs of torchcam and pytorch-grad-cam, which read a layer."""
 
-    ADDED = {"layer": None, "channels": None}
-
-    def refuses(self, model: nn.Module) -> str | None:
-        return no_cam_layer(model)
-
+    family = "CAM"
     #: Methods that cannot be told the layer's layout.
     CHANNELS_FIRST: ClassVar[tuple[str, ...]] = ()
     LAST = "it reads the CAM layer's second dimension as channels, but this model's are elsewhere"
     #: Methods that multiply the maps of several layers.
     OF_LAYERS: ClassVar[tuple[str, ...]] = ("RefineCAM",)
+
+    def added(self) -> dict[str, Any]:
+        return {"layer": None, "channels": None}
+
+    def refuses(self, model: nn.Module) -> str | None:
+        return no_cam_layer(model)
 
     def layers(self, model: nn.Module, layer: str | Sequence[str] | None) -> list[str]:
         """Return the names of the layers that it reads. Raises UnknownNameError, or TypeError for too few or too many."""
@@ -174,11 +170,9 @@ class CamMethod(LibraryMethod):
 
     def with_base(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options with ``base_method``, given by name, as a CAM class of the library. Raises UnknownNameError."""
-        base = options.get("base_method")
-        if not isinstance(base, str):
+        if not isinstance(base := options.get("base_method"), str):
             return dict(options)
-        if base not in self.NAMES:  # type: ignore[attr-defined]
-            raise UnknownNameError(f"base_method of {self.key}", base, self.NAMES)  # type: ignore[attr-defined]
+        check_name(f"base_method of {self.key}", base, self.NAMES)
         return {**options, "base_method": getattr(library(self.library), base)}
 
     def reading(self, model: nn.Module, layers: Sequence[str], images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from numbers import Integral
@@ -18,7 +18,7 @@ from idsds.common.randomness import Draws, generator
 from idsds.methods import graphs
 from idsds.methods.base import Passes
 from idsds.methods.cam import cam_layer, no_cam_layer, resized
-from idsds.methods.libraries.base import LibraryMethod, gradients_needed, one_by_one, without_rules
+from idsds.methods.libraries.base import LibraryMethod, gradients_needed
 
 
 @cache
@@ -42,12 +42,10 @@ class Captum(LibraryMethod):
     """A captum attribution method."""
 
     library = "captum"
-    GIVEN = frozenset(
-        (
-            *("self", "model", "forward_func", "layer", "device_ids", "inputs", "target", "additional_forward_args", "show_progress"),
-            *("return_convergence_delta", "return_input_shape", "perturbations_per_eval", "internal_batch_size"),
-            *("custom_attribution_func", "grad_kwargs"),
-        )
+    GIVEN = (
+        *("self", "model", "forward_func", "layer", "device_ids", "inputs", "target", "additional_forward_args", "show_progress"),
+        *("return_convergence_delta", "return_input_shape", "perturbations_per_eval", "internal_batch_size"),
+        *("custom_attribution_func", "grad_kwargs"),
     )
     RANDOM = ("KernelShap", "Lime", "ShapleyValueSampling", "GradientShap")
     PERTURBING = ("Occlusion", "KernelShap", "Lime", "ShapleyValueSampling", "FeatureAblation")
@@ -69,9 +67,8 @@ class Captum(LibraryMethod):
         "FeaturePermutation": "it permutes features between the images of a batch, so a map depends on the batch",
     }
 
-    def parameters(self) -> list[inspect.Parameter]:
-        calls = (self.cls.__init__, self.cls.attribute)
-        return [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
+    def calls(self) -> list[Callable[..., Any]]:
+        return [self.cls.__init__, self.cls.attribute]
 
     def added(self) -> dict[str, Any]:
         added: dict[str, Any] = {}
@@ -91,8 +88,13 @@ class Captum(LibraryMethod):
 
     @property
     def of_layer(self) -> bool:
-        """Return whether it reads a layer."""
+        """Whether it reads a layer."""
         return self.name.startswith("Layer")
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        """The family of this method."""
+        return "perturbation" if self.name in self.PERTURBING else "CAM" if self.of_layer else "gradient"
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         patches = (options.get("grid") or 0) ** 2
@@ -131,29 +133,20 @@ class Captum(LibraryMethod):
 
     def refuses(self, model: nn.Module) -> str | None:
         if self.name in self.RESCALING:
-            return without_rules(model, deeplift_rules().__contains__)
+            return graphs.unruled(model, deeplift_rules().__contains__)
         if self.of_layer:
             return no_cam_layer(model)
-        if self.name in self.GUIDED:
-            try:
-                found = graphs.has_module(model, is_relu)
-            except graphs.NotTraceableError as error:
-                return str(error)
-            return None if found else "it changes the backward pass of ReLUs, and this model has none"
+        if self.name in self.GUIDED and not graphs.has_module(model, is_relu):
+            return "it changes the backward pass of ReLUs, and this model has none"
         return None
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
         def explain(images: Tensor, targets: Tensor, draws: Draws) -> Tensor:
             return self.explain(model, images, targets, draws, batch, dict(options))
 
-        if self.name in self.RANDOM:
-            return one_by_one(explain, images, targets, draws)
         # Captum passes images and baselines together.
         size = max(1, batch // self.passes(model, **options).forward) if self.name in self.RESCALING else batch  # type: ignore[union-attr]
-        ids = draws.image_ids
-        parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        some = (Draws(draws.seed, draws.key, images[part], ids[part]) for part in parts)
-        return torch.cat([explain(images[part], targets[part], drawn) for part, drawn in zip(parts, some, strict=True)])
+        return self.batched(explain, images, targets, draws, size)
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor, draws: Draws, batch: int, options: dict[str, Any]) -> Tensor:
         """Return the maps of some images from one captum call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import Passes
 from idsds.methods.cam import Reading
-from idsds.methods.libraries.base import CamMethod, gradients_needed, library, one_by_one
+from idsds.methods.libraries.base import CamMethod, gradients_needed, library
 from idsds.models.base import describe
 
 
@@ -24,12 +23,11 @@ class GradCam(CamMethod):
     """A CAM of pytorch-grad-cam, which stretches each map to [0, 1] and resizes it bilinearly in float32."""
 
     library = "gradcam"
-    GIVEN = frozenset(
-        (
-            *("self", "model", "target_layers", "reshape_transform", "ablation_layer", "batch_size"),
-            *("input_tensor", "targets", "target_idx", "tta_transforms", "compute_input_gradient", "uses_gradients", "detach"),
-        )
+    GIVEN = (
+        *("self", "model", "target_layers", "reshape_transform", "ablation_layer", "batch_size"),
+        *("input_tensor", "targets", "target_idx", "tta_transforms", "compute_input_gradient", "uses_gradients", "detach"),
     )
+    RANDOM = ("RandomCAM", "FinerCAM")
     WITHOUT_GRADIENT = ("EigenCAM", "KPCA_CAM", "FEM")
     PER_CHANNEL = ("AblationCAM", "ScoreCAM")
     NAMES = (
@@ -45,11 +43,9 @@ class GradCam(CamMethod):
         "DeepFeatureFactorization": "it factorises a layer's activations into several concepts, whatever the class",
     }
 
-    def parameters(self) -> list[inspect.Parameter]:
-        calls = [self.cls.__init__, self.cls.forward]
-        if issubclass(self.cls, library("gradcam").GradCAM.__base__):
-            calls.append(self.cls.__call__)  # with aug_smooth
-        return list({p.name: p for call in calls for p in inspect.signature(call).parameters.values()}.values())
+    def calls(self) -> list[Callable[..., Any]]:
+        is_cam = issubclass(self.cls, library("gradcam").GradCAM.__base__)
+        return [self.cls.__init__, self.cls.forward, *([self.cls.__call__] if is_cam else [])]  # with aug_smooth
 
     @property
     def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -93,7 +89,7 @@ class GradCam(CamMethod):
         if self.name == "AblationCAM":
             made["ablation_layer"] = library("gradcam").AblationLayer()
 
-        def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
+        def explain(images: Tensor, targets: Tensor, _draws: Draws) -> Tensor:
             layers = [model.get_submodule(name) for name in names]
             with (
                 torch.enable_grad(),
@@ -102,21 +98,18 @@ class GradCam(CamMethod):
             ):
                 if hasattr(cam, "batch_size") and self.name != "AblationCAM":  # its maps depend on the batch: what it inserts adds up
                     cam.batch_size = batch
+                of_targets: dict[str, Any] = {"targets": [ClassifierOutputTarget(target) for target in targets.tolist()]}
                 if self.name == "FinerCAM":  # if not given, it selects the classes to compare with
-                    found = cam(gradients_needed(images), None, target_idx=int(targets), **asked)
-                else:
-                    wanted = [ClassifierOutputTarget(target) for target in targets.tolist()]
-                    try:
-                        found = cam(gradients_needed(images), wanted, **asked)
-                    except RuntimeError as error:
-                        if self.name == "ShapleyCAM" and "does not require grad" in str(error):
-                            raise ValueError(f"{self.key} needs a second derivative, and the net is linear after {names[0]}") from error
-                        raise
+                    of_targets = {"targets": None, "target_idx": int(targets)}
+                try:
+                    found = cam(gradients_needed(images), **of_targets, **asked)
+                except RuntimeError as error:
+                    if self.name == "ShapleyCAM" and "does not require grad" in str(error):
+                        raise ValueError(f"{self.key} needs a second derivative, and the net is linear after {names[0]}") from error
+                    raise
                 return torch.from_numpy(np.ascontiguousarray(found)).to(images)
 
-        if self.name in ("RandomCAM", "FinerCAM"):
-            return one_by_one(explain, images, targets, draws)
-        return in_batches(explain, images, targets, size=batch)
+        return self.batched(explain, images, targets, draws, batch)
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +20,7 @@ class Saliency(LibraryMethod):
     """A method of the ``saliency`` package, which explains one numpy image at a time."""
 
     library = "saliency"
-    GIVEN = frozenset(("self", "x_value", "call_model_function", "call_model_args", "batch_size"))
+    GIVEN = ("self", "x_value", "call_model_function", "call_model_args", "batch_size")
     NAMES = ("GuidedIG", "BlurIG")
     REFUSED = {
         "XRAI": "its Felzenszwalb segments are for photos with values of 0 to 255; pass it as a callable of your own",
@@ -32,8 +31,8 @@ class Saliency(LibraryMethod):
     }
     STEPS: ClassVar[Mapping[str, str]] = {"GuidedIG": "x_steps", "BlurIG": "steps"}
 
-    def parameters(self) -> list[inspect.Parameter]:
-        return list(inspect.signature(self.cls.GetMask).parameters.values())
+    def calls(self) -> list[Callable[..., Any]]:
+        return [self.cls.GetMask]
 
     def passes(self, model: nn.Module, **options: Any) -> Passes:
         return Passes(1, 1).times(options[self.STEPS[self.name]])
@@ -60,12 +59,7 @@ def with_numpy_2() -> None:
     """Let saliency 0.2.1 use the argument name of ``numpy.quantile`` that numpy 2.4 removed."""
     from saliency.core import guided_ig
 
-    class Numpy(ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            return getattr(np, name)
+    def quantile(values: np.ndarray, q: float, interpolation: str) -> np.ndarray:
+        return np.quantile(values, q, method=interpolation)
 
-        @staticmethod
-        def quantile(values: np.ndarray, q: float, interpolation: str) -> np.ndarray:
-            return np.quantile(values, q, method=interpolation)
-
-    guided_ig.np = Numpy("numpy")
+    guided_ig.np = SimpleNamespace(**{**vars(np), "quantile": quantile})

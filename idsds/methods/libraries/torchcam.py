@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import LOGIT_ONLY, Passes
 from idsds.methods.cam import Reading, resized
-from idsds.methods.libraries.base import CamMethod, gradients_needed, one_by_one
+from idsds.methods.libraries.base import CamMethod, gradients_needed
 from idsds.models.base import describe
 
 #: Why LeGrad explains the logit.
@@ -38,19 +36,16 @@ class Torchcam(CamMethod):
     """A torchcam CAM: raw maps, resized bilinearly."""
 
     library = "torchcam"
-    GIVEN = frozenset(
-        (
-            *("model", "target_layer", "batch_size", "input_shape", "enable_hooks", "base_kwargs", "reshape_transform", "grid_shape"),
-            *("self", "class_idx", "scores", "normalized", "retain_graph", "targets", "target_shape"),
-        )
+    GIVEN = (
+        *("model", "target_layer", "batch_size", "input_shape", "enable_hooks", "base_kwargs", "reshape_transform", "grid_shape"),
+        *("self", "class_idx", "scores", "normalized", "retain_graph", "targets", "target_shape"),
     )
     RANDOM = ("SSCAM", "SmoothGradCAMpp")
     SCORING = ("ScoreCAM", "SSCAM", "ISCAM")
     NAMES = ("CAM", *SCORING, "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM", "FinerCAM", "RefineCAM", "LeGrad")
 
-    def parameters(self) -> list[inspect.Parameter]:
-        calls = (self.cls, self.cls.__call__)  # with FinerCAM's comparison_idx
-        return [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
+    def calls(self) -> list[Callable[..., Any]]:
+        return [self.cls, self.cls.__call__]  # with FinerCAM's comparison_idx
 
     def added(self) -> dict[str, Any]:
         return {"layer": None} if self.name == "LeGrad" else super().added()
@@ -102,15 +97,12 @@ class Torchcam(CamMethod):
             options["batch_size"] = batch
         if self.name == "CAM" and options["fc_layer"] is None:
             options["fc_layer"] = next(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-
         asked = {name: options.pop(name) for name in ("comparison_idx",) if name in options}
 
-        def explain(images: Tensor, targets: Tensor, _draws: Draws | None = None) -> Tensor:
+        def explain(images: Tensor, targets: Tensor, _draws: Draws) -> Tensor:
             with torch.enable_grad(), self.cls(model, names if len(names) > 1 else names[0], **options) as extractor:
                 scores = model(gradients_needed(images))
                 (cam,) = extractor(targets.tolist(), scores, normalized=False, **asked)  # (B, h, w)
             return resized(cam.detach()[:, None].to(images.dtype), images)[:, 0]
 
-        if self.name in self.RANDOM:
-            return one_by_one(explain, images, targets, draws)
-        return in_batches(explain, images, targets, size=batch)
+        return self.batched(explain, images, targets, draws, batch)

@@ -12,13 +12,19 @@ from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.methods import graphs
 from idsds.methods.base import LOGIT_ONLY, Passes
-from idsds.methods.libraries.base import LibraryMethod, gradients_needed, without_rules
+from idsds.methods.libraries.base import LibraryMethod, gradients_needed
 from idsds.models.base import describe
 
 
 def is_activation(kind: type) -> bool:
     """Return whether a layer type is one of torch's activations."""
     return kind.__module__.endswith(".activation")
+
+
+def has_rule(kind: type) -> bool:
+    """Return whether a nonlinear layer type has a rule."""
+    activation = is_activation(kind) and not issubclass(kind, (nn.MultiheadAttention, nn.Softmax, nn.GLU))
+    return activation or "MaxPool" in kind.__name__
 
 
 class Zennit(LibraryMethod):
@@ -29,7 +35,7 @@ class Zennit(LibraryMethod):
     """
 
     library = "zennit"
-    GIVEN = frozenset(("layer_map", "first_map", "canonizers"))
+    GIVEN = ("layer_map", "first_map", "canonizers")
     GRADIENTS = ("DeconvNet", "GuidedBackprop")
     NAMES = (
         *("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat"),
@@ -47,11 +53,7 @@ class Zennit(LibraryMethod):
         return Passes(1, 1)
 
     def refuses(self, model: nn.Module) -> str | None:
-        def has_rule(kind: type) -> bool:
-            activation = is_activation(kind) and not issubclass(kind, (nn.MultiheadAttention, nn.Softmax, nn.GLU))
-            return activation or "MaxPool" in kind.__name__
-
-        return without_rules(model, has_rule)
+        return graphs.unruled(model, has_rule)
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
         from zennit.attribution import Gradient

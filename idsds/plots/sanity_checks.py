@@ -32,7 +32,7 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
 
     Args:
         table: from the study ``sanity_checks``: model, method, family, check, depth, layers, similarity, mean,
-            low, high, count, undefined, maps.
+            low, high, count, undefined, maps, train_accuracy, train_top5, interval.
         model: which model; None for the first.
         similarities: some of ``spearman``, ``absolute``, ``ssim``; None for all.
     """
@@ -51,8 +51,9 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
                 axes.set_ylim(lowest, 1.07)
             row[0].set_ylabel(f"{SIMILARITIES[similarity]}\nlower is better")
         for axes, check in zip(grid[0], checks, strict=True):
-            learned = table.loc[table["check"] == check, "train_accuracy"].mean()
-            axes.set_title(CHECKS[check][0] + (f"\n({learned:.0%} learned)" if check == "labels" else ""), fontsize=8)
+            learned, near = table.loc[table["check"] == check, ["train_accuracy", "train_top5"]].mean()
+            said = f"\n({learned:.0%} learned, top-5 {near:.0%})" if check == "labels" else ""
+            axes.set_title(CHECKS[check][0] + said, fontsize=8)
         for axes, check in zip(grid[-1], checks, strict=True):
             _label(axes, table[table["check"] == check], check, looks)
         handles, title = line_handles(looks), _heading(table, model)

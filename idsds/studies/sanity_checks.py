@@ -29,7 +29,7 @@ from idsds.evaluation.nets import skeleton
 from idsds.methods.base import METHODS, Method, split_name
 from idsds.protocols.base import Batch
 from idsds.protocols.sanity import SIMILARITIES, Mode, compare_models, layers_from_the_top
-from idsds.statistics.intervals import seed_interval
+from idsds.statistics.intervals import covers_both, nested, rng_for, seed_interval
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
 from idsds.studies.base import EvaluationStudy, Findings, Result, takes_folder
 from idsds.studies.result import listed
@@ -39,10 +39,13 @@ from idsds.training.processes import processes_of, train
 from idsds.training.recipes import Recipe
 
 LABELS = "labels"
+#: Of the net on its permuted labels, with one guess and with five.
+LEARNING = ("train_accuracy", "train_top5")
 LEARNED = 0.95  # fraction of the permuted labels that a net must have learned, by the paper
 REFERENCE = "Gradient"
 # What the paper found.
 CLAIMED = {REFERENCE: "passes", "Grad-CAM": "passes", "Guided Backprop": "fails", "Guided Grad-CAM": "fails"}
+RESAMPLES = 2_000
 MARGIN = 0.1  # by how much a method's maps may stay more similar than the reference's before it fails
 
 
@@ -53,8 +56,6 @@ class SanityChecks(EvaluationStudy):
     images is learned with true and with permuted labels, by the model's recipe with the changes ``label_recipe``; 0 leaves that check
     out. It needs a small net on embedded data.
     """
-
-    SEEDS = "fixed"
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "check")
 
@@ -138,7 +139,7 @@ class SanityChecks(EvaluationStudy):
             (``spearman``, ``absolute``: Spearman of absolute values, ``ssim``) and image: ``value``, NaN where undefined (a constant map),
             lower is better. ``depth`` is the fraction of the layers that have been randomised from the output down (``cascading``), or
             where the randomised group of layers ends (``independent``); ``layers`` names the first and the last of them; 1 and ``all``
-            for ``labels``. ``train_accuracy`` is that of the net on its permuted labels, NaN elsewhere.
+            for ``labels``. ``train_accuracy`` is that of the net on its permuted labels, ``train_top5`` with five guesses; NaN elsewhere.
         """
         frames = []
         for mode, records in self.by_draw(self.records(progress)).groupby("check", sort=False):
@@ -149,7 +150,7 @@ class SanityChecks(EvaluationStudy):
                     rows = records[["image_id", "model", "method", "family", "seed", "draw"]]
                     layers = rows["model"].map({model: groups[number] for model, groups in names.items()})
                     facts = {"check": mode, "depth": (number + 1) / self.depths, "layers": layers, "similarity": similarity}
-                    frames.append(rows.assign(**facts, value=values[:, number], train_accuracy=np.nan))
+                    frames.append(rows.assign(**facts, value=values[:, number], **dict.fromkeys(LEARNING, np.nan)))
         if self.label_fraction:
             each = itertools.product(self.models, self.seeds, (False, True))
             train([self.stage(model, seed, permuted_labels=permuted) for model, seed, permuted in each], progress=progress)
@@ -180,7 +181,8 @@ def _labels(settings: SanityChecks, name: str, seed: int, progress: bool) -> pd.
     stages = [settings.stage(name, seed, permuted_labels) for permuted_labels in (False, True)]
     device = chosen_device(settings.device)
     model, other = (obtain(stage, progress=progress).to(device) for stage in stages)
-    learned = max(epoch["val_accuracy"] for epoch in read_json(stages[1].path.with_suffix(".json"))["epochs"])
+    epochs = read_json(stages[1].path.with_suffix(".json"))["epochs"]
+    learned, near = max((epoch["val_accuracy"], epoch.get("val_top5", np.nan)) for epoch in epochs)
     if learned < LEARNED:
         warnings.warn(
             f"{name} has learned {learned:.0%} of its permuted labels; the paper requires more than {LEARNED:.0%}: raise the epochs in "
@@ -198,7 +200,7 @@ def _labels(settings: SanityChecks, name: str, seed: int, progress: bool) -> pd.
             for similarity, values in found.items():
                 facts = {"image_id": image_ids, "model": name, "method": method, "family": family, "seed": seed, "draw": 0}
                 facts |= {"check": LABELS, "depth": 1.0, "layers": "all", "similarity": similarity}
-                parts.append(pd.DataFrame({**facts, "value": values.cpu(), "train_accuracy": learned}))
+                parts.append(pd.DataFrame({**facts, "value": values.cpu(), **dict(zip(LEARNING, (learned, near), strict=True))}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -208,37 +210,51 @@ def similarity_table(records: pd.DataFrame, confidence: float = 0.95) -> pd.Data
 
     Returns:
         One row per model, method, check, depth and similarity: ``layers``, ``family``, ``mean`` of the defined values, ``low`` and ``high``
-        (Student's t over images, see :func:`image_values`), ``count`` of images with a value for every seed, ``nan`` of those without,
-        ``undefined`` of the ``maps`` (images, draws and seeds), ``train_accuracy``, ``interval``, what it covers.
+        (see :func:`interval_of`), ``count`` of images with a value for every seed, ``nan`` of those without,
+        ``undefined`` of the ``maps`` (images, draws and seeds), ``train_accuracy``, ``train_top5``, ``interval``, what it covers.
     """
     rows = []
     keys = ["model", "method", "check", "depth", "similarity"]
     for key, part in records.groupby(keys, sort=False):
-        values = image_values(part)
-        defined = values.dropna().to_numpy()
-        mean, low, high = seed_interval(defined, confidence) if len(defined) else (np.nan,) * 3
         facts = dict(zip(keys, key, strict=True)) | {"layers": part["layers"].iloc[0], "family": part["family"].iloc[0]}
-        facts |= {"mean": mean, "low": low, "high": high, "count": len(defined), "nan": len(values) - len(defined)}
-        facts |= {"undefined": int(part["value"].isna().sum()), "maps": len(part), "train_accuracy": part["train_accuracy"].mean()}
+        facts |= dict(zip(("mean", "low", "high", "count", "nan"), interval_of(part, confidence), strict=True))
+        facts |= {"undefined": int(part["value"].isna().sum()), "maps": len(part), **part[list(LEARNING)].mean()}
         rows.append({**facts, "interval": _covers(part, confidence)})
     return pd.DataFrame(rows)
 
 
-def image_values(part: pd.DataFrame) -> pd.Series:
-    """Return one number per image: the mean over the defined draws of each training seed, then over all seeds.
+def seed_values(part: pd.DataFrame) -> pd.DataFrame:
+    """Return one number per image and training seed, (images, seeds): the mean over the defined draws, which are interchangeable."""
+    return part.groupby(["image_id", "seed"])["value"].mean().unstack()
 
-    Draws are interchangeable, so the defined ones represent the others; training seeds are different nets, so a mean over fewer of them
-    is NaN.
+
+def image_values(part: pd.DataFrame) -> pd.Series:
+    """Return one number per image: the mean of :func:`seed_values`; NaN if one is, since training seeds are different nets."""
+    return seed_values(part).mean(axis=1, skipna=False)
+
+
+def interval_of(part: pd.DataFrame, confidence: float) -> tuple[float, float, float, int, int]:
+    """Return the mean of the images that have a value for every training seed, low, high, their number, and that of the others.
+
+    The interval is Student's t over images for one training seed, and the bootstrap over seeds and images for several.
     """
-    of_seeds = part.groupby(["image_id", "seed"])["value"].mean()
-    return of_seeds.groupby("image_id").agg(lambda each: each.mean(skipna=False))
+    values = seed_values(part)
+    defined = values.dropna().to_numpy()
+    count, seeds = defined.shape
+    mean, low, high = seed_interval(defined.mean(axis=1), confidence) if count else (np.nan,) * 3
+    if count > 1 and seeds > 1:
+        features = np.stack([defined, np.ones_like(defined)], axis=-1)
+        ends = nested(
+            features, lambda sums: sums[..., :1] / sums[..., 1:], confidence, RESAMPLES, rng_for(0, "seeds and images", count, seeds)
+        )
+        (low,), (high,) = ends
+    return mean, low, high, count, len(values) - count
 
 
 def _covers(part: pd.DataFrame, confidence: float) -> str:
-    held = [f"{part[name].nunique()} {what}" for name, what in (("draw", "draws of weights"), ("seed", "training seeds"))]
-    held = [text for text in held if not text.startswith("1 ")]
-    fixed = f", {' and '.join(held)} held fixed" if held else ""
-    return f"{100 * confidence:g} % t interval over images{fixed}"
+    over = f"{100 * confidence:g} % t interval over images" if part["seed"].nunique() == 1 else covers_both(confidence)
+    draws = part["draw"].nunique()
+    return over + (f", {draws} draws of weights held fixed" if draws > 1 else "")
 
 
 def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
@@ -251,13 +267,13 @@ def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.
 
     Args:
         margin: of the similarity.
-        confidence: of the intervals (Student's t over images), each on its own: not corrected for their number.
+        confidence: of the intervals (see :func:`interval_of`), each on its own: not corrected for their number.
 
     Returns:
         One row per model, check, similarity and method of :data:`CLAIMED`: ``difference``, ``low``, ``high``, ``count`` of the images
         that have both, ``nan`` of the others, ``undefined`` of the method's ``maps``, ``claimed``, ``found`` and ``verdict`` on
         the claim: ``supported`` where the two agree, ``contradicted`` where they do not, else ``not supported``;
-        ``train_accuracy``, ``interval``. Empty without the reference.
+        ``train_accuracy``, ``train_top5``, ``interval``. Empty without the reference.
     """
     columns = ["model", "check", "similarity", "method", "difference", "low", "high", "count", "nan"]
     rows = []
@@ -271,19 +287,18 @@ def judged(records: pd.DataFrame, margin: float = MARGIN, confidence: float = 0.
             if method not in values or (method == REFERENCE and similarity != "spearman"):
                 continue
             difference_of = values[method] - (0 if method == REFERENCE else values[REFERENCE])
-            paired = image_values(difference_of.rename("value").reset_index())
-            defined = paired.dropna().to_numpy()
-            difference, low, high = seed_interval(defined, confidence) if len(defined) else (np.nan,) * 3
+            difference, low, high, *counts = interval_of(difference_of.rename("value").reset_index(), confidence)
             found = "fails" if low > margin else "passes" if high < margin else "undecided"
             if method == REFERENCE and not low > -margin:  # a negated map shows the same pixels
                 found = "fails" if high < -margin else "undecided"
             verdict = NOT_SUPPORTED if found == "undecided" else SUPPORTED if found == claimed else CONTRADICTED
-            numbers = [model, check, similarity, method, difference, low, high, len(defined), len(paired) - len(defined)]
+            numbers = [model, check, similarity, method, difference, low, high, *counts]
             maps = part.loc[part["method"] == method, "value"]
             facts = {"undefined": int(maps.isna().sum()), "maps": len(maps), "claimed": claimed, "found": found, "verdict": verdict}
-            facts |= {"train_accuracy": part["train_accuracy"].mean()}
-            rows.append({**dict(zip(columns, numbers, strict=True)), **facts, "interval": _covers(part, confidence)})
-    return pd.DataFrame(rows, columns=[*columns, "undefined", "maps", "claimed", "found", "verdict", "train_accuracy", "interval"])
+            rows.append(
+                {**dict(zip(columns, numbers, strict=True)), **facts, **part[list(LEARNING)].mean(), "interval": _covers(part, confidence)}
+            )
+    return pd.DataFrame(rows, columns=[*columns, "undefined", "maps", "claimed", "found", "verdict", *LEARNING, "interval"])
 
 
 def sentences(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
@@ -298,9 +313,10 @@ def sentences(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
             f"Of {len(claims)} comparisons {agree} support and {differ} contradict the claim; a method fails where its maps stay more "
             f"similar than {REFERENCE}'s by over {MARGIN:g}."
         )
-    learned = table[table["check"] == LABELS].groupby("model", sort=False)["train_accuracy"].first()
+    learned = table[table["check"] == LABELS].groupby("model", sort=False)[list(LEARNING)].first()
     if len(learned):
-        told.append(f"Training accuracy on permuted labels: {listed(f'{value:.0%} of {model}' for model, value in learned.items())}.")
+        shares = listed(f"{row.train_accuracy:.0%} ({row.train_top5:.0%}) of {row.Index}" for row in learned.itertuples())
+        told.append(f"Training accuracy (top-5) on permuted labels: {shares}.")
     part = table[(table["similarity"] == "spearman") & (table["check"] == "cascading") & (table["family"] != "control")]
     part = part[part["depth"] == part["depth"].min()]
     for depth, rows in part.groupby("depth"):

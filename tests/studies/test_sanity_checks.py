@@ -98,7 +98,7 @@ def test_every_check_in_one_table(home):
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((values.mean(), interval.low, interval.high))
     told, first = sentences(table, judged(records))
-    assert told == f"Training accuracy on permuted labels: {learned[0]:.0%} of small_test."
+    assert told == f"Training accuracy (top-5) on permuted labels: {learned[0]:.0%} (100%) of small_test."
     assert first.startswith("Spearman correlation with the intact maps, the top 50% of the layers randomised: IxG ")
     # Gradient is not among the methods: there is nothing to compare with.
     # What was trained and computed is there the second time.
@@ -168,7 +168,17 @@ def test_groups_of_layers_are_named_as_they_are_randomised():
 def similarities(values, **facts):
     """Records of one method, check and similarity: one row per image."""
     table = pd.DataFrame({"image_id": [f"i{number}" for number in range(len(values))], "value": values})
-    given = {"depth": 1.0, "seed": 0, "draw": 0, "train_accuracy": np.nan, "layers": "", "model": "m", "method": "IG", "family": "gradient"}
+    given = {
+        "depth": 1.0,
+        "seed": 0,
+        "draw": 0,
+        "train_accuracy": np.nan,
+        "train_top5": np.nan,
+        "layers": "",
+        "model": "m",
+        "method": "IG",
+        "family": "gradient",
+    }
     return table.assign(**{**given, "check": "cascading", "similarity": "ssim", **facts})
 
 
@@ -188,6 +198,31 @@ def test_undefined_values_are_counted():
     (row,) = similarity_table(both).itertuples()
     assert (row.count, row.nan, row.undefined, row.maps) == (3, 0, 2, 6)
     assert "IG 0.47 [" in sentences(similarity_table(both.assign(similarity="spearman")), judged(both))[0]
+
+
+def test_training_seeds_are_drawn_with_the_images():
+    """Two nets of which one always fails: neither the mean similarity nor the claim is settled by them."""
+    noise = 0.01 * np.random.default_rng(0).normal(size=(2, 30))
+    each = [(method, seed) for method in ("Gradient", "Guided Backprop") for seed in (0, 1)]
+    values = {
+        ("Gradient", 0): noise[0],
+        ("Gradient", 1): noise[1],
+        ("Guided Backprop", 0): noise[1] + 0.8,
+        ("Guided Backprop", 1): noise[0],
+    }
+    records = pd.concat([similarities(values[method, seed], method=method, seed=seed) for method, seed in each])
+    row = similarity_table(records).set_index("method").loc["Guided Backprop"]
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.4 + noise.mean(), 0, 0.8), abs=0.01)
+    assert (row["count"], row["interval"]) == (30, "95 % percentile bootstrap over training seeds and images")
+    (row,) = judged(records).itertuples()
+    assert (row.low, row.high, row.found, row.verdict) == (
+        pytest.approx(0, abs=0.01),
+        pytest.approx(0.8, abs=0.01),
+        "undecided",
+        "not supported",
+    )
+    (row,) = judged(records[records["seed"] == 0]).itertuples()
+    assert (row.found, row.verdict, row.interval) == ("fails", "supported", "95 % t interval over images")
 
 
 def test_two_models_are_compared_image_by_image():

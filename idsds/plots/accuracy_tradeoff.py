@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, drawn_from, scored_on
+from idsds.plots.style import COLUMNS, PUBLISHED, add_legend, drawn_from, scored_on, styled
 
 INK = "#0072B2"
 SIZE = 6.5  # points
 
 
+@styled
 def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = None, score: str = "IDSDS", columns: int = 2) -> Figure:
     """Draw a point per model with intervals on both axes; models on the Pareto front are filled and connected.
 
@@ -26,36 +27,35 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
         published: model, accuracy, idsds, inferred; drawn in grey and hollow, a thin line joins a model of
             both.
     """
-    with mpl.rc_context(STYLE):
-        width = COLUMNS[columns]
-        figure, axes = plt.subplots(figsize=(width, 0.45 + (0.62 if columns == 2 else 1.0) * width), layout="constrained")
-        for row in table.itertuples():
-            looks = {"color": INK, "linewidth": 0.8, "alpha": 0.7, "zorder": 2}
-            axes.plot([row.accuracy_low, row.accuracy_high], [row.idsds, row.idsds], **looks)
-            axes.plot([row.accuracy, row.accuracy], [row.idsds_low, row.idsds_high], **looks)
-            axes.plot(row.accuracy, row.idsds, "o", color=INK, markerfacecolor=INK if row.front else "white", markersize=5, zorder=3)
-        front = table[table["front"]].sort_values("accuracy")
-        axes.step(front["accuracy"], front["idsds"], where="pre", color=INK, linewidth=1.2, linestyle="--", zorder=1.5)
-        labels = [(row.accuracy, row.idsds, row.model, "black") for row in table.itertuples()]
-        if published is not None and len(published):
-            ours = table.set_index("model")
-            for row in published.itertuples():
-                axes.plot(row.accuracy, row.idsds, "o", color=PUBLISHED, markerfacecolor="white", markersize=5, zorder=2.5)
-                if row.inferred:
-                    axes.plot(row.accuracy, row.idsds, ".", color=PUBLISHED, markersize=2, zorder=2.6)
-                if row.model in ours.index:
-                    ends = [row.accuracy, ours.loc[row.model, "accuracy"]], [row.idsds, ours.loc[row.model, "idsds"]]
-                    axes.plot(*ends, color=PUBLISHED, linewidth=0.6, zorder=1)
-                else:
-                    labels.append((row.accuracy, row.idsds, row.model, PUBLISHED))
-        axes.set_xlabel("accuracy of the in-domain net on intact images (0 to 1), higher is better →")
-        if columns == 1:
-            axes.set_xlabel("accuracy of the in-domain net on\nintact images (0 to 1), higher is better →")
-        axes.set_ylabel(f"{score} of the best method (-1 to 1), higher is better →")
-        axes.grid(color="#E5E5E5", linewidth=0.5)
-        axes.margins(0.08)
-        _legend(figure, table, published is not None and len(published) > 0, score, columns)
-        place_labels(figure, axes, labels)
+    width = COLUMNS[columns]
+    figure, axes = plt.subplots(figsize=(width, 0.45 + (0.62 if columns == 2 else 1.0) * width), layout="constrained")
+    for row in table.itertuples():
+        looks = {"color": INK, "linewidth": 0.8, "alpha": 0.7, "zorder": 2}
+        axes.plot([row.accuracy_low, row.accuracy_high], [row.idsds, row.idsds], **looks)
+        axes.plot([row.accuracy, row.accuracy], [row.idsds_low, row.idsds_high], **looks)
+        axes.plot(row.accuracy, row.idsds, "o", color=INK, markerfacecolor=INK if row.front else "white", markersize=5, zorder=3)
+    front = table[table["front"]].sort_values("accuracy")
+    axes.step(front["accuracy"], front["idsds"], where="pre", color=INK, linewidth=1.2, linestyle="--", zorder=1.5)
+    labels = [(row.accuracy, row.idsds, row.model, "black") for row in table.itertuples()]
+    if published is not None and len(published):
+        ours = table.set_index("model")
+        for row in published.itertuples():
+            axes.plot(row.accuracy, row.idsds, "o", color=PUBLISHED, markerfacecolor="white", markersize=5, zorder=2.5)
+            if row.inferred:
+                axes.plot(row.accuracy, row.idsds, ".", color=PUBLISHED, markersize=2, zorder=2.6)
+            if row.model in ours.index:
+                ends = [row.accuracy, ours.loc[row.model, "accuracy"]], [row.idsds, ours.loc[row.model, "idsds"]]
+                axes.plot(*ends, color=PUBLISHED, linewidth=0.6, zorder=1)
+            else:
+                labels.append((row.accuracy, row.idsds, row.model, PUBLISHED))
+    axes.set_xlabel("accuracy of the in-domain net on intact images (0 to 1), higher is better →")
+    if columns == 1:
+        axes.set_xlabel("accuracy of the in-domain net on\nintact images (0 to 1), higher is better →")
+    axes.set_ylabel(f"{score} of the best method (-1 to 1), higher is better →")
+    axes.grid(color="#E5E5E5", linewidth=0.5)
+    axes.margins(0.08)
+    _legend(figure, table, published is not None and len(published) > 0, score, columns)
+    place_labels(figure, axes, labels)
     return figure
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, STYLE, add_legend, look_of
+from idsds.plots.style import COLUMNS, add_legend, look_of, styled
 
 # measure: (label, offset of its marks from the middle, its mark). A panel has one method and one colour: the shape shows the measure.
 MEASURES: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -33,6 +32,7 @@ def augmentation_robustness(table: pd.DataFrame, published: pd.DataFrame | None 
     return [_page(rows, str(model), published, columns) for model, rows in table.groupby("model", sort=False)]
 
 
+@styled
 def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, columns: int) -> Figure:
     methods = list(dict.fromkeys(table["method"]))
     idle = unchanging(table)
@@ -40,32 +40,31 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
     down = -(-len(methods) // ACROSS)
     width, panel, head, foot = COLUMNS[columns], 1.25, 0.62, 1.68  # inches
     height = head + foot + panel * down
-    with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False, figsize=(width, height))
-        figure.subplots_adjust(left=0.075, right=0.99, top=1 - head / height, bottom=foot / height, wspace=0.08, hspace=0.28)
-        low = min(0.0, float(table["low"].min()))
-        for axes, method in zip(grid.flat, methods, strict=False):
-            rows = table[table["method"] == method]
-            _panel(axes, rows, names, published)
-            axes.set_title(method, fontsize=8, pad=2)
-            axes.set_ylim(low - 0.05, 1.05)
-        for number in range(len(methods), down * ACROSS):
-            grid.flat[number].set_visible(False)
-        for number in range(max(0, len(methods) - ACROSS), len(methods)):
-            axes = grid.flat[number]
-            axes.tick_params(labelbottom=True)
-            counts = [table[table["augmentation"] == name].iloc[0] for name in names]
-            labels = [f"{plain(name)} ({row.stayed} of {row.changed})" for name, row in zip(names, counts, strict=True)]
-            axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
-        middle = (foot + panel * down / 2) / height
-        figure.text(0.006, middle, "similarity of maps (1: equal), higher is better →", rotation=90, va="center", ha="left", fontsize=7.5)
-        title = f"{model}: maps before and after an augmentation that changes the image and keeps its target's probability"
-        figure.text(0.5, 1 - 0.10 / height, title, ha="center", va="top", fontsize=8)
-        figure.text(0.01, 0.04 / height, _note(idle), ha="left", va="bottom", fontsize=6.5)
-        drawn = published is not None and bool(set(published["method"]) & set(methods))
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.22 / height)}
-        looks = {"fontsize": 6.5, "columnspacing": 1.2, "handlelength": 1.4, "handletextpad": 0.4}
-        add_legend(figure, _legend(table["interval"].iloc[0], drawn), 5, **place, **looks)
+    figure, grid = plt.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False, figsize=(width, height))
+    figure.subplots_adjust(left=0.075, right=0.99, top=1 - head / height, bottom=foot / height, wspace=0.08, hspace=0.28)
+    low = min(0.0, float(table["low"].min()))
+    for axes, method in zip(grid.flat, methods, strict=False):
+        rows = table[table["method"] == method]
+        _panel(axes, rows, names, published)
+        axes.set_title(method, fontsize=8, pad=2)
+        axes.set_ylim(low - 0.05, 1.05)
+    for number in range(len(methods), down * ACROSS):
+        grid.flat[number].set_visible(False)
+    for number in range(max(0, len(methods) - ACROSS), len(methods)):
+        axes = grid.flat[number]
+        axes.tick_params(labelbottom=True)
+        counts = [table[table["augmentation"] == name].iloc[0] for name in names]
+        labels = [f"{plain(name)} ({row.stayed} of {row.changed})" for name, row in zip(names, counts, strict=True)]
+        axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
+    middle = (foot + panel * down / 2) / height
+    figure.text(0.006, middle, "similarity of maps (1: equal), higher is better →", rotation=90, va="center", ha="left", fontsize=7.5)
+    title = f"{model}: maps before and after an augmentation that changes the image and keeps its target's probability"
+    figure.text(0.5, 1 - 0.10 / height, title, ha="center", va="top", fontsize=8)
+    figure.text(0.01, 0.04 / height, _note(idle), ha="left", va="bottom", fontsize=6.5)
+    drawn = published is not None and bool(set(published["method"]) & set(methods))
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.22 / height)}
+    looks = {"fontsize": 6.5, "columnspacing": 1.2, "handlelength": 1.4, "handletextpad": 0.4}
+    add_legend(figure, _legend(table["interval"].iloc[0], drawn), 5, **place, **looks)
     return figure
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -12,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idsds.plots.finetune import draw_accuracies, kind_handles, top5_said
-from idsds.plots.style import COLUMNS, STYLE, add_legend, drawn_from, handles_of, look_of, panel_grid, scored_on
+from idsds.plots.style import COLUMNS, add_legend, drawn_from, handles_of, look_of, panel_grid, scored_on, styled
 
 
+@styled
 def compare_protocols(
     places: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame, families: Mapping[str, str], *, columns: int = 2
 ) -> Figure:
@@ -26,21 +26,20 @@ def compare_protocols(
         shares: model, seed, stage, images, accuracy, low, high, top5, count.
     """
     models = list(dict.fromkeys(places["model"]))
-    with mpl.rc_context(STYLE):
-        figure, grid = panel_grid(len(models), 3, COLUMNS[columns], 0.75 + 2.55 * len(models), width_ratios=[2.9, 3.1, 1.05])
-        for row, model in zip(grid, models, strict=True):
-            _places(row[0], places[places["model"] == model], families)
-            _matrix(row[1], agreed[agreed["model"] == model])
-            _accuracies(row[2], shares[shares["model"] == model])
-            row[0].set_title(f"{model}", loc="left", fontsize=8, fontweight="bold")
-        counts = sorted({int(count) for count in places["count"] + places["nan"]})
-        n, over = " or ".join(map(str, counts)), drawn_from(places)
-        for axes, text in zip(grid[0], "abc", strict=True):
-            look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
-            axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
-        handles = handles_of(dict.fromkeys(places["method"]), families)
-        title = f"n = {n} {scored_on(places)}; bars and small numbers: 95 % over {over} (bootstrap; c: Wilson)"
-        add_legend(figure, handles, len(handles) if columns == 2 else 3, title=title)
+    figure, grid = panel_grid(len(models), 3, COLUMNS[columns], 0.75 + 2.55 * len(models), width_ratios=[2.9, 3.1, 1.05])
+    for row, model in zip(grid, models, strict=True):
+        _places(row[0], places[places["model"] == model], families)
+        _matrix(row[1], agreed[agreed["model"] == model])
+        _accuracies(row[2], shares[shares["model"] == model])
+        row[0].set_title(f"{model}", loc="left", fontsize=8, fontweight="bold")
+    counts = sorted({int(count) for count in places["count"] + places["nan"]})
+    n, over = " or ".join(map(str, counts)), drawn_from(places)
+    for axes, text in zip(grid[0], "abc", strict=True):
+        look = {"fontweight": "bold", "fontsize": 9, "textcoords": "offset points", "xycoords": "axes fraction"}
+        axes.annotate(text, (0, 1), xytext=(-20, 12), **look)
+    handles = handles_of(dict.fromkeys(places["method"]), families)
+    title = f"n = {n} {scored_on(places)}; bars and small numbers: 95 % over {over} (bootstrap; c: Wilson)"
+    add_legend(figure, handles, len(handles) if columns == 2 else 3, title=title)
     return figure
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, STYLE, add_legend, panel_grid
+from idsds.plots.style import COLUMNS, add_legend, panel_grid, styled
 
 ACROSS = 6  # panels in a row
 #: Marker, colour and line of intact images and of the same ones with one patch deleted.
 KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
 
 
+@styled
 def finetune(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw one panel per model: accuracy before and after in-domain fine-tuning, on intact images and with one patch deleted.
 
@@ -25,20 +25,19 @@ def finetune(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """
     models = list(dict.fromkeys(table["model"]))
     across, down = min(ACROSS, len(models)), -(-len(models) // ACROSS)
-    with mpl.rc_context(STYLE):
-        width = COLUMNS[columns] if across > 2 else COLUMNS[1]
-        figure, grid = panel_grid(down, across, width, 0.6 + 1.9 * down, sharex=True, sharey=True)
-        for axes in grid.flat[len(models) :]:
-            axes.set_visible(False)
-        for axes, model in zip(grid.flat, models, strict=False):
-            draw_accuracies(axes, table[table["model"] == model])
-            axes.set_title(f"{model}\n{top5_said(table[table['model'] == model])}".strip(), fontsize=7)
-            axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-        for row in grid:
-            row[0].set_ylabel("accuracy, higher is better →")
-        title = f"n = {int(table['count'].max())} test images, 95 % interval over "
-        title += f"{int(table['groups'].max())} groups of them" if "groups" in table else "images"
-        add_legend(figure, kind_handles(), 2, title=title)
+    width = COLUMNS[columns] if across > 2 else COLUMNS[1]
+    figure, grid = panel_grid(down, across, width, 0.6 + 1.9 * down, sharex=True, sharey=True)
+    for axes in grid.flat[len(models) :]:
+        axes.set_visible(False)
+    for axes, model in zip(grid.flat, models, strict=False):
+        draw_accuracies(axes, table[table["model"] == model])
+        axes.set_title(f"{model}\n{top5_said(table[table['model'] == model])}".strip(), fontsize=7)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+    for row in grid:
+        row[0].set_ylabel("accuracy, higher is better →")
+    title = f"n = {int(table['count'].max())} test images, 95 % interval over "
+    title += f"{int(table['groups'].max())} groups of them" if "groups" in table else "images"
+    add_legend(figure, kind_handles(), 2, title=title)
     return figure
 
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from idsds.plots.style import DIVERGING, STYLE, WITHIN, bare, text_width
+from idsds.plots.style import DIVERGING, WITHIN, bare, styled, text_width
 
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue
 PAGE_HEIGHT = 10.0  # inches, most of a page
@@ -143,6 +143,7 @@ class _Layout:
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, ha="left", va="baseline", parse_math=False, **looks)
 
 
+@styled
 def gallery(examples: Sequence[Example], *, columns: int = 2, across: int | None = None) -> list[Figure]:
     """Draw a row per image: the image, the drops of the target's logit as patches are deleted, and a map per method with its score.
 
@@ -166,14 +167,13 @@ def gallery(examples: Sequence[Example], *, columns: int = 2, across: int | None
     if across < 1:
         raise ValueError(f"across must be at least 1, not {across}")
     pages = []
-    with mpl.rc_context(STYLE):
-        for _, group in groupby(examples, key=lambda example: (example.model, example.seed)):
-            rows = list(group)
-            shape = {"methods": max(len(row.maps) for row in rows), "across": across, "score": rows[0].score}
-            shape["scale"] = SHRUNK[columns]
-            shape["aspect"] = max(row.picture.shape[0] / row.picture.shape[1] for row in rows)
-            most = _Layout(1, **shape).most_images
-            pages += [_page(rows[start : start + most], shape) for start in range(0, len(rows), most)]
+    for _, group in groupby(examples, key=lambda example: (example.model, example.seed)):
+        rows = list(group)
+        shape = {"methods": max(len(row.maps) for row in rows), "across": across, "score": rows[0].score}
+        shape["scale"] = SHRUNK[columns]
+        shape["aspect"] = max(row.picture.shape[0] / row.picture.shape[1] for row in rows)
+        most = _Layout(1, **shape).most_images
+        pages += [_page(rows[start : start + most], shape) for start in range(0, len(rows), most)]
     return pages
 
 

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from idsds.plots.gallery import Example
-from idsds.plots.style import COLUMNS, DIVERGING, STYLE, bare, look_of
+from idsds.plots.style import COLUMNS, DIVERGING, bare, look_of, styled
 
 
+@styled
 def how_idsds_works(
     example: Example, deleted: np.ndarray, patches: Mapping[str, pd.DataFrame], scores: pd.DataFrame, *, columns: int = 2
 ) -> Figure:
@@ -27,13 +28,12 @@ def how_idsds_works(
         scores: a row per method: ``method`` and ``by_hand``, the rank correlation.
     """
     width, correlations = COLUMNS[columns], scores.set_index("method")["by_hand"]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(patches)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.015)
-        top, *rest = figure.subfigures(1 + len(patches), 1, height_ratios=[2.75, *[1.95] * len(patches)], squeeze=False)[:, 0]
-        _deletions(top, example, deleted, next(iter(patches.values())))
-        for (method, table), part in zip(patches.items(), rest, strict=True):
-            _method(part, example, method, table, correlations[method])
+    figure = plt.figure(figsize=(width, 2.75 + 1.95 * len(patches)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.015)
+    top, *rest = figure.subfigures(1 + len(patches), 1, height_ratios=[2.75, *[1.95] * len(patches)], squeeze=False)[:, 0]
+    _deletions(top, example, deleted, next(iter(patches.values())))
+    for (method, table), part in zip(patches.items(), rest, strict=True):
+        _method(part, example, method, table, correlations[method])
     return figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from idsds.plots.style import COLUMNS, DIVERGING, STYLE, WITHIN, add_legend, bare
+from idsds.plots.style import COLUMNS, DIVERGING, WITHIN, add_legend, bare, styled
 
 # Inches: what is written above and below a picture of the strip of maps, a row, the legend and notes.
 WRITTEN, ROW, NOTES = 0.76, 1.2, 0.75
@@ -38,27 +38,27 @@ NOTE = (
 )
 
 
+@styled
 def how_infidelity_works(walk: Any, table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw the image, two maps and the optimal maps; below, a row per perturbation, from the change to the error of each map."""
     drawn = list(walk.steps[0].products)
     strip_height = COLUMNS[columns] / (1 + len(drawn) + len(walk.steps)) + WRITTEN
     heights = (strip_height, ROW * len(walk.steps), NOTES)
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(COLUMNS[columns], sum(heights)), layout="constrained")
-        strip, body, notes = figure.subfigures(3, 1, height_ratios=heights)
-        _maps(strip, walk, table)
-        grid = body.subplots(len(walk.steps), 4 + len(drawn), squeeze=False, width_ratios=[1] * (2 + len(drawn)) + [1.2, 1.8])
-        for axes, step in zip(grid, walk.steps, strict=True):
-            _pictures(axes[: 2 + len(drawn)], step)
-            _predicted(axes[-2], step)
-            _infidelities(axes[-1], table[table["perturbation"] == step.name], step)
-        products = [f"I \N{MULTIPLICATION SIGN} {name}" for name in drawn]
-        titles = ["taken away: d", "what is left", *products, "each perturbation", "infidelity\n← lower is better"]
-        for axes, title in zip(grid[0], titles, strict=True):
-            axes.set_title(title, fontsize=7)
-        grid[-1, -2].set_xlabel("the logit falls by\n(logits)", fontsize=SMALL)
-        grid[-1, -1].set_xlabel("squared logits, mean\nover the perturbations", fontsize=SMALL)
-        _explain(notes, drawn, table, columns)
+    figure = plt.figure(figsize=(COLUMNS[columns], sum(heights)), layout="constrained")
+    strip, body, notes = figure.subfigures(3, 1, height_ratios=heights)
+    _maps(strip, walk, table)
+    grid = body.subplots(len(walk.steps), 4 + len(drawn), squeeze=False, width_ratios=[1] * (2 + len(drawn)) + [1.2, 1.8])
+    for axes, step in zip(grid, walk.steps, strict=True):
+        _pictures(axes[: 2 + len(drawn)], step)
+        _predicted(axes[-2], step)
+        _infidelities(axes[-1], table[table["perturbation"] == step.name], step)
+    products = [f"I \N{MULTIPLICATION SIGN} {name}" for name in drawn]
+    titles = ["taken away: d", "what is left", *products, "each perturbation", "infidelity\n← lower is better"]
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=7)
+    grid[-1, -2].set_xlabel("the logit falls by\n(logits)", fontsize=SMALL)
+    grid[-1, -1].set_xlabel("squared logits, mean\nover the perturbations", fontsize=SMALL)
+    _explain(notes, drawn, table, columns)
     return figure
 
 

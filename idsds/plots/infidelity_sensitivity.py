@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from idsds.plots.architectures import architecture_handles, looks_of
-from idsds.plots.style import COLUMNS, STYLE, STYLES, Look, add_legend, handle, look_of, mixed, style_of
+from idsds.plots.style import COLUMNS, STYLES, Look, add_legend, handle, look_of, mixed, style_of, styled
 
 # Measure, its axis, whether that is logarithmic.
 SCATTER = [
@@ -39,6 +39,7 @@ HEADING, FIRST, BEYOND = 0.95, 2.0, 1.8
 LANE = 0.1  # inches
 
 
+@styled
 def infidelity_sensitivity(
     table: pd.DataFrame,
     correlations: pd.DataFrame,
@@ -63,29 +64,28 @@ def infidelity_sensitivity(
     looks = looks_of([*part["model"], *study["model"]])
     lanes = correlations["method"].nunique() + study_correlations["method"].nunique()
     upper, lower = 4.3, 1.5 + LANE * len(FOREST) * (lanes + BEYOND)  # inches
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(COLUMNS[columns], upper + lower), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
-        grid = above.subplots(len(SCATTER), len(datasets) + 1, squeeze=False)
-        for column, name in enumerate([*datasets, None]):
-            rows = part[part["dataset"] == name] if name else study[study["method"] == THEIRS]
-            for axes, (measure, label, logarithmic) in zip(grid[:, column], SCATTER, strict=True):
-                if measure not in rows:
-                    axes.set_axis_off()
-                    continue
-                _scatter(axes, rows, "accuracy" if name else "weighted_precision", measure, looks, logarithmic)
-                if measure == "relative" and _control_line(axes, table[table["dataset"] == name]):
-                    label = label.replace("map of zeros: 1", f"line: {CONTROL}")
-                if column == 0:
-                    axes.set_ylabel(f"{label}\n← lower is better")
-            grid[-1, column].set_xlabel(f"{'accuracy' if name else 'weighted precision'} (0 to 1)\nhigher is better →")
-            near = f"\ntop-5: {rows['top5'].min():.3f} to {rows['top5'].max():.3f}" if "top5" in rows else ""
-            grid[0, column].set_title(f"{name}, {shown}{near}" if name else f"the study, {THEIRS}", fontsize=8)
-        # The study has no relative infidelity: the legend stands in its place.
-        handles = architecture_handles([*part["model"], *study["model"]], lines=False)
-        title = "architecture; the paler, the\nfewer training images; bars:\n95 % over images; hollow, at\nthe edge: far below the axis"
-        grid[1, -1].legend(handles=handles, loc="center", frameon=False, fontsize=6.5, title=title, title_fontsize=6.5)
-        _forest(below, correlations, study_correlations, table)
+    figure = plt.figure(figsize=(COLUMNS[columns], upper + lower), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
+    grid = above.subplots(len(SCATTER), len(datasets) + 1, squeeze=False)
+    for column, name in enumerate([*datasets, None]):
+        rows = part[part["dataset"] == name] if name else study[study["method"] == THEIRS]
+        for axes, (measure, label, logarithmic) in zip(grid[:, column], SCATTER, strict=True):
+            if measure not in rows:
+                axes.set_axis_off()
+                continue
+            _scatter(axes, rows, "accuracy" if name else "weighted_precision", measure, looks, logarithmic)
+            if measure == "relative" and _control_line(axes, table[table["dataset"] == name]):
+                label = label.replace("map of zeros: 1", f"line: {CONTROL}")
+            if column == 0:
+                axes.set_ylabel(f"{label}\n← lower is better")
+        grid[-1, column].set_xlabel(f"{'accuracy' if name else 'weighted precision'} (0 to 1)\nhigher is better →")
+        near = f"\ntop-5: {rows['top5'].min():.3f} to {rows['top5'].max():.3f}" if "top5" in rows else ""
+        grid[0, column].set_title(f"{name}, {shown}{near}" if name else f"the study, {THEIRS}", fontsize=8)
+    # The study has no relative infidelity: the legend stands in its place.
+    handles = architecture_handles([*part["model"], *study["model"]], lines=False)
+    title = "architecture; the paler, the\nfewer training images; bars:\n95 % over images; hollow, at\nthe edge: far below the axis"
+    grid[1, -1].legend(handles=handles, loc="center", frameon=False, fontsize=6.5, title=title, title_fontsize=6.5)
+    _forest(below, correlations, study_correlations, table)
     return figure
 
 

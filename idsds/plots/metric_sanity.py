@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from idsds.plots.style import COLUMNS, DIVERGING, STYLE
+from idsds.plots.style import COLUMNS, DIVERGING, styled
 
 Text = Callable[[float], str]
 PER_CENT = "{:.0%}".format
@@ -93,51 +92,52 @@ def metric_sanity(table: pd.DataFrame, agreed: pd.DataFrame | None = None, colum
     return figures if len(figures) > 1 else figures[0]
 
 
+@styled
 def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
     """Draw one row per variant of a protocol and one column per property; a white cell with a dash does not apply or is unknown."""
     rows = table.reset_index(drop=True)
     width, row, head, foot = COLUMNS[columns], 0.31, 0.95, 0.66  # inches
     height = head + foot + row * len(rows)
     goodness = np.full((len(rows), len(PROPERTIES)), np.nan)
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(width, height))
-        axes = figure.add_axes((LEFT / width, foot / height, 1 - (LEFT + RIGHT) / width, row * len(rows) / height))
-        for y, record in enumerate(rows.to_dict("records")):
-            for x, (name, (_, text, good)) in enumerate(PROPERTIES.items()):
-                value = record.get(name, np.nan)
-                if not known(record, name, value):
-                    axes.text(x, y, "-", ha="center", va="center", fontsize=6.5, color="#777777")
-                    continue
-                goodness[y, x] = good(value)
-                colour = "white" if goodness[y, x] > 0.55 else "black"
-                ends = _ends(record, name, text)
-                up, size = 0.2 if "\n" in ends else 0.14 if ends else 0, 6 if len(text(value)) < 6 else 4.6
-                for below, said, points in ((-up, text(value), size), (0.24, ends, 3.7)):
-                    axes.text(x, y + below, said, ha="center", va="center", fontsize=points, color=colour, linespacing=1)
-        axes.imshow(goodness, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
-        axes.set_xticks(range(len(PROPERTIES)), [heading for heading, _, _ in PROPERTIES.values()], rotation=50, ha="left", fontsize=5.8)
-        axes.tick_params(axis="both", length=0, labeltop=True, labelbottom=False)
-        axes.set_yticks(range(len(rows)), [_name(name) for name in rows["label"]], fontsize=6.3)
-        for place in np.arange(0.5, len(rows) - 1):
-            axes.axhline(place, color="white", linewidth=1.5)
-        for place in np.arange(0.5, len(PROPERTIES) - 1):
-            axes.axvline(place, color="white", linewidth=1.5)
-        axes.spines[:].set_visible(False)
-        if "asks" in rows:
-            groups = rows["asks"].tolist()
-            starts = [y for y in range(len(rows)) if not y or groups[y] != groups[y - 1]]
-            for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
-                if first:
-                    axes.axhline(first - 0.5, color="black", linewidth=1)
-                if last - first > 1:
-                    middle = (foot + row * (len(rows) - (first + last) / 2)) / height
-                    figure.text(0.012, middle, SAID[groups[first]], rotation=90, ha="center", va="center", fontsize=6.3, style="italic")
-        for y, name in enumerate(rows["verdict"]):
-            axes.text(len(PROPERTIES) - 0.4, y, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
-        figure.text(0.01, 0.03 / height, _note(rows), fontsize=5.6, va="bottom", ha="left", linespacing=1.25)
+    figure = plt.figure(figsize=(width, height))
+    axes = figure.add_axes((LEFT / width, foot / height, 1 - (LEFT + RIGHT) / width, row * len(rows) / height))
+    for y, record in enumerate(rows.to_dict("records")):
+        for x, (name, (_, text, good)) in enumerate(PROPERTIES.items()):
+            value = record.get(name, np.nan)
+            if not known(record, name, value):
+                axes.text(x, y, "-", ha="center", va="center", fontsize=6.5, color="#777777")
+                continue
+            goodness[y, x] = good(value)
+            colour = "white" if goodness[y, x] > 0.55 else "black"
+            ends = _ends(record, name, text)
+            up, size = 0.2 if "\n" in ends else 0.14 if ends else 0, 6 if len(text(value)) < 6 else 4.6
+            for below, said, points in ((-up, text(value), size), (0.24, ends, 3.7)):
+                axes.text(x, y + below, said, ha="center", va="center", fontsize=points, color=colour, linespacing=1)
+    axes.imshow(goodness, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(PROPERTIES)), [heading for heading, _, _ in PROPERTIES.values()], rotation=50, ha="left", fontsize=5.8)
+    axes.tick_params(axis="both", length=0, labeltop=True, labelbottom=False)
+    axes.set_yticks(range(len(rows)), [_name(name) for name in rows["label"]], fontsize=6.3)
+    for place in np.arange(0.5, len(rows) - 1):
+        axes.axhline(place, color="white", linewidth=1.5)
+    for place in np.arange(0.5, len(PROPERTIES) - 1):
+        axes.axvline(place, color="white", linewidth=1.5)
+    axes.spines[:].set_visible(False)
+    if "asks" in rows:
+        groups = rows["asks"].tolist()
+        starts = [y for y in range(len(rows)) if not y or groups[y] != groups[y - 1]]
+        for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
+            if first:
+                axes.axhline(first - 0.5, color="black", linewidth=1)
+            if last - first > 1:
+                middle = (foot + row * (len(rows) - (first + last) / 2)) / height
+                figure.text(0.012, middle, SAID[groups[first]], rotation=90, ha="center", va="center", fontsize=6.3, style="italic")
+    for y, name in enumerate(rows["verdict"]):
+        axes.text(len(PROPERTIES) - 0.4, y, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
+    figure.text(0.01, 0.03 / height, _note(rows), fontsize=5.6, va="bottom", ha="left", linespacing=1.25)
     return figure
 
 
+@styled
 def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
     """Draw Kendall's tau of every pair of metrics, in the order of a clustering; a dot marks an interval that excludes 0.
 
@@ -155,27 +155,26 @@ def agreement(agreed: pd.DataFrame, columns: int = 2) -> Figure:
         tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
         order = [names[place] for place in leaves_list(tree)]
         taus, marks = taus.loc[order, order], marks.loc[order, order]
-    with mpl.rc_context(STYLE):
-        side = COLUMNS[columns]
-        figure = plt.figure(figsize=(side, side * 0.93))
-        axes = figure.add_axes((0.27, 0.29, 0.62, 0.66))
-        bar = figure.add_axes((0.91, 0.45, 0.02, 0.3))
-        size = min(6.0, 250 / len(names))
-        ticks = [_short(name) for name in taus]
-        sns.heatmap(taus, ax=axes, cbar_ax=bar, vmin=-1, vmax=1, cmap=DIVERGING, square=True, xticklabels=ticks, yticklabels=ticks)
-        for marker, signed in ((".", taus > 0), ("_", taus < 0)):  # signs can be told apart in grey
-            places = np.argwhere(((marks == 1) & signed).to_numpy())
-            axes.scatter(places[:, 1] + 0.5, places[:, 0] + 0.5, s=max(4, 160 / len(names)), marker=marker, color="black", linewidths=0.5)
-        axes.tick_params(length=0, labelsize=size)
-        axes.set_title("Do metrics rank methods alike?", fontsize=8)
-        bar.tick_params(labelsize=6)
-        bar.set_title("tau", fontsize=6)
-        models, methods = int(agreed["models"].max()), int(agreed["methods"].max())
-        note = (
-            f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets. Q: of Quantus. "
-            "Dot (positive) or dash (negative): the 95 % interval over images excludes 0."
-        )
-        figure.text(0.02, 0.01, note, fontsize=5.8)
+    side = COLUMNS[columns]
+    figure = plt.figure(figsize=(side, side * 0.93))
+    axes = figure.add_axes((0.27, 0.29, 0.62, 0.66))
+    bar = figure.add_axes((0.91, 0.45, 0.02, 0.3))
+    size = min(6.0, 250 / len(names))
+    ticks = [_short(name) for name in taus]
+    sns.heatmap(taus, ax=axes, cbar_ax=bar, vmin=-1, vmax=1, cmap=DIVERGING, square=True, xticklabels=ticks, yticklabels=ticks)
+    for marker, signed in ((".", taus > 0), ("_", taus < 0)):  # signs can be told apart in grey
+        places = np.argwhere(((marks == 1) & signed).to_numpy())
+        axes.scatter(places[:, 1] + 0.5, places[:, 0] + 0.5, s=max(4, 160 / len(names)), marker=marker, color="black", linewidths=0.5)
+    axes.tick_params(length=0, labelsize=size)
+    axes.set_title("Do metrics rank methods alike?", fontsize=8)
+    bar.tick_params(labelsize=6)
+    bar.set_title("tau", fontsize=6)
+    models, methods = int(agreed["models"].max()), int(agreed["methods"].max())
+    note = (
+        f"Kendall's tau of the rankings of {methods} methods, mean over {models} nets. Q: of Quantus. "
+        "Dot (positive) or dash (negative): the 95 % interval over images excludes 0."
+    )
+    figure.text(0.02, 0.01, note, fontsize=5.8)
     return figure
 
 

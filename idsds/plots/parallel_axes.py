@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
-from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, family_of, handles_of, look_of, text_width
+from idsds.plots.style import COLUMNS, PUBLISHED, STYLE, add_legend, family_of, handles_of, look_of, styled, text_width
 from idsds.published import POSTER, REPRODUCTION
 from idsds.statistics import null_band
 
@@ -145,6 +145,7 @@ class Layout:
         return spread((means - self.low) / (self.high - self.low) * length, self.gap, 0.0, length)
 
 
+@styled
 def parallel_axes(
     table: pd.DataFrame,
     families: dict[str, str],
@@ -172,31 +173,30 @@ def parallel_axes(
     published = None if published is None or published.empty else published[published["model"].isin(models)]
     shown = table[table["mean"].notna() & table["model"].isin(models)]
     rows = [shown[shown["model"] == model].sort_values("mean", kind="stable").reset_index(drop=True) for model in models]
-    with mpl.rc_context(STYLE):
-        upper, lower = handles_of_axes(table, shown, families, published, notes)
-        across = (4, 2) if columns == 2 else (3, 1)
-        heights = [LINE * -(-len(handles) // ncols) for handles, ncols in zip((upper, lower), across, strict=True)]
-        edges = _ends(shown, published)
-        beside = [f"{model}\n{_counts(table[table['model'] == model])}" for model in models]
-        values = [([_label(row) for row in one.itertuples()], one["mean"].to_numpy(float)) for one in rows]
-        layout = Layout(models, beside, values, *edges, wanted=COLUMNS[columns], head=sum(heights) + 0.15)
-        if layout.width > COLUMNS[columns] + 0.01:
-            message = f"{layout.most} names do not fit a width of {COLUMNS[columns]} inches: the figure is {layout.width:.1f} inches wide"
-            warnings.warn(message, stacklevel=3)
-        figure = plt.figure(figsize=(layout.width, layout.height))
-        bottom, tall = FOOT / layout.height, layout.band * len(models) / layout.height
-        axes = figure.add_axes((layout.left / layout.width, bottom, layout.axis / layout.width, tall))
-        axes.set_xlim(*edges)
-        axes.set_ylim(layout.band * len(models), 0)  # inches, downwards
-        for number, one in enumerate(rows):
-            _draw_axis(axes, layout, number, one, families, n_patches, published)
-        _draw_joins(axes, layout, rows, joins, families)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        gap = " " if columns == 2 else "\n"
-        label = f"{score}: mean rank correlation per image{gap}(-1 to 1), higher is better →"
-        axes.set_xlabel(f"{label}\n{where}" if where else label)
-        _draw_legends(figure, layout.height, zip((upper, lower), across, heights, strict=True))
+    upper, lower = handles_of_axes(table, shown, families, published, notes)
+    across = (4, 2) if columns == 2 else (3, 1)
+    heights = [LINE * -(-len(handles) // ncols) for handles, ncols in zip((upper, lower), across, strict=True)]
+    edges = _ends(shown, published)
+    beside = [f"{model}\n{_counts(table[table['model'] == model])}" for model in models]
+    values = [([_label(row) for row in one.itertuples()], one["mean"].to_numpy(float)) for one in rows]
+    layout = Layout(models, beside, values, *edges, wanted=COLUMNS[columns], head=sum(heights) + 0.15)
+    if layout.width > COLUMNS[columns] + 0.01:
+        message = f"{layout.most} names do not fit a width of {COLUMNS[columns]} inches: the figure is {layout.width:.1f} inches wide"
+        warnings.warn(message, stacklevel=4)
+    figure = plt.figure(figsize=(layout.width, layout.height))
+    bottom, tall = FOOT / layout.height, layout.band * len(models) / layout.height
+    axes = figure.add_axes((layout.left / layout.width, bottom, layout.axis / layout.width, tall))
+    axes.set_xlim(*edges)
+    axes.set_ylim(layout.band * len(models), 0)  # inches, downwards
+    for number, one in enumerate(rows):
+        _draw_axis(axes, layout, number, one, families, n_patches, published)
+    _draw_joins(axes, layout, rows, joins, families)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    gap = " " if columns == 2 else "\n"
+    label = f"{score}: mean rank correlation per image{gap}(-1 to 1), higher is better →"
+    axes.set_xlabel(f"{label}\n{where}" if where else label)
+    _draw_legends(figure, layout.height, zip((upper, lower), across, heights, strict=True))
     return figure
 
 

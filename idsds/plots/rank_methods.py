@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from idsds.plots.parallel_axes import Join, parallel_axes
-from idsds.plots.style import COLUMNS, STYLE, panel_grid
+from idsds.plots.style import COLUMNS, panel_grid, styled
 
 
 def rank_methods(
@@ -41,6 +40,7 @@ def rank_methods(
     return parallel_axes(table, families, models, joins, **options)
 
 
+@styled
 def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int = 2) -> Figure:
     """Draw the distribution of drops, a curve per model: in units of the output, and as a fraction of each image's largest drop.
 
@@ -50,15 +50,14 @@ def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int
     """
     models = list(dict.fromkeys(drops["model"]))
     dashes = dict(zip(models, ["-", "--", "-.", ":"] * len(models), strict=False))
-    with mpl.rc_context(STYLE):
-        figure, (both,) = panel_grid(1, 2, COLUMNS[columns], 0.42 * COLUMNS[columns], sharey=True)
-        labels = (f"drop of the target's {quantity}", "drop as a fraction of the image's largest (-1 to 1)")
-        for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
-            for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
-                rows = drops[drops["model"] == model]
-                sns.ecdfplot(rows, x=name, ax=axes, color=colour, linestyle=dashes[model], label=model)
-            axes.set_xlabel(label)
-            axes.axvline(0, color="#888888", linewidth=0.6, zorder=0)
-        both[0].set_ylabel("fraction of patches with at most this drop")
-        both[1].legend(loc="upper left", frameon=False)
+    figure, (both,) = panel_grid(1, 2, COLUMNS[columns], 0.42 * COLUMNS[columns], sharey=True)
+    labels = (f"drop of the target's {quantity}", "drop as a fraction of the image's largest (-1 to 1)")
+    for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
+        for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
+            rows = drops[drops["model"] == model]
+            sns.ecdfplot(rows, x=name, ax=axes, color=colour, linestyle=dashes[model], label=model)
+        axes.set_xlabel(label)
+        axes.axvline(0, color="#888888", linewidth=0.6, zorder=0)
+    both[0].set_ylabel("fraction of patches with at most this drop")
+    both[1].legend(loc="upper left", frameon=False)
     return figure

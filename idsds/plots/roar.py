@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.lines import line_handles, line_looks
-from idsds.plots.style import COLUMNS, STYLE, add_legend, look_of, panel_grid
+from idsds.plots.style import COLUMNS, add_legend, look_of, panel_grid, styled
 
 TITLES = {
     "remove": ("ROAR: the most important removed", "lower is better"),
@@ -27,6 +26,7 @@ GROUND = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
 LEVELS = {"explained_accuracy": ("explained net", "-"), "chance": ("chance", (0, (1, 2)))}
 
 
+@styled
 def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw a row of panels per model, for ROAR, KAR and masks alone, with a line per method.
 
@@ -38,29 +38,28 @@ def roar(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """
     models, kinds = list(dict.fromkeys(table["model"])), [kind for kind in TITLES if kind in set(table["kind"])]
     looks = _looks(dict(zip(table["method"], table["family"], strict=True)))
-    with mpl.rc_context(STYLE):
-        height = 0.75 + 2.3 * len(models)
-        figure, grid = panel_grid(len(models), len(kinds), COLUMNS[columns], height, sharex=True, sharey="row")
-        for row, model in zip(grid, models, strict=True):
-            for axes, kind in zip(row, kinds, strict=True):
-                part = table[(table["model"] == model) & (table["kind"] == kind)]
-                _lines(axes, part, looks)
-                _levels(axes, part, kind)
-                title, better = TITLES[kind]
-                near = f"\ntop-5: {part['top5'].min():.3f} to {part['top5'].max():.3f}" if len(part) else ""
-                axes.set_title((title if len(models) == 1 else f"{model}:\n{title}") + near, fontsize=8)
-                axes.text(0.02, 0.02, better, transform=axes.transAxes, fontsize=7, color="#444444", style="italic")
-                axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-                axes.set_ylim(0, 1.04)
-                axes.set_xticks(sorted(100 * table["share"].unique()))
-            row[0].set_ylabel(f"{model}\ntest accuracy after retraining (0 to 1)")
-        for axes in grid[-1]:
-            axes.set_xlabel("pixels replaced in every image, %")
-        handles, covers = line_handles(looks), table["interval"].iloc[0]
-        if (table["share"] == 0).any():
-            handles.append(Line2D([], [], label="nothing replaced: one net for all", **UNTOUCHED))
-        title = f"n = {int(table['count'].max())} test images; {covers if table['low'].isna().all() else f'bars: {covers}'}"
-        add_legend(figure, handles, min(len(handles), 6), handlelength=3.4, title=title)
+    height = 0.75 + 2.3 * len(models)
+    figure, grid = panel_grid(len(models), len(kinds), COLUMNS[columns], height, sharex=True, sharey="row")
+    for row, model in zip(grid, models, strict=True):
+        for axes, kind in zip(row, kinds, strict=True):
+            part = table[(table["model"] == model) & (table["kind"] == kind)]
+            _lines(axes, part, looks)
+            _levels(axes, part, kind)
+            title, better = TITLES[kind]
+            near = f"\ntop-5: {part['top5'].min():.3f} to {part['top5'].max():.3f}" if len(part) else ""
+            axes.set_title((title if len(models) == 1 else f"{model}:\n{title}") + near, fontsize=8)
+            axes.text(0.02, 0.02, better, transform=axes.transAxes, fontsize=7, color="#444444", style="italic")
+            axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+            axes.set_ylim(0, 1.04)
+            axes.set_xticks(sorted(100 * table["share"].unique()))
+        row[0].set_ylabel(f"{model}\ntest accuracy after retraining (0 to 1)")
+    for axes in grid[-1]:
+        axes.set_xlabel("pixels replaced in every image, %")
+    handles, covers = line_handles(looks), table["interval"].iloc[0]
+    if (table["share"] == 0).any():
+        handles.append(Line2D([], [], label="nothing replaced: one net for all", **UNTOUCHED))
+    title = f"n = {int(table['count'].max())} test images; {covers if table['low'].isna().all() else f'bars: {covers}'}"
+    add_legend(figure, handles, min(len(handles), 6), handlelength=3.4, title=title)
     return figure
 
 

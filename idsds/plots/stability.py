@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from idsds.plots.parallel_axes import spread as spread_out
-from idsds.plots.style import COLUMNS, STYLE, add_legend, handles_of, look_of, panel_grid
+from idsds.plots.style import COLUMNS, add_legend, handles_of, look_of, panel_grid, styled
 
 _NAMES = {"seed": "training seed", "baseline": "baseline", "grid": "patches per side", "images": "number of images"}
 
 
+@styled
 def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, str], *, score: str = "IDSDS", columns: int = 2) -> Figure:
     """Draw the mean IDSDS of every method, a panel for each varied setting, with Kendall's tau to the reference above.
 
@@ -25,16 +25,15 @@ def stability(table: pd.DataFrame, agreed: pd.DataFrame, families: Mapping[str, 
         agreed: kind, first, second, mean, low, high: the agreement of two variants' rankings.
     """
     methods = list(table[table["variant"] != "all"].groupby("method")["mean"].mean().sort_values(ascending=False).index)
-    with mpl.rc_context(STYLE):
-        figure, grid = panel_grid(2, 2, COLUMNS[columns], 5.4, sharey=True)
-        for number, (kind, axes) in enumerate(zip(_NAMES, grid.flat, strict=True)):
-            _panel(axes, table[table["kind"] == kind], agreed[agreed["kind"] == kind], kind, methods, families)
-            axes.set_title("abcd"[number], loc="left", fontsize=9, fontweight="bold")
-        for row in grid:
-            row[0].set_ylabel(f"{score}: mean rank correlation,\nhigher is better ↑", fontsize=7)
-        handles = handles_of(methods, families)
-        handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images ('all': over seeds and images)"))
-        add_legend(figure, handles, 4 if columns == 2 else 2)
+    figure, grid = panel_grid(2, 2, COLUMNS[columns], 5.4, sharey=True)
+    for number, (kind, axes) in enumerate(zip(_NAMES, grid.flat, strict=True)):
+        _panel(axes, table[table["kind"] == kind], agreed[agreed["kind"] == kind], kind, methods, families)
+        axes.set_title("abcd"[number], loc="left", fontsize=9, fontweight="bold")
+    for row in grid:
+        row[0].set_ylabel(f"{score}: mean rank correlation,\nhigher is better ↑", fontsize=7)
+    handles = handles_of(methods, families)
+    handles.append(Line2D([], [], color="#444444", linewidth=1, label="95 % over images ('all': over seeds and images)"))
+    add_legend(figure, handles, 4 if columns == 2 else 2)
     return figure
 
 

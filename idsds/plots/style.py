@@ -102,6 +102,7 @@ STYLE = {
     "savefig.dpi": 200,
     "figure.dpi": 100,
 }
+styled = mpl.rc_context(STYLE)  # decorates a function that draws
 
 
 def style_of(method: str, family: str) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from idsds.plots.architectures import architecture_handles, face_of, looks_of
-from idsds.plots.style import COLUMNS, STYLE, add_legend, mixed, panel_grid
+from idsds.plots.style import COLUMNS, add_legend, mixed, panel_grid, styled
 from idsds.statistics.classification import EXCESS
 
 FEW = 20  # classes, up to which they are numbered and counted in the cells
@@ -23,6 +23,7 @@ ROWS = [
 BETWEEN, BESIDE = 4.0, 1.1
 
 
+@styled
 def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw a column of panels per data set: accuracy, macro F1, and weighted precision minus accuracy, by fraction of the images.
 
@@ -35,38 +36,38 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     table = table.assign(**{name: 100 * table[name] for name in ends})
     datasets, looks = list(dict.fromkeys(table["dataset"])), looks_of(table["model"])
     seeds = table["seed"].nunique()
-    with mpl.rc_context(STYLE):
-        width = COLUMNS[columns] if len(datasets) > 1 else COLUMNS[1]
-        figure, grid = panel_grid(len(ROWS), len(datasets), width, 5.7, sharex=True, sharey="row", height_ratios=(3, 3, 2.4))
-        for column, dataset in enumerate(datasets):
-            for row, (measure, label) in enumerate(ROWS):
-                axes = grid[row, column]
-                for number, (model, look) in enumerate(looks.items()):
-                    rows = table[(table["dataset"] == dataset) & (table["model"] == model)]
-                    shift = BETWEEN * (number - (len(looks) - 1) / 2)
-                    _series(axes, rows, measure, look, shift)
-                    if measure == "macro_f1" and "weighted_f1" in rows:
-                        weighted = rows.groupby("fraction")["weighted_f1"].mean()
-                        axes.plot(100 * weighted.index + shift, weighted, "x", color=look[1], markersize=4, markeredgewidth=0.7, zorder=3)
-                axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-                if column == 0:
-                    axes.set_ylabel(label)
-            here = table[table["dataset"] == dataset]
-            near = f"\ntop-5: {here['top5'].min():.3f} to {here['top5'].max():.3f}" if "top5" in here else ""
-            grid[0, column].set_title(f"{dataset}, n = {_extent(here['count'])}{near}", fontsize=8)
-            grid[2, column].axhline(0, color="#888888", linewidth=0.6)
-            shares = sorted(set(100 * table["fraction"]))
-            grid[2, column].set_xticks(shares, [f"{share:.0f}" for share in shares])
-            grid[2, column].set_xlabel("fraction of the training images (%)")
-        then = ", " if width > COLUMNS[1] else ",\n"  # a narrow figure has narrow lines
-        over = f"pale marks: the {seeds} training seeds one by one{then}line and mark: their mean" if seeds > 1 else "one training seed"
-        bars = f"bars: 95 % interval over the n test images{then}one model each (of the difference: paired)"
-        handles, ncols = architecture_handles(table["model"]), len(looks) if width > COLUMNS[1] else 2
-        legend = add_legend(figure, handles, ncols, handlelength=3.6, title=f"{bars}\n{over}")
-        legend.get_title().set_multialignment("center")
+    width = COLUMNS[columns] if len(datasets) > 1 else COLUMNS[1]
+    figure, grid = panel_grid(len(ROWS), len(datasets), width, 5.7, sharex=True, sharey="row", height_ratios=(3, 3, 2.4))
+    for column, dataset in enumerate(datasets):
+        for row, (measure, label) in enumerate(ROWS):
+            axes = grid[row, column]
+            for number, (model, look) in enumerate(looks.items()):
+                rows = table[(table["dataset"] == dataset) & (table["model"] == model)]
+                shift = BETWEEN * (number - (len(looks) - 1) / 2)
+                _series(axes, rows, measure, look, shift)
+                if measure == "macro_f1" and "weighted_f1" in rows:
+                    weighted = rows.groupby("fraction")["weighted_f1"].mean()
+                    axes.plot(100 * weighted.index + shift, weighted, "x", color=look[1], markersize=4, markeredgewidth=0.7, zorder=3)
+            axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+            if column == 0:
+                axes.set_ylabel(label)
+        here = table[table["dataset"] == dataset]
+        near = f"\ntop-5: {here['top5'].min():.3f} to {here['top5'].max():.3f}" if "top5" in here else ""
+        grid[0, column].set_title(f"{dataset}, n = {_extent(here['count'])}{near}", fontsize=8)
+        grid[2, column].axhline(0, color="#888888", linewidth=0.6)
+        shares = sorted(set(100 * table["fraction"]))
+        grid[2, column].set_xticks(shares, [f"{share:.0f}" for share in shares])
+        grid[2, column].set_xlabel("fraction of the training images (%)")
+    then = ", " if width > COLUMNS[1] else ",\n"  # a narrow figure has narrow lines
+    over = f"pale marks: the {seeds} training seeds one by one{then}line and mark: their mean" if seeds > 1 else "one training seed"
+    bars = f"bars: 95 % interval over the n test images{then}one model each (of the difference: paired)"
+    handles, ncols = architecture_handles(table["model"]), len(looks) if width > COLUMNS[1] else 2
+    legend = add_legend(figure, handles, ncols, handlelength=3.6, title=f"{bars}\n{over}")
+    legend.get_title().set_multialignment("center")
     return figure
 
 
+@styled
 def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Draw a confusion matrix per data set and architecture, for the models with the most training images, over all seeds.
 
@@ -75,34 +76,33 @@ def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     """
     table = table[table["fraction"] == table["fraction"].max()]
     datasets, models = (list(dict.fromkeys(table[name])) for name in ("dataset", "model"))
-    with mpl.rc_context(STYLE):
-        width = COLUMNS[columns]
-        side = min(width / len(models), 2.8)  # inches
-        figure, grid = panel_grid(len(datasets), len(models), width, 0.8 + (side + 0.2) * len(datasets))
-        for row, dataset in enumerate(datasets):
-            for axes, model in zip(grid[row], models, strict=True):
-                part = table[(table["dataset"] == dataset) & (table["model"] == model)]
-                classes = sorted({*part["target"], *part["prediction"]})
-                counts = part.pivot_table(index="target", columns="prediction", values="count", aggfunc="sum", fill_value=0)
-                counts = counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy(float)
-                shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-                image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-                seeds = part["seed"].nunique()
-                over = "one training seed" if seeds == 1 else f"{seeds} training seeds"
-                axes.set_title(f"{dataset}, {model}\n{np.trace(counts) / counts.sum():.1%} right, {over}", fontsize=7)
-                if len(classes) <= FEW:
-                    axes.set_xticks(range(len(classes)), classes)
-                    axes.set_yticks(range(len(classes)), classes)
-                    for (y, x), count in np.ndenumerate(counts):
-                        if count:
-                            ink = "black" if shares[y, x] > 0.5 else "white"
-                            axes.text(x, y, f"{count:.0f}", ha="center", va="center", fontsize=min(6, 18 * side / len(classes)), color=ink)
-        for axes in grid[-1]:
-            axes.set_xlabel("predicted class")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("class of the image")
-        bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, pad=0.02)
-        bar.set_label("fraction of the class's images; numbers: images", fontsize=7)
+    width = COLUMNS[columns]
+    side = min(width / len(models), 2.8)  # inches
+    figure, grid = panel_grid(len(datasets), len(models), width, 0.8 + (side + 0.2) * len(datasets))
+    for row, dataset in enumerate(datasets):
+        for axes, model in zip(grid[row], models, strict=True):
+            part = table[(table["dataset"] == dataset) & (table["model"] == model)]
+            classes = sorted({*part["target"], *part["prediction"]})
+            counts = part.pivot_table(index="target", columns="prediction", values="count", aggfunc="sum", fill_value=0)
+            counts = counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy(float)
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+            seeds = part["seed"].nunique()
+            over = "one training seed" if seeds == 1 else f"{seeds} training seeds"
+            axes.set_title(f"{dataset}, {model}\n{np.trace(counts) / counts.sum():.1%} right, {over}", fontsize=7)
+            if len(classes) <= FEW:
+                axes.set_xticks(range(len(classes)), classes)
+                axes.set_yticks(range(len(classes)), classes)
+                for (y, x), count in np.ndenumerate(counts):
+                    if count:
+                        ink = "black" if shares[y, x] > 0.5 else "white"
+                        axes.text(x, y, f"{count:.0f}", ha="center", va="center", fontsize=min(6, 18 * side / len(classes)), color=ink)
+    for axes in grid[-1]:
+        axes.set_xlabel("predicted class")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("class of the image")
+    bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+    bar.set_label("fraction of the class's images; numbers: images", fontsize=7)
     return figure
 
 

@@ -123,22 +123,20 @@ def _control_line(axes: Axes, rows: pd.DataFrame) -> bool:
 def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.DataFrame) -> None:
     """Draw a panel per level, with a block per correlated pair: each method's coefficient, and the study's."""
     families = dict(zip(table["method"], table["family"], strict=True))
-    methods = list(dict.fromkeys(ours["method"]))
-    theirs = list(dict.fromkeys(study["method"]))
-    levels = list(dict.fromkeys(ours["level"]))
+    study = study.assign(quality=study["quality"].str.replace("weighted_precision", "accuracy"))  # its counterpart
+    methods, theirs, levels = list(dict.fromkeys(ours["method"])), list(dict.fromkeys(study["method"])), list(dict.fromkeys(ours["level"]))
     height = len(methods) + len(theirs) + BEYOND
     grid = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
     tops = [place * height for place in range(len(FOREST))]
     for axes, level in zip(grid, levels, strict=True):
         for (measure, quality, _), top in zip(FOREST, tops, strict=True):
-            mine = _rows(ours[ours["level"] == level], measure, quality)
-            for row in mine.itertuples():
+            for row in _rows(ours[ours["level"] == level], measure, quality).itertuples():
                 lane = top + FIRST + methods.index(row.method)
                 if np.isnan(row.spearman):
                     constant = table.loc[table["method"] == row.method, measure].nunique() == 1
                     axes.text(0.03, lane, "constant" if constant else "undefined", fontsize=5.5, color="#555555", va="center")
                 _whisker(axes, row, lane, look_of(row.method, families[row.method]))
-            for row in _rows(study[study["level"] == level], measure, _of_study(quality)).itertuples():
+            for row in _rows(study[study["level"] == level], measure, quality).itertuples():
                 _whisker(axes, row, top + FIRST + len(methods) + theirs.index(row.method), Look("d", STUDY, "white"))
             if top:
                 axes.axhline(top, color="#BBBBBB", linewidth=0.5)
@@ -146,31 +144,24 @@ def _forest(figure: Figure, ours: pd.DataFrame, study: pd.DataFrame, table: pd.D
         axes.set_xlim(-1.06, 1.06)
         axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["\N{MINUS SIGN}1", "\N{MINUS SIGN}0.5", "0", "0.5", "1"])
         axes.set_ylim(len(FOREST) * height, 0)
-        counts = [(part["models"].max(), part.loc[part["level"] == level, "groups"].max()) for part in (ours, study)]
-        (models, groups), (their_models, their_groups) = counts
-        numbers = f"ours: {models} models in {groups} groups,\nthe study: {their_models} in {their_groups}"
-        axes.set_title(f"{level}\n{numbers}", fontsize=6.5)
+        mine, other = ((part["models"].max(), part.loc[part["level"] == level, "groups"].max()) for part in (ours, study))
+        axes.set_title(f"{level}\nours: {mine[0]} models in {mine[1]} groups,\nthe study: {other[0]} in {other[1]}", fontsize=6.5)
     _name_lanes(figure, grid[0], tops, methods, ours, study)
     what = "Spearman correlation with accuracy (the study: with weighted precision)"
     grid[1].set_xlabel(f"{what};\nsecond block: with the squared change of the logit")
-    used = [key for key in STYLES if key in {style_of(name, families[name]) for name in methods}]
-    study_handle = Line2D([], [], marker="d", linestyle="", color=STUDY, markerfacecolor="white", markersize=5, label="the study")
+    used = {style_of(name, families[name]) for name in methods}
+    handles = [handle(key) for key in STYLES if key in used]
+    handles.append(Line2D([], [], marker="d", linestyle="", color=STUDY, markerfacecolor="white", markersize=5, label="the study"))
     title = (
         "above 0, except in the second block: better models look worse (lower values are better)\n"
         "bars: 95 % intervals over groups (architecture on data set), right: Student's t over the groups' own correlations,\n"
         "elsewhere a jackknife that leaves out each group in turn; no bar: no interval"
     )
-    handles = [*(handle(key) for key in used), study_handle]
     add_legend(figure, handles, 6, loc="outside lower center", title=title)
 
 
 def _rows(found: pd.DataFrame, measure: str, quality: str) -> pd.DataFrame:
     return found[(found["measure"] == measure) & (found["quality"] == quality)]
-
-
-def _of_study(quality: str) -> str:
-    """Return the study's counterpart of accuracy."""
-    return quality.replace("accuracy", "weighted_precision")
 
 
 def _name_lanes(figure: Figure, axes: Axes, tops: list[float], methods: list[str], ours: pd.DataFrame, study: pd.DataFrame) -> None:
@@ -181,7 +172,7 @@ def _name_lanes(figure: Figure, axes: Axes, tops: list[float], methods: list[str
         ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line of 0
         heading = axes.text(0.008, top + HEADING, name, fontsize=7, weight="bold", va="center", transform=from_the_left, bbox=ground)
         heading.set_in_layout(False)  # it stands above the names of the methods, and may reach into the panel
-        there = list(dict.fromkeys(_rows(study, measure, _of_study(quality))["method"]))
+        there = list(dict.fromkeys(_rows(study, measure, quality)["method"]))
         last = [f"study: {name}" for name in there] or ["the study: none"]
         names = [*(_numbered(name, measure, ours) for name in methods), *last]
         labels |= {top + FIRST + lane: name for lane, name in enumerate(names)}

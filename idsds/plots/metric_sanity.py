@@ -105,34 +105,30 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
         for x, (name, (_, text, good)) in enumerate(PROPERTIES.items()):
             value = record.get(name, np.nan)
             if not known(record, name, value):
-                axes.text(x, y, "-", ha="center", va="center", fontsize=6.5, color="#777777")
+                axes.text(x + 0.5, y + 0.5, "-", ha="center", va="center", fontsize=6.5, color="#777777")
                 continue
             goodness[y, x] = good(value)
             colour = "white" if goodness[y, x] > 0.55 else "black"
             ends = _ends(record, name, text)
             up, size = 0.2 if "\n" in ends else 0.14 if ends else 0, 6 if len(text(value)) < 6 else 4.6
-            for below, said, points in ((-up, text(value), size), (0.24, ends, 3.7)):
-                axes.text(x, y + below, said, ha="center", va="center", fontsize=points, color=colour, linespacing=1)
-    axes.imshow(goodness, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(PROPERTIES)), [heading for heading, _, _ in PROPERTIES.values()], rotation=50, ha="left", fontsize=5.8)
-    axes.tick_params(axis="both", length=0, labeltop=True, labelbottom=False)
-    axes.set_yticks(range(len(rows)), [_name(name) for name in rows["label"]], fontsize=6.3)
-    for place in np.arange(0.5, len(rows) - 1):
-        axes.axhline(place, color="white", linewidth=1.5)
-    for place in np.arange(0.5, len(PROPERTIES) - 1):
-        axes.axvline(place, color="white", linewidth=1.5)
-    axes.spines[:].set_visible(False)
+            for below, said, points in ((0.5 - up, text(value), size), (0.74, ends, 3.7)):
+                axes.text(x + 0.5, y + below, said, ha="center", va="center", fontsize=points, color=colour, linespacing=1)
+    names = {"xticklabels": [heading for heading, _, _ in PROPERTIES.values()], "yticklabels": [_name(name) for name in rows["label"]]}
+    sns.heatmap(goodness, cmap="Greys", vmin=0, vmax=1.25, cbar=False, linewidths=1.5, linecolor="white", ax=axes, **names)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=6.3)
+    plt.setp(axes.get_xticklabels(), rotation=50, ha="left", fontsize=5.8)
+    plt.setp(axes.get_yticklabels(), rotation=0)
     if "asks" in rows:
         groups = rows["asks"].tolist()
         starts = [y for y in range(len(rows)) if not y or groups[y] != groups[y - 1]]
         for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
             if first:
-                axes.axhline(first - 0.5, color="black", linewidth=1)
+                axes.axhline(first, color="black", linewidth=1)
             if last - first > 1:
                 middle = (foot + row * (len(rows) - (first + last) / 2)) / height
                 figure.text(0.012, middle, SAID[groups[first]], rotation=90, ha="center", va="center", fontsize=6.3, style="italic")
     for y, name in enumerate(rows["verdict"]):
-        axes.text(len(PROPERTIES) - 0.4, y, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
+        axes.text(len(PROPERTIES) + 0.1, y + 0.5, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
     figure.text(0.01, 0.03 / height, _note(rows), fontsize=5.6, va="bottom", ha="left", linespacing=1.25)
     return figure
 

@@ -96,26 +96,25 @@ class Layout:
         """The length of the axes: the width minus the models' names and the last method's name."""
         length = max(self.wanted - self.left - RIGHT, self.most * self.gap)
         for _ in range(3):  # names move with the length, and their ends with them
-            ends = [
-                at + text_width(name, NAME) / 72 * np.cos(np.radians(self.angle))
-                for names, means in self.values
-                for name, at in zip(names, self._places(means, length), strict=True)
-            ]
-            over = max([self.left + end + NOTHING for end in ends], default=0) - (self.left + length + RIGHT)
+            over = max(self._ends(length), default=0) - (self.left + length + RIGHT)
             if over <= 0:
                 break
             length = max(length - over, self.most * self.gap)
         return length
 
+    def _ends(self, length: float) -> list[float]:
+        """Return the right ends of the names beside axes of a length, from the figure's left edge."""
+        across = np.cos(np.radians(self.angle)) / 72
+        return [
+            self.left + at + text_width(name, NAME) * across + NOTHING
+            for names, means in self.values
+            for name, at in zip(names, self._places(means, length), strict=True)
+        ]
+
     @cached_property
     def width(self) -> float:
         """The figure's width: as requested, or as wide as the names need."""
-        ends = [
-            self.left + at + text_width(name, NAME) / 72 * np.cos(np.radians(self.angle)) + NOTHING
-            for number, (names, _) in enumerate(self.values)
-            for name, at in zip(names, self.places(number), strict=True)
-        ]
-        return max(self.wanted, self.left + self.axis + PITCH, *ends)
+        return max(self.wanted, self.left + self.axis + PITCH, *self._ends(self.axis))
 
     @cached_property
     def names(self) -> float:
@@ -231,9 +230,8 @@ def _draw_axis(
         axes.plot([row.low, row.high], [lane, lane], color=look.colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
         axes.plot(row.mean, lane, linestyle="", zorder=3, **look.line())
         axes.plot([row.mean, at], [lane - 0.05, above + 0.03], color="#999999", linewidth=0.4, zorder=1.5)
-        name = axes.text(
-            at, above, _label(row), rotation=layout.angle, rotation_mode="anchor", ha="left", va="center", fontsize=NAME, parse_math=False
-        )
+        turned = {"rotation": layout.angle, "rotation_mode": "anchor", "ha": "left", "va": "center"}
+        name = axes.text(at, above, _label(row), fontsize=NAME, parse_math=False, **turned)
         name.set_path_effects([mpl.patheffects.withStroke(linewidth=2.5, foreground="white")])  # lines pass behind
     if published is not None:
         for row in published[published["model"] == model].itertuples():
@@ -247,11 +245,11 @@ def _draw_axis(
 
 def _draw_joins(axes: Axes, layout: Layout, rows: Sequence[pd.DataFrame], joins: Sequence[Join], families: dict[str, str]) -> None:
     place = {model: number for number, model in enumerate(layout.models)}
-    means = [dict(zip(one["method"], one["mean"], strict=True)) for one in rows]
+    means = [one.set_index("method")["mean"] for one in rows]
     for join in joins:
-        ends = [(means[place[model]].get(join.method), layout.level(place[model])) for model in (join.first, join.second)]
-        if all(mean is not None for mean, _ in ends):
-            x, y = zip(*ends, strict=True)
+        ends = [place[join.first], place[join.second]]
+        if all(join.method in means[end] for end in ends):
+            x, y = [means[end][join.method] for end in ends], [layout.level(end) for end in ends]
             colour = look_of(join.method, family_of(join.method, families)).colour
             axes.plot(x, y, color=colour, linewidth=join.width, linestyle=join.style, alpha=0.55, zorder=1)
 

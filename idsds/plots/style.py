@@ -8,9 +8,9 @@ part of the marker its version: half-filled for SmoothGrad and its relatives, ho
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
+from seaborn.utils import relative_luminance
 
 from idsds.common.files import atomic
 from idsds.methods.base import ABSOLUTE, METHODS, POSITIVE, TENFOLD, TRANSFORMS
@@ -103,6 +104,11 @@ STYLE = {
     "figure.dpi": 100,
 }
 styled = mpl.rc_context(STYLE)  # decorates a function that draws
+# White in the middle; both arms are equally dark at equal distance, and distinguishable for colour-blind readers.
+COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"]
+DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
+# Fraction of a map's pixels within the colour scale: one pixel of a gradient may be a hundred times larger than the others.
+WITHIN = 0.99
 
 
 def style_of(method: str, family: str) -> str:
@@ -174,9 +180,8 @@ def look_of(method: str, family: str = "") -> Look:
     if suffix == ABSOLUTE:  # hollow; partly filled markers, or those with a black edge, are pale
         return Look(marker, mixed(hue, 0.3), "white" if fill == "full" and not edge else mixed(face, 0.75), "white", fill, edge or face)
     if suffix == POSITIVE:
-        return Look(
-            marker, mixed(hue, 0.3), face, "white" if fill == "full" else mixed(face, 0.75), "top" if fill == "full" else fill, edge
-        )
+        other, fill = ("white", "top") if fill == "full" else (mixed(face, 0.75), fill)
+        return Look(marker, mixed(hue, 0.3), face, other, fill, edge)
     return Look(marker, hue, face, "white", fill, edge)
 
 
@@ -194,13 +199,8 @@ def mixed(colour: str, share: float) -> str:
 
 def contrast(colour: str, ground: str = "white") -> float:
     """Return the contrast of two colours by the Web Content Accessibility Guidelines: from 1 (equal) to 21 (black and white)."""
-    darker, lighter = sorted(_luminance(value) for value in (colour, ground))
+    darker, lighter = sorted(map(relative_luminance, (colour, ground)))
     return (lighter + 0.05) / (darker + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(colour)]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def legible(colour: str) -> str:
@@ -238,10 +238,8 @@ def handles_of(methods: Iterable[str], families: Mapping[str, str]) -> list[Line
 def handle(key: str) -> Line2D:
     """Return a family's legend entry."""
     label, marker, colour, filled = STYLES[key]
-    face = colour if filled else "white"
-    return Line2D(
-        [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8 if marker == "*" else 5, label=label
-    )
+    looks = {"marker": marker, "color": colour, "markerfacecolor": colour if filled else "white"}
+    return Line2D([], [], linestyle="", markersize=8 if marker == "*" else 5, label=label, **looks)
 
 
 def panel_grid(rows: int, across: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
@@ -276,6 +274,7 @@ def sharpen() -> None:
         set_matplotlib_formats("retina")
 
 
+@styled
 def save(
     figures: Figure | Sequence[Figure],
     stem: str | Path,
@@ -290,32 +289,18 @@ def save(
     If there are several pages, the second is ``stem_2.png`` and so on. No file holds a date, so equal numbers give equal files.
     """
     stem = Path(stem)
-    written = []
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}}
+    writers: dict[str, Callable[[Path], object]] = {}
     for page, figure in enumerate([figures] if isinstance(figures, Figure) else figures, start=1):
         for kind in formats:
-            path = stem.with_name(f"{stem.name}_{page}.{kind}" if page > 1 else f"{stem.name}.{kind}")
-            with atomic(path) as partial, mpl.rc_context(STYLE):
-                figure.savefig(partial, format=kind, metadata=dates.get(kind))
-            written.append(path)
+            end = f"_{page}.{kind}" if page > 1 else f".{kind}"
+            writers[end] = partial(figure.savefig, format=kind, metadata=dates.get(kind))
     for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        path = stem.with_name(f"{stem.name}_{name}.csv" if name else f"{stem.name}.csv")
-        with atomic(path) as partial:
-            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
-        written.append(path)
+        end = f"_{name}.csv" if name else ".csv"
+        writers[end] = partial(table.to_csv, index=False, float_format="%.6g", lineterminator="\n")
     if finding is not None:
-        with atomic(stem.with_name(f"{stem.name}.md")) as partial:
-            partial.write_text(finding.strip() + "\n", encoding="utf-8")
-        written.append(stem.with_name(f"{stem.name}.md"))
-    return written
-
-
-# White in the middle; both arms are equally dark at equal distance, and distinguishable for colour-blind readers.
-COLOURS = ["#053061", "#0072B2", "#8FC3E3", "#FFFFFF", "#F2AE87", "#C94F00", "#5E2100"]
-
-
-DIVERGING = LinearSegmentedColormap.from_list("diverging", COLOURS).with_extremes(bad="#BBBBBB")
-
-
-# Fraction of a map's pixels within the colour scale: one pixel of a gradient may be a hundred times larger than the others.
-WITHIN = 0.99
+        writers[".md"] = partial(Path.write_text, data=finding.strip() + "\n", encoding="utf-8")
+    for end, write in writers.items():
+        with atomic(stem.with_name(f"{stem.name}{end}")) as unfinished:
+            write(unfinished)
+    return [stem.with_name(f"{stem.name}{end}") for end in writers]

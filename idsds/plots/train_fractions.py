@@ -5,13 +5,14 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from idsds.plots.architectures import architecture_handles, face_of, looks_of
 from idsds.plots.style import COLUMNS, add_legend, mixed, panel_grid, styled
 from idsds.statistics.classification import EXCESS
 
-FEW = 20  # classes, up to which they are numbered and counted in the cells
+FEW = 20  # classes, up to which they are counted in the cells
 
 # Column, what its axis is called, and what it is multiplied by.
 ROWS = [
@@ -84,24 +85,18 @@ def confusions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
             part = table[(table["dataset"] == dataset) & (table["model"] == model)]
             classes = sorted({*part["target"], *part["prediction"]})
             counts = part.pivot_table(index="target", columns="prediction", values="count", aggfunc="sum", fill_value=0)
-            counts = counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy(float)
-            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-            image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+            counts = counts.reindex(index=classes, columns=classes, fill_value=0)
+            shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+            said = counts.astype(str).replace("0", "") if len(classes) <= FEW else None
+            size = {"fontsize": min(6, 18 * side / len(classes))}
+            sns.heatmap(shares, vmin=0, vmax=1, cmap="cividis", cbar=False, square=True, annot=said, fmt="", annot_kws=size, ax=axes)
             seeds = part["seed"].nunique()
             over = "one training seed" if seeds == 1 else f"{seeds} training seeds"
-            axes.set_title(f"{dataset}, {model}\n{np.trace(counts) / counts.sum():.1%} right, {over}", fontsize=7)
-            if len(classes) <= FEW:
-                axes.set_xticks(range(len(classes)), classes)
-                axes.set_yticks(range(len(classes)), classes)
-                for (y, x), count in np.ndenumerate(counts):
-                    if count:
-                        ink = "black" if shares[y, x] > 0.5 else "white"
-                        axes.text(x, y, f"{count:.0f}", ha="center", va="center", fontsize=min(6, 18 * side / len(classes)), color=ink)
-    for axes in grid[-1]:
-        axes.set_xlabel("predicted class")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("class of the image")
-    bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+            axes.set_title(f"{dataset}, {model}\n{np.trace(counts) / counts.to_numpy().sum():.1%} right, {over}", fontsize=7)
+            axes.set_xlabel("predicted class" if row == len(datasets) - 1 else "")
+            axes.set_ylabel("class of the image" if model == models[0] else "")
+            axes.tick_params(rotation=0)
+    bar = figure.colorbar(axes.collections[0], ax=grid, location="bottom", shrink=0.5, aspect=40, pad=0.02)
     bar.set_label("fraction of the class's images; numbers: images", fontsize=7)
     return figure
 

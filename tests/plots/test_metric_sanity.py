@@ -35,7 +35,7 @@ def test_it_prints_every_number_interval_and_verdict():
     cells = {}
     for text in axes.texts:
         x, y = text.get_position()
-        cells.setdefault((round(x), round(y)), []).append(text.get_text())
+        cells.setdefault((int(x), int(y)), []).append(text.get_text())
     assert cells[(0, 0)] == ["+.50", ".40 to\n.60"]
     assert cells[(0, 1)] == ["-.90", ""]
     names = list(PROPERTIES)
@@ -47,7 +47,7 @@ def test_it_prints_every_number_interval_and_verdict():
     assert [t.get_text() for t in axes.texts if t.get_fontweight() == "bold"] == ["ranks; comparable", "neither", "n/a"]
     assert set(SHORT) == set(VERDICTS)
     # Darker is better, and what is written on it stays readable.
-    shade = axes.images[0].get_array()
+    shade = axes.collections[0].get_array()
     assert shade[0, 0] > shade[1, 0]
     assert all("↑" in label.get_text() or "↓" in label.get_text() for label in axes.get_xticklabels())
     boxes = text_boxes(figure)

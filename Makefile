@@ -62,7 +62,7 @@ lowest: setup ## install the lowest versions that pyproject.toml allows into bui
 		"krippendorff>=0.8"
 	$(BIN)/python -m uv pip install -q --python build/lowest/bin/python --no-deps --editable .
 	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common/test_files.py tests/common/test_settings.py \
-		tests/models/test_weights.py tests/statistics tests/protocols/test_single_deletion.py tests/protocols/test_registry.py \
+		tests/models/test_weights.py tests/statistics tests/protocols/test_single_deletion.py tests/protocols/test_base.py \
 		tests/evaluation/test_cache.py tests/evaluation/test_commit.py tests/evaluation/test_records.py tests/methods/test_gradient.py \
 		tests/methods/test_cam.py tests/methods/test_libraries.py tests/plots/test_rank_methods.py
 

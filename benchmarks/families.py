@@ -4,7 +4,7 @@
 
 Small nets of timm and torchvision with random weights, in float64. A method is run on a batch of two images and on each alone, which must
 agree, and is then compared with what its library gives when it is called directly, or with its formula, written down here without the
-package's own passes. tests/methods/test_families.py runs all methods on all nets, and computes a sample of the page's cells again.
+package's own passes. tests/test_families.py runs all methods on all nets, and computes a sample of the page's cells again.
 """
 
 from __future__ import annotations

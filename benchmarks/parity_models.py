@@ -3,7 +3,7 @@
     python benchmarks/parity_models.py [model ...] > parity_models.md
 
 Run from the repository root. The weights are deterministic (tests/models/golden.py). The reference's logits exist for six of the models. Of
-the others, those of torchvision are its own classes, and Fixup's net is compared with the paper's equations in tests/models/test_parity.py.
+the others, those of torchvision are its own classes, and Fixup's net is compared with the paper's equations in tests/models/test_fixup.py.
 """
 
 from __future__ import annotations

@@ -25,3 +25,9 @@ def test_the_pool_has_random_crops():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, pool.augmented(seed=0, epoch=0)[1][0]), "two of a photo differ"
+
+
+def test_subsets_keep_their_groups():
+    photos = create_dataset("photos20")
+    assert photos.groups == ["photo " + image_id.split("/")[1] for image_id in photos.image_ids]
+    assert photos.subset([7, 0]).groups == ["photo 01", "photo 00"]

@@ -18,6 +18,8 @@ import idsds
 from idsds.common.files import PARQUET, DamagedFileError
 from idsds.evaluation import records
 from idsds.evaluation.manifest import FORMAT, OldRecordsError, read_manifest, write_manifest
+from idsds.statistics import paired_differences, ranking_with_ties
+from idsds.statistics.scores import LOWER
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +154,52 @@ def test_the_manifest_says_what_computed_the_numbers(run):
 
 def test_a_folder_that_was_copied_reads_the_same(made, run):
     pd.testing.assert_frame_equal(idsds.load_records(made), idsds.load_records(run))
+
+
+CPU = {"device": "cpu", "progress": False, "images": 12}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 5)).eval()
+
+
+@pytest.fixture
+def images():
+    return TensorDataset(torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 5)
+
+
+def test_the_best_comes_first_by_infidelity(net, images, tmp_path):
+    records = idsds.evaluate({"n": net}, ["IxG", "Random", "IG"], images, protocol="infidelity", output=tmp_path / "x", **CPU)
+    assert set(records["direction"]) == {LOWER}
+    table = idsds.rank(records)
+    assert table["method"].iloc[-1] == "Random"
+    assert table["mean"].is_monotonic_increasing
+    assert ranking_with_ties(records)["method"].tolist() == table["method"].tolist()
+    pair = paired_differences(records, pairs=[("IG", "Random")]).iloc[0]
+    assert pair["difference"] < 0
+    assert pair["a_beats_b"] > 0.5
+    pd.testing.assert_frame_equal(idsds.load_records(tmp_path / "x"), records)
+
+
+def test_images_of_a_group_are_drawn_together(net, images, tmp_path):
+    alone = idsds.evaluate({"n": net}, ["IxG"], images, protocol="single_deletion", **CPU)
+    assert "group" not in alone
+    images.groups = [f"photo {index // 3}" for index in range(12)]
+    records = idsds.evaluate({"n": net}, ["IxG"], images, protocol="single_deletion", output=tmp_path / "x", **CPU)
+    assert dict(zip(records["image_id"], records["group"], strict=True)) == {str(i): f"photo {i // 3}" for i in range(12)}
+    assert idsds.rank(records)["interval"].item().endswith("over groups of images")
+    pd.testing.assert_frame_equal(records.drop(columns="group"), alone)
+    pd.testing.assert_frame_equal(idsds.load_records(tmp_path / "x"), records)
+    images.groups = ["one"] * 3
+    with pytest.raises(ValueError, match="3 groups for 12 images"):
+        idsds.evaluate({"n": net}, ["IxG"], images, protocol="single_deletion", **CPU)
+
+
+def test_a_setting_of_augmentations_is_no_group(net, images):
+    """The protocol's setting was called ``group`` once, so that all images were one group and no interval was known."""
+    images.normalisation = ((0.5,) * 3, (0.25,) * 3)
+    records = idsds.evaluate({"n": net}, ["Random"], images, protocol="augmentation_robustness", **CPU)
+    assert "group" not in records
+    assert idsds.rank(records)["interval"].item().endswith("over images")

@@ -1,4 +1,4 @@
-"""Nets of timm and torchvision by name: their configuration, size and CAM layer (the methods: tests/methods/test_families.py)."""
+"""Nets of timm and torchvision by name: their configuration, size and CAM layer (the methods: tests/test_families.py)."""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@ import socket
 
 import pytest
 
+from idsds.protocols import Batch
+from tests.methods.nets import Linear, images_of, seeded
+from tests.protocols.scoring import IDS, TARGETS
+
 
 @pytest.fixture
 def unused_port():
@@ -9,3 +13,15 @@ def unused_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def linear():
+    """A net that is linear in the pixels."""
+    return seeded(Linear, 12, 16)
+
+
+@pytest.fixture
+def batch():
+    """Three images, not square."""
+    return Batch(images_of(3, 12, 16) - 0.4, TARGETS, IDS)

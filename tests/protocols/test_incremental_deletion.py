@@ -4,7 +4,7 @@ import torch
 from sklearn.metrics import auc
 from torch import nn
 
-from idsds.methods import create_method
+from idsds.methods import OwnMethod, create_method
 from idsds.protocols.incremental_deletion import (
     area_under_curve,
     incremental_deletion,
@@ -13,6 +13,7 @@ from idsds.protocols.incremental_deletion import (
 from idsds.protocols.single_deletion import patch_sums
 from tests.methods.nets import ConvNet, images_of, seeded
 from tests.protocols.golden import GOLDEN, TARGETS, golden_images, golden_model
+from tests.protocols.scoring import methods_of, score
 
 
 class PixelSum(nn.Module):
@@ -184,3 +185,25 @@ def test_mistakes_are_named_before_any_work(images, targets, wrong, message):
 
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         incremental_deletion(Untouched(), images[:, :1], images, targets, **wrong)
+
+
+class TestGain:
+    def test_it_is_least_first_less_most_first(self, linear, batch):
+        (method,) = methods_of(linear, "IxG")
+        found = score("symmetric_relevance_gain", linear, [method], batch, steps=8)["IxG"]["score"]
+        both = [incremental_deletion(linear, method, batch.images, batch.targets, 8, order) for order in ("ascending", "descending")]
+        torch.testing.assert_close(found, both[0] - both[1])
+        assert (found > 0).all()  # on a linear net the order of the contributions is the best there is
+
+    def test_the_opposite_map_has_the_opposite_gain(self, linear, batch):
+        maps = batch.images.mean(dim=1)  # all different, so that no two pixels tie
+        given = [OwnMethod(name, lambda images, targets, sign=sign: sign * maps, linear) for name, sign in (("map", 1), ("opposite", -1))]
+        for name in ("symmetric_relevance_gain", "in_domain_relevance_gain"):
+            found = score(name, linear, given, batch, steps=16)
+            # The curves have floor(k n / steps) units at each step: from the other end the same numbers go.
+            torch.testing.assert_close(found["map"]["score"], -found["opposite"]["score"])
+
+    def test_in_domain_deletes_patches(self, linear, batch):
+        (method,) = methods_of(linear, "IxG")
+        found = score("in_domain_incremental_deletion", linear, [method], batch, steps=16)["IxG"]["score"]
+        torch.testing.assert_close(found, incremental_deletion(linear, method, batch.images, batch.targets, 16, units="patches"))

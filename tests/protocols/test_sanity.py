@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,12 +7,14 @@ import torch
 from scipy import stats
 from torch import nn
 
+from idsds.common.randomness import Draws
 from idsds.methods import OwnMethod, create_method
-from idsds.protocols import Batch, sanity
+from idsds.protocols import PROTOCOLS, Batch, sanity
 from idsds.protocols.base import on_model
-from idsds.protocols.sanity import layers_from_the_top, randomise, randomised_models, sanity_check
-from idsds.protocols.similarity import structural_similarity
-from tests.methods.nets import ConvNet, images_of, seeded
+from idsds.protocols.sanity import histogram_entropy, layers_from_the_top, maps_on, randomise, randomised_models, sanity_check
+from idsds.protocols.similarity import spearman, structural_similarity
+from tests.methods.nets import ConvNet, Linear, images_of, seeded
+from tests.protocols.scoring import IDS, TARGETS, methods_of, score
 
 
 @pytest.fixture
@@ -133,3 +136,62 @@ def test_mistakes_are_named(net, batch):
         list(randomised_models(net, depths=0))
     with pytest.raises(ValueError, match="no parameters to randomise"):
         list(randomised_models(nn.Flatten()))
+
+
+class TestRandomisation:
+    @pytest.fixture
+    def batch(self):
+        return Batch(images_of(3, 12, 16) - 0.4, TARGETS, IDS)
+
+    def test_smooth_is_the_check_on_averaged_maps(self, batch):
+        net = seeded(ConvNet, classes=3)
+        found = score("smooth_mprt", net, methods_of(net, "Gradient", "Edges"), batch, depths=2, samples=3, sigma=1e-9)
+        plain = score("sanity_check", net, methods_of(net, "Gradient", "Edges"), batch, depths=2)
+        for name in ("Gradient", "Edges"):  # with next to no noise the average is the map itself
+            torch.testing.assert_close(found[name]["spearman_by_depth"], plain[name]["spearman_by_depth"], atol=1e-3, rtol=0)
+        noisy = score("smooth_mprt", net, methods_of(net, "Edges"), batch, depths=2, samples=3)["Edges"]["score"]
+        torch.testing.assert_close(noisy, torch.ones_like(noisy))  # looks at no net
+
+    def test_smooth_averages_over_copies(self, batch):
+        class Quadratic(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = nn.Parameter(torch.linspace(-1, 1, 3 * 12 * 16, dtype=torch.float64).sin().view(3, 12, 16))
+
+            def forward(self, x):
+                return torch.stack([(self.weight * x * abs(x)).sum(dim=(1, 2, 3)), x.mean(dim=(1, 2, 3))], dim=1)
+
+        net = Quadratic()
+        batch = replace(batch, targets=torch.zeros(3, dtype=torch.long))
+        found = score("smooth_mprt", net, methods_of(net, "Gradient"), batch, depths=1, samples=4)["Gradient"]["score"]
+        (other,) = randomised_models(net, depths=1)
+        spans = batch.images.flatten(1).amax(dim=1) - batch.images.flatten(1).amin(dim=1)
+        copies = batch.images[:, None] + 0.2 * spans.view(-1, 1, 1, 1, 1) * Draws(0, "smooth mprt", batch.images, IDS).normal(4)
+        means = [(2 * one.weight * copies.abs()).mean(dim=1).sum(dim=1, keepdim=True).detach() for one in (net, other)]
+        torch.testing.assert_close(found, spearman(*means).abs())
+
+    def test_efficient_compares_entropies(self, batch):
+        net = seeded(ConvNet, classes=3)
+        found = score("efficient_mprt", net, methods_of(net, "Gradient", "Edges"), batch, bins=20)
+        (other,) = randomised_models(net, depths=1)
+        maps = [maps_on(one, methods_of(net, "Gradient"), batch)["Gradient"] for one in (net, other)]
+        first, last = (np.array([stats.entropy(np.histogram(each.flatten(), bins=20)[0]) for each in some]) for some in maps)
+        np.testing.assert_allclose(found["Gradient"]["score"], (last - first) / first)
+        assert (found["Edges"]["score"] == 0).all()
+        assert histogram_entropy(torch.ones(1, 1, 4, 4), 10) == 0
+        assert on_model(create_method("Gradient", net), other).model is other
+
+    def test_random_logit_explains_another_class(self, batch):
+        net = seeded(Linear, 12, 16)
+        methods = methods_of(net, "IxG", "Edges")
+        prepared = PROTOCOLS["random_logit"].prepare(net, batch, seed=0)
+        assert (prepared["other"] != TARGETS).all()
+        assert set(prepared["other"].tolist()) <= {0, 1, 2}
+        found = PROTOCOLS["random_logit"].function(net, methods, batch, prepared)
+        maps = [
+            (net.fc.weight[classes].view(3, 3, 12, 16) * batch.images).sum(dim=1, keepdim=True) for classes in (TARGETS, prepared["other"])
+        ]
+        torch.testing.assert_close(found["IxG"]["score"], structural_similarity(*maps))
+        torch.testing.assert_close(found["Edges"]["score"], torch.ones_like(found["Edges"]["score"]))
+        with pytest.raises(ValueError, match="the model has one"):
+            PROTOCOLS["random_logit"].prepare(seeded(Linear, 12, 16, 1), batch)

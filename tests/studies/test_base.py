@@ -317,3 +317,10 @@ def test_a_score_on_nets_that_were_tuned_without_labels_is_called_so(name, tmp_p
     plain = re.compile(r"IDSDS(?! \(distilled\))")
     assert not [text for text in [*texts, *cells, *result.findings.sentences] if plain.search(text)]
     assert any("IDSDS (distilled)" in text for text in texts)
+
+
+def test_the_name_of_the_score_follows_the_training():
+    from idsds.studies.base import named_score
+
+    assert named_score(pd.DataFrame({"distilled": [False, True]}), "IDSDS") == "IDSDS (distilled)"
+    assert named_score(pd.DataFrame({"score": [1.0]}), "IDSDS") == "IDSDS"

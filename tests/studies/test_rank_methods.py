@@ -3,8 +3,14 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+import idsds
+from idsds.common.packaged import packaged_file
+from idsds.datasets.photos import photo
+from idsds.models.packaged import SQUEEZENET
 from idsds.statistics import paired_differences, rank
 from idsds.studies import rank_methods as findings
+from idsds.studies.finetune import Finetune
+from idsds.studies.rank_methods import RankMethods
 
 
 def records(scores: dict[tuple[str, str], float], n: int = 60) -> pd.DataFrame:
@@ -183,3 +189,44 @@ def test_verdicts_on_the_patches_that_count_stand_beside_those_on_all():
     claims = findings.published_findings(records(SCORES))
     table = findings.beside_poster(claims, claims).set_index("finding")
     assert table.loc["VGG is above ResNet", "only patches that count"] == "1 of 2, contradicted 0"
+
+
+METHODS = ["Gradient", "Saliency", "Grad-CAM", "Random", "Center"]
+
+
+@pytest.fixture(autouse=True)
+def packages():
+    try:
+        photo(0), packaged_file(*SQUEEZENET)
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+def test_a_ranking_of_a_net_that_was_tuned_without_labels_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("idsds.datasets.photos.POOL", 1)
+    changes = {"models": ["squeezenet1_1"], "checkpoints": {"squeezenet1_1": "pretrained"}, "epochs": 1, "batch_size": 20}
+    shared = {"dataset": "photos20", "methods": METHODS, "images": 6}
+    tuned = Finetune(**shared, **changes, ranked_images=6, output=str(tmp_path / "finetune"))
+    result = tuned.run(progress=False)
+    ranking = result.tables["ranking"].iloc[0]
+    assert ranking["methods"] == 3
+    assert ranking["images"] == 6
+    assert ranking["largest_drop_before"] > 0
+    assert ranking["low"] <= ranking["rho"] <= ranking["high"]
+    assert (result.table["count"] == 6).all()
+
+    records = idsds.load_records(tmp_path / "finetune" / "after_0")
+    assert records["distilled"].all()
+    assert {"group", "distilled"} <= set(records)
+    units = result.table["groups"] if "groups" in result.table else result.table["count"]
+    assert (units == records["group"].nunique()).all(), "crops of a photo count once in an interval"
+
+    plain = RankMethods(models=["squeezenet1_1"], protocol="single_deletion", output=str(tmp_path / "plain"), **shared)
+    result = plain.run(progress=False)
+    assert "distilled" not in result.records
+    assert "score" not in result.table
+    means = result.table.set_index("method")["mean"]
+    assert means["Grad-CAM"] > means["Gradient"]
+    assert (result.table["interval"].str.contains("group")).all()
+    figures = result.save(result.plot())
+    assert all(file.is_file() for file in figures)

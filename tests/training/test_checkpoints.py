@@ -1,7 +1,7 @@
 import pytest
 
 from idsds.training.checkpoints import plan_training
-from idsds.training.recipes import Deletion
+from idsds.training.recipes import DISTILL, PAPER, Deletion
 
 
 def test_the_blur_is_part_of_the_address():
@@ -9,3 +9,12 @@ def test_the_blur_is_part_of_the_address():
     assert len(keys) == 3
     with pytest.raises(ValueError, match="odd kernel of at least 3"):
         Deletion(baseline="blur 24 4.5")
+
+
+def test_checkpoints_of_labelled_recipes_keep_their_addresses():
+    assert "loss" not in PAPER.address
+    assert DISTILL.address["loss"] == "distill"
+    labelled = plan_training("squeezenet1_1", "photos20", weights="pretrained", changes={"loss": "labels"})
+    distilled = plan_training("squeezenet1_1", "photos20", weights="pretrained")
+    assert distilled.recipe == DISTILL, "the photos are too few to learn their labels"
+    assert labelled.key != distilled.key

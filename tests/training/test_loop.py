@@ -1,5 +1,6 @@
 """The training loop: draws, losses, one golden step, precisions, processes, resuming after a kill."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -18,7 +19,8 @@ from idsds.common.files import DamagedFileError
 from idsds.common.interventions import baseline_images, delete_patches
 from idsds.common.normalisation import UNIT
 from idsds.common.settings import SettingsError
-from idsds.datasets.base import ImageDataset, ImageReadError
+from idsds.datasets import create_dataset
+from idsds.datasets.base import ImageDataset, ImageReadError, first
 from idsds.datasets.images import TensorImages
 from idsds.models import create_model
 from idsds.models.weights import rename_keys
@@ -480,3 +482,34 @@ def test_the_progress_bar_shows_loss_accuracy_and_time_left(capsys):
     fit(Tiny(), toy(20), toy(6, "val"), SGD, device="cpu", label="fine-tuning: tiny")
     shown = capsys.readouterr().err
     assert all(word in shown for word in ("fine-tuning: tiny", "6/6", "val_accuracy=", "val_top5=", "loss=", "accuracy="))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return first(create_dataset("mnist5k", "train"), 192), first(create_dataset("mnist5k", "val"), 64)
+
+
+def test_no_label_is_used_and_the_net_with_a_hole_comes_closer_to_what_it_said(digits):
+    train, val = digits
+    torch.manual_seed(0)
+    net = create_model("mini_resnet8")
+    fit(net, train, val, Recipe(epochs=2, batch_size=32), progress=False)
+    before = copy.deepcopy(net)
+    recipe, deletion = Recipe(epochs=3, batch_size=32, lr=1e-3, loss="distill"), Deletion(grid=4)
+    fit(net, train, val, recipe, deletion=deletion, progress=False)
+    other = copy.deepcopy(before)
+    shuffled = [copy.copy(part) for part in digits]
+    for part in shuffled:
+        part.targets = [(target + 3) % 10 for target in part.targets]
+    fit(other, *shuffled, recipe, deletion=deletion, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+
+    images = torch.stack([val[index][0] for index in range(len(val))])
+    holed = images.clone()
+    holed[:, :, 8:16, 8:16] = 0
+    with torch.no_grad():
+        said = before(images).softmax(1)
+        divergence = [float(F.kl_div(F.log_softmax(model(holed), 1), said, reduction="batchmean")) for model in (before, net)]
+        agree = (net(images).argmax(1) == said.argmax(1)).float().mean()
+    assert divergence[1] < divergence[0]
+    assert agree > 0.9

@@ -4,16 +4,12 @@ import copy
 import pickle
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from idsds.common.registry import UnknownNameError
-from idsds.methods import create_method
 from idsds.models import HALF, IMAGENET, UNIT, create_model, describe, frozen, list_models, save_checkpoint
 from idsds.models.base import MODELS, register_model
-from idsds.models.bcos import BcosResNet
 from tests.models.golden import filled
 
 MINI = [name for name in list_models() if name.startswith("mini_")]
@@ -128,20 +124,6 @@ def test_entry(name):
         assert entry.normalisation == (HALF if entry.family == "vit" or entry.packaged else IMAGENET)
 
 
-def test_mini_vit_has_as_many_tokens_on_images_of_twice_the_size():
-    net = create_model("mini_vit")
-    images = images_for(net)
-    with torch.inference_mode():
-        *stem, _pool = net.patch_embed.proj
-        small, large = (net.patch_embed(images.repeat_interleave(n, 2).repeat_interleave(n, 3)) for n in (1, 2))
-        assert small.shape == large.shape == (3, 64, 48)
-        torch.testing.assert_close(small, torch.nn.Sequential(*stem)(images).flatten(2).mT, rtol=0, atol=0)
-        pooled = torch.nn.functional.avg_pool2d(torch.nn.Sequential(*stem)(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), 2)
-        torch.testing.assert_close(large, pooled.flatten(2).mT)
-    maps = create_method("Rollout", net)(torch.rand(2, 3, 64, 64), torch.tensor([0, 1]))[:, 0]
-    assert (maps[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2) == maps).all()  # tokens of 8 x 8 pixels
-
-
 @pytest.mark.parametrize("name", list_models())
 def test_cam_layer_gives_feature_maps(name):
     entry = MODELS[name]
@@ -157,120 +139,6 @@ def test_cam_layer_gives_feature_maps(name):
     assert len(shape) == 4
     assert shape[2:] == ((13, 13) if name == "squeezenet1_1" else (7, 7) if name in LARGE else (shape[2], shape[2]))
     assert shape[2] >= 4
-
-
-def test_depth_and_width_are_what_the_names_say():
-    def layers(name):
-        """Weighted layers on the longest way; a shortcut's projection is none."""
-        modules = create_model(name).named_modules()
-        return sum(isinstance(module, (nn.Conv2d, nn.Linear)) and "downsample" not in key for key, module in modules)
-
-    for name in MINI:
-        digits = "".join(filter(str.isdigit, name))
-        if digits:
-            assert layers(name) == int(digits), name
-    assert create_model("mini_wide_resnet8").fc.in_features == 2 * create_model("mini_resnet8").fc.in_features
-
-
-@pytest.mark.parametrize(
-    ("name", "kinds"), [("mini_fixup_resnet8", ["norm"]), ("mini_x_resnet8", ["norm", "bias"]), ("mini_x_vgg11", ["bias"])]
-)
-def test_what_a_variant_leaves_out(name, kinds):
-    model = create_model(name)
-    if "norm" in kinds:
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert any("bias" in key for key, _ in model.named_parameters()) == ("bias" not in kinds)
-
-
-def test_bcos_contributions_sum_to_the_logit():
-    model = create_model("mini_bcos", num_classes=7).double()
-    model.load_state_dict(filled(model.state_dict(), "bcos_resnet50"))
-    encoded = model.encode(torch.rand(3, 3, 32, 40, dtype=torch.float64)).requires_grad_()
-    targets = torch.tensor([2, 0, 6])
-    plain = model.classify(encoded).detach()
-    with model.explanation_mode():
-        logits = model.classify(encoded)
-        (rows,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), encoded)
-    assert torch.equal(logits, plain)
-    assert model.logit_bias == pytest.approx(-torch.log(torch.tensor(6.0)).item())
-    # float64: W(x) x is the logit itself, up to rounding.
-    sums = (rows * encoded).sum(dim=(1, 2, 3))
-    torch.testing.assert_close(sums, logits.gather(1, targets[:, None])[:, 0] - model.logit_bias, rtol=1e-9, atol=1e-9)
-
-
-def test_bcos_explanation_mode_ends_after_an_error_and_nests():
-    model = create_model("mini_bcos")
-
-    def modes():
-        return {module.detach for module in model.modules() if hasattr(module, "set_explanation_mode")}
-
-    def fail():
-        with model.explanation_mode():
-            assert modes() == {True}
-            raise ValueError("inside")
-
-    with pytest.raises(ValueError, match="inside"):
-        fail()
-    assert modes() == {False}
-    with model.explanation_mode():
-        with model.explanation_mode():
-            pass
-        assert modes() == {True}
-
-
-def test_bcos_encoding_is_differentiable():
-    images = torch.rand(2, 3, 4, 5, requires_grad=True)
-    encoded = BcosResNet.encode(images)
-    assert torch.equal(encoded, torch.cat([images, 1 - images], dim=1))
-    encoded[:, 4].sum().backward()
-    assert torch.equal(images.grad[:, 1], -torch.ones(2, 4, 5))
-
-
-@pytest.mark.parametrize("num_classes", [1000, 5])
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0"])
-def test_published_weights_of_torchvision(name, num_classes, monkeypatch):
-    published = filled(torchvision.models.get_model(name).state_dict())
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda url, **_: published)
-    state = create_model(name, num_classes=num_classes, pretrained=True).state_dict()
-    head = [key for key in state if key.startswith(("fc.", "classifier."))]
-    for key in published:
-        if key in head and num_classes != 1000:
-            assert state[key].shape[0] == num_classes
-        else:
-            assert torch.equal(state[key], published[key]), key
-
-
-@pytest.mark.parametrize("num_classes", [1000, 5])
-def test_published_weights_of_bcos(num_classes, monkeypatch):
-    published = filled(create_model("bcos_resnet50").state_dict())
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **_: dict(published))
-    state = create_model("bcos_resnet50", num_classes=num_classes, pretrained=True).state_dict()
-    assert torch.equal(state["conv1.linear.weight"], published["conv1.linear.weight"])
-    assert torch.equal(state["fc.linear.weight"], published["fc.linear.weight"]) == (num_classes == 1000)
-
-
-def test_published_weights_of_the_vit_are_those_that_the_study_started_from(monkeypatch):
-    asked = []
-    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda model, pretrained_cfg, **_: asked.append(pretrained_cfg))
-    with torch.device("meta"):
-        model = create_model("vit_base_patch16_224", num_classes=5, pretrained=True)
-    assert asked[0]["url"].endswith("/jx_vit_base_p16_224-80ecf9dd.pth")
-    assert (asked[0]["mean"], asked[0]["std"]) == (describe(model).normalisation.mean, describe(model).normalisation.std)
-
-
-def test_mini_vit_starts_with_positions_that_can_be_told_apart():
-    """Neighbours are alike, and no two of the 64 positions are the same; with noise of 0.02 all are alike beside the tokens."""
-    net = create_model("mini_vit").train()
-    places = net.pos_embed[0, 1:].detach()
-    distances = torch.cdist(places, places)
-    row, column = torch.arange(64) // 8, torch.arange(64) % 8
-    apart = (row[:, None] - row).abs() + (column[:, None] - column).abs()
-    means = [distances[apart == steps].mean().item() for steps in range(4)]
-    assert means == sorted(means)
-    assert distances[apart > 0].min() > 0.5
-    with torch.inference_mode():
-        tokens = net.patch_embed(images_for(net))
-    assert 0.2 < places.std() / tokens.std() < 5  # neither drowns the other
 
 
 @pytest.mark.parametrize("num_classes", [0, -3])

@@ -12,7 +12,7 @@ from idsds.common.normalisation import UNIT
 from idsds.methods.base import split_name
 from idsds.protocols.robustness import augmentations
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_poster_is_complete_and_in_range():

@@ -1,4 +1,7 @@
-"""Patch sums against the golden maps of the reference, for what is cheap; ``parity_table.py`` compares everything."""
+"""What the code of the reference gave: keys and logits of its nets, and its maps as far as that is cheap.
+
+``methods/parity_table.py`` compares all maps.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ import torch
 from torch import nn
 
 from idsds.methods import create_method, shared_maps
+from idsds.models import create_model
+from idsds.models.bcos import BcosResNet
 from tests.methods import parity_table as parity
+from tests.models.golden import KEY_LISTS, LOGITS, golden_images, study_file, study_state, tensor_for, tolerance
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("IDSDS_SHARED", ROOT / ".." / "shared"))
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the golden data is not part of the project")
+golden_maps = pytest.mark.skipif(not SHARED.is_dir(), reason="the golden data is not part of the project")
 
 
 @lru_cache(maxsize=1)
@@ -37,6 +43,7 @@ TOLERANCE = 2e-3
 CHEAP = ["IxG", "Grad-CAM", "Grad-CAMpp", "XG-CAM", "Layer-CAM", "SG-CAMpp", "IxG-SG"]
 
 
+@golden_maps
 @pytest.mark.parametrize("name", ["Gradient", *CHEAP])
 def test_resnet18(name: str) -> None:
     difference, ranks, _ = parity.compare(model_of("resnet18"), f"resnet18/{name}", golden(), images=1 if name == "IxG-SG" else 2)
@@ -44,6 +51,7 @@ def test_resnet18(name: str) -> None:
     assert ranks > 0.98
 
 
+@golden_maps
 @pytest.mark.parametrize("name", ["Grad-CAM", "Rollout", "IxG"])
 def test_vit(name: str) -> None:
     difference, ranks, _ = parity.compare(model_of("vit_base_patch16_224"), f"vit_base_patch16_224/{name}", golden(), images=1)
@@ -51,6 +59,7 @@ def test_vit(name: str) -> None:
     assert ranks > 0.98
 
 
+@golden_maps
 def test_cams_before_scaling() -> None:
     """The 7 x 7 maps after ReLU, which the reference had before min-max scaling."""
     model = model_of("resnet18")
@@ -59,3 +68,28 @@ def test_cams_before_scaling() -> None:
     for theirs, name in names.items():
         wanted = torch.from_numpy(golden()[f"resnet18/{theirs}/cam7_relu_only"])
         assert (parity.cells_of(found[name][:, 0]) - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
+
+
+@pytest.mark.parametrize("name", KEY_LISTS)
+def test_keys_and_shapes_are_those_of_the_checkpoint(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    own_key = model.own_key if isinstance(model, BcosResNet) else lambda key: key
+    wanted = [(own_key(key), tuple(shape), dtype) for key, shape, dtype in KEY_LISTS[name]["entries"]]
+    assert [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in model.state_dict().items()] == wanted
+    assert sum(parameter.numel() for parameter in model.parameters()) == KEY_LISTS[name]["n_parameters"]
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_the_study_file_gives_the_logits_of_the_reference(name, tmp_path):
+    model = create_model(name, checkpoint=study_file(study_state(name), tmp_path / "checkpoint_best.pth.tar"))
+    with torch.inference_mode():
+        logits = model(golden_images(name))
+    torch.testing.assert_close(logits, LOGITS[name], rtol=0, atol=tolerance(name))
+
+
+def test_the_deterministic_weights_depend_on_key_and_shape_alone():
+    # First values of conv1.weight of resnet18 as the reference's run recorded them.
+    found = tensor_for("conv1.weight", (64, 3, 7, 7), gains=(1.15, 1.0)).flatten()[:4]
+    recorded = torch.tensor([0.07261140644550323, -0.14311544597148895, 0.30195173621177673, 0.029556777328252792])
+    torch.testing.assert_close(found, recorded, rtol=1e-6, atol=0)

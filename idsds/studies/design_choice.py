@@ -98,15 +98,11 @@ def findings(choice: str, table: pd.DataFrame) -> Findings:
 
 def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
     """Compare the published values likewise, for pairs with both models: higher, lower, method, difference, inferred."""
-    scores = idsds_scores().set_index(["model", "method"])
-    rows = []
-    for higher, lower in (pair for chain in chains for pair in combinations(chain, 2)):
-        for method in idsds_scores().query("model == @higher")["method"]:
-            if (lower, method) in scores.index:
-                both = scores.loc[[(higher, method), (lower, method)]]
-                difference, inferred = both["score"].iloc[0] - both["score"].iloc[1], bool(both["inferred"].any())
-                rows.append({"higher": higher, "lower": lower, "method": method, "difference": difference, "inferred": inferred})
-    return pd.DataFrame(rows, columns=["higher", "lower", "method", "difference", "inferred"])
+    pairs = pd.DataFrame([pair for chain in chains for pair in combinations(chain, 2)], columns=["higher", "lower"])
+    first, second = (idsds_scores()[["model", "method", "score", "inferred"]].rename(columns={"model": name}) for name in pairs)
+    both = pairs.merge(first, on="higher").merge(second, on=["lower", "method"])
+    both = both.assign(difference=both["score_x"] - both["score_y"], inferred=both["inferred_x"] | both["inferred_y"])
+    return both[["higher", "lower", "method", "difference", "inferred"]]
 
 
 @takes_folder

@@ -31,10 +31,9 @@ def card(runs: list[Run]) -> str:
     notebook, minutes = runs[0].notebook, minutes_of(PROFILE)
     lines = [f"## [{Run(notebook.with_suffix('.yaml'), notebook).title}]({notebook.name})"]
     for run in runs:
-        variant = run.stem.removeprefix(notebook.stem).strip("_").replace("_", " ")
         finding = run.figures.with_suffix(".md")
         first = finding.read_text(encoding="utf-8").strip().splitlines()[0].removeprefix("- ") if finding.is_file() else "not made yet."
-        lines.append(f"- {variant}: {first}" if variant else first)
+        lines.append(f"- {run.variant}: {first}" if run.variant else first)
     known = [minutes[run.stem] for run in runs if run.stem in minutes]
     spent = f"{max(1, round(sum(known)))} min on two cores" if len(known) == len(runs) else "time not known yet"
     paper = [run.stem for run in runs if (paths.root() / "params" / PAPER / f"{run.stem}.yaml").is_file()]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mimetypes
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
     """
     sections, resolved = [], [paths.resolve(folder) for folder in folders]
     for folder in resolved:
-        members = list(_runs_in(folder))
-        if not members:
+        if not (members := _runs_in(folder)):
             raise FileNotFoundError(f"no run in {str(folder)!r}: neither records nor a figure are there")
         sections += [_section(member) for member in members]
     title = "Attribution quality: " + ", ".join(dict.fromkeys(folder.name for folder in resolved))
@@ -63,18 +62,11 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
     return path
 
 
-def _runs_in(folder: Path) -> Iterator[Path]:
+def _runs_in(folder: Path) -> list[Path]:
     """Return a run's own folder, or the folders of a profile's runs."""
-    if _manifests(folder, deep=False) or _stem(folder).with_suffix(".png").is_file():
-        yield folder
-    elif folder.is_dir():
-        for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-            if _manifests(path) or _stem(path).with_suffix(".png").is_file():
-                yield path
-
-
-def _manifests(folder: Path, deep: bool = True) -> list[Path]:
-    return sorted(folder.rglob(MANIFEST)) if deep else [path for path in (folder / MANIFEST,) if path.is_file()]
+    if (folder / MANIFEST).is_file() or _stem(folder).with_suffix(".png").is_file():
+        return [folder]
+    return [path for path in sorted(folder.glob("*/")) if any(path.rglob(MANIFEST)) or _stem(path).with_suffix(".png").is_file()]
 
 
 def _stem(folder: Path) -> Path:
@@ -98,7 +90,8 @@ def table_files(stem: Path) -> list[Path]:
 
 def _section(folder: Path) -> dict[str, Any]:
     """Return a run's values for the template."""
-    stem, runs = _stem(folder), [Run.open(path.parent) for path in _manifests(folder) if read_json(path).get("status") == "complete"]
+    stem, manifests = _stem(folder), sorted(folder.rglob(MANIFEST))
+    runs = [Run.open(path.parent) for path in manifests if read_json(path).get("status") == "complete"]
     figures = [_address(path) for path in _sharpest(folder, stem)]
     named = {path.stem[len(stem.name) + 1 :].replace("_", " "): path for path in table_files(stem)} if figures else {}
     tables = [(name, _frame(_read(path))) for name, path in named.items()]
@@ -126,15 +119,12 @@ def _ranking(folder: Path, run: Run) -> pd.DataFrame:
 
 def _sharpest(folder: Path, stem: Path) -> list[Path]:
     """Return a figure's pages as vectors, or as pixels if vectors are missing, outdated or large."""
-    pixels = figure_files(stem)
-    vectors = {path.stem: path for path in figure_files(folder / stem.name, "svg")}
-
-    def best(path: Path) -> Path:
-        vector = vectors.get(path.stem)
-        fresh = vector is not None and vector.stat().st_mtime >= path.stat().st_mtime - 60 and vector.stat().st_size <= HEAVY
-        return vector if vector is not None and fresh else path
-
-    return [best(path) for path in pixels]
+    pages = {path.stem: path for path in figure_files(stem)}
+    for vector in figure_files(folder / stem.name, "svg"):
+        pixels = pages.get(vector.stem)
+        if pixels and vector.stat().st_mtime >= pixels.stat().st_mtime - 60 and vector.stat().st_size <= HEAVY:
+            pages[vector.stem] = vector
+    return list(pages.values())
 
 
 def _address(path: Path) -> str:
@@ -143,8 +133,7 @@ def _address(path: Path) -> str:
 
 def _drawn(folder: Path, run: Run, ranking: pd.DataFrame) -> str:
     """Return the ranking of records without a study's figure."""
-    manifest = run.manifest
-    grid = manifest["settings"].get("grid")
+    manifest, grid = run.manifest, run.manifest["settings"].get("grid")
     score, patches = SCORES.get(manifest["protocol"], manifest["protocol"]), grid**2 if isinstance(grid, int) else 16
     figure = plots.rank_methods(ranking, manifest["families"], n_patches=patches, score=score, columns=2)
     (path,) = plots.save(figure, folder / "ranking", {}, formats=["svg"])
@@ -160,9 +149,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _frame(table: pd.DataFrame) -> dict[str, Any]:
     """Return a table for the template, each cell with its sort key."""
-    shown = table.head(ROWS)
     said = f"{len(table):,} rows" + (f", of which the first {ROWS} are shown" if len(table) > ROWS else "")
-    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+    rows = [[_cell(value) for value in row] for row in table.head(ROWS).itertuples(index=False)]
     return {"head": list(map(str, table.columns)), "rows": rows, "said": said}
 
 

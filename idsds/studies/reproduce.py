@@ -75,11 +75,15 @@ class Run:
             return False
 
     @property
+    def variant(self) -> str:
+        """What distinguishes this run of its notebook; empty for the plain one."""
+        return self.stem.removeprefix(self.notebook.stem).strip("_").replace("_", " ")
+
+    @property
     def title(self) -> str:
-        """The notebook's heading, and what distinguishes this run of it."""
+        """The notebook's heading, and the variant."""
         first = next(cell.source for cell in nbformat.read(self.notebook, as_version=4).cells if cell.cell_type == "markdown")
-        variant = self.stem.removeprefix(self.notebook.stem).strip("_").replace("_", " ")
-        return first.splitlines()[0].lstrip("# ") + (f": {variant}" if variant else "")
+        return first.splitlines()[0].lstrip("# ") + (f": {self.variant}" if self.variant else "")
 
 
 def runs_of(profile: str, only: Sequence[str] = ()) -> list[Run]:

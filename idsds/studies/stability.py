@@ -61,10 +61,7 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
         For kind ``images`` one row per number with ``first`` the number and ``second`` ``rest``.
     """
     records = records[records["family"] != "control"]
-    parts = []
-    for kind in KINDS[:3]:
-        rows = records[records["kind"] == kind]
-        parts.append(rank_agreement(rows, "variant", **options).assign(kind=kind))
+    parts = [rank_agreement(records[records["kind"] == kind], "variant", **options).assign(kind=kind) for kind in KINDS[:3]]
     reference = records[(records["kind"] == "seed") & (records["variant"] == records["variant"].iloc[0])]
     for count in [int(name) for name in dict.fromkeys(records.loc[records["kind"] == "images", "variant"])]:
         parts.append(_subsets(reference, count, draws, **options).assign(kind="images"))
@@ -73,10 +70,7 @@ def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.D
 
 
 def _subsets(records: pd.DataFrame, count: int, draws: int, confidence: float = 0.95, seed: int = 0, **_: Any) -> pd.DataFrame:
-    """Measure the agreement of random subsets of ``count`` images with the other images; NaN if fewer than ``count`` are left.
-
-    Images of one group, such as crops of a photo, are on one side; the number of groups makes about ``count`` images.
-    """
+    """Measure the agreement of random subsets of about ``count`` images, in whole groups, with the others; NaN if fewer are left."""
     table = records.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False)
     of_image = records.drop_duplicates("image_id").set_index("image_id", drop=False)[unit_of(records)]
     group = np.unique(of_image.loc[table.index].to_numpy(dtype=str), return_inverse=True)[1]
@@ -147,7 +141,7 @@ class Stability(EvaluationStudy):
                 raise ValueError(f"{key} lacks the reference {reference!r}: {values}")
         if too_many := [count for count in self.counts if not 2 <= count <= self.images]:
             raise ValueError(f"counts must lie between 2 and images={self.images}, not {too_many}")
-        variants = [name for name in self.variants() if name != REFERENCE]
+        variants = list(self.variants())[1:]  # without the reference
         check_names("variant with a checkpoint", self.variant_checkpoints, variants)
         missing = [name for name in variants if name not in self.variant_checkpoints]
         if missing and not (trains_from_scratch(self.models[0], self.dataset) or starts_from_package(self.models[0], self.dataset)):
@@ -163,13 +157,13 @@ class Stability(EvaluationStudy):
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """The reference and each variant."""
-        return {name: self._vary(name, **changes) for name, changes in self.variants().items()}
-
-    def _vary(self, variant: str, **changes: Any) -> dict[str, Any]:
-        if variant != REFERENCE:
-            given = self.variant_checkpoints.get(variant)
-            changes["checkpoints"] = {self.models[0]: given} if given else {}
-        return self.arguments(**{"seed": self.seeds[:1], **changes, "output": f"{self.output}/{variant.replace(' ', '_')}"})
+        runs = {}
+        for name, changes in self.variants().items():
+            if name != REFERENCE:
+                given = self.variant_checkpoints.get(name)
+                changes["checkpoints"] = {self.models[0]: given} if given else {}
+            runs[name] = self.arguments(**{"seed": self.seeds[:1], **changes, "output": f"{self.output}/{name.replace(' ', '_')}"})
+        return runs
 
     def records(self, progress: bool = True) -> pd.DataFrame:
         """Score the reference and every variant.

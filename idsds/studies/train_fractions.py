@@ -8,7 +8,7 @@ epoch is chosen on validation images (the study chose it on its test images), an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -76,16 +76,11 @@ class ManyModels(TrainingStudy):
 
     def members(self) -> list[Member]:
         """Return all models, by data set; nothing is trained, but missing images are reported now."""
-        return list(self._members())
-
-    def _members(self) -> Iterator[Member]:
-        for dataset in self.datasets:
-            options = self._division(dataset)
-            for model in self.models:
-                for seed in self.seeds:
-                    for fraction in self.fractions:
-                        stage = self.stage(model, dataset, seed, deletion=None, fraction=fraction, **options)
-                        yield Member(dataset, model, fraction, seed, stage)
+        found = []
+        for dataset, model, seed, fraction in itertools.product(self.datasets, self.models, self.seeds, self.fractions):
+            stage = self.stage(model, dataset, seed, deletion=None, fraction=fraction, **self._division(dataset))
+            found.append(Member(dataset, model, fraction, seed, stage))
+        return found
 
     def _division(self, dataset: str) -> dict[str, str]:
         """Return the options of a data set that differ from its own."""
@@ -100,8 +95,8 @@ class ManyModels(TrainingStudy):
         Returns:
             One row per model: data set, architecture, fraction, seed; ``train_images``, ``epochs``, ``best_epoch`` (from 1) and
             ``val_accuracy`` of it; ``accuracy``, ``macro_f1``, ``weighted_f1`` and ``weighted_precision`` in [0, 1], higher is better, each
-            with ``_low`` and ``_high``; ``top5``, accuracy with five guesses; ``count`` of the test
-            images; ``interval``, what these intervals cover.
+            with ``_low`` and ``_high``; ``top5``, accuracy with five guesses; ``count`` of the test images; ``interval``, what these
+            intervals cover.
         """
         rows, members = [], self.members()
         train([member.stage for member in members], self.machine, progress)
@@ -118,11 +113,9 @@ class ManyModels(TrainingStudy):
 
     def _predictions(self, member: Member, images: int | None) -> pd.DataFrame:
         """Return image id, target, prediction and ``top5`` of the test images, computed once for each content of the checkpoint."""
-        test = member.stage.split("test")
+        stage, test = member.stage, member.stage.split("test")
         test = test if images is None else first(test, images)
-        stage, model = member.stage, None
-        if not stage.intact:
-            model = obtain(stage, machine=self.machine, progress=False)
+        model = None if stage.intact else obtain(stage, machine=self.machine, progress=False)
         address = digest([stage.key, stage.content, fingerprint(test), stage.device, self.precision, "top5"])
         path = paths.cache() / "predictions" / f"{paths.portable(stage.model)}-{address}.parquet"
         if not path.is_file():
@@ -178,8 +171,7 @@ class TrainFractions(ManyModels):
             for part, count in zip(parts, (confusion, per_class), strict=True):
                 table = count(found["target"], found["prediction"])
                 part.append(pd.concat([pd.DataFrame([member.identity] * len(table)), table], axis=1))
-        confusions, report = (pd.concat(part, ignore_index=True) for part in parts)
-        return confusions, report
+        return pd.concat(parts[0], ignore_index=True), pd.concat(parts[1], ignore_index=True)
 
     def _run(self, progress: bool) -> Result:
         table = self.quality(self.images, progress)
@@ -220,6 +212,8 @@ def findings(table: pd.DataFrame) -> Findings:
         falls = int((series.diff(axis=1).iloc[:, 1:] < 0).to_numpy().sum())
         rows.append({**row, "verdict": str(verdicts(low, high)), "steps that lower it": falls})
     gains = pd.DataFrame(rows)
-    claim = f"accuracy on test images from {least} to {most} of the training images: {gains['gain in points'].median():+.1f} points"
-    claim = f"{claim[0].upper()}{claim[1:]} in the median of {len(gains)} architectures and data sets (intervals over training seeds)."
+    claim = (
+        f"Accuracy on test images from {least} to {most} of the training images: {gains['gain in points'].median():+.1f} points"
+        f" in the median of {len(gains)} architectures and data sets (intervals over training seeds)."
+    )
     return Findings([claim, *sentences], gains)

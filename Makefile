@@ -40,7 +40,7 @@ reproduce: setup ## run every notebook of PROFILE (mnist5k); what is done is reu
 
 test: setup lint ## check the style, run the tests and every notebook
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 lint: setup ## check the style
 	$(BIN)/ruff check .
@@ -64,7 +64,7 @@ lowest: setup ## install the lowest versions that pyproject.toml allows into bui
 	PYTHONPATH=. build/lowest/bin/python -m pytest tests/test_imports.py tests/common/test_files.py tests/common/test_settings.py \
 		tests/models/test_weights.py tests/statistics tests/protocols/test_single_deletion.py tests/protocols/test_base.py \
 		tests/evaluation/test_cache.py tests/evaluation/test_commit.py tests/evaluation/test_records.py tests/methods/test_gradient.py \
-		tests/methods/test_cam.py tests/methods/test_libraries.py tests/plots/test_rank_methods.py
+		tests/methods/test_cam.py tests/methods/libraries tests/plots/test_rank_methods.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/python -m idsds index

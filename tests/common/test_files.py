@@ -8,15 +8,6 @@ import pandas as pd
 import pytest
 
 from idsds.common.files import DamagedFileError, atomic, read_json, read_table, write_json, write_table
-from idsds.common.hashing import digest
-
-
-def test_digest_depends_on_content_and_not_on_order():
-    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": (1, 2), "a": 1})
-    assert digest({"a": 1}) != digest({"a": 2})
-    assert digest({"a": 1}) != digest({"a": "1"})
-    with pytest.raises(TypeError, match="set"):
-        digest({"a": {1}})
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_no_other(tmp_path):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from idsds.datasets import stratified_split
 from idsds.datasets.splits import nested_share
 
 IDS = [f"image {number}" for number in range(90)]
@@ -36,3 +37,9 @@ def test_the_seed_draws_and_an_added_image_moves_no_other_class():
 def test_what_is_no_share(fraction):
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         nested_share(IDS, TARGETS, fraction)
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (-0.1, 0), (0, 1.0)])
+def test_impossible_shares_are_refused(validation, test):
+    with pytest.raises(ValueError, match="fractions"):
+        stratified_split(["a"], [0], "train", validation=validation, test=test)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import idsds
-from idsds.models.inspection import as_net
 from idsds.training.recipes import Deletion
 
 COUNT, CLASSES, SIDE = 6, 4, 16
@@ -341,10 +340,3 @@ class TestHonesty:
 def test_a_frozen_script_is_refused() -> None:
     with pytest.raises(ValueError, match="model 'net' is a frozen TorchScript net"):
         scores(torch.jit.freeze(scripted()))
-
-
-def test_wrappers_are_taken_off() -> None:
-    net = plain()
-    assert as_net("n", nn.DataParallel(net)) is net
-    assert as_net("n", torch.compile(net)) is net
-    assert as_net("n", None) is None

@@ -1,4 +1,3 @@
-import functools
 import subprocess
 import sys
 
@@ -9,8 +8,6 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import idsds
-from idsds.common import hashing
-from idsds.common.hashing import code_digest, modules_of, own_digest
 from idsds.common.normalisation import UNIT
 from idsds.common.registry import UnknownNameError
 from idsds.evaluation.arguments import Arguments, make_plan
@@ -165,54 +162,6 @@ print(own_digest(Net()), own_digest(mine), own_digest(functools.partial(mine, po
     assert all(a != b for a, b in zip(once[1:], other[1:], strict=True))  # each refers to scale
 
 
-def test_partial_objects_and_closures_count():
-    def make(k):
-        return lambda images, targets: images * k
-
-    assert own_digest(make(2)) == own_digest(make(2)) != own_digest(make(3))
-    assert own_digest(functools.partial(torch.mul, other=2)) != own_digest(functools.partial(torch.mul, other=3))
-
-
-def test_a_thing_that_cannot_be_pickled_is_never_taken_for_another():
-    assert own_digest(iter(open(__file__))) != own_digest(iter(open(__file__)))  # noqa: SIM115
-
-
-def test_the_package_s_code_is_addressed_by_its_file():
-    from idsds.protocols.single_deletion import deletion_table, single_deletion
-
-    assert code_digest(deletion_table) == code_digest(deletion_table) != code_digest(single_deletion)
-
-
-def test_words_about_the_package_s_code_move_no_address(tmp_path, monkeypatch):
-    def address(text):
-        (tmp_path / "room.py").write_text(text)
-        hashing._code.cache_clear()
-        return hashing._code("idsds.room")
-
-    monkeypatch.setattr(hashing, "PACKAGE", tmp_path)
-    code = '"""A room."""\n\n\nclass A:\n    """An A."""\n\n    def f(self, x):\n        """Double."""\n        return 2 * x\n'
-    worded = code.replace("A room", "The room").replace("An A", "One").replace("Double", "Return twice").replace("2 * x", "2 * x  # twice")
-    bare = "class A:\n    def f(self, x):\n        return 2 * x\n"
-    try:
-        assert address(code) == address(worded) != address(code.replace("2 * x", "3 * x"))
-        assert address(code) != address(bare.replace("x)", "x, y)"))
-    finally:
-        hashing._code.cache_clear()
-
-
-def test_the_package_s_code_is_addressed_with_what_it_builds_on():
-    gradient, deletion = modules_of("idsds.methods.gradient"), modules_of("idsds.protocols.single_deletion")
-    assert {
-        "idsds.methods.gradient",
-        "idsds.methods.base",
-        "idsds.models.base",
-        "idsds.common.randomness",
-        "idsds.common.batching",
-    } <= gradient
-    assert "idsds.common.interventions" in deletion
-    assert not {"idsds.methods.rise", "idsds.evaluation.evaluate", "idsds.plots"} & (gradient | deletion)
-
-
 def test_several_grids_in_one_pass_equal_one_after_the_other(tmp_path):
     calls = []
 
@@ -250,22 +199,6 @@ def test_transforms_share_the_computation():
     sums = maps.view(2, 4, 2, 4, 4).sum((2, 4)).flatten(1)
     # products of float32 of size 1 in sums of 24
     np.testing.assert_allclose(np.stack(records[records.method == "IxG relu"].patch_sums), sums, atol=1e-5)
-
-
-def test_costs_are_measured_without_doing_the_work(tmp_path, capsys):
-    arguments = {"models": {"net": Linear()}, "methods": ["IxG", "Random"], "dataset": data(), "images": 6, "shard": 3}
-    table = idsds.evaluate(**arguments, output=tmp_path, dry_run="measure")
-    assert not list(tmp_path.iterdir())
-    assert table.work.tolist() == ["deletions", "IxG", "Random"]
-    assert table.images_left.tolist() == [6, 6, 6]
-    np.testing.assert_allclose(
-        table.seconds_left.astype(float), 6 / table.images_per_second.astype(float), atol=0.06
-    )  # both are rounded to tenths
-    assert (table.disk_mb >= 0).all()
-    assert "total:" in capsys.readouterr().out
-    idsds.evaluate(**arguments, output=tmp_path, progress=False)
-    later = idsds.evaluate(**{**arguments, "methods": ["IxG", "Random", "IxG-SG"]}, output=tmp_path, dry_run="measure", progress=False)
-    assert dict(zip(later.work, later.images_left, strict=True)) == {"deletions": 0, "IxG": 0, "Random": 0, "IxG-SG": 6}
 
 
 def test_a_split_is_chosen_by_name():

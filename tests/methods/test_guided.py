@@ -6,9 +6,12 @@ import captum.attr
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import GuidedBackprop, Saliency
 from torch import Tensor, nn
 
+from idsds import create_model
 from idsds.methods import create_method, list_methods
+from idsds.methods.guided import no_relu
 from tests.methods.nets import ConvNet, images_of, mini, seeded
 
 CAPTUM = {"Guided Backprop": captum.attr.GuidedBackprop, "Deconvolution": captum.attr.Deconvolution}
@@ -156,3 +159,17 @@ def test_a_clip_at_zero_is_a_relu(clip) -> None:
     for name in CAPTUM:
         found = create_method(name, model)(IMAGES, TARGETS)
         assert torch.equal(found, create_method(name, reference)(IMAGES, TARGETS))
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks")
+def test_guided_backprop_of_a_net_without_relus_is_captums_plain_gradient():
+    """What the study's rows of EfficientNet show, and why our scatter draws another method than Guided Backprop there."""
+    net = create_model("mini_efficientnet")
+    assert no_relu(create_model("efficientnet_b0", num_classes=2)), "torchvision's has SiLUs alone"
+    with pytest.raises(ValueError, match="does not apply"):
+        create_method("Guided Backprop", net)
+    images, targets = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 5])
+    guided = GuidedBackprop(net).attribute(images.clone().requires_grad_(), target=targets)
+    gradient = Saliency(net).attribute(images.clone().requires_grad_(), target=targets, abs=False)
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(guided, gradient, rtol=0, atol=0)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from idsds.methods import create_method, list_methods
 from idsds.methods.intrinsic import dense_batch
 from idsds.models import create_model
-from idsds.models.bagnet import BagNet
 from tests.methods.nets import ConvNet, images_of, mini, seeded
 
 TARGETS = torch.tensor([1, 7])
@@ -48,15 +47,6 @@ def test_bagnet_adds_up_to_the_logit() -> None:
     below, right = (-(side - model.window) % stride for side in (24, 30))
     averaged = found[:, half : 24 + below - half : stride, half : 30 + right - half : stride].mean(dim=(1, 2))
     assert torch.allclose(averaged, wanted, rtol=0, atol=1e-9)
-
-
-def test_the_small_bagnet_has_the_papers_proportion_and_sees_the_whole_image() -> None:
-    model, images = create_model("mini_bagnet"), torch.rand(4, 3, 32, 32, requires_grad=True)
-    assert model.window / 8 == pytest.approx(33 / 56, abs=0.05)
-    (gradient,) = torch.autograd.grad(model(images).square().sum(), images)
-    assert (gradient.abs().sum(dim=(0, 1)) > 0).all()
-    published = BagNet(10, width=2)
-    assert (published.window, published.stride, published.cover) == (33, 8, False)
 
 
 def test_bcos_adds_up_to_the_logit_less_its_constant() -> None:

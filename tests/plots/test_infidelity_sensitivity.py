@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from idsds import plots
-from idsds.plots.infidelity_sensitivity import FOREST, SCATTER, THEIRS
+from idsds.plots.infidelity_sensitivity import FOREST, SCATTER, THEIRS, _shown
 from idsds.studies.infidelity_sensitivity.correlations import LEVELS
+from tests.studies.infidelity_sensitivity.tables import table_of
 
 from .overlap import outside, overlaps, text_boxes
 
@@ -135,3 +136,9 @@ def test_the_legend_of_training_shares_shows_the_marks_as_they_are():
     assert not overlaps(boxes)
     assert not outside(figure, boxes)
     assert any("percentage" in axes.get_ylabel() for axes in figure.axes)
+
+
+def test_the_studys_method_is_drawn_where_every_model_has_it():
+    table = table_of().replace({"method": {"IxG": "Guided Backprop"}})
+    assert _shown(table) == "Guided Backprop"
+    assert _shown(table.drop(index=table.index[table["method"] == "Guided Backprop"][0])) == "Gradient"

@@ -7,7 +7,7 @@ import pytest
 
 from idsds import plots, published
 from idsds.methods import METHODS
-from idsds.plots.parallel_axes import REPEATED, spread
+from idsds.plots.parallel_axes import REPEATED
 from idsds.plots.style import PUBLISHED
 
 from .overlap import outside, overlaps, text_boxes
@@ -55,18 +55,6 @@ def test_the_null_band_is_drawn_at_its_width():
     x = band.get_paths()[0].vertices[:, 0]
     half = 1.959964 / 15**0.5 / 100**0.5
     assert (x.min(), x.max()) == pytest.approx((-half, half), abs=1e-6)
-
-
-@pytest.mark.parametrize("positions", [[0, 0, 0, 0], [0, 0.01, 0.5, 0.51, 0.9], [0.99, 1.0, 1.0], [0.3]])
-def test_names_keep_their_distance_order_and_range(positions):
-    found = spread(np.array(positions, float), 0.05, 0.0, 1.0)
-    assert (np.diff(found) >= 0.05 - 1e-12).all()
-    assert found.min() >= -1e-12
-    assert found.max() <= 1 + 1e-12
-
-
-def test_names_that_have_room_stay_where_they_are():
-    np.testing.assert_allclose(spread(np.array([0.1, 0.4, 0.8]), 0.05, 0, 1), [0.1, 0.4, 0.8])
 
 
 CROWD = [name + suffix for name in METHODS for suffix in ("", " abs")]

@@ -1,4 +1,3 @@
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from idsds.datasets.synthetic import PatchModel
 from idsds.evaluation.records import undefined_scores
 from idsds.methods import create_method
 from idsds.models import HALF, UNIT
-from idsds.protocols import Batch, gmic_filters
+from idsds.protocols import Batch
 from idsds.protocols.robustness import (
     ANGLES,
     FILTERS,
@@ -199,53 +198,6 @@ def test_filters_work_in_the_units_of_the_pixels(batch):
     for name in FILTERS:
         half, unit = augmentations("filters", HALF)[name][0], augmentations("filters", UNIT)[name][0]
         torch.testing.assert_close(HALF.invert(half(HALF(pixels))), unit(pixels), atol=1e-6, rtol=0)
-
-
-class FakeGmic:
-    """As much of the package as is used: images of channels last and from 0 to 255 in, width x height x depth x channels out."""
-
-    class Image:
-        def __init__(self, pixels):
-            self.pixels = pixels
-
-        @classmethod
-        def from_yxc(cls, pixels):
-            return cls(pixels)
-
-        def to_numpy(self):
-            return self.pixels.transpose(1, 0, 2)[:, :, None]
-
-    ImageList = list
-
-    def __init__(self):
-        self.commands = []
-
-    def run(self, command, images):
-        self.commands.append(command)
-        return [self.Image(255 - images[0].pixels * np.array([1, 1, 0.5], dtype=np.float32))]
-
-
-def test_gmic_gets_the_pixels_and_gives_them_back(monkeypatch, net, batch):
-    fake = FakeGmic()
-    monkeypatch.setitem(sys.modules, "gmic", fake)
-    images = images_of(2, 16, 20, dtype=torch.float32)
-    wanted = 1 - images * torch.tensor([1, 1, 0.5]).view(3, 1, 1)
-    torch.testing.assert_close(gmic_filters.apply_command(images, "mine 1"), wanted)
-    assert fake.commands == ["mine 1"] * 2
-    fake.commands.clear()
-    shifts = probability_shifts(net, batch, kind="filters", filters="gmic")["shifts"]
-    assert shifts.shape == (3, 5)
-    assert sorted(set(fake.commands)) == sorted(gmic_filters.COMMANDS.values())
-    assert list(gmic_filters.GMIC_FILTERS) == list(FILTERS)
-    fake.run = lambda command, images: [fake.Image(images[0].pixels[:-1])]
-    with pytest.raises(ValueError, match=r"'mine 1' gave 1 image\(s\), the first of shape \(20, 15, 1, 3\)"):
-        gmic_filters.apply_command(images, "mine 1")
-
-
-def test_without_gmic_it_says_what_to_do(monkeypatch, net, batch):
-    monkeypatch.setitem(sys.modules, "gmic", None)
-    with pytest.raises(ImportError, match="pip install gmic"):
-        probability_shifts(net, batch, kind="filters", filters="gmic")
 
 
 def test_images_that_no_rotation_leaves_alone_are_undefined_and_the_ledger_says_why(net, batch):

@@ -14,7 +14,6 @@ from idsds.models import create_model
 from idsds.models.weights import save_checkpoint
 from idsds.studies.base import STUDIES, EvaluationStudy, Findings, Plan, Result, read_params, run_file, study_class
 from idsds.studies.rank_methods import RankMethods
-from idsds.studies.result import listed
 from idsds.training.recipes import PAPER, Recipe
 
 GOOD = {"dataset": "mnist5k", "models": ["mini_resnet8"], "methods": ["IG", "IG abs"], "images": 10, "output": "runs/x/y"}
@@ -179,21 +178,6 @@ def test_a_study_plans_runs_and_saves(minimal, tmp_path):
 
     names = [path.name for path in result.save(Figure())]
     assert names == ["y.png", "y.pdf", "y.csv", "y.md"], "an empty table is not saved"
-
-
-def test_findings_are_three_sentences_at_most():
-    with pytest.raises(ValueError, match="4 sentences; a study's findings are at most 3"):
-        Findings(["One."] * 4)
-    claims = pd.DataFrame({"claim": ["a < b", "c"], "difference": [0.5, 0.1], "low": [0.25, -0.1], "high": [0.75, 0.3]})
-    shown = Findings(["One & two."], claims, "Of three nets.")._repr_html_()
-    assert "<li>One &amp; two.</li>" in shown
-    assert "a &lt; b" in shown
-    assert "0.5 [0.25, 0.75]" in shown
-    assert shown.count("<svg") == 2, "verdicts have their intervals as bars"
-    assert shown.endswith("<p>Of three nets.</p>")
-    assert "<table" not in Findings(["One."])._repr_html_()
-    assert [listed("abc"), listed("abcd"), listed("abcdef")] == ["a, b, c", "a, b, c, d", "a, b, c, d and 2 more"]
-    assert [listed("abc", most=2), listed([])] == ["a, b and 1 more", ""]
 
 
 def test_a_study_says_what_its_claims_are_about(minimal):

@@ -1,20 +1,15 @@
 """ROAR and KAR from settings to areas, with a net that trains in a second and images whose informative pixels are known."""
 
-from functools import cache
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from torch import nn
 
 from idsds.common.files import DamagedFileError
 from idsds.common.settings import SettingsError
-from idsds.datasets import create_dataset, fixed_order, synthetic
-from idsds.datasets.synthetic import PatchModel
+from idsds.datasets import create_dataset, fixed_order
 from idsds.methods import METHODS, Passes, create_method, register_method
-from idsds.models import MODELS, register_model
 from idsds.models.weights import save_checkpoint
 from idsds.protocols.roar import MASK, pixel_ranks
 from idsds.studies.roar import Roar, retraining_areas, retraining_curves
@@ -22,52 +17,10 @@ from idsds.studies.roar import pixel_ranks as ranks_module
 from idsds.studies.roar import retraining as retrained
 from idsds.studies.roar import study as retraining
 from idsds.studies.roar.curves import sentences
-from idsds.studies.roar.images import channel_means, fill_colour, modified
-from idsds.studies.roar.pixel_ranks import PixelRanks
 from idsds.training.checkpoints import obtain
-
-IMAGES = cache(synthetic.synthetic_image)
-
-
-class Small(nn.Module):
-    """Sees the synthetic images' patches one by one."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 16, 8, stride=8), nn.BatchNorm2d(16), nn.Linear(16, num_classes)
-
-    def forward(self, x):
-        return self.fc(self.norm(self.conv(x)).relu().mean(dim=(2, 3)))
-
-
-def exact(model, images, targets):
-    """Knows in which nine of 16 patches there is evidence for any class; see :mod:`idsds.datasets.synthetic`."""
-    with torch.no_grad():
-        strengths = PatchModel().evidence(images).abs().sum(dim=1)  # (B, 4, 4)
-    return strengths.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-
-
-def sometimes_undefined(model, images, targets):
-    """NaN for the first class, constant for the second."""
-    maps = images[:, 0].clone()
-    maps[targets == 0], maps[targets == 1] = torch.nan, 3.0
-    return maps
-
+from tests.studies.roar.conftest import Small
 
 pytestmark = pytest.mark.filterwarnings("ignore:method 'Undefined' gave a NaN:RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
-    monkeypatch.setattr(synthetic, "synthetic_image", IMAGES)  # drawn once, not at every epoch
-    register_model("small_test", family="test", num_classes=4, input_size=32, training={"epochs": 1})(Small)
-    register_method("Exact", family="own", passes=Passes(0))(exact)
-    register_method("Undefined", family="own", passes=Passes(0))(sometimes_undefined)
-    yield tmp_path
-    MODELS.remove("small_test")
-    METHODS.remove("Exact")
-    METHODS.remove("Undefined")
 
 
 def settings(**changes):
@@ -208,48 +161,6 @@ def test_ranks_belong_to_the_content_of_the_weights(home):
     assert {each.key for each in other.retrainings() if each.ranks}.isdisjoint(each.key for each in one.retrainings())
 
 
-def test_large_images_get_wider_ranks(tmp_path, monkeypatch):
-    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path))
-    store = PixelRanks("x", 2, 257, 256)
-    ranks = pixel_ranks(torch.randn(2, 1, 257, 256), "ab")
-    store.write(0, ranks, 0, 0)
-    torch.testing.assert_close(torch.stack([store[0], store[1]]), ranks)
-    assert store.counts() == (0, 0)
-
-
-def test_pixels_are_replaced_by_the_training_mean_in_the_space_of_the_pixels():
-    data = create_dataset("synthetic", "val").subset(range(6))
-    fill = channel_means(data)
-    torch.testing.assert_close(fill, torch.stack([data.read(index) for index in range(6)]).mean(dim=(0, 2, 3)))
-    for _ in range(2):  # computed, then from the disk
-        torch.testing.assert_close(fill_colour("mean", data), fill)
-    assert fill_colour("black", data).tolist() == [0, 0, 0]
-    ranks = pixel_ranks(torch.randn(6, 1, 32, 32), range(6))
-    changed = modified(data, ranks, 0.25, "remove", fill, flip=True)
-    image, _, image_id = changed[3]
-    replaced = (ranks[3] < 256).expand(3, -1, -1)
-    assert image_id == data.image_ids[3]
-    torch.testing.assert_close(image[~replaced], data[3][0][~replaced])
-    torch.testing.assert_close(image, data.normalisation(torch.where(replaced, fill[:, None, None], data.read(3))))
-    seen = [changed.augmented(seed, 0)[3][0] for seed in range(8)]
-    assert all(torch.equal(each, image) or torch.equal(each, image.flip(2)) for each in seen)
-    assert len({torch.equal(each, image) for each in seen}) == 2
-
-
-def test_a_mask_alone_shows_no_image():
-    """White where a pixel is replaced, black elsewhere, in the space of the net; of whatever image, and mirrored like one."""
-    data = create_dataset("synthetic", "val").subset(range(6))
-    ranks = pixel_ranks(torch.randn(6, 1, 32, 32), range(6))
-    changed = modified(data, ranks, 0.25, MASK, torch.tensor([0.2, 0.3, 0.4]), flip=True)
-    replaced = (ranks[3] < 256).expand(3, -1, -1)
-    torch.testing.assert_close(changed.read(3), replaced.float())
-    torch.testing.assert_close(changed[3][0], data.normalisation(replaced.float()))
-    other = create_dataset("synthetic", "test").subset(range(6))
-    torch.testing.assert_close(modified(other, ranks, 0.25, MASK, torch.zeros(3)).read(3), changed.read(3))
-    seen = [changed.augmented(seed, 0)[3][0] for seed in range(8)]
-    assert len({torch.equal(each, changed[3][0]) for each in seen}) == 2
-
-
 def tells_the_class(model, images, targets):
     """One row of 32 pixels, whose place, within the patches that the net sees, is the explained class."""
     maps = torch.zeros(len(images), 32, 32)
@@ -291,17 +202,6 @@ def test_agreement_is_with_the_explained_net_and_not_with_the_label():
     with torch.no_grad():
         alone = [net(plan.data["test"][index][0][None]).argmax().item() for index in range(60)]
     assert alone == explained
-
-
-def test_top_5_is_counted_over_five_of_ten_classes():
-    data = create_dataset("digits").subset(range(30))
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
-    found = retrained.predictions(net, data, 16)
-    logits = torch.stack([net(data[index][0][None])[0] for index in range(30)])
-    order = logits.argsort(dim=1, descending=True).tolist()
-    assert found["predicted"] == [classes[0] for classes in order]
-    assert found["top5"] == [int(target in classes[:5]) for target, classes in zip(data.targets, order, strict=True)]
-    assert 0 < sum(found["top5"]) < 30
 
 
 def test_addresses_hold_what_determines_a_result():

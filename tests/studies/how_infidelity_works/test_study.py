@@ -1,13 +1,9 @@
 """The steps of one image's infidelity: closed forms for the optimal map, the package's other functions for the rest."""
 
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from torch import nn
 
 from idsds.common.interventions import delete_patches
 from idsds.common.settings import SettingsError
@@ -15,66 +11,17 @@ from idsds.datasets import fixed_order
 from idsds.evaluation.job import named_dataset
 from idsds.evaluation.run import PassCounter
 from idsds.methods import create_method
-from idsds.models import MODELS, create_model, register_model
-from idsds.models.weights import save_checkpoint
+from idsds.models import create_model
 from idsds.protocols.infidelity import infidelity, perturbations
 from idsds.protocols.single_deletion import deletion_drops, patch_sums
 from idsds.studies.how_infidelity_works import study as infidelity_steps
 from idsds.studies.how_infidelity_works.findings import (
-    ZEROS,
     claims_table,
-    lower,
-    mean_of,
-    reordered,
-    sentences,
     similarity,
     steps_table,
     winners_of,
 )
-from idsds.studies.how_infidelity_works.optimal_map import RIDGES, best_factor, best_ridge, optimal_map
-from idsds.studies.how_infidelity_works.study import HowInfidelityWorks, Step, Walk
-
-METHODS = ["Gradient", "IxG", "Random"]
-
-
-class Small(nn.Module):
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Linear(4 * 49, num_classes)
-
-    def forward(self, x):
-        return self.fc(self.act(self.conv(x)).flatten(1))
-
-
-class Linear(nn.Module):
-    """A linear net whose logits are lowered by half of the image's square."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3 * 32 * 32, num_classes)
-
-    def forward(self, x):
-        return self.fc(x.flatten(1)) - 0.5 * x.square().flatten(1).sum(dim=1, keepdim=True)
-
-
-@pytest.fixture
-def settings(tmp_path, monkeypatch):
-    monkeypatch.setenv("IDSDS_HOME", str(tmp_path))
-    torch.manual_seed(0)
-    files = {}
-    for name, build in (("small_steps", Small), ("linear_steps", Linear)):
-        register_model(name, family="test", num_classes=10, input_size=32, training={"epochs": 1})(build)
-        files[name] = str(tmp_path / f"{name}.safetensors")
-        save_checkpoint(create_model(name), tmp_path / f"{name}.safetensors")
-
-    def make(model="small_steps", **changes):
-        given = {"dataset": "digits", "model": model, "methods": METHODS, "image": 2, "sigmas": [0.001, 0.5], "optimal_cells": 8}
-        given |= {"samples": 30, "device": "cpu", "output": "runs/x/how", "checkpoints": {model: files[model]}}
-        return HowInfidelityWorks(**{**given, **changes})
-
-    yield make
-    MODELS.remove("small_steps")
-    MODELS.remove("linear_steps")
+from tests.studies.how_infidelity_works.conftest import METHODS
 
 
 def explained(settings):
@@ -83,46 +30,6 @@ def explained(settings):
     image, target, image_id = data[fixed_order(data.image_ids)[settings.image]]
     model = create_model(settings.model, num_classes=10, checkpoint=settings.checkpoints[settings.model])
     return model, image[None], target, image_id, data.normalisation
-
-
-def test_the_optimal_map_of_a_linear_model_is_its_gradient():
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(400, 12, generator=generator, dtype=torch.float64)
-    gradient = torch.randn(12, generator=generator, dtype=torch.float64)
-    assert torch.allclose(optimal_map(weights, weights @ gradient), gradient, atol=1e-10)
-    noisy = weights @ gradient + torch.randn(400, generator=generator, dtype=torch.float64)
-    oracle = np.linalg.lstsq(weights.numpy(), noisy.numpy(), rcond=None)[0]
-    assert np.allclose(optimal_map(weights, noisy).numpy(), oracle, atol=1e-10)
-    few = slice(0, 5)  # fewer perturbations than unknowns: the least norm, which numpy's has too
-    oracle = np.linalg.lstsq(weights[few].numpy(), noisy[few].numpy(), rcond=None)[0]
-    assert np.allclose(optimal_map(weights[few], noisy[few]).numpy(), oracle, atol=1e-8)
-
-
-def test_the_ridge_is_that_of_least_cross_validation():
-    """By the matrix H itself; a map that says nothing of the changes is shrunk to next to nothing, one that says all is not shrunk."""
-    rng = np.random.default_rng(7)
-    weights, noise = rng.normal(size=(60, 40)), rng.normal(size=60)
-    true = rng.normal(size=40)
-    for changes in (noise, weights @ true, weights @ true + 3 * noise):
-        second, scores = weights.T @ weights / 60, []
-        ridges = [factor * np.trace(second) / 40 for factor in RIDGES]
-        for ridge in ridges:
-            hat = weights @ np.linalg.inv(second + ridge * np.eye(40)) @ weights.T / 60
-            scores.append((((hat @ changes - changes) ** 2).mean()) / (1 - np.trace(hat) / 60) ** 2)
-        given = torch.tensor(weights), torch.tensor(changes)
-        found = best_ridge(*given)
-        assert found == RIDGES[int(np.argmin(scores))]
-        oracle = np.linalg.solve(second + found * np.trace(second) / 40 * np.eye(40), weights.T @ changes / 60)
-        assert np.allclose(optimal_map(*given, found).numpy(), oracle, atol=1e-8)
-    assert best_ridge(torch.tensor(weights), torch.tensor(weights @ true)) <= 1e-5
-    assert best_ridge(torch.tensor(weights), torch.tensor(noise)) >= 1
-
-
-def test_the_best_factor_is_that_of_least_squares():
-    predicted, changes = np.random.default_rng(2).normal(size=(2, 50))
-    oracle = np.linalg.lstsq(predicted[:, None], changes, rcond=None)[0]
-    assert best_factor(predicted, changes) == pytest.approx(oracle.item())
-    assert best_factor(np.zeros(5), np.ones(5)) == 0
 
 
 def test_the_steps_of_one_image(settings):
@@ -260,90 +167,6 @@ def test_on_other_images_the_winners_are_counted(settings):
     assert claims.loc["noise, sigma 0.001", ["lowest", "same_elsewhere", "other_images"]].tolist() == ["Gradient", 2, 2]
     assert claims.loc["noise, sigma 0.001", ["low", "high"]].tolist() == pytest.approx([low, high])
     assert claims_table(settings().walk(progress=False))["low"].isna().all()
-
-
-def step_of(predicted, changes, **facts):
-    changes = np.asarray(changes, dtype=float)
-    blank = {"taken": np.zeros((2, 2)), "picture": np.zeros((2, 2, 3)), "products": {}, "logit": 1.0, "optimal": np.zeros((2, 2))}
-    blank |= {"name": "p", "noise": True, "sampled": True, "cells": 4, "ridge": 0.0, "fitted": 12, "different": 6, "seen": 0, **facts}
-    return Step(changes=changes, predicted={name: np.asarray(values, dtype=float) for name, values in predicted.items()}, **blank)
-
-
-def test_intervals_are_those_of_student():
-    values = np.random.default_rng(3).normal(size=20) ** 2
-    found = mean_of(values)
-    low, high = stats.t.interval(0.95, 19, values.mean(), stats.sem(values))
-    assert found == pytest.approx((values.mean(), stats.sem(values), low, high))
-    assert mean_of(values, sampled=False) == (values.mean(), 0, values.mean(), values.mean())
-
-
-def test_only_clear_differences_count():
-    """Ten times the change is far off and, scaled, perfect; a map with noise added is near, and scaled stays so: their order turns."""
-    rng = np.random.default_rng(4)
-    changes = rng.normal(size=200)
-    loud, noisy = 10 * changes, changes + 0.3 * rng.normal(size=200)
-    twin = noisy + 1e-3 * rng.normal(size=200)
-    step = step_of({"loud": loud, "noisy": noisy, "twin": twin}, changes)
-    assert lower(step, "noisy", "loud")
-    assert lower(step, "loud", "noisy", scaled=True)
-    assert lower(step, ZEROS, "loud")
-    assert not lower(step, ZEROS, "noisy")
-    # The two that are the same but for a thousandth differ in their means, which is no order.
-    assert step.errors["noisy"].mean() != step.errors["twin"].mean()
-    assert not lower(step, "noisy", "twin")
-    assert not lower(step, "twin", "noisy")
-    assert set(reordered(step, ["loud", "noisy", "twin"])) == {("noisy", "loud"), ("twin", "loud")}
-    assert set(winners_of(step, ["loud", "noisy", "twin"])) == {"noisy", "twin"}
-    # Where the perturbations are all that there are, any difference counts.
-    assert len(winners_of(replace(step, sampled=False), ["loud", "noisy", "twin"])) == 1
-
-
-def test_silence_that_wins_is_counted(settings):
-    rng = np.random.default_rng(5)
-    changes = rng.normal(size=100)
-    optimal = settings().optimal
-    bad = step_of({"a": 10 * rng.normal(size=100), "b": -3 * changes, optimal: changes}, changes)
-    good = replace(bad, name="q", predicted={"a": 0.9 * changes, "b": -3 * changes, optimal: changes})
-    maps = {name: np.zeros((8, 8)) for name in ("a", "b")}
-    walk = Walk(settings(), "id", "7", np.zeros((2, 2, 3)), maps, [bad, good], {"p": [], "q": []})
-    claims = claims_table(walk)
-    assert claims["zeros_below"].tolist() == ["a, b", "b"]
-    assert claims["verdict"].tolist() == ["supported", "supported"]
-    worse = replace(good, predicted={**good.predicted, optimal: 5 * changes})
-    assert claims_table(replace(walk, steps=[worse]))["verdict"].tolist() == ["contradicted"]
-    said = sentences(walk, claims)
-    assert "a map of zeros is clearly below all of them for 1." in said[1]
-    assert "intervals are over perturbations, not over images" in said[0]
-
-
-def test_similarity_is_of_cells():
-    rng = np.random.default_rng(6)
-    first, second = rng.normal(size=(2, 8, 12))
-    cells = [
-        np.array([values[4 * i : 4 * i + 4, 6 * j : 6 * j + 6].mean() for i in range(2) for j in range(2)]) for values in (first, second)
-    ]
-    cosine = cells[0] @ cells[1] / np.linalg.norm(cells[0]) / np.linalg.norm(cells[1])
-    assert similarity(first, second, 2) == pytest.approx((cosine, stats.spearmanr(*cells).statistic))
-    assert np.isnan(similarity(np.zeros((8, 12)), second, 2)).all()
-
-
-def test_the_table_has_an_interval_beside_each_number(settings):
-    table = steps_table(settings().walk(progress=False))
-    assert len(table) == 4 * 4
-    for value, low, high, se in (
-        ("infidelity", "low", "high", "infidelity_se"),
-        ("normalised", "normalised_low", "normalised_high", "normalised_se"),
-    ):
-        assert (table[low] <= table[value]).all()
-        assert (table[value] <= table[high]).all()
-        assert (table[low] >= 0).all()
-        drawn = table["perturbation"] != "one patch"
-        assert (table.loc[drawn, se] > 0).all()
-        assert (table.loc[~drawn, se] == 0).all()
-    assert set(table["interval"]) == {"95 % t over 30 perturbations of one image", "none: all 16 perturbations of one image"}
-    assert table.loc[table["perturbation"].str.startswith("noise"), "floor"].notna().all()
-    assert table.loc[~table["perturbation"].str.startswith("noise"), "floor"].isna().all()
-    assert pd.api.types.is_integer_dtype(table["seen"])
 
 
 @pytest.mark.parametrize(

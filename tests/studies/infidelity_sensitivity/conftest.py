@@ -1,0 +1,13 @@
+import pytest
+
+from idsds.studies.infidelity_sensitivity.correlations import correlations, study_table
+
+
+@pytest.fixture(scope="module")
+def study():
+    return study_table()
+
+
+@pytest.fixture(scope="module")
+def theirs(study):
+    return correlations(study)

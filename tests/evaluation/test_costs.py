@@ -1,11 +1,14 @@
 """The cost of an evaluation, measured beforehand."""
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import idsds
+from idsds.evaluation.costs import seconds_by_the_clock
+from idsds.training import processes
 
 
 class Linear(nn.Module):
@@ -39,3 +42,12 @@ def test_costs_are_measured_without_doing_the_work(tmp_path, capsys):
     idsds.evaluate(**arguments, output=tmp_path, progress=False)
     later = idsds.evaluate(**{**arguments, "methods": ["IxG", "Random", "IxG-SG"]}, output=tmp_path, dry_run="measure", progress=False)
     assert dict(zip(later.work, later.images_left, strict=True)) == {"deletions": 0, "IxG": 0, "Random": 0, "IxG-SG": 6}
+
+
+def test_a_plan_says_the_seconds_by_the_clock():
+    training = {"model": ["a", "a", "b", "c"], "seed": 0, "seconds_left": [60.0, 40.0, 80.0, 20.0], "side_by_side": [2, 2, 2, 1]}
+    table = pd.DataFrame(training)
+    assert seconds_by_the_clock(table) == 20 + processes.START + 100
+    assert seconds_by_the_clock(table.drop(columns="side_by_side")) == 200
+    assert seconds_by_the_clock(table.assign(seconds_left=0.5)) == 2, "too short to start processes for"
+    assert seconds_by_the_clock(pd.DataFrame({"model": "a", "hours": [1.0, None]})) == 3600

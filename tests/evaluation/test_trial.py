@@ -160,16 +160,6 @@ def test_captums_objects_that_miss_functions_are_named(kind):
         scores({"mine": getattr(captum.attr, kind)(net)}, net)
 
 
-def test_labels_that_fit_no_better_than_guesses_are_doubted():
-    pixels = torch.randn(60, 3, 8, 16, generator=torch.Generator().manual_seed(0))
-    labels = NET(pixels).argmax(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores({"IxG": None}, data=torch.utils.data.TensorDataset(pixels, labels), images=60)
-    with pytest.warns(UserWarning, match="model 'net' predicts the label of 0 of 60 images, no better than guessing among its 4 classes"):
-        scores({"IxG": None}, data=torch.utils.data.TensorDataset(pixels, (labels + 1) % 4), images=60)
-
-
 def test_the_softmax_of_probabilities_is_refused():
     with pytest.raises(ValueError, match="quantity='probability' is the softmax of logits, but model 'net' returns probabilities"):
         scores({"IxG": None}, nn.Sequential(NET, nn.Softmax(1)), quantity="probability")

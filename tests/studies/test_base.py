@@ -7,7 +7,6 @@ import yaml
 from matplotlib.text import Text
 
 from idsds.common import paths
-from idsds.common.devices import chosen_device
 from idsds.common.settings import SettingsError
 from idsds.evaluation.evaluate import evaluate
 from idsds.models import create_model
@@ -100,12 +99,6 @@ def test_evaluate_takes_what_the_settings_give():
     arguments = Minimal(**{**GOOD, "seeds": [0, 1]}).arguments()
     assert arguments["seed"] == [0, 1]
     assert "seeds" not in arguments
-
-
-def test_auto_is_a_device_that_is_there():
-    assert chosen_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(SettingsError, match="unknown device 'tpu'"):
-        chosen_device("tpu")
 
 
 def test_figures_go_beside_the_profile_of_the_run(tmp_path):

@@ -13,18 +13,16 @@ import time
 from dataclasses import replace
 from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 
 import idsds
 from idsds.common.files import DamagedFileError
-from idsds.common.processes import check_guard, is_guarded
+from idsds.common.processes import check_guard
 from idsds.common.progress import Progress
 from idsds.common.registry import UnknownNameError
 from idsds.common.switches import switches
 from idsds.datasets import DATASETS
-from idsds.evaluation.costs import seconds_by_the_clock
 from idsds.models import MODELS
 from idsds.training import processes
 from idsds.training.checkpoints import obtain, plan_training
@@ -154,18 +152,6 @@ def test_a_library_net_is_trained_side_by_side():
     assert vars(net["build"]) == vars(entry.build)
 
 
-GUARDED = ('if __name__ == "__main__":', "if '__main__'==__name__:", "if __name__=='__main__': main()")
-UNGUARDED = ("log = logging.getLogger(__name__)", "name = __name__", "print(__file__ == __name__file__)")
-
-
-@pytest.mark.parametrize("line", [*GUARDED, *UNGUARDED])
-def test_a_script_is_guarded_only_if_it_compares_its_name(monkeypatch, tmp_path, line):
-    script = tmp_path / "script.py"
-    script.write_text(f"import logging\n{line}\n", encoding="utf-8")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
-    assert is_guarded() == (line in GUARDED)
-
-
 def test_a_worker_that_imports_the_script_is_refused_before_it_waits(monkeypatch, tmp_path):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     for begin in (check_guard, lambda: processes.train([]), lambda: idsds.evaluate(["none"], ["none"], output=tmp_path / "run")):
@@ -213,12 +199,3 @@ def test_the_trial_step_takes_nets_that_write_in_place(monkeypatch):
 class InPlace(torch.nn.Module):
     def forward(self, images):
         return images.sub_(0.5).mean((2, 3)).requires_grad_()
-
-
-def test_a_plan_says_the_seconds_by_the_clock():
-    training = {"model": ["a", "a", "b", "c"], "seed": 0, "seconds_left": [60.0, 40.0, 80.0, 20.0], "side_by_side": [2, 2, 2, 1]}
-    table = pd.DataFrame(training)
-    assert seconds_by_the_clock(table) == 20 + processes.START + 100
-    assert seconds_by_the_clock(table.drop(columns="side_by_side")) == 200
-    assert seconds_by_the_clock(table.assign(seconds_left=0.5)) == 2, "too short to start processes for"
-    assert seconds_by_the_clock(pd.DataFrame({"model": "a", "hours": [1.0, None]})) == 3600

@@ -9,7 +9,7 @@ import idsds
 from idsds.evaluation import records
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     torch.manual_seed(0)

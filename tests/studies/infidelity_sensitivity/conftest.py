@@ -3,11 +3,11 @@ import pytest
 from idsds.studies.infidelity_sensitivity.correlations import correlations, study_table
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study():
     return study_table()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def theirs(study):
     return correlations(study)

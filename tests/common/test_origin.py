@@ -53,7 +53,7 @@ def test_what_is_installed_and_what_a_user_has_put_in_its_place():
 def test_versions(monkeypatch):
     assert version_of("torch.nn") == importlib.metadata.version("torch")
     assert version_of("json") == ""
-    assert len({version_of("idsds.common.reach"), version_of("idsds.common.numbers")}) == 2, "each by what it builds on"
+    assert len({version_of("idsds.common.normalisation"), version_of("idsds.common.numbers")}) == 2, "each by what it builds on"
     monkeypatch.setitem(sys.modules, "nowhere_installed", types.ModuleType("nowhere_installed"))
     with pytest.raises(Unknown, match="version of 'nowhere_installed' is unknown"):
         version_of("nowhere_installed")

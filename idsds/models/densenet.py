@@ -5,16 +5,13 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.densenet import DenseNet
 
-from idsds.common.normalisation import IMAGENET
 from idsds.models.base import register_model
-from idsds.models.pretrained import from_torchvision
+from idsds.models.pretrained import register_torchvision
 
 SOURCE = "Huang et al., CVPR 2017"
 
 
-@register_model(family="densenet", normalisation=IMAGENET, cam_layer="features", source=SOURCE)
-def densenet121(num_classes: int, pretrained: bool = False) -> nn.Module:
-    return from_torchvision("densenet121", num_classes, pretrained)
+register_torchvision("densenet121", family="densenet", cam_layer="features", source=SOURCE)
 
 
 @register_model(family="densenet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE, training={"epochs": 4})

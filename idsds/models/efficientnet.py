@@ -8,16 +8,13 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 
-from idsds.common.normalisation import IMAGENET
 from idsds.models.base import register_model
-from idsds.models.pretrained import from_torchvision
+from idsds.models.pretrained import register_torchvision
 
 SOURCE = "Tan and Le, ICML 2019"
 
 
-@register_model(family="efficientnet", normalisation=IMAGENET, cam_layer="features", source=SOURCE)
-def efficientnet_b0(num_classes: int, pretrained: bool = False) -> nn.Module:
-    return from_torchvision("efficientnet_b0", num_classes, pretrained)
+register_torchvision("efficientnet_b0", family="efficientnet", cam_layer="features", source=SOURCE)
 
 
 @register_model(family="efficientnet", cam_layer="features", num_classes=10, input_size=32, source=SOURCE, training={"epochs": 6})

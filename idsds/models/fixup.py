@@ -94,22 +94,18 @@ class NormFreeResNet(nn.Module):
         super().__init__()
         for name in ("bias1", "bias2"):
             self.register_parameter(name, nn.Parameter(torch.zeros(1)) if scalars else None)
-        if small_inputs:
-            self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        kernel = 3 if small_inputs else 7
+        self.conv1 = nn.Conv2d(3, width, kernel, stride=2, padding=kernel // 2, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small_inputs else nn.MaxPool2d(3, stride=2, padding=1)
-        channels, stages = width, []
+        channels, self.stages = width, len(blocks)
         for stage, count in enumerate(blocks):
             layers = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 layers.append(Block(channels, width * 2**stage, stride, scalars=scalars, bottleneck=bottleneck))
                 channels = width * 2**stage * (4 if bottleneck else 1)
-            stages.append(nn.Sequential(*layers))
-            self.add_module(f"layer{stage + 1}", stages[-1])
-        self.stages = len(stages)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes, bias=scalars)
         self._initialise(sum(blocks))

@@ -6,8 +6,9 @@ differ between calls) is noted, with one warning each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -78,23 +79,16 @@ class Facts:
     kind: str = "logits"
 
 
-def two_images(dataset: Dataset, indices: Iterable[int]) -> Tensor:
+def two_images(dataset: Dataset, indices: Sequence[int]) -> Tensor:
     """Return the first two readable images, (2, C, H, W); if there is only one, that image and its mirror image.
 
     Raises:
         ValueError: if no image can be read.
     """
-    images: list[Tensor] = []
-    count = 0
-    for index in indices:
-        count += 1
-        item = dataset[index]
-        if item is not None:
-            images.append(item[0])
-        if len(images) == 2:
-            break
+    readable = (item[0] for index in indices if (item := dataset[index]) is not None)
+    images = list(islice(readable, 2))
     if not images:
-        raise ValueError(f"none of the {count} images can be read")
+        raise ValueError(f"none of the {len(indices)} images can be read")
     return torch.stack(images if len(images) == 2 else [images[0], images[0].flip(-1)])
 
 

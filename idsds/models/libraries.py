@@ -64,9 +64,8 @@ class LibraryNet:
 
         from idsds.models.pretrained import load_published
 
-        sized = {} if image_size is None else {"image_size": image_size}
-        if self.size is not None and not sized and "vit_" in self.name:
-            sized = {"image_size": self.size}
+        size = self.size if image_size is None and "vit_" in self.name else image_size
+        sized = {} if size is None else {"image_size": size}
         net = torchvision.models.get_model(self.name, weights=None, num_classes=num_classes, **sized)
         if pretrained:
             state = torchvision.models.get_model(self.name, weights="DEFAULT").state_dict()

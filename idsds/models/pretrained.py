@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 
+from idsds.common.normalisation import IMAGENET
+from idsds.models.base import register_model
 
-def from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
-    """Build a torchvision model.
 
-    Args:
-        name: torchvision's name for the model.
-        pretrained: load ``IMAGENET1K_V1``, from which the paper fine-tunes; downloaded into torch.hub's cache on first use. If K is not
-            1000, the classifier stays randomly initialised.
+def register_torchvision(name: str, **entry: Any) -> None:
+    """Register a net of torchvision under its name.
+
+    ``pretrained`` loads ``IMAGENET1K_V1``, from which the paper fine-tunes; downloaded into torch.hub's cache on first use. If K is not
+    1000, the classifier stays randomly initialised.
     """
-    net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    if pretrained:
-        load_published(net, torchvision.models.get_model(name, weights="IMAGENET1K_V1").state_dict())
-    return net
+
+    @register_model(name, normalisation=IMAGENET, **entry)
+    def build(num_classes: int, pretrained: bool = False) -> nn.Module:
+        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        if pretrained:
+            load_published(net, torchvision.models.get_model(name, weights="IMAGENET1K_V1").state_dict())
+        return net
 
 
 def load_published(net: nn.Module, state: Mapping[str, Tensor]) -> None:

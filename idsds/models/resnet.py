@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from idsds.common.normalisation import IMAGENET
 from idsds.models.base import register_model
-from idsds.models.pretrained import from_torchvision
+from idsds.models.pretrained import register_torchvision
 
 RESNET, WIDE_RESNET = "He et al., CVPR 2016", "Zagoruyko and Komodakis, BMVC 2016"
 
@@ -54,12 +53,6 @@ class MiniResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(features), 1))
 
 
-def _register(name: str, source: str = RESNET) -> None:
-    @register_model(name, family="resnet", normalisation=IMAGENET, cam_layer="layer4", source=source)
-    def build(num_classes: int, pretrained: bool = False) -> nn.Module:
-        return from_torchvision(name, num_classes, pretrained)
-
-
 def _register_mini(depth: int) -> None:
     @register_model(
         f"mini_resnet{depth}", family="resnet", cam_layer="layer3", num_classes=10, input_size=32, source=f"{RESNET}, section 4.2"
@@ -69,8 +62,8 @@ def _register_mini(depth: int) -> None:
 
 
 for _name in ("resnet18", "resnet50", "resnet101", "resnet152"):
-    _register(_name)
-_register("wide_resnet50_2", WIDE_RESNET)
+    register_torchvision(_name, family="resnet", cam_layer="layer4", source=RESNET)
+register_torchvision("wide_resnet50_2", family="resnet", cam_layer="layer4", source=WIDE_RESNET)
 for _depth in (8, 14, 20, 32):
     _register_mini(_depth)
 

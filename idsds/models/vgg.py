@@ -13,7 +13,7 @@ from torchvision.models.vgg import VGG, make_layers
 
 from idsds.common.normalisation import IMAGENET
 from idsds.models.base import register_model
-from idsds.models.pretrained import from_torchvision
+from idsds.models.pretrained import register_torchvision
 
 VGG_PAPER, X_DNN = "Simonyan and Zisserman, ICLR 2015", "Hesse, Schaub-Meyer and Roth, NeurIPS 2021"
 
@@ -57,12 +57,6 @@ def without_bias(net: nn.Module) -> nn.Module:
     return net
 
 
-def _register(name: str) -> None:
-    @register_model(name, family="vgg", normalisation=IMAGENET, cam_layer="features", source=VGG_PAPER)
-    def build(num_classes: int, pretrained: bool = False) -> nn.Module:
-        return from_torchvision(name, num_classes, pretrained)
-
-
 def _register_mini(depth: int) -> None:
     @register_model(
         f"mini_vgg{depth}", family="vgg", cam_layer="features", num_classes=10, input_size=32, source=VGG_PAPER, training=MINI_TRAINING
@@ -72,7 +66,7 @@ def _register_mini(depth: int) -> None:
 
 
 for _name in ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16_bn"):
-    _register(_name)
+    register_torchvision(_name, family="vgg", cam_layer="features", source=VGG_PAPER)
 for _depth in MINI_LAYERS:
     _register_mini(_depth)
 

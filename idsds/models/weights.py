@@ -137,11 +137,7 @@ def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
     """
     own_key = getattr(model, "own_key", lambda key: key)
     wanted = model.state_dict().keys()
-    readings: tuple[Callable[[str], str], ...] = (
-        lambda key: key,
-        _without_module,
-        lambda key: _without_module(key).removeprefix("model."),
-    )
+    readings: tuple[Callable[[str], str], ...] = (str, _without_module, lambda key: _without_module(key).removeprefix("model."))
     candidates = [{own_key(read(key)): value for key, value in state.items()} for read in readings]
     # If two keys became one, a tensor would be hidden: skip such a renaming.
     candidates = [found for found in candidates if len(found) == len(state)]
@@ -155,25 +151,14 @@ def _without_module(key: str) -> str:
 
 def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
-    unexpected = [key for key in state if key not in wanted]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(wanted[key].shape)} in the model"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    values = [_unfit(key, state[key], wanted[key]) for key in wanted if key in state and state[key].shape == wanted[key].shape]
-    parts = [
-        f"{len(found)} {what}: {_first(found)}"
-        for what, found in (
-            ("missing keys", missing),
-            ("unexpected keys", unexpected),
-            ("wrong shapes", shapes),
-            ("wrong values", [text for text in values if text]),
-        )
-        if found
-    ]
-    if parts:
+    shapes = {key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in wanted if key in state}
+    faults = {
+        "missing keys": [key for key in wanted if key not in state],
+        "unexpected keys": [key for key in state if key not in wanted],
+        "wrong shapes": [f"{key} is {a} in the file and {b} in the model" for key, (a, b) in shapes.items() if a != b],
+        "wrong values": [fault for key, (a, b) in shapes.items() if a == b and (fault := _unfit(key, state[key], wanted[key]))],
+    }
+    if parts := [f"{len(found)} {what}: {_first(found)}" for what, found in faults.items() if found]:
         raise CheckpointError(f"the checkpoint {str(path)!r} does not fit the model. {'; '.join(parts)}")
 
 

@@ -80,7 +80,7 @@ def tradeoff(records: pd.DataFrame, correct: pd.DataFrame, resamples: int = 1_00
     names = picks.groupby("model", sort=False)["method"].agg(lambda found: " / ".join(dict.fromkeys(found)))
     scores = rank(picks.assign(method="best"), nested=True).set_index("model")
     table = accuracy(correct).rename(columns={"low": "accuracy_low", "high": "accuracy_high", "count": "accuracy_count"})
-    for name, column in (("idsds", "mean"), ("idsds_low", "low"), ("idsds_high", "high"), ("count", "count"), ("interval", "interval")):
+    for name, column in {"idsds": "mean", "idsds_low": "low", "idsds_high": "high", "count": "count", "interval": "interval"}.items():
         table[name] = table["model"].map(scores[column])
     table["method"] = table["model"].map(names)
     table["front"] = on_front(table[["accuracy", "idsds"]].to_numpy())
@@ -184,18 +184,17 @@ class AccuracyTradeoff(EvaluationStudy):
         """Return whether each in-domain model classifies each of the first ``accuracy_images`` intact test images correctly.
 
         Returns:
-            One row per model, seed and image: ``image_id``, ``correct``, ``top5`` (bool), ``group`` where images belong together.
+            One row per model, seed and image: the columns of :func:`idsds.training.predict.predicted`, ``correct`` (bool), ``group``
+            where images belong together.
         """
         plan, parts = resolve(**self.arguments(methods=["Random"], images=1)), []
         for job in plan.jobs:
             job.prepare(progress=False)
             test = first(job.dataset, self.accuracy_images)
             table = predicted(job.load().to(plan.device), test, size=64, precision=self.precision)
-            right = (table["prediction"] == table["target"]).to_numpy()
-            facts = {"model": job.model, "seed": job.seed, "image_id": table["image_id"]}
             if test.groups is not None:
-                facts["group"] = table["image_id"].map(dict(zip(test.image_ids, test.groups, strict=True)))
-            parts.append(pd.DataFrame({**facts, "correct": right, "top5": table["top5"]}))
+                table["group"] = table["image_id"].map(dict(zip(test.image_ids, test.groups, strict=True)))
+            parts.append(table.assign(model=job.model, seed=job.seed, correct=table["prediction"] == table["target"]))
         return pd.concat(parts, ignore_index=True)
 
     def _run(self, progress: bool) -> Result:

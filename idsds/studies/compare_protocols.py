@@ -17,7 +17,8 @@ import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 
 from idsds import plots
-from idsds.common.registry import check_name, check_names
+from idsds.common.devices import one_of
+from idsds.common.registry import check_names
 from idsds.datasets.base import DATASETS, first
 from idsds.evaluation.evaluate import evaluate
 from idsds.models import MODELS
@@ -51,22 +52,19 @@ BIRDS = "Hesse et al., ICCV 2023"
 POSTER = ("in-domain", "comparable between models", "no class information in what is deleted", "natural data")
 #: Where the poster's table has N/A.
 NOT_APPLICABLE = {("SDS", POSTER[2]), ("ID", POSTER[2]), ("ID updated", POSTER[2])}
-#: The cells of FunnyBirds, whose scenes are rendered without a part, are cited, too.
-FUNNYBIRDS = [
-    ("in-domain", "yes", "scenes are rendered without a part, and nets are trained on such scenes", BIRDS),
-    ("comparable between models", "yes", "the same rendered interventions for every model", BIRDS),
-    ("no class information in what is deleted", "yes", "the parts are the same for all maps", BIRDS),
-    ("natural data", "no", "rendered birds of 50 classes", BIRDS),
-    ("resolution", "part", "one of five parts of a bird", BIRDS),
-]
-#: ROAR's cells are cited: property, answer, evidence, source.
+#: Cells that are cited: protocol, property, answer, evidence, source.
 CITED = [
-    ("natural data", "yes", "any data set; theirs are ImageNet, Birdsnap and Food-101", ROAR),
-    ("in-domain", "yes", "a net is retrained on the deleted images", ROAR),
-    ("comparable between models", "no", "each score is the accuracy of retrained nets", ROAR),
-    ("no class information in what is deleted", "no", "the shape of the mask alone can tell the class to the net trained on it", ROAD),
-    ("resolution", "pixel", "a fraction of the pixels", ROAR),
-    ("cost in passes", "training", "one training per method, fraction of pixels and repetition", ROAR),
+    ("ROAR", "natural data", "yes", "any data set; theirs are ImageNet, Birdsnap and Food-101", ROAR),
+    ("ROAR", "in-domain", "yes", "a net is retrained on the deleted images", ROAR),
+    ("ROAR", "comparable between models", "no", "each score is the accuracy of retrained nets", ROAR),
+    ("ROAR", POSTER[2], "no", "the shape of the mask alone can tell the class to the net trained on it", ROAD),
+    ("ROAR", "resolution", "pixel", "a fraction of the pixels", ROAR),
+    ("ROAR", "cost in passes", "training", "one training per method, fraction of pixels and repetition", ROAR),
+    ("FunnyBirds", "in-domain", "yes", "scenes are rendered without a part, and nets are trained on such scenes", BIRDS),
+    ("FunnyBirds", "comparable between models", "yes", "the same rendered interventions for every model", BIRDS),
+    ("FunnyBirds", POSTER[2], "yes", "the parts are the same for all maps", BIRDS),
+    ("FunnyBirds", "natural data", "no", "rendered birds of 50 classes", BIRDS),
+    ("FunnyBirds", "resolution", "part", "one of five parts of a bird", BIRDS),
 ]
 
 
@@ -116,7 +114,7 @@ class CompareProtocols(EvaluationStudy):
 
     PLAN_BY = ("label",)
 
-    protocols: Annotated[list[str], Field(min_length=2)] = list(RULES)
+    protocols: Annotated[list[Annotated[str, one_of("protocol", RULES)]], Field(min_length=2)] = list(RULES)
     steps: PositiveInt = 32
     update_images: PositiveInt
     accuracy_images: PositiveInt
@@ -124,11 +122,8 @@ class CompareProtocols(EvaluationStudy):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        check_names("protocol", self.protocols, RULES)
-        for name, start in self.plain_checkpoints.items():
-            check_name("model with a plain checkpoint", name, self.models)
-            if start == PRETRAINED:
-                check_starts({name: start}, self.models)
+        check_names("model with a plain checkpoint", self.plain_checkpoints, self.models)
+        check_starts({name: start for name, start in self.plain_checkpoints.items() if start == PRETRAINED}, self.models)
         return self
 
     def runs(self) -> dict[str, dict[str, Any]]:
@@ -191,20 +186,19 @@ class CompareProtocols(EvaluationStudy):
             ``property``, ``protocol``, ``answer``, ``evidence`` (numbers computed here, or what holds by construction), ``source``,
             ``poster`` (``asked`` of its four properties, ``N/A`` where it says so, ``not asked`` of what is added here).
         """
-        plan, worst = self.plan_table(), repeated.set_index("label")["largest difference"]
+        plan, differ = self.plan_table(), repeated.set_index("label")["largest difference"]
         rows: list[tuple[str, ...]] = []
         for protocol, labels in GROUPS.items():
             if asked := [label for label in labels if label in self.protocols]:
+                worst = differ[asked].max()
+                evidence = f"in batches of another size, single scores differ by at most {worst:.1g}"
                 cells = [*self._nature(protocol, records[records["label"] == asked[0]], shares), self._cost(plan, asked[0])]
-                cells += [_repeatable(max(worst[label] for label in asked)), *_agrees(agreed, asked)]
-                rows += [(name, protocol, *rest) for name, *rest in cells]
-        rows += [(name, protocol, *rest) for protocol, cells in (("ROAR", CITED), ("FunnyBirds", FUNNYBIRDS)) for name, *rest in cells]
-        table = pd.DataFrame(rows, columns=["property", "protocol", "answer", "evidence", "source"])
-        pairs = zip(table["property"], table["protocol"], strict=True)
-        of_poster = [
-            "not asked" if name not in POSTER else "N/A" if (protocol, name) in NOT_APPLICABLE else "asked" for name, protocol in pairs
-        ]
-        return table.assign(poster=of_poster)
+                cells += [("repeatable", "yes" if worst < 0.05 else "no", evidence, HERE), *_agrees(agreed, asked)]
+                rows += [(protocol, *cell) for cell in cells]
+        table = pd.DataFrame([*rows, *CITED], columns=["protocol", "property", "answer", "evidence", "source"])
+        applies = [pair not in NOT_APPLICABLE for pair in zip(table["protocol"], table["property"], strict=True)]
+        asked_of = np.where(~table["property"].isin(POSTER), "not asked", np.where(applies, "asked", "N/A"))
+        return table[["property", "protocol", "answer", "evidence", "source"]].assign(poster=asked_of)
 
     def _nature(self, protocol: str, records: pd.DataFrame, shares: pd.DataFrame) -> list[tuple[str, str, str, str]]:
         """Property, answer, evidence and source of what a protocol deletes and judges on."""
@@ -222,7 +216,7 @@ class CompareProtocols(EvaluationStudy):
             ("comparable between models", "yes" if single else "no", _control(records), source),
             ("natural data", "no" if self.dataset == "synthetic" else "yes", DATASETS[self.dataset].source, "the data set's source"),
             ("sign of the attribution counts", "yes", _negative(records), HERE),
-            ("no class information in what is deleted", *leak),
+            (POSTER[2], *leak),
             ("resolution", *resolution, "by construction"),
         ]
 
@@ -258,11 +252,6 @@ def _span(values: pd.Series, form: str = "+.2f") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _repeatable(worst: float) -> tuple[str, str, str, str]:
-    evidence = f"in batches of another size, single scores differ by at most {worst:.1g}"
-    return "repeatable", "yes" if worst < 0.05 else "no", evidence, HERE
-
-
 def _agrees(agreed: pd.DataFrame, labels: list[str]) -> list[tuple[str, str, str, str]]:
     taus = agreed[(agreed["first"] == "IDSDS") & agreed["second"].isin(labels) & (agreed["second"] != "IDSDS")]
     evidence = "; ".join(f"{row.model}, {row.second}: [{row.tau_low:.2f}, {row.tau_high:.2f}]" for row in taus.itertuples())
@@ -282,8 +271,7 @@ def _fall(rows: pd.DataFrame) -> str:
     if random.empty:
         return _NO_CONTROL
     curves = np.stack(random["curve"].to_list())  # (images of all models, steps)
-    quarter = curves[:, curves.shape[1] // 4].mean()
-    start = curves[:, 0].mean()
+    start, quarter = (curves[:, step].mean() for step in (0, curves.shape[1] // 4))
     return f"a random quarter of the pixels takes the target's probability from {start:.2f} to {quarter:.2f}, without training for it"
 
 

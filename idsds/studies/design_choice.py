@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 import idsds.published
 from idsds import plots
 from idsds.common.devices import one_of
-from idsds.common.registry import check_name
+from idsds.common.registry import check_names
 from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
@@ -131,10 +131,9 @@ class DesignChoice(EvaluationStudy):
         if len(self.models) < 2:
             raise ValueError(f"models: {self.choice!r} compares models and needs at least two")
         listed = [name for chain in self.chains for name in chain]
-        for name in listed:
-            check_name("model of a chain", name, self.models)
-            if listed.count(name) > 1:
-                raise ValueError(f"chains: {name!r} is listed more than once")
+        check_names("model of a chain", listed, self.models)
+        if twice := [name for name in listed if listed.count(name) > 1]:
+            raise ValueError(f"chains: {twice[0]!r} is listed more than once")
         if self.chains and (alone := [name for name in self.models if name not in listed]):
             raise ValueError(f"chains: {', '.join(alone)} of models is in no chain")
         return self

@@ -5,6 +5,7 @@ The findings are those of the poster of Hesse, Schaub-Meyer, Roth, NeurIPS 2024 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -125,15 +126,12 @@ def _comparisons(table: pd.DataFrame, families: Mapping[str, str]) -> Iterator[t
 def _model_pairs(models: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yield (finding, model that it puts first, model that it puts second) by the models' names."""
     depth = {m: (found[1], int(found[2])) for m in models if (found := re.fullmatch(r"(.*(?:net|vgg))(\d+)", m))}
-    for first, (family, shallow) in depth.items():
-        for second, (other, deep) in depth.items():
-            if family == other and shallow < deep:
-                yield "deeper is lower", first, second
+    for first, second in itertools.product(depth, repeat=2):
+        if depth[first][0] == depth[second][0] and depth[first][1] < depth[second][1]:
+            yield "deeper is lower", first, second
     vgg, resnet, vit = ([m for m in models if re.fullmatch(f"(mini_)?{plain}", m)] for plain in (r"vgg\d+", r"resnet\d+", r"vit.*"))
     for finding, above, below in (("VGG is above ResNet", vgg, resnet), ("ResNet is above ViT", resnet, vit)):
-        for first in above:
-            for second in below:
-                yield finding, first, second
+        yield from ((finding, first, second) for first, second in itertools.product(above, below))
 
 
 def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confidence: float) -> pd.Series:
@@ -220,10 +218,10 @@ def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
     families = dict(zip(records["method"], records["family"], strict=True))
     table = rank(records, resamples=1)
     for model, scores in table[table["mean"].notna()].groupby("model", sort=False):
-        ordered = [(method, families[method] == "control") for method in scores["method"]]  # best first
-        control = next((method for method, is_control in ordered if is_control), None)
-        for method in [method for method, is_control in ordered if not is_control and control is not None]:
-            found = _paired(records, (str(model), method), (str(model), str(control)), confidence)
+        is_control = scores["method"].map(families) == "control"
+        best_control = scores.loc[is_control, "method"].head(1)  # none without a control
+        for control, method in itertools.product(best_control, scores.loc[~is_control, "method"]):
+            found = _paired(records, (str(model), method), (str(model), control), confidence)
             rows.append({"model": model, "method": method, "control": control, **found[["difference", "low", "high", "count", "nan"]]})
     found = pd.DataFrame(rows, columns=["model", "method", "control", "difference", "low", "high", "count", "nan"])
     return found.assign(verdict=verdicts(found["low"], found["high"]))
@@ -280,10 +278,9 @@ def with_drops(table: pd.DataFrame, records: pd.DataFrame, by: Sequence[str] = (
 
     ``by`` names columns of both, such as the variant of a setting, for whose values it is counted apart.
     """
-    keys, shares = [*by, "model"], {}
+    keys = [*by, "model"]
     judged = records[records["drops"].notna()] if "drops" in records else records.iloc[:0]
-    for key, rows in judged.groupby(keys, sort=False):
-        shares[key] = summary_of(drops_of(rows))["share_above_noise"].item()
+    shares = {key: summary_of(drops_of(rows))["share_above_noise"].item() for key, rows in judged.groupby(keys, sort=False)}
     return table.assign(share_above_noise=[shares.get(key, np.nan) for key in table[keys].itertuples(index=False, name=None)])
 
 

@@ -30,9 +30,8 @@ def counts(dataset: ImageDataset) -> pd.DataFrame:
 def sizes(dataset: ImageDataset, images: int) -> pd.DataFrame:
     """Return sizes of the first ``images`` of the fixed order: ``dataset``, ``split``, ``image_id``, ``height``, ``width`` in pixels."""
     order = fixed_order(dataset.image_ids)[:images]
-    pixels = [dataset.size(index) for index in order]
-    facts = {"dataset": dataset.name, "split": dataset.split, "image_id": [dataset.image_ids[index] for index in order]}
-    return pd.DataFrame({**facts, "height": [height for height, _ in pixels], "width": [width for _, width in pixels]})
+    rows = [(dataset.name, dataset.split, dataset.image_ids[index], *dataset.size(index)) for index in order]
+    return pd.DataFrame(rows, columns=["dataset", "split", "image_id", "height", "width"])
 
 
 def overview(classes: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
@@ -42,16 +41,13 @@ def overview(classes: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
         One row per data set and split: ``classes``, ``images``, ``least`` and ``most`` per class, ``imbalance`` (most / least, infinite
         where a class has none), ``median_height`` and ``median_width`` of the ``measured`` files, ``smallest`` and ``largest`` side.
     """
-    rows = []
-    for (name, split), part in classes.groupby(["dataset", "split"], sort=False):
-        files = measured[(measured["dataset"] == name) & (measured["split"] == split)]
-        least, most = int(part["images"].min()), int(part["images"].max())
-        row = {"dataset": name, "split": split, "classes": len(part), "images": int(part["images"].sum()), "least": least, "most": most}
-        row |= {"imbalance": most / least if least else float("inf"), "measured": len(files)}
-        row |= {"median_height": files["height"].median(), "median_width": files["width"].median()}
-        sides = files[["height", "width"]].to_numpy()
-        rows.append({**row, "smallest": int(sides.min()), "largest": int(sides.max())})
-    return pd.DataFrame(rows)
+    by, sides = ["dataset", "split"], measured[["height", "width"]]
+    table = classes.groupby(by, sort=False)["images"].agg(classes="size", images="sum", least="min", most="max")
+    table["imbalance"] = table["most"] / table["least"]
+    files = measured.assign(smallest=sides.min(axis=1), largest=sides.max(axis=1)).groupby(by)
+    table["measured"] = files.size()
+    table[["median_height", "median_width"]] = files[["height", "width"]].median()
+    return table.assign(smallest=files["smallest"].min(), largest=files["largest"].max()).reset_index()
 
 
 class Datasets(Study):

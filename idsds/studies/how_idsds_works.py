@@ -101,10 +101,9 @@ class HowIdsdsWorks(EvaluationStudy):
         example = explain(**self.arguments(), progress=progress)[-1]
         deleted, logits = delete_each(self.arguments())
         patches = {name: patch_table(example.target_logit, logits, row["patch_sums"]) for name, row in example.records.iterrows()}
-        numbers = [(name, table["square"].sum(), spearman(table)) for name, table in patches.items()]
-        scores = pd.DataFrame(numbers, columns=["method", "squares", "by_hand"]).assign(recorded=example.records["score"].to_numpy(float))
-        for place, name in enumerate(("target", "prediction", "target_logit"), start=1):
-            scores.insert(place, name.replace("target_logit", "intact_logit"), getattr(example, name))
+        facts = {"target": example.target, "prediction": example.prediction, "intact_logit": example.target_logit}
+        rows = [{"method": name, **facts, "squares": t["square"].sum(), "by_hand": spearman(t)} for name, t in patches.items()]
+        scores = pd.DataFrame(rows).assign(recorded=example.records["score"].to_numpy(float))
         draw = partial(plots.how_idsds_works, example, deleted, patches, scores, columns=self.columns)
         first, *rest = patches
         tables = {"": patches[first], **{name.replace(" ", "_"): patches[name] for name in rest}, "scores": scores}

@@ -13,6 +13,10 @@ from idsds.common import paths
 
 #: Where a wheel keeps the files; see setup.py.
 PACKED = Path(__file__).with_name("files")
+NEXT = """Next: cd into it, then
+  jupyter lab notebooks/index.ipynb                               every notebook
+  papermill notebooks/rank_methods.ipynb rank_methods_out.ipynb   the ranking, small
+  python -m idsds reproduce mnist5k rank_methods                  the ranking of the figure"""
 
 
 def project_files() -> dict[Path, Path]:
@@ -49,10 +53,4 @@ def init(folder: str | Path) -> str:
         if not path.exists():
             shutil.copyfile(source, path)
     (folder / paths.MARK).write_text("Relative paths of params files start here.\n", encoding="utf-8")
-    return f"{len(files)} files in {folder}. Next: cd into it, then\n" + "\n".join(
-        (
-            "  jupyter lab notebooks/index.ipynb                               every notebook",
-            "  papermill notebooks/rank_methods.ipynb rank_methods_out.ipynb   the ranking, small",
-            "  python -m idsds reproduce mnist5k rank_methods                  the ranking of the figure",
-        )
-    )
+    return f"{len(files)} files in {folder}. {NEXT}"

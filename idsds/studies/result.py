@@ -62,10 +62,8 @@ class Plan:
                 parts.append(f"{stages} training stage(s) that are not cached")
         elif "images_left" in self.table:
             parts.append(f"{total['images_left']:,.0f} images forward and backward in training")
-        if total.get("files"):
-            parts.append(f"{total['files']:,.0f} files to open")
-        if total.get("steps"):
-            parts.append(f"{total['steps']:,.0f} steps of training")
+        work = {"files": "files to open", "steps": "steps of training"}
+        parts += [f"{total[name]:,.0f} {what}" for name, what in work.items() if total.get(name)]
         if seconds := seconds_by_the_clock(self.table):
             parts.append(f"about {spell(seconds)} left")
         if total.get("disk_mb"):

@@ -70,9 +70,8 @@ CITED = [
 
 def agreement(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Return :func:`idsds.statistics.rank_agreement` between protocols, without the controls, whose last rank agrees trivially."""
-    methods = [m for m, rows in records.groupby("method", sort=False) if rows["family"].iloc[0] != "control"]
-    ordered = records.sort_values("label", key=lambda labels: labels != "IDSDS", kind="stable")  # IDSDS first
-    return rank_agreement(ordered, "label", methods, nested=True, **options)
+    ordered = records[records["family"] != "control"].sort_values("label", key=lambda labels: labels != "IDSDS", kind="stable")
+    return rank_agreement(ordered, "label", nested=True, **options)  # IDSDS first
 
 
 def findings(records: pd.DataFrame, agreed: pd.DataFrame, shares: pd.DataFrame) -> Findings:
@@ -163,10 +162,10 @@ class CompareProtocols(EvaluationStudy):
         rows: list[dict[str, Any]] = []
         for stage, label in (("before", "SDS"), ("after", "IDSDS")):
             for job in resolve(**self._judged_by(label) | {"images": self.accuracy_images}).jobs:
-                machine = {"device": self.device, "precision": self.precision}
                 test, deletion = first(job.dataset, self.accuracy_images), Deletion(grid=self.grid, baseline=self.baseline)
                 facts = {"model": job.model, "seed": job.seed, "stage": stage}
-                rows += [{**facts, **row} for row in measure(job.load(), test, deletion, **machine)]
+                measured = measure(job.load(), test, deletion, device=self.device, precision=self.precision)
+                rows += [{**facts, **row} for row in measured]
         return pd.DataFrame(rows).drop(columns="skipped")
 
     def repeatability(self, records: pd.DataFrame, images: int = 4) -> pd.DataFrame:

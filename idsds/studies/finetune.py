@@ -3,9 +3,8 @@
 Half of the training images lose one random patch of the grid (Hesse, Schaub-Meyer, Roth, NeurIPS 2024, section 3). It has worked if
 accuracy on images with one deleted patch is close to that on intact images, which does not change.
 
-The same params file serves a notebook, ``python -m idsds finetune FILE``, torchrun and Slurm: docs/clusters.md has the commands. The
-numbers of processes and nodes are read from the environment, and a killed run resumes when started again. ``batch_size`` is that of all
-devices together: 256 in the paper. If a device cannot hold its share, ``accumulate`` splits it into passes.
+The same params file serves a notebook, the command line, torchrun and Slurm (docs/clusters.md); a killed run resumes when started again.
+``batch_size`` is that of all devices together, 256 in the paper; if a device cannot hold its share, ``accumulate`` splits it into passes.
 """
 
 from __future__ import annotations
@@ -104,11 +103,9 @@ def ranking_changes(records: pd.DataFrame) -> pd.DataFrame:
         Spearman's correlation of the methods' mean scores before and after, with ``low``, ``high``; ``tau``, Kendall's; ``methods`` that
         were compared, all but the controls, and ``images``.
     """
-    methods = [name for name, family in zip(records["method"], records["family"], strict=True) if family != "control"]
-    agreed = rank_agreement(records, "label", list(dict.fromkeys(methods)))
+    agreed = rank_agreement(records[records["family"] != "control"], "label")
     agreed = agreed[(agreed["first"] == "before") & (agreed["second"] == "after")].set_index("model")
-    once = records.drop_duplicates(["label", "model", "seed", "image_id"])
-    once = once.assign(largest=once["drops"].map(max))
+    once = records.drop_duplicates(["label", "model", "seed", "image_id"]).assign(largest=lambda rows: rows["drops"].map(max))
     table = once.pivot_table("largest", "model", "label", aggfunc="median", sort=False)[["before", "after"]].add_prefix("largest_drop_")
     names = {"rho": "rho", "low": "rho_low", "high": "rho_high", "tau": "tau", "methods": "methods", "images": "count"}
     return table.assign(**{name: agreed[column] for name, column in names.items()}).rename_axis(columns=None).reset_index()

@@ -26,13 +26,9 @@ from idsds.studies.result import listed
 
 
 def delete_each(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Delete each patch of the last image alone, and compute the target's logit.
+    """Delete each patch of the last image alone: return these images (n, H, W, 3) in [0, 1], row-major, and the target's logits (n,).
 
-    Args:
-        arguments: arguments of :func:`idsds.evaluate`, with one model and one training seed.
-
-    Returns:
-        The deleted images (n, H, W, 3) in [0, 1], row-major by patch, and the logits (n,).
+    ``arguments`` are those of :func:`idsds.evaluate`, with one model and one training seed.
     """
     plan = resolve(**arguments)
     (job,) = plan.jobs

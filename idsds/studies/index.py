@@ -1,7 +1,4 @@
-"""The notebook to start from: a card for each of the others, made from their headings, figures, findings, times and params.
-
-python -m idsds index        # or: make lab, which opens it
-"""
+"""The notebook to start from: a card for each of the others, made from their headings, figures, findings, times and params."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A folder to work in, where the package is installed from a wheel: notebooks, params, pages and the digits' figures.
-
-python -m idsds init FOLDER
-"""
+"""A folder to work in, where the package is installed from a wheel: notebooks, params, pages and the digits' figures."""
 
 from __future__ import annotations
 

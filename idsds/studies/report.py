@@ -1,8 +1,5 @@
 """A self-contained report: one HTML file with figures, findings, sortable tables, settings, versions, undefined scores and the citation.
 
-    python -m idsds report runs/mnist5k/rank_methods        # a run, or several
-    python -m idsds report runs/mnist5k                     # every run of a profile, as `make reproduce` leaves it
-
 It needs no network or other files, and prints with all tables open. All text from records is escaped, because names are the user's.
 """
 

@@ -1,9 +1,5 @@
 """Run every notebook of a profile, in order and resumable, and write a page with the results.
 
-    python -m idsds reproduce mnist5k                # or: make reproduce PROFILE=mnist5k
-    python -m idsds reproduce mnist5k rank_methods   # some of them
-    python -m idsds reproduce imagenet --dry-run     # what it would cost, measured on a few batches; nothing is computed
-
 A params file ``params/<profile>/<stem>.yaml`` is a run of the notebook whose name the stem is or begins with (``design_choice_depth``
 runs ``design_choice``). The executed notebook, with its outputs, is kept as ``runs/<profile>/<stem>/<stem>.ipynb``, figures and tables go
 to ``figures/<profile>/``. A run is not repeated if its notebook, params, code and versions have not changed since it succeeded; a killed
@@ -213,15 +209,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def run_profile(profile: str, only: Sequence[str] = (), *, again: bool = False, dry_run: bool = False) -> int:
-    """Execute a profile's runs and write its overview page; return 1 if a run failed, else 0.
-
-    Args:
-        profile: a folder of ``params/``.
-        only: names of params files; all if none is given.
-
-    Raises:
-        UnknownNameError: for an unknown profile or name.
-    """
+    """Execute the runs of :func:`runs_of` and write the profile's overview page; return 1 if a run failed, else 0."""
     runs, everything = runs_of(profile, only), runs_of(profile)
     if dry_run:
         failures = reproduce(runs, cost, again=True)

@@ -50,15 +50,13 @@ def means(records: pd.DataFrame, **options: Any) -> pd.DataFrame:
 def agreement(records: pd.DataFrame, draws: int = 1_000, **options: Any) -> pd.DataFrame:
     """Measure how well each variant's ranking agrees with the reference's, without the controls, whose rank agrees trivially.
 
-    For the number of images it is the agreement of random subsets of that size with the remaining images.
-
     Args:
         draws: number of random subsets for each number of images.
         options: ``confidence``, ``resamples``, ``seed`` of :func:`idsds.statistics.rank_agreement`.
 
     Returns:
         As :func:`idsds.statistics.rank_agreement`, with ``kind``: pairs of the variants and, on the diagonal, random halves of the images.
-        For kind ``images`` one row per number with ``first`` the number and ``second`` ``rest``.
+        For kind ``images`` one row per number, ``first``: how well random subsets of that size agree with the other images (``rest``).
     """
     records = records[records["family"] != "control"]
     parts = [rank_agreement(records[records["kind"] == kind], "variant", **options).assign(kind=kind) for kind in KINDS[:3]]

@@ -172,7 +172,7 @@ def judged(similarity: pd.DataFrame, printed: Sequence[str], confidence: float =
     return pd.DataFrame(rows, columns=columns)
 
 
-def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def agreements(similarity: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """Return how well SSIM's order of the methods (without controls) agrees with that of the other measures and of the study's own SSIM.
 
     Args:
@@ -189,19 +189,18 @@ def agreements(similarity: pd.DataFrame, study: pd.DataFrame, resamples: int = 2
         means = part.pivot_table(index="method", columns="measure", values="score", sort=False).dropna()
         facts = {"model": model, "group": group, "interval": "95 % percentile bootstrap over images"}
         if len(means) > 2:
-            table = rank_agreement(_of_images(part), "measure", list(means.index), resamples=resamples, seed=seed, nested=True)
+            table = rank_agreement(_of_images(part), "measure", list(means.index), nested=True)
             for row in table[(table["first"] == "ssim") & (table["second"] != "ssim")].itertuples():
                 p = _pairing_p(means["ssim"], means[row.second])
                 found = {"rho": row.rho, "low": row.rho_low, "high": row.rho_high, "p": p, "methods": row.methods, "count": row.count}
-                found["interval"] = row.interval
-                rows.append({**facts, "other": row.second, **found})
+                rows.append({**facts, "other": row.second, **found, "interval": row.interval})
         theirs = study[study["augmentation"] == f"all {group}"].set_index("method")["ssim"].dropna()
         shared = [name for name in means.index if name in theirs.index]
         if len(shared) > 2:
             ours = part[part["measure"] == "ssim"].pivot_table(index="image_id", columns="method", values="score")[shared].sort_index()
             own = _of_images(part).drop_duplicates("image_id").set_index("image_id", drop=False)
             group = np.unique(own.loc[ours.index, unit_of(own)].to_numpy(dtype=str), return_inverse=True)[1]
-            rows.append({**facts, "other": "published", **_beside_fixed(ours, theirs[shared].to_numpy(), group, resamples, seed)})
+            rows.append({**facts, "other": "published", **_beside_fixed(ours, theirs[shared].to_numpy(), group)})
     return pd.DataFrame(rows, columns=["model", "group", "other", "rho", "low", "high", "p", "methods", "count", "interval"])
 
 
@@ -210,11 +209,11 @@ def _of_images(similarity: pd.DataFrame) -> pd.DataFrame:
     return similarity.drop(columns="group").rename(columns={"belongs": "group"})
 
 
-def _beside_fixed(scores: pd.DataFrame, fixed: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+def _beside_fixed(scores: pd.DataFrame, fixed: np.ndarray, group: np.ndarray) -> dict[str, Any]:
     """Spearman's rho between the columns' means over images (images, methods) and fixed numbers (methods,), ``group`` (images,)."""
     images, values, units = len(scores), scores.to_numpy(), int(group.max()) + 1
     seen = weighted_means(values, np.ones((1, images)))
-    chunks = weights(rng_for(seed, "images", units), units, resamples)
+    chunks = weights(rng_for(0, "images", units), units, 2_000)
     drawn = np.concatenate([spearman(found := weighted_means(values, w[:, group]), np.tile(fixed, (len(found), 1))) for w in chunks])
     (low,), (high,) = percentile_ends(drawn[:, None], 0.95)
     facts = {"rho": float(spearman(seen, fixed[None])[0]), "low": low, "high": high}
@@ -223,12 +222,9 @@ def _beside_fixed(scores: pd.DataFrame, fixed: np.ndarray, group: np.ndarray, re
 
 def _pairing_p(first: Any, second: Any) -> float:
     """Return the two-sided permutation p of Spearman's rho (9,999 random permutations from eight methods on)."""
-    other = stats.rankdata(second)
-
-    def rho(ranks: np.ndarray) -> float:
-        return np.corrcoef(ranks, other)[0, 1]
-
-    return float(stats.permutation_test((stats.rankdata(first),), rho, permutation_type="pairings", rng=0).pvalue)
+    ranks, other = stats.rankdata(first), stats.rankdata(second)
+    tested = stats.permutation_test((ranks,), lambda moved: np.corrcoef(moved, other)[0, 1], permutation_type="pairings", rng=0)
+    return float(tested.pvalue)
 
 
 def sentences(table: pd.DataFrame) -> list[str]:

@@ -5,12 +5,12 @@ The second study that this package repeats (burnpiro/xai-correlation) begins wit
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt
 
 from idsds import plots
@@ -74,17 +74,14 @@ class Datasets(Study):
         measured = pd.concat([sizes(data, self.images) for data in splits], ignore_index=True)
         table = overview(classes, measured)
         shown = {data.name: self._samples(data) for data in splits if data.split == "train"}
-
-        def draw() -> list[Figure]:
-            return [plots.datasets(classes, measured, columns=self.columns), plots.samples(shown, columns=self.columns)]
-
+        pages = [partial(plots.datasets, classes, measured, columns=self.columns), partial(plots.samples, shown, columns=self.columns)]
         train = table[table["split"] == "train"]
         most = train.loc[train["imbalance"].idxmax()]
         sentences = [
             f"{len(self.datasets)} data sets with {int(table['images'].sum()):,} images in {int(train['classes'].sum())} classes.",
             f"The least balanced is {most['dataset']}: {most['least']} to {most['most']} training images per class.",
         ]
-        return Result(self.stem, {"": table, "classes": classes}, Findings(sentences), draw, measured)
+        return Result(self.stem, {"": table, "classes": classes}, Findings(sentences), pages, measured)
 
     def _samples(self, data: ImageDataset) -> list[tuple[str, torch.Tensor]]:
         """Return class and pixels of the first images of the fixed order, each of another class as long as there are others."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from idsds import plots, published
@@ -37,13 +37,11 @@ COLUMNS = ["finding", "higher", "lower", "difference", "low", "high", "verdict",
 
 
 @takes_folder
-def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+def published_findings(records: pd.DataFrame) -> pd.DataFrame:
     """Make every comparison that the records allow for a published finding.
 
-    Args:
-        records: from :func:`idsds.evaluate`. With several training seeds, seeds are resampled with the images
-            (:func:`idsds.nested_bootstrap`).
-        confidence: confidence of each interval, not corrected for the number of comparisons.
+    With several training seeds, seeds are resampled with the images (:func:`idsds.nested_bootstrap`). Intervals are of 95 %, not corrected
+    for the number of comparisons.
 
     Returns:
         One row per comparison: ``finding``, ``higher`` and ``lower`` (model and method that the finding puts first and second; for an
@@ -55,7 +53,7 @@ def published_findings(records: pd.DataFrame, confidence: float = 0.95) -> pd.Da
     table = rank(records, resamples=1)
     families = dict(zip(records["method"], records["family"], strict=True))
     for finding, first, second in _comparisons(table[table["mean"].notna()], families):
-        found = _paired(records, first, second, confidence)
+        found = _paired(records, first, second)
         names = {"higher": " ".join(first), "lower": " ".join(second)}
         rows.append({"finding": finding, **names, **found[["difference", "low", "high", "count", "nan", "interval"]]})
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -134,13 +132,12 @@ def _model_pairs(models: list[str]) -> Iterator[tuple[str, str, str]]:
         yield from ((finding, first, second) for first, second in itertools.product(above, below))
 
 
-def _paired(records: pd.DataFrame, first: Treatment, second: Treatment, confidence: float) -> pd.Series:
+def _paired(records: pd.DataFrame, first: Treatment, second: Treatment) -> pd.Series:
     parts = []
     for label, (model, method) in (("first", first), ("second", second)):
         rows = records[(records["model"] == model) & (records["method"] == method)]
         parts.append(rows.assign(model="both", method=label))
-    table = paired_differences(pd.concat(parts), pairs=[("first", "second")], confidence=confidence, permutations=1, nested=True)
-    return table.iloc[0]
+    return paired_differences(pd.concat(parts), pairs=[("first", "second")], permutations=1, nested=True).iloc[0]
 
 
 class RankingStudy(EvaluationStudy):
@@ -192,23 +189,19 @@ class RankMethods(RankingStudy):
         costs = load_costs(self.output).groupby(["model", "method"])[["milliseconds", "megabytes"]].mean().reset_index()
         table = table.merge(costs, on=["model", "method"], how="left").assign(**({"score": score} if score != self.score else {}))
         options = {"n_patches": self.grid**2, "score": score, "models": self.models, "published": compared, "where": where}
-
-        def draw() -> list[Figure]:
-            ranking = plots.rank_methods(table, families, columns=self.columns, **options)
-            return [ranking, plots.deletion_drops(drops, quantity=str(as_quantity(self.quantity)), columns=self.columns)]
-
+        pages = [
+            partial(plots.rank_methods, table, families, columns=self.columns, **options),
+            partial(plots.deletion_drops, drops, quantity=str(as_quantity(self.quantity)), columns=self.columns),
+        ]
         tables = {"": table, "findings": claims, "controls": controls, "drops": summary_of(drops), "published": compared}
         tables |= {"findings_above_noise": apart, "poster": poster_findings()}
         findings = Findings([*best(table, score), *above(controls), *below_zero(table)], beside_poster(claims, apart))
-        return Result(self.stem, tables, findings, draw, records)
+        return Result(self.stem, tables, findings, pages, records)
 
 
 @takes_folder
-def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Compare every method with the best control of its model, on the same images.
-
-    Args:
-        confidence: confidence of each interval, not corrected for multiple comparisons.
+def beside_controls(records: pd.DataFrame) -> pd.DataFrame:
+    """Compare every method with the best control of its model, on the same images; intervals are of 95 %, not corrected.
 
     Returns:
         One row per model and method other than the controls: ``control``, ``difference`` of the means, ``low``, ``high``, ``verdict`` on
@@ -221,7 +214,7 @@ def beside_controls(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
         is_control = scores["method"].map(families) == "control"
         best_control = scores.loc[is_control, "method"].head(1)  # none without a control
         for control, method in itertools.product(best_control, scores.loc[~is_control, "method"]):
-            found = _paired(records, (str(model), method), (str(model), control), confidence)
+            found = _paired(records, (str(model), method), (str(model), control))
             rows.append({"model": model, "method": method, "control": control, **found[["difference", "low", "high", "count", "nan"]]})
     found = pd.DataFrame(rows, columns=["model", "method", "control", "difference", "low", "high", "count", "nan"])
     return found.assign(verdict=verdicts(found["low"], found["high"]))

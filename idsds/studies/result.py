@@ -135,14 +135,14 @@ class Result:
     Args:
         stem: figures and tables are saved as ``stem.png``, ``stem.pdf``, ``stem.csv``, ``stem_<name>.csv`` and ``stem.md``.
         tables: by name; the main one is ``""``.
-        draw: draws the figure, or its pages, from the tables.
+        draw: draws the figure from the tables; one function per page where there are several.
         records: the records that the tables were computed from, or whatever else the checks at the end of a notebook need.
     """
 
     stem: Path
     tables: Mapping[str, pd.DataFrame]
     findings: Findings
-    draw: Callable[[], Figure | Sequence[Figure]]
+    draw: Callable[[], Figure | Sequence[Figure]] | Sequence[Callable[[], Figure]]
     records: Any = field(default=None, repr=False)
 
     @property
@@ -153,7 +153,7 @@ class Result:
     def plot(self) -> Figure | Sequence[Figure]:
         """Draw the figure, or its pages."""
         sharpen()
-        return self.draw()
+        return self.draw() if callable(self.draw) else [page() for page in self.draw]
 
     def save(self, figure: Figure | Sequence[Figure]) -> list[Path]:
         """Save a figure with the tables and findings beside it, and return the files."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt
 
 from idsds import plots
@@ -178,11 +178,8 @@ class TrainFractions(ManyModels):
         with atomic(paths.resolve(self.output) / "quality.csv") as file:
             table.to_csv(file, index=False)
         confusions, report = self.classes()
-
-        def draw() -> list[Figure]:
-            return [plots.train_fractions(table, columns=self.columns), plots.confusions(confusions, columns=self.columns)]
-
-        return Result(self.stem, {"": table, "confusions": confusions, "classes": report}, findings(table), draw)
+        pages = [partial(plots.train_fractions, table, columns=self.columns), partial(plots.confusions, confusions, columns=self.columns)]
+        return Result(self.stem, {"": table, "confusions": confusions, "classes": report}, findings(table), pages)
 
 
 def findings(table: pd.DataFrame) -> Findings:

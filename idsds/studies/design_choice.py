@@ -16,11 +16,9 @@ from typing import Annotated, Any, Self
 import pandas as pd
 from pydantic import Field, model_validator
 
-import idsds.published
-from idsds import plots
+from idsds import plots, published
 from idsds.common.devices import one_of
 from idsds.common.registry import check_names
-from idsds.published import idsds_scores
 from idsds.statistics import paired_differences, rank
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, VERDICTS, count_verdicts
 from idsds.studies.base import EvaluationStudy, Findings, ModelName, Result, named_score, takes_folder
@@ -99,7 +97,7 @@ def findings(choice: str, table: pd.DataFrame) -> Findings:
 def published_differences(chains: Sequence[Sequence[str]]) -> pd.DataFrame:
     """Compare the published values likewise, for pairs with both models: higher, lower, method, difference, inferred."""
     pairs = pd.DataFrame([pair for chain in chains for pair in combinations(chain, 2)], columns=["higher", "lower"])
-    first, second = (idsds_scores()[["model", "method", "score", "inferred"]].rename(columns={"model": name}) for name in pairs)
+    first, second = (published.idsds_scores()[["model", "method", "score", "inferred"]].rename(columns={"model": name}) for name in pairs)
     both = pairs.merge(first, on="higher").merge(second, on=["lower", "method"])
     both = both.assign(difference=both["score_x"] - both["score_y"], inferred=both["inferred_x"] | both["inferred_y"])
     return both[["higher", "lower", "method", "difference", "inferred"]]
@@ -161,12 +159,12 @@ class DesignChoice(EvaluationStudy):
     def _run(self, progress: bool) -> Result:
         records = self.records(progress)
         table, compared = with_drops(ranked(records, self.axes), records), differences(records, self.axes)
-        published = idsds.published.compare(table, self.dataset, self.grid, self.baseline)
+        theirs = published.compare(table, self.dataset, self.grid, self.baseline)
         families = dict(zip(records["method"], records["family"], strict=True))
-        looks = {"n_patches": self.grid**2, "columns": self.columns, "published": published, "score": named_score(records, "IDSDS")}
+        looks = {"n_patches": self.grid**2, "columns": self.columns, "published": theirs, "score": named_score(records, "IDSDS")}
         draw = partial(plots.design_choice, table, compared, self.axes, families, **looks)
-        tables = {"": table, "differences": compared, "published": published}
-        if len(published):
+        tables = {"": table, "differences": compared, "published": theirs}
+        if len(theirs):
             tables["published_differences"] = published_differences(self.axes)
         found = findings(self.choice, compared)
         return Result(self.stem, tables, Findings([*found.sentences, drops_said(table)], found.verdicts), draw, records)

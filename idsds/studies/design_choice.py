@@ -76,9 +76,7 @@ def differences(records: pd.DataFrame, chains: Sequence[Sequence[str]], confiden
     told_apart = table["p_holm"] <= 1 - confidence
     verdict = (table["difference"] > 0).map({True: SUPPORTED, False: CONTRADICTED}).where(told_apart, NOT_SUPPORTED)
     table = table.rename(columns={"a": "higher", "b": "lower"}).assign(verdict=verdict)
-    place = {pair: number for number, pair in enumerate(pairs)}
-    order = [place[pair] for pair in zip(table["higher"], table["lower"], strict=True)]
-    table = table.assign(order=order).sort_values(["order", "method"], kind="stable", ignore_index=True)
+    table = pd.DataFrame(pairs, columns=["higher", "lower"]).merge(table.sort_values("method", kind="stable"), on=["higher", "lower"])
     return table[["higher", "lower", "method", "difference", "low", "high", "p_holm", "verdict", "count", "nan", "interval"]]
 
 

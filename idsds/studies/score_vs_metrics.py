@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt
-from scipy import stats
 
 from idsds import plots
 from idsds.datasets.base import first
 from idsds.evaluation.plan import Target
 from idsds.statistics.intervals import rng_for
+from idsds.statistics.rankings import spearman
 from idsds.statistics.verdicts import count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Positive, Result, resolve
 from idsds.studies.method_settings import MethodSettings
@@ -52,12 +52,7 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95, resamples: int =
 
 def _rho(values: np.ndarray) -> float:
     """Return the mean over seeds of Spearman's correlation of two columns, (images, 2, seeds); NaN if one is constant."""
-    if len(values) < 3 or not np.ptp(values, axis=0).all():
-        return float("nan")
-    ranks = stats.rankdata(values, axis=0)
-    ranks -= ranks.mean(axis=0)
-    products = (ranks[:, 0] * ranks[:, 1]).sum(axis=0)
-    return float((products / np.sqrt((ranks**2).sum(axis=0).prod(axis=0))).mean())
+    return float(spearman(*values.transpose(1, 2, 0)).mean()) if len(values) > 2 else float("nan")
 
 
 class ScoreVsMetrics(MethodSettings, EvaluationStudy):

@@ -24,7 +24,7 @@ from idsds.methods.base import METHODS, Method, split_name
 from idsds.models import MODELS, create_model
 from idsds.protocols.hyperparameters import sweeps_of
 from idsds.statistics import holm, rank
-from idsds.statistics.intervals import check_options, rng_for, weights
+from idsds.statistics.intervals import check_options, drawn_sums, rng_for
 from idsds.statistics.scores import unit_of
 from idsds.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, count_verdicts, verdicts
 from idsds.studies.base import EvaluationStudy, Findings, Result, in_memory, named_score, takes_folder
@@ -33,7 +33,7 @@ SIMILARITIES = ("spearman", "ssim", "deviation")
 HALF = 0.5  # of the gap between the methods: a hyperparameter that changes one method by more can reverse their order
 ALPHA = 0.05
 #: The claims tested for each hyperparameter, and the column of the verdict.
-CLAIMS = {"noise_verdict": "moves IDSDS by more than image noise", "gap_verdict": "moves it by more than half the gap between methods"}
+CLAIMS = {"noise_verdict": "moves IDSDS by more than sampling noise", "gap_verdict": "moves it by more than half the gap between methods"}
 
 
 def plain_value(value: Any) -> Any:
@@ -54,8 +54,6 @@ class HyperparameterSensitivity(EvaluationStudy):
     ``sweeps`` gives the values by method and hyperparameter; a method that is not in it uses
     :data:`idsds.protocols.hyperparameters.SWEEPS`.
     """
-
-    SEEDS = "fixed"
 
     PLAN_BY: ClassVar[tuple[str, ...]] = ("model", "protocol")
 
@@ -147,7 +145,7 @@ class HyperparameterSensitivity(EvaluationStudy):
         for model in self.models:
             settings, records = self.settings_on(model).assign(model=model), in_memory(evaluate(**runs[model], progress=progress))
             families = dict(zip(records["method"], records["family"], strict=True))
-            ranked = rank(records).set_index("method").loc[settings["name"]].reset_index(drop=True)
+            ranked = rank(records, nested=True).set_index("method").loc[settings["name"]].reset_index(drop=True)
             facts = settings.assign(family=settings["name"].map(families))
             scores.append(pd.concat([facts, ranked[["mean", "low", "high", "count", "nan", "interval"]]], axis=1))
             moved.append(_moved(records, settings))
@@ -169,10 +167,10 @@ def _own_value(method: str, option: str, model: str) -> Any:
 
 
 def _similarity(records: pd.DataFrame) -> dict[str, Any]:
-    """Return how similar the maps of one hyperparameter's settings are: the mean of each measure, with its interval over images."""
+    """Return how similar the maps of one hyperparameter's settings are: the mean of each measure, with its interval."""
     found: dict[str, Any] = {}
     for name in SIMILARITIES:
-        row, prefix = rank(records.assign(score=records[name])).iloc[0], "" if name == "spearman" else f"{name}_"
+        row, prefix = rank(records.assign(score=records[name]), nested=True).iloc[0], "" if name == "spearman" else f"{name}_"
         found |= {name: row["mean"], f"{prefix}low": row["low"], f"{prefix}high": row["high"]}
         if name == "spearman":
             found |= {"undefined": row["nan"], "interval": row["interval"]}
@@ -206,16 +204,17 @@ def movements(
     """Return how much each hyperparameter changes the mean score, beside the gap between methods and the range due to sampling noise.
 
     ``idsds_range`` is the highest minus the lowest mean over the settings of a sweep, ``gap`` that over the methods' own settings,
-    ``share`` their ratio. The range of noisy means is above 0 even if nothing changes, and which settings are the extremes depends on the
-    images too. So each resample of images gives the errors of all means, its own mean minus that of all images, and their range over the
-    sweep, whichever settings these are: a range is never farther from the true one than the range of its errors. The interval is the range
-    plus and minus the ``confidence`` quantile of these, cut at 0. It holds for every pair of settings at once, and reaches 0 where image
-    noise alone could have made the range. For ``share`` the errors are those of the means in units of the gap, which is drawn with them;
-    all errors are multiplied by sqrt(n / (n - 1)), as n images vary less about their own mean.
+    ``share`` their ratio. The range of noisy means is above 0 even if nothing changes, and which settings are the extremes depends on
+    the images too. So each resample of images, and of training seeds where there are several (:func:`idsds.nested_bootstrap`), gives
+    the errors of all means, its own mean minus that of all images, and their range over the sweep, whichever settings these are: a
+    range is never farther from the true one than the range of its errors. The interval is the range plus and minus the ``confidence``
+    quantile of these, cut at 0. It holds for every pair of settings at once, and reaches 0 where sampling noise alone could have made
+    the range. For ``share`` the errors are those of the means in units of the gap, which is drawn with them; all errors are multiplied
+    by sqrt(n / (n - 1)), as n images vary less about their own mean.
 
     Args:
-        records: of one model, one ``method`` per setting, with ``image_id`` and ``score``; several seeds of an image, and images of one
-            ``group``, are drawn together.
+        records: of one model, one ``method`` per setting, with ``image_id``, ``score`` and perhaps ``seed``; images of one ``group`` are
+            drawn together.
         sweeps: by hyperparameter the names of its settings.
         own: the names of the settings between which ``gap`` lies; of fewer than two, it and the fractions are NaN.
 
@@ -226,12 +225,11 @@ def movements(
     """
     check_options(confidence, resamples=resamples)
     names = list(dict.fromkeys([*(name for sweep in sweeps for name in sweep), *own]))
-    each = records.groupby([unit_of(records), "method"])["score"].agg(["sum", "count"]).unstack(fill_value=0)
-    sums, counts = (each[what].reindex(columns=names, fill_value=0).to_numpy(float) for what in ("sum", "count"))  # (images, settings)
-    images, own_places = len(sums), [names.index(name) for name in own]
+    sums = _sums(records, names)
+    (images, seeds), own_places = sums.shape[:2], [names.index(name) for name in own]
+    rng = rng_for(seed, "images", images) if seeds == 1 else rng_for(seed, "seeds and images", images, seeds)
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums.sum(axis=0) / counts.sum(axis=0)
-        drawn = np.concatenate([(w @ sums) / (w @ counts) for w in weights(rng_for(seed, "images", images), images, resamples)])
+        means, drawn = (x[..., : len(names)] / x[..., len(names) :] for x in (sums.sum(axis=(0, 1)), drawn_sums(sums, resamples, rng)))
         wider = np.sqrt(images / (images - 1)) if images > 1 else np.nan
         errors = (drawn - means) * wider  # (resamples, settings)
         gap = _span(means[own_places]) if len(own) > 1 else np.nan
@@ -247,6 +245,18 @@ def movements(
             row |= {"share": found / gap, **_named_ends("share", _ends(found / gap, _span(scaled_errors[:, places]), confidence))}
             rows.append({**row, "gap": gap, **_named_ends("gap", gap_ends)})
     return pd.DataFrame(rows)
+
+
+def _sums(records: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """Return the sums of the scores of each setting, then how many are defined: (images, training seeds, 2 x settings)."""
+    seeds = records["seed"] if "seed" in records else np.zeros(len(records))
+    (unit, units), (net, nets) = (pd.factorize(key, sort=True) for key in (records[unit_of(records)], seeds))
+    place, score = pd.Index(names).get_indexer(records["method"]), records["score"].to_numpy(float)
+    counted = (place >= 0) & np.isfinite(score)
+    sums = np.zeros((len(units), len(nets), 2, len(names)))
+    for part, values in enumerate((score, np.ones(len(score)))):
+        np.add.at(sums, (unit[counted], net[counted], part, place[counted]), values[counted])
+    return sums.reshape(len(units), len(nets), -1)
 
 
 def _span(values: np.ndarray) -> np.ndarray:
@@ -280,7 +290,7 @@ def sentences(spreads: pd.DataFrame) -> list[str]:
     return [
         f"{score} changes most with the {_named(most)}, by {_range(most)} ({most.idsds_lowest:.2f} to {most.idsds_highest:.2f}), "
         f"and least with the {_named(least)}, by {_range(least, '.3f')}.",
-        f"{moved} of {len(spreads)} hyperparameters change {score} by more than image noise alone (Holm-corrected p at most {ALPHA}).",
+        f"{moved} of {len(spreads)} hyperparameters change {score} by more than sampling noise alone (Holm-corrected p at most {ALPHA}).",
         f"Maps change most with the {_named(by_rank)} by Spearman ({by_rank.spearman:.2f}), with the {_named(by_ssim)} by SSIM "
         f"({by_ssim.ssim:.2f}), and with the {_named(by_pixel)} by deviation per pixel ({by_pixel.deviation:.2f}).",
     ]

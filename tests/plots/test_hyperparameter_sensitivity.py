@@ -12,7 +12,7 @@ from idsds.plots.style import LEGIBLE, contrast
 from .overlap import edge_colours, outside, overlaps, text_boxes, texts
 
 mpl.use("agg")
-INTERVAL = "95 % BCa bootstrap over images"
+INTERVAL = "95 % percentile bootstrap over training seeds and images"
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_sentences_name_the_extreme_of_each_measure_and_the_shares_with_their_in
         "IDSDS changes most with the baseline of IG on m, by 0.30 [0.01, 0.50] (0.10 to 0.40), and least with the layer of "
         "Grad-CAM on m, by 0.010"
     )
-    assert above.startswith("2 of 3 hyperparameters change IDSDS by more than image noise alone")
+    assert above.startswith("2 of 3 hyperparameters change IDSDS by more than sampling noise alone")
     for by, what in [("Spearman", "baseline of IG"), ("SSIM", "layer of Grad-CAM"), ("deviation per pixel", "probability of RISE")]:
         assert f"with the {what} on m by {by} (" in maps
 
@@ -165,6 +165,24 @@ def test_maps_and_idsds_of_a_setting_come_from_one_net(tmp_path):
     stages = [resolve(**call).jobs[0].source for call in calls]
     assert stages[0].key == stages[1].key
     assert stages[1].deletion.baseline == "blur"
+
+
+def test_what_one_of_two_nets_shows_is_noise():
+    """The settings differ on the first net alone: two nets cannot tell whether they would on a third."""
+    rng = np.random.default_rng(6)
+    scores = 0.05 * rng.normal(size=(40, 2))
+    once = settings_of(scores + np.array([0, 0.5]))
+    alone = movements(once, [["s0", "s1"]])
+    pd.testing.assert_frame_equal(movements(once.assign(seed=7), [["s0", "s1"]]), alone)
+    (row,) = alone.itertuples()
+    assert row.p < 0.01
+    (both,) = movements(pd.concat([once.assign(seed=0), settings_of(scores).assign(seed=1)]), [["s0", "s1"]]).itertuples()
+    assert both.idsds_range == pytest.approx(row.idsds_range - 0.25)
+    assert both.p > 0.3
+    assert (both.range_low, both.range_high) == (pytest.approx(0, abs=0.03), pytest.approx(0.5, abs=0.05))
+    alike = pd.concat([once.assign(seed=seed) for seed in (0, 1, 2)])
+    (row,) = movements(alike, [["s0", "s1"]]).itertuples()
+    assert row.p < 0.01
 
 
 def test_crops_of_a_photo_are_drawn_together():

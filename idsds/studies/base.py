@@ -194,8 +194,8 @@ def takes_folder(function: Callable[..., Any]) -> Callable[..., Any]:
 class EvaluationStudy(Study):
     """A study that scores methods on models: the parameters shared by all notebooks that rank or compare."""
 
-    #: Whether intervals resample training seeds with the images, or hold for the ones at hand; None where the study says so itself.
-    SEEDS: ClassVar[Literal["drawn", "fixed"] | None] = "drawn"
+    #: Whether the findings end with :attr:`scope`; False where the study says itself what its claims are about.
+    SCOPED: ClassVar[bool] = True
 
     dataset: DatasetName
     models: Annotated[list[ModelName], Field(min_length=1)]
@@ -230,14 +230,12 @@ class EvaluationStudy(Study):
         """What the claims are about: these very nets, or nets trained alike."""
         if len(self.seeds) == 1:
             return "One net per model: the claims are about these nets, and other training seeds may contradict them."
-        if self.SEEDS == "fixed":
-            return f"Intervals hold for these {len(self.seeds)} training seeds, not for others."
         return f"Intervals are over {len(self.seeds)} training seeds and images."
 
     def run(self, progress: bool = True) -> Result:
         """Do the study, and say what its claims are about (:attr:`scope`)."""
         result = super().run(progress)
-        if self.SEEDS is None:
+        if not self.SCOPED:
             return result
         return replace(result, findings=Findings(result.findings.sentences, result.findings.verdicts, self.scope))
 

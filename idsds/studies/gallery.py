@@ -180,7 +180,7 @@ def disagreement(examples: Sequence[Example]) -> float:
 class Gallery(EvaluationStudy):
     """Show a few images, the effect of deleting their patches, and the maps of many methods side by side."""
 
-    SEEDS = None
+    SCOPED = False
 
     def _run(self, progress: bool) -> Result:
         examples = explain(**self.arguments(), progress=progress)

@@ -88,7 +88,7 @@ def sentences(target: str, table: pd.DataFrame, scores: pd.DataFrame) -> list[st
 class HowIdsdsWorks(EvaluationStudy):
     """Compute IDSDS step by step for one image, the last of the first ``images``, on one model."""
 
-    SEEDS = None
+    SCOPED = False
 
     models: Annotated[list[ModelName], Field(min_length=1, max_length=1)]
     seeds: Annotated[list[int], Field(min_length=1, max_length=1)] = [0]

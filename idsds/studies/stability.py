@@ -118,7 +118,7 @@ class Stability(EvaluationStudy):
     ``seed 1``, ``baseline blur`` or ``grid 8``, if the package does not train the net itself; ``checkpoints`` are the reference's.
     """
 
-    SEEDS = None
+    SCOPED = False
 
     PLAN_BY = ("label",)
 

@@ -168,7 +168,7 @@ def test_maps_and_idsds_of_a_setting_come_from_one_net(tmp_path):
 
 
 def test_what_one_of_two_nets_shows_is_noise():
-    """The settings differ on the first net, and hardly, the other way round, on the second: two nets cannot tell what a third would show."""
+    """Settings differ on one net and a little, the other way round, on another: what would a third show?"""
     rng = np.random.default_rng(6)
     scores = 0.05 * rng.normal(size=(40, 2))
     once = settings_of(scores + np.array([0, 0.5]))

@@ -2,7 +2,8 @@
 
     python benchmarks/map_part.py params/reasons/infidelity_sensitivity.yaml
 
-Prints the table of idsds.studies.infidelity_sensitivity.map_part for each of the params' ``other_sigmas``; a number of docs/findings.md.
+Prints the table of ``map_part`` (in idsds.studies.infidelity_sensitivity) for each of the params' ``other_sigmas``; a number of
+docs/findings.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import yaml
 
 from idsds import evaluate
 from idsds.studies.infidelity_sensitivity import InfidelitySensitivity
-from idsds.studies.infidelity_sensitivity.map_part import map_part
+from idsds.studies.infidelity_sensitivity.correlations import map_part
 
 if __name__ == "__main__":
     study = InfidelitySensitivity(**yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8")))

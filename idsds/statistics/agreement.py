@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.stats import rankdata
 
 from idsds.statistics.intervals import Statistic, bca, check_options, covers, rng_for
-from idsds.statistics.scores import Records, Scores, ScoreTable, frames, scores_of
+from idsds.statistics.scores import Records, ScoreTable, frames, scores_of
 
 #: From the ranks (images, methods) to the features to sum over images, and the coefficient as a function of the sums.
 Prepare = Callable[[np.ndarray], tuple[np.ndarray | sparse.csr_array, Statistic]]
@@ -85,7 +85,7 @@ def krippendorffs_alpha(records: Records, confidence: float = 0.95, resamples: i
 def _agreement(name: str, prepare: Prepare, records: Records, confidence: float, resamples: int, seed: int) -> pd.DataFrame:
     check_options(confidence, resamples=resamples)
     rows = []
-    for where, part in _settings_of(scores_of(records)):
+    for where, part in scores_of(records).settings("method"):
         ranks, left_out, group = _ranks(part)
         row = {**where, name: np.nan, "low": np.nan, "high": np.nan, "methods": ranks.shape[1], "count": len(ranks), "nan": left_out}
         if min(ranks.shape) > 1:
@@ -97,12 +97,6 @@ def _agreement(name: str, prepare: Prepare, records: Records, confidence: float,
             (row["low"],), (row["high"],) = bca(features, statistic, confidence, resamples, rng_for(seed, "images", features.shape[0]))
         rows.append({**row, "interval": covers(confidence, part.seeds, part.unit)})
     return pd.DataFrame(rows)
-
-
-def _settings_of(scores: Scores) -> Iterator[tuple[dict[str, object], ScoreTable]]:
-    """Yield the scores of each model and setting."""
-    for table in scores.tables("model"):
-        yield from table.groups([key for key in table.treatments.columns if key != "method"])
 
 
 def _ranks(part: ScoreTable) -> tuple[np.ndarray, int, np.ndarray]:

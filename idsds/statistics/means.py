@@ -137,6 +137,13 @@ def null_band(n_patches: int, count: int | np.ndarray | pd.Series, confidence: f
     return float(width) if np.ndim(width) == 0 else width
 
 
+def finite_means(scores: np.ndarray) -> np.ndarray:
+    """Return the mean of the finite scores (rows, columns) of each column; NaN without any."""
+    finite = np.isfinite(scores)
+    count = finite.sum(0)
+    return np.divide(np.where(finite, scores, 0).sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
+
+
 def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator) -> Ends:
     """Return the BCa ends of the mean of the finite ``scores`` (rows, columns), resampling images with all their rows.
 
@@ -151,9 +158,7 @@ def mean_interval(scores: np.ndarray, image: np.ndarray, confidence: float, resa
     Returns:
         Low and high, each (columns,); NaN for fewer than two images with a finite score.
     """
-    finite = np.isfinite(scores)
-    count = finite.sum(0)
-    centre = np.divide(np.where(finite, scores, 0).sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
+    finite, centre = np.isfinite(scores), finite_means(scores)
     constant = np.where(finite, scores, -np.inf).max(0) == np.where(finite, scores, np.inf).min(0)
     # Sum deviations from the mean instead of scores: equal scores then give an interval of width exactly 0.
     deviation = per_image(np.where(finite & ~constant, scores - np.nan_to_num(centre), 0.0), image)
@@ -179,9 +184,7 @@ def per_image(values: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _means(table: ScoreTable) -> pd.DataFrame:
-    finite = np.isfinite(table.scores)
-    count = finite.sum(0)
-    mean = np.divide(np.where(finite, table.scores, 0).sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
+    mean, count = finite_means(table.scores), np.isfinite(table.scores).sum(0)
     direction = np.where(table.lower, LOWER, HIGHER)
     return table.treatments.assign(mean=mean, count=count, nan=table.present.sum(0) - count, direction=direction)
 

@@ -12,12 +12,10 @@ from scipy.special import ndtri
 from idsds.common.registry import check_name, check_names
 from idsds.statistics.intervals import CHUNK, check_options, covers, covers_both, percentile_ends, rng_for
 from idsds.statistics.means import mean_interval, nested_means, per_image, rank
-from idsds.statistics.scores import HIGHER, LOWER, SETTINGS, Records, Scores, ScoreTable, scores_of
+from idsds.statistics.scores import HIGHER, LOWER, Records, Scores, ScoreTable, scores_of
 
 Pairs = Sequence[tuple[str, str]]
 COMPARED = ("method", "model")
-#: Columns that identify a comparison.
-KEYS = (*COMPARED, *SETTINGS)
 #: Differences are computed for this many pairs at a time, which bounds memory: 64 x 50,000 images are 26 MB. No result depends on it.
 PAIRS_AT_ONCE = 64
 
@@ -72,10 +70,10 @@ def paired_differences(
     if not tables:
         raise ValueError(f"no two {by}s have records of the same setting, so there is nothing to compare")
     result = pd.concat(tables, ignore_index=True)
-    result = result.sort_values([name for name in result.columns if name in KEYS], kind="stable", ignore_index=True)
-    result = result.assign(p_holm=holm(result["p"].to_numpy()))
     last = ["a", "b", "difference", "low", "high", "a_beats_b", "p", "p_holm", "count", "nan", "interval", "direction"]
-    return result[[name for name in result.columns if name not in last] + last]
+    keys = [name for name in result.columns if name not in last]
+    result = result.sort_values(keys, kind="stable", ignore_index=True)
+    return result.assign(p_holm=holm(result["p"].to_numpy()))[[*keys, *last]]
 
 
 def ranking_with_ties(
@@ -172,9 +170,8 @@ def sign_flip_test(differences: np.ndarray, permutations: int, rng: np.random.Ge
     """
     observed = np.abs(differences.sum(0))
     squares = (differences**2).sum(0)
-    p = np.ones(len(observed))
-    np.divide(observed**2, 2 * squares, out=p, where=squares > 0)
-    p = np.where(squares > 0, np.clip(2 * np.exp(-p), np.finfo(float).tiny, 1.0), 1.0)
+    exponent = np.divide(observed**2, 2 * squares, out=np.zeros(len(observed)), where=squares > 0)
+    p = np.clip(2 * np.exp(-exponent), np.finfo(float).tiny, 1.0)
     taking_part = (differences != 0).sum(0)
     slack = 1e-12 * np.abs(differences).sum(0)  # so that flips equal to the observed sum count as ties despite rounding
     exact = taking_part <= np.log2(permutations)
@@ -250,11 +247,10 @@ def _check_pairs(by: str, pairs: Pairs | None, allowed: Collection[object]) -> N
 
 def _pairs_in(scores: Scores, by: str, pairs: Pairs | None) -> Iterator[tuple[dict[str, object], ScoreTable, list[int], list[int]]]:
     """Yield the key, the table and the columns to compare (as two lists) of each model (or method) and setting."""
-    for table in scores.tables("model" if by == "method" else "method"):
-        for where, part in table.groups([name for name in table.treatments.columns if name != by]):
-            place = {name: column for column, name in enumerate(part.treatments[by])}
-            compared = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
-            columns = [(place[a], place[b]) for a, b in compared]
-            for start in range(0, len(columns), PAIRS_AT_ONCE):
-                first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
-                yield where, part, first, second
+    for where, part in scores.settings(by):
+        place = {name: column for column, name in enumerate(part.treatments[by])}
+        compared = combinations(place, 2) if pairs is None else [(a, b) for a, b in pairs if a in place and b in place]
+        columns = [(place[a], place[b]) for a, b in compared]
+        for start in range(0, len(columns), PAIRS_AT_ONCE):
+            first, second = map(list, zip(*columns[start : start + PAIRS_AT_ONCE], strict=True))
+            yield where, part, first, second

@@ -7,6 +7,7 @@ draw for all methods and, if two conditions are compared, for both. With ``neste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
@@ -49,9 +50,11 @@ def rank_each(
                 )
             parts.append(table.merge(pd.concat(places), on=["model", "method"]).assign(**{by: condition}))
     table = pd.concat(parts, ignore_index=True)
-    order = {condition: number for number, condition in enumerate(table[by].unique())}
-    table = table.sort_values([by, "model"], key=lambda column: column.map(order) if column.name == by else column, kind="stable")
-    table = table.reset_index(drop=True)
+
+    def in_turn(column: pd.Series) -> pd.Series | np.ndarray:
+        return pd.factorize(column)[0] if column.name == by else column
+
+    table = table.sort_values([by, "model"], key=in_turn, kind="stable", ignore_index=True)
     return table[["model", by, *(name for name in table.columns if name not in ("model", by))]]
 
 
@@ -88,34 +91,36 @@ def rank_agreement(
         tables = {c: scores for c, (_, scores, _) in found_of.items()}
         groups = {image: group for _, rows, codes in found_of.values() for (image, _), group in zip(rows.index, codes, strict=True)}
         shared = [m for m in (methods or next(iter(tables.values())).columns) if all(m in table.columns for table in tables.values())]
-        for number, first in enumerate(tables):
-            for second in list(tables)[number:]:
-                facts = {"model": model, "first": first, "second": second, "methods": len(shared)}
-                one, other = _same_seeds(tables[first], tables[second])
-                both = one.index.intersection(other.index, sort=True)  # (image, training seed)
-                pair = [each.loc[both, shared].to_numpy() for each in (one, other)]
-                group = np.unique([groups[image] for image, _ in both], return_inverse=True)[1]
-                images, seeds = len(both.unique("image_id")), _seeds(both, nested and first != second)
-                if first == second:
-                    units = int(group.max(initial=-1)) + 1
-                    found = split_agreement(pair[0], group, units // 2, units // 2 * 2, resamples, rng_for(seed, "halves", units))
-                else:
-                    found = _resampled(*pair, group, seeds, resamples, seed)
-                facts |= {"count": images, "interval": _covers(confidence, first == second, seeds, group, images)}
-                for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
-                    (low,), (high,) = percentile_ends(drawn[:, None], confidence)
-                    facts |= {name: value, f"{name}_low": low, f"{name}_high": high}
-                rows.append(facts)
+        for first, second in combinations_with_replacement(tables, 2):
+            one, other = _same_seeds(tables[first], tables[second])
+            both = one.index.intersection(other.index, sort=True)  # (image, training seed)
+            pair = [each.loc[both, shared].to_numpy() for each in (one, other)]
+            group = np.unique([groups[image] for image, _ in both], return_inverse=True)[1]
+            images, units = len(both.unique("image_id")), int(group.max(initial=-1)) + 1
+            unit = "images" if units == images else "groups of images"
+            if first == second:
+                found = split_agreement(pair[0], group, units // 2, units // 2 * 2, resamples, rng_for(seed, "halves", units))
+                interval = f"{100 * confidence:g} % percentiles over random halves of the {unit}"
+            else:
+                seeds = _seeds(both, nested)
+                found = _resampled(*pair, group, seeds, resamples, seed)
+                interval = f"{100 * confidence:g} % percentile bootstrap over {unit if seeds is None else f'training seeds and {unit}'}"
+            facts = {"model": model, "first": first, "second": second, "methods": len(shared), "count": images, "interval": interval}
+            for name, (value, drawn) in zip(("tau", "rho"), found, strict=True):
+                (low,), (high,) = percentile_ends(drawn[:, None], confidence)
+                facts |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            rows.append(facts)
     names = [f"{name}{end}" for name in ("tau", "rho") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["model", "first", "second", *names, "methods", "count", "interval"])
 
 
-def kendall(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return Kendall's tau-b (R,) between rows of two arrays (R, methods); NaN if a row is constant or has a NaN."""
+def kendall(first: np.ndarray, second: np.ndarray, skip_nan: bool = False) -> np.ndarray:
+    """Return Kendall's tau-b (R,) between rows of two arrays (R, methods); NaN if a row is constant or, unless ``skip_nan``, has a NaN."""
     one, other = np.triu_indices(first.shape[1], k=1)
     signs = [np.sign(values[:, one] - values[:, other]) for values in (first, second)]
+    total = np.nansum if skip_nan else np.sum
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (signs[0] * signs[1]).sum(1) / np.sqrt((signs[0] ** 2).sum(1) * (signs[1] ** 2).sum(1))
+        return total(signs[0] * signs[1], axis=1) / np.sqrt(total(signs[0] ** 2, axis=1) * total(signs[1] ** 2, axis=1))
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -130,24 +135,17 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 # Number of resamples drawn at a time.
 CHUNK = 100
+#: Tau and rho, each with its values in all resamples.
 Correlations = tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]
-
-
-def _covers(confidence: float, halves: bool, seeds: np.ndarray | None, group: np.ndarray, images: int) -> str:
-    """Say what an interval of :func:`rank_agreement` covers."""
-    unit = "images" if group.max(initial=-1) + 1 == images else "groups of images"
-    if halves:
-        return f"{100 * confidence:g} % percentiles over random halves of the {unit}"
-    return f"{100 * confidence:g} % percentile bootstrap over {unit if seeds is None else f'training seeds and {unit}'}"
+UNDEFINED = 2 * ((float("nan"), np.full(1, np.nan)),)
 
 
 def _resampled(
     first: np.ndarray, second: np.ndarray, group: np.ndarray, seeds: np.ndarray | None, resamples: int, seed: int
 ) -> Correlations:
     """Return tau and rho of the means of two score matrices (rows, methods) of the same images and seeds, and their resampled values."""
-    nothing = float("nan"), np.full(1, np.nan)
     if group.max(initial=-1) < 1 or first.shape[1] < 2:
-        return nothing, nothing
+        return UNDEFINED
     seen = [weighted_means(scores, np.ones((1, len(scores)))) for scores in (first, second)]
     drawn = [_drawn_means(scores, group, seeds, resamples, seed) for scores in (first, second)]
     return (float(kendall(*seen)[0]), kendall(*drawn)), (float(spearman(*seen)[0]), spearman(*drawn))
@@ -161,7 +159,7 @@ def split_agreement(scores: np.ndarray, group: np.ndarray, first: int, both: int
     """
     units, methods, means = int(group.max(initial=-1)) + 1, scores.shape[1], []
     if not 0 < first < both or methods < 2:
-        return (float("nan"), np.full(1, np.nan)), (float("nan"), np.full(1, np.nan))
+        return UNDEFINED
     for start in range(0, draws, CHUNK):  # all at once would take gigabytes for 50,000 images
         order = rng.random((min(CHUNK, draws - start), units)).argsort(1)
         sides = (order < first, (order >= first) & (order < both))

@@ -56,11 +56,6 @@ class ScoreTable:
         return len(np.unique(self.seed))
 
     @property
-    def images(self) -> int:
-        """Number of images in the rows."""
-        return len(np.unique(self.image))
-
-    @property
     def units(self) -> int:
         """Number of units that a resample draws: groups of images, or images."""
         return len(np.unique(self.group))
@@ -68,7 +63,7 @@ class ScoreTable:
     @property
     def unit(self) -> str:
         """Description of a unit: images, or groups of images."""
-        return "images" if self.units == self.images else "groups of images"
+        return "images" if self.units == len(np.unique(self.image)) else "groups of images"
 
     def select(self, columns: Sequence[int] | np.ndarray) -> ScoreTable:
         """Return these columns, with the rows in which at least one of them has a record."""
@@ -131,6 +126,11 @@ class Scores:
 
     names: Mapping[str, Collection[object]]
     tables: Callable[[str], Iterator[ScoreTable]]
+
+    def settings(self, by: str) -> Iterator[tuple[dict[str, object], ScoreTable]]:
+        """Yield the scores of all methods for each model and setting, or with ``by="model"`` of all models for each method and setting."""
+        for table in self.tables("model" if by == "method" else "method"):
+            yield from table.groups([name for name in table.treatments.columns if name != by])
 
 
 def scores_of(records: Records) -> Scores:
@@ -220,7 +220,7 @@ def score_table(records: pd.DataFrame) -> ScoreTable:
     grouped = ["group"] if unit_of(records) == "group" else []
     seeded = [*grouped, "image_id", *(["seed"] if "seed" in records.columns else [])]
     row, first_of_row = _codes(records, seeded)  # sorted by group, then image, then seed
-    cell = row.astype(np.int64) * len(first) + treatment
+    cell = row * len(first) + treatment
     if np.bincount(cell).max() > 1:
         twice = records[pd.Series(cell).duplicated().to_numpy()].iloc[0]
         where = ", ".join(f"{name}={twice[name]}" for name in (*keys, *seeded))
@@ -277,9 +277,5 @@ def varying_settings(records: pd.DataFrame) -> list[str]:
 
 def _codes(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return a code per row for the combination of its values in ``columns`` (in sorted order), and the first row of each code."""
-    code = np.zeros(len(frame), dtype=np.int64)
-    for name in columns:
-        values, uniques = pd.factorize(frame[name], sort=True, use_na_sentinel=False)
-        code = code * len(uniques) + values
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    return inverse, first
+    code = frame.groupby(list(columns), dropna=False, observed=True).ngroup().to_numpy()
+    return code, np.unique(code, return_index=True)[1]

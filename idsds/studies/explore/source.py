@@ -20,14 +20,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from idsds.common.registry import UnknownNameError, check_name, check_names
+from idsds.common.registry import check_name, check_names
 from idsds.datasets.base import DATASETS
 from idsds.evaluation.arguments import protocol_settings
 from idsds.evaluation.job import Job, named_dataset
 from idsds.evaluation.plan import Plan
 from idsds.evaluation.records import Run
 from idsds.evaluation.run import autocast, on_plan
-from idsds.methods.base import METHODS, MethodError, shared_maps, split_name
+from idsds.methods.base import MethodError, shared_maps, split_name
 from idsds.models.isolation import on_loan
 from idsds.models.quantity import explaining
 from idsds.plots.gallery import Example
@@ -46,6 +46,7 @@ ORDERS = ("worst score first", "best score first", "methods disagree most", "mos
 ROUNDING = 1e-3
 #: Number of images whose maps are kept.
 KEPT = 64
+NO_METHOD = "none of the methods is in the registry; pass methods={name: method}"
 ENGINE = ("target", "device", "precision", "channels_last", "compiled")
 
 
@@ -101,13 +102,10 @@ class Source:
             keys = [name for name in ("model", "seed", "grid") if name in self.records]
             rows = self.records[keys].drop_duplicates().to_dict("records")
             found = [Case(row["model"], int(row.get("seed", 0)), None if pd.isna(row.get("grid")) else int(row["grid"])) for row in rows]
-        several = {name: len({getattr(case, name) for case in found}) > 1 for name in ("seed", "grid")}
-        return {
-            case.model
-            + (f", training seed {case.seed}" if several["seed"] else "")
-            + (f", {case.grid} x {case.grid} patches" if several["grid"] else ""): case
-            for case in found
-        }
+        label = "{0.model}"
+        label += ", training seed {0.seed}" if len({case.seed for case in found}) > 1 else ""
+        label += ", {0.grid} x {0.grid} patches" if len({case.grid for case in found}) > 1 else ""
+        return {label.format(case): case for case in found}
 
     def frame(self, case: Case) -> pd.DataFrame:
         """The records of a case."""
@@ -141,10 +139,6 @@ class Source:
 
         return self._once("scores", case, make)
 
-    def disagreement(self, case: Case) -> pd.Series:
-        """The methods' disagreement by image, see :func:`disagreement`."""
-        return self._once("disagreement", case, lambda: disagreement(self.frame(case)))
-
     def order(self, case: Case, how: str, method: str) -> list[str]:
         """Return the images in one of :data:`ORDERS`, those without a value last. Raises UnknownNameError."""
         check_name("order of images", how, ORDERS)
@@ -152,7 +146,8 @@ class Source:
         if how == ORDERS[-1]:
             return list(scores.index)
         if how == "methods disagree most":
-            return list(self.disagreement(case).reindex(scores.index).sort_values(ascending=False, kind="stable").index)
+            values = self._once("disagreement", case, lambda: disagreement(self.frame(case)))
+            return list(values.reindex(scores.index).sort_values(ascending=False, kind="stable").index)
         if how == "most undefined":
             return list(scores.isna().sum(axis=1).sort_values(ascending=False, kind="stable").index)
         worst_is_low = self.facts["direction"] != LOWER
@@ -178,10 +173,8 @@ class Source:
             notes.append(f"Patch sums in place of maps: {error}")
         if lost := [name for name in methods if name not in maps and "patch_sums" in records]:
             if maps:
-                named = ", ".join(lost)
-                notes.append(
-                    f"Patch sums in place of the maps of {named}, which cannot be made again as scored: pass methods={{name: method}}."
-                )
+                named = f"Patch sums in place of the maps of {', '.join(lost)}"
+                notes.append(f"{named}, which cannot be made again as scored: pass methods={{name: method}}.")
             maps |= {name: np.asarray(records.loc[name, "patch_sums"], dtype=float).reshape(drops.shape) for name in lost}
         if not maps:
             raise UnavailableError(notes[0].removeprefix("Patch sums in place of maps: ") if notes else "these records hold no maps")
@@ -228,11 +221,10 @@ class Source:
                     found = shared_maps([made[name] for name in missing], batch.images, batch.targets, batch.image_ids)
                 except MethodError as error:
                     raise UnavailableError(str(error)) from error
-            kept |= {
-                name: values[0, 0].float().cpu().numpy() for name, values in found.items() if _as_recorded(values.float(), records, name)
-            }
+            found = {name: values.float() for name, values in found.items()}
+            kept |= {name: values[0, 0].cpu().numpy() for name, values in found.items() if _as_recorded(values, records, name)}
         if not kept and not set(methods) & job.methods.keys():
-            raise UnavailableError("none of the methods is in the registry; pass methods={name: method}")
+            raise UnavailableError(NO_METHOD)
         return {name: kept[name] for name in methods if name in kept}
 
     def plan(self, case: Case) -> Plan:
@@ -250,7 +242,7 @@ class Source:
     def _plan(self, case: Case) -> Plan:
         methods = {name: self.methods.get(name) for name in self.frame(case)["method"].unique() if name in self.methods or _known(name)}
         if not methods:
-            raise UnavailableError("none of the methods is in the registry; pass methods={name: method}")
+            raise UnavailableError(NO_METHOD)
         arguments = {name: self.facts[name] for name in ENGINE if name in self.facts} | self.facts["settings"]
         if arguments.get("device") not in (None, "cpu") and not torch.cuda.is_available():
             arguments["device"] = "auto"
@@ -309,9 +301,9 @@ class Source:
 def _known(name: str) -> bool:
     try:
         split_name(name)
-    except (UnknownNameError, ValueError):
+    except ValueError:
         return False
-    return split_name(name)[0] in METHODS
+    return True
 
 
 def _as_recorded(values: torch.Tensor, records: pd.DataFrame, name: str) -> bool:
@@ -348,9 +340,8 @@ def _facts(records: pd.DataFrame) -> dict[str, Any]:
             )
     first = records.iloc[0]
     explained = {"target": "prediction"} if "explained" in records else {}
-    settings = {name: first[name] for name in names}
     facts = {"dataset": first["dataset"], "protocol": first["protocol"], "direction": first.get("direction", "")}
-    return {**facts, **explained, "settings": _settings(entry.name, settings)}
+    return {**facts, **explained, "settings": _settings(entry.name, first[names])}
 
 
 def _settings(protocol: str, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,17 +46,9 @@ class Widget:
         self.after.on_click(lambda _: self._page(PAGE))
         for button, kind in ((self.png, "png"), (self.pdf, "pdf")):
             button.on_click(lambda _, kind=kind: self.save(kind))
-        heads = (
-            "Model",
-            "Method, best first: its images are below",
-            "Maps shown (several with Ctrl or Shift)",
-            "Order of the images",
-            "Image",
-        )
-        boxes = (self.model, self.method, self.shown, self.order, self.image)
-        parts: list[Any] = []
-        for head, box in zip(heads, boxes, strict=True):
-            parts += [widgets.HTML(f"<b>{head}</b>"), box]
+        boxes = {"Model": self.model, "Method, best first: its images are below": self.method}
+        boxes |= {"Maps shown (several with Ctrl or Shift)": self.shown, "Order of the images": self.order, "Image": self.image}
+        parts = [part for head, box in boxes.items() for part in (widgets.HTML(f"<b>{head}</b>"), box)]
         self.turn = widgets.HBox([self.before, self.after])
         left = widgets.VBox([*parts, self.turn, widgets.HBox([self.png, self.pdf])])
         rows = [

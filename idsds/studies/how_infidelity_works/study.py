@@ -16,7 +16,7 @@ Wahba, "Generalized cross-validation as a method for choosing a good ridge param
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -51,7 +51,6 @@ Positive = Annotated[float, Field(gt=0)]
 FITTED = 3
 #: Perturbations that are drawn at a time, for memory.
 BLOCK = 256
-PATCHES = "one patch"
 
 
 class Kind(NamedTuple):
@@ -101,7 +100,7 @@ class HowInfidelityWorks(Study):
     def kinds(self) -> list[Kind]:
         """Of noise, in the order of ``sigmas``; a square; one patch."""
         noise = [Kind(f"noise, sigma {sigma:g}", "gaussian", sigma) for sigma in self.sigmas]
-        return [*noise, Kind(f"square, {self.square:.0%} of side", "square", self.square), Kind(PATCHES, None)]
+        return [*noise, Kind(f"square, {self.square:.0%} of side", "square", self.square), Kind("one patch", None)]
 
     def draws(self, kind: Kind) -> int:
         """The number of perturbations drawn for the optimal map; noise is used with both signs."""
@@ -276,12 +275,6 @@ class _Image:
         mask = F.interpolate(cells, size=self.images.shape[-2:], mode="nearest").to(self.images).expand(-1, self.images.shape[1], -1, -1)
         return mask, mask * self.images
 
-    def fitting(self, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield I and d of the perturbations that the optimal map is fitted to, some at a time, from independent draws."""
-        for start in range(0, count := self.settings.draws(kind), BLOCK):
-            draw = {"samples": min(BLOCK, count - start), "seed": self.settings.seed, "image_ids": [f"{self.image_id}, to fit, {start}"]}
-            yield perturbations(self.images, kind.perturbation, kind.size, **draw)  # type: ignore[arg-type]
-
     def predicted(self, weights: Tensor) -> dict[str, Tensor]:
         """Return the predictions by map, (samples,)."""
         return {name: (weights[:, :1] * found).flatten(1).cpu().double().sum(dim=1) for name, found in self.maps.items()}
@@ -326,7 +319,9 @@ class _Image:
     def _fit(self, kind: Kind) -> tuple[Tensor, float, set[bytes]]:
         """Return the optimal map by cell, (cells * cells,), its ridge, and the keys of the perturbations that it is fitted to."""
         sums, falls, known = [], [], set()
-        for weights, taken in self.fitting(kind):
+        for start in range(0, count := self.settings.draws(kind), BLOCK):
+            draw = {"samples": min(BLOCK, count - start), "seed": self.settings.seed, "image_ids": [f"{self.image_id}, to fit, {start}"]}
+            weights, taken = perturbations(self.images, kind.perturbation, kind.size, **draw)  # type: ignore[arg-type]
             changes = self.changes(taken)
             if kind.perturbation == "gaussian":  # I c(d) and -I c(-d), of which the mean is I times this
                 changes = (changes - self.changes(-taken)) / 2

@@ -1,4 +1,4 @@
-"""Do metrics follow the quality of models? Rank correlations at three levels, and methods beside a control.
+"""Do metrics follow the quality of models? Rank correlations at three levels, methods beside a control, and how much is due to the map.
 
 The table is that of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`, or that of the study's 75 models
 (burnpiro/xai-correlation).
@@ -7,15 +7,14 @@ The table is that of :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from idsds.statistics.grouped import FEWEST, jackknife_interval, mean_of_groups, partial, spearman, without_each
-from idsds.statistics.intervals import check_options
 from idsds.statistics.verdicts import verdicts
+from idsds.studies.train_fractions import IDENTITY
 
 #: What is correlated, and its label.
 MEASURES = {
@@ -38,14 +37,21 @@ WITHIN = list(LEVELS)[-1]
 GIVEN = " given change"
 #: The random map.
 CONTROL = "Random"
+#: If methods differ by less than this fraction of the lowest infidelity, the map matters little.
+LITTLE = 0.10
 
 
-def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+#: The level, the correlations of all models (columns, columns), and those without each group in turn; at the last level within each group,
+#: (groups, columns, columns).
+Matrices = tuple[str, np.ndarray, np.ndarray]
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Return the Spearman correlations, over models, of the metrics with the models' quality, at three levels.
 
-    Each pair of columns takes the models that have both. Intervals hold for groups of models (an architecture on a data set), whose models
-    share images and design; they cover neither other images nor, apart from the groups, other training seeds. Within architecture and data
-    set it is Student's t over the groups' own coefficients. At the other levels each group is left out in turn
+    Each pair of columns takes the models that have both. The 95 % intervals hold for groups of models (an architecture on a data set),
+    whose models share images and design; they cover neither other images nor, apart from the groups, other training seeds. Within
+    architecture and data set it is Student's t over the groups' own coefficients. At the other levels each group is left out in turn
     (:func:`idsds.statistics.grouped.jackknife_interval`). Both need three groups that do not all agree.
 
     Args:
@@ -57,11 +63,10 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         architecture and data set the mean of the groups') with ``low`` and ``high``, NaN without an interval; ``models`` with all columns,
         ``dropped``, those without; ``groups`` with a coefficient of their own, or of all models; ``interval``, what it covers.
     """
-    check_options(confidence)
     columns = [name for name in (*MEASURES, *QUALITIES) if name in table]
     rows = []
     for method, part in table.groupby("method", sort=False):
-        matrices: dict[bytes, list[_Matrices]] = {}  # once for all pairs defined for the same models
+        matrices: dict[bytes, list[Matrices]] = {}  # once for all pairs defined for the same models
         for measure, quality, used in _pairs(columns):
             there = part[used].notna().all(axis=1).to_numpy()
             chosen = part[there]
@@ -69,8 +74,9 @@ def correlations(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
                 matrices[there.tobytes()] = _matrices(chosen, columns) if len(chosen) else []
             facts = {"method": method, "measure": measure, "quality": quality, "models": len(chosen), "dropped": len(part) - len(chosen)}
             places = [columns.index(name) for name in used]
-            for found in matrices[there.tobytes()]:
-                rows.append({**facts, **found.correlation(places, confidence)})
+            for level, *found in matrices[there.tobytes()]:
+                point, others = (partial(each, *places) if len(places) == 3 else each[..., places[0], places[1]] for each in found)
+                rows.append({**facts, "level": level, **_coefficient(level, point, others)})
             if not len(chosen):
                 nothing = {"spearman": np.nan, "low": np.nan, "high": np.nan, "groups": 0, "interval": "no interval: no models"}
                 rows += [{**facts, "level": level, **nothing} for level in LEVELS]
@@ -87,43 +93,24 @@ def _pairs(columns: list[str]) -> Iterator[tuple[str, str, list[str]]]:
                 yield measure, f"{quality}{GIVEN}", [measure, quality, "change"]
 
 
-@dataclass(frozen=True)
-class _Matrices:
-    """Return the correlations of all columns at one level.
-
-    Args:
-        level: one of :data:`LEVELS`.
-        point: of all models, (columns, columns).
-        others: without each group in turn; at the last level within each group, (groups, columns, columns).
-    """
-
-    level: str
-    point: np.ndarray
-    others: np.ndarray
-
-    def correlation(self, places: list[int], confidence: float) -> dict[str, Any]:
-        """Return the columns ``level`` to ``interval`` of :func:`correlations`, of two columns, or of two given a third."""
-        point, others = (_coefficient(matrices, places) for matrices in (self.point, self.others))
+def _coefficient(level: str, point: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """Return the columns ``spearman`` to ``interval`` of :func:`correlations`, from a coefficient's :data:`Matrices`."""
+    groups = len(others)
+    if level == WITHIN:
+        others = others[np.isfinite(others)]  # a group that does not vary, or is too small, has none
         groups = len(others)
-        if self.level == WITHIN:
-            others = others[np.isfinite(others)]  # a group that does not vary, or is too small, has none
-            groups = len(others)
-            point, low, high = np.clip(mean_of_groups(others, confidence), -1, 1)
-            covers = f"{100 * confidence:g} % t interval over {groups} groups of models"
-        else:
-            low, high = jackknife_interval(float(point), others, confidence)
-            covers = f"{100 * confidence:g} % jackknife over {groups} groups of models (Student's t on Fisher's z scale)"
-        if np.isnan(low):
-            why = "all agree" if np.isfinite(point) else "no correlation"
-            covers = f"no interval: {groups} groups of models" + (f", {why}" if groups >= FEWEST else "")
-        return {"level": self.level, "spearman": float(point), "low": float(low), "high": float(high), "groups": groups, "interval": covers}
+        point, low, high = np.clip(mean_of_groups(others), -1, 1)
+        covers = f"95 % t interval over {groups} groups of models"
+    else:
+        low, high = jackknife_interval(float(point), others)
+        covers = f"95 % jackknife over {groups} groups of models (Student's t on Fisher's z scale)"
+    if np.isnan(low):
+        why = "all agree" if np.isfinite(point) else "no correlation"
+        covers = f"no interval: {groups} groups of models" + (f", {why}" if groups >= FEWEST else "")
+    return {"spearman": float(point), "low": float(low), "high": float(high), "groups": groups, "interval": covers}
 
 
-def _coefficient(matrices: np.ndarray, places: list[int]) -> np.ndarray:
-    return matrices[..., places[0], places[1]] if len(places) == 2 else partial(matrices, *places)
-
-
-def _matrices(table: pd.DataFrame, columns: list[str]) -> list[_Matrices]:
+def _matrices(table: pd.DataFrame, columns: list[str]) -> list[Matrices]:
     """Return the correlations of the models of one method, at each level."""
     values, cells = table[columns].to_numpy(float), table.groupby(["dataset", "model"], sort=False).ngroup().to_numpy()
     found = []
@@ -133,35 +120,72 @@ def _matrices(table: pd.DataFrame, columns: list[str]) -> list[_Matrices]:
             others = np.stack([spearman(values[cells == cell], groups[cells == cell]) for cell in np.unique(cells)])
         else:
             others = without_each(values, groups, cells)
-        found.append(_Matrices(level, spearman(values, groups), others))
+        found.append((level, spearman(values, groups), others))
     return found
 
 
-def beside_random(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+def beside_random(table: pd.DataFrame) -> pd.DataFrame:
     """Return how far each method's relative infidelity is below that of a random map, on the same models.
 
     Args:
         table: from :meth:`idsds.studies.infidelity_sensitivity.InfidelitySensitivity.judge`.
-        confidence: of Student's t over the groups' mean differences (a group: an architecture on a data set).
 
     Returns:
         One row per method but :data:`CONTROL`: ``difference`` of ``relative`` (method - control; below 0: the method is better), the mean
-        of the groups', with ``low`` and ``high``; the ``verdict`` that it is below 0; ``models`` with both, ``groups``, ``interval``.
-        Empty without a control.
+        of the groups' (a group: an architecture on a data set), with ``low`` and ``high`` (95 %, Student's t over groups); the ``verdict``
+        that it is below 0; ``models`` with both, ``groups``, ``interval``. Empty without a control.
     """
-    check_options(confidence)
-    identity = ["dataset", "model", "fraction", "seed"]
+    identity = list(IDENTITY)
     control = table[table["method"] == CONTROL].set_index(identity)["relative"].rename("control")
     rows = []
     for method, part in table[table["method"] != CONTROL].groupby("method", sort=False) if len(control) else ():
         both = part.join(control, on=identity).dropna(subset=["relative", "control"])
         own = (both["relative"] - both["control"]).groupby([both["dataset"], both["model"]], sort=False).mean().to_numpy()
-        difference, low, high = mean_of_groups(own, confidence)
-        interval = f"{100 * confidence:g} % t interval over {len(own)} groups of models"
-        interval = f"no interval: {len(own)} groups of models" if np.isnan(low) else interval
+        difference, low, high = mean_of_groups(own)
+        interval = f"{'no interval:' if np.isnan(low) else '95 % t interval over'} {len(own)} groups of models"
         facts = {"method": method, "difference": difference, "low": low, "high": high, "verdict": str(verdicts(-high, -low))}
         rows.append({**facts, "models": len(both), "groups": len(own), "interval": interval})
     return pd.DataFrame(rows, columns=["method", "difference", "low", "high", "verdict", "models", "groups", "interval"])
+
+
+def map_part(table: pd.DataFrame) -> pd.DataFrame:
+    """Decompose the infidelity of the same models under several methods; controls are left out.
+
+    Models that lack a method, or have an infidelity of 0 or a ``doubtful`` reading, are left out.
+
+    Args:
+        table: one row per model and method: ``dataset``, ``model``, ``fraction``, ``method``, ``raw``, and optionally ``seed``,
+            ``family``, ``doubtful``.
+
+    Returns:
+        One row for all architectures and one for each: ``architecture``, ``models``, ``methods``, ``median_spread`` (highest infidelity
+        of a model over its lowest, minus 1), ``spread`` (mean of the medians of groups: an architecture on a data set) with ``low`` and
+        ``high`` (95 %, Student's t over groups); the fractions of the variance of the logarithm of infidelity ``between_models``,
+        ``between_methods`` and ``rest``; the ``verdict`` that ``spread`` is below :data:`LITTLE`.
+    """
+    rows = table[table["raw"] > 0].assign(seed=table.get("seed", 0))
+    if "family" in rows:
+        rows = rows[rows["family"] != "control"]
+    if "doubtful" in rows:
+        rows = rows[~rows["doubtful"].astype(bool)]
+    logs = np.log(rows.pivot_table(index=list(IDENTITY), columns="method", values="raw")).dropna()
+    names = list(dict.fromkeys(logs.index.get_level_values("model")))
+    parts = [("all", logs)] + [(name, logs[logs.index.get_level_values("model") == name]) for name in names if len(names) > 1]
+    found = pd.DataFrame([{"architecture": name, **_taken_apart(part)} for name, part in parts if part.size])
+    return found.assign(verdict=verdicts(-found["high"], -found["low"], -LITTLE)) if len(found) else found
+
+
+def _taken_apart(logs: pd.DataFrame) -> dict[str, float]:
+    """Return the columns ``models`` to ``rest`` of :func:`map_part` from the logarithms of infidelity, models x methods."""
+    values, spreads = logs.to_numpy(), np.expm1(logs.max(axis=1) - logs.min(axis=1))
+    mean, low, high = mean_of_groups(spreads.groupby(level=["dataset", "model"]).median().to_numpy())
+    total = ((values - values.mean()) ** 2).sum()
+    models = values.shape[1] * ((values.mean(axis=1) - values.mean()) ** 2).sum()
+    methods = values.shape[0] * ((values.mean(axis=0) - values.mean()) ** 2).sum()
+    shares = [models / total, methods / total, (total - models - methods) / total] if total else [np.nan] * 3
+    facts = {"models": values.shape[0], "methods": values.shape[1], "median_spread": spreads.median()}
+    facts |= {"spread": mean, "low": low, "high": high}
+    return facts | dict(zip(("between_models", "between_methods", "rest"), map(float, shares), strict=True))
 
 
 def study_table() -> pd.DataFrame:

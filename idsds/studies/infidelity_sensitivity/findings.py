@@ -12,9 +12,9 @@ from idsds.statistics.grouped import mean_of_groups, spearman
 from idsds.statistics.verdicts import VERDICTS, verdicts
 from idsds.studies.base import Findings
 from idsds.studies.infidelity_sensitivity.correlations import CONTROL, GIVEN, LEVELS, WITHIN, correlations
+from idsds.studies.train_fractions import IDENTITY
 
 POOLED = next(iter(LEVELS))
-IDENTITY = ["dataset", "model", "fraction", "seed"]
 #: What is claimed of the correlation of a measure with a quality (all measures: lower is better), and its sign.
 CLAIMS = [
     ("raw", "change", "infidelity follows the squared change of the logit, whatever the map", 1),
@@ -27,25 +27,17 @@ CLAIMS = [
 ]
 
 
-def findings(judged: pd.DataFrame, study: pd.DataFrame) -> Findings:
-    """State the main correlations, with the verdicts on the claims over all models.
-
-    Args:
-        judged: from :func:`claims`.
-        study: from :func:`idsds.studies.infidelity_sensitivity.correlations.correlations`, of the study's rows.
-    """
+def findings(judged: pd.DataFrame, parts: pd.DataFrame) -> Findings:
+    """State the main correlations and the spread between methods (``parts``), with the verdicts on the claims over all models."""
     span = judged[(judged["models"] == "ours") & (judged["level"] == POOLED)].set_index("claim")
     span = {claim: f"{row.lowest:+.2f} to {row.highest:+.2f}" for claim, row in span.iterrows()}
     spans = {(measure, quality): span.get(claim, "undefined") for measure, quality, claim, _ in CLAIMS}
-    pooled = study[(study["level"] == POOLED) & (study["quality"] == "weighted_precision")].set_index("measure")
-    theirs = [f"{name} {rows.min():+.2f} to {rows.max():+.2f}" for name, rows in pooled.groupby(level=0, sort=False)["spearman"]]
     sentences = [
         f"Spearman correlation of accuracy with infidelity over all models, by method: {spans['raw', 'accuracy']}; with the logit's change"
         f" held fixed {spans['raw', f'accuracy{GIVEN}']}.",
         f"With relative infidelity, which takes both scales out: {spans['relative', 'accuracy']}; with max-sensitivity:"
         f" {spans['sensitivity', 'accuracy']}. Lower is better for all of them.",
-        f"The study's {study['models'].max()} models, weighted precision with infidelity (raw) and max-sensitivity, by method:"
-        f" {', '.join(theirs)}.",
+        spread_said(parts),
     ]
     shown = judged[(judged["level"] == POOLED) & judged["models"].isin(["ours", "the study's, weighted_precision"])]
     return Findings(sentences, shown.drop(columns="level"))
@@ -72,7 +64,8 @@ def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.D
     """
     methods = list(dict.fromkeys(table.loc[table["family"] != "control", "method"]))
     parts = [("ours", ours[ours["method"].isin(methods)]), (f"ours, {CONTROL}", ours[ours["method"] == CONTROL])]
-    if "chance" in table and 0 < (low := at_chance(table)).sum() < len(table):
+    # At chance: the accuracy is not significantly above 1 / classes.
+    if "chance" in table and 0 < (low := table["accuracy_low"] <= table["chance"]).sum() < len(table):
         parts.append(("ours above chance", correlations(table[~low & table["method"].isin(methods)])))
     parts += [(f"the study's, {name}", _as_accuracy(study, name)) for name in ("weighted_precision", "weighted_f1")]
     rows = [
@@ -82,11 +75,6 @@ def claims(table: pd.DataFrame, ours: pd.DataFrame, study: pd.DataFrame) -> pd.D
         for level, facts in _counted(found[(found["measure"] == measure) & (found["quality"] == quality)], sign)
     ]
     return pd.DataFrame([*rows, *_design(table)])
-
-
-def at_chance(table: pd.DataFrame) -> pd.Series:
-    """Return which rows are of models whose accuracy is not significantly above 1 / classes."""
-    return table["accuracy_low"] <= table["chance"]
 
 
 def _as_accuracy(study: pd.DataFrame, quality: str) -> pd.DataFrame:
@@ -109,7 +97,7 @@ def _design(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Images, steps of training and the scale of the logits go together by design."""
     if "train_images" not in table:
         return []
-    models = table.drop_duplicates(IDENTITY)
+    models = table.drop_duplicates(list(IDENTITY))
     pair = models[["train_images", "change"]]
     own = np.array([spearman(pair.loc[rows], [0] * len(rows))[0, 1] for rows in models.groupby(["dataset", "model"]).groups.values()])
     mean, low, high = mean_of_groups(own)

@@ -34,18 +34,19 @@ from idsds.evaluation.plan import Target
 from idsds.methods.base import TENFOLD
 from idsds.models.base import MODELS
 from idsds.protocols.infidelity import Perturbation
-from idsds.statistics.intervals import bca, check_options, rng_for
-from idsds.statistics.means import mean_interval
-from idsds.studies.base import Findings, MethodName, Positive, Result, takes_folder
-from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, study_table
-from idsds.studies.infidelity_sensitivity.findings import claims, findings, spread_said
-from idsds.studies.infidelity_sensitivity.map_part import map_part
+from idsds.statistics.intervals import bca, rng_for
+from idsds.statistics.means import finite_means, mean_interval
+from idsds.studies.base import MethodName, Positive, Result, takes_folder
+from idsds.studies.infidelity_sensitivity.correlations import beside_random, correlations, map_part, study_table
+from idsds.studies.infidelity_sensitivity.findings import claims, findings
 from idsds.studies.method_settings import MethodSettings
 from idsds.studies.train_fractions import IDENTITY, ManyModels, Member
 
 ZERO = "map of zeros"
 AT = ", infidelity at "  # in the label of a run with another sigma
 STUDY_SIGMA = 0.003
+#: Confidence and number of resamples of the bootstrap over images.
+DRAWN = 0.95, 1_000
 
 
 def zero_map(images: Tensor, targets: Tensor) -> Tensor:
@@ -54,12 +55,11 @@ def zero_map(images: Tensor, targets: Tensor) -> Tensor:
 
 
 @takes_folder
-def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
+def per_model(records: pd.DataFrame) -> pd.DataFrame:
     """Return means over images from records of both protocols.
 
     Args:
         records: of :func:`idsds.evaluate` with either protocol, with ``dataset``, ``protocol`` and the model's ``name``.
-        confidence, resamples, seed: of the BCa bootstrap over images.
 
     Returns:
         One row per data set, model ``name`` and method: ``raw`` and ``normalised`` infidelity, and those of the map times ten, ``raw_x10``
@@ -69,22 +69,20 @@ def per_model(records: pd.DataFrame, confidence: float = 0.95, resamples: int = 
         without, and of max-sensitivity ``sensitivity_images`` and ``sensitivity_nan``; ``family`` of the method; ``interval``, what is
         covered.
     """
-    check_options(confidence, resamples=resamples)
     rows = []
     for (dataset, name), part in records.groupby(["dataset", "name"], sort=False):
         infidelity = part[part["protocol"] == "infidelity"]
         methods = [method for method in dict.fromkeys(infidelity["method"]) if method != ZERO and not method.endswith(TENFOLD)]
         raw, normalised = (infidelity.pivot(index="image_id", columns="method", values=kind) for kind in ("raw", "normalised"))
         sensitive = part[part["protocol"] == "max_sensitivity"].pivot(index="image_id", columns="method", values="score")
-        columns = _means(*_readings(raw, normalised, sensitive, methods), confidence, resamples, seed)
+        columns = _means(*_readings(raw, normalised, sensitive, methods))
         families = infidelity.drop_duplicates("method").set_index("method")["family"]
         finite = np.isfinite(raw[methods])
         facts = {"dataset": dataset, "name": name, "method": methods, "images": finite.sum().to_numpy(), "nan": (~finite).sum().to_numpy()}
         known = np.isfinite(sensitive.reindex(columns=methods))
         facts |= {"sensitivity_images": known.sum().to_numpy(), "sensitivity_nan": (~known).sum().to_numpy()}
         rows.append(pd.DataFrame({**facts, "family": families[methods].to_numpy(), **columns}))
-    label = f"{100 * confidence:g} % BCa bootstrap over images"
-    return pd.concat(rows, ignore_index=True).assign(interval=label)
+    return pd.concat(rows, ignore_index=True).assign(interval="95 % BCa bootstrap over images")
 
 
 def _readings(
@@ -100,14 +98,12 @@ def _readings(
     return found | {"sensitivity": sensitive.reindex(columns=methods).to_numpy(float)}, change
 
 
-def _means(
-    readings: dict[str, np.ndarray], change: np.ndarray, confidence: float, resamples: int, seed: int
-) -> dict[str, np.ndarray | float]:
+def _means(readings: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray | float]:
     """Return the columns of one model: means over images, with intervals for those that are drawn in the figure."""
-    columns = {name: _mean(values) for name, values in readings.items()} | {"change": _mean(change)[0]}
+    columns = {name: finite_means(values) for name, values in readings.items()} | {"change": finite_means(change)[0]}
     for name in ("raw", "sensitivity"):
         images = len(readings[name])
-        ends = mean_interval(readings[name], np.arange(images), confidence, resamples, rng_for(seed, name, images)) if images else ()
+        ends = mean_interval(readings[name], np.arange(images), *DRAWN, rng_for(0, name, images)) if images else ()
         columns |= dict(zip((f"{name}_low", f"{name}_high"), ends, strict=bool(images)))
     both = np.isfinite(readings["normalised"]) & np.isfinite(change)
     sums = np.concatenate([np.where(both, readings["normalised"], 0), np.where(both, change, 0)], axis=1)  # (images, 2 methods)
@@ -118,14 +114,8 @@ def _means(
 
     with np.errstate(divide="ignore", invalid="ignore"):
         columns["relative"] = ratio(sums.sum(axis=0))
-        columns["relative_low"], columns["relative_high"] = bca(sums, ratio, confidence, resamples, rng_for(seed, "relative", len(sums)))
+        columns["relative_low"], columns["relative_high"] = bca(sums, ratio, *DRAWN, rng_for(0, "relative", len(sums)))
     return columns
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the finite values of each column, NaN without any."""
-    finite = np.isfinite(values)
-    return np.divide(np.where(finite, values, 0).sum(axis=0), count := finite.sum(axis=0), out=np.full(len(count), np.nan), where=count > 0)
 
 
 class InfidelitySensitivity(MethodSettings, ManyModels):
@@ -183,13 +173,7 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
         return found
 
     def parts_of_maps(self, records: pd.DataFrame, table: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-        """Return :func:`.map_part.map_part` for every sigma and for the study, with ``models_of`` and ``sigma``.
-
-        Args:
-            records: of all runs, ``label`` is the run.
-            table: from :meth:`judge`.
-            study: from :func:`.correlations.study_table`.
-        """
+        """Return :func:`.correlations.map_part` for every sigma and for the study, with ``models_of`` and ``sigma``."""
         found = [map_part(table).assign(models_of="ours", sigma=self.sigma)]
         found.append(map_part(study).assign(models_of="the study's", sigma=STUDY_SIGMA))
         identity = pd.DataFrame([{**member.identity, "name": member.name} for member in self.members()])
@@ -230,5 +214,4 @@ class InfidelitySensitivity(MethodSettings, ManyModels):
         judged = claims(table, ours, theirs)
         tables = {"": table, "correlations": ours, "controls": beside_random(table), "study": theirs, "claims": judged}
         tables["map_part"] = self.parts_of_maps(records, table, study)
-        said = findings(judged, theirs)
-        return Result(self.stem, tables, Findings([*said.sentences[:2], spread_said(tables["map_part"])], said.verdicts), draw)
+        return Result(self.stem, tables, findings(judged, tables["map_part"]), draw)

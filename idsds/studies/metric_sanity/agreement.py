@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from idsds.statistics.intervals import percentile_ends, rng_for
+from idsds.statistics.rankings import kendall, weighted_means
 
 
 def agreement(records: Mapping[str, pd.DataFrame], resamples: int = 500, seed: int = 0) -> pd.DataFrame:
@@ -24,51 +26,34 @@ def agreement(records: Mapping[str, pd.DataFrame], resamples: int = 500, seed: i
         One row per pair of metrics: ``first``, ``second``, ``tau``, ``low``, ``high`` (95 % percentile interval over images), ``models``,
         ``methods`` (the most that both have ranked on a model). NaN where a metric ranks no two methods.
     """
-    signs = {name: _signs(frame, resamples, seed) for name, frame in records.items()}
-    names, rows = list(records), []
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            taus, methods = [], 0
-            for model in signs[first]:
-                if model in signs[second]:
-                    (known, one), (others, other) = signs[first][model], signs[second][model]
-                    shared = [method for method in known if method in others]
-                    pairs = [
-                        np.ix_(range(len(each)), *[[of.index(method) for method in shared]] * 2)
-                        for each, of in ((one, known), (other, others))
-                    ]
-                    taus.append(tau_b(one[pairs[0]], other[pairs[1]]))
-                    methods = max(methods, len(shared))
-            defined = np.array([each for each in taus if np.isfinite(each[0])])
-            tau = low = high = np.nan
-            if len(defined):
-                tau, *drawn = np.nanmean(defined, axis=0)
-                low, high = (end.item() for end in percentile_ends(np.array(drawn)[np.isfinite(drawn), None], 0.95))
-            rows.append((first, second, tau, low, high, len(defined), methods))
+    means = {name: _means(frame, resamples, seed) for name, frame in records.items()}
+    rows = []
+    for first, second in combinations(records, 2):
+        taus, methods = [], 0
+        for model in [model for model in means[first] if model in means[second]]:
+            one, other = means[first][model], means[second][model]
+            shared = one.columns.intersection(other.columns)
+            taus.append(kendall(one[shared].to_numpy(), other[shared].to_numpy(), skip_nan=True))
+            methods = max(methods, len(shared))
+        defined = np.array([each for each in taus if np.isfinite(each[0])])
+        tau = low = high = np.nan
+        if len(defined):
+            tau, *drawn = np.nanmean(defined, axis=0)
+            low, high = (end.item() for end in percentile_ends(np.array(drawn)[np.isfinite(drawn), None], 0.95))
+        rows.append((first, second, tau, low, high, len(defined), methods))
     return pd.DataFrame(rows, columns=["first", "second", "tau", "low", "high", "models", "methods"])
 
 
-def tau_b(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return Kendall's tau-b from the signs of all differences, (R, M, M) each, as (R,); NaN where either has only ties."""
-    with np.errstate(invalid="ignore"):
-        return np.nansum(first * second, axis=(1, 2)) / np.sqrt(np.nansum(first**2, axis=(1, 2)) * np.nansum(second**2, axis=(1, 2)))
-
-
-def _signs(records: pd.DataFrame, resamples: int, seed: int) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Return by model the methods, and the signs of the differences of their means, (1 + resamples, M, M), those of all images first."""
+def _means(records: pd.DataFrame, resamples: int, seed: int) -> dict[str, pd.DataFrame]:
+    """Return by model the means of the methods (1 + resamples, methods), those of all images first."""
     sign = -1 if (records["direction"] == "lower is better").any() else 1
     used = records[records["family"] != "control"]
     found = {}
     for model, rows in used.groupby("model", sort=False):
         table = rows.pivot_table(index="image_id", columns="method", values="score", aggfunc="mean", dropna=False) * sign
-        drawn = rng_for(seed, "agreement of metrics", len(table)).multinomial(
-            len(table), np.full(len(table), 1 / len(table)), size=resamples
-        )
-        weights = np.vstack([np.ones(len(table)), drawn])  # (1 + R, images)
-        values = table.to_numpy()
-        present = np.isfinite(values)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = weights @ np.where(present, values, 0) / (weights @ present)  # (1 + R, methods)
+        images = len(table)
+        drawn = rng_for(seed, "agreement of metrics", images).multinomial(images, np.full(images, 1 / images), size=resamples)
+        means = weighted_means(table.to_numpy(), np.vstack([np.ones(images), drawn]))
         means = np.where(np.isclose(means, np.round(means, 12)), np.round(means, 12), means)
-        found[str(model)] = [str(name) for name in table.columns], np.sign(means[:, :, None] - means[:, None, :])
+        found[str(model)] = pd.DataFrame(means, columns=table.columns)
     return found

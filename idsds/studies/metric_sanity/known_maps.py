@@ -1,9 +1,4 @@
-"""Known ground truth: exact maps, maps with increasing noise, and how a protocol scores them.
-
-On a :class:`~idsds.datasets.synthetic.PatchModel` the importance of each patch is a formula. A protocol scores the exact map, the exact
-map with increasing noise, and noise alone; :func:`properties` describes these scores, and :func:`model_shift` whether the same map gets
-the same score on another model that labels every image alike. :mod:`idsds.studies.metric_sanity.known_truth` makes the table of all
-protocols.
+"""Known ground truth: the exact maps of a model whose importances are a formula, the same with noise, and how a protocol scores them.
 
 Source: the question is that of the xai-correlation study; known ground truth in the spirit of FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV
 2023, arXiv 2308.06248).
@@ -16,13 +11,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from idsds.common.randomness import Draws
 from idsds.common.registry import check_name
-from idsds.datasets import create_dataset, fixed_order
+from idsds.datasets import ImageDataset, create_dataset, fixed_order
 from idsds.datasets.synthetic import PIXELS, PatchModel
 from idsds.methods.base import Method, MethodEntry, Passes
+from idsds.methods.gradient import gradients
 from idsds.protocols.base import Batch, ProtocolEntry
 from idsds.protocols.single_deletion import rank_correlation
 from idsds.training.loop import batches
@@ -48,18 +44,9 @@ def interfering_model() -> PatchModel:
     return PatchModel(interaction=-2.0).double()
 
 
-def _known(
-    model: PatchModel,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    level: float = 0.0,
-    importance: Known = "deletion",
-    scale: float = 1.0,
-    draws: Draws,
-) -> Tensor:
+def _known(model: PatchModel, images: Tensor, targets: Tensor, *, level: float, importance: Known, scale: float, draws: Draws) -> Tensor:
     if importance == "gradient":
-        exact, side = _gradient(model, images, targets), 1
+        exact, side = gradients(model, images, targets, len(images)).sum(dim=1, keepdim=True), 1
     else:
         exact, side = model.exact_maps(images, targets, importance)[..., ::PIXELS, ::PIXELS], PIXELS  # (B, 1, rows, columns)
     noise = draws.normal(1)[:, 0, :1, ::side, ::side]
@@ -69,14 +56,6 @@ def _known(
     share = 0.0 if level == torch.inf else (1 + level**2) ** -0.5
     cells = mean + share * (exact - mean) + (1 - share**2) ** 0.5 * spread * noise
     return scale * cells.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
-
-
-def _gradient(model: PatchModel, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the target logit's gradient, summed over channels, (B, 1, H, W)."""
-    with torch.enable_grad():
-        wanted = images.detach().requires_grad_()
-        (found,) = torch.autograd.grad(model(wanted).gather(1, targets[:, None]).sum(), wanted)
-    return found.sum(dim=1, keepdim=True)
 
 
 class KnownMap(Method):
@@ -138,7 +117,7 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
     present = (~loss.isnan()).sum(dim=0)
     mean = loss.nanmean(dim=0)
     deviation = ((loss - mean).square().nansum(dim=0) / (present - 1)).sqrt()
-    error = _student(present) * deviation / present.sqrt()
+    error = torch.from_numpy(stats.t.ppf(0.975, present.double().numpy() - 1)) * deviation / present.sqrt()
     told_apart = mean > error
     resolved = [level for level, told in zip([*levels[1:], torch.inf], told_apart.tolist(), strict=True) if told]
     return {
@@ -150,11 +129,6 @@ def properties(scores: Tensor, higher_is_better: bool, levels: Sequence[float] =
         "separation": float(mean[-1] / deviation[-1]),
         "undefined": float(scores.isnan().double().mean()),
     }
-
-
-def _student(count: Tensor) -> Tensor:
-    """Return half the width of a 95 % t interval in standard errors, for means over ``count`` values."""
-    return torch.as_tensor(stats.t.ppf(0.975, count.double().numpy() - 1))
 
 
 def orderings(scores: Tensor, higher_is_better: bool) -> Tensor:
@@ -182,11 +156,9 @@ def model_shift(scores: Sequence[Tensor]) -> float:
     return float(moved / (means[:, 0] - means[:, -1]).abs().mean())
 
 
-def _companions(model: PatchModel) -> tuple[Tensor, Tensor]:
-    """Return further synthetic images, none of which is judged."""
-    data = create_dataset("synthetic", "val")
-    images, targets, _ = next(batches(data, fixed_order(data.image_ids)[:64], 64))
-    return images.to(model.evidence.weight), targets
+def first_images(data: ImageDataset, count: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Return the first images of a data set in its fixed order, their targets and their ids."""
+    return next(batches(data, fixed_order(data.image_ids)[:count], count))
 
 
 def known_scores(
@@ -194,13 +166,21 @@ def known_scores(
 ) -> Tensor:
     """Return a protocol's scores of maps, image by image, (B, maps).
 
-    Args:
-        maps: such as :func:`noisy_maps`.
-        images: how many of the synthetic test split, in its fixed order.
+    The images are the first of the synthetic test split, in its fixed order.
     """
-    data = create_dataset("synthetic", "test")
-    chosen, targets, ids = next(batches(data, fixed_order(data.image_ids)[:images], images))
-    batch = Batch(chosen.to(model.evidence.weight), targets, ids, data.normalisation, lambda: _companions(model))
+    test, others = (create_dataset("synthetic", split) for split in ("test", "val"))
+    chosen, targets, ids = first_images(test, images)
+
+    def companions() -> tuple[Tensor, Tensor]:
+        further, classes, _ = first_images(others, 64)
+        return further.to(model.evidence.weight), classes
+
+    batch = Batch(chosen.to(model.evidence.weight), targets, ids, test.normalisation, companions)
+    return scored(batch, entry, model, maps, seed, settings)
+
+
+def scored(batch: Batch, entry: ProtocolEntry, model: nn.Module, maps: Sequence[Method], seed: int, settings: Mapping[str, Any]) -> Tensor:
+    """Return a protocol's scores of maps of a batch, (B, maps)."""
     prepared = entry.prepare(model, batch, seed=seed, **settings) if entry.prepare else {}
     columns = entry.function(model, maps, batch, prepared, **settings)
     return torch.stack([columns[one.name]["score"] for one in maps], dim=1)

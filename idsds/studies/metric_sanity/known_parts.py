@@ -1,14 +1,13 @@
 """A second known truth: sprites, whose five parts can be removed exactly, on a trained net.
 
 The net's logits for all 32 subsets of the parts give the exact Shapley value of each. The exact map spreads it evenly over the part's
-visible pixels; noise is added to the values of the parts, as it is to those of patches in :mod:`idsds.studies.metric_sanity.known_maps`.
-Scores of these maps are reported beside the verdict, which depends on patches alone. Protocols that change images or nets (tests,
-mosaics) or retrain are left out, because the truth is known only for the images as they are.
+visible pixels. Scores of these maps are reported beside the verdict, which depends on patches alone. Protocols that change images or nets
+(tests, mosaics) or retrain are left out, because the truth is known only for the images as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.randomness import generator
-from idsds.datasets import fixed_order
 from idsds.methods.base import Method, MethodEntry, Passes
-from idsds.protocols.base import Batch, ProtocolEntry
+from idsds.protocols.base import Batch
 from idsds.protocols.parts import part_shapley, part_table, target_logits
 from idsds.statistics.intervals import jackknife, wilson
+from idsds.studies.metric_sanity.known_maps import first_images, orderings, properties, scored
 from idsds.training.checkpoints import Stage, obtain, plan_training
-from idsds.training.loop import batches
 from idsds.training.recipes import Deletion
 
 if TYPE_CHECKING:
@@ -54,10 +52,9 @@ def sprite_stage(reading: Reading) -> Stage:
 def sprite_batch(images: int) -> Batch:
     """Return the first images of the test split in its fixed order, and as companions those of the validation split."""
     net = plan_training(MODEL, "sprites", None, device="cpu")
-    test, others = net.split("test"), net.split("val")
-    chosen, targets, ids = next(batches(test, fixed_order(test.image_ids)[:images], images))
-    companions = next(batches(others, fixed_order(others.image_ids)[:64], 64))[:2]
-    return Batch(chosen, targets, ids, test.normalisation, lambda: companions, parts=test.parts)
+    test = net.split("test")
+    companions = first_images(net.split("val"), 64)[:2]
+    return Batch(*first_images(test, images), test.normalisation, lambda: companions, parts=test.parts)
 
 
 def exact_values(net: nn.Module, batch: Batch) -> Tensor:
@@ -66,15 +63,7 @@ def exact_values(net: nn.Module, batch: Batch) -> Tensor:
 
 
 class PartMap(Method):
-    """A method that gives the exact values of the parts with noise.
-
-    Args:
-        net: what is explained.
-        batch: the images whose values are known.
-        values: (B, P).
-        level: of the noise, as for :class:`~idsds.studies.metric_sanity.known_maps.KnownMap`; infinite: noise alone.
-        seed: of the noise.
-    """
+    """The exact ``values`` (B, P) of the parts of a batch, with noise of a level as for :class:`.known_maps.KnownMap`."""
 
     def __init__(self, net: nn.Module, batch: Batch, values: Tensor, level: float, seed: int) -> None:
         name = "noise" if level == torch.inf else f"exact + {level:g} noise" if level else "exact"
@@ -87,46 +76,33 @@ class PartMap(Method):
         super().__init__(name, net, seed=seed, entry=entry, level=level)
 
 
-def _drawn(batch: Batch, values: Tensor, level: float, seed: int) -> list[Tensor]:
-    """Return the map of each image, (1, H, W)."""
+def _drawn(batch: Batch, values: Tensor, level: float, seed: int) -> Iterator[Tensor]:
+    """Yield the map of each image, (1, H, W)."""
     share, count = 0.0 if level == torch.inf else (1 + level**2) ** -0.5, values.shape[1]
-    found = []
     for image_id, exact in zip(batch.image_ids, values.double(), strict=True):
         noise = torch.randn(count, generator=generator(seed, "known parts", image_id), dtype=torch.float64)
         mean, spread = exact.mean(), exact.std()
         noisy = mean + share * (exact - mean) + (1 - share**2) ** 0.5 * spread * noise
         regions = batch.parts.regions(image_id)[:count].double()  # (P, H, W)
         each = noisy / regions.sum(dim=(1, 2)).clamp(min=1)
-        found.append((each[:, None, None] * regions).sum(dim=0, keepdim=True))
-    return found
+        yield (each[:, None, None] * regions).sum(dim=0, keepdim=True)
 
 
 def parts_judged(reading: Reading, images: int, levels: Sequence[float], seed: int) -> dict[str, Any]:
-    """Score exact and noisy values of parts by a protocol.
-
-    Args:
-        reading: the protocol and its settings.
-        images: number of images; at most :data:`IMAGES` are used.
-        levels: of noise, rising from 0.
-        seed: of the noise and of the protocol.
+    """Score exact and noisy values of parts by a protocol, on at most :data:`IMAGES` images.
 
     Returns:
         ``parts_ordering`` and ``parts_first`` with their intervals in ``_low`` and ``_high``, and ``parts_images``; empty for protocols
         that are left out.
     """
-    from idsds.studies.metric_sanity.known_maps import orderings, properties
-
-    entry: ProtocolEntry = reading.entry
     if not asked(reading):
         return {}
-    count = min(images, IMAGES)
+    count, better = min(images, IMAGES), reading.entry.higher_is_better
     net, batch = obtain(sprite_stage(reading), progress=False), sprite_batch(count)
     values = exact_values(net, batch)
     maps = [PartMap(net, batch, values, level, seed) for level in (*levels, torch.inf)]
-    prepared = entry.prepare(net, batch, seed=seed, **reading.settings) if entry.prepare else {}
-    columns = entry.function(net, maps, batch, prepared, **reading.settings)
-    scores = torch.stack([columns[one.name]["score"] for one in maps], dim=1)
-    found, order = properties(scores, entry.higher_is_better, levels), orderings(scores, entry.higher_is_better).numpy()
+    scores = scored(batch, reading.entry, net, maps, seed, reading.settings)
+    found, order = properties(scores, better, levels), orderings(scores, better).numpy()
     if not np.isfinite(order).any():
         return {"parts_images": count}
     low, high = jackknife(lambda some: float(np.nanmean(some)), order)

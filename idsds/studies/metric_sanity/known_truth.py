@@ -1,10 +1,8 @@
 """Judging the judges: does a protocol put the exact map first, noise last, and maps with growing noise in order?
 
-Each protocol scores maps of known quality (:mod:`idsds.studies.metric_sanity.known_maps`); the table describes these scores, their cost,
-and whether the same map gets the same score on another model that labels every image alike. The known importance of a patch is the drop
-in the logit when it is deleted, so that single deletion has the right order by construction; hence a second truth, Shapley values on a
-model where the two differ. Protocols that do not test whether a map is right (stability, sanity checks) are run too, and called tests to
-pass. ROAR and KAR retrain on the known maps (:mod:`idsds.studies.metric_sanity.retraining`).
+The known importance of a patch is the drop in the logit when it is deleted, so that single deletion has the right order by construction;
+hence a second truth, Shapley values on a model where the two differ. Protocols that do not test whether a map is right (stability, sanity
+checks) are run too, and called tests to pass. ROAR and KAR retrain on the known maps (:mod:`idsds.studies.metric_sanity.retraining`).
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from torch import Tensor
 
 from idsds.common.files import write_json
 from idsds.common.hashing import code_digest, digest
-from idsds.common.numbers import as_whole
 from idsds.common.processes import Each
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods.base import Passes
@@ -75,6 +72,11 @@ class Reading:
     def images(self, count: int, nets: bool = False) -> int:
         """Return how many of ``count`` images are used, on known maps or on trained ``nets``."""
         return min(count, (self.most + nets) // (1 + nets) if self.most else count)
+
+    @property
+    def on_known_maps(self) -> dict[str, Any]:
+        """The settings on known maps."""
+        return {**self.settings, **self.known}
 
     @property
     def label(self) -> str:
@@ -134,29 +136,31 @@ VERDICTS = (
 )
 
 
-def readings(protocols: Sequence[str] | None = None) -> list[Reading]:
+def readings(protocols: Sequence[str | Reading] | None = None) -> list[Reading]:
     """Return the rows of the table, those that cannot be judged last.
 
     Args:
-        protocols: names; None for all.
+        protocols: names, or rows of your own; None for all.
 
     Raises:
         UnknownNameError: for an unknown protocol.
     """
-    names = [PROTOCOLS[name].name for name in (list_protocols() if protocols is None else protocols)]
-    found = [reading for name in names for reading in [row for row in READINGS if row.protocol == name] or [_plain(name)]]
-    return sorted(found, key=lambda reading: (not reading.applies, GROUPS.index(reading.entry.asks)))
+    given = list_protocols() if protocols is None else protocols
+    rows = [row for each in given for row in ([each] if isinstance(each, Reading) else _rows_of(PROTOCOLS[each].name))]
+    return sorted(rows, key=lambda row: (not row.applies, GROUPS.index(row.entry.asks)))
 
 
-def _plain(name: str) -> Reading:
-    """Return the row of a protocol without an entry in :data:`READINGS`; a library's metric of stability or dependence is a test."""
+def _rows_of(name: str) -> list[Reading]:
+    """Return the rows of a protocol; a library's metric of stability or dependence is a test."""
+    if own := [row for row in READINGS if row.protocol == name]:
+        return own
     if PROTOCOLS[name].parts:
-        return Reading(name, note="needs images of known parts, which patches and photos are not: judged on sprites alone", applies=False)
+        return [Reading(name, note="needs images of known parts, which patches and photos are not: judged on sprites alone", applies=False)]
     if "/" not in name:
-        return Reading(name)
+        return [Reading(name)]
     other = {"stable": STILL, "dependent": OF_A_CLASS if name == "quantus/RandomLogit" else RANDOMISED}.get(PROTOCOLS[name].asks, "")
     few = f"judged on {COSTLY[name]} images, for its cost" if name in COSTLY else ""
-    return Reading(name, test=bool(other), most=COSTLY.get(name, ONE_BY_ONE), note="; ".join(filter(None, (other, few))))
+    return [Reading(name, test=bool(other), most=COSTLY.get(name, ONE_BY_ONE), note="; ".join(filter(None, (other, few))))]
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -223,13 +227,9 @@ def judge(
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
     """
-    as_whole("images", images)
-    given = list_protocols() if protocols is None else protocols
-    chosen = [row for each in given for row in ([each] if isinstance(each, Reading) else readings([each]))]
-    chosen.sort(key=lambda reading: not reading.applies)
     rows = []
     how = {"images": images, "levels": tuple(levels), "seed": seed, "retraining": retraining, "parts": parts, "folder": folder}
-    for row in each(partial(_row, **how), chosen):
+    for row in each(partial(_row, **how), readings(protocols)):
         report(row["label"])
         rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
@@ -238,13 +238,11 @@ def judge(
 
 def _row(reading: Reading, images: int, retraining: KnownRetraining, parts: bool, folder: Path | None, **how: Any) -> dict[str, Any]:
     """One row of the table."""
-    row: dict[str, Any] = {"label": reading.label, "protocol": reading.protocol, "applies": reading.applies, "test": reading.test}
-    row["asks"] = reading.entry.asks
+    row: dict[str, Any] = {name: getattr(reading, name) for name in ("label", "protocol", "applies", "test", "note")}
     if reading.applies or (parts and reading.entry.parts):
         row |= _kept(folder, reading, (reading.images(images), how["levels"], how["seed"], retraining), parts)
-    row |= cost_of(reading, retraining)
-    row["settings"] = ", ".join(f"{key}={value}" for key, value in {**reading.settings, **reading.known}.items())
-    return {**row, "note": reading.note}
+    settings = ", ".join(f"{key}={value}" for key, value in reading.on_known_maps.items())
+    return {**row, **cost_of(reading, retraining), "asks": reading.entry.asks, "settings": settings}
 
 
 def _kept(folder: Path | None, reading: Reading, how: tuple[Any, ...], parts: bool) -> dict[str, Any]:
@@ -271,9 +269,9 @@ def _judged(reading: Reading, images: int, levels: Sequence[float], seed: int, r
 
     def scores_on(model: PatchModel, truth: Known) -> Tensor:
         if entry.level == "data set":
-            return known_areas(_kind(entry), model, levels, seed, truth, retraining)
+            return known_areas(retrained_on(entry), model, levels, seed, truth, retraining)
         maps = noisy_maps(model, levels, seed, truth)
-        return known_scores(entry, model, maps, images, seed, {**reading.settings, **reading.known})
+        return known_scores(entry, model, maps, images, seed, reading.on_known_maps)
 
     scores = [scores_on(model, reading.truth) for model in known_models().values()]
     row: dict[str, Any] = {"units": len(scores[0])} | properties(scores[0], better, levels) | {"model_shift": model_shift(scores)}
@@ -282,10 +280,10 @@ def _judged(reading: Reading, images: int, levels: Sequence[float], seed: int, r
     row |= _ends("ordering", jackknife(_mean, orderings(scores[0], better).numpy()))
     row |= _ends("separation", jackknife(lambda some: properties(torch.from_numpy(some), better, levels)["separation"], first))
     row |= _ends("model_shift", jackknife(lambda some: model_shift(list(torch.from_numpy(some).unbind(1))), stacked))
-    row |= _shares(row, "exact_first", "random_last")
+    row |= _share_ends(row, "exact_first") | _share_ends(row, "random_last")
     if reading.truth == "deletion":
         row["shapley_first"] = properties(scores_on(interfering_model(), "shapley"), better, levels)["exact_first"]
-        row |= _shares(row, "shapley_first")
+        row |= _share_ends(row, "shapley_first")
     return row | _shifts(reading, images, seed, first)
 
 
@@ -294,7 +292,7 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
-def _kind(entry: ProtocolEntry) -> Any:
+def retrained_on(entry: ProtocolEntry) -> Any:
     """Return what a protocol of a whole data set retrains on: ``remove`` or ``keep``."""
     return next(kind for kind, function in SCORES.items() if function is entry.function)
 
@@ -303,12 +301,9 @@ def _ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _shares(row: Mapping[str, Any], *names: str) -> dict[str, float]:
-    """Return Wilson's interval of each fraction of the units."""
-    found: dict[str, float] = {}
-    for name in names:
-        found |= _ends(name, wilson(round(row[name] * row["units"]), row["units"]))
-    return found
+def _share_ends(row: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return Wilson's interval of a fraction of the units."""
+    return _ends(name, wilson(round(row[name] * row["units"]), row["units"]))
 
 
 def _shifts(reading: Reading, images: int, seed: int, scores: np.ndarray) -> dict[str, float]:
@@ -318,7 +313,7 @@ def _shifts(reading: Reading, images: int, seed: int, scores: np.ndarray) -> dic
     model = next(iter(known_models().values()))
     changes = {"scale_shift": 3.0, "sign_shift": -1.0}
     maps = [KnownMap(model, 0.0, seed, reading.truth, scale=factor) for factor in changes.values()]
-    found = known_scores(reading.entry, model, maps, images, seed, {**reading.settings, **reading.known}).numpy()  # (B, 2)
+    found = known_scores(reading.entry, model, maps, images, seed, reading.on_known_maps).numpy()  # (B, 2)
 
     def shift(some: np.ndarray) -> float:
         exact, noise, changed = (_mean(some[:, column]) for column in range(3))
@@ -339,8 +334,7 @@ def cost_of(reading: Reading, retraining: KnownRetraining) -> dict[str, float]:
         return {"forward": np.nan, "maps": np.nan}
     one = KnownMap(next(iter(known_models().values())))
     one.entry = replace(one.entry, passes=Passes(0, 1))  # a map counts as one backward pass, and nothing else does
-    settings = {**reading.settings, **reading.known}
-    cost = reading.entry.passes([one], **settings) + reading.entry.prepare_passes(**settings)
+    cost = reading.entry.passes([one], **reading.on_known_maps) + reading.entry.prepare_passes(**reading.on_known_maps)
     return {"forward": cost.forward, "maps": cost.backward}
 
 

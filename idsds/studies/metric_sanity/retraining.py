@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from idsds.common.randomness import generator
-from idsds.datasets import create_dataset, fixed_order
+from idsds.datasets import create_dataset
 from idsds.datasets.synthetic import CLASSES, GRID, PIXELS, PatchModel
 from idsds.protocols.roar import SCORES, Kind, pixel_ranks, replace_pixels
-from idsds.studies.metric_sanity.known_maps import Known, noisy_maps
-from idsds.training.loop import batches
+from idsds.studies.metric_sanity.known_maps import Known, first_images, noisy_maps
 
 #: The fractions of the paper, the unmodified images first.
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -54,33 +53,14 @@ class KnownRetraining:
 RETRAINING = KnownRetraining()
 
 
-def known_areas(
-    kind: Kind,
-    model: PatchModel,
-    levels: Sequence[float],
-    seed: int = 0,
-    importance: Known = "deletion",
-    how: KnownRetraining = RETRAINING,
-) -> Tensor:
-    """Return ROAR's or KAR's score of the exact map, of the same with noise of each level, and of noise alone.
+def known_areas(kind: Kind, model: PatchModel, levels: Sequence[float], seed: int, importance: Known, how: KnownRetraining) -> Tensor:
+    """Return ROAR's or KAR's score of the exact map, of the same with noise of each of L levels, and of noise alone, (repetitions, L + 1).
 
-    Args:
-        kind: ``remove`` (ROAR) or ``keep`` (KAR).
-        model: whose importances are known; it labels every image correctly, so that prediction and label agree.
-        levels: of noise, rising from 0.
-        importance: which one the exact map holds.
-        how: how nets are retrained.
-
-    Returns:
-        (repetitions, L + 1): :func:`~idsds.protocols.roar.roar_score` or ``kar_score`` with noise alone as the control, whose own score
-        is therefore 0.
+    The model labels every image correctly, so that prediction and label agree. Noise alone is the control, whose own score is therefore 0.
     """
-    areas = []
     shares = torch.tensor(how.shares, dtype=torch.float64)
-    for repetition in range(how.repetitions):
-        curves = known_curves(kind, model, levels, seed + repetition, importance, how)  # (L + 1, S)
-        areas.append(SCORES[kind](curves, curves[-1:].expand_as(curves), shares))
-    return torch.stack(areas)
+    curves = (known_curves(kind, model, levels, seed + repetition, importance, how) for repetition in range(how.repetitions))
+    return torch.stack([SCORES[kind](each, each[-1:].expand_as(each), shares) for each in curves])
 
 
 def known_curves(kind: Kind, model: PatchModel, levels: Sequence[float], seed: int, importance: Known, how: KnownRetraining) -> Tensor:
@@ -103,8 +83,7 @@ def known_curves(kind: Kind, model: PatchModel, levels: Sequence[float], seed: i
 
 @cache
 def _images(split: str, count: int) -> tuple[Tensor, Tensor, Sequence[str]]:
-    data = create_dataset("synthetic", split)
-    return next(batches(data, fixed_order(data.image_ids)[:count], count))
+    return first_images(create_dataset("synthetic", split), count)
 
 
 def _patches(images: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from idsds.common.progress import Progress
 from idsds.evaluation.evaluate import evaluate
 from idsds.methods.base import METHODS, split_name
 from idsds.protocols import PROTOCOLS, list_protocols
-from idsds.protocols.roar import SCORES
 from idsds.statistics import paired_differences
 from idsds.statistics.intervals import jackknife
 from idsds.statistics.verdicts import SUPPORTED
@@ -30,7 +29,7 @@ from idsds.studies.base import EvaluationStudy, Findings, Result, in_memory, res
 from idsds.studies.metric_sanity.agreement import agreement
 from idsds.studies.metric_sanity.known_maps import LEVELS, known_models
 from idsds.studies.metric_sanity.known_parts import asked, sprite_stage
-from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, cost_of, judge, readings, verdict
+from idsds.studies.metric_sanity.known_truth import VERDICTS, Reading, cost_of, judge, readings, retrained_on, verdict
 from idsds.studies.metric_sanity.retraining import RETRAINING
 from idsds.studies.roar import Roar, retraining_areas
 from idsds.training.checkpoints import Stage
@@ -97,11 +96,10 @@ class MetricSanity(EvaluationStudy):
 
     def plan_table(self) -> pd.DataFrame:
         """Return what will be done, one row per protocol, model, seed and computation: on trained nets, then on known ground truth."""
-        plans = [super().plan_table()] if self.runs() else []
-        plans.append(self._known_plan())
+        plans = [super().plan_table(), self._known_plan()] if self.runs() else [self._known_plan()]
         if self.roar is not None and any(reading.entry.level == "data set" for reading in self.judged):
             plans.append(self.roar.plan_table().assign(label="roar and kar"))
-        return pd.concat(plans, ignore_index=True) if plans else pd.DataFrame(columns=["label", "model", "forward", "backward"])
+        return pd.concat(plans, ignore_index=True)
 
     def _known_plan(self) -> pd.DataFrame:
         """Return the passes on models in closed form, and the nets that are trained for known parts."""
@@ -204,11 +202,11 @@ def against_controls(records: pd.DataFrame, higher_is_better: bool) -> dict[str,
     of_methods = good[good["method"].isin(methods)]
     found: dict[str, float] = {"undefined_on_nets": float(of_methods["score"].isna().mean())}
     for control in CONTROLS:
-        table = pd.DataFrame()
+        clearly = pd.Series(dtype=bool)
         if control in families:
             table = paired_differences(good, pairs=[(name, control) for name in methods], permutations=1, resamples=1000, nested=True)
-            table = table[table["count"] > 0]
-        found |= _above(control, table["low"] > 0 if len(table) else pd.Series(dtype=bool))
+            clearly = table.loc[table["count"] > 0, "low"] > 0
+        found |= _above(control, clearly)
     scores = good.groupby(["image_id", "model", "method"], sort=False)["score"].mean().unstack(["model", "method"])
     of_random = scores.xs("Random", axis=1, level="method").to_numpy()
     found |= dict.fromkeys(("control_shift", "control_shift_low", "control_shift_high"), np.nan)
@@ -247,18 +245,17 @@ def retrained_controls(records: pd.DataFrame, protocol: str) -> dict[str, float]
         records: from :meth:`idsds.studies.roar.Roar.retrain`.
         protocol: ``roar`` or ``kar``.
     """
-    kind = next(kind for kind, function in SCORES.items() if function is PROTOCOLS[protocol].function)
-    found: dict[str, float] = {}
+    found: dict[str, float] = {"confounded_on_nets": np.nan}
     for control in CONTROLS:
-        areas = pd.DataFrame()
+        clearly = pd.Series(dtype=bool)
         if control in set(records["method"]):
             areas = retraining_areas(records, control)
-            areas = areas[(areas["kind"] == kind) & (areas["family"] != "control") & areas["p"].notna()]
-        confounded = areas["confounded"].fillna(False).astype(bool) if len(areas) else pd.Series(dtype=bool)
-        found |= _above(control, (areas["verdict"] == SUPPORTED) & ~confounded if len(areas) else pd.Series(dtype=bool))
-        if control == "Random":
-            tested = len(areas) and areas["confounded"].notna().any()
-            found["confounded_on_nets"] = float(confounded.mean()) if tested else np.nan
+            areas = areas[(areas["kind"] == retrained_on(PROTOCOLS[protocol])) & (areas["family"] != "control") & areas["p"].notna()]
+            confounded = areas["confounded"].fillna(False).astype(bool)
+            clearly = (areas["verdict"] == SUPPORTED) & ~confounded
+            if control == "Random" and areas["confounded"].notna().any():
+                found["confounded_on_nets"] = float(confounded.mean())
+        found |= _above(control, clearly)
     return found
 
 

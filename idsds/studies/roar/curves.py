@@ -55,10 +55,9 @@ def retraining_curves(records: pd.DataFrame, confidence: float = 0.95) -> pd.Dat
     for (model, method, kind, share), part in records.groupby(["model", "method", "kind", "share"], sort=False):
         first, seeds = part.iloc[0], len(part)
         row = {"model": model, "method": method, "family": first["family"], "kind": kind, "share": share}
-        row |= dict(zip(("mean", "low", "high"), _in_range(part["accuracy"], confidence), strict=True))
+        row |= _in_range(part["accuracy"], ("mean", "low", "high"), confidence)
         row["top5"] = part["top5"].mean()
-        ends = ("agreement", "agreement_low", "agreement_high")
-        row |= dict(zip(ends, _in_range(part["agreement"], confidence), strict=True))
+        row |= _in_range(part["agreement"], ("agreement", "agreement_low", "agreement_high"), confidence)
         row |= {name: first[name] for name in ("explained_accuracy", "explained_top5", "chance")}
         row |= {"seeds": seeds, "count": int(first["count"])}
         for name, right in (("", row["mean"]), ("agreement_", row["agreement"])):
@@ -153,10 +152,10 @@ def sentences(areas: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
     return [*told, leaks if len(masks) else f"Whether the positions of the replaced pixels reveal the class was {UNTESTED}."]
 
 
-def _in_range(values: pd.Series, confidence: float) -> tuple[float, float, float]:
-    """Return the mean of fractions over seeds with its interval clipped to [0, 1]; NaN is kept."""
-    mean, low, high = seed_interval(values.to_numpy(), confidence)
-    return mean, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+def _in_range(values: pd.Series, names: Sequence[str], confidence: float) -> dict[str, float]:
+    """Return, by these names, the mean of fractions over seeds and its interval clipped to [0, 1]; NaN is kept."""
+    mean, *ends = seed_interval(values.to_numpy(), confidence)
+    return dict(zip(names, (mean, *np.clip(ends, 0, 1).tolist()), strict=True))
 
 
 def _above_chance(share: float, count: int, chance: float) -> float:
@@ -177,11 +176,9 @@ def _leaks(curves: pd.DataFrame, scored: pd.DataFrame, alpha: float) -> dict[tup
     if masks.empty:
         return {}
     telling = {(row.model, row.method, round(row.share, 9)) for row in masks.itertuples() if row.p_holm <= alpha}
-    found: dict[tuple[str, str, str], bool] = {}
-    for model, kind, method, share in scored[["model", "kind", "method", "share"]].drop_duplicates().itertuples(index=False):
-        key = (model, kind, method)
-        found[key] = found.get(key, False) or (model, method, round(mask_share(share, kind), 9)) in telling
-    return found
+    shares = scored[["model", "kind", "method", "share"]].drop_duplicates()
+    told = [(row.model, row.method, round(mask_share(row.share, row.kind), 9)) in telling for row in shares.itertuples()]
+    return shares.assign(told=told).groupby(["model", "kind", "method"])["told"].any().to_dict()
 
 
 def _verdicts(areas: pd.DataFrame, leaks: dict[tuple[str, str, str], bool], alpha: float) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from idsds.common.batching import default_batch
 from idsds.common.files import DamagedFileError, atomic, read_json, write_json
 from idsds.common.hashing import code_digest, digest, own_digest, versions
 from idsds.common.progress import Progress
-from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, fingerprint
 from idsds.evaluation.trial import tried
 from idsds.methods.base import METHODS, Method, shared_maps, shared_passes, split_name
@@ -104,11 +103,7 @@ def ranks_of(method: str, model_key: str, dataset: ImageDataset, *, seed: int, t
         seed: of the method's noise and of the order of equal pixels.
         target: what is explained: the net's own ``prediction``, or the ``label``, which leaks the class of a test image to a retrained net.
         device: its kind; rounding differs between them.
-
-    Raises:
-        UnknownNameError: for an unknown method or target.
     """
-    check_name("target", target, get_args(Target))
     base, transform = split_name(method)
     entry = METHODS[base]
     found = versions()
@@ -134,13 +129,7 @@ def store_ranks(
     device: torch.device,
     progress: bool = True,
 ) -> None:
-    """Compute and store the missing ranks of several methods; methods that share a computation share its passes.
-
-    Args:
-        model: the net that is explained, in eval mode.
-        wanted: the result of :func:`ranks_of` by method name.
-        device: where the net is moved to.
-    """
+    """Compute and store the missing ranks of several methods, by name; methods that share a computation share its passes."""
     waiting = {start: names for start in range(0, len(dataset), SHARD) if (names := [n for n, r in wanted.items() if start in r.missing])}
     if not waiting:
         return
@@ -148,14 +137,15 @@ def store_ranks(
     methods, untried = {name: Method(name, model, seed=seed) for name in wanted}, True
     passes = {start: sum(shared_passes([methods[n] for n in names])) * _length(start, dataset) for start, names in waiting.items()}
     size = default_batch(dataset[0][0][None].to(device))
-    bar = Progress(total=sum(passes.values()), desc=f"maps of {dataset.split}", unit="pass", unit_scale=True, disable=not progress)
-    with bar:
+    facts = {"total": sum(passes.values()), "desc": f"maps of {dataset.split}", "unit": "pass", "unit_scale": True}
+    with Progress(**facts, disable=not progress) as bar:
         for start, names in waiting.items():
             found: dict[str, list[Tensor]] = {name: [] for name in names}
             counts = {name: torch.zeros(2, dtype=torch.int64) for name in names}
             for images, labels, image_ids in batches(dataset, range(start, start + _length(start, dataset)), size):
                 images = images.to(device)
-                targets = explained_targets(model, images, labels.to(device), target)
+                with torch.no_grad():
+                    targets = model(images).argmax(dim=1) if target == "prediction" else labels.to(device)
                 if untried:
                     methods, untried = {m.name: m for m in tried(list(methods.values()), Batch(images, targets, list(image_ids)))}, False
                 for name, maps in shared_maps([methods[n] for n in names], images, targets, image_ids).items():
@@ -164,12 +154,6 @@ def store_ranks(
             for name in names:
                 wanted[name].write(start, torch.cat(found[name]), *counts[name].tolist())
             bar.update(passes[start])
-
-
-@torch.no_grad()
-def explained_targets(model: nn.Module, images: Tensor, labels: Tensor, target: Target) -> Tensor:
-    """Return the classes whose logits are explained, (B,)."""
-    return model(images).argmax(dim=1) if target == "prediction" else labels
 
 
 def _length(start: int, dataset: Sequence) -> int:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from idsds.common import paths
 from idsds.common.devices import Device, Precision, chosen_device
 from idsds.common.files import read_json, write_json
 from idsds.common.hashing import code_digest, digest, versions
-from idsds.datasets import ImageDataset
+from idsds.datasets.base import ImageDataset, fingerprint
+from idsds.datasets.images import keyed
 from idsds.protocols.roar import MASK, Shown, mask_images, replace_pixels, replaced_pixels
-from idsds.studies.roar.images import Fill, fill_colour, modified
 from idsds.studies.roar.pixel_ranks import PixelRanks
 from idsds.training.checkpoints import Stage
 from idsds.training.launch import Machine, is_main
 from idsds.training.loop import fit
 from idsds.training.predict import predicted
 
+Fill = Literal["mean", "black"]
 #: Of each image in order: ``predicted``, the most probable class, and ``top5``, whether the target is among the five; None if unreadable.
 Predictions = dict[str, list[int | None]]
 
@@ -34,11 +35,9 @@ class Retraining:
     """One net, trained from scratch on modified images and tested on images modified in the same way.
 
     Args:
-        method, share, seed: what is replaced, and the seed of training.
         kind: ``remove`` (ROAR), ``keep`` (KAR), or ``mask``: only the mask of the pixels that ``remove`` replaces.
         data: the three splits, as they are, and their ``fingerprints``.
         ranks: the ranks of their pixels; None where nothing or everything is replaced.
-        fill: what replaces a pixel.
         flip: whether training mirrors images.
     """
 
@@ -113,6 +112,54 @@ def compared(predicted: Sequence[int | None], wanted: Sequence[int | None]) -> t
     return sum(ours == theirs for ours, theirs in pairs), len(pairs)
 
 
-def most_frequent(targets: Sequence[int]) -> float:
-    """Return the fraction of the most frequent class: the highest expected accuracy of a net that sees nothing."""
-    return float(np.bincount(targets).max() / len(targets))
+def _read(dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Shown, fill: Tensor, index: int) -> Tensor:
+    """Return an image with some of its pixels replaced, float (3, H, W) in [0, 1]."""
+    if kind == MASK:
+        assert ranks is not None
+        return mask_images(ranks[index][None], share)[0]
+    image = dataset.read(index)
+    if ranks is None:  # nothing is replaced, or everything
+        return image if share < 0.5 else fill[:, None, None].expand_as(image)
+    return replace_pixels(image[None], ranks[index][None], share, kind, fill)[0]
+
+
+def _mirrored(read: Callable[[int], Tensor], index: int, generator: torch.Generator) -> Tensor:
+    """Return an image, mirrored half the time. A random crop would change the size of the holes."""
+    return keyed(v2.RandomHorizontalFlip(), read(index), generator)
+
+
+def modified(
+    dataset: ImageDataset, ranks: PixelRanks | None, share: float, kind: Shown, fill: Tensor, *, flip: bool = False
+) -> ImageDataset:
+    """A data set with a fraction of the pixels of each image replaced.
+
+    Args:
+        share, kind: see :func:`idsds.protocols.roar.replacement_mask`; with ``mask`` only the mask of replaced pixels is shown
+            (:func:`idsds.protocols.roar.mask_images`), which needs ``ranks``.
+        fill: (3,), in [0, 1], what replaces a pixel.
+    """
+    read = partial(_read, dataset, ranks, share, kind, fill)
+    items = dataset.image_ids, dataset.targets, read
+    augment = partial(_mirrored, read) if flip else None
+    return ImageDataset(dataset.name, dataset.split, *items, dataset.classes, dataset.normalisation, augment=augment)
+
+
+def channel_means(dataset: ImageDataset) -> Tensor:
+    """Return the mean of each channel over all pixels of all images, (3,), in [0, 1]."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    for index in range(len(dataset)):
+        sums += dataset.read(index).double().mean(dim=(1, 2))
+    return (sums / len(dataset)).float()
+
+
+def fill_colour(fill: Fill, train: ImageDataset) -> Tensor:
+    """Return what replaces a pixel, (3,), in [0, 1]: the mean of each channel over the training images, or black.
+
+    Decoding a large data set takes as long as an epoch of training, so the mean is cached.
+    """
+    if fill == "black":
+        return torch.zeros(3)
+    path = paths.cache() / "roar" / f"mean-{fingerprint(train)}.json"
+    if not path.is_file():
+        write_json(path, channel_means(train).tolist())
+    return torch.tensor(read_json(path))

@@ -1,12 +1,8 @@
 """ROAR and KAR over a whole data set: maps once, then a fresh net per method, fraction and seed (see :mod:`idsds.protocols.roar`).
 
-A method's maps of all training, validation and test images are computed once and kept as ranks (:mod:`idsds.studies.roar.pixel_ranks`);
-each retraining is one
-small file, addressed by all that determines it (:mod:`idsds.studies.roar.retraining`). What a net learns from images without some pixels
-is shown beside what one learns from the positions of these pixels alone, and how often either agrees with the explained net.
-
-A run that is killed resumes inside the retraining it was on. Retrainings are independent: jobs of a cluster that share the
-cache may each take some ``seeds`` or ``methods``, and one more call collects them.
+Maps are kept as ranks (:mod:`idsds.studies.roar.pixel_ranks`); each retraining is one small file, addressed by all that determines it
+(:mod:`idsds.studies.roar.retraining`). A run that is killed resumes inside the retraining it was on. Retrainings are independent: jobs of a
+cluster that share the cache may each take some ``seeds`` or ``methods``, and one more call collects them.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from idsds.common.devices import Device, Precision, chosen_device
 from idsds.common.files import atomic, read_json, write_json
 from idsds.common.hashing import code_digest, digest, file_digest, versions
 from idsds.common.progress import Progress
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.datasets import DATASETS, fingerprint, fixed_order
 from idsds.datasets.base import collate
 from idsds.evaluation.nets import skeleton
@@ -37,9 +33,8 @@ from idsds.protocols.roar import KINDS, MASK, Kind, Shown, mask_shares, replaced
 from idsds.statistics.intervals import wilson
 from idsds.studies.base import DatasetName, Findings, MethodName, ModelName, Result, Study
 from idsds.studies.roar.curves import CLAIMS, claims_of, retraining_areas, retraining_curves, sentences
-from idsds.studies.roar.images import Fill
 from idsds.studies.roar.pixel_ranks import SHARD, Target, ranks_of, store_ranks
-from idsds.studies.roar.retraining import Predictions, Retraining, compared, most_frequent, predictions
+from idsds.studies.roar.retraining import Fill, Predictions, Retraining, compared, predictions
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, obtain, plan_training, trains_from_scratch
 from idsds.training.launch import Machine, is_main
 from idsds.training.loop import rehearse
@@ -104,8 +99,8 @@ class Roar(Study):
             for method in self.methods:
                 if reason := METHODS[split_name(method)[0]].inapplicable(net):
                     raise ValueError(f"method {method!r} does not apply to {name!r}: {reason}")
-        if self.root is not None and "root" not in DATASETS[self.dataset].options:
-            raise UnknownNameError(f"option of data set {self.dataset!r}", "root", DATASETS[self.dataset].options)
+        if self.root is not None:
+            check_name(f"option of data set {self.dataset!r}", "root", DATASETS[self.dataset].options)
         return self
 
     @property
@@ -215,22 +210,19 @@ class _Planned:
         missing = any(ranks.missing for of_method in self.ranks.values() for ranks in of_method.values())
         if not missing and self.explained_path.is_file():
             return
-        start = self.settings.checkpoints.get(self.model)
+        settings, start = self.settings, self.settings.checkpoints.get(self.model)
         if start is None:
-            net = obtain(self.explained, machine=self.settings.machine, progress=progress)
+            net = obtain(self.explained, machine=settings.machine, progress=progress)
             self._find()  # its weights are known from here on
-        elif start == PRETRAINED:
-            net = create_model(self.model, self.explained.num_classes, pretrained=True)
         else:
-            net = create_model(self.model, self.explained.num_classes, checkpoint=paths.resolve(start))
+            weights = {"pretrained": True} if start == PRETRAINED else {"checkpoint": paths.resolve(start)}
+            net = create_model(self.model, self.explained.num_classes, **weights)
         for split, data in self.data.items():
             wanted = {method: ranks[split] for method, ranks in self.ranks.items()}
-            store_ranks(
-                net, wanted, data, seed=self.settings.explained_seed, target=self.settings.target, device=self.device, progress=progress
-            )
+            store_ranks(net, wanted, data, seed=settings.explained_seed, target=settings.target, device=self.device, progress=progress)
         if not self.explained_path.is_file():
             size, net = self.explained.recipe.batch_size, net.to(self.device)
-            write_json(self.explained_path, predictions(net, self.data["test"], size, self.settings.workers))
+            write_json(self.explained_path, predictions(net, self.data["test"], size, settings.workers))
 
     def predicted(self) -> Predictions:
         """The explained net's predictions for the test images; available after :meth:`explain`."""
@@ -270,7 +262,8 @@ class _Planned:
         facts = {"model": self.model, "method": one.method, "family": METHODS[split_name(one.method)[0]].family}
         facts |= {name: getattr(one, name) for name in ("kind", "share", "seed")}
         facts |= {"accuracy": correct / count, "low": low, "high": high, "top5": near, "count": count, "agreement": same / both}
-        facts |= {"explained_accuracy": right / of, "explained_top5": explained_near, "chance": most_frequent(targets)}
+        chance = float(np.bincount(targets).max() / len(targets))
+        facts |= {"explained_accuracy": right / of, "explained_top5": explained_near, "chance": chance}
         return facts | {"train_accuracy": found["train_accuracy"]}
 
 

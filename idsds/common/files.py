@@ -6,6 +6,7 @@ A file appears under its name only when it is complete, even if the process is k
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -21,8 +22,6 @@ import filelock
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from idsds.common.hashing import plain_of
 
 #: Name of the lock file in a folder. The file is never removed; only the operating system knows whether the lock is held.
 LOCK = ".lock"
@@ -138,6 +137,31 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def packaged_file(package: str, name: str, sha256: str) -> Path:
+    """Return a file inside an installed package, which is not imported, after comparing its hash.
+
+    Raises:
+        ModuleNotFoundError: naming the extra, if the package is not installed.
+        DamagedFileError: if the file is missing or is not that of the release.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"this needs the package {package!r}: pip install 'idsds[photos]'")
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file():
+        raise DamagedFileError(f"the package {package!r} has no file {name!r}: pip install --force-reinstall 'idsds[photos]'")
+    if (found := sha256_of(path)) != sha256:
+        raise DamagedFileError(f"{str(path)!r} is not the released file: its sha256 is {found}, not {sha256}; it is not read")
+    return path
+
+
+def plain_of(value: object) -> object:
+    """Return settings as plain data, for JSON. Raises TypeError for anything else."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
+    raise TypeError(f"cannot address content by a {type(value).__name__}: {value!r}")
+
+
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data as an indented JSON file, atomically."""
     with atomic(path) as partial:
@@ -154,7 +178,17 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 #: Options for writing parquet files: each page has a checksum.
 PARQUET: Mapping[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-_UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever an unreadable file of records raises inside the block into a DamagedFileError that names the file."""
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 
 
 def with_facts(table: pa.Table, facts: Mapping[str, object]) -> pa.Table:
@@ -175,11 +209,9 @@ def write_table(path: str | os.PathLike[str], table: pd.DataFrame, facts: Mappin
 
 def read_table(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read the frame and the facts of a file from :func:`write_table`. Raises DamagedFileError, naming the file."""
-    try:
+    with reading(path):
         arrow = pq.read_table(path, page_checksum_verification=True)
         return arrow.to_pandas(), facts_of(arrow.schema)
-    except _UNREADABLE as error:
-        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 
 
 def write_hashed(folder: Path, table: pa.Table) -> Path:

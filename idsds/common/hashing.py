@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from idsds.common.files import plain_of, sha256_of
 from idsds.common.origin import Unknown
 from idsds.common.reach import digest_of
 
@@ -44,8 +45,7 @@ INDIFFERENT = (
 
 def file_digest(path: Path) -> str:
     """Return a hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+    return sha256_of(path)[:20]
 
 
 def code_digest(function: Callable) -> str:
@@ -126,7 +126,7 @@ def package_digest() -> str:
     """Return a hash of the package's whole source on this machine."""
     hasher = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: path.relative_to(PACKAGE).as_posix()):
-        hasher.update(f"{path.relative_to(PACKAGE).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        hasher.update(f"{path.relative_to(PACKAGE).as_posix()} {sha256_of(path)}\n".encode())
     return hasher.hexdigest()[:20]
 
 
@@ -203,13 +203,6 @@ def digest(content: object) -> str:
     """Return a hash of plain data (dicts in any order, lists, tuples, strings, numbers, None), 20 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=plain_of)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def plain_of(value: object) -> object:
-    """Return settings as plain data, for JSON. Raises TypeError for anything else."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump()
-    raise TypeError(f"cannot address content by a {type(value).__name__}: {value!r}")
 
 
 # Packages that compute numbers or produce images; the last two store them.

@@ -25,23 +25,28 @@ def generator(seed: int, *key: object) -> torch.Generator:
 
 
 @contextmanager
+def restored(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Restore the states of the global generators of torch (on the CPU and on ``device``), numpy and Python after the block."""
+    states, device = (np.random.get_state(), random.getstate()), torch.device(device)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+@contextmanager
 def seeded(seed: int, *key: object, device: torch.device | str = "cpu") -> Iterator[None]:
     """Make the global generators of torch, numpy and Python depend on ``seed`` and ``key``; their states are restored afterwards.
 
     For libraries that draw from global generators; code that accepts a generator gets :func:`generator`.
     """
     number = int(torch.randint(2**31, (), generator=generator(seed, *key)))
-    states = np.random.get_state(), random.getstate()
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(number)
-        np.random.seed(number)
-        random.seed(number)
-        try:
-            yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
+    with restored(device):
+        for seed_one in (torch.manual_seed, np.random.seed, random.seed):
+            seed_one(number)
+        yield
 
 
 def content_ids(images: Tensor) -> list[str]:

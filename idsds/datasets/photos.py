@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import v2
 
+from idsds.common.files import packaged_file
 from idsds.common.normalisation import HALF, Normalisation
-from idsds.common.packaged import packaged_file
 from idsds.datasets.base import ImageDataset, register_dataset
 from idsds.datasets.images import keyed, read_rgb, to_unit, training_crop
 

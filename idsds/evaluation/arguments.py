@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import nn
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from idsds.common.devices import PRECISIONS, check_precision, chosen_device
 from idsds.common.hashing import OwnImages, own_digest
-from idsds.common.interventions import BASELINES, on_grid, patch_size, shifted
+from idsds.common.interventions import BASELINES, on_grid, shifted
 from idsds.common.normalisation import as_normalisation
 from idsds.common.numbers import as_whole, plain
 from idsds.common.registry import UnknownNameError, check_name, check_names
@@ -27,7 +27,7 @@ from idsds.datasets.decoded import Decoded
 from idsds.evaluation.checks import doubt, missed, not_in_domain, unexplained, unfit
 from idsds.evaluation.job import Job, Methods, make_method, named_dataset, registered
 from idsds.evaluation.nets import skeleton, source_of
-from idsds.evaluation.plan import Plan, Target, check_target
+from idsds.evaluation.plan import Plan, Target
 from idsds.methods import METHODS, Method, Passes, split_name
 from idsds.methods.binding import bound_elsewhere
 from idsds.methods.own import as_stored
@@ -71,32 +71,25 @@ class Arguments:
     elsewhere: bool = False
     normalisation: Any = None
 
-    def check(self) -> None:
-        """Raise UnknownNameError, TypeError or ValueError for an argument that is invalid on its own."""
-        check_target(self.target)
-        if self.quantity is not None:
-            as_quantity(self.quantity)
-        check_name("precision", self.precision, PRECISIONS)
-        as_normalisation(self.normalisation)
-        if isinstance(self.dataset, str) and self.split not in SPLITS:
-            DATASETS[self.dataset]
-            raise UnknownNameError(f"split of {self.dataset!r}", self.split, SPLITS)
-
 
 def make_plan(arguments: Arguments) -> Plan:
     """Resolve and check the arguments of ``evaluate``. Raises before any work is done; see :func:`idsds.evaluate`."""
     entry = PROTOCOLS[arguments.protocol]
     if entry.level != "image":
         raise ValueError(f"protocol {arguments.protocol!r} scores a method over a whole data set, not image by image: call {entry.call}")
-    arguments.check()
+    check_name("target", arguments.target, get_args(Target))
     quantity = None if arguments.quantity is None else as_quantity(arguments.quantity)
-    read = {} if quantity is None else {"quantity": "logit"}  # the net already returns the quantity
+    check_name("precision", arguments.precision, PRECISIONS)
+    as_normalisation(arguments.normalisation)
+    if isinstance(arguments.dataset, str):
+        DATASETS[arguments.dataset]
+        check_name(f"split of {arguments.dataset!r}", arguments.split, SPLITS)
     settings = protocol_settings(entry, arguments.settings)
-    settings |= {name: value for name, value in read.items() if name in settings}
-    arguments = replace(arguments, quantity=quantity)
+    if quantity is not None and "quantity" in settings:
+        settings["quantity"] = "logit"  # the net already returns the quantity
     numbers = {name: getattr(arguments, name) for name in ("images", "batch_size", "shard")}
     numbers = {name: number if number is None else as_whole(name, number) for name, number in numbers.items()}
-    arguments = replace(arguments, device=chosen_device(arguments.device).type, **numbers)
+    arguments = replace(arguments, quantity=quantity, device=chosen_device(arguments.device).type, **numbers)
     if not arguments.elsewhere:
         check_precision(arguments.precision, arguments.device)
     nets = {name: as_net(name, net) for name, net in _as_mapping("models", arguments.models, MODELS).items()}
@@ -104,16 +97,10 @@ def make_plan(arguments: Arguments) -> Plan:
     dataset, own_images, size = _data(arguments, nets)
     arguments = replace(arguments, dataset=dataset)
     if "grid" in settings:
-        settings["grid"] = _checked_grid(entry, settings["grid"], size[1:])
-        for grid in settings["grid"] if isinstance(settings["grid"], tuple) else [settings["grid"]]:
-            shifted(*size[1:], grid, settings.get("offset", 0))
-    if unused := [name for name in arguments.checkpoints if name not in nets]:
-        raise UnknownNameError("model with a checkpoint", unused[0], nets)
-    keys = {name: own_digest(thing) for name, thing in methods.items() if thing is not None}
-    look = _Look(replace(arguments, models=nets, methods=methods, settings=settings), entry, size)
-    jobs = tuple(
-        replace(look.job(name, net, seed), own_keys=keys, own_images=own_images) for seed in arguments.seeds for name, net in nets.items()
-    )
+        settings["grid"] = _checked_grid(entry, settings, size[1:])
+    check_names("model with a checkpoint", arguments.checkpoints, nets)
+    look = _Look(replace(arguments, models=nets, methods=methods, settings=settings), entry, size, own_images)
+    jobs = tuple(look.job(name, net, seed) for seed in arguments.seeds for name, net in nets.items())
     if left_out := [name for name in methods if not any(name in job.methods for job in jobs)]:
         raise ValueError(f"method {left_out[0]!r} applies to none of the models: {jobs[0].excluded[left_out[0]]}")
     if entry.parts and any(getattr(job.dataset, "parts", None) is None for job in jobs):
@@ -162,8 +149,9 @@ def _workers(arguments: Arguments) -> int:
 class _Look:
     """Makes the jobs; each of the user's nets is inspected once, whatever the number of seeds."""
 
-    def __init__(self, arguments: Arguments, entry: ProtocolEntry, size: Sequence[int]) -> None:
-        self.arguments, self.entry, self.size = arguments, entry, size
+    def __init__(self, arguments: Arguments, entry: ProtocolEntry, size: Sequence[int], own_images: OwnImages | None) -> None:
+        self.arguments, self.entry, self.size, self.own_images = arguments, entry, size, own_images
+        self.keys = {name: own_digest(thing) for name, thing in arguments.methods.items() if thing is not None}  # type: ignore[union-attr]
         self.own = {name: net for name, net in arguments.models.items() if isinstance(net, nn.Module)}  # type: ignore[union-attr]
         self.known: dict[str, tuple[Facts, dict[str, str]]] = {}
         self.notes: dict[str, None] = {}
@@ -172,9 +160,7 @@ class _Look:
         """Raise ValueError if a grid does not divide a library net's input size; the message suggests sizes that work."""
         settings = self.arguments.settings
         try:
-            _checked_grid(self.entry, settings["grid"], (side, side))
-            for grid in np.atleast_1d(settings["grid"]).tolist():
-                shifted(side, side, grid, settings.get("offset", 0))
+            _checked_grid(self.entry, settings, (side, side))
         except ValueError as error:
             patch, home = MODELS[name].patch, name.partition("@")[0]
             step = math.lcm(patch, *np.atleast_1d(settings["grid"]).tolist())
@@ -219,6 +205,8 @@ class _Look:
             passes=passes,
             families={method: made.entry.family for method, made in fitting.items()},
             queried={method: on_grid(made.entry.queries(**made.options), size) for method, made in fitting.items()},
+            own_keys=self.keys,
+            own_images=self.own_images,
             facts=self.known[name][0] if name in self.own else None,
         )
 
@@ -267,19 +255,20 @@ def protocol_settings(entry: ProtocolEntry, settings: Mapping[str, Any]) -> dict
     return {**known, **{name: plain(value) for name, value in settings.items() if name in known}}
 
 
-def _checked_grid(entry: ProtocolEntry, grid: Any, sides: Sequence[int]) -> Any:
-    """Return one grid as a number, several as a tuple. Raises ValueError if a grid does not divide the image or several are not allowed."""
-    if not isinstance(grid, (list, tuple, range, np.ndarray)):
-        patch_size(*sides, grid)
-        return grid
-    grid = [plain(each) for each in grid]
-    if entry.prepare is None:
-        raise ValueError(f"protocol {entry.name!r} takes one grid, not {list(grid)}: its maps depend on the grid")
-    if not grid or len(set(grid)) < len(grid):
-        raise ValueError(f"grid must be a number or a list of different numbers, not {list(grid)}")
-    for each in grid:
-        patch_size(*sides, each)
-    return tuple(grid) if len(grid) > 1 else grid[0]
+def _checked_grid(entry: ProtocolEntry, settings: Mapping[str, Any], sides: Sequence[int]) -> Any:
+    """Return one grid as a number, several as a tuple.
+
+    Raises ValueError if a grid does not divide the image, is moved by a patch or more, or if several are not allowed.
+    """
+    several = isinstance(settings["grid"], (list, tuple, range, np.ndarray))
+    grids = [plain(each) for each in settings["grid"]] if several else [settings["grid"]]
+    if several and entry.prepare is None:
+        raise ValueError(f"protocol {entry.name!r} takes one grid, not {grids}: its maps depend on the grid")
+    if several and len(set(grids)) < max(1, len(grids)):
+        raise ValueError(f"grid must be a number or a list of different numbers, not {grids}")
+    for grid in grids:
+        shifted(*sides, grid, settings.get("offset", 0))
+    return tuple(grids) if len(grids) > 1 else grids[0]
 
 
 def _as_mapping(what: str, things: Any, registry: Any) -> dict[str, Any]:

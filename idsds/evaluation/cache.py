@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from idsds.common import paths
-from idsds.common.files import DamagedFileError, atomic, facts_of, read_hashed, remove_abandoned, with_facts, write_hashed
+from idsds.common.files import DamagedFileError, atomic, facts_of, read_hashed, reading, remove_abandoned, with_facts, write_hashed
 
 SWITCH = "IDSDS_RECORD_CACHE"
 OFF = ("0", "off", "false", "no")
@@ -142,33 +142,20 @@ class Store:
 
 def _opened(path: Path, address: str) -> Block:
     """Return the block in a file, after checking that the file is intact."""
-    facts, _ = _parsed(path)
-    try:
+    with reading(path):
+        facts = facts_of(pq.read_schema(read_hashed(path)))
         if facts["address"] != address:
             raise ValueError("it belongs to another computation")
         images = dict(zip(facts["images"], facts["keys"] or facts["images"], strict=True))
         forward, backward = facts["passes"]
         taken = {"forward": forward, "backward": backward, "seconds": facts["seconds"], "memory": facts.get("memory", 0)}
-        methods = tuple(facts["methods"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
-    return Block(address, images, methods, partial(_columns, str(path)), **taken, where=str(path))
-
-
-def _parsed(path: str | Path) -> tuple[dict[str, Any], pa.BufferReader]:
-    content = read_hashed(path)
-    try:
-        return facts_of(pq.read_schema(content)), content
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
+        return Block(address, images, tuple(facts["methods"]), partial(_columns, str(path)), **taken, where=str(path))
 
 
 def _columns(path: str) -> pa.Table:
-    facts, content = _parsed(path)
-    try:
-        table = pq.read_table(content, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedFileError(f"cannot read the records in {path!r}: {error}") from error
+    with reading(path):
+        table = pq.read_table(read_hashed(path), page_checksum_verification=True)
+        facts = facts_of(table.schema)
     if table.num_rows != len(facts["images"]) * max(1, len(facts["methods"])):
         raise DamagedFileError(f"cannot read the records in {path!r}: rows are missing for some of its images and methods")
     return table.replace_schema_metadata(None)

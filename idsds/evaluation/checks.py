@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +127,15 @@ def missed(name: str, given: Any, model: str, net: nn.Module) -> str | None:
     )
 
 
-def check_stored(name: str, given: Any, image_ids: Iterable[str]) -> None:
-    """Raise ValueError if a method of stored maps has no map for some images."""
-    if isinstance(given, StoredMaps):
-        given.check(list(image_ids))
-
-
 def check_images(plan: Plan) -> None:
-    """Raise ValueError if two of the requested images of a user's data set share an id: their records would be mixed up."""
-    for job in _once(plan.jobs, lambda job: id(job.data)):
-        for name, given in job.methods.items():
-            check_stored(name, given, job.ids(job.indices))
-        if job.own_images is None:
-            continue
-        if twice := [image_id for image_id, count in Counter(job.ids(job.indices)).items() if count > 1]:
+    """Raise ValueError if stored maps lack an image, or if images of a user's data set share an id: their records would be mixed up."""
+    for job in {id(job.data): job for job in plan.jobs}.values():
+        image_ids = job.ids(job.indices)
+        for given in job.methods.values():
+            if isinstance(given, StoredMaps):
+                given.check(image_ids)
+        twice = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
+        if twice and job.own_images is not None:
             raise ValueError(f"{len(twice)} image id(s) occur more than once in the data set, the first is {twice[0]!r}")
 
 
@@ -155,7 +150,7 @@ def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
         ValueError: if a label to explain is not in [0, K).
     """
     jobs = [plan.jobs[number] for number in numbers]
-    for job in _once(jobs, lambda job: (job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source))):
+    for job in {(job.model, id(job.source) if isinstance(job.source, nn.Module) else str(job.source)): job for job in jobs}.values():
         classes = _classes(job)
         if plan.quantity is not None and (plan.quantity.against or 0) >= classes:
             raise ValueError(f"quantity: {plan.quantity}, but {job.model!r} has {classes} classes, 0 to {classes - 1}")
@@ -175,7 +170,3 @@ def _classes(job: Job) -> int:
         return getattr(job.dataset, "num_classes", None) or MODELS[job.model].num_classes
     assert job.facts is not None  # known for each of the user's nets
     return job.facts.classes
-
-
-def _once(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[Job]:
-    return list({key(job): job for job in jobs}.values())

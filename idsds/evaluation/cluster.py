@@ -26,9 +26,8 @@ from idsds.common import paths
 from idsds.common.devices import DEVICES, chosen_device
 from idsds.common.processes import GUARD, check_guard
 from idsds.common.progress import Progress
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name, check_names
 from idsds.evaluation.cache import SWITCH
-from idsds.evaluation.job import Job
 from idsds.evaluation.plan import Plan
 from idsds.evaluation.run import Outcome, Task, run_task
 from idsds.evaluation.workers import caller, check_worker, check_workers, worker_name
@@ -122,9 +121,7 @@ def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.y
     """
     if not isinstance(params, Mapping):
         params = yaml.safe_load(paths.resolve(params).read_text(encoding="utf-8"))
-    for key in params:
-        if key not in PARAMS:
-            raise UnknownNameError("key of the cluster's params", key, PARAMS)
+    check_names("key of the cluster's params", params, PARAMS)
     gpus, workers = params.get("gpus", 0), params.get("workers", 1)
     if gpus not in (0, 1):
         raise ValueError(f"gpus must be 0 or 1, not {gpus!r}: each job is one worker with one device; set workers to use more devices")
@@ -157,9 +154,7 @@ def slurm(params: str | os.PathLike[str] | Mapping[str, Any] = "params/cluster.y
 
 def _security(tls: Mapping[str, str]) -> Any:
     """Return Dask's TLS settings, with one certificate for all roles."""
-    for key in tls:
-        if key not in TLS:
-            raise UnknownNameError("key of tls in the cluster's params", key, TLS)
+    check_names("key of tls in the cluster's params", tls, TLS)
     files = {key: paths.resolve(tls.get(key) or "") for key in TLS}
     for key, path in files.items():
         if not path.is_file():
@@ -170,8 +165,7 @@ def _security(tls: Mapping[str, str]) -> Any:
 
 def workers_device(client: Client, device: str) -> str:
     """Return the device that the workers compute on: ``auto`` is resolved by one worker."""
-    if device not in DEVICES:
-        raise UnknownNameError("device", device, DEVICES)
+    check_name("device", device, DEVICES)
     return client.submit(_device, device, pure=False).result()
 
 
@@ -227,7 +221,7 @@ def _sent(client: Client, plan: Plan, folders: set[Path]) -> Iterator[tuple[Futu
         raise ValueError("the workers have CUDA devices, but none has the resource GPU: start them with --resources GPU=1")
     if folders or any(isinstance(job.source, Stage) for job in plan.jobs):
         folders = {*folders, paths.cache()}
-    own = {name: entry for name, entry in METHODS.items() if _by_value(entry.function)}
+    own = {name: entry for name, entry in METHODS.items() if not getattr(entry.function, "__module__", "").startswith("idsds.")}
     environment = {
         "IDSDS_HOME": str(paths.root()),
         "IDSDS_CACHE": str(paths.cache()),
@@ -250,10 +244,6 @@ def _distributed() -> Any:
     return dask.distributed
 
 
-def _by_value(function: Any) -> bool:
-    return not getattr(function, "__module__", "").startswith("idsds.")
-
-
 def _device(device: str) -> str:
     return chosen_device(device).type
 
@@ -270,16 +260,9 @@ def _opened(content: bytes) -> Plan:
     return plan
 
 
-def _model(plan: Plan, job: Job) -> nn.Module:
-    """Load the net of a job; it belongs to this worker, so that it need not be restored."""
-    net = job.load().to(plan.device, memory_format=plan.layout_of(job))  # type: ignore[call-overload]
-    widen(net)
-    return net
-
-
 def _train(content: bytes, number: int) -> None:
     with _turn:
-        _opened(content).jobs[number].prepare(progress=False)
+        _opened(content).jobs[number].load()
 
 
 def _work(content: bytes, task: Task) -> Outcome:
@@ -287,5 +270,8 @@ def _work(content: bytes, task: Task) -> Outcome:
         plan = _opened(content)
         if not _last or _last[0][0] is not plan or _last[0][1] != task.job:
             _last.clear()
-            _last.append((plan, task.job, _model(plan, plan.jobs[task.job])))
+            job = plan.jobs[task.job]
+            net = job.load().to(plan.device, memory_format=plan.layout_of(job))  # the worker's own: it need not be restored
+            widen(net)
+            _last.append((plan, task.job, net))
         return replace(run_task(plan, task, _last[0][2]), worker=worker_name())

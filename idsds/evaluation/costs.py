@@ -17,7 +17,6 @@ from idsds.evaluation.job import Job
 from idsds.evaluation.plan import Plan
 from idsds.evaluation.records import Run
 from idsds.evaluation.run import Task, autocast, batch_size, on_plan, prepare, score, tasks_of
-from idsds.evaluation.stages import with_weights
 from idsds.models import create_model
 from idsds.models.isolation import on_loan
 from idsds.models.quantity import explaining
@@ -44,7 +43,7 @@ def measure(plan: Plan, folder: Path | None = None) -> pd.DataFrame:
     there = [{unit: [] for unit in plan.units(job, False)} for job in plan.jobs]
     if folder is not None:
         state = Folder(folder, record_cache())
-        there = state.find(with_weights(plan, state.checkpoints))
+        there = state.find(plan.with_weights(state.checkpoints))
     table = plan.table().assign(images_left=pd.NA, images_per_second=pd.NA, seconds_left=pd.NA, disk_mb=pd.NA, side_by_side=1)
     for number, job in enumerate(plan.jobs):
         rows = (table["model"] == job.model) & (table["seed"] == job.seed)

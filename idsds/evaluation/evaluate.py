@@ -28,7 +28,7 @@ from idsds.common.files import locked
 from idsds.common.normalisation import Normalisation
 from idsds.common.processes import check_begun
 from idsds.common.progress import Progress
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 from idsds.evaluation.arguments import Arguments, as_seeds, make_plan
 from idsds.evaluation.cache import cover, record_cache
 from idsds.evaluation.checks import check_images, check_jobs
@@ -42,7 +42,6 @@ from idsds.evaluation.result import Result
 from idsds.evaluation.right import guesses
 from idsds.evaluation.run import Outcome, Source, Task, run_task, tasks_of, wanted_images
 from idsds.evaluation.selection import CORRECT, images_said, select_images
-from idsds.evaluation.stages import on_device, with_weights
 from idsds.models.isolation import on_loan
 from idsds.training.checkpoints import Stage
 from idsds.training.processes import train
@@ -173,8 +172,7 @@ def evaluate(
         raise ValueError(f"output must name a folder, not {str(output)!r}; None keeps nothing on disk")
     if scheduler is None and output is not None and not dry_run:
         scheduler = os.environ.get("IDSDS_SCHEDULER") or None
-    if dry_run not in (True, False, "measure"):
-        raise UnknownNameError("dry_run", dry_run, ("True", "False", "measure"))
+    check_name("dry_run", dry_run, (True, False, "measure"))
     plan = make_plan(
         Arguments(
             models,
@@ -216,7 +214,7 @@ def evaluate(
         from idsds.evaluation.cluster import connected, run_on, train_on, workers_device
 
         with connected(scheduler) as client:
-            plan = on_device(plan, workers_device(client, device))
+            plan = plan.on_device(workers_device(client, device))
             check_precision(precision, plan.device)
             found = _evaluate(plan, folder, progress, (partial(train_on, client), partial(run_on, client)))
     else:
@@ -234,8 +232,8 @@ def _check_selection(plan: Plan, only: str | None, common: bool) -> None:
     """Raise UnknownNameError or ValueError for a choice of images that could not be made of the records."""
     if only is None and not common:
         return
-    if only not in (None, CORRECT):
-        raise UnknownNameError("choice of images", only, (CORRECT,))
+    if only is not None:
+        check_name("choice of images", only, (CORRECT,))
     if only is not None and plan.target == "prediction":
         raise ValueError("only='correct' needs the labels, but target='prediction' explains the predictions")
     if only is not None and plan.protocol.prepare is None:
@@ -264,7 +262,7 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd
 def _state(plan: Plan, folder: Path) -> tuple[Folder, Plan, There]:
     """Return a folder's state, the plan with the known checkpoints, and the blocks that exist."""
     state = Folder(folder, record_cache())
-    plan = with_weights(plan, state.checkpoints)
+    plan = plan.with_weights(state.checkpoints)
     return state, plan, state.find(plan)
 
 
@@ -307,7 +305,7 @@ def _trained(plan: Plan, there: There, folder: Folder | None, progress: bool, ta
     if numbers := [number for number in dict.fromkeys(task.job for task in tasks) if not plan.jobs[number].is_ready]:
         work[0](plan, numbers, progress)
         if folder is not None:
-            plan = with_weights(plan)
+            plan = plan.with_weights()
             there = folder.find(plan)
     return there, plan
 

@@ -85,20 +85,19 @@ class Folder:
         if self.cache is None:
             return blocks
         if blocks and not (self.cache.folder / unit.address).is_dir():
-            for block in blocks:
-                share_again(block, self.cache)
+            with suppress(OSError):  # a cache that cannot be written is ignored
+                for block in blocks:
+                    self.cache.write(block)
         used = {block.where for picks in cover(blocks, unit.methods, images)[0].values() for block, _ in picks}
-        own = str(self.path)
-        return [
-            linked(self.blocks, block) if block.where in used and not block.where.startswith(own + os.sep) else block
-            for block in blocks
-            if block.where in used or block.where.startswith(own + os.sep)
-        ]
+        kept = [block for block in blocks if block.where in used or self._owns(block)]
+        return [block if self._owns(block) else linked(self.blocks, block) for block in kept]
+
+    def _owns(self, block: Block) -> bool:
+        return block.where.startswith(f"{self.path}{os.sep}")
 
     def from_cache(self, there: There) -> int:
         """Return how many of the blocks come from other runs."""
-        own = str(self.path) + os.sep
-        return len({block.where for of_job in there for blocks in of_job.values() for block in blocks if not block.where.startswith(own)})
+        return len({block.where for of_job in there for blocks in of_job.values() for block in blocks if not self._owns(block)})
 
 
 def committed_blocks(run: Run) -> dict[str, list[Block]]:
@@ -117,7 +116,7 @@ def committed_blocks(run: Run) -> dict[str, list[Block]]:
             facts, images = entry["parts"][number], keys
             try:
                 if facts["rows"] < len(keys):
-                    images = {ids[place]: keys[ids[place]] for place in source.places(entry, number)}
+                    images = {ids[place]: keys[ids[place]] for place in source.part(entry, number, [])["image"].to_pylist()}
             except DamagedFileError as error:
                 warnings.warn(f"{error}; what was in it is computed again", stacklevel=4)
                 continue
@@ -152,9 +151,3 @@ def _columns_of(folder: str, path: str, number: int) -> pa.Table:
         if number not in run.rescue(entry):
             raise
     return run.part(entry, number, entry["columns"]).drop_columns("image")
-
-
-def share_again(block: Block, cache: Store) -> None:
-    """Add a block of the folder to a cache that lacks it. A cache that cannot be written is ignored."""
-    with suppress(OSError):
-        cache.write(block)

@@ -46,7 +46,7 @@ class Job:
         own_keys: hashes of the user's own methods.
         own_images: what is known about the user's own images; None for a registered data set.
         facts: what is known about the user's own net; None for a registered one.
-        weights: the sha256 of a stage's checkpoint; empty while unknown, see :func:`idsds.evaluation.stages.with_weights`.
+        weights: the sha256 of a stage's checkpoint; empty while unknown, see :meth:`idsds.evaluation.plan.Plan.with_weights`.
     """
 
     model: str
@@ -134,20 +134,18 @@ class Job:
             if reason := getattr(key, "reason", ""):
                 yield f"{what} is computed anew in every call: it cannot be established that it is the same as before ({reason})"
 
-    def prepare(self, progress: bool = True) -> None:
-        """Train what is not cached or is damaged."""
-        if not self.is_ready:
-            obtain(self.source, progress=progress)
-
     @property
     def is_ready(self) -> bool:
         """Return whether there is nothing to train: a stage's checkpoint exists and is intact."""
         return not isinstance(self.source, Stage) or self.source.intact
 
-    def load(self) -> nn.Module:
-        """Return the model in eval mode on the CPU. Raises CheckpointError if the checkpoint has changed since the plan was made."""
+    def load(self, progress: bool = False) -> nn.Module:
+        """Return the model in eval mode on the CPU; a stage that is not cached, or is damaged, is trained first.
+
+        Raises CheckpointError if the checkpoint has changed since the plan was made.
+        """
         if isinstance(self.source, Stage):
-            model = obtain(self.source, progress=False)
+            model = obtain(self.source, progress=progress)
             if self.weights and self.source.content != self.weights:
                 raise CheckpointError(f"the checkpoint {str(self.source.path)!r} was replaced while it was in use; start the run again")
             return model

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from idsds.common.batching import default_batch, in_batches
 from idsds.common.hashing import code_digest, digest, own_digest, versions
-from idsds.common.registry import check_name
 from idsds.common.switches import switches
 from idsds.evaluation.job import Job
 from idsds.evaluation.manifest import FORMAT
@@ -25,6 +24,9 @@ from idsds.models.quantity import Quantity
 from idsds.protocols import ProtocolEntry
 from idsds.training.checkpoints import Stage
 
+Target = Literal["label", "prediction"]
+#: One pass per image and file of method-independent columns, which stores the class.
+PREDICTION_PASSES = Passes(1)
 # Packages that only store numbers and compute none.
 RECORDED_ONLY = ("pandas", "pyarrow")
 
@@ -179,6 +181,29 @@ class Plan:
         table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], "Int64"))
         return table.assign(**{name: table[name].astype(object).fillna("") for name in ("note", "checkpoint")})
 
+    def with_weights(self, known: Mapping[str, str] | None = None) -> Plan:
+        """Return the plan with the hashes of its checkpoints, which are part of the records' addresses.
+
+        Args:
+            known: the sha256 of checkpoints that are no longer in the cache, by key of the stage.
+        """
+
+        def weighed(job: Job) -> Job:
+            if not isinstance(job.source, Stage):
+                return job
+            return replace(job, weights=job.source.content or (known or {}).get(job.source.key, ""))
+
+        return replace(self, jobs=tuple(map(weighed, self.jobs)))
+
+    def on_device(self, device: str) -> Plan:
+        """Return the plan for the device of a cluster's workers, which may differ from this process's."""
+
+        def moved(stage: Stage) -> Stage:
+            return replace(stage, device=device, start=moved(stage.start) if stage.start else None)
+
+        jobs = tuple(replace(job, source=moved(job.source)) if isinstance(job.source, Stage) else job for job in self.jobs)
+        return replace(self, device=device, jobs=jobs)
+
     @cached_property
     def groups(self) -> dict[str, str]:
         """The group of each image, by id; empty if the data set has no groups."""
@@ -198,18 +223,6 @@ class Plan:
         """Forward and backward passes of all models, excluding the user's own methods, whose passes are unknown."""
         table = self.table()
         return Passes(int(table["forward"].sum()), int(table["backward"].sum()))
-
-
-Target = Literal["label", "prediction"]
-
-
-#: One pass per image and file of method-independent columns, which stores the class.
-PREDICTION_PASSES = Passes(1)
-
-
-def check_target(target: object) -> None:
-    """Raise UnknownNameError for anything but ``label`` and ``prediction``."""
-    check_name("target", target, get_args(Target))
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:

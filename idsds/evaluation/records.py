@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idsds.common import paths
-from idsds.common.files import DamagedFileError, sha256_of
+from idsds.common.files import DamagedFileError, reading, sha256_of
 from idsds.common.interventions import BLUR_SIGMA, BLUR_TAPS
 from idsds.common.registry import check_names
 from idsds.evaluation.manifest import MANIFEST, read_manifest
@@ -84,6 +84,17 @@ class Content:
     queried: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
     distilled: Collection[str] = ()
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], **content: Any) -> Content:
+        """Return the content of a run, with the facts of its manifest."""
+        return cls(
+            facts={**{name: manifest[name] for name in ("dataset", "protocol", "direction")}, **manifest["settings"]},
+            families=manifest["families"],
+            queried=manifest["queried"],
+            predicted=manifest["target"] == "prediction",
+            **content,
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -173,10 +184,7 @@ def _cells(table: pa.Table, name: str) -> np.ndarray:
     """Return a column with one object per row; NaN for a method without that column."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
-    return _as_cells(as_values(table[name]))
-
-
-def _as_cells(values: np.ndarray) -> np.ndarray:
+    values = as_values(table[name])
     if values.ndim == 1:
         return values
     cells = np.empty(len(values), dtype=object)
@@ -260,26 +268,21 @@ class Run:
             check_names(f"{what} of the run in {str(self.folder)!r}", names or (), known)
         images, manifest = self.images(), self.manifest
         groups = images["group"].to_pylist() if "group" in images.column_names else []
-        return Content(
-            parts=self._ordered([part for part in self.parts("scores", models) if methods is None or part.method in methods]),
+        places = {(entry["model"], entry["seed"]): place for place, entry in enumerate(manifest["models"])}
+        parts = [part for part in self.parts("scores", models) if methods is None or part.method in methods]
+        return Content.of(
+            manifest,
+            parts=ordered(parts, places, manifest["methods"]),
             prepared=self.parts("deletions", models),
             image_ids=images["image_id"].to_pylist(),
             targets=images["target"].to_numpy(),
-            facts={**{name: manifest[name] for name in ("dataset", "protocol", "direction")}, **manifest["settings"]},
-            families=manifest["families"],
-            queried=manifest["queried"],
             groups=dict(zip(images["image_id"].to_pylist(), groups, strict=False)),
             distilled=sorted({entry["model"] for entry in manifest["models"] if entry.get("distilled")}),
-            predicted=manifest["target"] == "prediction",
         )
 
     def images(self) -> pa.Table:
         """Return ``image_id``, ``target``, ``key`` (its address) and, if any, ``group`` of every image, in the fixed order."""
         return self._read(self.files("images")[0], 0, None)
-
-    def places(self, entry: Mapping[str, Any], number: int) -> list[int]:
-        """Return the positions of a part's images."""
-        return self.part(entry, number, [])["image"].to_pylist()
 
     def parts(self, kind: str, models: Sequence[str] | None = None) -> list[Part]:
         """Return the parts in the files of a kind; nothing is read before a part is loaded."""
@@ -292,10 +295,6 @@ class Run:
                 found.append(Part(entry["model"], **facts, grid=entry["grid"], columns=columns, load=load))
         return found
 
-    def _ordered(self, parts: Sequence[Part]) -> list[Part]:
-        models = {(entry["model"], entry["seed"]): place for place, entry in enumerate(self.manifest["models"])}
-        return ordered(parts, models, self.manifest["methods"])
-
     def part(self, entry: Mapping[str, Any], number: int, columns: Collection[str]) -> pa.Table:
         """Return some columns of a part of a file, with the positions of its images. Raises DamagedFileError."""
         rows = entry["parts"][number]["rows"]
@@ -307,12 +306,10 @@ class Run:
 
     def _read(self, entry: Mapping[str, Any], group: int, columns: Sequence[str] | None) -> pa.Table:
         path = self.path(entry)
-        try:
+        with reading(path):
             if entry["path"] not in self._open:
                 self._open[entry["path"]] = _checked(path, entry)
             return self._open[entry["path"]].read_row_group(group, columns=None if columns is None else list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedFileError(f"cannot read the records in {str(path)!r}: {error}") from error
 
     def rescue(self, entry: Mapping[str, Any]) -> list[int]:
         """Return the intact parts of a damaged file, and read only them from now on; empty if there are none."""

@@ -78,17 +78,14 @@ class Result:
         """Return all records, in memory."""
         plan, parts = self.plan, [part for member in self.members for part in self.assembled(*member)]
         models = {(job.model, job.seed): number for number, job in enumerate(plan.jobs)}
-        return Content(
+        return Content.of(
+            described(plan),
             parts=ordered([part for part in parts if part.method is not None], models, plan.methods),
             prepared=[part for part in parts if part.method is None],
             image_ids=list(self.images),
             targets=np.array(list(self.targets.values()), dtype=np.int64),
-            facts={"dataset": plan.dataset, "protocol": plan.protocol.name, "direction": plan.protocol.direction, **plain_settings(plan)},
-            families={name: family for job in plan.jobs for name, family in job.families.items()},
-            queried={job.model: job.queried for job in plan.jobs},
             groups=plan.groups,
             distilled=sorted({job.model for job in plan.jobs if job.distilled}),
-            predicted=plan.target == "prediction",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import check_name
 
 CORRECT = "correct"
 
@@ -25,8 +25,7 @@ def select_images(records: pd.DataFrame, only: str | None = None, common: bool =
         ValueError: if there are no predictions, if the prediction was explained rather than the label, or if no image is left.
     """
     if only is not None:
-        if only != CORRECT:
-            raise UnknownNameError("choice of images", only, (CORRECT,))
+        check_name("choice of images", only, (CORRECT,))
         if "prediction" not in records or records["prediction"].isna().any():
             raise ValueError("only='correct' needs the models' predictions, which the records of idsds and single_deletion have")
         if "explained" in records:

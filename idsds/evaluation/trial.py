@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,12 +10,11 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from idsds.common.interventions import all_deletions, baseline_images
-from idsds.common.randomness import Draws, content_ids
+from idsds.common.randomness import Draws, content_ids, restored
 from idsds.methods import Method
 from idsds.methods.base import MethodError, shared_maps
 from idsds.methods.maps import as_map
@@ -83,7 +81,8 @@ def _tried(method: Method, batch: Batch, deletions: Callable[[Batch], Sequence[T
     each = [slice(i, i + 1) for i in range(len(part.images))]
     last = replace(part, images=part.images[each[-1]], targets=part.targets[each[-1]], image_ids=part.image_ids[each[-1]])
     judged = [] if method.entry.queries(**method.options) else [set(map(_mark, deleted)) for deleted in deletions(last)]
-    with _unseen(batch.images):
+    with restored(batch.images.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself repeats them
         before = [_computed(method.model, part) for _ in range(2)]
         try:
             with _queries(method.model) if judged else nullcontext(set[str]()) as queried:
@@ -150,20 +149,6 @@ def _queries(model: nn.Module) -> Iterator[set[str]]:
 
 def _mark(image: Tensor) -> str:
     return content_ids(image[None] + 0)[0]  # the sum turns -0 into 0
-
-
-@contextmanager
-def _unseen(images: Tensor) -> Iterator[None]:
-    """Restore the states of the random generators, and hide warnings, which the run itself repeats."""
-    states = np.random.get_state(), random.getstate()
-    devices = [images.device] if images.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        np.random.set_state(states[0])
-        random.setstate(states[1])
 
 
 def _computed(model: nn.Module, part: Batch) -> Mapping[str, Tensor]:

@@ -16,8 +16,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from idsds.common.files import packaged_file
 from idsds.common.normalisation import HALF
-from idsds.common.packaged import packaged_file
 from idsds.models.base import register_model
 from idsds.models.weights import CheckpointError
 

@@ -189,7 +189,6 @@ class AccuracyTradeoff(EvaluationStudy):
         """
         plan, parts = resolve(**self.arguments(methods=["Random"], images=1)), []
         for job in plan.jobs:
-            job.prepare(progress=False)
             test = first(job.dataset, self.accuracy_images)
             table = predicted(job.load().to(plan.device), test, size=64, precision=self.precision)
             if test.groups is not None:

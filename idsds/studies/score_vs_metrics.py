@@ -81,7 +81,6 @@ class ScoreVsMetrics(MethodSettings, EvaluationStudy):
         """
         plan, parts = resolve(**self.runs()["infidelity"]), []
         for job in plan.jobs:
-            job.prepare(progress=False)
             data = first(job.dataset, self.images)
             chosen = [range(start, min(start + 64, len(data))) for start in range(0, len(data), 64)]
             for logits, labels, ids in outputs(job.load().to(plan.device), loader_of(data, chosen, 0)):

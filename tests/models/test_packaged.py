@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from idsds.common import packaged as files
+from idsds.common import files
 from idsds.common.files import DamagedFileError
 from idsds.datasets import create_dataset
 from idsds.models import MODELS, create_model, packaged

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import idsds
-from idsds.common.packaged import packaged_file
+from idsds.common.files import packaged_file
 from idsds.datasets.photos import photo
 from idsds.models.packaged import SQUEEZENET
 from idsds.statistics import paired_differences, rank

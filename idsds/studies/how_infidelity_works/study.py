@@ -147,8 +147,7 @@ class HowInfidelityWorks(Study):
     def walk(self, progress: bool = True) -> Walk:
         """Go through one image, one step per perturbation; a small net that is not cached is trained first (without deletions)."""
         plan, job = self.planned()
-        job.prepare(progress)
-        model, normalisation = job.load().to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
+        model, normalisation = job.load(progress).to(plan.device), job.dataset.normalisation  # type: ignore[attr-defined]
         methods, looked = job.create_methods(model, list(job.methods)), []
         for index in job.indices:
             image, target, image_id = job.dataset[index]

@@ -130,8 +130,8 @@ def test_the_passes_announced_are_those_counted(settings, monkeypatch):
     assert plan["epochs"].isna().all()
     counter, load = PassCounter(), infidelity_steps.Job.load
 
-    def watched(job):
-        model = load(job)
+    def watched(job, progress=False):
+        model = load(job, progress)
         watching.append(counter.watch(model))
         watching[-1].__enter__()
         return model

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from idsds.common.numbers import gigabytes
 
 Result = TypeVar("Result")
 
@@ -29,24 +29,14 @@ def default_batch(images: Tensor, memory: int | None = None) -> int:
         ValueError: if ``IDSDS_MEMORY_GB`` is not a number above 0.
     """
     pixels = images.shape[-2] * images.shape[-1]
-    if memory is None and (setting := os.environ.get("IDSDS_MEMORY_GB")):
-        memory = _bytes(setting)
+    if memory is None:
+        memory = gigabytes("IDSDS_MEMORY_GB")
     if images.device.type == "cpu" and memory is None:
         return min(CPU_IMAGES, max(1, CPU_PIXELS // pixels))
     if memory is None:
         memory = torch.cuda.mem_get_info(images.device)[0] // 2 if images.device.type == "cuda" else 2**32
     fitting = max(1, memory // (ACCELERATOR_BYTES_PER_PIXEL * pixels))
     return min(fitting, CPU_IMAGES, max(1, CPU_PIXELS // pixels)) if images.device.type == "cpu" else fitting
-
-
-def _bytes(setting: str) -> int:
-    try:
-        gigabytes = float(setting)
-    except ValueError:
-        gigabytes = math.nan
-    if not 0 < gigabytes < math.inf:
-        raise ValueError(f"IDSDS_MEMORY_GB must be a number of gigabytes above 0, not {setting!r}")
-    return int(gigabytes * 2**30)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,8 +11,8 @@ from idsds.common.registry import check_name
 from idsds.common.settings import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
+#: The accelerators, the preferred one first.
+ACCELERATORS = {"cuda": torch.cuda, "mps": torch.backends.mps}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -28,16 +28,12 @@ def one_of(kind: str, allowed: Any) -> Any:
 
 def _is_available(value: str) -> str:
     check_name("device", value, DEVICES)
-    if value == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available here; use 'auto' or 'cpu'")
-    if value == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("no MPS device is available here; use 'auto' or 'cpu'")
+    if value in ACCELERATORS and not ACCELERATORS[value].is_available():
+        raise ValueError(f"no {value.upper()} device is available here; use 'auto' or 'cpu'")
     return value
 
 
 Device = Annotated[str, AfterValidator(_is_available)]
-
-
 Precision = Annotated[str, one_of("precision", PRECISIONS)]
 
 
@@ -53,8 +49,6 @@ def chosen_device(device: str = "auto") -> torch.device:
         _is_available(device)
     except ValueError as error:
         raise SettingsError(f"device: {error}") from error
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "auto":
+        device = next((name for name, backend in ACCELERATORS.items() if backend.is_available()), "cpu")
+    return torch.device(device)

@@ -111,8 +111,10 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        waited = True
-        print(f"{who} waits for {_holder(holder)}, which is writing to {str(folder)!r}", flush=True)
+        waited, other = True, ""
+        with suppress(OSError):
+            other = holder.read_text(encoding="utf-8")
+        print(f"{who} waits for {other or 'another process'}, which is writing to {str(folder)!r}", flush=True)
         lock.acquire()
     try:
         with suppress(OSError):
@@ -122,13 +124,6 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
         with suppress(OSError):
             holder.unlink()
         lock.release()
-
-
-def _holder(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8") or "another process"
-    except OSError:
-        return "another process"
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -31,11 +31,7 @@ class Normalisation:
 
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
 UNIT = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 

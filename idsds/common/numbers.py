@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import os
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,26 @@ def as_whole(name: str, value: Any, least: int | None = 1) -> int:
             return whole
     bound = "" if least is None else f" of at least {least}"
     raise ValueError(f"{name} must be a whole number{bound}, not {given!r}")
+
+
+def gigabytes(variable: str, *, zero: bool = False) -> int | None:
+    """Return what an environment variable sets in gigabytes, in bytes; None if it is not set.
+
+    Args:
+        zero: whether 0 is allowed.
+
+    Raises:
+        ValueError: for anything but a number in the range, naming variable and value.
+    """
+    if not (setting := os.environ.get(variable)):
+        return None
+    try:
+        number = float(setting)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf or (number == 0 and not zero):
+        raise ValueError(f"{variable} must be a number of gigabytes {'of at least' if zero else 'above'} 0, not {setting!r}")
+    return int(number * 2**30)
 
 
 def plain(value: Any) -> Any:

@@ -313,12 +313,6 @@ class _Walk:
             return ("built in", where, getattr(thing, "__module__", None) or "", thing.__name__)
         return ("built in", thing.__name__, owner)
 
-    def _enum(self, thing: enum.Enum) -> tuple:
-        return ("enum", _Type(type(thing)), thing.name, thing.value)
-
-    def _generator(self, thing: torch.Generator) -> tuple:
-        return ("generator", thing.device, thing.get_state())
-
     KNOWN: tuple[tuple[Any, Callable[[_Walk, Any], tuple]], ...] = (
         (Tensor, _tensor),
         (np.ndarray, _array),
@@ -331,8 +325,8 @@ class _Walk:
         ((classmethod, staticmethod), lambda self, thing: (type(thing).__name__, thing.__func__)),
         (property, lambda self, thing: ("property", thing.fget, thing.fset, thing.fdel)),
         (BUILT_IN, _built_in),
-        (enum.Enum, _enum),
-        (torch.Generator, _generator),
+        (enum.Enum, lambda self, thing: ("enum", _Type(type(thing)), thing.name, thing.value)),
+        (torch.Generator, lambda self, thing: ("generator", thing.device, thing.get_state())),
         (types.MappingProxyType, lambda self, thing: ("mapping", dict(thing))),
         (collections.OrderedDict, lambda self, thing: ("ordered", _Type(type(thing)), list(thing.items()), vars(thing))),
         (weakref.ref, lambda self, thing: ("weak", thing())),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from idsds.common.numbers import gigabytes
 from idsds.datasets.base import ImageDataset, collate
 
 #: Environment variable: gigabytes of decoded images to keep, by default a quarter of the free memory; 0 for none.
@@ -20,14 +21,8 @@ Images = tuple[Tensor, Tensor, list[str]]
 
 def room() -> int:
     """Return how many bytes of decoded images may be kept. Raises ValueError if the setting is not a number of gigabytes."""
-    if setting := os.environ.get(SETTING):
-        try:
-            gigabytes = float(setting)
-        except ValueError:
-            gigabytes = -1.0
-        if not 0 <= gigabytes < float("inf"):
-            raise ValueError(f"{SETTING} must be a number of gigabytes of at least 0, not {setting!r}")
-        return int(gigabytes * 2**30)
+    if (limit := gigabytes(SETTING, zero=True)) is not None:
+        return limit
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     except (AttributeError, ValueError, OSError):  # Windows, and systems that do not report it

@@ -54,16 +54,9 @@ def not_in_domain(name: str, net: nn.Module, protocol: ProtocolEntry, settings: 
 def unfit(
     methods: Mapping[str, Method], wanted: Mapping[str, Any], facts: Facts, net: nn.Module, images: Tensor, device: str
 ) -> dict[str, str]:
-    """Return why some methods do not apply to a user's net, by trying the cheap ones on one image.
+    """Return the methods that do not apply to a user's net, with the reason, by trying the cheap ones on the first of two images.
 
-    Args:
-        methods: methods on the net, by name.
-        wanted: their values in the ``methods`` argument of ``evaluate``.
-        images: (2, C, H, W).
-        device: where the net will be evaluated.
-
-    Returns:
-        The reason by name, for the methods that do not apply.
+    ``wanted`` are their values in the ``methods`` argument of ``evaluate``.
     """
     reasons: dict[Any, str | None] = {}
     with torch.random.fork_rng(devices=[]), on_loan(net, device, facts.layout) as model:
@@ -75,18 +68,16 @@ def unfit(
                 with frozen(model):
                     reasons[method.computation] = misread_layer(thing, model, batch)
             elif method.is_the_packages and method.passes is not None and method.computation not in reasons:
-                reasons[method.computation] = _untried(method, facts) or _failure(method, batch)
+                reasons[method.computation] = _failure(method, facts, batch)
     return {name: reason for name, method in methods.items() if (reason := reasons.get(method.computation))}
 
 
-def _untried(method: Method, facts: Facts) -> str | None:
-    if facts.gradient or not method.passes or not method.passes.backward:
+def _failure(method: Method, facts: Facts, batch: Tensor) -> str | None:
+    if not method.passes or not method.passes.backward:
         return None
-    return "no gradient of the logits reaches the images: the net runs under torch.no_grad, or detaches what it computes"
-
-
-def _failure(method: Method, batch: Tensor) -> str | None:
-    if not method.passes or sum(method.passes) > CHEAP or not method.passes.backward:
+    if not facts.gradient:
+        return "no gradient of the logits reaches the images: the net runs under torch.no_grad, or detaches what it computes"
+    if sum(method.passes) > CHEAP:
         return None
     try:
         shared_maps([method], batch, torch.zeros(1, dtype=torch.long, device=batch.device), ["trial"])
@@ -140,10 +131,7 @@ def check_images(plan: Plan) -> None:
 
 
 def check_jobs(plan: Plan, numbers: Iterable[int]) -> None:
-    """Load the checkpoint files of the jobs that will run, and check that every target is a class of its model.
-
-    Args:
-        numbers: the jobs that have something to compute.
+    """Load the checkpoint files of the jobs that will run (``numbers``), and check that every target is a class of its model.
 
     Raises:
         CheckpointError: if a file does not fit its model, naming both.

@@ -170,13 +170,7 @@ def workers_device(client: Client, device: str) -> str:
 
 
 def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) -> list[Outcome]:
-    """Run the tasks on the workers.
-
-    Args:
-        client: of the scheduler.
-
-    Returns:
-        The outcome of each task; if the run has a folder, the blocks are stored there.
+    """Run the tasks on the workers, and return the outcome of each; if the run has a folder, the blocks are stored there.
 
     Raises:
         WorkerError: if workers have other code or versions, or do not see the folders.
@@ -201,11 +195,9 @@ def run_on(client: Client, plan: Plan, tasks: Sequence[Task], progress: bool, ba
 def train_on(client: Client, plan: Plan, numbers: Sequence[int], progress: bool) -> None:
     """Train the checkpoints of some jobs, each on one worker. Raises the same errors as :func:`run_on`."""
     with _sent(client, plan, set()) as (sent, needs):
-        futures = []
-        for number in numbers:
-            if progress:
-                print(f"training {plan.jobs[number].model} on a worker", flush=True)
-            futures.append(client.submit(_train, sent, number, resources=needs, pure=False))
+        for number in numbers if progress else ():
+            print(f"training {plan.jobs[number].model} on a worker", flush=True)
+        futures = [client.submit(_train, sent, number, resources=needs, pure=False) for number in numbers]
         try:
             client.gather(futures)
         finally:

@@ -230,10 +230,7 @@ def _keep(folder: Folder, result: Result) -> None:
 def _tidy(folder: Folder, named: set[str]) -> None:
     """Remove the files that the manifest does not name, except those in ``kept``."""
     folder.blocks.remove()
-    for kind in ("scores", "deletions"):
-        for path in (folder.path / kind).glob("*.parquet"):
-            if f"{kind}/{path.name}" not in named:
+    for pattern in ("scores/*.parquet", "deletions/*.parquet", "images-*.parquet", "undefined-*.parquet"):
+        for path in folder.path.glob(pattern):
+            if path.relative_to(folder.path).as_posix() not in named:
                 path.unlink(missing_ok=True)
-    for path in (*folder.path.glob("images-*.parquet"), *folder.path.glob("undefined-*.parquet")):
-        if path.name not in named:
-            path.unlink(missing_ok=True)

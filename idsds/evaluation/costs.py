@@ -105,9 +105,8 @@ def training_rate(stage: Stage) -> float:
 
 def summary(table: pd.DataFrame) -> str:
     """Return one line per model, and one with the total."""
-    lines = []
-    for model, rows in table.groupby("model", sort=False):
-        lines.append(f"{model}: {spell(rows['seconds_left'].sum())}, {rows['disk_mb'].sum():.1f} MB")
+    sums = table.groupby("model", sort=False)[["seconds_left", "disk_mb"]].sum()
+    lines = [f"{model}: {spell(seconds)}, {disk:.1f} MB" for model, seconds, disk in sums.itertuples()]
     return "\n".join([*lines, f"total: {spell(seconds_by_the_clock(table))} left, {table['disk_mb'].sum():.1f} MB on disk"])
 
 
@@ -144,7 +143,9 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     """Return images left, images per second and bytes per image, by computation."""
-    with on_loan(_model(job), plan.device, plan.layout_of(job)) as model, explaining(model, plan.quantity):
+    untrained = isinstance(job.source, Stage) and job.source.missing
+    net = create_model(job.source.model, num_classes=job.source.num_classes) if untrained else job.load()
+    with on_loan(net, plan.device, plan.layout_of(job)) as model, explaining(model, plan.quantity):
         return _timed_on(model, plan, job, tasks)
 
 
@@ -171,12 +172,6 @@ def _timed_on(model: nn.Module, plan: Plan, job: Job, tasks: list[Task]) -> dict
             size_of_scores = _bytes([part for of_grid in scores.values() for part in of_grid])
             costs[", ".join(group)] = left, per_second, size_of_scores / len(image_ids)
     return costs
-
-
-def _model(job: Job) -> nn.Module:
-    if isinstance(job.source, Stage) and job.source.missing:
-        return create_model(job.source.model, num_classes=job.source.num_classes)
-    return job.load()
 
 
 def _rate(function: Callable[[], Any], images: int, device: str) -> tuple[Any, float]:

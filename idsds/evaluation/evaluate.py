@@ -280,17 +280,18 @@ def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, w
     tasks = _tasks(plan, there, path)
     if progress:
         print(announcement(plan, there, tasks, folder), flush=True)
-    if tasks:
-        there, plan = _trained(plan, there, folder, progress, tasks, work)
+    if untrained := [number for number in dict.fromkeys(task.job for task in tasks) if not plan.jobs[number].is_ready]:
+        work[0](plan, untrained, progress)
+        if folder is not None:  # records are addressed by the content of checkpoints, which was not known before
+            plan = plan.with_weights()
+            there = folder.find(plan)
     if folder is not None:
         there = folder.begin(plan, there)
         tasks = _tasks(plan, there, path)
-    total = sum(task.passes for task in tasks)
     outcomes: list[Outcome] = []
     if tasks:
-        with Progress(
-            total=total, desc=f"{plan.protocol.name} on {plan.dataset}", unit="pass", unit_scale=True, disable=not progress
-        ) as bar:
+        shown = {"desc": f"{plan.protocol.name} on {plan.dataset}", "unit": "pass", "unit_scale": True, "disable": not progress}
+        with Progress(total=sum(task.passes for task in tasks), **shown) as bar:
             outcomes = work[1](plan, tasks, progress, bar)
     for task, outcome in zip(tasks, outcomes, strict=True):
         for unit, block in zip(task.units, outcome.blocks, strict=True) if outcome.blocks else ():
@@ -298,16 +299,6 @@ def _computed(plan: Plan, there: There, folder: Folder | None, progress: bool, w
                 raise MissingRecordsError(f"{block.where!r} is missing, although {outcome.worker} has written it: was it removed?")
             there[task.job][unit].append(block)
     return _result(plan, there, {image_id for outcome in outcomes for image_id in outcome.skipped}, folder is not None)
-
-
-def _trained(plan: Plan, there: There, folder: Folder | None, progress: bool, tasks: Sequence[Task], work: Work) -> tuple[There, Plan]:
-    """Train the checkpoints that the tasks need: records are addressed by the content of checkpoints, which is not known before."""
-    if numbers := [number for number in dict.fromkeys(task.job for task in tasks) if not plan.jobs[number].is_ready]:
-        work[0](plan, numbers, progress)
-        if folder is not None:
-            plan = plan.with_weights()
-            there = folder.find(plan)
-    return there, plan
 
 
 def _result(plan: Plan, there: There, skipped: set[str], addressed: bool) -> Result:
@@ -360,15 +351,13 @@ def _run_here(plan: Plan, tasks: Sequence[Task], progress: bool, bar: Progress) 
 
 def announcement(plan: Plan, there: There, tasks: Sequence[Task], folder: Folder | None) -> str:
     """Describe what will be computed, in two or three lines."""
-    names = {name for job in plan.jobs for name in job.methods}
     models = list(dict.fromkeys(job.model for job in plan.jobs))
-    seeds = list(dict.fromkeys(job.seed for job in plan.jobs))
+    several = f" x {seeds} seeds" if (seeds := len({job.seed for job in plan.jobs})) > 1 else ""
     images = max(len(job.indices) for job in plan.jobs)
     forward, backward = plan.announced
     lines = [
-        f"{plan.protocol.name}: {len(models)} model(s) ({', '.join(models)}) x {len(names)} methods on {images} images of {plan.dataset}"
-        + (f" x {len(seeds)} seeds" if len(seeds) > 1 else "")
-        + f"; {forward:,} forward and {backward:,} backward passes in all"
+        f"{plan.protocol.name}: {len(models)} model(s) ({', '.join(models)}) x {len(plan.methods)} methods on {images} images of "
+        f"{plan.dataset}{several}; {forward:,} forward and {backward:,} backward passes in all"
     ]
     training = plan.table().dropna(subset="epochs")
     if len(training):

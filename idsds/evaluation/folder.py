@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from idsds.common.files import DamagedFileError, remove_abandoned
 from idsds.evaluation.cache import Block, Store, cover, linked
-from idsds.evaluation.manifest import OldRecordsError, write_manifest
+from idsds.evaluation.manifest import write_manifest
 from idsds.evaluation.plan import Plan, Unit
 from idsds.evaluation.records import Run
 from idsds.evaluation.result import described
@@ -30,8 +30,6 @@ def opened(folder: Path) -> Run | None:
         return Run.open(folder)
     except FileNotFoundError:
         return None
-    except OldRecordsError:
-        raise
     except DamagedFileError as error:
         warnings.warn(f"{error}; the manifest is written again", stacklevel=3)
         return None

@@ -11,8 +11,6 @@ from typing import Any
 from idsds.common.files import DamagedFileError, read_json, write_json
 
 MANIFEST = "manifest.json"
-
-
 #: Increase when the content of blocks or record files changes, so that old ones are not mistaken for new ones.
 FORMAT = 5
 

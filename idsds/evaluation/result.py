@@ -96,12 +96,9 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 def plain_settings(plan: Plan) -> dict[str, Any]:
     """Return the settings to store with the records; tensors only enter the address."""
     quantity = {} if plan.quantity is None else {"quantity": str(plan.quantity)}
-    return {name: _in_a_cell(value) for name, value in plan.settings.items() if not isinstance(value, Tensor)} | quantity
-
-
-def _in_a_cell(setting: Any) -> Any:
-    """Return a setting as one value of a column: mappings and lists as JSON."""
-    return json.dumps(setting) if isinstance(setting, (Mapping, list)) else setting
+    settings = {name: value for name, value in plan.settings.items() if not isinstance(value, Tensor)} | quantity
+    # Each is one value of a column: mappings and lists become JSON.
+    return {name: json.dumps(value) if isinstance(value, (Mapping, list)) else value for name, value in settings.items()}
 
 
 def described(plan: Plan) -> dict[str, Any]:

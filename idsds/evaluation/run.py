@@ -70,12 +70,9 @@ class Outcome:
 
 
 def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], folder: Path | None) -> Iterator[Task]:
-    """Yield what a job lacks as tasks of at most ``plan.shard`` images.
+    """Yield what a job lacks, given its existing blocks by unit, as tasks of at most ``plan.shard`` images.
 
-    Args:
-        number: index of the job.
-        there: the existing blocks of each of the job's units.
-        folder: for the new blocks; None if nothing is kept on disk, so that images need no address.
+    The new blocks go into ``folder``; if it is None, nothing is kept on disk, and images need no address.
     """
     job = plan.jobs[number]
     addresses = wanted_images(job, folder is not None)
@@ -91,7 +88,8 @@ def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], fol
             if not units:
                 continue
             to_make = {unit.grid for unit in units if unit.group is None}
-            stored = {grid: _covering(blocks, images) for grid, blocks in columns.items() if grid not in to_make}
+            picks = {grid: cover(blocks, (), images)[0][None] for grid, blocks in columns.items() if grid not in to_make}
+            stored = {grid: tuple(block.only(image_ids) for block, image_ids in of_grid) for grid, of_grid in picks.items()}
             indices = tuple(job.indices[i] for i in places)
             yield Task(number, indices, images, units, stored, folder, len(places) * sum(_passes(plan, job, unit) for unit in _once(units)))
 
@@ -99,10 +97,6 @@ def tasks_of(plan: Plan, number: int, there: Mapping[Unit, Sequence[Block]], fol
 def wanted_images(job: Job, addressed: bool) -> dict[str, str]:
     """Return the addresses of a job's images by id, in the fixed order; the ids themselves if nothing is kept on disk."""
     return job.images(job.indices) if addressed else {image_id: image_id for image_id in job.ids(job.indices)}
-
-
-def _covering(blocks: Sequence[Block], images: Mapping[str, str]) -> tuple[Block, ...]:
-    return tuple(block.only(image_ids) for block, image_ids in cover(blocks, (), images)[0][None])
 
 
 def _once(units: Sequence[Unit]) -> list[Unit]:
@@ -378,11 +372,8 @@ class PassCounter:
             if output.requires_grad:
                 output.register_hook(lambda _gradient: self._add_backward(images))
 
-        handle = model.register_forward_hook(count)
-        try:
+        with model.register_forward_hook(count):
             yield self
-        finally:
-            handle.remove()
 
     def _add_backward(self, images: int) -> None:
         self.backward += images

@@ -140,11 +140,8 @@ def _queries(model: nn.Module) -> Iterator[set[str]]:
         if inputs and isinstance(inputs[0], Tensor):
             marks.update(map(_mark, inputs[0].detach()))
 
-    handle = model.register_forward_pre_hook(note)
-    try:
+    with model.register_forward_pre_hook(note):
         yield marks
-    finally:
-        handle.remove()
 
 
 def _mark(image: Tensor) -> str:

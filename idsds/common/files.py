@@ -34,11 +34,9 @@ class DamagedFileError(ValueError):
 
 
 def remove_abandoned(folder: Path, pattern: str = "**/.*.part", older_than: float = ABANDONED) -> None:
-    """Remove the files that killed processes left behind in a folder.
+    """Remove the files that killed processes left behind in a folder, by the pattern of their paths below it.
 
-    Args:
-        pattern: of their paths below the folder.
-        older_than: minimum age in seconds since the last write; 0 if no other process can be writing.
+    ``older_than`` is the minimum age in seconds since the last write; 0 if no other process can be writing.
     """
     for path in folder.glob(pattern):
         with suppress(OSError):  # another process may remove it, too

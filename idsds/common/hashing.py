@@ -124,10 +124,7 @@ def study_digest(name: str) -> str:
 @lru_cache(maxsize=1)
 def package_digest() -> str:
     """Return a hash of the package's whole source on this machine."""
-    hasher = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: path.relative_to(PACKAGE).as_posix()):
-        hasher.update(f"{path.relative_to(PACKAGE).as_posix()} {sha256_of(path)}\n".encode())
-    return hasher.hexdigest()[:20]
+    return digest(sorted((path.relative_to(PACKAGE).as_posix(), sha256_of(path)) for path in PACKAGE.rglob("*.py")))
 
 
 class OwnImages:

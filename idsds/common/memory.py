@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -40,15 +39,10 @@ def peak_memory(device: str) -> Iterator[Peak]:
 def _reset() -> int:
     """Return free memory to the system, reset the peak of resident memory, and return the current value; 0 if that fails."""
     with suppress(OSError, AttributeError):
-        _libc().malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")
     return 0
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def _status(name: str) -> int:

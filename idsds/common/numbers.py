@@ -32,11 +32,7 @@ def as_whole(name: str, value: Any, least: int | None = 1) -> int:
 def gigabytes(variable: str, *, zero: bool = False) -> int | None:
     """Return what an environment variable sets in gigabytes, in bytes; None if it is not set.
 
-    Args:
-        zero: whether 0 is allowed.
-
-    Raises:
-        ValueError: for anything but a number in the range, naming variable and value.
+    Raises ValueError, which names both, for anything but a number above 0 (with ``zero``, of at least 0).
     """
     if not (setting := os.environ.get(variable)):
         return None

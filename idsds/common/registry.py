@@ -72,10 +72,7 @@ class Registry(Mapping[str, Entry]):
     def add_library(self, library: str, names: Callable[[], Iterable[str]], make: Callable[[str], Entry]) -> None:
         """Make every ``library/Name`` known.
 
-        Args:
-            library: the part before the slash.
-            names: returns the allowed parts after the slash.
-            make: returns the entry of a full name, without importing an optional library.
+        ``names`` returns the allowed parts after the slash, ``make`` the entry of a full name, without importing an optional library.
         """
         self._libraries[library] = (names, make)
 
@@ -103,8 +100,7 @@ class Registry(Mapping[str, Entry]):
     def unknown(self, name: object, suffix: str = "") -> UnknownNameError:
         """Return the error for an unknown name, with the nearest match among its library's names, or among all others.
 
-        Args:
-            suffix: an optional ending that every name may have.
+        ``suffix`` is an optional ending that every name may have.
         """
         library = str(name).partition("/")[0]
         own = "/" not in str(name) or library not in self._libraries

@@ -85,11 +85,7 @@ def _taken(load: Callable[[], pa.Table], rows: np.ndarray) -> pa.Table:
 
 
 class Store:
-    """A folder of blocks, with a subfolder per address and a file per block.
-
-    Args:
-        folder: created by the first write.
-    """
+    """A folder of blocks, created by the first write, with a subfolder per address and a file per block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -212,8 +208,7 @@ def cover(blocks: Iterable[Block], methods: Sequence[str], images: Mapping[str, 
 def gathered(picks: Collection[tuple[Block, list[str]]], method: str | None, place: Mapping[str, int]) -> pa.Table:
     """Return the columns of a method from several blocks, rows in image order; the first column, ``image``, is the image's position.
 
-    Raises:
-        DamagedFileError: if a file cannot be read or has other columns than the first, naming it.
+    Raises DamagedFileError, which names the file, if one cannot be read or has other columns than the first.
     """
     tables, rows = [], []
     for block, image_ids in picks:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,9 @@ class _Writer:
         self.folder, self.images = folder, images
         self.there: dict[str, list[dict[str, Any]]] = {}
         for entry in folder.run.manifest["files"] if folder.run is not None else ():
-            try:
+            with suppress(DamagedFileError):  # a warning was given when the folder was opened; the file is written again
                 folder.run.check(entry)  # type: ignore[union-attr]
                 self.there.setdefault(entry["holds"], []).append(entry)
-            except DamagedFileError:
-                pass  # a warning was given when the folder was opened; the file is written again
 
     def table(self, kind: str, table: pa.Table) -> list[dict[str, Any]]:
         """Write a table to a file of its own, and return its entry in the manifest."""

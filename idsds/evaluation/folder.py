@@ -36,11 +36,7 @@ def opened(folder: Path) -> Run | None:
 
 
 class Folder:
-    """The folder of a run that is being written.
-
-    Args:
-        cache: the blocks of all runs; None to share nothing.
-    """
+    """The folder of a run that is being written; ``cache`` holds the blocks of all runs, and is None to share nothing."""
 
     def __init__(self, path: Path, cache: Store | None) -> None:
         self.path, self.cache = path, cache

@@ -117,17 +117,17 @@ class Plan:
             prepare = self.protocol.prepare or predictions
             taken = {name: settings[name] for name in inspect.signature(prepare).parameters if name in settings}
             return digest({**self._shared(job, taken), "prepare": code_digest(prepare)})
-        content = self._shared(job, settings)
-        content |= {"name": job.model, "dataset": self.dataset}
-        content |= {"protocol": [self.protocol.name, code_digest(self.protocol.function)]}
-        content["computation"] = job.method_key(unit.methods[0])
-        if self.protocol.prepare:
-            content["prepare"] = code_digest(self.protocol.prepare)
         for reason in job.unsure(unit.methods):
             warnings.warn(reason, stacklevel=2)
-        # Two of the user's methods may be one object under two names; each has records of its own.
-        content["own"] = [name for name in unit.methods if name in job.own_keys]
-        return digest(content)
+        content = self._shared(job, settings) | {
+            "name": job.model,
+            "dataset": self.dataset,
+            "protocol": [self.protocol.name, code_digest(self.protocol.function)],
+            "computation": job.method_key(unit.methods[0]),
+            # Two of the user's methods may be one object under two names; each has records of its own.
+            "own": [name for name in unit.methods if name in job.own_keys],
+        }
+        return digest(content | ({"prepare": code_digest(self.protocol.prepare)} if self.protocol.prepare else {}))
 
     def _shared(self, job: Job, settings: dict[str, Any]) -> dict[str, Any]:
         """Return everything but the image that determines a number, without batch and block size, which only affect rounding."""
@@ -184,8 +184,7 @@ class Plan:
     def with_weights(self, known: Mapping[str, str] | None = None) -> Plan:
         """Return the plan with the hashes of its checkpoints, which are part of the records' addresses.
 
-        Args:
-            known: the sha256 of checkpoints that are no longer in the cache, by key of the stage.
+        ``known`` are those of checkpoints that are no longer in the cache, by key of the stage.
         """
 
         def weighed(job: Job) -> Job:

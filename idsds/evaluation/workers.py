@@ -45,8 +45,7 @@ class Caller:
 def caller(folders: Sequence[Path]) -> Iterator[Caller]:
     """Yield what workers must have in common with this process. Inside the block each folder contains a small file to check for.
 
-    Raises:
-        OSError: if a folder cannot be written, naming it.
+    Raises OSError, which names it, if a folder cannot be written.
     """
     tokens = {str(folder / f".shared.{uuid.uuid4().hex}.part"): uuid.uuid4().hex for folder in folders}
     try:
@@ -94,8 +93,7 @@ def check_worker(expected: Caller) -> None:
 def check_workers(client: Client, expected: Caller) -> None:
     """Compare all connected workers with the caller. Workers that connect later check themselves before their first task.
 
-    Raises:
-        WorkerError: if workers differ, naming each of them.
+    Raises WorkerError, which names each worker that differs.
     """
     answers = client.run(differences, expected, on_error="return")
     faults = [

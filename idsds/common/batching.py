@@ -18,25 +18,22 @@ CPU_PIXELS, CPU_IMAGES = 8 * 224 * 224, 64
 ACCELERATOR_BYTES_PER_PIXEL = 2000
 
 
-def default_batch(images: Tensor, memory: int | None = None) -> int:
-    """Return how many images one pass should take.
+def default_batch(images: Tensor) -> int:
+    """Return how many images (B, C, H, W) of this size one pass should take on their device.
 
-    Args:
-        images: (B, C, H, W); only their size and device matter.
-        memory: bytes that a pass may use; None takes ``IDSDS_MEMORY_GB``, or half of the free memory of a CUDA device.
+    It may use ``IDSDS_MEMORY_GB``, or half of the free memory of a CUDA device.
 
     Raises:
         ValueError: if ``IDSDS_MEMORY_GB`` is not a number above 0.
     """
-    pixels = images.shape[-2] * images.shape[-1]
-    if memory is None:
-        memory = gigabytes("IDSDS_MEMORY_GB")
-    if images.device.type == "cpu" and memory is None:
-        return min(CPU_IMAGES, max(1, CPU_PIXELS // pixels))
+    pixels, on_cpu = images.shape[-2] * images.shape[-1], images.device.type == "cpu"
+    fastest, memory = min(CPU_IMAGES, max(1, CPU_PIXELS // pixels)), gigabytes("IDSDS_MEMORY_GB")
+    if on_cpu and memory is None:
+        return fastest
     if memory is None:
         memory = torch.cuda.mem_get_info(images.device)[0] // 2 if images.device.type == "cuda" else 2**32
     fitting = max(1, memory // (ACCELERATOR_BYTES_PER_PIXEL * pixels))
-    return min(fitting, CPU_IMAGES, max(1, CPU_PIXELS // pixels)) if images.device.type == "cpu" else fitting
+    return min(fitting, fastest) if on_cpu else fitting
 
 
 def out_of_memory(error: BaseException) -> bool:

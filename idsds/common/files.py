@@ -91,14 +91,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
-    """Hold the lock of a folder inside the block; wait while another process or thread holds it.
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a run's folder inside the block; wait while another process or thread holds it.
 
     The operating system releases the lock when the process ends, however it ends. Over NFS the server must support locks.
 
     Args:
         folder: created if it does not exist.
-        who: what is waiting, for the message.
 
     Yields:
         Whether it had to wait.
@@ -112,7 +111,7 @@ def locked(folder: Path, who: str = "the run") -> Iterator[bool]:
         waited, other = True, ""
         with suppress(OSError):
             other = holder.read_text(encoding="utf-8")
-        print(f"{who} waits for {other or 'another process'}, which is writing to {str(folder)!r}", flush=True)
+        print(f"this run waits for {other or 'another process'}, which is writing to {str(folder)!r}", flush=True)
         lock.acquire()
     try:
         with suppress(OSError):

@@ -251,7 +251,7 @@ def _evaluate(plan: Plan, folder: Path | None, progress: bool, work: Work) -> pd
     begun, manifest = time.perf_counter(), _content_of(folder / MANIFEST)
     state, plan, there = _state(plan, folder)
     check_jobs(plan, dict.fromkeys(task.job for task in _tasks(plan, there, folder)))  # before anything is written
-    with locked(folder, "this run") as waited:
+    with locked(folder) as waited:
         if waited or manifest != _content_of(folder / MANIFEST):
             state, plan, there = _state(plan, folder)
         result = _computed(plan, there, state, progress, work)

@@ -57,7 +57,8 @@ def test_other_errors_are_not_swallowed():
 def test_default_batch_is_bounded_by_memory(monkeypatch):
     large, small = torch.empty(1, 3, 224, 224), torch.empty(1, 3, 32, 32)
     assert 1 <= default_batch(large) <= default_batch(small)
-    assert default_batch(large, memory=1) == 1
+    monkeypatch.setenv("IDSDS_MEMORY_GB", "1e-9")  # one byte
+    assert default_batch(large) == 1
     monkeypatch.setenv("IDSDS_MEMORY_GB", "0.2")
     assert default_batch(large) < 8
     for wrong in ("a lot", "0", "-1", "nan"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Iterator
@@ -37,14 +38,11 @@ def switches() -> tuple:
 def patches() -> Iterator[tuple[str, str, Any]]:
     """Yield the user's functions that replace those of a library: (module, name, function)."""
     # Of 170,000 members, 50,000 functions come from a few hundred modules: each module is asked once, and anew in the next call.
-    users: dict[int, bool] = {}
+    users = functools.cache(is_users)
 
     def foreign(members: dict[str, Any]) -> list[tuple[str, Any]]:
-        found = [(key, value) for key, value in members.items() if type(value) is types.FunctionType]
-        for _, value in found:
-            if id(value.__globals__) not in users:
-                users[id(value.__globals__)] = is_users(value.__globals__.get("__name__"))
-        return [(key, value) for key, value in found if users[id(value.__globals__)]]
+        functions = [(key, value) for key, value in members.items() if type(value) is types.FunctionType]
+        return [(key, value) for key, value in functions if users(value.__globals__.get("__name__"))]
 
     for name, module in sorted(sys.modules.items()):
         if name.split(".")[0] not in PATCHED or not isinstance(module, types.ModuleType):

@@ -165,7 +165,7 @@ def linked(store: Store, block: Block) -> Block:
 
 def share(block: Block, cache: Store | None) -> None:
     """Add a block's file to the cache for other runs. If the cache cannot be written, warn and continue: only other runs lose time."""
-    if cache is None or block.where == "memory":
+    if cache is None:
         return
     try:
         cache.add(Path(block.where), block.address)

@@ -136,24 +136,22 @@ class Content:
                 return _joined([_cells(table, name) for table in tables])
             if any(name in part.columns for part in self.prepared):
                 return _joined(_matched(name, rows, tables))
-            return picked(_constants(name, self), np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+            return picked([_constant(name, part, self) for part in self.parts], np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
         return pd.DataFrame({name: column(name) for name in names}, copy=False)
 
 
-def _constants(name: str, content: Content) -> list[Any]:
-    """Return a column that does not differ between images, one value per part."""
+def _constant(name: str, part: Part, content: Content) -> Any:
+    """Return the value of a column that does not differ between the images of a part."""
     if name == "family":
-        return [content.families[part.method or ""] for part in content.parts]
+        return content.families[part.method or ""]
     if name == "ceiling":
-        return [is_ceiling(part, content) for part in content.parts]
+        return is_ceiling(part, content)
     if name == "distilled":
-        return [part.model in content.distilled for part in content.parts]
+        return part.model in content.distilled
     if name == "explained":
-        return ["prediction"] * len(content.parts)
-    if name in ("model", "method", "seed", "grid"):
-        return [getattr(part, name) for part in content.parts]
-    return [content.facts[name]] * len(content.parts)
+        return "prediction"
+    return getattr(part, name) if name in ("model", "method", "seed", "grid") else content.facts[name]
 
 
 def is_ceiling(part: Part, content: Content) -> bool:

@@ -44,8 +44,9 @@ def seeded(seed: int, *key: object, device: torch.device | str = "cpu") -> Itera
     """
     number = int(torch.randint(2**31, (), generator=generator(seed, *key)))
     with restored(device):
-        for seed_one in (torch.manual_seed, np.random.seed, random.seed):
-            seed_one(number)
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
         yield
 
 

@@ -75,7 +75,6 @@ def of_other_images() -> None:
     names = ["Gradient", "Saliency", "Deconvolution", "Guided Backprop", "Guided Grad-CAM", "Grad-CAM", "Random"]
     measures = {"spearman": spearman, "absolute": lambda a, b: spearman(a.abs(), b.abs()), "ssim": structural_similarity}
     for job in resolve(models=["mini_resnet8"], methods=names, protocol="sanity_check", images=100, seed=[0, 1, 2]).jobs:
-        job.prepare(progress=False)
         images, targets, ids = collate([job.dataset[index] for index in job.indices])
         for name, maps in shared_maps(job.create_methods(job.load(), names), images, targets, ids).items():
             found = {measure: similarity(maps, maps.roll(1, dims=0)) for measure, similarity in measures.items()}

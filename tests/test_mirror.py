@@ -30,7 +30,6 @@ ELSEWHERE = {
     "evaluation/folder.py": "evaluation/test_cache.py",  # as are the following: the engine's parts are tested by what evaluate does
     "evaluation/result.py": "evaluation/test_evaluate.py",
     "evaluation/run.py": "evaluation/test_evaluate.py",
-    "evaluation/stages.py": "evaluation/test_commit.py",
     "models/densenet.py": "models/test_base.py",  # every entry of the registry
     "models/efficientnet.py": "models/test_base.py",
     "plots/accuracy_tradeoff.py": "studies/test_accuracy_tradeoff.py",  # drawn by the study, as are the following

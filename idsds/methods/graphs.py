@@ -161,7 +161,8 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
     """
     traced = trace(model)
     depends = dependent(traced)
-    for number, node in enumerate(list(traced.graph.nodes)):
+    nodes = list(traced.graph.nodes)
+    for number, node in enumerate(nodes):
         module, in_place = _as_module(traced, node, is_nonlinear)
         name = f"separate_{number}"
         if module is not None:
@@ -169,7 +170,7 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
             with traced.graph.inserting_before(node):
                 twin = traced.graph.call_module(name, (_first(node),))
             if in_place:  # later readers of the input see the nonlinearity's in-place result
-                later = set(_after(traced, node))
+                later = set(nodes[number + 1 :])
                 _first(node).replace_all_uses_with(twin, delete_user_cb=lambda user, later=later: user in later)
         elif sums is not None and node.target in SUMS and not node.kwargs and sum(arg in depends for arg in node.args) == 2:
             traced.add_module(name, sums())
@@ -195,19 +196,14 @@ def unruled(model: nn.Module, has_rule: OfType) -> str | None:
     traced = trace(model)
     depends = dependent(traced)
     for node in traced.graph.nodes:
-        if node.op == "call_module":
-            kind = type(traced.get_submodule(node.target))
-            if is_nonlinear(kind) and not has_rule(kind):
-                return f"it has no rule for the {kind.__name__} of this net"
-        elif node.op in ("call_function", "call_method"):
-            name = name_of(node)
-            if node.target in MODULES:
-                if not has_rule(MODULES[node.target][0]):
-                    return f"it has no rule for the {name} of this net"
-            elif name in PRODUCTS and sum(node_arg in depends for node_arg in node.all_input_nodes) > 1:
-                return f"it has no rule for the products of activations ({name}) in this net"
-            elif name in NONLINEAR and node in depends:
-                return f"it has no rule for the {name} of this net"
+        kind, name = kind_of(traced, node), name_of(node)
+        if kind is not None:
+            if not has_rule(kind) and (name or is_nonlinear(kind)):
+                return f"it has no rule for the {name or kind.__name__} of this net"
+        elif name in PRODUCTS and sum(node_arg in depends for node_arg in node.all_input_nodes) > 1:
+            return f"it has no rule for the products of activations ({name}) in this net"
+        elif name in NONLINEAR and node in depends:
+            return f"it has no rule for the {name} of this net"
     return None
 
 
@@ -223,11 +219,7 @@ def is_nonlinear(kind: type[nn.Module]) -> bool:
 def has_module(model: nn.Module, of_type: OfType) -> bool:
     """Return whether a net calls a module of such a type or its functional form. Raises NotTraceableError with fx's reason."""
     traced = trace(model)
-    for node in traced.graph.nodes:
-        kind = type(traced.get_submodule(node.target)) if node.op == "call_module" else MODULES.get(node.target, (nn.Module, ()))[0]
-        if of_type(kind):
-            return True
-    return False
+    return any(of_type(kind) for node in traced.graph.nodes if (kind := kind_of(traced, node)) is not None)
 
 
 @kept
@@ -237,8 +229,9 @@ def functional(model: nn.Module, of_type: OfType) -> str | None:
     Raises:
         NotTraceableError: with fx's reason.
     """
-    calls = (node for node in trace(model).graph.nodes if node.op in ("call_function", "call_method"))
-    return next((name_of(node) for node in calls if node.target in MODULES and of_type(MODULES[node.target][0])), None)
+    traced = trace(model)
+    calls = ((name_of(node), kind_of(traced, node)) for node in traced.graph.nodes)
+    return next((name for name, kind in calls if name and kind is not None and of_type(kind)), None)
 
 
 def dependent(traced: fx.GraphModule) -> set[fx.Node]:
@@ -265,6 +258,13 @@ def directly_followed(traced: fx.GraphModule, first: tuple[type, ...], second: t
     return pairs
 
 
+def kind_of(traced: fx.GraphModule, node: fx.Node) -> type[nn.Module] | None:
+    """Return the type of the module that a node calls, or of that in :data:`MODULES` for its function; None for any other call."""
+    if node.op == "call_module":
+        return type(traced.get_submodule(node.target))
+    return MODULES[node.target][0] if name_of(node) and node.target in MODULES else None
+
+
 def name_of(node: fx.Node) -> str:
     """Return the plain name of the function or method that a node calls."""
     return node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
@@ -272,11 +272,6 @@ def name_of(node: fx.Node) -> str:
 
 def _first(node: fx.Node) -> fx.Node:
     return node.args[0] if node.args else node.kwargs["input"]  # type: ignore[return-value]
-
-
-def _after(traced: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    nodes = list(traced.graph.nodes)
-    return nodes[nodes.index(node) + 1 :]
 
 
 def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: OfType) -> tuple[nn.Module | None, bool]:
@@ -290,7 +285,7 @@ def _as_module(traced: fx.GraphModule, node: fx.Node, is_nonlinear: OfType) -> t
         if in_place:
             twin.inplace = False
         return twin, in_place
-    if node.op not in ("call_function", "call_method") or node.target not in MODULES:
+    if not name_of(node) or node.target not in MODULES:
         return None, False
     made, names = MODULES[node.target]
     options = dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}

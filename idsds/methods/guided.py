@@ -14,7 +14,6 @@ gradient of a shortcut that reads the same tensor as a ReLU.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
 from idsds.common.registry import check_name
-from idsds.methods.base import Passes, register_method
-from idsds.methods.cam import Reading, activations_and_gradients, cam_layer, check_channels, no_cam_layer, weighted
+from idsds.methods.base import METHODS, Passes, register_method
+from idsds.methods.cam import Reading, activations_and_gradients, cam_layer, no_cam_layer, weighted
 from idsds.methods.gradient import SIGMA, SMOOTHGRAD, STUDY_SMOOTHGRAD, smoothed
 from idsds.models.base import describe
 
@@ -83,11 +82,8 @@ def _as_relu(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tenso
             return None
     elif func not in RELU:
         return None
-    in_place = getattr(func, "__name__", "").endswith("_")
-    if func in (F.relu, F.relu6):
-        in_place = bool(value(1, "inplace", False))
-    elif func in (F.hardtanh, F.threshold):
-        in_place = bool(value(3, "inplace", False))
+    flag = 1 if func in (F.relu, F.relu6) else 3 if func in (F.hardtanh, F.threshold) else None  # the place of ``inplace``
+    in_place = getattr(func, "__name__", "").endswith("_") if flag is None else bool(value(flag, "inplace", False))
     return x, cap, in_place
 
 
@@ -173,7 +169,6 @@ def guided_grad_cam(
         interpolation: how the CAM is resized to the image size: ``nearest``, captum's default, or ``bilinear``, as in the paper.
     """
     check_name("interpolation", interpolation, INTERPOLATIONS)
-    check_channels(channels)
     name = cam_layer(model, layer)
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
@@ -200,26 +195,21 @@ def guided_smoothed(
     batch: int,
 ) -> Tensor:
     """Apply SmoothGrad to the method ``of`` of this module; for the options see :func:`guided_grad_cam` and :func:`smoothed`."""
-    cam = partial(guided_grad_cam, layer=layer)
-    explain = {"Deconvolution": deconvolution, "Guided Backprop": guided_backprop, "Guided Grad-CAM": cam}[of]
+    options = {"layer": layer} if of == "Guided Grad-CAM" else {}
 
     def attribute(noisy: Tensor, targets: Tensor, some: slice) -> dict[str, Tensor]:
-        return {of: explain(model, noisy, targets, batch=batch)}
+        return {of: METHODS[of].function(model, noisy, targets, batch=batch, **options)}  # type: ignore[dict-item]
 
     return smoothed(attribute, images, targets, samples, sigma, relative, draws, batch)[f"{of}-SG"]
 
 
-for _name, _passes, _reason, _source in (
-    ("Deconvolution", Passes(1, 1), no_relu, "Zeiler and Fergus, ECCV 2014"),
-    ("Guided Backprop", Passes(1, 1), no_relu, "Springenberg et al., 2015"),
-    ("Guided Grad-CAM", Passes(2, 2), no_relu_or_cam_layer, "Selvaraju et al., ICCV 2017"),
-):
+for _entry in [METHODS[name] for name in ("Deconvolution", "Guided Backprop", "Guided Grad-CAM")]:
     register_method(
-        f"{_name}-SG",
+        f"{_entry.name}-SG",
         family="gradient",
-        options={"of": _name},
-        passes=lambda model, samples, passes=_passes, **_: passes.times(samples),
+        options={"of": _entry.name},
+        passes=lambda model, samples, each=_entry.passes, **_: each.times(samples),
         noise="SmoothGrad",
-        inapplicable=_reason,
-        source=f"{_source}; {SMOOTHGRAD['-SG']}",
+        inapplicable=_entry.inapplicable,
+        source=f"{_entry.source}; {SMOOTHGRAD['-SG']}",
     )(guided_smoothed)

@@ -26,15 +26,14 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None,
     Warns:
         RuntimeWarning: for NaN or infinite values in the maps of some images, which are named; the values are kept.
     """
-    value = as_tensor(value)
+    value, draws = as_tensor(value), draws or Draws(0, name, images)
     batch, _, height, width = images.shape
-    ids = (draws or Draws(0, name, images)).image_ids if not is_map(value, images) else []
-    explained = f" for {listed(ids)}"
-    if not isinstance(value, Tensor):
-        raise TypeError(f"method {name!r} returned {type(value).__name__}{explained}, not a tensor of attributions")
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"method {name!r} returned values of {value.dtype}{explained}, not of real numbers")
     if not is_map(value, images):
+        explained = f" for {listed(draws.image_ids)}"
+        if not isinstance(value, Tensor):
+            raise TypeError(f"method {name!r} returned {type(value).__name__}{explained}, not a tensor of attributions")
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"method {name!r} returned values of {value.dtype}{explained}, not of real numbers")
         wanted = f"({batch}, C, {height}, {width}) or ({batch}, {height}, {width})"
         raise ValueError(f"method {name!r} returned shape {tuple(value.shape)}{explained}; wanted {wanted}")
     value = value[:, None] if value.ndim == 3 else value
@@ -42,7 +41,7 @@ def as_map(name: str, value: object, images: Tensor, draws: Draws | None = None,
     maps = maps.sum(dim=1, keepdim=True) if channels == "summed" else maps
     undefined = ~maps.isfinite().flatten(1).all(dim=1)  # (B,)
     if undefined.any():
-        ids = [i for i, bad in zip((draws or Draws(0, name, images)).image_ids, undefined.tolist(), strict=True) if bad]
+        ids = [i for i, bad in zip(draws.image_ids, undefined.tolist(), strict=True) if bad]
         which = listed(ids).removeprefix("the images ")
         warnings.warn(f"method {name!r} gave a NaN or an infinity for {len(ids)} of {batch} images: {which}", RuntimeWarning, stacklevel=2)
     return maps

@@ -205,15 +205,10 @@ class StoredMaps:
         own._seen = {}
         return own
 
-    def lacking(self, image_ids: Sequence[str]) -> list[str]:
-        """Return the ids of images without a map."""
-        if self.maps is not None:
-            return [image_id for image_id in image_ids if image_id not in self.maps]
-        return [image_id for image_id in image_ids if not self._path(image_id).is_file()]
-
     def check(self, image_ids: Sequence[str]) -> None:
         """Raise ValueError if any image has no map."""
-        if lacking := self.lacking(image_ids):
+        maps = self.maps
+        if lacking := [i for i in image_ids if not (self._path(i).is_file() if maps is None else i in maps)]:
             has = f"those of {', '.join(map(repr, list(self.maps)[:3]))}, ..." if self.maps is not None else f"folder {str(self.folder)!r}"
             raise ValueError(f"method {self.name!r} has no map of {len(lacking)} images, the first is {lacking[0]!r}; there are {has}")
 
@@ -273,7 +268,7 @@ class _OfLibrary:
                     name, kind, inner.attribute, {k: v for k, v in options.items() if k in _parameters(inner.attribute)}, known
                 )
         elif library == "torchcam":
-            _check_arguments(name, kind, _torchcam_takes_nothing, options)
+            _check_arguments(name, kind, lambda scores, targets: None, options)  # the package passes all arguments of an extractor
             if not getattr(thing, "hook_handles", True):
                 raise ValueError(
                     f"method {name!r} is a torchcam extractor without hooks: its 'with' block has ended, or remove_hooks() was called"
@@ -330,10 +325,6 @@ def _captum(attribution: Attribution, options: Mapping[str, Any], images: Tensor
     if isinstance(attribution, LayerAttribution) and isinstance(found, Tensor) and found.ndim == 4:
         found = resized(found.detach(), images)
     return found
-
-
-def _torchcam_takes_nothing(scores: Tensor, targets: Tensor) -> None:
-    """Signature of a torchcam extractor's call, whose other arguments the package passes."""
 
 
 def _torchcam(extractor: Any, options: Mapping[str, Any], images: Tensor, targets: Tensor) -> Tensor:

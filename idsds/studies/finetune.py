@@ -32,7 +32,7 @@ from idsds.statistics.rankings import rank_agreement
 from idsds.studies.base import DatasetName, Findings, MethodName, Result, TrainingStudy, check_grids, in_memory
 from idsds.studies.result import listed
 from idsds.training.checkpoints import PRETRAINED, Stage, obtain, rehearse_stage
-from idsds.training.launch import Machine, is_main, launch, of_all
+from idsds.training.launch import Machine, is_main, of_all
 from idsds.training.predict import accuracy
 from idsds.training.processes import processes_of, train
 from idsds.training.recipes import BaselineName, Deletion
@@ -47,7 +47,7 @@ def measure(
     Args:
         model: returns logits (B, K).
         batch_size: batch size over all devices together; None for 64.
-        machine: ``device``, ``devices`` and ``precision``, see :func:`idsds.training.launch.launch`.
+        machine: ``device``, ``devices`` and ``precision``, see :class:`idsds.training.launch.Machine`.
 
     Returns:
         Two rows: ``images`` (``intact``, ``one patch deleted``), ``accuracy`` (share in [0, 1], higher is better), ``low`` and ``high``
@@ -56,7 +56,7 @@ def measure(
         makes them conservative; ``groups`` says how many there are.
     """
     kinds = {"intact": None, "one patch deleted": deletion}
-    shares = launch(_measure, model, test, list(kinds.values()), batch_size or 64, workers, **machine)
+    shares = Machine(**machine).launch(_measure, model, test, list(kinds.values()), batch_size or 64, workers)
     skipped = len(of_all(test.skipped))
     count, rows = len(test) - skipped, []
     units = count if test.groups is None else min(count, len(set(test.groups)))

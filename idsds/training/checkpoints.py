@@ -31,7 +31,7 @@ from idsds.datasets.splits import nested_share, permuted
 from idsds.models import MODELS, create_model
 from idsds.models.weights import CheckpointError, check_checkpoint, check_content, hash_file, save_checkpoint, written_hash
 from idsds.training.launch import Machine, is_main, of_all
-from idsds.training.loop import Rehearsal, fit, rehearse
+from idsds.training.loop import Plan, Rehearsal, fit, rehearse
 from idsds.training.recipes import DISTILL, PAPER, Deletion, Recipe
 
 # Increase when the training loop's results change, so that old checkpoints are not mistaken for new ones.
@@ -135,17 +135,12 @@ class Stage:
             found = found.subset(nested_share(found.image_ids, found.targets, self.fraction, self.seed))
         return permuted(found, self.seed) if self.permuted_labels else found
 
-    def arguments(self, machine: Machine) -> dict[str, Any]:
-        """Return the arguments of :func:`fit` and :func:`rehearse`, apart from the model, its label and the progress bar."""
-        return {
-            "train": self.split("train"),
-            "val": self.split("val"),
-            "recipe": self.recipe,
-            "deletion": self.deletion,
-            "seed": self.seed,
-            "resume": self.resume,
-            **asdict(replace(machine, device=self.device, precision=self.precision)),
-        }
+    def training(self, machine: Machine | None = None, progress: bool = True) -> Plan:
+        """Return what :func:`fit` and :func:`rehearse` need apart from the model."""
+        machine = replace(machine or Machine(), device=self.device, precision=self.precision)
+        label = f"{'training' if self.deletion is None else 'in-domain fine-tuning'}: {self.model}"
+        data = self.split("train"), self.split("val")
+        return Plan(*data, self.recipe, self.deletion, self.seed, machine, self.resume, label, progress)  # type: ignore[arg-type]
 
     def check_weights(self) -> None:
         """Raise CheckpointError if the file of initial weights cannot be read or does not fit the model."""
@@ -259,7 +254,7 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
     if stage.recipe is None:
         return stage.begin()
     for missing in stage.missing:
-        _run(missing, machine or Machine(), progress)
+        _run(missing, machine, progress)
     try:
         return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
     except CheckpointError as error:
@@ -268,23 +263,22 @@ def obtain(stage: Stage, *, machine: Machine | None = None, progress: bool = Tru
             path.unlink(missing_ok=True)
         if stage.start is not None:
             obtain(stage.start, machine=machine, progress=progress)  # may be damaged too
-        _run(stage, machine or Machine(), progress)
+        _run(stage, machine, progress)
     return create_model(stage.model, num_classes=stage.num_classes, checkpoint=stage.path)
 
 
-def _run(stage: Stage, machine: Machine, progress: bool) -> None:
+def _run(stage: Stage, machine: Machine | None, progress: bool) -> None:
     sweep(stage.path.parent, "*.resume.pt", 30 * ABANDONED)
-    model = stage.begin()
-    what = "training" if stage.deletion is None else "in-domain fine-tuning"
+    model, plan = stage.begin(), stage.training(machine, progress)
     started = time.monotonic()
-    results = fit(model, **stage.arguments(machine), label=f"{what}: {stage.model}", progress=progress)
+    results = fit(model, plan)
     facts = {
         "stage": {name: getattr(stage, name) for name in stage.__dataclass_fields__ if name not in ("start", "options")},
         "start": stage.start.key if stage.start else None,
         "epochs": [asdict(result) for result in results],
-        "skipped": of_all(stage.split("train").skipped + stage.split("val").skipped),
+        "skipped": of_all(plan.train.skipped + plan.val.skipped),
         "seconds": round(time.monotonic() - started, 1),
-        "machine": asdict(machine),
+        "machine": asdict(machine or Machine()),
         "versions": versions(),
     }
     if is_main():
@@ -297,7 +291,7 @@ def _run(stage: Stage, machine: Machine, progress: bool) -> None:
 
 def rehearse_stage(stage: Stage, *, machine: Machine | None = None) -> Rehearsal:
     """Measure three batches of a stage that has not run yet, with arbitrary weights; see :func:`idsds.training.loop.rehearse`."""
-    return rehearse(create_model(stage.model, stage.num_classes), **stage.arguments(machine or Machine()))
+    return rehearse(create_model(stage.model, stage.num_classes), stage.training(machine))
 
 
 def check_starts(checkpoints: Mapping[str, str], models: Sequence[str]) -> None:

@@ -29,12 +29,13 @@ class Machine:
     """The hardware that training runs on, and how it is used.
 
     Args:
-        devices: number of devices, see :func:`launch`; it changes the result slightly through BatchNorm's statistics.
+        devices: number of devices of this machine; under torchrun or Slurm, 1 or the number of processes. It changes the result slightly
+            through BatchNorm's statistics.
         workers: loader processes per device.
         accumulate: number of passes into which each device's part of a batch is split.
         save_every: steps between saves of the run's state, which is also saved after each epoch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, lightning-fabric's names.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, which needs a CUDA device; lightning-fabric's names.
         channels_last: whether to use the channels_last memory format: up to twice as fast, also on a CPU, but not every net supports it.
     """
 
@@ -52,8 +53,39 @@ class Machine:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def launch(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run ``function(fabric, *args)`` on every device; see :func:`launch`."""
-        return launch(function, *args, device=self.device, devices=self.devices, precision=self.precision)
+        """Run ``function(fabric, *args)`` on every device.
+
+        Args:
+            function: takes a launched ``Fabric`` first; in forked processes its result must be small, and changes to tensors are lost.
+
+        Returns:
+            The result of rank 0 (under torchrun or Slurm, of this rank).
+
+        Raises:
+            SettingsError: for devices that do not exist, or fp16 without CUDA.
+        """
+        check_machine(self.device, self.devices, self.precision)
+        kind, outside = chosen_device(self.device).type, started_outside()
+        setup: dict[str, Any] = {"accelerator": kind, "devices": self.devices, "precision": self.precision}
+        if outside is not None:
+            setup |= {"devices": outside[0], "num_nodes": outside[1], "strategy": "ddp"}
+        elif self.devices > 1:
+            setup |= {"strategy": "ddp_fork", "plugins": [LightningEnvironment()]}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*srun.*")  # only one task is allocated; the processes are started here
+            fabric = Fabric(**setup)
+        if not forks(self.devices):
+            fabric.launch()
+            with threads_restored():
+                return function(fabric, *args)
+        before = {key: os.environ.get(key) for key in ("MASTER_PORT", "MASTER_ADDR")}
+        try:
+            return fabric.launch(_forked, function, *args)  # type: ignore[arg-type]
+        finally:
+            for key, value in before.items():
+                os.environ.pop(key, None)
+                if value is not None:
+                    os.environ[key] = value
 
 
 def started_outside() -> tuple[int, int] | None:
@@ -75,7 +107,7 @@ def is_main() -> bool:
 
 
 def forks(devices: int) -> bool:
-    """Return whether :func:`launch` runs the function in other processes, which do not share memory with this one."""
+    """Return whether :meth:`Machine.launch` runs the function in other processes, which do not share memory with this one."""
     return devices > 1 and started_outside() is None
 
 
@@ -87,44 +119,6 @@ def threads_restored() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def launch(function: Callable[..., Any], *args: Any, device: str = "auto", devices: int = 1, precision: str = "32-true") -> Any:
-    """Run ``function(fabric, *args)`` on every device.
-
-    Args:
-        function: takes a launched ``Fabric`` first; in forked processes its result must be small, and changes to tensors are lost.
-        devices: number of devices of this machine; under torchrun or Slurm, 1 or the number of processes.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, which needs a CUDA device.
-
-    Returns:
-        The result of rank 0 (under torchrun or Slurm, of this rank).
-
-    Raises:
-        SettingsError: for devices that do not exist, or fp16 without CUDA.
-    """
-    check_machine(device, devices, precision)
-    kind, outside = chosen_device(device).type, started_outside()
-    setup: dict[str, Any] = {"accelerator": kind, "devices": devices, "precision": precision}
-    if outside is not None:
-        setup |= {"devices": outside[0], "num_nodes": outside[1], "strategy": "ddp"}
-    elif devices > 1:
-        setup |= {"strategy": "ddp_fork", "plugins": [LightningEnvironment()]}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*srun.*")  # only one task is allocated; the processes are started here
-        fabric = Fabric(**setup)
-    if not forks(devices):
-        fabric.launch()
-        with threads_restored():
-            return function(fabric, *args)
-    before = {key: os.environ.get(key) for key in ("MASTER_PORT", "MASTER_ADDR")}
-    try:
-        return fabric.launch(_forked, function, *args)  # type: ignore[arg-type]
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
 
 
 def _forked(fabric: Fabric, function: Callable[..., Any], *args: Any) -> Any:
@@ -143,7 +137,7 @@ def of_all(names: Sequence[str]) -> list[str]:
 
 
 def check_machine(device: str, devices: int, precision: str) -> None:
-    """Raise SettingsError for devices that do not exist, or fp16 without CUDA; see :func:`launch`."""
+    """Raise SettingsError for devices that do not exist, or fp16 without CUDA; see :class:`Machine`."""
     kind = chosen_device(device).type
     if precision not in PRECISIONS:
         raise SettingsError(str(UnknownNameError("precision", precision, PRECISIONS)))

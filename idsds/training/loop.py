@@ -16,21 +16,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from idsds.common.files import DamagedFileError, atomic
 from idsds.common.hashing import digest
 from idsds.common.progress import Progress
 from idsds.common.randomness import generator
 from idsds.datasets.base import ImageDataset, ImageReadError, collate
-from idsds.models.base import Loss, describe
+from idsds.models.base import describe
 from idsds.training.launch import Machine, forks
 from idsds.training.predict import accuracy
 from idsds.training.recipes import Deletion, Recipe
@@ -76,67 +76,50 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a training run needs apart from the model, see :func:`fit`."""
+    """Everything that a training run needs apart from the model.
+
+    Args:
+        train: items (image, target, image_id), augmented if the data set has an augmentation.
+        val: like ``train``; the epoch is chosen on it, so it must not be the test split.
+        recipe: optimiser, schedule, epochs, and the batch size over all devices together.
+        deletion: grid and baseline of in-domain fine-tuning; None for ordinary training.
+        seed: seed of the image order, augmentation, deletions and dropout.
+        machine: the hardware, and how it is used.
+        resume: file for the run's state; if it exists, the run resumes from it. Remove it once the result is saved.
+    """
 
     train: Any
     val: Any
     recipe: Recipe
-    deletion: Deletion | None
-    seed: int
-    machine: Machine
+    deletion: Deletion | None = None
+    seed: int = 0
+    machine: Machine = field(default_factory=Machine)
     resume: Path | None = None
-    label: str = ""
-    progress: bool = False
-    teacher: nn.Module | None = None
+    label: str = "training"
+    progress: bool = True
 
     @property
     def run(self) -> str:
         """The settings that a saved state must share for a run to resume from it."""
         return digest([self.recipe.address, self.deletion and self.deletion.model_dump(), self.seed, len(self.train), len(self.val)])
 
-    def epoch(self, epoch: int) -> Dataset:
-        """Return one epoch's training images."""
-        if isinstance(self.train, ImageDataset) and self.train.augment is not None:
-            return self.train.augmented(self.seed, epoch)
-        return self.train
 
-    def batches(self, fabric: Fabric, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's part of each step from ``first`` on: images (B, 3, H, W) with patches deleted, targets (B,)."""
-        chosen = shares(
-            len(self.train), self.recipe.batch_size, seed=self.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size
-        )
-        loader = loader_of(self.epoch(epoch), chosen[first:], self.machine.workers, pin=fabric.device.type == "cuda")
-        for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
-            if not len(targets):  # without images there is no loss, and other processes wait for its gradient
-                names = ", ".join(repr(self.train.image_ids[index]) for index in wanted)
-                raise ImageReadError(f"{self.train.name}: none of the images of a batch could be read: {names}")
-            if max(images.shape[-2:]) <= SMALL:  # faster there, and the number of cores changes no weight
-                torch.set_num_threads(1)
-            images = images.to(fabric.device, non_blocking=True, memory_format=self.machine.layout)
-            targets = targets.to(fabric.device, non_blocking=True)
-            if self.teacher is not None:
-                targets = _probabilities(self.teacher, images)  # (B, K), of the intact images
-            if self.deletion is not None:
-                images = deleted_at_random(images, image_ids, self.deletion, seed=self.seed, epoch=epoch)
-            yield images, targets
+def fit(model: nn.Module, plan: Plan) -> list[EpochResult]:
+    """Train ``model`` in place; it ends with the weights of the epoch with the highest accuracy on intact validation images.
 
-    def steps(self, world: int) -> int:
-        """Return the number of steps per epoch."""
-        return len(shares(len(self.train), self.recipe.batch_size, seed=self.seed, epoch=0, world=world))
+    Args:
+        model: made by ``create_model``; its entry decides the loss.
 
-    def validation(self, fabric: Fabric, batches: int | None = None) -> DataLoader | Iterator:
-        """Return a loader of this process's validation images or first batches; with a teacher, its predictions are the targets."""
-        mine = list(range(len(self.val)))[fabric.global_rank :: fabric.world_size]
-        size = max(1, self.recipe.batch_size // fabric.world_size)
-        chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
-        loader = loader_of(self.val, chosen[:batches], self.machine.workers, pin=fabric.device.type == "cuda")
-        if self.teacher is None:
-            return loader
-        return (
-            (images, _probabilities(self.teacher, images.to(fabric.device)).argmax(dim=1), image_ids)
-            for images, _, image_ids in loader
-            if image_ids
-        )
+    Returns:
+        One result per epoch.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt" if forks(plan.machine.devices) else None  # forked processes train copies of the model
+        results = plan.machine.launch(_fit, model, plan, weights)
+        if weights is not None:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    model.eval()
+    return [EpochResult(**result) for result in results]
 
 
 @torch.no_grad()
@@ -144,62 +127,116 @@ def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
     return model(images).float().softmax(dim=1)
 
 
-def _with_teacher(plan: Plan, model: nn.Module) -> tuple[Plan, Loss]:
-    """Return the plan, with a frozen copy of the current model if the recipe distils it, and the training loss."""
-    if plan.recipe.loss == "labels":
-        return plan, describe(model).loss
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    return replace(plan, teacher=teacher), "distill"
+class Run:
+    """One process's part of a run: the model on its device, its optimiser and schedule, and the state."""
 
+    def __init__(self, fabric: Fabric, model: nn.Module, plan: Plan) -> None:
+        self.fabric, self.model, self.plan = fabric, model, plan
+        model.to(fabric.device, memory_format=plan.machine.layout)  # type: ignore[call-overload]
+        self.teacher: nn.Module | None = None
+        self.loss = self.val_loss = describe(model).loss
+        if plan.recipe.loss == "distill":
+            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+            self.loss, self.val_loss = "distill", "cross_entropy"
+        self.net, self.optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
+        self.steps = len(shares(len(plan.train), plan.recipe.batch_size, seed=plan.seed, epoch=0, world=fabric.world_size))
+        self.scheduler = make_scheduler(self.optimizer, plan.recipe, self.steps)
+        self.state = self.load()
 
-def fit(
-    model: nn.Module,
-    train: Dataset,
-    val: Dataset,
-    recipe: Recipe,
-    *,
-    deletion: Deletion | None = None,
-    seed: int = 0,
-    resume: Path | None = None,
-    label: str = "training",
-    progress: bool = True,
-    **machine: Any,
-) -> list[EpochResult]:
-    """Train ``model`` in place; it ends with the weights of the epoch with the highest accuracy on intact validation images.
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this process's part of each step from ``first`` on: images (B, 3, H, W) with patches deleted, targets (B,)."""
+        plan, fabric, train = self.plan, self.fabric, self.plan.train
+        if isinstance(train, ImageDataset) and train.augment is not None:
+            train = train.augmented(plan.seed, epoch)
+        chosen = shares(len(train), plan.recipe.batch_size, seed=plan.seed, epoch=epoch, rank=fabric.global_rank, world=fabric.world_size)
+        loader = loader_of(train, chosen[first:], plan.machine.workers, pin=fabric.device.type == "cuda")
+        for (images, targets, image_ids), wanted in zip(loader, chosen[first:], strict=True):
+            if not len(targets):  # without images there is no loss, and other processes wait for its gradient
+                names = ", ".join(repr(plan.train.image_ids[index]) for index in wanted)
+                raise ImageReadError(f"{plan.train.name}: none of the images of a batch could be read: {names}")
+            if max(images.shape[-2:]) <= SMALL:  # faster there, and the number of cores changes no weight
+                torch.set_num_threads(1)
+            images = images.to(fabric.device, non_blocking=True, memory_format=plan.machine.layout)
+            targets = targets.to(fabric.device, non_blocking=True)
+            if self.teacher is not None:
+                targets = _probabilities(self.teacher, images)  # (B, K), of the intact images
+            if plan.deletion is not None:
+                images = deleted_at_random(images, image_ids, plan.deletion, seed=plan.seed, epoch=epoch)
+            yield images, targets
 
-    Args:
-        model: made by ``create_model``; its entry decides the loss.
-        train: items (image, target, image_id), augmented if the data set has an augmentation.
-        val: like ``train``; the epoch is chosen on it, so it must not be the test split.
-        recipe: optimiser, schedule, epochs, and the batch size over all devices together.
-        deletion: grid and baseline of in-domain fine-tuning; None for ordinary training.
-        seed: seed of the image order, augmentation, deletions and dropout.
-        resume: file for the run's state; if it exists, the run resumes from it. Remove it once the result is saved.
-        machine: the hardware, such as ``device="cuda"``; the names are those of :class:`~idsds.training.launch.Machine`.
+    def step(self, images: Tensor, targets: Tensor) -> tuple[float, int]:
+        """Take one optimiser step, see :func:`~idsds.training.steps.training_step`."""
+        how = {"loss": self.loss, "clip": self.plan.recipe.clip, "accumulate": self.plan.machine.accumulate}
+        return training_step(self.fabric, self.net, self.optimizer, images, targets, **how)  # type: ignore[arg-type]
 
-    Returns:
-        One result per epoch.
-    """
-    on = Machine(**machine)
-    plan = Plan(train, val, recipe, deletion, seed, on, resume, label, progress)
-    if not forks(on.devices):
-        return [EpochResult(**result) for result in on.launch(_fit, model, plan, None)]
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.pt"  # forked processes train copies of the model
-        results = on.launch(_fit, model, plan, weights)
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    model.eval()
-    return [EpochResult(**result) for result in results]
+    def validate(self, batches: int | None = None) -> tuple[float, float, float]:
+        """Return accuracy, loss and top-5 accuracy on all validation images or the first batches; a teacher's predictions are targets."""
+        plan, fabric = self.plan, self.fabric
+        mine = range(len(plan.val))[fabric.global_rank :: fabric.world_size]
+        size = max(1, plan.recipe.batch_size // fabric.world_size)
+        chosen = [mine[start : start + size] for start in range(0, len(mine), size)]
+        loader: Any = loader_of(plan.val, chosen[:batches], plan.machine.workers, pin=fabric.device.type == "cuda")
+        if (teacher := self.teacher) is not None:
+            read = ((images.to(fabric.device), image_ids) for images, _, image_ids in loader if image_ids)
+            loader = ((images, _probabilities(teacher, images).argmax(dim=1), image_ids) for images, image_ids in read)
+        return accuracy(self.model, loader, loss=self.val_loss, fabric=fabric)
+
+    def finish_epoch(self) -> None:
+        """Validate, and keep the weights if they are the best so far."""
+        state = self.state
+        if self.fabric.world_size > 1:  # every process takes rank 0's running statistics, as in data-parallel training
+            for buffer in self.model.buffers():
+                buffer.data.copy_(self.fabric.broadcast(buffer.data, src=0))
+        summed, correct, seen = over_processes(self.fabric, torch.tensor(state.sums, dtype=torch.float64))
+        val_accuracy, val_loss, near = self.validate()
+        state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy, near)))
+        if state.best is None or (val_accuracy, -val_loss) > state.best:
+            state.best = (val_accuracy, -val_loss)
+            state.best_weights = {key: value.detach().to("cpu", copy=True) for key, value in self.model.state_dict().items()}
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
+
+    def parts(self) -> dict[str, Any]:
+        """Return the parts whose state is saved."""
+        # The precision has the loss scale of fp16.
+        precision = self.fabric.strategy.precision
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "precision": precision}
+
+    def save(self) -> None:
+        """Write the state atomically, on rank 0 only; rank 0 then holds the sums of all processes."""
+        if self.plan.resume is None:
+            return
+        sums = over_processes(self.fabric, torch.tensor(self.state.sums, dtype=torch.float64))
+        self.state.sums = sums if self.fabric.is_global_zero else [0.0, 0.0, 0.0]
+        if self.fabric.is_global_zero:
+            content = {"state": vars(self.state), **{name: part.state_dict() for name, part in self.parts().items()}}
+            with atomic(self.plan.resume) as partial:
+                torch.save(content, partial)
+        self.fabric.barrier()
+
+    def load(self) -> TrainingState:
+        """Restore and return the state of a stopped run; a new state if there is none."""
+        resume, run = self.plan.resume, self.plan.run
+        if resume is None or not resume.is_file():
+            return TrainingState(run)
+        try:
+            content = torch.load(resume, map_location="cpu", weights_only=True)
+            state = TrainingState(**content["state"])
+        except Exception as error:  # a damaged or foreign file may raise anything
+            raise DamagedFileError(f"cannot continue from {str(resume)!r}: {error}; remove it to start again") from error
+        if state.run != run:
+            raise DamagedFileError(
+                f"{str(resume)!r} belongs to another run (recipe, deletion, seed or number of images); remove it to start again"
+            )
+        for name, part in self.parts().items():
+            part.load_state_dict(content[name])
+        if not self.fabric.is_global_zero:
+            state.sums = [0.0, 0.0, 0.0]
+        return state
 
 
 def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> list[dict[str, float]]:
-    recipe, rank = plan.recipe, fabric.global_rank
-    model.to(fabric.device, memory_format=plan.machine.layout)  # type: ignore[call-overload]
-    plan, loss = _with_teacher(plan, model)
-    net, optimizer = fabric.setup(model, make_optimizer(model, recipe))
-    steps = plan.steps(fabric.world_size)
-    scheduler = make_scheduler(optimizer, recipe, steps)
-    state = _load(fabric, plan, model, optimizer, scheduler)
+    run, recipe = Run(fabric, model, plan), plan.recipe
+    state, steps = run.state, run.steps
     bar = Progress(
         total=recipe.epochs * steps,
         initial=state.epoch * steps + state.step,
@@ -210,40 +247,26 @@ def _fit(fabric: Fabric, model: nn.Module, plan: Plan, weights: Path | None) -> 
     )
     with torch.random.fork_rng(devices=[]), bar:
         while state.epoch < recipe.epochs:
-            net.train()
-            for images, targets in plan.batches(fabric, state.epoch, first=state.step):
-                torch.manual_seed(generator(plan.seed, "training", state.epoch, state.step, rank).initial_seed())  # dropout
-                summed, correct = training_step(
-                    fabric, net, optimizer, images, targets, loss=loss, clip=recipe.clip, accumulate=plan.machine.accumulate
-                )
-                advance(scheduler, recipe, every="step")
+            run.net.train()
+            for images, targets in run.batches(state.epoch, first=state.step):
+                key = ("training", state.epoch, state.step, fabric.global_rank)
+                torch.manual_seed(generator(plan.seed, *key).initial_seed())  # dropout
+                summed, correct = run.step(images, targets)
+                advance(run.scheduler, recipe, every="step")
                 state.sums = [a + b for a, b in zip(state.sums, (summed, correct, len(targets)), strict=True)]
                 state.step += 1
                 bar.update()
                 _show(bar, state)
                 if state.step % plan.machine.save_every == 0 and state.step < steps:
-                    _save(fabric, plan, state, model, optimizer, scheduler)
-            advance(scheduler, recipe, every="epoch")
-            _share_buffers(fabric, model)
-            _finish_epoch(fabric, plan, state, model)
+                    run.save()
+            advance(run.scheduler, recipe, every="epoch")
+            run.finish_epoch()
             _show(bar, state)
-            _save(fabric, plan, state, model, optimizer, scheduler)
+            run.save()
     model.load_state_dict(state.best_weights)
-    model.eval()
     if weights is not None and fabric.is_global_zero:
         torch.save(state.best_weights, weights)
     return state.results
-
-
-def _finish_epoch(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module) -> None:
-    loss = describe(model).loss if plan.teacher is None else "cross_entropy"
-    summed, correct, seen = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
-    val_accuracy, val_loss, near = accuracy(model, plan.validation(fabric), loss=loss, fabric=fabric)
-    state.results.append(asdict(EpochResult(state.epoch, summed / seen, correct / seen, val_loss, val_accuracy, near)))
-    if state.best is None or (val_accuracy, -val_loss) > state.best:
-        state.best = (val_accuracy, -val_loss)
-        state.best_weights = {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
-    state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
 
 
 def _show(bar: Progress, state: TrainingState) -> None:
@@ -256,57 +279,15 @@ def _show(bar: Progress, state: TrainingState) -> None:
     bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items() if value is not None}, refresh=False)
 
 
-def _share_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Broadcast rank 0's running statistics to every process, as data-parallel training does."""
-    if fabric.world_size > 1:
-        for buffer in model.buffers():
-            buffer.data.copy_(fabric.broadcast(buffer.data, src=0))
-
-
-def _save(fabric: Fabric, plan: Plan, state: TrainingState, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
-    """Write the state atomically, on rank 0 only; rank 0 then holds the sums of all processes."""
-    if plan.resume is None:
-        return
-    sums = over_processes(fabric, torch.tensor(state.sums, dtype=torch.float64))
-    state.sums = sums if fabric.is_global_zero else [0.0, 0.0, 0.0]
-    if fabric.is_global_zero:
-        content = {
-            "state": vars(state),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "precision": fabric.strategy.precision.state_dict(),  # loss scale of fp16
-        }
-        with atomic(plan.resume) as partial:
-            torch.save(content, partial)
-    fabric.barrier()
-
-
-def _load(fabric: Fabric, plan: Plan, model: nn.Module, optimizer: Any, scheduler: Any) -> TrainingState:
-    """Restore and return the state of a stopped run; a new state if there is none."""
-    if plan.resume is None or not plan.resume.is_file():
-        return TrainingState(plan.run)
-    try:
-        content = torch.load(plan.resume, map_location="cpu", weights_only=True)
-        state = TrainingState(**content["state"])
-    except Exception as error:  # a damaged or foreign file may raise anything
-        raise DamagedFileError(f"cannot continue from {str(plan.resume)!r}: {error}; remove it to start again") from error
-    if state.run != plan.run:
-        raise DamagedFileError(
-            f"{str(plan.resume)!r} belongs to another run (recipe, deletion, seed or number of images); remove it to start again"
-        )
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    scheduler.load_state_dict(content["scheduler"])
-    fabric.strategy.precision.load_state_dict(content["precision"])
-    if not fabric.is_global_zero:
-        state.sums = [0.0, 0.0, 0.0]
-    return state
-
-
 @dataclass(frozen=True)
 class Rehearsal:
-    """The measurements of a dry run: the work left in a run and the resources it needs."""
+    """The work left in a run and the resources it needs.
+
+    Args:
+        steps, hours: what is left, without the work already done according to the state in the plan's ``resume``.
+        images_per_second: training images, over all devices.
+        memory_gb: peak memory of a device in GB (10^9 bytes; on a CPU, that of the process).
+    """
 
     steps: int
     images_per_second: float
@@ -314,71 +295,44 @@ class Rehearsal:
     memory_gb: float
 
 
-def rehearse(
-    model: nn.Module,
-    train: Dataset,
-    val: Dataset,
-    recipe: Recipe,
-    *,
-    deletion: Deletion | None = None,
-    seed: int = 0,
-    resume: Path | None = None,
-    measured: int = 3,
-    **machine: Any,
-) -> Rehearsal:
-    """Time ``measured`` batches of training and of validation, each after a warm-up batch, and extrapolate.
+def rehearse(model: nn.Module, plan: Plan) -> Rehearsal:
+    """Time three batches of training and of validation, each after a warm-up batch, and extrapolate.
 
-    Takes the arguments of :func:`fit`. The model's weights change, but nothing is written; ``hours`` excludes work already done according
-    to a state in ``resume``.
-
-    Returns:
-        Steps and hours left, training images per second over all devices, and the peak memory of a device in GB (10^9 bytes; on a CPU,
-        that of the process).
+    The model's weights change, but nothing is written.
     """
-    plan = Plan(train, val, recipe, deletion, seed, Machine(**machine), resume)
-    return Rehearsal(**plan.machine.launch(_rehearse, model, plan, measured))
+    return plan.machine.launch(_rehearse, model, plan)
 
 
-def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan, measured: int) -> dict[str, float]:
-    model.to(fabric.device, memory_format=plan.machine.layout)  # type: ignore[call-overload]
-    plan, loss = _with_teacher(plan, model)
-    net, optimizer = fabric.setup(model, make_optimizer(model, plan.recipe))
-    scheduler = make_scheduler(optimizer, plan.recipe, plan.steps(fabric.world_size))
-    state = TrainingState(plan.run) if plan.resume is None else _load(fabric, plan, model, optimizer, scheduler)
-    per_epoch = plan.steps(fabric.world_size)
-    cuda = fabric.device.type == "cuda"
-    net.train()
+def _rehearse(fabric: Fabric, model: nn.Module, plan: Plan) -> Rehearsal:
+    run, cuda, measured = Run(fabric, model, plan), fabric.device.type == "cuda", 3
+    run.net.train()
     seconds = images = 0.0
     started = time.perf_counter()
-    for number, (part, targets) in enumerate(plan.batches(fabric, 0)):
-        training_step(fabric, net, optimizer, part, targets, loss=loss, clip=plan.recipe.clip, accumulate=plan.machine.accumulate)
+    for number, (part, targets) in enumerate(run.batches(0)):
+        run.step(part, targets)
         if cuda:
             torch.cuda.synchronize()
-        if number == 0 and per_epoch > 1:  # the first batch also starts the loader and selects kernels
+        if number == 0 and run.steps > 1:  # the first batch also starts the loader and selects kernels
             started = time.perf_counter()
             continue
         seconds, images = time.perf_counter() - started, images + len(targets)
         if number == measured:
             break
     seconds, images = over_processes(fabric, torch.tensor([seconds / fabric.world_size, images], dtype=torch.float64))
-    loader = plan.validation(fabric, batches=measured)
     started = time.perf_counter()
-    accuracy(model, loader, loss="cross_entropy" if plan.teacher is not None else loss, fabric=fabric)
+    run.validate(batches=measured)
     seen = min(len(plan.val), measured * plan.recipe.batch_size)
     of_validation = (time.perf_counter() - started) / seen
-    left = plan.recipe.epochs - state.epoch
-    to_train = left * len(plan.train) - state.step * plan.recipe.batch_size
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    left = plan.recipe.epochs - run.state.epoch
+    to_train = left * len(plan.train) - run.state.step * plan.recipe.batch_size
+    unit = 1 if sys.platform == "darwin" else 1024  # of the resident memory, in bytes
+    peak = torch.cuda.max_memory_allocated() if cuda else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Rehearsal(
+        steps=left * run.steps - run.state.step,
+        images_per_second=images / seconds,
+        hours=(to_train * seconds / images + left * len(plan.val) * of_validation) / 3600,
+        memory_gb=peak / 1e9,
     )
-    return {
-        "steps": left * per_epoch - state.step,
-        "images_per_second": images / seconds,
-        "hours": (to_train * seconds / images + left * len(plan.val) * of_validation) / 3600,
-        "memory_gb": peak / 1e9,
-    }
 
 
 def batches(dataset: Dataset, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:

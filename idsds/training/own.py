@@ -36,7 +36,8 @@ from idsds.models.inspection import as_net, examined, two_images
 from idsds.models.isolation import widen
 from idsds.models.weights import CheckpointError, read_state_dict, save_checkpoint
 from idsds.training.checkpoints import LOOP
-from idsds.training.loop import fit
+from idsds.training.launch import Machine
+from idsds.training.loop import Plan, fit
 from idsds.training.recipes import PAPER, BaselineName, Deletion, Recipe
 
 #: The paper's recipe with smaller batches and fewer epochs, since most users' data sets are smaller than ImageNet.
@@ -99,21 +100,21 @@ def finetune(
     path = paths.cache() / "checkpoints" / f"{type(net).__name__}-in_domain-{digest(content)}.safetensors"
     widen(tuned := copy.deepcopy(net))
     if not _load(tuned, path):
-        machine = {"device": device, "precision": precision, "channels_last": channels_last}
-        _train(tuned, path, content, images.dataset, chosen.dataset, settings, deletion=deletion, seed=seed, progress=progress, **machine)
+        machine = Machine(device=device, precision=precision, channels_last=channels_last)
+        resume, label = path.with_suffix(".resume.pt"), f"in-domain fine-tuning: {type(net).__name__}"
+        _train(tuned, path, content, Plan(images.dataset, chosen.dataset, settings, deletion, seed, machine, resume, label, progress))
     tuned.in_domain, tuned.distilled = deletion, settings.loss == "distill"  # type: ignore[assignment]
     return tuned.eval()
 
 
-def _train(net: nn.Module, path: Path, content: dict[str, Any], train: Dataset, val: Dataset, recipe: Recipe, **run: Any) -> None:
+def _train(net: nn.Module, path: Path, content: dict[str, Any], plan: Plan) -> None:
     """Fine-tune a net in place and write its checkpoint; the net ends on the CPU with the weights of the checkpoint."""
-    resume = path.with_suffix(".resume.pt")
     with own_inputs(net):
-        results = fit(net, train, val, recipe, resume=resume, label=f"in-domain fine-tuning: {type(net).__name__}", **run)
+        results = fit(net, plan)
     net.to("cpu")
     save_checkpoint(net, path)
     write_json(path.with_suffix(".json"), {**content, "epochs": [vars(result) for result in results], "versions": versions()})
-    resume.unlink(missing_ok=True)
+    plan.resume.unlink(missing_ok=True)  # type: ignore[union-attr]
     _load(net, path)
 
 

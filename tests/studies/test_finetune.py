@@ -165,7 +165,7 @@ def _killed(changes):
     torch.set_num_threads(1)
     import idsds.training.loop
 
-    finish, calls = idsds.training.loop._finish_epoch, []
+    finish, calls = idsds.training.loop.Run.finish_epoch, []
 
     def kill(*arguments):
         calls.append(1)
@@ -173,7 +173,7 @@ def _killed(changes):
             os.kill(os.getpid(), signal.SIGKILL)
         return finish(*arguments)
 
-    idsds.training.loop._finish_epoch = kill
+    idsds.training.loop.Run.finish_epoch = kill
     settings(**changes).train(progress=False)
 
 

@@ -1,4 +1,6 @@
-"""A small net, images and a recipe for tests of training."""
+"""A small net, images and a recipe for tests of training, and runs with the machine's settings beside the plan's."""
+
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -6,6 +8,8 @@ from torch import nn
 from idsds.common.normalisation import UNIT
 from idsds.datasets.base import ImageDataset
 from idsds.datasets.images import TensorImages
+from idsds.training import loop
+from idsds.training.launch import Machine
 from idsds.training.recipes import Recipe
 
 SGD = Recipe(epochs=3, batch_size=10, optimizer="sgd", lr=0.05, schedule="step", step_epochs=2, clip=0.0)
@@ -53,3 +57,17 @@ def weights(model):
 def assert_same(a, b):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def plan_of(train, val, recipe, **options):
+    """A plan; each option is a field of the plan or of its machine."""
+    machine = {field.name: options.pop(field.name) for field in fields(Machine) if field.name in options}
+    return loop.Plan(train, val, recipe, machine=Machine(**machine), **options)
+
+
+def fit(model, *data, **options):
+    return loop.fit(model, plan_of(*data, **options))
+
+
+def rehearse(model, *data, **options):
+    return loop.rehearse(model, plan_of(*data, **options))

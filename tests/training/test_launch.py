@@ -6,8 +6,7 @@ import pytest
 
 from idsds.common.settings import SettingsError
 from idsds.training.launch import check_machine, forks, is_main, started_outside
-from idsds.training.loop import fit
-from tests.training.nets import SGD, Tiny, toy
+from tests.training.nets import SGD, Tiny, fit, toy
 
 
 def test_devices_and_precisions_that_are_not_there_are_refused():

@@ -17,11 +17,10 @@ from idsds.common.normalisation import UNIT
 from idsds.datasets import create_dataset
 from idsds.datasets.base import ImageDataset, ImageReadError, first
 from idsds.models import create_model
-from idsds.training.loop import fit, rehearse
 from idsds.training.predict import accuracy
 from idsds.training.recipes import Deletion, Recipe
 from idsds.training.steps import loader_of
-from tests.training.nets import SGD, Tiny, TinyNormed, assert_same, toy, weights
+from tests.training.nets import SGD, Tiny, TinyNormed, assert_same, fit, rehearse, toy, weights
 
 
 @pytest.mark.parametrize("baseline", ["zeros", "blur", "uniform"])

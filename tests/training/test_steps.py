@@ -11,7 +11,7 @@ from idsds.common.hashing import own_digest
 from idsds.common.interventions import baseline_images, delete_patches
 from idsds.models import create_model
 from idsds.models.weights import rename_keys
-from idsds.training.launch import launch
+from idsds.training.launch import Machine
 from idsds.training.recipes import PAPER, Deletion
 from idsds.training.steps import deleted_at_random, drawn_patches, loss_of, make_optimizer, make_scheduler, shares, training_step
 from tests.methods.nets import images_of
@@ -127,7 +127,7 @@ def test_golden_step(name, precision, tolerance):
     In float64 resnet18 agrees to 1e-6. The float32 gradient of the classifier of bcos_resnet50, a sum of cancelling terms, differs by
     8e-4; its losses agree to 4e-7. (The reference's own float32 and float64 runs differ by up to 7e-3, in the classifier's update.)
     """
-    found = launch(_golden, name, precision, device="cpu")
+    found = Machine(device="cpu").launch(_golden, name, precision)
     wanted = GOLDEN["results"][f"{name}_{precision}"]
     for key, value in found.items():
         assert value == pytest.approx(wanted[key], rel=tolerance), key
@@ -147,7 +147,7 @@ def test_an_uneven_batch_weighs_every_image_alike():
         return weights(other)
 
     for accumulate in (1, 3, 7):
-        found = launch(step, accumulate, device="cpu")
+        found = Machine(device="cpu").launch(step, accumulate)
         assert all(torch.allclose(found[key], wanted[key], atol=1e-6) for key in wanted)
 
 
@@ -160,7 +160,7 @@ def test_clipping_limits_the_norm_of_the_gradient():
         training_step(fabric, net, optimizer, images, targets, clip=1e-3)
         return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
 
-    assert launch(step, device="cpu") == pytest.approx(1e-3, rel=1e-3)
+    assert Machine(device="cpu").launch(step) == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("steps", range(1, 9))

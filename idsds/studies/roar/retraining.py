@@ -22,7 +22,7 @@ from idsds.protocols.roar import MASK, Shown, mask_images, replace_pixels, repla
 from idsds.studies.roar.pixel_ranks import PixelRanks
 from idsds.training.checkpoints import Stage
 from idsds.training.launch import Machine, is_main
-from idsds.training.loop import fit
+from idsds.training.loop import Plan, fit
 from idsds.training.predict import predicted
 
 Fill = Literal["mean", "black"]
@@ -85,9 +85,9 @@ class Retraining:
         if self.path.is_file():
             return read_json(self.path)
         model, resume = self.stage.begin(), self.path.with_suffix(".resume.pt")
-        how = {"seed": self.seed, "label": f"{self.method}, {self.kind}, {self.share:.0%}", "progress": progress, "resume": resume}
-        how |= asdict(replace(machine, device=device, precision=precision))
-        results = fit(model, self.split("train"), self.split("val"), self.stage.recipe, **how)
+        data, label = (self.split("train"), self.split("val")), f"{self.method}, {self.kind}, {self.share:.0%}"
+        machine = replace(machine, device=device, precision=precision)
+        results = fit(model, Plan(*data, self.stage.recipe, None, self.seed, machine, resume, label, progress))
         model.to(chosen_device(device))
         found = predictions(model, self.split("test"), self.stage.recipe.batch_size, machine.workers, precision)
         result = {**found, "train_accuracy": results[-1].train_accuracy}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -37,7 +37,7 @@ from idsds.studies.roar.pixel_ranks import SHARD, Target, ranks_of, store_ranks
 from idsds.studies.roar.retraining import Fill, Predictions, Retraining, compared, predictions
 from idsds.training.checkpoints import PRETRAINED, Stage, check_starts, obtain, plan_training, trains_from_scratch
 from idsds.training.launch import Machine, is_main
-from idsds.training.loop import rehearse
+from idsds.training.loop import Plan, rehearse
 from idsds.training.recipes import Recipe
 
 CONTROL = "Random"
@@ -275,7 +275,8 @@ def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
 
     net = plan.explained.begin().to(plan.device).eval()
     if plan.model not in settings.checkpoints and plan.explained.missing:
-        hours = rehearse(net, plan.data["train"], plan.data["val"], plan.explained.recipe, device=settings.device).hours
+        machine = Machine(device=settings.device)
+        hours = rehearse(net, Plan(plan.data["train"], plan.data["val"], plan.explained.recipe, machine=machine)).hours
         add("train the net that is explained", 1, 0, hours=hours * plan.explained.train_images / len(plan.data["train"]))
     explained = sum(map(len, plan.data.values()))
     for method in settings.methods:
@@ -291,8 +292,8 @@ def _rows_of_a_plan(plan: _Planned) -> list[dict[str, Any]]:
     waiting = [one for one in nets if not one.path.is_file()]
     each = {"steps": 0, "hours": 0.0}
     if waiting:
-        machine = asdict(replace(settings.machine, device=settings.device, precision=settings.precision))
-        found = rehearse(net, plan.data["train"], plan.data["val"], waiting[0].stage.recipe, **machine)
+        machine = replace(settings.machine, device=settings.device, precision=settings.precision)
+        found = rehearse(net, Plan(plan.data["train"], plan.data["val"], waiting[0].stage.recipe, machine=machine))
         each = {"steps": found.steps, "hours": found.hours}
     for work, masks in (("retrain", False), ("retrain on masks alone", True)):
         if total := sum((one.kind == MASK) == masks for one in nets):

@@ -76,11 +76,11 @@ def test_two_seeds_resume_and_intervals(home, monkeypatch):
     monkeypatch.setenv("IDSDS_CACHE", str(home / "other"))
     fit, calls = retrained.fit, []
 
-    def dying(*args, **options):
-        calls.append(options["label"])
+    def dying(model, plan):
+        calls.append(plan.label)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return fit(*args, **options)
+        return fit(model, plan)
 
     monkeypatch.setattr(retrained, "fit", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -37,7 +37,7 @@ ABSOLUTE, POSITIVE, TENFOLD = " abs", " relu", " x10"
 #: metrics depend on a map's scale.
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {ABSOLUTE: Tensor.abs, POSITIVE: Tensor.relu, TENFOLD: lambda maps: 10 * maps}
 #: Why a method defined by the logit does not explain other quantities.
-LOGIT_ONLY = dict.fromkeys(("probability", "contrast"), "it is defined by the logit alone")
+LOGIT_ONLY: Mapping[str, str] = dict.fromkeys(("probability", "contrast"), "it is defined by the logit alone")
 ENGINE = ("draws", "batch", "image_ids")  # arguments that the engine provides, not options of the method
 
 

@@ -112,11 +112,6 @@ def no_relu(model: nn.Module) -> str | None:
     return "it changes the backward pass of ReLUs, and this model has none"
 
 
-def no_relu_or_cam_layer(model: nn.Module) -> str | None:
-    """Return why Guided Grad-CAM does not apply to a model; None if it does."""
-    return no_relu(model) or no_cam_layer(model)
-
-
 def ruled_gradients(model: nn.Module, images: Tensor, targets: Tensor, rule: type[torch.autograd.Function], batch: int) -> Tensor:
     """Return the target logit's input gradient, (B, C, H, W), with ``rule`` at every ReLU. Raises ValueError if no ReLU runs."""
 
@@ -149,7 +144,7 @@ def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor, *, batch:
     family="gradient",
     variants={"Guided Grad-CAM (paper)": {"interpolation": "bilinear"}},
     passes=Passes(2, 2),
-    inapplicable=no_relu_or_cam_layer,
+    inapplicable=lambda model: no_relu(model) or no_cam_layer(model),
     source="Selvaraju et al., ICCV 2017",
 )
 def guided_grad_cam(

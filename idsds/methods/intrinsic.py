@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from idsds.common.batching import ACCELERATOR_BYTES_PER_PIXEL, in_batches
 from idsds.methods.base import LOGIT_ONLY, Passes, register_method
@@ -27,16 +27,6 @@ class BcosNet(Protocol):
         """Return a context manager in which the gradient at the encoded image is the net's dynamic linear map."""
 
 
-def no_bagnet(model: nn.Module) -> str | None:
-    """Return why the BagNet explanation does not apply to a model; None if it does."""
-    return None if isinstance(model, BagNet) else "it is the intrinsic explanation of BagNet models"
-
-
-def no_bcos(model: nn.Module) -> str | None:
-    """Return why the B-cos explanation does not apply to a model; None if it does."""
-    return None if isinstance(model, BcosNet) else "it is the intrinsic explanation of B-cos models"
-
-
 def dense_batch(model: BagNet, batch: int) -> int:
     """Return how many dense maps fit into the memory of ``batch`` ordinary passes; each holds features at the image's full resolution."""
     return -(-batch * ACCELERATOR_BYTES_PER_PIXEL // (4 * 4 * model.fc.in_features))
@@ -46,7 +36,7 @@ def dense_batch(model: BagNet, batch: int) -> int:
     "BagNet",
     family="intrinsic",
     passes=Passes(1),
-    inapplicable=no_bagnet,
+    inapplicable=lambda model: None if isinstance(model, BagNet) else "it is the intrinsic explanation of BagNet models",
     explains_not=LOGIT_ONLY,
     source="Brendel and Bethge, ICLR 2019",
 )
@@ -60,7 +50,12 @@ def bagnet(model: BagNet, images: Tensor, targets: Tensor, *, batch: int) -> Ten
 
 
 @register_method(
-    "B-cos", family="intrinsic", passes=Passes(1, 1), inapplicable=no_bcos, explains_not=LOGIT_ONLY, source="Böhle et al., CVPR 2022"
+    "B-cos",
+    family="intrinsic",
+    passes=Passes(1, 1),
+    inapplicable=lambda model: None if isinstance(model, BcosNet) else "it is the intrinsic explanation of B-cos models",
+    explains_not=LOGIT_ONLY,
+    source="Böhle et al., CVPR 2022",
 )
 def bcos(model: BcosNet, images: Tensor, targets: Tensor, *, batch: int) -> Tensor:
     """Return w * x, (B, 6, H, W), with w the net's dynamic linear map for image x, encoded as six channels (colours and their inverses).

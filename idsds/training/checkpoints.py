@@ -59,14 +59,14 @@ class Stage:
 
     model: str
     dataset: str
-    num_classes: int
-    recipe: Recipe | None
-    deletion: Deletion | None
-    seed: int
-    device: str
-    precision: str
-    data: str
-    train_images: int
+    num_classes: int = 0
+    recipe: Recipe | None = None
+    deletion: Deletion | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "32-true"
+    data: str = ""
+    train_images: int = 0
     start: Stage | None = None
     weights: str | None = None
     weights_key: str = ""
@@ -193,21 +193,19 @@ def plan_training(
         ValueError: if ``fraction`` is not in (0, 1].
     """
     entry = MODELS[model]
-    shared: dict[str, Any] = {"model": model, "dataset": dataset, "seed": seed, "precision": precision, "options": options}
-    shared |= {"device": chosen_device(device).type, "num_classes": 0, "data": "", "train_images": 0, "fraction": fraction}
-    shared |= {"permuted_labels": permuted_labels}
-    train, val = (Stage(recipe=PAPER, deletion=None, **shared).split(split) for split in ("train", "val"))
-    shared |= {"num_classes": train.num_classes, "train_images": len(train), "data": fingerprint(train) + fingerprint(val)}
+    run: dict[str, Any] = {"seed": seed, "device": chosen_device(device).type, "precision": precision}
+    stage = Stage(model, dataset, **run, options=options, fraction=fraction, permuted_labels=permuted_labels)
+    train, val = stage.split("train"), stage.split("val")
+    stage = replace(stage, num_classes=train.num_classes, train_images=len(train), data=fingerprint(train) + fingerprint(val))
     if weights is not None:
         recipe = _changed(DISTILL if deletion and DATASETS[dataset].distill else PAPER, changes)
-        return Stage(recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights), **shared)
+        return replace(stage, recipe=recipe, deletion=deletion, weights=weights, weights_key=_weights_key(weights))
     recipe = Recipe(**{**entry.training, **DATASETS[dataset].training})
     if deletion is None:
-        return Stage(recipe=_changed(recipe, changes), deletion=None, **shared)
+        return replace(stage, recipe=_changed(recipe, changes))
     # Shorter and with a lower learning rate than training: the weights should adapt to deletions, not be relearned.
     tuning = recipe.model_copy(update={"lr": recipe.lr / 3, "epochs": -(-2 * recipe.epochs // 3)})
-    trained = Stage(recipe=recipe, deletion=None, **shared)
-    return Stage(recipe=_changed(tuning, changes), deletion=deletion, start=trained, **shared)
+    return replace(stage, recipe=_changed(tuning, changes), deletion=deletion, start=replace(stage, recipe=recipe))
 
 
 def published(model: str, dataset: str, *, device: str = "auto", precision: str = "32-true") -> Stage:
@@ -220,20 +218,8 @@ def published(model: str, dataset: str, *, device: str = "auto", precision: str 
     check_starts({model: PRETRAINED}, [model])
     if (classes := DATASETS[dataset].num_classes) not in (None, entry.num_classes):
         raise ValueError(f"the published weights of {model!r} know {entry.num_classes} classes, but {dataset!r} has {classes}")
-    return Stage(
-        model,
-        dataset,
-        num_classes=entry.num_classes,
-        recipe=None,
-        deletion=None,
-        seed=0,
-        device=chosen_device(device).type,
-        precision=precision,
-        data="",
-        train_images=0,
-        weights=PRETRAINED,
-        weights_key=PRETRAINED,
-    )
+    run = {"device": chosen_device(device).type, "precision": precision}
+    return Stage(model, dataset, num_classes=entry.num_classes, weights=PRETRAINED, weights_key=PRETRAINED, **run)
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any] | None) -> Recipe:

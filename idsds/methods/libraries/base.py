@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from idsds.common.randomness import Draws, seeded
 from idsds.common.registry import check_name
 from idsds.methods import graphs
-from idsds.methods.base import Passes
+from idsds.methods.base import LOGIT_ONLY, Passes
 from idsds.methods.cam import Reading, cam_layer, channels_first, graph_from, no_cam_layer
 from idsds.models.base import describe
 
@@ -66,10 +66,15 @@ class LibraryMethod(ABC):
     GIVEN: ClassVar[Sequence[str]] = ()
     #: Methods that explain each image alone, most of them because they draw random numbers from global generators.
     RANDOM: ClassVar[Sequence[str]] = ()
-    #: By kind of :class:`idsds.models.quantity.Quantity`, why it cannot be explained.
-    explains_not: ClassVar[Mapping[str, str]] = {}
+    #: Why methods explain the logit alone, see :class:`idsds.models.quantity.Quantity`.
+    OF_LOGIT: ClassVar[Mapping[str, str]] = {}
     #: The library's other attribution classes, and why they are not methods here.
     REFUSED: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def explains_not(self) -> dict[str, str]:
+        """By kind of quantity, why it cannot be explained."""
+        return dict.fromkeys(LOGIT_ONLY, self.OF_LOGIT[self.name]) if self.name in self.OF_LOGIT else {}
 
     @property
     def key(self) -> str:

@@ -50,6 +50,7 @@ class Captum(LibraryMethod):
     RANDOM = ("KernelShap", "Lime", "ShapleyValueSampling", "GradientShap")
     PERTURBING = ("Occlusion", "KernelShap", "Lime", "ShapleyValueSampling", "FeatureAblation")
     RESCALING = ("DeepLift", "DeepLiftShap")
+    OF_LOGIT = dict.fromkeys(RESCALING, BEYOND_RULES)
     GUIDED = ("GuidedBackprop", "Deconvolution")
     DISTRIBUTION = ("DeepLiftShap", "GradientShap")  # explained against several baselines
     NAMES = (
@@ -81,10 +82,6 @@ class Captum(LibraryMethod):
         if self.of_layer:
             added["layer"] = None
         return added
-
-    @property
-    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
-        return dict.fromkeys(("probability", "contrast"), BEYOND_RULES) if self.name in self.RESCALING else {}
 
     @property
     def of_layer(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ class GradCam(CamMethod):
         *("input_tensor", "targets", "target_idx", "tta_transforms", "compute_input_gradient", "uses_gradients", "detach"),
     )
     RANDOM = ("RandomCAM", "FinerCAM")
+    OF_LOGIT = dict.fromkeys(("FinerCAM", "SESS"), "it applies a softmax to the net's output")
     WITHOUT_GRADIENT = ("EigenCAM", "KPCA_CAM", "FEM")
     PER_CHANNEL = ("AblationCAM", "ScoreCAM")
     NAMES = (
@@ -46,11 +47,6 @@ class GradCam(CamMethod):
     def calls(self) -> list[Callable[..., Any]]:
         is_cam = issubclass(self.cls, library("gradcam").GradCAM.__base__)
         return [self.cls.__init__, self.cls.forward, *([self.cls.__call__] if is_cam else [])]  # with aug_smooth
-
-    @property
-    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
-        softmax = self.name in ("FinerCAM", "SESS")
-        return dict.fromkeys(("probability", "contrast"), "it applies a softmax to the net's output") if softmax else {}
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         if self.name in (*self.PER_CHANNEL, *self.OF_LAYERS, "SESS") or options.get("aug_smooth"):

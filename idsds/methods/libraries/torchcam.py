@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +13,6 @@ from idsds.methods.base import LOGIT_ONLY, Passes
 from idsds.methods.cam import Reading, resized
 from idsds.methods.libraries.base import CamMethod, gradients_needed
 from idsds.models.base import describe
-
-#: Why LeGrad explains the logit.
-OF_TOKENS = "it reads the logits of each block's tokens, not the net's output"
 
 
 def channels_at(model: nn.Module, layer: str | None) -> int | None:
@@ -42,6 +39,10 @@ class Torchcam(CamMethod):
     )
     RANDOM = ("SSCAM", "SmoothGradCAMpp")
     SCORING = ("ScoreCAM", "SSCAM", "ISCAM")
+    OF_LOGIT = {
+        "LeGrad": "it reads the logits of each block's tokens, not the net's output",
+        "CAM": LOGIT_ONLY["contrast"],  # reads the weights of the last layer
+    }
     NAMES = ("CAM", *SCORING, "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM", "FinerCAM", "RefineCAM", "LeGrad")
 
     def calls(self) -> list[Callable[..., Any]]:
@@ -49,12 +50,6 @@ class Torchcam(CamMethod):
 
     def added(self) -> dict[str, Any]:
         return {"layer": None} if self.name == "LeGrad" else super().added()
-
-    @property
-    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
-        if self.name == "LeGrad":
-            return dict.fromkeys(("probability", "contrast"), OF_TOKENS)
-        return LOGIT_ONLY if self.name == "CAM" else {}  # reads the weights of the last layer
 
     def passes(self, model: nn.Module, **options: Any) -> Passes | None:
         if self.name in self.SCORING:

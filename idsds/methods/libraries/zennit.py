@@ -37,14 +37,12 @@ class Zennit(LibraryMethod):
     library = "zennit"
     GIVEN = ("layer_map", "first_map", "canonizers")
     GRADIENTS = ("DeconvNet", "GuidedBackprop")
-    NAMES = (
+    RULES = (
         *("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat"),
-        *("ExcitationBackprop", "BetaSmooth", *GRADIENTS),
+        *("ExcitationBackprop", "BetaSmooth"),
     )
-
-    @property
-    def explains_not(self) -> Mapping[str, str]:  # type: ignore[override]
-        return {} if self.name in self.GRADIENTS else LOGIT_ONLY
+    NAMES = (*RULES, *GRADIENTS)
+    OF_LOGIT = dict.fromkeys(RULES, LOGIT_ONLY["contrast"])
 
     def added(self) -> dict[str, Any]:
         return {"low": None, "high": None} if self.name == "EpsilonGammaBox" else {}

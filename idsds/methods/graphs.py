@@ -188,10 +188,9 @@ def separate(model: nn.Module, is_nonlinear: OfType, sums: Callable[[], nn.Modul
 
 @kept
 def unruled(model: nn.Module, has_rule: OfType) -> str | None:
-    """Return why rules for linear layers, sums and the nonlinearities accepted by ``has_rule`` do not cover a net; None if they do.
+    """Return why rules for linear layers, sums and the nonlinearities of ``has_rule`` do not cover a net, else None.
 
-    Raises:
-        NotTraceableError: with fx's reason.
+    Raises NotTraceableError with fx's reason.
     """
     traced = trace(model)
     depends = dependent(traced)
@@ -224,11 +223,7 @@ def has_module(model: nn.Module, of_type: OfType) -> bool:
 
 @kept
 def functional(model: nn.Module, of_type: OfType) -> str | None:
-    """Return the name of a function that a net calls in place of a module of such a type; None if there is none.
-
-    Raises:
-        NotTraceableError: with fx's reason.
-    """
+    """Return a function that a net calls in place of a module of such a type, else None. Raises NotTraceableError with fx's reason."""
     traced = trace(model)
     calls = ((name_of(node), kind_of(traced, node)) for node in traced.graph.nodes)
     return next((name for name, kind in calls if name and kind is not None and of_type(kind)), None)

@@ -124,16 +124,13 @@ class Stage:
 
     def split(self, split: str) -> ImageDataset:
         """Return one split of the data, normalised for the model; for ``train`` only the stage's fraction."""
-        found = _split(
-            self.dataset, split, (MODELS[self.model].normalisation, MODELS[self.model].view), tuple(sorted(self.options.items()))
-        )
         if self.permuted_labels and split == "val":
             return self.split("train")
-        if split != "train":
-            return found
-        if self.fraction != 1.0:
+        entry = MODELS[self.model]
+        found = _split(self.dataset, split, entry.normalisation, entry.view, tuple(sorted(self.options.items())))
+        if split == "train" and self.fraction != 1.0:
             found = found.subset(nested_share(found.image_ids, found.targets, self.fraction, self.seed))
-        return permuted(found, self.seed) if self.permuted_labels else found
+        return permuted(found, self.seed) if split == "train" and self.permuted_labels else found
 
     def training(self, machine: Machine | None = None, progress: bool = True) -> Plan:
         """Return what :func:`fit` and :func:`rehearse` need apart from the model."""
@@ -160,9 +157,9 @@ class Stage:
 
 
 @lru_cache(maxsize=8)
-def _split(dataset: str, split: str, wanted: tuple[Normalisation | None, Any], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
+def _split(dataset: str, split: str, normalisation: Normalisation | None, view: Any, options: tuple[tuple[str, Any], ...]) -> ImageDataset:
     # Listing 1.3 million files takes minutes on a network drive: do it once per model.
-    return viewed(create_dataset(dataset, split, wanted[0], **dict(options)), wanted[1])
+    return viewed(create_dataset(dataset, split, normalisation, **dict(options)), view)
 
 
 def plan_training(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from idsds.common.randomness import Draws
 from idsds.methods.base import Passes
-from idsds.methods.cam import Reading
 from idsds.methods.libraries.base import CamMethod, gradients_needed, library
 from idsds.models.base import describe
 
@@ -64,20 +63,10 @@ class GradCam(CamMethod):
             return f"it reads only the biases of Conv2d and BatchNorm2d, and this model has biases of {', '.join(other)}"
         return None if biased else "it reads the biases of convolutions, and this model has none"
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        layer: str | list[str] | None,
-        channels: Reading,
-        draws: Draws,
-        batch: int,
-        **options: Any,
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+        layer, channels = options.pop("layer"), options.pop("channels")
         names = [] if self.name == "FullGrad" else self.layers(model, layer)
         precise = self.reading(model, names, images, channels) if names else None
         made = {name: value for name, value in self.with_base(options).items() if name in inspect.signature(self.cls.__init__).parameters}

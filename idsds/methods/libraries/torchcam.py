@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from idsds.common.randomness import Draws
 from idsds.methods.base import LOGIT_ONLY, Passes
-from idsds.methods.cam import Reading, resized
+from idsds.methods.cam import resized
 from idsds.methods.libraries.base import CamMethod, gradients_needed
 from idsds.models.base import describe
 
@@ -69,18 +69,8 @@ class Torchcam(CamMethod):
             return None if isinstance(model, VisionTransformer) else "it reads the attention of torchvision's VisionTransformer"
         return super().refuses(model)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        layer: str | list[str] | None,
-        channels: Reading = None,
-        draws: Draws,
-        batch: int,
-        **options: Any,
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *, draws: Draws, batch: int, **options: Any) -> Tensor:
+        layer, channels = options.pop("layer"), options.pop("channels", None)
         if self.name == "LeGrad":
             names = self.layers(model, layer or [f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()])
             sides = [side // model.patch_size for side in images.shape[-2:]]

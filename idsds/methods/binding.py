@@ -17,6 +17,7 @@ import torch
 from captum.attr import Attribution
 from torch import nn
 
+from idsds.common.bytecode import codes
 from idsds.methods.base import Method
 
 DEPTH = 8
@@ -125,15 +126,10 @@ def _of_function(function: types.FunctionType) -> list[Any]:
             cells.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-    named = _names(function.__code__)
+    named = {name for code in codes(function.__code__) for name in code.co_names}
     used = [value for name, value in function.__globals__.items() if name in named and not isinstance(value, type)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return [*cells, *defaults, *used, *([inspect.unwrap(function)] if hasattr(function, "__wrapped__") else [])]
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
 
 
 def _installed(thing: Any) -> bool:

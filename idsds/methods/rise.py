@@ -70,14 +70,6 @@ def random_masks(seed: int, samples: int, cells: int, probability: float, images
     return lambda start, stop: rise_masks(grids[start:stop], shifts[start:stop], height, width).to(images.dtype)
 
 
-def handed_in(masks: Tensor, images: Tensor) -> Tensor:
-    """Return a user's masks as (N, 1, H, W). Raises ValueError for any other shape."""
-    masks = masks[:, None] if masks.ndim == 3 else masks
-    if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[-2:] != images.shape[-2:]:
-        raise ValueError(f"RISE: masks have shape {tuple(masks.shape)}, wanted (N, 1, {images.shape[-2]}, {images.shape[-1]})")
-    return masks.to(images)
-
-
 @register_method(
     "RISE",
     family="perturbation",
@@ -117,8 +109,10 @@ def rise(
     if masks is None:
         count, masks_of = samples, random_masks(draws.seed, samples, cells, probability, images)
     else:
-        given = handed_in(masks, images)
-        count, masks_of = len(given), lambda start, stop: given[start:stop]
+        given = masks[:, None] if masks.ndim == 3 else masks
+        if given.ndim != 4 or given.shape[1] != 1 or given.shape[-2:] != images.shape[-2:]:
+            raise ValueError(f"RISE: masks have shape {tuple(given.shape)}, wanted (N, 1, {images.shape[-2]}, {images.shape[-1]})")
+        count, masks_of = len(given), lambda start, stop: given[start:stop].to(images)
     hidden = path_start(baseline, model, draws).expand_as(images)
     maps = torch.zeros_like(images[:, 0]).flatten(1)  # (B, H * W)
     # Few images: many masks of each per pass. Many images: one mask on as many as fit.

@@ -85,8 +85,9 @@ def _last_features(model: nn.Module) -> str:
 
 
 @contextmanager
-def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
-    """Start the autograd graph at the output of ``module`` and append each output to ``outputs``."""
+def graph_from(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Start the autograd graph at the output of ``module`` and collect its outputs."""
+    outputs: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: object, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
@@ -97,7 +98,7 @@ def graph_from(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
         return outputs[-1].clone()  # a copy, because the next layer may work in place
 
     with module.register_forward_hook(cut):
-        yield
+        yield outputs
 
 
 def channels_of(model: nn.Module, layer: str, output: Tensor, images: Tensor) -> Channels:
@@ -205,8 +206,7 @@ def activations_and_gradients(
     Raises:
         TypeError, ValueError: if the layer does not run exactly once or does not output feature maps, see :func:`channels_of`.
     """
-    outputs: list[Tensor] = []
-    with torch.enable_grad(), graph_from(model.get_submodule(layer), outputs):
+    with torch.enable_grad(), graph_from(model.get_submodule(layer)) as outputs:
         scores = model(images)
         if len(outputs) != 1:
             shapes = [tuple(output.shape) for output in outputs]
@@ -321,8 +321,7 @@ def sg_cam(
     drawn, name = draws.normal(samples), cam_layer(model, layer)
 
     def clean(images: Tensor) -> Tensor:
-        outputs: list[Tensor] = []
-        with graph_from(model.get_submodule(name), outputs), torch.no_grad():
+        with graph_from(model.get_submodule(name)) as outputs, torch.no_grad():
             model(images)
         return channels_first(model, name, outputs[0], images, channels)(outputs[0].detach()).to(images.dtype)
 

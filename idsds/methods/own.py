@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -356,15 +356,11 @@ def _grad_cam(cam: Any, options: Mapping[str, Any], images: Tensor, targets: Ten
 @contextmanager
 def _listening(recorder: Any) -> Iterator[None]:
     """Activate the hooks of a pytorch-grad-cam object, which are inactive during an evaluation's other passes."""
-    added = []
-    for place, handle in enumerate(recorder.handles):
-        hooks = handle.hooks_dict_ref()
-        if hooks is not None and handle.id not in hooks:
-            hooks[handle.id] = recorder.save_gradient if place % 2 else recorder.save_activation
-            added.append((hooks, handle.id))
-    try:
+    with ExitStack() as stack:
+        stack.callback(vars(recorder).update, activations=[], gradients=[])
+        for place, handle in enumerate(recorder.handles):
+            hooks = handle.hooks_dict_ref()
+            if hooks is not None and handle.id not in hooks:
+                hooks[handle.id] = recorder.save_gradient if place % 2 else recorder.save_activation
+                stack.callback(hooks.pop, handle.id, None)
         yield
-    finally:
-        recorder.activations, recorder.gradients = [], []
-        for hooks, key in added:
-            hooks.pop(key, None)

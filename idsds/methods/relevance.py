@@ -85,14 +85,11 @@ def layer_inputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
 @contextmanager
 def in_double(model: nn.Module) -> Iterator[None]:
     """Convert the model's floating-point tensors to float64 inside the block; the originals are restored afterwards."""
-    saved = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-    try:
-        for tensor, data in saved:
-            tensor.data = data.double()
+    with ExitStack() as stack:
+        for tensor in filter(Tensor.is_floating_point, (*model.parameters(), *model.buffers())):
+            stack.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = tensor.data.double()
         yield
-    finally:
-        for tensor, data in saved:
-            tensor.data = data
 
 
 def block_rule(block: Block, relevance: Tensor, attention: Tensor, inputs: dict[nn.Module, Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:

@@ -61,17 +61,13 @@ def attention_maps(model: VisionTransformer, first: int = 0) -> Iterator[list[Te
         maps.append(attention)
         return attention
 
-    fused = [block.attn.fused_attn for block in model.blocks]
     with ExitStack() as stack:
         for block in model.blocks:
+            stack.callback(setattr, block.attn, "fused_attn", block.attn.fused_attn)
             block.attn.fused_attn = False
-        try:
-            for block in model.blocks[first:]:
-                stack.enter_context(block.attn.attn_drop.register_forward_hook(read))
-            yield maps
-        finally:
-            for block, setting in zip(model.blocks, fused, strict=True):
-                block.attn.fused_attn = setting
+        for block in model.blocks[first:]:
+            stack.enter_context(block.attn.attn_drop.register_forward_hook(read))
+        yield maps
 
 
 def drawn(tokens: Tensor, model: VisionTransformer, images: Tensor) -> Tensor:

@@ -190,9 +190,7 @@ class CamMethod(LibraryMethod):
         if channels is None and list(layers) == [entry.cam_layer] and entry.cam_channels == "first":
             return lambda values: values.to(images.dtype)
         with torch.no_grad(), ExitStack() as stack:
-            outputs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-            for layer, found in outputs.items():
-                stack.enter_context(graph_from(model.get_submodule(layer), found))
+            outputs = {layer: stack.enter_context(graph_from(model.get_submodule(layer))) for layer in layers}
             model(images[:1])
         for layer, (output, *_) in outputs.items():
             shape, ordered = tuple(output.shape[1:]), channels_first(model, layer, output.detach(), images, channels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,22 +117,15 @@ def untouched(model: nn.Module, layers: Sequence[str], graph: bool) -> Iterator[
     import pytorch_grad_cam.ablation_cam
     import pytorch_grad_cam.score_cam
 
-    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, *_ in gradients:
-        parameter.requires_grad_(graph or parameter.requires_grad)
-    before, quiet = {}, SimpleNamespace(tqdm=lambda values, *_args, **_options: values)
-    modules = {layer: model.get_submodule(layer) for layer in layers}
-    for home in (pytorch_grad_cam.ablation_cam, pytorch_grad_cam.score_cam):
-        before[home], home.tqdm = home.tqdm, quiet  # type: ignore[attr-defined]
-    try:
+    with ExitStack() as stack:
+        for parameter in model.parameters():
+            stack.callback(setattr, parameter, "grad", parameter.grad)
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(graph or parameter.requires_grad)
+        for layer in layers:
+            parent, _, leaf = layer.rpartition(".")
+            stack.callback(setattr, model.get_submodule(parent), leaf, model.get_submodule(layer))
+        for home in (pytorch_grad_cam.ablation_cam, pytorch_grad_cam.score_cam):
+            stack.callback(setattr, home, "tqdm", home.tqdm)
+            home.tqdm = SimpleNamespace(tqdm=lambda values, *_args, **_options: values)  # type: ignore[attr-defined]
         yield
-    finally:
-        for home, bar in before.items():
-            home.tqdm = bar  # type: ignore[attr-defined]
-        for layer, module in modules.items():
-            if model.get_submodule(layer) is not module:
-                parent, _, leaf = layer.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, module)
-        for parameter, gradient, required in gradients:
-            parameter.grad = gradient
-            parameter.requires_grad_(required)

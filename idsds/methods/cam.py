@@ -13,7 +13,7 @@ Layer-CAM           relu(sum_k relu(g) A)                               Jiang et
 SG-CAM++            see :func:`sg_cam`                                  Omeiza et al., 2019
 ==================  ==================================================  ==========================================
 
-Torchcam computes the weights, as in the reference. In torchcam, Grad-CAM++'s division is written to a copy and lost, so its weights are
+The weights are those of torchcam, as in the reference. There Grad-CAM++'s division is written to a copy and lost, so its weights are
 sum(relu(g)^3). The paper's weights are g^2 / (2 g^2 + g^3 sum(A)) relu(g); cancelling g^2 keeps them exact where g^3 underflows in
 float32.
 """
@@ -32,7 +32,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 from torch.overrides import TorchFunctionMode
-from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, XGradCAM
 
 from idsds.common.batching import in_batches
 from idsds.common.randomness import Draws
@@ -41,8 +40,7 @@ from idsds.methods.base import Passes, register_method
 from idsds.methods.transformer import is_transformer, transformer_grad_cam
 from idsds.models.base import Channels, describe
 
-EPSILON = 1e-8  # added by torchcam to the denominator of SG-CAM++
-EXTRACTORS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMpp, "XGrad-CAM": XGradCAM, "Layer-CAM": LayerCAM}
+EPSILON = 1e-8  # added by torchcam to the denominators of XGrad-CAM and SG-CAM++
 
 #: Module types whose output has its channels first.
 CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd, nn.Upsample)
@@ -232,19 +230,17 @@ def resized(maps: Tensor, images: Tensor) -> Tensor:
     return F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def cam_weights(model: nn.Module, layer: str, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+def cam_weights(activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     """Return the weights of each method, (B, K, h or 1, w or 1); see the formulas in this module's docstring."""
-    weights = {}
-    for name, extractor_class in EXTRACTORS.items():
-        with extractor_class(model, layer, enable_hooks=False) as extractor:
-            # Torchcam would run a backward pass per method: give it the shared one.
-            extractor._backprop = lambda *args, **kwargs: None
-            extractor.hook_a, extractor.hook_g = [activations], [gradients]
-            (found,) = extractor._get_weights(0, None)
-        weights[name] = found[(...,) + (None,) * (activations.ndim - found.ndim)]
-    positive = gradients.relu()
-    weights["Grad-CAM++ (paper)"] = total(torch.where(positive > 0, positive / (2 + positive * total(activations)), 0))
-    return weights
+    positive, whole = gradients.relu(), activations.flatten(2).sum(-1)  # summed as in torchcam, to the last digit
+    weights = {
+        "Grad-CAM": gradients.flatten(2).mean(-1),
+        "Grad-CAM++": (gradients**2 * positive).flatten(2).sum(-1),
+        "XGrad-CAM": (gradients * activations).flatten(2).sum(-1) / (whole + EPSILON),
+    }
+    weights = {name: values[..., None, None] for name, values in weights.items()}
+    paper = total(torch.where(positive > 0, positive / (2 + positive * total(activations)), 0))
+    return {**weights, "Grad-CAM++ (paper)": paper, "Layer-CAM": positive}
 
 
 @register_method("Grad-CAM", family="CAM", passes=Passes(1, 1), inapplicable=no_grad_cam, source="Selvaraju et al., ICCV 2017")
@@ -275,7 +271,7 @@ def cams(
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         activations, gradients = activations_and_gradients(model, name, images, targets, channels)
-        weights = cam_weights(model, name, activations, gradients)
+        weights = cam_weights(activations, gradients)
         names[:] = weights
         return torch.stack([weighted(w, activations) for w in weights.values()], dim=1)  # (B, methods, h, w)
 

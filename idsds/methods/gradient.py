@@ -183,9 +183,9 @@ def ig(
     baseline: str | Tensor = "zeros",
     draws: Draws,
     batch: int,
-) -> dict[str, Tensor]:
+) -> Tensor:
     """Compute integrated gradients; for the baseline see :func:`path_start`."""
-    return {"IG": integrated_gradients(model, images, targets, path_start(baseline, model, draws), steps, batch)}
+    return integrated_gradients(model, images, targets, path_start(baseline, model, draws), steps, batch)
 
 
 def ig_smoothed(
@@ -287,7 +287,6 @@ def _register() -> None:
         "IG",
         family="gradient",
         variants={"IG-U": uniform, "IG-U (paper)": {"baseline": "uniform per image"}},
-        output="IG",
         passes=lambda model, steps, **_: Passes(1, 1).times(steps),
         noise="uniform baseline",
         source=f"{ig_source}; Sturmfels et al., Distill 2020 (uniform baseline)",

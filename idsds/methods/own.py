@@ -256,17 +256,15 @@ class _OfLibrary:
         if library == "captum":
             from idsds.methods.libraries.captum import check_of_all_images
 
-            kinds = [*type(thing).__mro__, *type(getattr(thing, "attribution_method", None)).__mro__]
-            check_of_all_images([kind.__name__ for kind in kinds], options)
-            known = ("inputs", "target")
+            inner, known = getattr(thing, "attribution_method", None), ("inputs", "target")  # a noise tunnel's
+            check_of_all_images([one.__name__ for one in (*type(thing).__mro__, *type(inner).__mro__)], options)
             parameters = _parameters(thing.attribute)
             if "target" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
                 raise TypeError(f"method {name!r} ({kind}) does not explain a class: it takes {', '.join(parameters)}")
             _check_arguments(name, kind, thing.attribute, options, known)
-            if isinstance(inner := getattr(thing, "attribution_method", None), Attribution):  # a noise tunnel's
-                _check_arguments(
-                    name, kind, inner.attribute, {k: v for k, v in options.items() if k in _parameters(inner.attribute)}, known
-                )
+            if isinstance(inner, Attribution):
+                of_inner = {k: v for k, v in options.items() if k in _parameters(inner.attribute)}
+                _check_arguments(name, kind, inner.attribute, of_inner, known)
         elif library == "torchcam":
             _check_arguments(name, kind, lambda scores, targets: None, options)  # the package passes all arguments of an extractor
             if not getattr(thing, "hook_handles", True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
@@ -48,10 +47,7 @@ def one_by_one(method: Method) -> Method:
         maps = {key: torch.cat([each[key] for each in found]) for key in found[0]}
         return maps.get("", maps)
 
-    changed = copy(method)
-    changed.__dict__.pop("function", None)  # bound to the function of before
-    changed.entry = replace(method.entry, function=explain)
-    return changed
+    return method.changed(entry=replace(method.entry, function=explain))
 
 
 def tried(methods: Sequence[Method], batch: Batch, deletions: Callable[[Batch], Sequence[Tensor]] = lambda _: ()) -> list[Method]:

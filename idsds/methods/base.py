@@ -15,6 +15,7 @@ channel-summed map (the reference applies the first two only to captum's methods
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -261,6 +262,13 @@ class Method:
         """A key, equal for methods that share a computation."""
         options = tuple((key, id(value) if isinstance(value, Tensor) else repr(value)) for key, value in self.options.items())
         return id(self.model), self.entry.function, self.entry.noise, self.seed, id(self.noise), options
+
+    def changed(self, **attributes: Any) -> Method:
+        """Return a copy with other attributes, such as ``model`` or ``seed``."""
+        other = copy.copy(self)
+        other.__dict__.pop("function", None)  # bound to the old attributes; rebuilt when needed
+        other.__dict__.update(attributes)
+        return other
 
     def output_of(self, result: object) -> object:
         """Return this method's map from its function's result. Raises UnknownNameError for a dict without it."""

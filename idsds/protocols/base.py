@@ -12,7 +12,7 @@ Docstrings describe the settings, and these four only where a protocol asks more
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,9 @@ from idsds.models.base import describe
 Level = Literal["image", "data set"]
 #: What a protocol asks of a map: is it faithful, stable, dependent on model and class, well localised, simple?
 Asks = Literal["right", "stable", "dependent", "localised", "simple"]
+#: What ``prepare`` returns, and what a protocol returns: columns of length B by method name.
+Prepared = dict[str, Tensor]
+Columns = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,7 @@ def on_model(method: Method, model: nn.Module) -> Method:
     """
     if method.entry.family == "own":
         raise ValueError(f"method {method.name!r} cannot be moved to another net: it is a callable of your own, which holds its net")
-    moved = copy.copy(method)
-    moved.__dict__.pop("function", None)  # bound to the old net; rebuilt when needed
-    moved.model = model
-    return moved
+    return method.changed(model=model)
 
 
 class MeanOverImages(Metric):
@@ -161,9 +161,9 @@ class MeanOverImages(Metric):
     function: Callable[..., Tensor]
 
     def __init__(self, **settings: Any) -> None:
-        own = {name: settings.pop(name) for name in list(settings) if name in _TORCHMETRICS}
-        super().__init__(**own)
-        self.settings = settings
+        known = inspect.signature(self.function).parameters
+        super().__init__(**{name: value for name, value in settings.items() if name not in known})
+        self.settings = {name: value for name, value in settings.items() if name in known}
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("ids", default=[], dist_reduce_fx="cat")
 
@@ -199,14 +199,3 @@ class MeanOverImages(Metric):
     def undefined(self) -> int:
         """Number of images whose score is undefined."""
         return int(self.per_image().isnan().sum())
-
-
-_TORCHMETRICS = (
-    "compute_on_cpu",
-    "dist_sync_on_step",
-    "process_group",
-    "dist_sync_fn",
-    "distributed_available_fn",
-    "sync_on_compute",
-    "compute_with_cache",
-)

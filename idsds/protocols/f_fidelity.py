@@ -21,7 +21,7 @@ from idsds.common.numbers import as_whole
 from idsds.common.randomness import generator
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 from idsds.protocols.single_deletion import patch_sums
 
 #: Largest fraction of patches deleted, in fine-tuning and in scoring; the paper's beta.
@@ -59,12 +59,12 @@ def f_fidelity(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     samples: int = 4,
     grid: int = 4,
     baseline: str = "zeros",
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score the extra drop in probability from deleting patches of the explanation, in [-1, 1]; higher is better, 0 for a random map.
 
     ``score = mean over sizes and samples of p(x without some of the rest) - p(x without some of the explanation)``

@@ -11,15 +11,14 @@ Source: Hesse, Schaub-Meyer, Roth, "FunnyBirds", ICCV 2023 (arXiv 2308.06248).
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 from idsds.protocols.parts import (
     THRESHOLDS,
     accuracy,
@@ -92,7 +91,7 @@ class _Explained:
         image_ids = [batch.image_ids[place] for place in places.tolist()]
         asked = (batch.images[places], classes[places], image_ids)
         maps = shared_maps(self.methods, *asked)
-        again = shared_maps([_again(method) for method in self.methods], *asked) if self.reference else maps
+        again = shared_maps([method.changed(seed=method.seed + 1) for method in self.methods], *asked) if self.reference else maps
         for number, (place, image_id) in enumerate(zip(places.tolist(), image_ids, strict=True)):
             regions = self.parts.regions(image_id).to(rows.device)
             stack = torch.stack([maps[method.name][number, 0] for method in self.methods]).double()
@@ -104,27 +103,23 @@ class _Explained:
                     into[place] = value
         return found
 
-    def chosen(self, explained: tuple[Tensor, Tensor, Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is important, bool (B, T, P + O), and an offset for scores, (B, 1): 0, or NaN where the map is not finite."""
-        importance, totals, visible = explained
-        return important(importance, totals, thresholds, visible), 0 * (importance.sum(dim=1) + totals)[:, None]
-
-    def checks(self, thresholds: Tensor, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Return by method the named checks at each threshold, (B, T)."""
-        columns: dict[str, dict[str, Tensor]] = {method.name: {} for method in self.methods}
-        parts = slice(0, self.number)
-        of_target = self.of("target", self.targets) if {"csdc", "distractibility"} & set(names) else {}
-        for name, explained in of_target.items():
-            chosen, undefined = self.chosen(explained, thresholds)
-            if "csdc" in names:
-                columns[name]["csdc"] = controlled_data(self.logits, self.targets, chosen[..., parts], self.variants) + undefined
-            if "distractibility" in names:
-                columns[name]["distractibility"] = distraction(irrelevant(self.logits, self.targets, self.objects), chosen) + undefined
-        for name, explained in self.predicted().items() if {"pc", "dc"} & set(names) else ():
-            chosen, undefined = self.chosen(explained, thresholds)
-            for check, function in (("pc", preservation), ("dc", deletion)):
-                if check in names:
-                    columns[name][check] = function(self.logits, chosen[..., parts]) + undefined
+    def checks(self, names: Sequence[str], threshold: float, others: Sequence[float] = ()) -> Columns:
+        """Return by method the named checks at ``others`` and last at ``threshold``, (B, T); NaN where the map is not finite."""
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), not {threshold}")
+        thresholds, parts = torch.tensor([*others, threshold], dtype=torch.float64), slice(0, self.number)
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "csdc": lambda chosen: controlled_data(self.logits, self.targets, chosen[..., parts], self.variants),
+            "pc": lambda chosen: preservation(self.logits, chosen[..., parts]),
+            "dc": lambda chosen: deletion(self.logits, chosen[..., parts]),
+            "distractibility": lambda chosen: distraction(irrelevant(self.logits, self.targets, self.objects), chosen),
+        }
+        columns: Columns = {method.name: {} for method in self.methods}
+        for check in names:
+            explained = self.predicted() if check in ("pc", "dc") else self.of("target", self.targets)
+            for name, (importance, totals, visible) in explained.items():
+                found = functions[check](important(importance, totals, thresholds, visible))
+                columns[name][check] = found + 0 * (importance.sum(dim=1) + totals)[:, None]
         return columns
 
     def deletions(self) -> dict[str, Tensor]:
@@ -145,18 +140,9 @@ class _Explained:
         return {name: sensitivity(torch.stack([first[name][0], second[name][0]], 1)[..., : self.number], shared) for name in first}
 
 
-def _again(method: Method) -> Method:
-    """Return the method with different random numbers."""
-    other = copy.copy(method)
-    other.__dict__.pop("function", None)
-    other.seed = method.seed + 1
-    return other
-
-
 def _entry(maps: int, **changes: Any) -> dict[str, Any]:
     """Return the entry of a protocol that explains at most ``maps`` classes per image."""
     return {
-        "in_domain": False,
         "higher_is_better": True,
         "range": (0, 1),
         "parts": True,
@@ -167,47 +153,31 @@ def _entry(maps: int, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-Columns = dict[str, dict[str, Tensor]]
-Prepared = dict[str, Tensor]
+def _register_check(name: str, check: str, maps: int, what: str) -> None:
+    @register_protocol(name, **_entry(maps))
+    def protocol(
+        model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
+    ) -> Columns:
+        columns = _Explained(methods, batch, prepared, reference).checks([check], threshold)
+        return {method: {"score": found[check][:, 0]} for method, found in columns.items()}
+
+    protocol.__doc__ = f"Score {what}."
 
 
-def _check(name: str, methods: Sequence[Method], batch: Batch, prepared: Prepared, threshold: float, reference: bool) -> Columns:
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be in (0, 1), not {threshold}")
-    columns = _Explained(methods, batch, prepared, reference).checks(torch.tensor([threshold], dtype=torch.float64), [name])
-    return {method: {"score": found[name][:, 0]} for method, found in columns.items()}
-
-
-@register_protocol(**_entry(1))
-def controlled_synthetic_data_check(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
-) -> Columns:
-    """Score the fraction of a minimal class-identifying set of parts that is important, see :func:`controlled_data`."""
-    return _check("csdc", methods, batch, prepared, threshold, reference)
-
-
-@register_protocol(**_entry(2))
-def preservation_check(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
-) -> Columns:
-    """Score whether the important parts alone keep the prediction, 0 or 1, see :func:`preservation`."""
-    return _check("pc", methods, batch, prepared, threshold, reference)
-
-
-@register_protocol(**_entry(2))
-def deletion_check(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
-) -> Columns:
-    """Score whether the prediction changes without the important parts, 0 or 1, see :func:`deletion`."""
-    return _check("dc", methods, batch, prepared, threshold, reference)
-
-
-@register_protocol(**_entry(1))
-def distractibility(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, threshold: float = 0.05, reference: bool = False
-) -> Columns:
-    """Score one minus the fraction of parts and objects without influence that are important, see :func:`distraction`."""
-    return _check("distractibility", methods, batch, prepared, threshold, reference)
+_register_check(
+    "controlled_synthetic_data_check",
+    "csdc",
+    1,
+    "the fraction of a minimal class-identifying set of parts that is important, see :func:`controlled_data`",
+)
+_register_check("preservation_check", "pc", 2, "whether the important parts alone keep the prediction, 0 or 1, see :func:`preservation`")
+_register_check("deletion_check", "dc", 2, "whether the prediction changes without the important parts, 0 or 1, see :func:`deletion`")
+_register_check(
+    "distractibility",
+    "distractibility",
+    1,
+    "one minus the fraction of parts and objects without influence that are important, see :func:`distraction`",
+)
 
 
 @register_protocol(**_entry(1))
@@ -251,11 +221,9 @@ def funnybirds(
         | ``correct``, ``top5``, ``background_independence`` | (B,) | of the net; ``top5``: with five guesses |
         | ``objects`` | (B,) | number of background objects |
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be in (0, 1), not {threshold}")
     explained = _Explained(methods, batch, prepared, reference)
     names = ("csdc", "pc", "dc", "distractibility")
-    checks = explained.checks(torch.cat([THRESHOLDS.double(), torch.tensor([threshold], dtype=torch.float64)]), names)
+    checks = explained.checks(names, threshold, THRESHOLDS.tolist())
     deletions, shapley, sensitivities = explained.deletions(), explained.shapley(), explained.sensitivities()
     intact = target_logits(explained.logits, batch.targets)[:, -1]
     of_net = {

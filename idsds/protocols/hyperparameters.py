@@ -8,7 +8,6 @@ Source: Bansal, Agarwal, Nguyen, "SAM: The Sensitivity of Attribution Methods to
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -21,7 +20,7 @@ from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_passes
 from idsds.methods.cam import cam_layer
 from idsds.methods.maps import Channels
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 from idsds.protocols.similarity import DataRange, maps_to_compare, range_of, spearman, structural_similarity
 
 Values = Sequence[Any]
@@ -74,11 +73,8 @@ def with_options(method: Method, **options: Any) -> Method:
     Raises:
         UnknownNameError: for an option that the method does not have.
     """
-    changed = copy.copy(method)
-    changed.__dict__.pop("function", None)  # bound to the old options; rebuilt when needed
-    changed.options = method.entry.settings(**{**method.options, **options})
-    changed.name = f"{method.name}, {', '.join(f'{name}={value}' for name, value in options.items())}"
-    return changed
+    name = f"{method.name}, {', '.join(f'{option}={value}' for option, value in options.items())}"
+    return method.changed(name=name, options=method.entry.settings(**{**method.options, **options}))
 
 
 def spread(maps: Tensor, data_range: float | None = None) -> dict[str, Tensor]:
@@ -150,14 +146,14 @@ def hyperparameter_sensitivity(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     sweep: Sweep | None = None,
     grid: int = 4,
     baseline: str = "zeros",
     data_range: DataRange = None,
     channels: Channels = "summed",
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score the similarity of a method's maps over the values of its hyperparameters, in [-1, 1]; higher (less sensitive) is better.
 
     ``score`` is the mean Spearman correlation over all pairs of settings; ``ssim`` and ``deviation`` are those of :func:`spread`. Several

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import splu
@@ -22,7 +21,7 @@ from idsds.common.batching import default_batch, in_batches
 from idsds.common.randomness import Draws
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 
 #: Fractions of the pixels that are removed.
 SHARES = tuple(step / 10 for step in range(1, 10))
@@ -31,17 +30,10 @@ SHARES = tuple(step / 10 for step in range(1, 10))
 @lru_cache(maxsize=8)
 def _neighbours(height: int, width: int) -> sparse.csr_array:
     """Return the weights of each pixel's neighbours inside the image, (n, n), with rows that sum to 1."""
-    index = np.arange(height * width).reshape(height, width)
-    rows, columns, weights = [], [], []
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            if down or right:
-                here = index[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)].ravel()
-                rows.append(here)
-                columns.append(here + down * width + right)
-                weights.append(np.full(len(here), 1.0 if down and right else 2.0))
-    found = sparse.csr_array((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(index.size,) * 2)
-    return sparse.csr_array(sparse.diags_array(1 / found.sum(axis=1)) @ found)
+    above_or_below, beside = (sparse.eye_array(side, k=1) + sparse.eye_array(side, k=-1) for side in (height, width))
+    direct = sparse.kron(above_or_below, sparse.eye_array(width)) + sparse.kron(sparse.eye_array(height), beside)
+    weights = sparse.csr_array(2 * direct + sparse.kron(above_or_below, beside))
+    return sparse.csr_array(sparse.diags_array(1 / weights.sum(axis=1)) @ weights)
 
 
 def impute(images: Tensor, removed: Tensor) -> Tensor:
@@ -114,9 +106,7 @@ def road_curve(
     passes=lambda methods, **_: shared_passes(methods) + Passes(len(SHARES) * len(methods)),
     source="Rong et al., ICML 2022",
 )
-def road(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, noise: float = 0.01
-) -> dict[str, dict[str, Tensor]]:
+def road(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, noise: float = 0.01) -> Columns:
     """Score the mean of :func:`road_curve`, in [0, 1]; lower is better. Columns ``score`` and ``curve`` (B, 9)."""
     columns = {}
     for name, maps in shared_maps(methods, batch.images, batch.targets, batch.image_ids).items():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,7 +30,7 @@ from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.maps import as_map, check_batch
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 from idsds.protocols.single_deletion import Quantity, patch_sums
 
 Order = Literal["ascending", "descending"]
@@ -175,9 +175,10 @@ class Schedule:
             check_name(kind, getattr(self, kind), allowed)
         as_whole("steps", self.steps)
 
-    def counts(self, images: Tensor) -> list[int]:
-        """Return how many of the images' units are replaced at each point of the curve."""
-        return _counts(images[0, 0].numel() if self.units == "pixels" else self.grid**2, self.steps, self.endpoint)
+    def counts(self, pixels: int) -> list[int]:
+        """Return how many units of an image of ``pixels`` are replaced at each point of the curve."""
+        units = pixels if self.units == "pixels" else self.grid**2
+        return [k * units // self.steps for k in range(self.steps + self.endpoint)]
 
     def places(self, importance: Tensor) -> Tensor:
         """Return each unit's rank in the order, (B, n) -> (B, n), with ties in order of index."""
@@ -203,7 +204,7 @@ def _curve(schedule: Schedule, explained: Explained, outputs: Outputs, images: T
     (start, end), importance = ends, explained(images)
     place = schedule.places(importance)
     # Few patches and many steps: each distinct image once.
-    distinct, index = torch.tensor(schedule.counts(images), device=images.device).unique(return_inverse=True)
+    distinct, index = torch.tensor(schedule.counts(images[0, 0].numel()), device=images.device).unique(return_inverse=True)
 
     def points(pairs: Tensor) -> Tensor:
         image, count = pairs // len(distinct), distinct[pairs % len(distinct)]
@@ -222,7 +223,7 @@ def _updated_curve(
     start, end = ends
     current, undefined, gone = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
     curve = []
-    for count in schedule.counts(images):
+    for count in schedule.counts(images[0, 0].numel()):
         if count:  # the first point is the start itself
             importance = explained(current)  # (B, n)
             undefined = undefined | importance.isnan().any(dim=1)
@@ -232,11 +233,6 @@ def _updated_curve(
             current = torch.where(schedule.as_mask(gone, start), end, start)
         curve.append(in_batches(outputs, current, targets, size=size).masked_fill(undefined, torch.nan))
     return torch.stack(curve, dim=1)
-
-
-def _counts(n: int, steps: int, endpoint: bool) -> list[int]:
-    """Return how many of n units are replaced at each point of the curve."""
-    return [k * n // steps for k in range(steps + endpoint)]
 
 
 def _maps(method: Explainer, images: Tensor, targets: Tensor, image_ids: Sequence[object]) -> Tensor:
@@ -259,32 +255,14 @@ def _passes(
     gain: bool = False,
     **_: Any,
 ) -> Passes:
-    counts = list(range(steps + (rule == "trapezoid"))) if units == "pixels" else _counts(grid * grid, steps, rule == "trapezoid")
+    counts = Schedule(steps, units=units, grid=grid, endpoint=rule == "trapezoid").counts(
+        steps
+    )  # of an image with as many pixels as steps, or more
     curves = len(methods) * (1 + gain)
     if update:  # once the image has changed, methods cannot share maps
         times = sum(count > 0 for count in counts) * (1 + gain)
         return sum(((method.passes or Passes(0)).times(times) for method in methods), Passes(len(counts) * curves))
     return shared_passes(methods) + Passes(len(set(counts)) * curves)
-
-
-def _columns(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, update: bool, rule: Rule, gain: bool, settings: dict[str, Any]
-) -> dict[str, dict[str, Tensor]]:
-    """Return ``score`` (B,) and ``curve`` (B, S) by method name; methods share the first maps, but not those after an update.
-
-    With ``gain`` the curve is the difference between deletion in ascending and in descending order.
-    """
-    check_name("rule", rule, RULES)
-    settings = {**settings, "update": update, "endpoint": rule == "trapezoid", "image_ids": batch.image_ids, "seed": methods[0].seed}
-    maps = {} if update else shared_maps(methods, batch.images, batch.targets, batch.image_ids)
-    columns = {}
-    for method in methods:
-        explainer = method if update else maps[method.name]
-        curve = incremental_deletion_curve(model, explainer, batch.images, batch.targets, **settings)
-        if gain:
-            curve = curve - incremental_deletion_curve(model, explainer, batch.images, batch.targets, **{**settings, "order": "descending"})
-        columns[method.name] = {"score": area_under_curve(curve, rule=rule), "curve": curve}
-    return columns
 
 
 def _register(
@@ -294,21 +272,25 @@ def _register(
     source: str,
     default_baseline: str = "zeros",
     gain: bool = False,
-    entry: Mapping[str, Any] = MappingProxyType({}),
+    in_domain: bool = False,
     **fixed: Any,
 ) -> None:
-    entry = {"in_domain": False, "range": (-1 if gain else 0, 1), **entry}
-    in_patches: Units = "patches" if entry["in_domain"] else "pixels"  # as many as in fine-tuning
+    in_patches: Units = "patches" if in_domain else "pixels"  # as many as in fine-tuning
 
-    def passes(methods: Sequence[Method], *, units: Units = in_patches, **settings: Any) -> Passes:
-        return _passes(methods, units=units, gain=gain, **settings)
-
-    @register_protocol(name, higher_is_better=higher_is_better, passes=passes, source=source, **entry)
+    @register_protocol(
+        name,
+        higher_is_better=higher_is_better,
+        range=(-1 if gain else 0, 1),
+        in_domain=in_domain,
+        masked_share=1.0 if in_domain else None,
+        passes=partial(_passes, units=in_patches, gain=gain),
+        source=source,
+    )
     def protocol(
         model: nn.Module,
         methods: Sequence[Method],
         batch: Batch,
-        prepared: dict[str, Tensor],
+        prepared: Prepared,
         *,
         steps: int = 32,
         baseline: str = default_baseline,
@@ -316,9 +298,21 @@ def _register(
         units: Units = in_patches,
         grid: int = 4,
         rule: Rule = "mean",
-    ) -> dict[str, dict[str, Tensor]]:
-        settings = {"steps": steps, "baseline": baseline, "units": units, "grid": grid, **fixed}
-        return _columns(model, methods, batch, update, rule, gain, settings)
+    ) -> Columns:
+        check_name("rule", rule, RULES)
+        settings: dict[str, Any] = {"steps": steps, "baseline": baseline, "update": update, "units": units, "grid": grid, **fixed}
+        settings |= {"endpoint": rule == "trapezoid", "image_ids": batch.image_ids, "seed": methods[0].seed}
+        explainers: Mapping[str, Explainer] = {method.name: method for method in methods}
+        if not update:  # methods share the maps of the intact images, but not those after an update
+            explainers = shared_maps(methods, batch.images, batch.targets, batch.image_ids)
+        columns = {}
+        for method, explainer in explainers.items():
+            curve = incremental_deletion_curve(model, explainer, batch.images, batch.targets, **settings)
+            if gain:  # the difference between deletion in ascending and in descending order
+                backwards = {**settings, "order": "descending"}
+                curve = curve - incremental_deletion_curve(model, explainer, batch.images, batch.targets, **backwards)
+            columns[method] = {"score": area_under_curve(curve, rule=rule), "curve": curve}
+        return columns
 
     protocol.__doc__ = f"""Score {what}.
 
@@ -351,20 +345,13 @@ _register(
     mode="insertion",
 )
 GAIN = "the mean probability lost by deleting {} most attributed rather than least attributed first, in [-1, 1]; higher is better, random 0"
-ON_MASKS = {"in_domain": True, "masked_share": 1.0}
-_register(
-    "symmetric_relevance_gain",
-    GAIN.format("pixels"),
-    True,
-    "Blücher et al., TMLR 2024",
-    gain=True,
-)
+_register("symmetric_relevance_gain", GAIN.format("pixels"), True, "Blücher et al., TMLR 2024", gain=True)
 _register(
     "in_domain_incremental_deletion",
     "the mean probability in [0, 1] while the least attributed patches are deleted first, on a net fine-tuned with any number deleted",
     True,
     "Hesse, Schaub-Meyer, Roth, NeurIPS 2024 (their fine-tuning combined with their incremental deletion)",
-    entry=ON_MASKS,
+    in_domain=True,
 )
 _register(
     "in_domain_relevance_gain",
@@ -372,5 +359,5 @@ _register(
     True,
     "Blücher et al., TMLR 2024, on a net fine-tuned in the manner of Hesse, Schaub-Meyer, Roth, NeurIPS 2024",
     gain=True,
-    entry=ON_MASKS,
+    in_domain=True,
 )

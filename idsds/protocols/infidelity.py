@@ -24,7 +24,7 @@ from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.methods.maps import as_map, check_batch
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 
 Perturbation = Literal["gaussian", "square"]
 
@@ -154,13 +154,13 @@ def infidelity_protocol(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     perturbation: Perturbation = "gaussian",
     sigma: float = 0.1,
     samples: int = 10,
     normalise: bool = False,
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score infidelity, 0 or more, lower is better; arguments as for :func:`infidelity`, ``prepared`` as from :func:`logit_changes`.
 
     Columns ``score`` and, whatever ``normalise`` is, ``raw``, which depends on the map's scale, and ``normalised``, which depends on
@@ -241,12 +241,12 @@ def max_sensitivity_protocol(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     radius: float = 0.02,
     samples: int = 10,
     normalise: bool = True,
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score max-sensitivity, 0 or more, lower is better; arguments as for :func:`max_sensitivity`.
 
     A map that never changes, such as that of a control, is perfectly insensitive. Columns ``score``, ``raw`` and ``normalised``. The

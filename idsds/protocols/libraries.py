@@ -14,13 +14,13 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -28,13 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from idsds.common.randomness import generator, seeded
-from idsds.methods.base import Method, shared_maps, shared_passes
+from idsds.methods.base import Method, shared_maps
 from idsds.methods.libraries.base import MissingLibraryError
 from idsds.models.base import frozen
-from idsds.protocols.base import PROTOCOLS, Asks, Batch, ProtocolEntry, on_model
+from idsds.protocols.base import PROTOCOLS, Asks, Batch, Columns, Prepared, ProtocolEntry, on_model
 from idsds.protocols.localisation import mosaics
 
-INFINITE = math.inf
 #: Number of companions for metrics that compare images.
 COMPANIONS = 31
 #: Number of maps per call, at most.
@@ -50,7 +49,7 @@ class Metric:
 
     Args:
         asks: what it asks of a map.
-        options: arguments of the class that differ from its defaults; a callable is called with the batch's images.
+        options: arguments of the class that differ from its defaults.
         batched: what may be scored in one call with the scores of single calls: ``images`` of one method, ``maps`` of any, or nothing.
         direction: a note if Quantus states the opposite of its values' direction.
     """
@@ -65,7 +64,7 @@ class Metric:
 
 FEW = {"nr_samples": 10}
 STEPS = {"features_in_step": 0}
-UNBOUNDED = (0, INFINITE)
+UNBOUNDED = (0, inf)
 #: By class name. ``features_in_step=0`` means a sixteenth of the pixels, ``k=0`` a quarter of a mosaic's.
 METRICS: Mapping[str, Metric] = {
     "FaithfulnessCorrelation": Metric("right", True, (-1, 1)),
@@ -82,7 +81,7 @@ METRICS: Mapping[str, Metric] = {
     "Completeness": Metric("right", True),
     "NonSensitivity": Metric("right", False, UNBOUNDED, batched="maps"),
     "InputInvariance": Metric("stable", True),
-    "Continuity": Metric("stable", False, (-INFINITE, INFINITE), {"nr_steps": 8}),
+    "Continuity": Metric("stable", False, (-inf, inf), {"nr_steps": 8}),
     "LocalLipschitzEstimate": Metric("stable", False, UNBOUNDED, FEW),
     "MaxSensitivity": Metric("stable", False, UNBOUNDED, FEW),
     "AvgSensitivity": Metric("stable", False, UNBOUNDED, FEW),
@@ -92,11 +91,11 @@ METRICS: Mapping[str, Metric] = {
     "RelativeRepresentationStability": Metric("stable", False, UNBOUNDED, FEW),
     "MPRT": Metric("dependent", False, (-1, 1), batched="images"),
     "SmoothMPRT": Metric("dependent", False, (-1, 1), {"nr_samples": 4}),
-    "EfficientMPRT": Metric("dependent", True, (-INFINITE, INFINITE), batched="images"),
+    "EfficientMPRT": Metric("dependent", True, (-inf, inf), batched="images"),
     "RandomLogit": Metric("dependent", False, (-1, 1)),
     "PointingGame": Metric("localised", True, batched="maps"),
     "TopKIntersection": Metric("localised", True, options={"k": 0}, batched="maps"),
-    "RelevanceMassAccuracy": Metric("localised", True, (-INFINITE, INFINITE), batched="maps"),
+    "RelevanceMassAccuracy": Metric("localised", True, (-inf, inf), batched="maps"),
     "RelevanceRankAccuracy": Metric("localised", True, batched="maps"),
     "AttributionLocalisation": Metric("localised", True, batched="maps"),
     "AUC": Metric("localised", True, batched="maps"),
@@ -113,11 +112,6 @@ LEFT_OUT: Mapping[str, str] = {
 }
 
 
-def names() -> list[str]:
-    """Return the names that may follow ``quantus/``."""
-    return list(METRICS)
-
-
 def entry_of(key: str) -> ProtocolEntry:
     """Return the entry of ``quantus/Name``.
 
@@ -129,9 +123,7 @@ def entry_of(key: str) -> ProtocolEntry:
         raise MissingLibraryError(f"{key!r} needs quantus, which is not installed: pip install 'idsds[quantus]'", name="quantus")
     metric = METRICS[name]
 
-    def function(
-        model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], **settings: Any
-    ) -> dict[str, dict[str, Tensor]]:
+    def function(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, **settings: Any) -> Columns:
         return quantus_scores(name, model, methods, batch, {**metric.options, **settings})
 
     function.__doc__ = f"Score with Quantus' {name}; {'higher' if metric.higher_is_better else 'lower'} is better."
@@ -139,23 +131,20 @@ def entry_of(key: str) -> ProtocolEntry:
     own = [inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=value) for option, value in metric.options.items()]
     taken = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     function.__signature__ = inspect.Signature([*taken, *own])  # type: ignore[attr-defined]
-    return ProtocolEntry(
+    return ProtocolEntry(  # its passes are those for the maps alone; the metric's own are not counted
         name=key,
         function=function,
         higher_is_better=metric.higher_is_better,
         range=metric.range,
-        passes=lambda methods, **_: shared_passes(methods),  # passes for the maps alone; the metric's own are not counted
         source=f"Quantus 0.6: {name}",
         asks=metric.asks,
     )
 
 
-PROTOCOLS.add_library("quantus", names, entry_of)
+PROTOCOLS.add_library("quantus", lambda: METRICS, entry_of)
 
 
-def quantus_scores(
-    name: str, model: nn.Module, methods: Sequence[Method], batch: Batch, options: Mapping[str, Any]
-) -> dict[str, dict[str, Tensor]]:
+def quantus_scores(name: str, model: nn.Module, methods: Sequence[Method], batch: Batch, options: Mapping[str, Any]) -> Columns:
     """Score maps with a Quantus metric: ``score`` (B,) by method, NaN for a map that is not finite or zero everywhere.
 
     Args:

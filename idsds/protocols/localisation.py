@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from idsds.common.randomness import generator
 from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps, shared_passes
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, on_model, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, on_model, register_protocol
 
 Size = Literal["full", "shrunk"]
 
@@ -70,8 +70,8 @@ def cell_share(maps: Tensor, cells: Tensor, side: int) -> Tensor:
 
 @register_protocol(higher_is_better=True, range=(0, 1), asks="localised", source="Böhle et al., CVPR 2021")
 def grid_pointing_game(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2, size: Size = "full"
-) -> dict[str, dict[str, Tensor]]:
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, side: int = 2, size: Size = "full"
+) -> Columns:
     """Score the fraction of positive attribution in the target's cell, in [0, 1]; higher is better, 1 / side^2 for uniform maps.
 
     Args:
@@ -168,14 +168,14 @@ def _check_disconnected(net: nn.Module, apart: nn.Module, images: Tensor, mosaic
         )
 
 
-def _passes(methods: Sequence[Method], **_: Any) -> Passes:
-    return shared_passes(methods) + Passes(2, 1)  # what the net says of the image and of the mosaic is compared
-
-
-@register_protocol(higher_is_better=True, range=(0, 1), asks="localised", passes=_passes, source="Rao et al., CVPR 2022")
-def difull(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, side: int = 2
-) -> dict[str, dict[str, Tensor]]:
+@register_protocol(
+    higher_is_better=True,
+    range=(0, 1),
+    asks="localised",
+    passes=lambda methods, **_: shared_passes(methods) + Passes(2, 1),  # the net's logits for the image and for the mosaic are compared
+    source="Rao et al., CVPR 2022",
+)
+def difull(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, side: int = 2) -> Columns:
     """Score the fraction of the positive attribution in the only cell that the net is connected to, in [0, 1]; higher is better.
 
     The mosaics are those of :func:`grid_pointing_game`; each layer sees every cell separately, and the classifier only the cell of the

@@ -13,7 +13,6 @@ Source: Hesse, Schaub-Meyer, Roth, "FunnyBirds", ICCV 2023 (arXiv 2308.06248).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import combinations
 from math import factorial
 from typing import Any
@@ -195,20 +194,11 @@ def controlled_data(logits: Tensor, targets: Tensor, chosen: Tensor, variants: T
 
 def sufficient_sets(variants: Tensor, target: int) -> Tensor:
     """Return the minimal sets of parts whose variants in ``target`` occur in no other class, bool (N, P)."""
-    return _sufficient(tuple(map(tuple, variants.tolist())), target)
-
-
-@lru_cache(maxsize=1000)
-def _sufficient(variants: tuple[tuple[int, ...], ...], target: int) -> Tensor:
-    parts, own = range(len(variants[target])), variants[target]
-    others = [row for number, row in enumerate(variants) if number != target]
-    found: list[tuple[int, ...]] = []
-    for size in range(1, len(parts) + 1):
-        for some in combinations(parts, size):
-            shared = any(all(row[part] == own[part] for part in some) for row in others)
-            if not shared and not any(set(less) < set(some) for less in found):
-                found.append(some)
-    return torch.tensor([[part in some for part in parts] for some in found], dtype=torch.bool).view(-1, len(parts))
+    sets = members(variants.shape[1])[1:].to(variants.device)  # (S - 1, P), without the empty set
+    differs = (variants != variants[target])[torch.arange(len(variants)) != target]  # (K - 1, P)
+    sets = sets[(sets[:, None] & differs).any(dim=2).all(dim=1)]
+    contains = (sets[:, None] | ~sets).all(dim=2)  # (N, N): does the first contain the second? Each contains itself
+    return sets[contains.sum(dim=1) == 1]
 
 
 def subset_of(chosen: Tensor) -> Tensor:

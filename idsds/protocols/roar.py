@@ -120,7 +120,7 @@ def replace_pixels(images: Tensor, ranks: Tensor, share: float, kind: Kind, fill
     return torch.where(replacement_mask(ranks, share, kind), fill.to(images)[:, None, None], images)
 
 
-def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
+def mask_images(ranks: Tensor, share: float) -> Tensor:
     """Return images of the positions that ROAR replaces: white where it does, black elsewhere.
 
     The pixels that KAR replaces at a fraction are the complement of those that ROAR replaces at one minus it (up to one pixel, by
@@ -129,23 +129,16 @@ def mask_images(ranks: Tensor, share: float, channels: int = 3) -> Tensor:
     Args:
         ranks: (B, 1, H, W), from :func:`pixel_ranks`.
         share: fraction of the pixels, most important first, that are replaced, in [0, 1].
-        channels: C.
 
     Returns:
-        (B, C, H, W), 1.0 or 0.0.
+        (B, 3, H, W), 1.0 or 0.0.
     """
-    return replacement_mask(ranks, share).float().expand(-1, channels, -1, -1)
+    return replacement_mask(ranks, share).float().expand(-1, 3, -1, -1)
 
 
 def mask_shares(shares: Sequence[float], kinds: Sequence[Kind]) -> list[float]:
-    """Return, in ascending order, the fractions at which :func:`mask_images` shows the pixels replaced at ``shares`` under ``kinds``.
-
-    Args:
-        shares: fractions of the pixels that are replaced.
-        kinds: some of :data:`KINDS`; for ``keep`` the complement of a fraction is shown.
-    """
-    wanted = [mask_share(share, kind) for kind in kinds for share in shares]
-    return sorted(set(wanted))
+    """Return the :func:`mask_share` of all ``shares`` and ``kinds``, ascending."""
+    return sorted({mask_share(share, kind) for kind in kinds for share in shares})
 
 
 def mask_share(share: float, kind: Kind) -> float:

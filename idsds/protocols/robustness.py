@@ -32,7 +32,7 @@ from idsds.methods.base import Method, Passes, shared_passes
 from idsds.methods.maps import Channels
 from idsds.models.base import frozen
 from idsds.models.quantity import plain_logits
-from idsds.protocols.base import Batch, normalisation_of, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, normalisation_of, register_protocol
 from idsds.protocols.gmic_filters import GMIC_FILTERS, load_gmic
 from idsds.protocols.similarity import DataRange, maps_to_compare, range_of, spearman, structural_similarity, top_intersection
 
@@ -51,42 +51,32 @@ def rotate(images: Tensor, angle: float) -> Tensor:
     return transforms.rotate(images, angle, interpolation=InterpolationMode.BILINEAR, fill=0.0)
 
 
-def detail(images: Tensor, amount: float = 1.0) -> Tensor:
+def detail(images: Tensor) -> Tensor:
     """Add to images in [0, 1] the detail that a Gaussian blur of 1 pixel removes."""
-    return (images + amount * (images - _blur(images, 1.0))).clamp(0, 1)
+    return (images + (images - _blur(images, 1.0))).clamp(0, 1)
 
 
-def mighty_detail(images: Tensor, amount: float = 1.5) -> Tensor:
-    """Add to images in [0, 1] the mean of the details that blurs of 1, 2 and 4 pixels remove."""
+def mighty_detail(images: Tensor) -> Tensor:
+    """Add to images in [0, 1] 1.5 times the mean of the details that blurs of 1, 2 and 4 pixels remove."""
     lost = sum(images - _blur(images, sigma) for sigma in (1.0, 2.0, 4.0)) / 3
-    return (images + amount * lost).clamp(0, 1)
+    return (images + 1.5 * lost).clamp(0, 1)
 
 
-def local_normalisation(images: Tensor, sigma: float = 4.0, strength: float = 0.5) -> Tensor:
+def local_normalisation(images: Tensor) -> Tensor:
     """Mix images in [0, 1] in equal parts with a version whose luminance has local mean 0.5 and deviation 0.2; hues are kept."""
     luminance = transforms.rgb_to_grayscale(images)
-    mean = _blur(luminance, sigma)
-    deviation = (_blur(luminance.square(), sigma) - mean.square()).clamp(min=0).sqrt()
+    mean = _blur(luminance, 4.0)
+    deviation = (_blur(luminance.square(), 4.0) - mean.square()).clamp(min=0).sqrt()
     wanted = 0.5 + 0.2 * (luminance - mean) / (deviation + 0.05)
-    return (images + strength * (wanted - luminance)).clamp(0, 1)
-
-
-def chroma_boost(images: Tensor, factor: float = 1.5) -> Tensor:
-    """Multiply the saturation of images in [0, 1] by ``factor``; a grey image stays unchanged."""
-    return transforms.adjust_saturation(images, factor)
-
-
-def sharpen(images: Tensor, factor: float = 3.0) -> Tensor:
-    """Sharpen images in [0, 1] with torchvision."""
-    return transforms.adjust_sharpness(images, factor)
+    return (images + 0.5 * (wanted - luminance)).clamp(0, 1)
 
 
 FILTERS: dict[str, Augmentation] = {
     "detail": detail,
     "local_normalisation": local_normalisation,
-    "chroma_boost": chroma_boost,
+    "chroma_boost": partial(transforms.adjust_saturation, saturation_factor=1.5),
     "mighty_detail": mighty_detail,
-    "sharpen": sharpen,
+    "sharpen": partial(transforms.adjust_sharpness, sharpness_factor=3.0),
 }
 
 
@@ -214,7 +204,7 @@ def augmentation_robustness(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     kind: Group = "rotations",
     filters: Filters = "torchvision",
@@ -222,7 +212,7 @@ def augmentation_robustness(
     threshold: float = 0.05,
     top_share: float = 0.05,
     data_range: DataRange = None,
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score the similarity of maps under rotations or photo filters, in [-1, 1]; higher is better.
 
     ``score`` is the requested ``similarity``; the columns have all three. SSIM favours sparse maps, the top-k intersection does not.

@@ -29,7 +29,7 @@ from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_passes
 from idsds.methods.maps import Channels
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, on_model, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, on_model, register_protocol
 from idsds.protocols.similarity import DataRange, maps_to_compare, range_of, structural_similarity
 from idsds.protocols.single_deletion import centred_ranks, correlated
 
@@ -42,17 +42,14 @@ def layers_from_the_top(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][::-1]
 
 
-def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0, share: bool = False) -> nn.Module:
-    """Return a copy of the model with new random parameters in ``layers``.
+def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0) -> nn.Module:
+    """Return a copy of the model with new random parameters in ``layers``, which shares the other layers' tensors; for evaluation only.
 
     Each tensor is redrawn from a normal distribution with its own mean and standard deviation, keyed by seed and name, so that
     activations keep their magnitude. Constant tensors (an untrained norm) and running statistics stay unchanged.
-
-    Args:
-        share: whether to share the other layers' tensors with ``model`` instead of copying them.
     """
     drawn = {id(p) for layer in layers for p in model.get_submodule(layer).parameters(recurse=False)}
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if share and id(tensor) not in drawn}
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in drawn}
     changed = copy.deepcopy(model, shared)
     with torch.no_grad():
         for layer in layers:
@@ -64,9 +61,7 @@ def randomise(model: nn.Module, layers: Sequence[str], seed: int = 0, share: boo
 
 
 def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 4, seed: int = 0) -> Iterator[nn.Module]:
-    """Yield models with more and more layers randomised, or with one group of layers after another.
-
-    They share the other layers' tensors with the model and are for evaluation only.
+    """Yield models with more and more layers randomised, or with one group of layers after another, see :func:`randomise`.
 
     Args:
         mode: ``cascading``, the top 1/depths of the layers, then 2/depths, up to all; ``independent``, each of these groups alone.
@@ -83,7 +78,7 @@ def randomised_models(model: nn.Module, mode: Mode = "cascading", depths: int = 
         raise ValueError("the model has no parameters to randomise")
     bounds = [depth * len(layers) // depths for depth in range(depths + 1)]
     for start, end in pairwise(bounds):
-        yield randomise(model, layers[:end] if mode == "cascading" else layers[start:end], seed, share=True)
+        yield randomise(model, layers[:end] if mode == "cascading" else layers[start:end], seed)
 
 
 @register_protocol(
@@ -97,7 +92,7 @@ def sanity_check(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     mode: Mode = "cascading",
     depths: int = 4,
@@ -105,7 +100,7 @@ def sanity_check(
     ssim: bool = True,
     data_range: DataRange = None,
     channels: Channels = "summed",
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score the similarity between maps of the intact and of randomised models, in [0, 1]; lower is better.
 
     ``score = mean over depths of |Spearman correlation over pixels|``: a map that only flips its sign still shows the same thing. Columns
@@ -140,7 +135,7 @@ def _by_depth(
     *,
     absolute: bool = False,
     data_range: DataRange = None,
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Return by method and kind the similarity of a net's maps to those of other nets, (B, others)."""
     with frozen(model):
         intact = {name: _Compared(maps, absolute, range_of(data_range, name)) for name, maps in explain(model).items()}
@@ -163,13 +158,13 @@ def smooth_mprt(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     mode: Mode = "cascading",
     depths: int = 4,
     samples: int = 8,
     sigma: float = 0.2,
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score like :func:`sanity_check`, but with maps averaged over noisy copies of the image, in [0, 1]; lower is better.
 
     Averaging removes noise, so a map cannot pass by being noisy (the smooth MPRT; the paper uses SSIM, here it is the rank correlation of
@@ -206,9 +201,7 @@ def smooth_mprt(
     asks="dependent",
     source="Hedström et al., 2023 (arXiv 2401.06465)",
 )
-def efficient_mprt(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, bins: int = 100
-) -> dict[str, dict[str, Tensor]]:
+def efficient_mprt(model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, bins: int = 100) -> Columns:
     """Score the relative increase in complexity from the intact net's maps to a fully randomised net's; higher is better.
 
     ``score = (H(random) - H(intact)) / H(intact)``, H the :func:`histogram_entropy`. A map that stays the same scores 0; a map with all
@@ -266,12 +259,12 @@ def random_logit(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     similarity: str = "ssim",
     data_range: DataRange = None,
     channels: Channels = "summed",
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score the similarity between the maps for the target and for another class, in [-1, 1]; lower is better.
 
     A map that is the same for every class does not explain the class.
@@ -312,7 +305,7 @@ class _Compared:
         return correlated(self.ranks[kind], centred_ranks(second))
 
 
-def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method], batch: Batch) -> dict[str, dict[str, Tensor]]:
+def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method], batch: Batch) -> Columns:
     """Compare the maps of two nets per image, for example one trained on true and one on permuted labels; lower is better.
 
     The label randomisation test: a net that has memorised permuted labels has learned nothing that explains a class. A map that is the
@@ -326,9 +319,8 @@ def compare_models(model: nn.Module, other: nn.Module, methods: Sequence[Method]
     Returns:
         For each method's name the columns ``spearman``, ``absolute`` (Spearman of absolute values) and ``ssim``, (B,) each.
     """
-    with frozen(model), frozen(other):
-        first, second = maps_on(model, methods, batch), maps_on(other, methods, batch)
-    return {name: {kind: _Compared(maps).similarity(kind, second[name]) for kind in SIMILARITIES} for name, maps in first.items()}
+    found = _by_depth(model, lambda net: maps_on(net, methods, batch), [other], SIMILARITIES)
+    return {name: {kind: each[:, 0] for kind, each in values.items()} for name, values in found.items()}
 
 
 def maps_on(net: nn.Module, methods: Sequence[Method], batch: Batch, channels: Channels = "summed") -> dict[str, Tensor]:

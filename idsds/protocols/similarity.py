@@ -7,7 +7,7 @@ Fragile", AAAI 2019 (top-k intersection).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -115,10 +115,3 @@ def _membership(values: Tensor, k: int) -> Tensor:
 def _check(first: Tensor, second: Tensor, channels: int | None = 1) -> None:
     if first.shape != second.shape or first.ndim != 4 or first.shape[1] != (channels or first.shape[1]):
         raise ValueError(f"maps must have one shape (B, {channels or 'C'}, H, W), not {tuple(first.shape)} and {tuple(second.shape)}")
-
-
-SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "spearman": spearman,
-    "ssim": structural_similarity,
-    "top_intersection": top_intersection,
-}

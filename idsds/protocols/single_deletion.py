@@ -21,7 +21,7 @@ from idsds.common.registry import check_name
 from idsds.methods.base import Method, Passes, shared_maps
 from idsds.methods.maps import check_batch
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, MeanOverImages, register_protocol
+from idsds.protocols.base import Batch, Columns, MeanOverImages, Prepared, register_protocol
 
 Quantity = Literal["logit", "probability"]
 
@@ -63,22 +63,28 @@ def deletion_drops(
         UnknownNameError: for an unknown baseline or quantity.
         ValueError: if the grid does not divide the image.
     """
-    check_batch(images, targets, image_ids)
-    replacement = baseline_images(images, baseline, seed=seed, image_ids=image_ids)
-    intact, deleted = _all_outputs(model, images, targets, replacement, (grid, offset), quantity, batch)
-    return intact.gather(1, targets[:, None]) - deleted
+    of = Batch(images, targets, image_ids)  # type: ignore[arg-type]
+    return deletion_table(model, of, batch, grid=grid, baseline=baseline, quantity=quantity, offset=offset, seed=seed)["drops"]
 
 
-def _all_outputs(
+def deletion_table(
     model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    replacement: Tensor,
-    patches: tuple[int, int],
-    quantity: str,
-    batch: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs for the intact images, (B, K), and the target's after each deletion of ``patches`` (grid, offset), (B, n)."""
+    batch: Batch,
+    size: int | None = None,
+    *,
+    grid: int = 4,
+    baseline: str = "zeros",
+    quantity: Quantity = "logit",
+    offset: int = 0,
+    seed: int = 0,
+) -> Prepared:
+    """Compute the reference for every method with 1 + n forward passes: ``intact`` (B,), ``prediction`` (B,), ``drops`` (B, n).
+
+    ``size`` is the number of images per pass; None bounds it by memory. The rest is as for :func:`deletion_drops`.
+    """
+    images, targets, patches = batch.images, batch.targets, (grid, offset)
+    check_batch(images, targets, batch.image_ids)
+    replacement = baseline_images(images, baseline, seed=seed, image_ids=batch.image_ids)
     number = shifted(*images.shape[-2:], *patches)[1] ** 2
     check_name("quantity", quantity, ("logit", "probability"))
 
@@ -103,8 +109,9 @@ def _all_outputs(
         return intact, torch.stack(columns)
 
     with torch.inference_mode(), frozen(model):
-        found, _ = halving(everything, batch or default_batch(images))
-    return found
+        (intact, deleted), _ = halving(everything, size or default_batch(images))  # (B, K), (B, n)
+    target = intact.gather(1, targets[:, None])
+    return {"intact": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
 
 
 def patch_sums(maps: Tensor, grid: int = 4, offset: int = 0) -> Tensor:
@@ -188,24 +195,6 @@ def average_ranks(values: Tensor) -> Tensor:
     return torch.empty_like(ranks, memory_format=torch.contiguous_format).scatter_(1, order, ranks)
 
 
-def deletion_table(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    grid: int = 4,
-    baseline: str = "zeros",
-    quantity: Quantity = "logit",
-    offset: int = 0,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Compute the reference for every method with 1 + n forward passes: ``intact`` (B,), ``prediction`` (B,), ``drops`` (B, n)."""
-    check_batch(batch.images, batch.targets, batch.image_ids)
-    replacement = baseline_images(batch.images, baseline, seed=seed, image_ids=batch.image_ids)
-    intact, deleted = _all_outputs(model, batch.images, batch.targets, replacement, (grid, offset), quantity, None)
-    target = intact.gather(1, batch.targets[:, None])
-    return {"intact": target[:, 0], "prediction": intact.argmax(dim=1), "drops": target - deleted}
-
-
 _SHARED: dict[str, Any] = {
     "higher_is_better": True,
     "range": (-1, 1),
@@ -218,8 +207,8 @@ _SHARED: dict[str, Any] = {
 @register_protocol("single_deletion", **_SHARED)
 @register_protocol("idsds", in_domain=True, **_SHARED)
 def single_deletion(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, grid: int = 4, offset: int = 0, **_: Any
-) -> dict[str, dict[str, Tensor]]:
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, grid: int = 4, offset: int = 0, **_: Any
+) -> Columns:
     """Score the Spearman correlation between drops and patch sums, in [-1, 1]; higher is better, about 0 for a random map.
 
     ``idsds`` is the score on a model fine-tuned with deletions, ``single_deletion`` that on the model before fine-tuning.

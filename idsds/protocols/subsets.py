@@ -22,7 +22,7 @@ from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws
 from idsds.methods.base import Method, Passes, shared_maps
 from idsds.models.base import frozen
-from idsds.protocols.base import Batch, register_protocol
+from idsds.protocols.base import Batch, Columns, Prepared, register_protocol
 
 #: Set sizes of sensitivity-n, as fractions of the pixels.
 SIZES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -47,8 +47,11 @@ def random_sets(images: Tensor, shares: Sequence[float], samples: int, *, seed: 
     return torch.cat(sets, dim=1)
 
 
-def set_drops(model: nn.Module, images: Tensor, targets: Tensor, replacement: Tensor, sets: Tensor) -> Tensor:
-    """Return the drop in the target's logit when each set of pixels is replaced, (B, S), from sets (B, S, H * W)."""
+def _prepared(model: nn.Module, batch: Batch, shares: Sequence[float], samples: int, baseline: str, seed: int) -> Prepared:
+    """Compute the ``drops`` in the target's logit when each random set of pixels is replaced, (B, S)."""
+    images, targets, ids = batch.images, batch.targets, batch.image_ids
+    sets = random_sets(images, shares, samples, seed=seed, image_ids=ids)  # (B, S, H * W)
+    replacement = baseline_images(images, baseline, seed=seed, image_ids=ids)
     size, count = default_batch(images), sets.shape[1]
 
     def logit(images: Tensor, targets: Tensor) -> Tensor:
@@ -61,7 +64,8 @@ def set_drops(model: nn.Module, images: Tensor, targets: Tensor, replacement: Te
 
     with torch.inference_mode(), frozen(model):
         pairs = torch.arange(len(images) * count, device=images.device)
-        return in_batches(logit, images, targets, size=size) - in_batches(without, pairs, size=size).view(len(images), count)
+        left = in_batches(without, pairs, size=size).view(len(images), count)
+        return {"drops": in_batches(logit, images, targets, size=size) - left}
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -73,22 +77,12 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     return found.clamp(-1, 1).masked_fill(undefined[0] | undefined[1], torch.nan)
 
 
-def _correlations(maps: Tensor, sets: Tensor, drops: Tensor, sizes: int) -> Tensor:
-    sums = (sets.double() @ maps.flatten(1).double()[:, :, None])[:, :, 0]  # (B, S)
-    return pearson(sums.unflatten(1, (sizes, -1)), drops.unflatten(1, (sizes, -1)))
-
-
-def _prepared(model: nn.Module, batch: Batch, shares: Sequence[float], samples: int, baseline: str, seed: int) -> dict[str, Tensor]:
-    sets = random_sets(batch.images, shares, samples, seed=seed, image_ids=batch.image_ids)
-    replacement = baseline_images(batch.images, baseline, seed=seed, image_ids=batch.image_ids)
-    return {"drops": set_drops(model, batch.images, batch.targets, replacement, sets)}
-
-
-def _columns(methods: Sequence[Method], batch: Batch, shares: Sequence[float], samples: int, drops: Tensor) -> dict[str, dict[str, Tensor]]:
+def _columns(methods: Sequence[Method], batch: Batch, shares: Sequence[float], samples: int, drops: Tensor) -> Columns:
     sets = random_sets(batch.images, shares, samples, seed=methods[0].seed, image_ids=batch.image_ids)
     columns = {}
     for name, maps in shared_maps(methods, batch.images, batch.targets, batch.image_ids).items():
-        by_size = _correlations(maps, sets, drops, len(shares))
+        sums = (sets.double() @ maps.flatten(1).double()[:, :, None])[:, :, 0]  # (B, S)
+        by_size = pearson(*(values.unflatten(1, (len(shares), -1)) for values in (sums, drops)))
         columns[name] = {"score": by_size.mean(dim=1), "by_size": by_size}
     return columns
 
@@ -108,8 +102,8 @@ def drops_of_sizes(
     source="Ancona et al., ICLR 2018",
 )
 def sensitivity_n(
-    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: dict[str, Tensor], *, samples: int = 16, baseline: str = "zeros"
-) -> dict[str, dict[str, Tensor]]:
+    model: nn.Module, methods: Sequence[Method], batch: Batch, prepared: Prepared, *, samples: int = 16, baseline: str = "zeros"
+) -> Columns:
     """Score the correlation of attribution and logit drop over random pixel sets, in [-1, 1]; higher is better, random maps about 0.
 
     ``score`` is the mean of ``by_size`` (B, 6) over the fractions of pixels in :data:`SIZES`; NaN where one of them is undefined.
@@ -135,11 +129,11 @@ def faithfulness_correlation(
     model: nn.Module,
     methods: Sequence[Method],
     batch: Batch,
-    prepared: dict[str, Tensor],
+    prepared: Prepared,
     *,
     samples: int = 100,
     share: float = 0.1,
     baseline: str = "zeros",
-) -> dict[str, dict[str, Tensor]]:
+) -> Columns:
     """Score the correlation of attribution and logit drop over random sets of one size, in [-1, 1]; higher is better, random 0."""
     return _columns(methods, batch, [share], samples, prepared["drops"])

@@ -19,14 +19,12 @@ from idsds.protocols.robustness import (
     FILTERS,
     augmentation_robustness,
     augmentations,
-    chroma_boost,
     detail,
     local_normalisation,
     mighty_detail,
     probability_shifts,
     robustness,
     rotate,
-    sharpen,
 )
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
 from tests.methods.nets import ConvNet, images_of, seeded
@@ -114,7 +112,7 @@ def test_filters_keep_a_constant_grey_and_the_range(name):
     assert found.max() <= 1
 
 
-@pytest.mark.parametrize("apply", [detail, mighty_detail, sharpen])
+@pytest.mark.parametrize("apply", [detail, mighty_detail, FILTERS["sharpen"]])
 def test_detail_raises_the_contrast_of_edges(apply):
     edge = torch.full((1, 3, 16, 20), 0.4)
     edge[..., 10:] = 0.6
@@ -126,7 +124,7 @@ def test_detail_raises_the_contrast_of_edges(apply):
 def test_chroma_and_local_normalisation():
     coloured = images_of(1, 16, 20, dtype=torch.float32) * 0.2 + 0.4
     spread = lambda x: (x.amax(dim=1) - x.amin(dim=1)).mean()  # noqa: E731
-    assert spread(chroma_boost(coloured)) == pytest.approx(1.5 * float(spread(coloured)), rel=1e-3)
+    assert spread(FILTERS["chroma_boost"](coloured)) == pytest.approx(1.5 * float(spread(coloured)), rel=1e-3)
     uneven = torch.linspace(0.1, 0.9, 20).expand(1, 3, 16, 20)
     assert local_normalisation(uneven).std() < uneven.std()
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from pydantic import model_validator
 
 from idsds.common.numbers import as_whole
 from idsds.common.randomness import Draws
-from idsds.common.registry import check_names
+from idsds.common.registry import check_name, check_names
 from idsds.common.settings import Settings
 from idsds.methods.base import METHODS, split_name
-from idsds.methods.cam import check_channels
 from idsds.methods.gradient import path_start
+from idsds.models.base import Channels
 
 #: Options without a default that a params file can hold, and what checks them before any work; a layer is checked against each model.
 CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "channels": lambda where, value: check_channels(value),
+    "channels": lambda where, value: check_name("channels", value, get_args(Channels)),
     "grid": as_whole,
     "start_block": partial(as_whole, least=0),
 }

@@ -52,7 +52,7 @@ def sanity_checks(table: pd.DataFrame, model: str | None = None, *, similarities
             row[0].set_ylabel(f"{SIMILARITIES[similarity]}\nlower is better")
         for axes, check in zip(grid[0], checks, strict=True):
             learned, near = table.loc[table["check"] == check, ["train_accuracy", "train_top5"]].mean()
-            said = f"\n({learned:.0%} learned, top-5 {near:.0%})" if check == "labels" else ""
+            said = f"\n({learned:.0%} learned,\ntop-5: {near:.0%})" if check == "labels" else ""
             axes.set_title(CHECKS[check][0] + said, fontsize=8)
         for axes, check in zip(grid[-1], checks, strict=True):
             _label(axes, table[table["check"] == check], check, looks)

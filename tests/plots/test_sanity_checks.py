@@ -34,7 +34,7 @@ def similar(undefined=0, maps=20):
 def test_groups_of_layers_are_named_and_not_joined():
     figure = plots.sanity_checks(similar())
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(panels) == ["cascading", "one group of layers alone", "permuted labels\n(98% learned, top-5 100%)"]
+    assert list(panels) == ["cascading", "one group of layers alone", "permuted labels\n(98% learned,\ntop-5: 100%)"]
     joined = [line for line in figure.axes[0].lines if line.get_marker() not in ("", "None", None)]
     assert all(line.get_linestyle() != "None" and len(line.get_xdata()) == 5 for line in joined)
     alone = [line for line in figure.axes[1].lines if line.get_marker() not in ("", "None", None)]

@@ -48,9 +48,8 @@ def accuracy_tradeoff(table: pd.DataFrame, *, published: pd.DataFrame | None = N
                 axes.plot(*ends, color=PUBLISHED, linewidth=0.6, zorder=1)
             else:
                 labels.append((row.accuracy, row.idsds, row.model, PUBLISHED))
-    axes.set_xlabel("accuracy of the in-domain net on intact images (0 to 1), higher is better →")
-    if columns == 1:
-        axes.set_xlabel("accuracy of the in-domain net on\nintact images (0 to 1), higher is better →")
+    gap = " " if columns == 2 else "\n"
+    axes.set_xlabel(f"accuracy of the in-domain net on{gap}intact images (0 to 1), higher is better →")
     axes.set_ylabel(f"{score} of the best method (-1 to 1), higher is better →")
     axes.grid(color="#E5E5E5", linewidth=0.5)
     axes.margins(0.08)
@@ -92,8 +91,9 @@ def place_labels(figure: Figure, axes: Axes, labels: list[tuple[float, float, st
         offset, box = _free_place(box, dot, taken, frame, pixel)
         name.set_position(tuple(offset / pixel))
         taken.append(box)
-        if np.hypot(*(np.clip(dot, [box.x0, box.y0], [box.x1, box.y1]) - dot)) > 7 * pixel:
-            end = axes.transData.inverted().transform(np.clip(dot, [box.x0, box.y0], [box.x1, box.y1]))
+        nearest = np.clip(dot, box.min, box.max)
+        if np.hypot(*(nearest - dot)) > 7 * pixel:
+            end = axes.transData.inverted().transform(nearest)
             axes.plot([x, end[0]], [y, end[1]], color="#999999", linewidth=0.4, zorder=1.6, scalex=False, scaley=False)
 
 

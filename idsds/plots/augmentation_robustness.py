@@ -48,13 +48,12 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
         _panel(axes, rows, names, published)
         axes.set_title(method, fontsize=8, pad=2)
         axes.set_ylim(low - 0.05, 1.05)
-    for number in range(len(methods), down * ACROSS):
-        grid.flat[number].set_visible(False)
-    for number in range(max(0, len(methods) - ACROSS), len(methods)):
-        axes = grid.flat[number]
+    for axes in grid.flat[len(methods) :]:
+        axes.set_visible(False)
+    counts = table.groupby("augmentation").first().loc[names]
+    labels = [f"{plain(row.Index)} ({row.stayed} of {row.changed})" for row in counts.itertuples()]
+    for axes in grid.flat[max(0, len(methods) - ACROSS) : len(methods)]:
         axes.tick_params(labelbottom=True)
-        counts = [table[table["augmentation"] == name].iloc[0] for name in names]
-        labels = [f"{plain(name)} ({row.stayed} of {row.changed})" for name, row in zip(names, counts, strict=True)]
         axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
     middle = (foot + panel * down / 2) / height
     figure.text(0.006, middle, "similarity of maps (1: equal), higher is better →", rotation=90, va="center", ha="left", fontsize=7.5)

@@ -72,10 +72,9 @@ def _places(axes: Axes, table: pd.DataFrame, families: Mapping[str, str]) -> Non
 
 def _matrix(axes: Axes, agreed: pd.DataFrame) -> None:
     labels = list(dict.fromkeys([*agreed["first"], *agreed["second"]]))
-    values = agreed.pivot(index="second", columns="first", values="tau").reindex(index=labels, columns=labels)
     intervals = [f"{row.tau_low:.2f}, {row.tau_high:.2f}".replace("0.", ".").replace("-.00", ".00") for row in agreed.itertuples()]
-    texts = agreed.assign(text=[f"{tau:.2f}\n{interval}" for tau, interval in zip(agreed["tau"], intervals, strict=True)])
-    texts = texts.pivot(index="second", columns="first", values="text").reindex(index=labels, columns=labels)
+    agreed = agreed.assign(text=agreed["tau"].map("{:.2f}\n".format) + intervals)
+    values, texts = (agreed.pivot(index="second", columns="first", values=name).reindex(labels, columns=labels) for name in ("tau", "text"))
     names = [short(label) for label in labels]
     looks = {"cmap": "Greys", "vmin": -1, "vmax": 3, "cbar": False, "annot_kws": {"fontsize": 5.2, "color": "black"}}
     sns.heatmap(values, annot=texts, fmt="", xticklabels=names, yticklabels=names, ax=axes, **looks)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from idsds.plots.style import COLUMNS, panel_grid, styled
 
-SPLITS = {"train": ("#0072B2", "-"), "val": ("#E69F00", "--"), "test": ("#009E73", ":")}
-MARKERS = {"train": "o", "val": "s", "test": "^"}
+# The colour, line and marker of each split.
+SPLITS = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", "--", "s"), "test": ("#009E73", ":", "^")}
 ROW = 1.8  # inches
 
 
@@ -28,14 +28,14 @@ def datasets(classes: pd.DataFrame, measured: pd.DataFrame, *, columns: int = 2)
     names = list(dict.fromkeys(classes["dataset"]))
     figure, grid = panel_grid(len(names), 2, COLUMNS[columns], 0.5 + ROW * len(names))
     for (left, right), name in zip(grid, names, strict=True):
-        for split, (colour, line) in SPLITS.items():
+        for split, (colour, line, marker) in SPLITS.items():
             part = classes[(classes["dataset"] == name) & (classes["split"] == split)]
             images = np.sort(part["images"].to_numpy())[::-1]
             label = f"{split}, {images.sum():,} images"
             left.step(np.arange(1, len(images) + 1), images, where="mid", color=colour, linestyle=line, label=label)
             files = measured[(measured["dataset"] == name) & (measured["split"] == split)]
             looks = {"markersize": 2.5, "markerfacecolor": "none", "markeredgewidth": 0.5, "alpha": 0.6}
-            right.plot(files["width"], files["height"], MARKERS[split], color=colour, rasterized=True, **looks)
+            right.plot(files["width"], files["height"], marker, color=colour, rasterized=True, **looks)
         left.set_title(f"{name}, {len(images)} classes", fontsize=8)
         left.set_ylabel("images")
         left.set_ylim(bottom=0)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,8 +18,8 @@ from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 from scipy.stats import rankdata
 
-from idsds.plots.gallery import GREY, MOST_PATCHES, Example, as_text, decision_of, draw_drops, draw_map, fitted, scale_of
-from idsds.plots.style import DIVERGING, STYLE, bare, look_of
+from idsds.plots.gallery import MOST_PATCHES, Example, as_text, decision_of, draw_drops, draw_map, drops_over_image, fitted, scale_of
+from idsds.plots.style import DIVERGING, bare, look_of, styled
 
 WIDTH, HEAD, CELL, ROW, TITLE, STRIP, ACROSS = 9.6, 0.42, 2.2, 1.42, 0.34, 1.5, 6  # inches, and maps in a line
 
@@ -34,6 +33,7 @@ class Thumbnail:
     picture: np.ndarray | None
 
 
+@styled
 def explore(example: Example, method: str, ranking: pd.DataFrame, worst: Sequence[Thumbnail], best: Sequence[Thumbnail]) -> Figure:
     """Draw everything that the explorer shows on one page.
 
@@ -48,15 +48,14 @@ def explore(example: Example, method: str, ranking: pd.DataFrame, worst: Sequenc
     figure = Figure(figsize=(WIDTH + beside, height))
     left, right = figure.subfigures(1, 2, width_ratios=[beside, WIDTH], wspace=0)
     top, bottom = right.subfigures(2, 1, height_ratios=[height - STRIP, STRIP], hspace=0)
-    with mpl.rc_context(STYLE):
-        left.text(0.04, 1 - 0.25 / height, f"Ranking on {example.model}", fontsize=8, weight="bold", parse_math=False)
-        for number, (row, line) in enumerate(zip(ranking.itertuples(), lines, strict=True)):
-            weight = "bold" if row.method == method else "normal"
-            place = 1 - (0.48 + 0.15 * number) / height
-            left.text(0.04, place, fitted(row.method, 62, 6.5, weight)[0], fontsize=6.5, weight=weight, parse_math=False)
-            left.text(0.40, place, line, fontsize=6.5, weight=weight, parse_math=False)
-        _view(top, (WIDTH, height - STRIP), example, method)
-        _strip(bottom, (WIDTH, STRIP), method, worst, best)
+    left.text(0.04, 1 - 0.25 / height, f"Ranking on {example.model}", fontsize=8, weight="bold", parse_math=False)
+    for number, (row, line) in enumerate(zip(ranking.itertuples(), lines, strict=True)):
+        weight = "bold" if row.method == method else "normal"
+        place = 1 - (0.48 + 0.15 * number) / height
+        left.text(0.04, place, fitted(row.method, 62, 6.5, weight)[0], fontsize=6.5, weight=weight, parse_math=False)
+        left.text(0.40, place, line, fontsize=6.5, weight=weight, parse_math=False)
+    _view(top, (WIDTH, height - STRIP), example, method)
+    _strip(bottom, (WIDTH, STRIP), method, worst, best)
     return figure
 
 
@@ -70,32 +69,31 @@ def _height(example: Example, method: str) -> float:
 
 
 def _view(figure: FigureBase, size: tuple[float, float], example: Example, method: str) -> None:
-    with mpl.rc_context(STYLE):
-        width, height = size
-        head = f"{example.image_id}: {decision_of(example)}; {example.model} on {example.dataset}"
-        head, points = fitted(head, 72 * (width - 0.3), 9, "bold")
-        figure.text(0.12 / width, 1 - 0.25 / height, head, fontsize=points, weight="bold", parse_math=False)
-        column = (width - 0.24) / 4
+    width, height = size
+    head = f"{example.image_id}: {decision_of(example)}; {example.model} on {example.dataset}"
+    head, points = fitted(head, 72 * (width - 0.3), 9, "bold")
+    figure.text(0.12 / width, 1 - 0.25 / height, head, fontsize=points, weight="bold", parse_math=False)
+    column = (width - 0.24) / 4
 
-        def place(left: float, top: float, side: float, title: str, weight: str = "normal") -> Axes:
-            text, points = fitted(title, 72 * (side + 0.1), 7.5, weight)
-            figure.text(left / width, 1 - (top - 0.06) / height, text, fontsize=points, weight=weight, va="baseline", parse_math=False)
-            return figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
+    def place(left: float, top: float, side: float, title: str, weight: str = "normal") -> Axes:
+        text, points = fitted(title, 72 * (side + 0.1), 7.5, weight)
+        figure.text(left / width, 1 - (top - 0.06) / height, text, fontsize=points, weight=weight, va="baseline", parse_math=False)
+        return figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
 
-        top, grid = HEAD + TITLE, len(example.drops)
-        picture = bare(place(0.12, top, CELL, "image"))
-        picture.imshow(example.picture, vmin=0, vmax=1, aspect="auto")
-        if grid:
-            draw_drops(bare(place(0.12 + column, top, CELL, "drop when a patch is deleted; rank, 1 is largest")), example, 1.6)
-            _scatter(place(0.42 + 3 * column, top, CELL - 0.3, ""), example, method)
-        _map(bare(place(0.12 + 2 * column, top, CELL, _titled(example, method), "bold")), example, method, 1.6)
-        for number, name in enumerate(name for name in example.maps if name != method):
-            line, place_in_line = divmod(number, ACROSS)
-            left, below = 0.12 + place_in_line * (width - 0.24) / ACROSS, top + CELL + TITLE + line * (ROW + TITLE)
-            _map(bare(place(left, below, ROW, _titled(example, name))), example, name, 1.0)
-        legend = "Maps: orange for the class, blue against it, each on its own scale"
-        legend += "; small numbers: rank of the patch's sum of attribution, 1 is largest." if grid else "."
-        figure.text(0.12 / width, 0.08 / height, legend, fontsize=7, parse_math=False)
+    top, grid = HEAD + TITLE, len(example.drops)
+    picture = bare(place(0.12, top, CELL, "image"))
+    picture.imshow(example.picture, vmin=0, vmax=1, aspect="auto")
+    if grid:
+        draw_drops(bare(place(0.12 + column, top, CELL, "drop when a patch is deleted; rank, 1 is largest")), example, 1.6)
+        _scatter(place(0.42 + 3 * column, top, CELL - 0.3, ""), example, method)
+    _map(bare(place(0.12 + 2 * column, top, CELL, _titled(example, method), "bold")), example, method, 1.6)
+    for number, name in enumerate(name for name in example.maps if name != method):
+        line, place_in_line = divmod(number, ACROSS)
+        left, below = 0.12 + place_in_line * (width - 0.24) / ACROSS, top + CELL + TITLE + line * (ROW + TITLE)
+        _map(bare(place(left, below, ROW, _titled(example, name))), example, name, 1.0)
+    legend = "Maps: orange for the class, blue against it, each on its own scale"
+    legend += "; small numbers: rank of the patch's sum of attribution, 1 is largest." if grid else "."
+    figure.text(0.12 / width, 0.08 / height, legend, fontsize=7, parse_math=False)
 
 
 def _titled(example: Example, method: str) -> str:
@@ -127,21 +125,20 @@ def _scatter(axes: Axes, example: Example, method: str) -> None:
 
 
 def _strip(figure: FigureBase, size: tuple[float, float], method: str, worst: Sequence[Thumbnail], best: Sequence[Thumbnail]) -> None:
-    with mpl.rc_context(STYLE):
-        width, height = size
-        step, side = (width - 0.3) / 8, 0.82
-        for start, label, shown in ((0, "worst", worst), (4, "best", best)):
-            left = 0.12 + start * step + (0.06 if start else 0)
-            head = fitted(f"{label} images of {method}", 72 * 4 * step, 8, "bold")[0]
-            figure.text(left / width, 1 - 0.16 / height, head, fontsize=8, weight="bold", parse_math=False)
-            for number, one in enumerate(shown):
-                here = left + number * step
-                axes = figure.add_axes((here / width, 1 - (0.24 + side) / height, side / width, side / height), xticks=[], yticks=[])
-                if one.picture is not None:
-                    axes.imshow(one.picture, vmin=0, vmax=1, aspect="auto")
-                name, points = fitted(one.image_id, 72 * (step - 0.08), 6.5, "normal")
-                for below, text in ((0.36, name), (0.49, as_text(one.score, 2))):
-                    figure.text(here / width, 1 - (side + below) / height, text, fontsize=points, parse_math=False)
+    width, height = size
+    step, side = (width - 0.3) / 8, 0.82
+    for start, label, shown in ((0, "worst", worst), (4, "best", best)):
+        left = 0.12 + start * step + (0.06 if start else 0)
+        head = fitted(f"{label} images of {method}", 72 * 4 * step, 8, "bold")[0]
+        figure.text(left / width, 1 - 0.16 / height, head, fontsize=8, weight="bold", parse_math=False)
+        for number, one in enumerate(shown):
+            here = left + number * step
+            axes = figure.add_axes((here / width, 1 - (0.24 + side) / height, side / width, side / height), xticks=[], yticks=[])
+            if one.picture is not None:
+                axes.imshow(one.picture, vmin=0, vmax=1, aspect="auto")
+            name, points = fitted(one.image_id, 72 * (step - 0.08), 6.5, "normal")
+            for below, text in ((0.36, name), (0.49, as_text(one.score, 2))):
+                figure.text(here / width, 1 - (side + below) / height, text, fontsize=points, parse_math=False)
 
 
 #: A white card, so that it reads the same in a dark theme.
@@ -162,14 +159,11 @@ def card(example: Example, method: str, notes: Sequence[str] = ()) -> str:
     grid, head = len(example.drops), f"{example.image_id}: {decision_of(example)}; {example.model} on {example.dataset}"
     parts = [_figure("image", _png(example.picture), 230, ())]
     if grid:
-        scale = np.nanmax(np.abs(example.drops), initial=0) or 1.0
-        colours = DIVERGING((example.drops / scale + 1) / 2)[..., :3]
-        rows, columns = (np.arange(length) * grid // length for length in example.picture.shape[:2])
-        shaded = colours[rows][:, columns] * (0.72 + 0.28 * example.picture @ GREY)[..., None]
+        shaded, lightness, scale = drops_over_image(example)
         ranks = _ranked(example.drops.ravel())
         cells = [
             f"<i{' class=dark' if light < 0.5 else ''}><b>{rank}</b>{as_text(drop, 2 if scale < 10 else 1)}</i>"
-            for rank, drop, light in zip(ranks, example.drops.ravel(), (colours @ GREY).ravel(), strict=True)
+            for rank, drop, light in zip(ranks, example.drops.ravel(), lightness.ravel(), strict=True)
         ]
         parts.append(_figure("drop when a patch is deleted; rank", _png(shaded), 230, cells))
     parts.append(_map_figure(example, method, 230))

@@ -11,8 +11,11 @@ from matplotlib.lines import Line2D
 from idsds.plots.style import COLUMNS, add_legend, panel_grid, styled
 
 ACROSS = 6  # panels in a row
-#: Marker, colour and line of intact images and of the same ones with one patch deleted.
-KINDS = {"intact": ("o", "#0072B2", "-"), "one patch deleted": ("s", "#D55E00", "--")}
+#: The lines of intact images and of the same ones with one patch deleted.
+KINDS = {
+    "intact": {"marker": "o", "color": "#0072B2", "linestyle": "-"},
+    "one patch deleted": {"marker": "s", "color": "#D55E00", "linestyle": "--", "markerfacecolor": "white"},
+}
 
 
 @styled
@@ -51,22 +54,16 @@ def top5_said(table: pd.DataFrame) -> str:
 
 def draw_accuracies(axes: Axes, table: pd.DataFrame, scale: float = 1.0, size: float = 5) -> None:
     """Draw the accuracies of one model, times ``scale``, before and after in-domain fine-tuning: a line per kind of images and seed."""
-    for shift, (kind, (marker, colour, line)) in zip((-0.04, 0.04), KINDS.items(), strict=True):
-        face = colour if kind == "intact" else "white"
-        looks = {"color": colour, "linestyle": line, "marker": marker, "markersize": size, "markerfacecolor": face}
+    for shift, (kind, look) in zip((-0.04, 0.04), KINDS.items(), strict=True):
         for _, rows in table[table["images"] == kind].groupby("seed"):
             rows = scale * rows.set_index("stage").loc[["before", "after"], ["accuracy", "low", "high"]]
             errors = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-            axes.errorbar(np.arange(2) + shift, rows["accuracy"], errors, **looks)
+            axes.errorbar(np.arange(2) + shift, rows["accuracy"], errors, markersize=size, **look)
     axes.set_xticks([0, 1], ["before", "after"])
     axes.set_xlim(-0.35, 1.35)
 
 
 def kind_handles(size: float = 5) -> list[Line2D]:
     """Return the legend's entries: intact images, and those with one patch deleted."""
-    looks = {kind: {"marker": m, "color": c, "linestyle": line, "markersize": size} for kind, (m, c, line) in KINDS.items()}
-    intact, deleted = looks.values()
-    return [
-        Line2D([], [], label="intact images", **intact),
-        Line2D([], [], label="one patch deleted", markerfacecolor="white", **deleted),
-    ]
+    labels = ("intact images", "one patch deleted")
+    return [Line2D([], [], label=label, markersize=size, **look) for label, look in zip(labels, KINDS.values(), strict=True)]

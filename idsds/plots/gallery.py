@@ -213,23 +213,27 @@ def decision_of(example: Example) -> str:
 
 def draw_drops(axes: Axes, example: Example, shrunk: float) -> None:
     """Draw the drops over the image in grey, with the patches' ranks; ``shrunk`` scales the numbers."""
-    drops = example.drops
-    grid = len(drops)
-    scale = np.nanmax(np.abs(drops), initial=0) or 1.0
-    # The picture in grey shines through: multiplied, so that no drop stays white where the picture is bright.
-    grey = example.picture @ GREY  # (H, W)
-    rows, columns = (np.arange(length) * grid // length for length in grey.shape)
-    colours = DIVERGING((drops / scale + 1) / 2)[..., :3][rows][:, columns]  # (H, W, 3)
-    axes.imshow(colours * (0.72 + 0.28 * grey)[..., None], vmin=0, vmax=1, extent=(0, grid, grid, 0), aspect="auto")
+    drops, grid = example.drops, len(example.drops)
+    picture, lightness, scale = drops_over_image(example)
+    axes.imshow(picture, vmin=0, vmax=1, extent=(0, grid, grid, 0), aspect="auto")
     _draw_grid(axes, grid)
     if grid <= MOST_PATCHES * shrunk:
         digits = 0 if scale >= 99.5 else 1 if scale >= 0.995 else 2
         size = shrunk * min(6.0, 25 / grid)
-        background = DIVERGING((drops / scale + 1) / 2)[..., :3] @ GREY  # (grid, grid)
         for (row, column), drop in np.ndenumerate(drops):
             text = as_text(drop, digits).replace("0.", ".") if digits == 2 else as_text(drop, digits)
-            _label(axes, column + 0.5, row + 0.76, text, size, background[row, column], ha="center")
-        _draw_ranks(axes, drops.ravel(), grid, shrunk, background)
+            _label(axes, column + 0.5, row + 0.76, text, size, lightness[row, column], ha="center")
+        _draw_ranks(axes, drops.ravel(), grid, shrunk, lightness)
+
+
+def drops_over_image(example: Example) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the drops' colours over the image in grey (H, W, 3), the lightness of each patch (grid, grid), and the largest |drop|."""
+    drops, grey = example.drops, example.picture @ GREY  # (H, W)
+    scale = float(np.nanmax(np.abs(drops), initial=0)) or 1.0
+    colours = DIVERGING((drops / scale + 1) / 2)[..., :3]  # (grid, grid, 3)
+    rows, columns = (np.arange(length) * len(drops) // length for length in grey.shape)
+    # The picture in grey shines through: multiplied, so that no drop stays white where the picture is bright.
+    return colours[rows][:, columns] * (0.72 + 0.28 * grey)[..., None], colours @ GREY, scale
 
 
 def draw_map(axes: Axes, values: np.ndarray, sums: np.ndarray, grid: int, shrunk: float) -> None:

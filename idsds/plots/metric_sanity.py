@@ -22,14 +22,8 @@ PER_CENT = "{:.0%}".format
 
 
 def _no_zero(form: str) -> Text:
-    """Format compactly: .25, not 0.25."""
-
-    def text(value: float) -> str:
-        if abs(value) >= 10:
-            return f"{value:.0f}"
-        return format(value, form).replace("0.", ".", 1) if abs(value) < 1 else format(value, form)
-
-    return text
+    """Format compactly: .25, not 0.25, and 25 without decimals."""
+    return lambda value: f"{value:.0f}" if abs(value) >= 10 else re.sub(r"^([+-]?)0\.", r"\1.", format(value, form))
 
 
 # column: (heading with its better direction, how a value is printed, its goodness in [0, 1])

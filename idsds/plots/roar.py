@@ -83,10 +83,10 @@ def _lines(axes: Axes, part: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> 
         replaced = (line["share"] > 0).to_numpy()
         x = 100 * line["share"].to_numpy() + np.where(replaced, shift, 0)
         axes.plot(x, line["mean"], markevery=list(np.flatnonzero(replaced)), **look)
-        _intervals(axes, x[replaced], line[replaced], look["color"])
+        axes.vlines(x[replaced], line["low"][replaced], line["high"][replaced], color=look["color"], linewidth=0.9)
     untouched = part[part["share"] == 0].head(1)
     if len(untouched):
-        _intervals(axes, 100 * untouched["share"], untouched, UNTOUCHED["color"])
+        axes.vlines(100 * untouched["share"], untouched["low"], untouched["high"], color=UNTOUCHED["color"], linewidth=0.9)
         axes.plot(100 * untouched["share"], untouched["mean"], **UNTOUCHED)
 
 
@@ -98,10 +98,5 @@ def _levels(axes: Axes, part: pd.DataFrame, kind: str) -> None:
             axes.axhline(value, color="#222222", linewidth=0.7, linestyle=dashes, zorder=1)
             # The label of chance is between two fractions, clear of Random's marks.
             x, lift, side = (0.99, 0.008, "right") if column == "explained_accuracy" else (0.35, 0.025, "center")
-            axes.text(
-                x, value + lift, f"{name} {value:.3f}", transform=axes.get_yaxis_transform(), ha=side, va="bottom", fontsize=6, bbox=GROUND
-            )
-
-
-def _intervals(axes: Axes, x: Any, rows: pd.DataFrame, colour: str) -> None:
-    axes.vlines(x, rows["low"], rows["high"], color=colour, linewidth=0.9)
+            place = {"transform": axes.get_yaxis_transform(), "ha": side, "va": "bottom"}
+            axes.text(x, value + lift, f"{name} {value:.3f}", fontsize=6, bbox=GROUND, **place)

@@ -65,11 +65,12 @@ def _panel(axes: Axes, table: pd.DataFrame, agreed: pd.DataFrame, kind: str, met
 
 def _tau(agreed: pd.DataFrame, kind: str, variant: str) -> str:
     """Write Kendall's tau of a variant with the reference, and its interval."""
-    rows = agreed[agreed["first"] == variant] if kind == "images" else agreed[(agreed["second"] == variant) & (agreed["first"] != variant)]
-    if kind != "images" and len(agreed):
-        rows = rows[rows["first"] == agreed["first"].iloc[0]]
-    rows = rows.dropna(subset="tau")
+    reference = None if kind == "images" or agreed.empty else agreed["first"].iloc[0]
+    if variant == reference:
+        return "reference"
+    pair = agreed["first"] == variant if kind == "images" else (agreed["first"] == reference) & (agreed["second"] == variant)
+    rows = agreed[pair].dropna(subset="tau")
     if rows.empty:
-        return "reference" if kind != "images" and len(agreed) and variant == agreed["first"].iloc[0] else ""
+        return ""
     row = rows.iloc[0]
     return f"tau {row['tau']:.2f}\n[{row['tau_low']:.2f}, {row['tau_high']:.2f}]"

@@ -33,8 +33,7 @@ def train_fractions(table: pd.DataFrame, *, columns: int = 2) -> Figure:
             weighted_f1, weighted_precision, precision_excess, each with ``_low`` and ``_high``; count;
             ``top5``, whose range stands in the titles.
     """
-    ends = [name for name in (EXCESS, f"{EXCESS}_low", f"{EXCESS}_high") if name in table]
-    table = table.assign(**{name: 100 * table[name] for name in ends})
+    table = table.assign(**{name: 100 * table[name] for name in table if name.startswith(EXCESS)})
     datasets, looks = list(dict.fromkeys(table["dataset"])), looks_of(table["model"])
     seeds = table["seed"].nunique()
     width = COLUMNS[columns] if len(datasets) > 1 else COLUMNS[1]
@@ -105,7 +104,6 @@ def _series(axes: mpl.axes.Axes, rows: pd.DataFrame, measure: str, look: tuple[s
     """Draw one architecture on one data set: a mark per model, side by side by seed; for several seeds, their means and a line."""
     marker, colour, line = look
     seeds = sorted(set(rows["seed"]))
-    means = rows.groupby("fraction")[measure].mean()
     single = len(seeds) == 1
     pale = colour if single else mixed(colour, 0.4)
     for place, seed in enumerate(seeds):
@@ -116,8 +114,9 @@ def _series(axes: mpl.axes.Axes, rows: pd.DataFrame, measure: str, look: tuple[s
             axes.errorbar(x, some[measure], errors, color=pale, linestyle="", elinewidth=0.7, zorder=1.5)
         if not single:
             axes.plot(x, some[measure], marker, color=pale, markersize=1.8, markerfacecolor=face_of(marker, pale), markeredgewidth=0.6)
-    axes.plot(100 * means.index + shift, means, color=colour, linestyle=line, linewidth=1)
-    axes.plot(100 * means.index + shift, means, marker, color=colour, markersize=3.5, markerfacecolor=face_of(marker, colour))
+    means = rows.groupby("fraction")[measure].mean()
+    mark = {"marker": marker, "markersize": 3.5, "markerfacecolor": face_of(marker, colour)}
+    axes.plot(100 * means.index + shift, means, color=colour, linestyle=line, linewidth=1, **mark)
 
 
 def _extent(counts: pd.Series) -> str:

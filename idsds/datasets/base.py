@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from idsds.common.registry import Registry, check_name, check_names
 from idsds.datasets.parts import Parts
 
 OnError = Literal["raise", "skip"]
-ON_ERROR = ("raise", "skip")
 
 
 class ImageReadError(RuntimeError):
@@ -69,7 +68,7 @@ class ImageDataset(Dataset):
     ) -> None:
         if len(image_ids) != len(targets):
             raise ValueError(f"{name}: {len(image_ids)} image ids for {len(targets)} targets")
-        check_name(f"on_error of {name!r}", on_error, ON_ERROR)
+        check_name(f"on_error of {name!r}", on_error, get_args(OnError))
         self.name, self.split, self.classes, self.normalisation = name, split, list(classes), normalisation
         self.image_ids, self.read = list(image_ids), read
         self.targets = [class_index(target, image_id) for target, image_id in zip(targets, image_ids, strict=True)]

@@ -37,16 +37,9 @@ def _digits() -> tuple[Tensor, list[int]]:
 
 def _embedded(name: str, images: Tensor, targets: list[int], split: str, normalisation: Normalisation) -> ImageDataset:
     image_ids = [f"{name}/{index:04d}" for index in range(len(targets))]
-    chosen = stratified_split(image_ids, targets, split)
-    return ImageDataset(
-        name,
-        split,
-        image_ids=[image_ids[i] for i in chosen],
-        targets=[targets[i] for i in chosen],
-        read=TensorImages(images[chosen]).read,  # (N, 1, 32, 32)
-        classes=[str(digit) for digit in range(10)],
-        normalisation=normalisation,
-    )
+    classes = [str(digit) for digit in range(10)]
+    whole = ImageDataset(name, split, image_ids, targets, TensorImages(images).read, classes, normalisation)
+    return whole.subset(stratified_split(image_ids, targets, split))
 
 
 @register_dataset(

@@ -6,7 +6,7 @@ A data set's folder is ``root=``, else ``$IDSDS_DATA/<name>``, else ``data/<name
 - with folders for training and one other: the other is ``test``, on which papers report, and ``val`` is a keyed, stratified fraction
     ``held_out`` of the training folder, so that no checkpoint is chosen on test images. ``held_out=0`` uses the whole training folder for
     ``train`` and the same images for ``val`` and ``test``, as much published code does;
-- with class folders only: all three come from :func:`idsds.datasets.splits.stratified_split`.
+- with class folders only: all three come from :func:`idsds.datasets.splits.stratified_split`; with ``held_out=0``, ``val`` is ``test``.
 
 Class indices follow the sorted names of the class folders, as in torchvision's ``ImageFolder``.
 """
@@ -146,17 +146,18 @@ def folder_dataset(
     *,
     image_size: int = 224,
     held_out: float = VALIDATION,
+    test: float = TEST,
     on_error: OnError = "raise",
-    classes: Sequence[str] | None = None,
-    class_names: Sequence[str] | None = None,
+    named: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> ImageDataset:
     """Load a split of a data set whose classes are folders.
 
     Args:
         root: the folder; None to find it with :func:`data_root`.
         held_out: fraction of each class's training images used for validation if the data set has only two parts.
-        classes: class folder names in the order of their indices; None for the sorted names in the training folder.
-        class_names: readable names, in the same order; None for ``classes``.
+        test: fraction of each class used for testing if the data set has only one part.
+        named: the class folders' names in the order of their indices, and readable names in the same order; None for the sorted names in
+            the training folder.
 
     Raises:
         FileNotFoundError: for a missing folder or an empty class; the message names it and the required content.
@@ -169,19 +170,20 @@ def folder_dataset(
     source = base if not folders else cut or folders.get(split) or (folders.get("test") if split == "val" else None)
     if source is None:
         raise FileNotFoundError(f"data set {name!r} has no folder for {split!r} in {str(base)!r}: wanted is {layout.wanted}")
+    classes, names = named or (None, None)
     if classes is None:
-        classes = list(_class_folders(folders.get("train", source), layout, name))
+        classes = names = list(_class_folders(folders.get("train", source), layout, name))
     files, targets = _labelled(source, layout, name, classes)
     below = len(str(base)) + 1
     ids = [f"{name}/{file[below:].replace(os.sep, '/')}" for file in files]
     if not folders:
-        chosen = stratified_split(ids, targets, split, validation=held_out, test=TEST)
+        part = "test" if split == "val" and not held_out else split
+        chosen = stratified_split(ids, targets, part, validation=held_out, test=test)
     else:
         chosen = within_half(ids, targets, split if source == cut else "test", held_out)
     if not chosen:
         raise ValueError(f"data set {name!r}: the split {split!r} of {str(base)!r} is empty; {len(files)} images, held_out={held_out}")
     files, ids, targets = ([values[i] for i in chosen] for values in (files, ids, targets))
-    names = class_names or classes
     return file_dataset(name, split, normalisation, files, ids, targets, names, image_size, on_error, layout.upright)
 
 
@@ -240,11 +242,10 @@ def listed_dataset(
     """
     index = {key: number for number, key in enumerate(classes)}
     ids, targets = [f"{name}/{entry}" for entry in listed], [index[entry.split("/")[0]] for entry in listed]
+    files = [str(folder / f"{entry}{suffix}") for entry in listed]
     chosen = within_half(ids, targets, split, held_out)
-    files = [str(folder / f"{listed[i]}{suffix}") for i in chosen]
-    return file_dataset(
-        name, split, normalisation, files, [ids[i] for i in chosen], [targets[i] for i in chosen], classes, image_size, on_error
-    )
+    files, ids, targets = ([values[i] for i in chosen] for values in (files, ids, targets))
+    return file_dataset(name, split, normalisation, files, ids, targets, classes, image_size, on_error)
 
 
 Root = str | os.PathLike[str] | None
@@ -274,9 +275,8 @@ def register_folders(
             held_out: float = validation,
             on_error: OnError = "raise",
         ) -> ImageDataset:
-            classes, names = (None, None) if named is None else named()
             options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
-            return folder_dataset(name, split, normalisation, layout(), root, classes=classes, class_names=names, **options)
+            return folder_dataset(name, split, normalisation, layout(), root, named=named and named(), **options)
 
         load.__doc__ = layout.__doc__
         return register_dataset(name, image_size=224, normalisation=IMAGENET, **entry)(load)

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 from idsds.common.normalisation import UNIT, Normalisation
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
 from idsds.datasets.folders import Root, data_root
-from idsds.datasets.images import read_rgb, to_unit
+from idsds.datasets.images import read_rgb, stamp_of, to_unit
 from idsds.datasets.parts import Parts
 from idsds.datasets.splits import VALIDATION, official_half, within_half
 
@@ -110,9 +110,8 @@ class _Read:
         return self.read(index), self.parts.fitting(self.targets[index], self.parts.subset(self.image_ids[index]))
 
     def stamp(self, index: int) -> str:
-        """Return the size and modification time of an image's file; empty if it is missing."""
-        path = self.parts.file(self.image_ids[index], "")
-        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else ""
+        """Return :func:`stamp_of` an image's file."""
+        return stamp_of(self.parts.file(self.image_ids[index], ""))
 
 
 def _json(root: Path, name: str) -> list[dict]:

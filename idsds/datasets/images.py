@@ -87,22 +87,6 @@ def training_crop(size: int, interpolation: str = "bilinear") -> v2.Transform:
     return v2.Compose([v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode(interpolation)), v2.RandomHorizontalFlip(), to_unit])
 
 
-def shift_and_mirror(pixels: int) -> v2.Transform:
-    """Return a transform of tensors (3, H, W) that shifts by up to ``pixels``, with black borders, and flips half the time."""
-    return v2.Compose([_Shift(pixels), v2.RandomHorizontalFlip()])
-
-
-class _Shift(torch.nn.Module):
-    def __init__(self, pixels: int) -> None:
-        super().__init__()
-        self.pixels = pixels
-
-    def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        top, left = torch.randint(2 * self.pixels + 1, (2,)).tolist()
-        return torch.nn.functional.pad(image, [self.pixels] * 4)[..., top : top + height, left : left + width]
-
-
 def keyed(transform: Callable, image: Image.Image | Tensor, generator: torch.Generator) -> Tensor:
     """Apply a torchvision transform with random numbers from ``generator`` alone.
 
@@ -111,6 +95,15 @@ def keyed(transform: Callable, image: Image.Image | Tensor, generator: torch.Gen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return transform(image)
+
+
+def stamp_of(path: str | os.PathLike[str]) -> str:
+    """Return a file's size and modification time; empty if it is missing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 class FileImages:
@@ -137,12 +130,8 @@ class FileImages:
         return FileImages(self.paths, size, self.upright, share, interpolation, squash)
 
     def stamp(self, index: int) -> str:
-        """Return a file's size and modification time; empty if it is missing."""
-        try:
-            found = os.stat(self.paths[index])
-        except OSError:
-            return ""
-        return f"{found.st_size} {found.st_mtime_ns}"
+        """Return :func:`stamp_of` a file."""
+        return stamp_of(self.paths[index])
 
     def file_size(self, index: int) -> tuple[int, int]:
         """Return a file's height and width in pixels, reading only its header."""
@@ -166,11 +155,12 @@ class TensorImages:
 
     Args:
         pixels: (N, C, H, W), float in [0, 1] or uint8; one channel becomes three equal ones.
-        shift: the augmentation's largest shift, in pixels.
+        shift: the augmentation's largest shift, in pixels, with black borders.
     """
 
     def __init__(self, pixels: Tensor, shift: int = 0) -> None:
-        self.pixels, self._augmentation = pixels, shift_and_mirror(shift)
+        self.pixels = pixels
+        self._augmentation = v2.Compose([v2.RandomCrop(tuple(pixels.shape[-2:]), padding=shift), v2.RandomHorizontalFlip()])
 
     def read(self, index: int) -> Tensor:
         """Return an image, float (3, H, W) in [0, 1]."""

@@ -141,11 +141,8 @@ def scene(target: int, image_id: str) -> _Scene:
     near = [(part, shape) for part in ORDER for shape in ([BODY_SHAPE] if part == BODY else SHAPES[part][CLASSES[target, part]])]
     turn, size = torch.deg2rad(_between(draw, -20, 20)), _between(draw, 0.9, 1.1)
     side = 1.0 if torch.rand((), generator=draw) < 0.5 else -1.0
-    matrix = (
-        size
-        * torch.stack([torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])])
-        @ torch.diag(torch.tensor([side, 1.0]))
-    )
+    rotation = torch.stack([torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])])
+    matrix = size * rotation @ torch.diag(torch.tensor([side, 1.0]))
     centre = SIDE / 2 + _between(draw, -4, 4, 2)
     inside = _placed([shape for _, shape in near], centre, matrix)
     if far:

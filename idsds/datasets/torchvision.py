@@ -33,11 +33,9 @@ def _small(
     """Return a data set of 32 x 32 images in memory, ``data`` = pixels (N, C, 32, 32) uint8 and targets."""
     pixels, targets = data
     ids = [f"{name}/{half}/{index:05d}" for index in range(len(targets))]
-    chosen = within_half(ids, targets, split, held_out)
-    images = TensorImages(pixels[chosen], shift=4)
-    return ImageDataset(
-        name, split, [ids[i] for i in chosen], [targets[i] for i in chosen], images.read, classes, normalisation, images.augment
-    )
+    images = TensorImages(pixels, shift=4)
+    whole = ImageDataset(name, split, ids, targets, images.read, classes, normalisation, images.augment)
+    return whole.subset(within_half(ids, targets, split, held_out))
 
 
 def read_idx(path: Path) -> Tensor:
@@ -130,19 +128,9 @@ def imagenette(
     """
     bases = ("imagenette2", "imagenette2-320", "imagenette2-160", "")
     layout = Layout("imagenette2/{train,val}/<wnid>/*.JPEG", bases=bases)
-    classes, names = imagenet_classes() if imagenet_labels else (None, None)
-    return folder_dataset(
-        "imagenette",
-        split,
-        normalisation,
-        layout,
-        root,
-        image_size=image_size,
-        held_out=held_out,
-        on_error=on_error,
-        classes=classes,
-        class_names=names,
-    )
+    options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
+    named = imagenet_classes() if imagenet_labels else None
+    return folder_dataset("imagenette", split, normalisation, layout, root, named=named, **options)
 
 
 @register_dataset(
@@ -162,13 +150,11 @@ def food101(
     """Load 101,000 photos of dishes from ``food-101/images/<class>/*.jpg`` with ``meta/{train,test}.json`` (Kaggle: ``meta/meta``)."""
     wanted = "the folder food-101 with images/<class>/*.jpg and meta/train.json, meta/test.json"
     folder, half = data_root("food101", root, wanted), official_half(split, held_out)
-    for base in (folder, folder / "food-101"):
-        meta = next((path for path in (base / "meta", base / "meta" / "meta") if (path / f"{half}.json").is_file()), None)
-        if meta is not None:
-            break
-    else:
+    places = [(base, base / meta / f"{half}.json") for base in (folder, folder / "food-101") for meta in ("meta", "meta/meta")]
+    base, listing = next(((base, path) for base, path in places if path.is_file()), (folder, None))
+    if listing is None:
         raise FileNotFoundError(f"data set 'food101': {str(folder)!r} does not hold {wanted}")
-    by_class = json.loads((meta / f"{half}.json").read_text(encoding="utf-8"))  # class -> ["class/number", ...]
+    by_class = json.loads(listing.read_text(encoding="utf-8"))  # class -> ["class/number", ...]
     classes = sorted(by_class)
     listed = [name for key in classes for name in sorted(by_class[key])]
     options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}

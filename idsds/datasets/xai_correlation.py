@@ -12,9 +12,8 @@ from typing import Literal, get_args
 from idsds.common.normalisation import IMAGENET, Normalisation
 from idsds.common.registry import check_name
 from idsds.datasets.base import ImageDataset, OnError, register_dataset
-from idsds.datasets.folders import Layout, Root, data_root, file_dataset, folder_dataset, listed_dataset, register_folders
-from idsds.datasets.images import EXTENSIONS
-from idsds.datasets.splits import VALIDATION, official_half, stratified_split
+from idsds.datasets.folders import Layout, Root, data_root, folder_dataset, listed_dataset, register_folders
+from idsds.datasets.splits import VALIDATION, official_half
 
 #: How Stanford Dogs is split: by the official lists, or with a fifth of each class for testing, as in the study.
 Division = Literal["official", "80/20"]
@@ -67,18 +66,11 @@ def stanford_dogs(
     wanted = "Images/<wnid>-<breed>/*.jpg, and for the official split train_list.mat and test_list.mat"
     layout = Layout(wanted, bases=("images/Images", "Images", "images", ""), names={})
     root = data_root("stanford_dogs", root, wanted)
-    listed = None if division == "80/20" else _dogs_listed(root, split, held_out)
     options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
     if division == "80/20":
-        base, _ = layout.find(root, "stanford_dogs")
-        classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir())
-        files = [f"{key}/{path.name}" for key in classes for path in sorted((base / key).iterdir()) if path.suffix.lower() in EXTENSIONS]
-        ids, targets = [f"stanford_dogs/{name}" for name in files], [classes.index(name.split("/")[0]) for name in files]
-        # With nothing held out, the validation images are the test images, as everywhere.
-        part = "test" if split == "val" and not held_out else split
-        chosen = stratified_split(ids, targets, part, validation=(1 - FIFTH) * held_out, test=FIFTH)
-        picked = [[values[i] for i in chosen] for values in ([str(base / name) for name in files], ids, targets)]
-        return file_dataset("stanford_dogs", split, normalisation, *picked, classes, image_size, on_error)
+        shares = {"held_out": (1 - FIFTH) * held_out, "test": FIFTH}
+        return folder_dataset("stanford_dogs", split, normalisation, layout, root, **{**options, **shares})
+    listed = _dogs_listed(root, split, held_out)
     if listed is None:
         return folder_dataset("stanford_dogs", split, normalisation, layout, root, **options)
     base, _ = layout.find(root, "stanford_dogs")

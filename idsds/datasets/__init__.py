@@ -14,6 +14,6 @@ from idsds.datasets.base import (
     list_datasets,
     register_dataset,
 )
-from idsds.datasets.manifest import first_images, manifest, read_manifest, select, write_manifest
+from idsds.datasets.manifest import manifest, read_manifest, select, write_manifest
 from idsds.datasets.own import as_image_dataset
 from idsds.datasets.splits import stratified_split

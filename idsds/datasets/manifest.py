@@ -27,11 +27,6 @@ def manifest(dataset: ImageDataset, images: int | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def first_images(dataset: ImageDataset, images: int) -> ImageDataset:
-    """Return the first ``images`` of a data set in its fixed order: the same for every model, method and seed."""
-    return _by_ids(dataset, manifest(dataset, images)["image_id"].tolist(), "the manifest")
-
-
 def write_manifest(dataset: ImageDataset, path: str | os.PathLike[str], images: int | None = None) -> Path:
     """Write :func:`manifest` as ``.csv`` or, with the data set's name, split and number of images, as ``.json``.
 
@@ -71,21 +66,15 @@ def select(dataset: ImageDataset, path: str | os.PathLike[str]) -> ImageDataset:
     Raises:
         ValueError: if the data set lacks an image or has another target for it; the message names the first.
     """
-    table = read_manifest(path)
-    chosen = _by_ids(dataset, table["image_id"].tolist(), f"manifest {str(path)!r}")
+    table, index = read_manifest(path), {image_id: number for number, image_id in enumerate(dataset.image_ids)}
+    if absent := [image_id for image_id in table["image_id"] if image_id not in index]:
+        lacking = f"{len(absent)} images that {dataset.name!r} ({dataset.split}) does not have, the first is {absent[0]!r}"
+        raise ValueError(f"manifest {str(path)!r} lists {lacking}")
+    chosen = dataset.subset([index[image_id] for image_id in table["image_id"]])
     for image_id, here, there in zip(chosen.image_ids, chosen.targets, table["target"], strict=True):
         if here != there:
             raise ValueError(f"manifest {str(path)!r}: image {image_id!r} has target {there}, in {dataset.name!r} it has {here}")
     return chosen
-
-
-def _by_ids(dataset: ImageDataset, image_ids: list[str], source: str) -> ImageDataset:
-    index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
-    if absent := [image_id for image_id in image_ids if image_id not in index]:
-        raise ValueError(
-            f"{source} lists {len(absent)} images that {dataset.name!r} ({dataset.split}) does not have, the first is {absent[0]!r}"
-        )
-    return dataset.subset([index[image_id] for image_id in image_ids])
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:

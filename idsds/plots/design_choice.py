@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from idsds.plots.parallel_axes import Join, parallel_axes
+from idsds.plots.parallel_axes import joins_along, parallel_axes
 from idsds.statistics.verdicts import CONTRADICTED, NOT_SUPPORTED, SUPPORTED
 
 # How a line is drawn by the verdict on the pair of axes that it joins: style, width.
@@ -40,11 +39,9 @@ def design_choice(
     verdicts = differences.set_index(["higher", "lower", "method"])["verdict"].to_dict()
     joins = []
     for chain in chains:
-        for method, rows in table[table["mean"].notna()].groupby("method", sort=False):
-            axes = [axis for axis in chain if axis in set(rows["model"])]
-            for first, second in pairwise(axes):
-                style, width = LINES[verdicts.get((first, second, str(method)), NOT_SUPPORTED)]
-                joins.append(Join(str(method), first, second, style, width))
+        for join in joins_along(table, chain):
+            style, width = LINES[verdicts.get((join.first, join.second, join.method), NOT_SUPPORTED)]
+            joins.append(join._replace(style=style, width=width))
     notes = [
         Line2D([], [], color="#444444", linestyle=style, linewidth=width, label=f"line: claim {verdict}")
         for verdict, (style, width) in LINES.items()

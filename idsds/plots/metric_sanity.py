@@ -113,14 +113,13 @@ def judged(table: pd.DataFrame, columns: int = 2) -> Figure:
     plt.setp(axes.get_xticklabels(), rotation=50, ha="left", fontsize=5.8)
     plt.setp(axes.get_yticklabels(), rotation=0)
     if "asks" in rows:
-        groups = rows["asks"].tolist()
-        starts = [y for y in range(len(rows)) if not y or groups[y] != groups[y - 1]]
+        starts = np.flatnonzero(rows["asks"] != rows["asks"].shift())
         for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
             if first:
                 axes.axhline(first, color="black", linewidth=1)
             if last - first > 1:
                 middle = (foot + row * (len(rows) - (first + last) / 2)) / height
-                figure.text(0.012, middle, SAID[groups[first]], rotation=90, ha="center", va="center", fontsize=6.3, style="italic")
+                figure.text(0.012, middle, SAID[rows["asks"][first]], rotation=90, ha="center", va="center", fontsize=6.3, style="italic")
     for y, name in enumerate(rows["verdict"]):
         axes.text(len(PROPERTIES) + 0.1, y + 0.5, SHORT[name], va="center", ha="left", fontsize=6.3, fontweight="bold")
     figure.text(0.01, 0.03 / height, _note(rows), fontsize=5.6, va="bottom", ha="left", linespacing=1.25)

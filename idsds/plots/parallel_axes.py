@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -44,6 +45,15 @@ class Join(NamedTuple):
     second: str
     style: str = "-"
     width: float = 0.6
+
+
+def joins_along(table: pd.DataFrame, models: Sequence[str]) -> list[Join]:
+    """Return the lines that connect each method's markers from axis to axis, in the order of ``models``, past those that lack it."""
+    joins = []
+    for method, rows in table[table["mean"].notna()].groupby("method", sort=False):
+        with_it = [model for model in models if model in set(rows["model"])]
+        joins += [Join(str(method), first, second) for first, second in pairwise(with_it)]
+    return joins
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from idsds.plots.parallel_axes import Join, parallel_axes
+from idsds.plots.parallel_axes import joins_along, parallel_axes
 from idsds.plots.style import COLUMNS, panel_grid, styled
 
 
@@ -32,12 +32,8 @@ def rank_methods(
         published: from :func:`idsds.published.compare`, drawn below each axis, hollow and grey; None or empty for nothing.
     """
     models = list(models or dict.fromkeys(table["model"]))
-    joins = []
-    for method, rows in table[table["mean"].notna()].groupby("method", sort=False):
-        with_it = [model for model in models if model in set(rows["model"])]
-        joins += [Join(str(method), first, second) for first, second in pairwise(with_it)]
     options = {"n_patches": n_patches, "score": score, "columns": columns, "published": published, "where": where}
-    return parallel_axes(table, families, models, joins, **options)
+    return parallel_axes(table, families, models, joins_along(table, models), **options)
 
 
 @styled
@@ -49,13 +45,11 @@ def deletion_drops(drops: pd.DataFrame, *, quantity: str = "logit", columns: int
         quantity: the quantity that drops when a patch is deleted.
     """
     models = list(dict.fromkeys(drops["model"]))
-    dashes = dict(zip(models, ["-", "--", "-.", ":"] * len(models), strict=False))
     figure, (both,) = panel_grid(1, 2, COLUMNS[columns], 0.42 * COLUMNS[columns], sharey=True)
     labels = (f"drop of the target's {quantity}", "drop as a fraction of the image's largest (-1 to 1)")
     for axes, name, label in zip(both, ("drop", "share"), labels, strict=True):
-        for model, colour in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
-            rows = drops[drops["model"] == model]
-            sns.ecdfplot(rows, x=name, ax=axes, color=colour, linestyle=dashes[model], label=model)
+        for model, colour, dash in zip(models, sns.color_palette("colorblind", len(models)), cycle(["-", "--", "-.", ":"]), strict=False):
+            sns.ecdfplot(drops[drops["model"] == model], x=name, ax=axes, color=colour, linestyle=dash, label=model)
         axes.set_xlabel(label)
         axes.axvline(0, color="#888888", linewidth=0.6, zorder=0)
     both[0].set_ylabel("fraction of patches with at most this drop")

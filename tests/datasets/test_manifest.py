@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from idsds.common.normalisation import UNIT
-from idsds.datasets import create_dataset, fingerprint, first_images, fixed_order, manifest, read_manifest, write_manifest
+from idsds.datasets import create_dataset, fingerprint, fixed_order, manifest, read_manifest, write_manifest
+from idsds.datasets.base import first
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])
@@ -15,7 +16,7 @@ def test_a_manifest_names_the_same_subset_for_everyone(tmp_path, ending):
     table = read_manifest(path)
     assert table["image_id"].tolist() == [found.image_ids[i] for i in fixed_order(found.image_ids)[:17]]
     chosen = create_dataset("digits", "test", UNIT, manifest=path)
-    assert chosen.image_ids == first_images(found, 17).image_ids == table["image_id"].tolist()
+    assert chosen.image_ids == first(found, 17).image_ids == table["image_id"].tolist()
     assert chosen.targets == table["target"].tolist()
     assert [chosen.classes[t] for t in chosen.targets] == table["class"].astype(str).tolist()
     assert torch.equal(chosen[4][0], create_dataset("digits", "test", UNIT)[found.image_ids.index(chosen.image_ids[4])][0])

@@ -6,7 +6,7 @@ A data set's folder is ``root=``, else ``$IDSDS_DATA/<name>``, else ``data/<name
 - with folders for training and one other: the other is ``test``, on which papers report, and ``val`` is a keyed, stratified fraction
     ``held_out`` of the training folder, so that no checkpoint is chosen on test images. ``held_out=0`` uses the whole training folder for
     ``train`` and the same images for ``val`` and ``test``, as much published code does;
-- with class folders only: all three come from :func:`idsds.datasets.splits.stratified_split`; with ``held_out=0``, ``val`` is ``test``.
+- with class folders only: all three come from :func:`idsds.datasets.splits.stratified_split`.
 
 Class indices follow the sorted names of the class folders, as in torchvision's ``ImageFolder``.
 """
@@ -177,8 +177,7 @@ def folder_dataset(
     below = len(str(base)) + 1
     ids = [f"{name}/{file[below:].replace(os.sep, '/')}" for file in files]
     if not folders:
-        part = "test" if split == "val" and not held_out else split
-        chosen = stratified_split(ids, targets, part, validation=held_out, test=test)
+        chosen = stratified_split(ids, targets, split, validation=held_out, test=test)
     else:
         chosen = within_half(ids, targets, split if source == cut else "test", held_out)
     if not chosen:

@@ -68,8 +68,12 @@ def stanford_dogs(
     root = data_root("stanford_dogs", root, wanted)
     options = {"image_size": image_size, "held_out": held_out, "on_error": on_error}
     if division == "80/20":
-        shares = {"held_out": (1 - FIFTH) * held_out, "test": FIFTH}
-        return folder_dataset("stanford_dogs", split, normalisation, layout, root, **{**options, **shares})
+        # With nothing held out, the validation images are the test images, as for the official lists.
+        part = "test" if split == "val" and not held_out else split
+        options |= {"held_out": (1 - FIFTH) * held_out, "test": FIFTH}
+        found = folder_dataset("stanford_dogs", part, normalisation, layout, root, **options)
+        found.split = split
+        return found
     listed = _dogs_listed(root, split, held_out)
     if listed is None:
         return folder_dataset("stanford_dogs", split, normalisation, layout, root, **options)

@@ -115,8 +115,8 @@ def _series(axes: mpl.axes.Axes, rows: pd.DataFrame, measure: str, look: tuple[s
         if not single:
             axes.plot(x, some[measure], marker, color=pale, markersize=1.8, markerfacecolor=face_of(marker, pale), markeredgewidth=0.6)
     means = rows.groupby("fraction")[measure].mean()
-    mark = {"marker": marker, "markersize": 3.5, "markerfacecolor": face_of(marker, colour)}
-    axes.plot(100 * means.index + shift, means, color=colour, linestyle=line, linewidth=1, **mark)
+    axes.plot(100 * means.index + shift, means, color=colour, linestyle=line, linewidth=1)
+    axes.plot(100 * means.index + shift, means, marker, color=colour, markersize=3.5, markerfacecolor=face_of(marker, colour))
 
 
 def _extent(counts: pd.Series) -> str:

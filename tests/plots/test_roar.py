@@ -120,12 +120,16 @@ def test_sanity_has_a_row_per_similarity_and_a_panel_per_check(similarities):
     ]
     names = ["model", "method", "family", "check", "depth", "similarity", "mean", "low", "high", "count", "train_accuracy"]
     table = pd.DataFrame(rows, columns=names).assign(interval="95 % t interval over images", nan=0)
-    table = table.assign(undefined=0, maps=50, layers="conv1 to fc")
+    table = table.assign(undefined=0, maps=50, layers="conv1 to fc", train_top5=0.99)
     table.loc[0, ["mean", "low", "high"]] = np.nan  # an undefined mean leaves a gap
     figure = plots.sanity_checks(table, similarities=similarities)
     assert len(figure.axes) == 3 * len(similarities or range(3))
     assert all("lower is better" in axes.get_ylabel() for axes in figure.axes[::3])
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["cascading", "one group of layers alone", "permuted labels\n(97% learned)"]
+    assert [axes.get_title() for axes in figure.axes[:3]] == [
+        "cascading",
+        "one group of layers alone",
+        "permuted labels\n(97% learned, top-5 99%)",
+    ]
     line = figure.axes[0].lines[2]
     np.testing.assert_allclose(line.get_xdata(), [0, 50, 100])
     np.testing.assert_allclose(line.get_ydata(), [1, 0.5, 0.5])

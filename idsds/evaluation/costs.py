@@ -143,8 +143,10 @@ def _fill(table: pd.DataFrame, rows: pd.Series, left: int, per_second: float, se
 
 def _timed(plan: Plan, job: Job, tasks: list[Task]) -> dict[str, tuple[int, float, float]]:
     """Return images left, images per second and bytes per image, by computation."""
-    untrained = isinstance(job.source, Stage) and job.source.missing
-    net = create_model(job.source.model, num_classes=job.source.num_classes) if untrained else job.load()
+    if isinstance(job.source, Stage) and job.source.missing:
+        net = create_model(job.source.model, num_classes=job.source.num_classes)
+    else:
+        net = job.load()
     with on_loan(net, plan.device, plan.layout_of(job)) as model, explaining(model, plan.quantity):
         return _timed_on(model, plan, job, tasks)
 

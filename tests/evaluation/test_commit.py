@@ -157,9 +157,13 @@ def trained(tmp_path, monkeypatch):
     stage = plan_training("mini_resnet8", "digits", deletion=None, changes={"epochs": 1}, device="cpu")
 
     def run(output, methods=("IxG",)):
-        before = stage.path.stat().st_ino if stage.path.is_file() else None
+        before = written()
         found = idsds.evaluate({"net": stage}, list(methods), "digits", images=4, output=tmp_path / output, progress=False)
-        return stage.path.is_file() and stage.path.stat().st_ino != before, found
+        return written() not in (None, before), found
+
+    def written():
+        """Which file it is, and of when: a new file may get the number of one that was removed."""
+        return (stage.path.stat().st_ino, stage.path.stat().st_mtime_ns) if stage.path.is_file() else None
 
     run.path = stage.path
     return run

@@ -128,7 +128,7 @@ def test_sanity_has_a_row_per_similarity_and_a_panel_per_check(similarities):
     assert [axes.get_title() for axes in figure.axes[:3]] == [
         "cascading",
         "one group of layers alone",
-        "permuted labels\n(97% learned, top-5 99%)",
+        "permuted labels\n(97% learned,\ntop-5: 99%)",
     ]
     line = figure.axes[0].lines[2]
     np.testing.assert_allclose(line.get_xdata(), [0, 50, 100])

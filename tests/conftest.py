@@ -1,10 +1,14 @@
 """Every test works in a folder of its own: no cache, run or figure of the repository is read or written."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 # One thread per process: pytest-xdist and the gloo tests run several, and spinning threads would fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import filelock
 import pytest
 
 
@@ -43,3 +47,19 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "mini_resnet8.safetensors"
     save_checkpoint(model, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The documentation, built offline, once for all processes; a warning, as of a reference that leads nowhere, fails it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
+    root, built = Path(__file__).resolve().parents[1], folder / "site.built"
+    with filelock.FileLock(folder / "site.lock"):
+        if not built.is_file():
+            environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(root)}
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, timeout=300)
+            assert done.returncode == 0, done.stderr
+            built.touch()
+    return folder / "site"

@@ -1,8 +1,6 @@
 """README and docs/: links lead somewhere, Python blocks run, and the pages name what the registries hold."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -103,16 +101,6 @@ def test_the_models_page_names_every_model_and_data_set():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1200
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built site; a warning, such as one of a broken link or a reference that leads nowhere, fails it."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
-    assert built.returncode == 0, built.stderr
-    return folder
 
 
 def test_the_site_loads_nothing_from_outside_and_every_file_it_links_to_is_in_it(site):

@@ -1,8 +1,6 @@
 """The report and the documentation in a browser: nothing overflows, text is legible, tables sort, every link leads somewhere."""
 
 import os
-import subprocess
-import sys
 from collections import deque
 from urllib.parse import urldefrag, urlsplit
 
@@ -12,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import idsds
 from idsds.studies.report import report
-from tests.browser.conftest import PICTURES, ROOT
+from tests.browser.conftest import PICTURES
 from tests.evaluation.linear import Linear
 
 pytestmark = pytest.mark.browser
@@ -57,16 +55,6 @@ def test_the_report(page, picture, tmp_path, width):
     assert not page.evaluate(WIDE)
     assert page.evaluate(FAINT) == []
     assert faults == []
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """The documentation, built offline."""
-    folder = tmp_path_factory.mktemp("site")
-    pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}, check=True, timeout=300)
-    return folder
 
 
 def test_every_page_of_the_documentation(browser, page, picture, site):

@@ -41,22 +41,22 @@ def best_threshold(records: pd.DataFrame) -> int | None:
     return int(np.argmax(completeness(*(np.nanmean(values, axis=0) for values in stacked))))  # type: ignore[arg-type]
 
 
-def features(records: pd.DataFrame, threshold: int | None) -> np.ndarray:
+def features(records: pd.DataFrame, threshold: int | None, of_model: pd.DataFrame) -> np.ndarray:
     """Return what means are made of, (images, training seeds, 2 x measures): values with 0 for NaN, then whether there is one.
 
-    Without a threshold, what depends on it is undefined.
+    Without a threshold, what depends on it is undefined. Images and seeds are those of the records ``of_model``, of all methods.
     """
     columns = {name: np.nan if threshold is None else np.stack(records[name].to_list())[:, threshold] for name in CHECKS}
     columns |= {name: records[name].to_numpy(dtype=float) for name in SINGLES}
     values = pd.DataFrame(columns).to_numpy()
-    return of_each(records, np.concatenate([np.nan_to_num(values), np.isfinite(values)], axis=1))
+    return of_each(records, np.concatenate([np.nan_to_num(values), np.isfinite(values)], axis=1), of_model)
 
 
-def of_each(records: pd.DataFrame, values: np.ndarray) -> np.ndarray:
-    """Return the ``values`` (records, F) of one model and method as (images, training seeds, F)."""
-    image, seed = (pd.factorize(records[name])[0] for name in ("image_id", "seed"))
-    sums = np.zeros((image.max() + 1, seed.max() + 1, values.shape[1]))
-    np.add.at(sums, (image, seed), values)
+def of_each(records: pd.DataFrame, values: np.ndarray, of_model: pd.DataFrame) -> np.ndarray:
+    """Return the ``values`` (records, F) of one model and method as (images, training seeds, F), in the order of those ``of_model``."""
+    images, seeds = (pd.Index(dict.fromkeys(of_model[name])) for name in ("image_id", "seed"))
+    sums = np.zeros((len(images), len(seeds), values.shape[1]))
+    np.add.at(sums, (images.get_indexer(list(records["image_id"])), seeds.get_indexer(list(records["seed"]))), values)
     return sums
 
 
@@ -81,24 +81,24 @@ def table_of(records: pd.DataFrame, threshold_images: int = 0, resamples: int = 
             that are scored, as in the paper.
 
     Returns:
-        One row per model, method and measure: ``value`` with ``low`` and ``high``, the ``count`` of images and the ``nan`` among them,
-        ``threshold``, ``chosen_on``, ``interval``; and one per model and method: ``difference`` of the mean to :data:`CONTROL`, with its
-        interval (empty without that control).
+        One row per model, method and measure: ``value`` with ``low`` and ``high``, the ``count`` of images that have one for every training
+        seed, and ``nan`` of the others, ``threshold``, ``chosen_on``, ``interval``; and one per model and method: ``difference`` of the
+        mean to :data:`CONTROL`, with its interval (empty without that control).
     """
     order = list(dict.fromkeys(records["image_id"]))
     scored = set(order[: len(order) - threshold_images])
     chosen_on = f"{threshold_images} other images" if threshold_images else "the images that are scored, as in the paper"
-    covered = covers(0.95, 1) if records["seed"].nunique() == 1 else covers_both(0.95)
-    names = {"chosen_on": chosen_on, "interval": f"{covered}, thresholds held fixed"}
     rows, apart = [], []
     for model, of_model in records.groupby("model", sort=False):
-        found = {}
+        found, judged = {}, of_model[of_model["image_id"].isin(scored)]
+        covered = covers(0.95, 1) if judged["seed"].nunique() == 1 else covers_both(0.95)
+        names = {"chosen_on": chosen_on, "interval": f"{covered}, thresholds held fixed"}
         for method, of_method in of_model.groupby("method", sort=False):
             inside = of_method["image_id"].isin(scored)
             threshold = best_threshold(of_method[~inside if threshold_images else inside])
-            found[method] = made = features(of_method[inside], threshold)
+            found[method] = made = features(of_method[inside], threshold, judged)
             values, (low, high) = measures(made.sum((0, 1))), nested(made, measures, 0.95, resamples, rng_for(0, model, method))
-            defined = made[..., made.shape[-1] // 2 :].any(axis=1)
+            defined = made[..., made.shape[-1] // 2 :].all(axis=1)
             counts = [*defined.sum(axis=0), *[len(made)] * len(SUMMARIES)]
             shared = {"model": model, "method": method, "family": of_method["family"].iloc[0], **names}
             shared |= {"threshold": np.nan if threshold is None else float(THRESHOLDS[threshold])}
@@ -135,7 +135,7 @@ def nets_of(records: pd.DataFrame, resamples: int = 2_000) -> pd.DataFrame:
         one = found[found["method"] == found["method"].iloc[0]]
         kept = one["background_independence"].fillna(0) * one["objects"]
         ones = np.ones(len(one))
-        made = of_each(one, np.stack([one["correct"], one["top5"], kept, ones, ones, one["objects"]], axis=1).astype(float))
+        made = of_each(one, np.stack([one["correct"], one["top5"], kept, ones, ones, one["objects"]], axis=1).astype(float), one)
 
         def shares(sums: np.ndarray) -> np.ndarray:
             return sums[..., :3] / sums[..., 3:]

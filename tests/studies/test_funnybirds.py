@@ -91,6 +91,23 @@ def test_training_seeds_are_drawn_with_the_images():
     assert net["high"] > 5 / 6
 
 
+def test_methods_are_paired_by_image_and_seed_in_any_order_of_the_records():
+    """The two methods differ by the same on every image: the interval of the difference has no width, unless images are mixed up."""
+    rows = records(images=12)
+    curves = [np.full(80, 0.1 + 0.05 * int(row.image_id[1:]) + 0.2 * (row.method == "IG")) for row in rows.itertuples()]
+    flat = rows.assign(**dict.fromkeys(("csdc", "pc", "dc", "distractibility"), curves), single_deletion=0.5, target_sensitivity=1.0)
+    both = pd.concat([flat, flat.assign(seed=1)], ignore_index=True)
+    for found in (both, both.sample(frac=1, random_state=0)):
+        row = table_of(found, resamples=200)[1].iloc[0]
+        assert (row["low"], row["high"]) == pytest.approx((row["difference"],) * 2)
+
+
+def test_an_image_without_a_value_for_one_of_the_seeds_is_counted_as_undefined():
+    two = pd.concat([records(), records().assign(seed=1, single_deletion=0.3)])
+    row = table_of(two, resamples=200)[0].query("method == 'IG' and measure == 'single_deletion'").iloc[0]
+    assert (row["count"], row["nan"]) == (5, 1)
+
+
 @pytest.fixture
 def birds(tmp_path, monkeypatch):
     write_birds(tmp_path / "data" / "funnybirds")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from idsds.common.files import write_json
 from idsds.common.hashing import code_digest, digest
+from idsds.common.numbers import as_whole
 from idsds.common.processes import Each
 from idsds.datasets.synthetic import PatchModel
 from idsds.methods.base import Passes
@@ -227,6 +228,7 @@ def judge(
     Raises:
         UnknownNameError: for an unknown protocol, before any work is done.
     """
+    as_whole("images", images)
     rows = []
     how = {"images": images, "levels": tuple(levels), "seed": seed, "retraining": retraining, "parts": parts, "folder": folder}
     for row in each(partial(_row, **how), readings(protocols)):

@@ -185,3 +185,9 @@ def test_the_table_has_one_row_per_reading():
     assert list(table["label"]) == [f"infidelity, {name}" for name in ("squares", "squares, scaled", "noise", "noise, scaled")]
     assert isinstance(table, pd.DataFrame)
     assert table.loc[table["label"].str.contains("noise"), "shapley_first"].isna().all()
+
+
+@pytest.mark.parametrize("images", [0, -3, 2.5])
+def test_a_number_of_images_that_is_none_is_refused(images):
+    with pytest.raises(ValueError, match=rf"images must be a whole number of at least 1, not {images}"):
+        judge(["idsds"], images=images)

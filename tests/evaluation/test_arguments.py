@@ -1,5 +1,7 @@
 """Where weights come from: published, packaged, or trained."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -36,3 +38,17 @@ def test_a_cam_layer_is_named_by_model():
         idsds.evaluate(methods={"Grad-CAM": ("Grad-CAM", {"layer": {"c": "2"}})}, **run)
     with pytest.raises(ValueError, match=r'"layer": "2"'):  # the last convolution, not what pools it into one position
         idsds.evaluate(methods=["Grad-CAM"], **run)
+
+
+def test_a_net_that_no_seed_trains_is_not_taken_for_several(checkpoint):
+    images = [(torch.rand(3, 32, 32), number % 3) for number in range(4)]
+    own = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
+    run = {"methods": ["Random"], "images": 4, "protocol": "single_deletion", "dry_run": True}
+    with pytest.warns(UserWarning, match="model 'own' is one net, the same for every seed"):
+        idsds.evaluate({"own": own}, dataset=images, seed=[0, 1], **run)
+    with pytest.warns(UserWarning, match="model 'mini_resnet8' is one net, the same for every seed"):
+        idsds.evaluate(["mini_resnet8"], dataset="mnist5k", seed=[0, 1], checkpoints={"mini_resnet8": checkpoint}, **run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        idsds.evaluate(["mini_resnet8"], dataset="mnist5k", seed=[0, 1], **run)
+        idsds.evaluate(["mini_resnet8"], dataset="mnist5k", seed=[1], checkpoints={"mini_resnet8": checkpoint}, **run)

@@ -33,7 +33,7 @@ from idsds.evaluation.run import Outcome, Task, run_task
 from idsds.evaluation.workers import caller, check_worker, check_workers, worker_name
 from idsds.methods import METHODS
 from idsds.models.isolation import widen
-from idsds.training.checkpoints import Stage
+from idsds.training.checkpoints import Stage, obtain
 
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
@@ -254,7 +254,8 @@ def _opened(content: bytes) -> Plan:
 
 def _train(content: bytes, number: int) -> None:
     with _turn:
-        _opened(content).jobs[number].load()
+        stage: Any = _opened(content).jobs[number].source
+        obtain(stage, progress=False)  # not load(), which refuses other weights than those that are known
 
 
 def _work(content: bytes, task: Task) -> Outcome:

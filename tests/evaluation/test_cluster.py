@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import idsds
+from idsds.common.files import sha256_of
 from idsds.common.registry import UnknownNameError
-from idsds.evaluation import cluster
+from idsds.evaluation import cluster, job
+from idsds.evaluation.arguments import Arguments, make_plan
 
 METHODS = ["IxG", "IxG-SG", "Random"]
 
@@ -116,6 +119,21 @@ def test_missing_checkpoints_are_trained_once_on_a_worker(two_workers, tmp_path,
     assert len(files) == 2  # trained, then fine-tuned in-domain
     same(idsds.evaluate(**arguments), found)
     assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_a_checkpoint_trained_again_on_a_worker_may_be_another(monkeypatch, tmp_path):
+    def obtain(stage, **_):
+        stage.path.parent.mkdir(parents=True)
+        stage.path.write_bytes(b"weights of another machine")
+
+    monkeypatch.setenv("IDSDS_CACHE", str(tmp_path / "cache"))
+    for module in (cluster, job):
+        monkeypatch.setattr(module, "obtain", obtain)
+    plan = make_plan(Arguments(["mini_resnet8"], ["IxG"], "digits", images=4))
+    plan = replace(plan, jobs=tuple(replace(one, weights="0" * 64) for one in plan.jobs))  # known to a run whose checkpoint is gone
+    monkeypatch.setattr(cluster, "_opened", lambda content: plan)
+    cluster._train(b"", 0)
+    assert plan.with_weights().jobs[0].weights == sha256_of(plan.jobs[0].source.path)
 
 
 def test_methods_of_the_user_travel_and_their_errors_come_back(two_workers):

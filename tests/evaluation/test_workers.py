@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import cloudpickle
 import pytest
@@ -195,6 +196,7 @@ def test_an_address_with_tls_takes_what_dask_is_told(certificate, tmp_path):
     tls = {"ca-file": certificate["ca_file"], "client.cert": certificate["cert"], "client.key": certificate["key"]}
     options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tls://", "host": "127.0.0.1"}
     with (
+        mock.patch.dict(os.environ),  # which a worker sets: here that of the test's own process
         LocalCluster(**options, security=security, dashboard_address=None) as made,
         dask.config.set({f"distributed.comm.tls.{key}": path for key, path in tls.items()}),
     ):

@@ -2,30 +2,11 @@
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
 import idsds
 from idsds.evaluation.costs import seconds_by_the_clock
 from idsds.training import processes
-
-
-class Linear(nn.Module):
-    def __init__(self, scale=1.0):
-        super().__init__()
-        self.scale = scale
-        self.fc = nn.Linear(3 * 8 * 16, 4)
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.linspace(-1, 1, self.fc.weight.numel()).sin().view_as(self.fc.weight))
-            self.fc.bias.zero_()
-
-    def forward(self, images):
-        return self.scale * self.fc(images.flatten(1))
-
-
-def data(n=6, shift=0.0):
-    return TensorDataset(torch.randn(n, 3, 8, 16, generator=torch.Generator().manual_seed(1)) + shift, torch.arange(n) % 4)
+from tests.evaluation.linear import Linear, data
 
 
 def test_costs_are_measured_without_doing_the_work(tmp_path, capsys):

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from idsds.models import HALF
-from idsds.protocols import Batch, gmic_filters
+from idsds.protocols import gmic_filters
 from idsds.protocols.robustness import FILTERS, probability_shifts
-from tests.methods.nets import ConvNet, images_of, seeded
+from tests.methods.nets import images_of
 
 
 @pytest.fixture
-def net():
-    return seeded(ConvNet, classes=4)
-
-
-@pytest.fixture
-def batch():
-    return Batch(images_of(3, 16, 20) * 2 - 1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+def batch(three):
+    return three
 
 
 class FakeGmic:

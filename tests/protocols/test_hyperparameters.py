@@ -17,17 +17,12 @@ from idsds.protocols.hyperparameters import (
     with_options,
 )
 from idsds.protocols.similarity import structural_similarity
-from tests.methods.nets import ConvNet, Linear, images_of, mini, seeded
+from tests.methods.nets import Linear, images_of, mini, seeded
 
 
 @pytest.fixture
-def net():
-    return seeded(ConvNet, classes=4)
-
-
-@pytest.fixture
-def batch():
-    return Batch(images_of(3, 16, 20) * 2 - 1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+def batch(three):
+    return three
 
 
 def test_spread_by_hand():

@@ -27,17 +27,12 @@ from idsds.protocols.robustness import (
     rotate,
 )
 from idsds.protocols.similarity import spearman, structural_similarity, top_intersection
-from tests.methods.nets import ConvNet, images_of, seeded
+from tests.methods.nets import images_of
 
 
 @pytest.fixture
-def net():
-    return seeded(ConvNet, classes=4)
-
-
-@pytest.fixture
-def batch():
-    return Batch(images_of(3, 16, 20) * 2 - 1, torch.tensor([0, 3, 1]), ["a", "b", "c"], HALF)
+def batch(three):
+    return three
 
 
 @pytest.mark.parametrize("data_range", [None, 0.05, {"IxG": 0.02, "Grad-CAM": 0.1}])

@@ -38,7 +38,7 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
     idle = unchanging(table)
     names = [name for name in dict.fromkeys(table["augmentation"]) if not name.startswith("all ") and name not in idle]
     down = -(-len(methods) // ACROSS)
-    width, panel, head, foot = COLUMNS[columns], 1.25, 0.62, 1.68  # inches
+    width, panel, head, foot = COLUMNS[columns], 1.25, 0.76, 1.68  # inches
     height = head + foot + panel * down
     figure, grid = plt.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False, figsize=(width, height))
     figure.subplots_adjust(left=0.075, right=0.99, top=1 - head / height, bottom=foot / height, wspace=0.08, hspace=0.28)
@@ -63,7 +63,7 @@ def _page(table: pd.DataFrame, model: str, published: pd.DataFrame | None, colum
     drawn = published is not None and bool(set(published["method"]) & set(methods))
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.22 / height)}
     looks = {"fontsize": 6.5, "columnspacing": 1.2, "handlelength": 1.4, "handletextpad": 0.4}
-    add_legend(figure, _legend(table["interval"].iloc[0], drawn), 5, **place, **looks)
+    add_legend(figure, _legend(table["interval"].iloc[0], drawn), 3, **place, **looks)
     return figure
 
 

@@ -7,12 +7,13 @@ import pandas as pd
 from idsds import plots, published
 from idsds.methods import METHODS
 from idsds.plots.style import LEGIBLE, contrast
+from idsds.statistics.intervals import covers_both
 from idsds.studies.augmentation_robustness import AUGMENTATIONS, MEASURES
 
 from .overlap import edge_colours, outside, overlaps, text_boxes, texts
 
 mpl.use("agg")
-INTERVAL = "95 % BCa bootstrap over images"
+INTERVAL = covers_both(0.95)  # the longest label
 
 
 def augmented(methods=("Saliency", "IG", "Guided Grad-CAM", "Random"), models=("a",)):

@@ -40,8 +40,8 @@ from idsds.training.checkpoints import Stage
 #: Number of images if none is set.
 DEFAULT_IMAGES = 200
 SAME_NET = (
-    "model {!r} is one net, the same for every seed: the seeds change the random numbers of methods alone, and an interval over training "
-    "seeds does not cover its training"
+    "model {!r} is one net, the same for every seed: the seeds change random numbers alone, and an interval over training seeds does not "
+    "cover its training"
 )
 
 
@@ -176,7 +176,8 @@ class _Look:
         arguments, dataset, settings = self.arguments, self.arguments.dataset, self.arguments.settings
         methods = _for_model(arguments.methods, name, list(arguments.models))
         source = source_of(name, net, dataset, self.entry, seed, arguments.checkpoints, arguments.device, arguments.precision, settings)
-        if len(arguments.seeds) > 1 and not (net is None and isinstance(source, Stage) and source.recipe):
+        trained = net is None and isinstance(source, Stage) and source.recipe
+        if len(arguments.seeds) > 1 and not trained and self.entry.asks != "dependent":  # there a seed draws new weights
             self.notes |= {SAME_NET.format(name): None}
         built = net.model if isinstance(net, Stage) else name if net is None else None  # its name in the registry, if any
         space = MODELS[built].normalisation if built else as_normalisation(arguments.normalisation)

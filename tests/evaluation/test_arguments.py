@@ -52,3 +52,5 @@ def test_a_net_that_no_seed_trains_is_not_taken_for_several(checkpoint):
         warnings.simplefilter("error")
         idsds.evaluate(["mini_resnet8"], dataset="mnist5k", seed=[0, 1], **run)
         idsds.evaluate(["mini_resnet8"], dataset="mnist5k", seed=[1], checkpoints={"mini_resnet8": checkpoint}, **run)
+        draws = {**run, "protocol": "sanity_check"}  # whose seeds draw new weights
+        idsds.evaluate(["mini_resnet8"], dataset="mnist5k", seed=[0, 1], checkpoints={"mini_resnet8": checkpoint}, **draws)

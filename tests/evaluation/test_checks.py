@@ -312,7 +312,8 @@ class TestHonesty:
         ("last", "kind"), [(nn.Softmax(1), "probabilities"), (nn.LogSoftmax(1), "log-probabilities"), (nn.Sigmoid(), "probabilities")]
     )
     def test_probabilities(self, last: nn.Module, kind: str) -> None:
-        (message,) = self.said(Around(after=last), seed=[0, 1])
+        same, message = self.said(Around(after=last), seed=[0, 1])
+        assert "model 'net' is one net, the same for every seed" in same
         assert f"model 'net' returns {kind}, not logits" in message
 
     def test_outputs_that_differ_between_two_calls(self) -> None:
